@@ -1,0 +1,1 @@
+"""Gait networks, silhouettes and checkpoints: everything an embedding needs to be meaningful."""

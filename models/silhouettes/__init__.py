@@ -1,0 +1,1 @@
+"""Silhouettes: decode, clean, normalise, judge."""

@@ -1,0 +1,74 @@
+"""Deployment settings, read once from the environment (GAITID_*)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_ROOT = Path(__file__).parent.parent
+
+
+class Settings(BaseSettings):
+    """Everything an operator may set, as GAITID_<NAME>."""
+
+    model_config = SettingsConfigDict(env_prefix="GAITID_", frozen=True, extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    data_dir: Path = Path("data")
+    database_url: str | None = None  # default: sqlite file in data_dir
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    index: Literal["faiss", "memory"] = "faiss"
+    model: str = "default"  # the registered model that galleries start with
+    shipped_models_dir: Path = _ROOT / "models" / "checkpoints"
+    recipes_dir: Path = _ROOT / "training" / "recipes"
+
+    # Without any API key the service listens on loopback only, unless the operator vouches for the
+    # network in front of it (a container whose port is published on loopback, say).
+    allow_unauthenticated: bool = False
+
+    # Uploads
+    max_request_bytes: PositiveInt = 64 * 2**20
+    max_frames: PositiveInt = 1000
+    max_side: PositiveInt = 4096
+    max_decoded_bytes: PositiveInt = 512 * 2**20
+    max_decode_seconds: PositiveFloat = 20.0
+    max_sequences_per_request: PositiveInt = 50
+    clean_silhouettes: bool = True
+
+    # Embedding
+    batch_frames: PositiveInt = 512  # frames embedded in one batch
+    batch_wait_ms: float = Field(default=2.0, ge=0)
+    max_pending: PositiveInt = 64  # sequences waiting for the network before 503
+
+    # Search
+    shortlist: PositiveInt = 100  # sequences re-ranked exactly with the checkpoint's own metric
+
+    # Jobs
+    lease_seconds: PositiveFloat = 30.0
+    job_max_attempts: PositiveInt = 3
+    cancel_grace_seconds: PositiveFloat = 3.0
+
+    @property
+    def resolved_database_url(self) -> str:
+        """The database's URL; by default one SQLite file in the data folder."""
+        return self.database_url or f"sqlite:///{self.data_dir / 'gaitid.sqlite'}"
+
+    @property
+    def datasets_dir(self) -> Path:
+        """Where packed datasets are found by name."""
+        return self.data_dir / "datasets"
+
+    @property
+    def models_dir(self) -> Path:
+        """Where this deployment keeps the checkpoints it made or was given."""
+        return self.data_dir / "models"
+
+    @property
+    def jobs_dir(self) -> Path:
+        """A folder a job: its run's files and log."""
+        return self.data_dir / "jobs"

@@ -1,0 +1,1 @@
+"""Packed datasets, importers, sampling and augmentation."""

@@ -1,0 +1,1 @@
+"""Distillation terms: one file per method, all pure functions."""

@@ -1,0 +1,1 @@
+"""Walkers rendered from a body model and motion capture."""
