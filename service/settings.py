@@ -30,6 +30,9 @@ class Settings(BaseSettings):
     # Without any API key the service listens on loopback only, unless the operator vouches for the
     # network in front of it (a container whose port is published on loopback, say).
     allow_unauthenticated: bool = False
+    # Host names by which such a service may be called, beside loopback, addresses and names without
+    # a dot: any other name may be an attacker's that resolves to us (DNS rebinding).
+    allowed_hosts: tuple[str, ...] = ()
 
     # Uploads
     max_request_bytes: PositiveInt = 64 * 2**20
@@ -38,15 +41,18 @@ class Settings(BaseSettings):
     max_decoded_bytes: PositiveInt = 512 * 2**20
     max_decode_seconds: PositiveFloat = 20.0
     max_sequences_per_request: PositiveInt = 50
+    max_json_bytes: PositiveInt = 2**20  # of a request whose body is JSON
+    decode_workers: PositiveInt = 2  # each may hold max_decoded_bytes
     clean_silhouettes: bool = True
 
     # Embedding
     batch_frames: PositiveInt = 512  # frames embedded in one batch
     batch_wait_ms: float = Field(default=2.0, ge=0)
-    max_pending: PositiveInt = 64  # sequences waiting for the network before 503
+    max_pending: PositiveInt = 64  # sequences being decoded or embedded before 503
 
     # Search
     shortlist: PositiveInt = 100  # sequences re-ranked exactly with the checkpoint's own metric
+    index_memory_bytes: PositiveInt = 4 * 2**30  # galleries kept in memory, the last one always
 
     # Jobs
     lease_seconds: PositiveFloat = 30.0

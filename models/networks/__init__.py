@@ -1,1 +1,1 @@
-"""One file per architecture, on shared blocks."""
+"""Gait networks on shared blocks; `models.registry` names them."""

@@ -1,1 +1,42 @@
 """Silhouettes: decode, clean, normalise, judge."""
+
+from models.silhouettes.budget import DecodeLimits
+from models.silhouettes.cleaning import Cleaned, clean
+from models.silhouettes.decode import decode
+from models.silhouettes.errors import (
+    MalformedSequence,
+    PoorSequence,
+    SequenceError,
+    SequenceTooLarge,
+    UnsupportedSequence,
+)
+from models.silhouettes.frame import Frame, Silhouettes
+from models.silhouettes.gei import gait_energy_image
+from models.silhouettes.normalise import cut, normalise, pad
+from models.silhouettes.prepare import Prepared, is_prepared, prepare
+from models.silhouettes.quality import EXPLANATIONS, LEAST_FRAMES, Quality, judge
+
+__all__ = [
+    "EXPLANATIONS",
+    "LEAST_FRAMES",
+    "Cleaned",
+    "DecodeLimits",
+    "Frame",
+    "MalformedSequence",
+    "PoorSequence",
+    "Prepared",
+    "Quality",
+    "SequenceError",
+    "SequenceTooLarge",
+    "Silhouettes",
+    "UnsupportedSequence",
+    "clean",
+    "cut",
+    "decode",
+    "gait_energy_image",
+    "is_prepared",
+    "judge",
+    "normalise",
+    "pad",
+    "prepare",
+]

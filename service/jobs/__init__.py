@@ -1,1 +1,1 @@
-"""Durable jobs and the worker that runs them."""
+"""Durable jobs: rows in the database, a worker that leases one and runs it in a child process."""

@@ -1,0 +1,162 @@
+"""How many training sequences a second the input path delivers on one core.
+
+Ours (packed bits gathered for the whole batch, unpacked and augmented as tensors) beside the way of
+the field's loaders (every sequence unpickled, every frame warped with OpenCV), in one process, with
+the same clips and the same augmentation. The device is the CPU: the worst case for ours.
+
+    python -m benchmarks.train_input [--out FILE.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from training.data import Augmentation, OrderedClip, Pack, pack_dataset
+from training.data.augmentation import augment, generator
+from training.data.batches import BatchSource
+
+SUBJECTS, SEQUENCES, FRAMES, SKIP = 16, 4, 30, 10
+WALK_FRAMES = 80
+STEPS = 20
+Silhouettes = npt.NDArray[np.uint8]
+
+
+def write_walks(folder: Path) -> None:
+    """A tree of pickles: 32 subjects, 4 binary walks each."""
+    rng = np.random.default_rng(0)
+    for subject in range(2 * SUBJECTS):
+        for walk in range(SEQUENCES):
+            frames = np.zeros((WALK_FRAMES, 64, 64), np.uint8)
+            phase, width = rng.uniform(0, 6), int(rng.integers(5, 10))
+            for s, image in enumerate(frames):
+                cv2.circle(image, (32, 7), 5, 255, -1)
+                cv2.ellipse(image, (32, 26), (width, 16), 0, 0, 360, 255, -1)
+                for side in (-1, 1):
+                    foot = 32 + side * int(9 * np.sin(s / 4 + phase))
+                    cv2.line(image, (32, 38), (foot, 63), 255, 5)
+            view = folder / f"{subject:03}" / f"nm-{walk:02}" / "090"
+            view.mkdir(parents=True)
+            (view / "090.pkl").write_bytes(pickle.dumps(frames))
+
+
+def ours(pack: Pack, augmentation: Augmentation) -> Callable[[int], None]:
+    """The input path of training, gather to views."""
+    source = BatchSource(
+        pack,
+        subjects=SUBJECTS,
+        sequences=SEQUENCES,
+        clip=OrderedClip(frames=FRAMES, skip=SKIP),
+        seed=0,
+    )
+
+    def step(number: int) -> None:
+        augment(source.batch(number).silhouettes, augmentation, generator(0, number))
+
+    return step
+
+
+def frame_by_frame(folder: Path, augmentation: Augmentation) -> Callable[[int], None]:
+    """The same with a loop over sequences and frames."""
+    files = sorted(folder.glob("*/*/*/*.pkl"))
+
+    def step(number: int) -> None:
+        rng = np.random.default_rng(number)
+        batch = []
+        for choice in rng.choice(len(files), SUBJECTS * SEQUENCES, replace=False):
+            frames: Silhouettes = pickle.loads(files[choice].read_bytes())  # noqa: S301  our own
+            start = rng.integers(0, len(frames) - FRAMES - SKIP + 1)
+            kept = np.sort(rng.choice(FRAMES + SKIP, FRAMES, replace=False)) + start
+            batch.append(_augment_frames(frames[kept].astype(np.float32), augmentation, rng))
+        torch.from_numpy(np.stack(batch))
+
+    return step
+
+
+def _augment_frames(
+    frames: npt.NDArray[np.float32], augmentation: Augmentation, rng: np.random.Generator
+) -> npt.NDArray[np.float32]:
+    if rng.random() < augmentation.perspective:
+        insets = rng.integers(0, augmentation.perspective_columns, 4)
+        corners = np.array([[10, 0], [54, 0], [54, 64], [10, 64]], np.float32)
+        shown = corners.copy()
+        shown[:, 0] += insets * np.array([1, -1, -1, 1])
+        matrix = cv2.getPerspectiveTransform(shown, corners)
+        frames = np.stack([cv2.warpPerspective(frame, matrix, (64, 64)) for frame in frames])
+    frames = frames[..., 10:54] / np.float32(255)
+    if rng.random() < augmentation.flip:
+        frames = frames[..., ::-1]
+    if rng.random() < augmentation.rotate:
+        angle = rng.uniform(-augmentation.rotate_degrees, augmentation.rotate_degrees)
+        turn = cv2.getRotationMatrix2D((22, 32), angle, 1)
+        frames = np.stack(
+            [cv2.warpAffine(np.ascontiguousarray(frame), turn, (44, 64)) for frame in frames]
+        )
+    return np.ascontiguousarray(frames)
+
+
+def samples_per_second(step: Callable[[int], None]) -> float:
+    """Median over steps, after two to warm up."""
+    seconds = []
+    for number in range(STEPS + 2):
+        begin = time.perf_counter()
+        step(number)
+        seconds.append(time.perf_counter() - begin)
+    return SUBJECTS * SEQUENCES / statistics.median(seconds[2:])
+
+
+def main() -> None:
+    """Run and print JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, help="write the JSON here too")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        walks = Path(folder) / "walks"
+        write_walks(walks)
+        packs = {
+            encoding: pack_dataset(walks, Path(folder) / f"{encoding}.pack", encoding=encoding)
+            for encoding in ("binary", "grey")
+        }
+        variants = {"none": Augmentation.none(), "published": Augmentation()}
+        for name, augmentation in variants.items():
+            plain_loop = samples_per_second(frame_by_frame(walks, augmentation))
+            rows.append({"augmentation": name, "path": "frame by frame", "samples_s": plain_loop})
+            rows += [
+                {
+                    "augmentation": name,
+                    "path": f"batch, {encoding} pack",
+                    "samples_s": (rate := samples_per_second(ours(pack, augmentation))),
+                    "times_plain": rate / plain_loop,
+                }
+                for encoding, pack in packs.items()
+            ]
+        faults = samples_per_second(ours(packs["binary"], Augmentation.faults()))
+        rows.append({"augmentation": "faults", "path": "batch, binary pack", "samples_s": faults})
+    result = {
+        "what": "training input, sequences a second on one core",
+        "batch": {"sequences": SUBJECTS * SEQUENCES, "frames": FRAMES},
+        "torch": torch.__version__,
+        "rows": rows,
+    }
+    text = json.dumps(result, indent=1)
+    print(text)
+    if arguments.out is not None:
+        arguments.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,327 @@
+"""A checkpoint: a folder of weights and the card that makes them meaningful.
+
+    CheckpointError (ValueError)   not a checkpoint, or one that can't be read
+    └── CheckpointMismatch         weights, card and digest don't belong together
+
+No pickle is involved, and nothing of the size that a file claims is allocated before its contents
+have been seen to match.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+
+import torch
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    JsonValue,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
+from safetensors.torch import save as serialise_tensors
+from torch import Tensor
+
+from models.networks.network import GaitNetwork
+from models.registry import UnknownArchitecture, build
+
+WEIGHTS: Final = "weights.safetensors"
+CARD: Final = "card.json"
+MAX_CARD_BYTES: Final = 1 << 20
+MAX_WEIGHTS_BYTES: Final = 1 << 30
+STORED_HALF: Final = (torch.float32, torch.float16)  # wanted, found
+NAMED_KEYS: Final = 8  # of a long list of faults
+
+
+class CheckpointError(ValueError):
+    """A folder is not a checkpoint, or can't be read as one."""
+
+
+class CheckpointMismatch(CheckpointError):
+    """Weights, card and digest don't belong together."""
+
+
+class InputSize(BaseModel):
+    """The silhouettes a network was trained on, in pixels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    height: PositiveInt = 64
+    width: PositiveInt = 44
+
+
+class OperatingPoint(BaseModel):
+    """The similarity at which strangers are matched with a given probability."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target_fpir: Annotated[float, Field(gt=0, lt=1)]
+    gallery_subjects: PositiveInt
+    threshold: FiniteFloat
+
+
+class Card(BaseModel):
+    """What must be known to rebuild a network, feed it and judge its answers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    schema_version: Literal[1] = 1
+    name: Annotated[str, Field(min_length=1, max_length=128)]
+    architecture: str
+    config: dict[str, JsonValue]
+    input: InputSize = InputSize()
+    metric: Literal["cosine", "euclidean"]
+    parts: PositiveInt
+    channels: PositiveInt
+    identities: NonNegativeInt
+    mirror: bool = False  # compare the mean embedding of a walk and of its mirror image
+    threshold: FiniteFloat | None = None  # similarity; None: not calibrated
+    thresholds: tuple[OperatingPoint, ...] = ()
+    training: dict[str, JsonValue] = {}
+    metrics: dict[str, JsonValue] = {}
+    notes: str = ""
+    digest: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        network: GaitNetwork,
+        *,
+        name: str,
+        metric: Literal["cosine", "euclidean"],
+        input: InputSize | None = None,
+        mirror: bool = False,
+        threshold: float | None = None,
+        thresholds: tuple[OperatingPoint, ...] = (),
+        training: Mapping[str, JsonValue] | None = None,
+        metrics: Mapping[str, JsonValue] | None = None,
+        notes: str = "",
+    ) -> Self:
+        """The card of `network`, with what the network knows of itself filled in."""
+        return cls(
+            name=name,
+            architecture=network.config.architecture,
+            config=network.config.model_dump(mode="json"),
+            input=input or InputSize(),
+            metric=metric,
+            parts=network.parts,
+            channels=network.channels,
+            identities=network.identities,
+            mirror=mirror,
+            threshold=threshold,
+            thresholds=thresholds,
+            training=dict(training or {}),
+            metrics=dict(metrics or {}),
+            notes=notes,
+        )
+
+
+def save(directory: Path, network: GaitNetwork, card: Card, *, half: bool = False) -> Card:
+    """Write a checkpoint in one step: a reader never finds a part of one.
+
+    Where one is replaced, the folder is absent for the moment between two renamings.
+
+    Args:
+        directory: the folder to make, or an earlier checkpoint to replace.
+        network: its weights are written, from whatever device.
+        card: describes `network`; its digest is filled in.
+        half: keep matrices and kernels in float16 (half the size, 3 to 4 digits); vectors stay
+            float32.
+
+    Returns:
+        The card as written.
+
+    Raises:
+        CheckpointMismatch: the card describes another network.
+        CheckpointError: weights that are not finite, or `directory` holds something else.
+        OSError: the disk refused.
+    """
+    described = Card.of(network, name=card.name, metric=card.metric)
+    for field in ("architecture", "config", "parts", "channels", "identities"):
+        if getattr(card, field) != getattr(described, field):
+            raise CheckpointMismatch(
+                f"the card's {field} is {getattr(card, field)!r}, "
+                f"the network's {getattr(described, field)!r}"
+            )
+    weights = serialise_tensors(_storable(network, half=half))
+    fields = card.model_dump(mode="json", exclude={"digest"})
+    digest = _digest(weights, fields)
+    text = json.dumps({**fields, "digest": digest}, indent=2, ensure_ascii=False, allow_nan=False)
+    _replace(directory, {WEIGHTS: weights, CARD: text.encode()})
+    return card.model_copy(update={"digest": digest})
+
+
+def load(directory: Path, device: str | torch.device = "cpu") -> tuple[GaitNetwork, Card]:
+    """Rebuild the network a card describes: float32, in eval mode, on `device`.
+
+    Raises:
+        CheckpointMismatch: weights or card were changed after saving, or don't fit each other.
+        CheckpointError: a file is missing, broken or too large, or the architecture is unknown.
+    """
+    fields, card = _read_fields(directory)
+    weights = _read(directory / WEIGHTS, MAX_WEIGHTS_BYTES)
+    actual = _digest(weights, fields)
+    if actual != card.digest:
+        raise CheckpointMismatch(
+            f"{directory}: the card's digest is {card.digest[:12]!r}, that of the files "
+            f"{actual[:12]!r}; a file was changed or damaged after the checkpoint was saved"
+        )
+    try:
+        with torch.device("meta"):  # allocates nothing: the card may ask for any size
+            network = build(card.architecture, card.config)
+    except (UnknownArchitecture, ValidationError) as error:
+        raise CheckpointError(f"{directory / CARD}: {error}") from error
+    if (card.parts, card.channels, card.identities) != (
+        network.parts,
+        network.channels,
+        network.identities,
+    ):
+        raise CheckpointMismatch(
+            f"{directory / CARD}: parts, channels and identities contradict the configuration"
+        )
+    try:
+        tensors = parse_tensors(weights)
+    except (SafetensorError, KeyError) as error:  # KeyError: a type of number torch has no name for
+        raise CheckpointError(
+            f"{directory / WEIGHTS} is not a safetensors file: {error}"
+        ) from error
+    faults = _misfits(network, tensors)
+    if faults:
+        raise CheckpointMismatch(f"{directory / WEIGHTS}: {summary(faults)}")
+    tensors = {
+        key: tensor.float() if tensor.is_floating_point() else tensor
+        for key, tensor in tensors.items()
+    }
+    network.load_state_dict(tensors, strict=True, assign=True)
+    return network.to(device).eval(), card
+
+
+def read_card(directory: Path) -> Card:
+    """The card alone. Its digest is not compared with the weights: that is `load`'s work.
+
+    Raises:
+        CheckpointError: the card is missing, broken or too large.
+    """
+    return _read_fields(directory)[1]
+
+
+def summary(faults: list[str]) -> str:
+    """The first few of many faults in one sentence."""
+    more = f" and {len(faults) - NAMED_KEYS} more" if len(faults) > NAMED_KEYS else ""
+    return "; ".join(faults[:NAMED_KEYS]) + more
+
+
+def _read_fields(directory: Path) -> tuple[dict[str, object], Card]:
+    """The card as written, for the digest, and as understood."""
+    path = directory / CARD
+    content = _read(path, MAX_CARD_BYTES)
+    try:
+        fields = json.loads(content)
+        return fields, Card.model_validate(fields)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint's card: {error}") from error
+
+
+def _read(path: Path, limit: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
+    if len(content) > limit:
+        raise CheckpointError(f"{path} is larger than {limit} bytes")
+    return content
+
+
+def _digest(weights: bytes, fields: Mapping[str, object]) -> str:
+    """SHA-256 over the weights and over the card without its digest, in canonical JSON.
+
+    Over the fields as written, not as understood: a later version of `Card` with new optional
+    fields must still accept the digests of today.
+    """
+    canonical = json.dumps(
+        {key: value for key, value in fields.items() if key != "digest"},
+        sort_keys=True,
+        separators=(",", ":"),
+    )
+    return hashlib.sha256(hashlib.sha256(weights).digest() + canonical.encode()).hexdigest()
+
+
+def _storable(network: GaitNetwork, *, half: bool) -> dict[str, Tensor]:
+    stored = {}
+    for key, value in network.state_dict().items():
+        tensor = value.detach().cpu().contiguous()
+        if tensor.is_floating_point():
+            tensor = tensor.float()
+            if half and tensor.ndim > 1:
+                tensor = tensor.half()
+            if not tensor.isfinite().all():
+                raise CheckpointError(f"the weights {key!r} are not finite")
+        stored[key] = tensor
+    return stored
+
+
+def _misfits(network: GaitNetwork, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Everything wrong with `tensors` as weights of `network`, a sentence each."""
+    expected = network.state_dict()
+    faults = [f"{key!r} is missing" for key in expected.keys() - tensors.keys()]
+    faults += [f"{key!r} does not belong" for key in tensors.keys() - expected.keys()]
+    for key in expected.keys() & tensors.keys():
+        wanted, found = expected[key], tensors[key]
+        if wanted.shape != found.shape:
+            faults.append(f"{key!r} has shape {list(found.shape)}, not {list(wanted.shape)}")
+        elif found.dtype != wanted.dtype and (wanted.dtype, found.dtype) != STORED_HALF:
+            faults.append(f"{key!r} is {found.dtype}, not {wanted.dtype}")
+        elif not found.isfinite().all():
+            faults.append(f"{key!r} is not finite")
+    return sorted(faults)
+
+
+def _replace(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Put a folder of `files` in the place of `directory`."""
+    if directory.exists():
+        strangers = {path.name for path in directory.iterdir()} - files.keys()
+        if strangers:
+            raise CheckpointError(
+                f"{directory} holds other files ({summary(sorted(strangers))}); "
+                "a checkpoint needs a folder of its own"
+            )
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    # beside the target, so that renaming stays within one file system
+    with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as scratch:
+        fresh, old = Path(scratch) / "new", Path(scratch) / "old"
+        fresh.mkdir()
+        for name, content in files.items():
+            with (fresh / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        _sync(fresh)
+        if directory.exists():
+            directory.rename(old)
+        try:
+            fresh.rename(directory)
+        except OSError:
+            if old.exists():
+                old.rename(directory)
+            raise
+        _sync(directory.parent)
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,43 @@
+"""What a network costs: parameters and multiply-accumulates."""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.networks.network import GaitNetwork
+
+
+class Cost(NamedTuple):
+    """Size and arithmetic of a network."""
+
+    parameters: int
+    embedding_parameters: int  # without neck and classifier, which only training needs
+    macs_per_frame: float  # convolutions and matrix products, the head's shared by the frames
+
+
+def cost(network: GaitNetwork, *, frames: int = 30, height: int = 64, width: int = 44) -> Cost:
+    """Count what one sequence costs, without computing anything.
+
+    Args:
+        network: any architecture.
+        frames: frames of the sequence.
+        height: rows of a frame.
+        width: columns of a frame.
+    """
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    head = network.head
+    training_only = sum(
+        parameter.numel()
+        for module in (head.neck, head.classifier)
+        for parameter in module.parameters()
+    )
+    sketch = copy.deepcopy(network).to("meta").eval()
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        pooled = sketch.pool(torch.empty(1, frames, height, width, device="meta"))
+        sketch.head.classifier(sketch.head.projection(pooled))
+    macs = counter.get_total_flops() / 2  # the counter calls a multiply-accumulate two operations
+    return Cost(parameters, parameters - training_only, macs / frames)

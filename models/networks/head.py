@@ -1,0 +1,70 @@
+"""From pooled strips to what is compared and classified."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.outputs import GaitOutput
+
+
+class PartLinear(nn.Module):
+    """A matrix for each part, without bias: `[n, c_in, p]` to `[n, c_out, p]`.
+
+    With `cosine`, inputs and the matrices' columns are scaled to unit length, so that outputs are
+    cosines.
+    """
+
+    def __init__(
+        self, parts: int, channels_in: int, channels_out: int, *, cosine: bool = False
+    ) -> None:
+        super().__init__()
+        self.cosine = cosine
+        self.weight = nn.Parameter(torch.empty(parts, channels_in, channels_out))
+        if channels_out:  # a classifier without identities holds nothing to draw
+            nn.init.xavier_uniform_(self.weight)
+
+    def forward(self, parts: Tensor) -> Tensor:
+        """Multiply each part's row vector with that part's matrix."""
+        rows = parts.permute(2, 0, 1)
+        if not self.cosine:
+            return torch.bmm(rows, self.weight).permute(1, 2, 0)
+        columns = functional.normalize(self.weight, dim=1)
+        return torch.bmm(functional.normalize(rows, dim=-1), columns).permute(1, 2, 0)
+
+
+class PartHead(nn.Module):
+    """Projection of each part, batch-normalisation neck and cosine classifier (arXiv 1903.07071).
+
+    Args:
+        channels_in: width of the pooled features.
+        channels: width of an embedding's part.
+        parts: number of parts.
+        identities: classes of the classifier; 0 for a network that only embeds.
+    """
+
+    def __init__(self, channels_in: int, channels: int, parts: int, identities: int) -> None:
+        super().__init__()
+        self.projection = PartLinear(parts, channels_in, channels)
+        self.neck = nn.BatchNorm1d(channels * parts)
+        self.classifier = PartLinear(parts, channels, identities, cosine=True)
+
+    def forward(self, pooled: Tensor) -> GaitOutput:
+        """Embeddings and cosine logits of pooled strips `[n, c_in, p]`.
+
+        Computed in the precision of the weights even under autocast: cosines of half-precision
+        vectors are too coarse for the losses.
+        """
+        with torch.autocast(pooled.device.type, enabled=False):
+            embeddings = self.projection(pooled.to(self.projection.weight.dtype))
+            logits = self.classifier(self._normalised(embeddings))
+        return GaitOutput(embeddings, logits)
+
+    def unit_embeddings(self, embeddings: Tensor) -> Tensor:
+        """What the classifier compares: `[n, c, p]` behind the neck, each part of unit length."""
+        return functional.normalize(self._normalised(embeddings), dim=1)
+
+    def _normalised(self, embeddings: Tensor) -> Tensor:
+        flat: Tensor = self.neck(embeddings.flatten(1))
+        return flat.view_as(embeddings)

@@ -1,0 +1,183 @@
+"""What all gait networks have in common: sequences in, embeddings and logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from models.networks.blocks import as_clips
+from models.networks.head import PartHead
+from models.networks.pooling import check_lengths, max_over_sequences, strip_pool
+from models.outputs import GaitOutput
+
+# Bounds keep a card from asking for a network that no machine can hold.
+Width = Annotated[int, Field(ge=1, le=4096)]
+Depth = Annotated[int, Field(ge=1, le=64)]
+Stride = Annotated[int, Field(ge=1, le=2)]
+
+
+class NetworkConfig(BaseModel):
+    """What every architecture lets one choose; the defaults are the field's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    architecture: ClassVar[str]
+
+    channels: tuple[Width, Width, Width, Width] = (64, 128, 256, 512)
+    layers: tuple[Depth, Depth, Depth, Depth] = (1, 1, 1, 1)
+    embedding_channels: Width = 256
+    parts: Annotated[int, Field(ge=1, le=64)] = 16
+    identities: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    embedding_source: Literal["embedding", "neck"] = "embedding"
+
+
+class FrameBackbone(nn.Module):
+    """A backbone that sees each frame alone: sequences of any lengths share one batch of frames."""
+
+    is_temporal: ClassVar[bool] = False
+
+    def __init__(self, stem: nn.Module, stages: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.stem = stem
+        self.stages = nn.Sequential(*stages)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Feature maps `[f, c, h, w]` of frames `[f, 1, h, w]`."""
+        maps: Tensor = self.stages(torch.relu(self.stem(frames)))
+        return maps
+
+    def over_clips(self, silhouettes: Tensor) -> Tensor:
+        """Maximum over time of the maps of clips `[n, s, h, w]`: `[n, c, h, w]`."""
+        maps: Tensor = self(silhouettes.flatten(0, 1).unsqueeze(1))
+        return maps.reshape(*silhouettes.shape[:2], *maps.shape[1:]).amax(1)
+
+    def over_sequences(self, silhouettes: Tensor, lengths: Tensor) -> Tensor:
+        """The same of sequences laid end to end, `[sum(lengths), h, w]`, without padding."""
+        maps: Tensor = self(silhouettes.unsqueeze(1))
+        return max_over_sequences(maps, lengths)
+
+
+class ClipBackbone(nn.Module):
+    """A backbone that mixes neighbouring frames, after a first stage that does not.
+
+    Sequences of different lengths run in groups of equal length. Laid end to end in one batch, or
+    padded, they would read each other's frames or zeros (several per cent of the embedding). In
+    training mode each group has batch statistics of its own, so give equal lengths where that
+    matters.
+    """
+
+    is_temporal: ClassVar[bool] = True
+
+    def __init__(
+        self, stem: nn.Module, first_stage: nn.Module, stages: Sequence[nn.Module]
+    ) -> None:
+        super().__init__()
+        self.stem = stem
+        self.frame_stage = first_stage
+        self.clip_stages = nn.Sequential(*stages)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Feature maps `[n, c, s, h, w]` of clips `[n, s, h, w]`."""
+        frames = torch.relu(self.stem(clips.flatten(0, 1).unsqueeze(1)))
+        maps: Tensor = self.clip_stages(as_clips(self.frame_stage(frames), clips.shape[1]))
+        return maps
+
+    def over_clips(self, silhouettes: Tensor) -> Tensor:
+        """Maximum over time of the maps of clips `[n, s, h, w]`: `[n, c, h, w]`."""
+        maps: Tensor = self(silhouettes)
+        return maps.amax(2)
+
+    def over_sequences(self, silhouettes: Tensor, lengths: Tensor) -> Tensor:
+        """The same of sequences laid end to end, `[sum(lengths), h, w]`, each on its own."""
+        sequences = torch.split(silhouettes, lengths.tolist())
+        groups: dict[int, list[int]] = {}
+        for position, sequence in enumerate(sequences):
+            groups.setdefault(len(sequence), []).append(position)
+        pooled = [
+            self.over_clips(torch.stack([sequences[position] for position in members]))
+            for members in groups.values()
+        ]
+        order = torch.tensor([position for members in groups.values() for position in members])
+        return torch.cat(pooled)[order.argsort().to(silhouettes.device)]
+
+
+class GaitNetwork(nn.Module):
+    """A backbone and a head: silhouettes of walks to part embeddings and identity logits."""
+
+    def __init__(self, config: NetworkConfig, backbone: FrameBackbone | ClipBackbone) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.head = PartHead(
+            config.channels[-1], config.embedding_channels, config.parts, config.identities
+        )
+
+    @property
+    def parts(self) -> int:
+        """Number of horizontal strips."""
+        return self.config.parts
+
+    @property
+    def channels(self) -> int:
+        """Width of an embedding's part."""
+        return self.config.embedding_channels
+
+    @property
+    def identities(self) -> int:
+        """Classes of the classifier."""
+        return self.config.identities
+
+    @property
+    def is_temporal(self) -> bool:
+        """Whether the order of frames matters."""
+        return self.backbone.is_temporal
+
+    def forward(
+        self, silhouettes: Tensor, lengths: Tensor | Sequence[int] | None = None
+    ) -> GaitOutput:
+        """Embeddings and logits of a batch of walks.
+
+        Args:
+            silhouettes: float in [0, 1]; `[n, s, h, w]`, or `[sum(lengths), h, w]` for sequences
+                laid end to end.
+            lengths: int64 `[n]` or ints, the frames of each sequence; only with the second form.
+
+        Returns:
+            Embeddings before the neck `[n, c, p]` (see `matching`) and cosine logits `[n, k, p]`.
+
+        Raises:
+            ValueError: a shape that is neither form, or lengths that don't fit.
+        """
+        output: GaitOutput = self.head(self.pool(silhouettes, lengths))
+        return output
+
+    def pool(self, silhouettes: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
+        """What the head reads, `[n, c_in, p]`: features pooled over time and strips."""
+        if lengths is None:
+            if silhouettes.ndim != 4 or 0 in silhouettes.shape:
+                raise ValueError(
+                    "without lengths, silhouettes must be [n, s, h, w] and not empty, "
+                    f"not {list(silhouettes.shape)}"
+                )
+            return self.strips(self.backbone.over_clips(silhouettes))
+        if silhouettes.ndim != 3:
+            raise ValueError(
+                "with lengths, silhouettes must be [sum(lengths), h, w], "
+                f"not {list(silhouettes.shape)}"
+            )
+        lengths = check_lengths(lengths, len(silhouettes))
+        return self.strips(self.backbone.over_sequences(silhouettes, lengths))
+
+    def strips(self, maps: Tensor) -> Tensor:
+        """Maps of sequences `[n, c, h, w]` pooled over strips, `[n, c, p]`."""
+        return strip_pool(maps, self.parts)
+
+    def matching(self, embeddings: Tensor) -> Tensor:
+        """What is compared, `[n, c, p]`: the embeddings, or the neck's if so configured."""
+        if self.config.embedding_source == "embedding":
+            return embeddings
+        return self.head.unit_embeddings(embeddings)

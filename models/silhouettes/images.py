@@ -1,0 +1,201 @@
+"""Stills and animations through Pillow, each format by its own class: nothing is guessed, no plugin is searched."""
+
+from __future__ import annotations
+
+import functools
+import io
+import struct
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from models.silhouettes.budget import Budget
+from models.silhouettes.errors import MalformedSequence, SequenceTooLarge, UnsupportedSequence
+from models.silhouettes.frame import Frame
+from models.silhouettes.members import refusing
+from models.silhouettes.sniff import Kind
+
+BRIGHT = 127
+"""Above this a pixel of a lossy format is the person."""
+
+_COLOURED = 32
+"""Channels further apart than this are a colour, not a grey with noise in it."""
+
+_READERS: dict[Kind, type[ImageFile.ImageFile]] = {
+    Kind.PNG: PngImagePlugin.PngImageFile,
+    Kind.JPEG: JpegImagePlugin.JpegImageFile,
+    Kind.BMP: BmpImagePlugin.BmpImageFile,
+    Kind.WEBP: WebPImagePlugin.WebPImageFile,
+    Kind.TIFF: TiffImagePlugin.TiffImageFile,
+    Kind.GIF: GifImagePlugin.GifImageFile,
+}
+
+_LOSSY_TIFF = frozenset({"jpeg", "tiff_jpeg", "webp"})
+
+
+def decode_image(data: bytes, kind: Kind, budget: Budget) -> list[Frame]:
+    """Every frame of an animation, or the one frame of a still."""
+    return list(_frames(data, kind, budget, where=""))
+
+
+def decode_still(data: bytes, kind: Kind, budget: Budget, *, where: str) -> Frame:
+    """The one frame of an image out of an archive; an animation there is refused."""
+    frames = _frames(data, kind, budget, where=where)
+    frame = next(frames)
+    if next(frames, None) is not None:
+        raise MalformedSequence(
+            "an animation inside an archive; send it on its own, or its frames as single images",
+            where=where,
+        )
+    return frame
+
+
+def _frames(data: bytes, kind: Kind, budget: Budget, *, where: str) -> Iterator[Frame]:
+    if kind is Kind.TIFF:
+        _quieten_tiff()
+    broken = f"{kind.value} that is damaged or cut short; save it again"
+    _check_header(data, kind, budget, where, broken)
+    with refusing(broken, where=where):
+        image = _READERS[kind](io.BytesIO(data))
+    lossy = kind is Kind.JPEG or (kind is Kind.WEBP and b"VP8 " in data)
+    index = 0
+    while True:
+        # The sides come from headers; nothing has been decoded yet.
+        frame_name = where or (f"frame {index + 1}" if index else "")
+        budget.take_frame(image.height, image.width, where=frame_name)
+        with refusing(broken, where=frame_name):
+            _refuse_what_is_slow_or_wide(image, frame_name)
+            image.load()
+            values = _grey(image)
+            if lossy or image.info.get("compression") in _LOSSY_TIFF:
+                values = np.where(values > BRIGHT, np.uint8(255), np.uint8(0))
+        yield values
+        index += 1
+        with refusing(broken, where=f"frame {index + 1}" if not where else where):
+            try:
+                image.seek(index)
+            except EOFError:
+                return
+
+
+def _check_header(data: bytes, kind: Kind, budget: Budget, where: str, broken: str) -> None:
+    """Check the sides and frame counts of formats whose Pillow reader allocates while it opens or seeks."""
+    with refusing(broken, where=where):
+        if kind is Kind.WEBP:
+            sides = _webp_sides(data)
+            if sides is not None:
+                budget.check_sides(*sides, where=where)
+        elif kind is Kind.GIF:
+            for count, (rows, columns) in enumerate(_gif_extents(data, budget), start=1):
+                budget.check_frame_count(count)
+                budget.check_sides(rows, columns, where=where)
+
+
+def _webp_sides(data: bytes) -> tuple[int, int] | None:
+    """Rows and columns from the first chunk of a WebP (RFC 9649), None when it is none of the three."""
+    chunk = data[12:16]
+    if chunk == b"VP8X":
+        return (
+            int.from_bytes(data[27:30], "little") + 1,
+            int.from_bytes(data[24:27], "little") + 1,
+        )
+    if chunk == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return ((bits >> 14) & 0x3FFF) + 1, (bits & 0x3FFF) + 1
+    if chunk == b"VP8 ":
+        columns, rows = struct.unpack_from("<HH", data, 26)
+        return rows & 0x3FFF, columns & 0x3FFF
+    return None
+
+
+def _gif_extents(data: bytes, budget: Budget) -> Iterator[tuple[int, int]]:
+    """Rows and columns that each frame of a GIF reaches to, by walking its blocks without decoding any."""
+
+    def after_table(position: int, flags: int) -> int:
+        return position + (3 << ((flags & 7) + 1) if flags & 0x80 else 0)
+
+    position = after_table(13, data[10])
+    while position < len(data) and data[position] != 0x3B:
+        if data[position] == 0x2C:
+            left, top, columns, rows, flags = struct.unpack_from("<HHHHB", data, position + 1)
+            yield top + rows, left + columns
+            position = after_table(position + 10, flags) + 1
+        elif data[position] == 0x21:
+            position += 2
+        else:
+            return  # Pillow skips what it does not know, or refuses it
+        budget.check_time()
+        while position < len(data) and data[position]:
+            position += data[position] + 1
+        position += 1
+
+
+def _refuse_what_is_slow_or_wide(image: ImageFile.ImageFile, where: str) -> None:
+    if image.mode == "F":
+        raise MalformedSequence(
+            "an image of fractions; threshold it and save it with 8 bits a pixel", where=where
+        )
+    if image.tile and image.tile[0].codec_name == "bmp_rle":
+        # Pillow unpacks these in Python, a pixel at a time.
+        raise UnsupportedSequence("a compressed BMP; save it uncompressed or as PNG", where=where)
+
+
+def _grey(image: Image.Image) -> Frame:
+    """One loaded image as uint8 `[h, w]`.
+
+    Grey stays as it is and 16 bits lose the lower 8 (unless no value needs more than 8). A coloured pixel is a
+    label: it counts as white. Where an image is partly transparent, its opacity is the silhouette, unless
+    what is opaque is itself black and white.
+    """
+    if image.mode in ("L", "1"):
+        return np.array(image.convert("L"))
+    if image.mode.startswith("I"):
+        return _from_wide(np.asarray(image).astype(np.int64))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        values = np.asarray(image.convert("RGBA"))
+        return _with_opacity(_from_colours(values[..., :3]), values[..., 3])
+    return _from_colours(np.asarray(image.convert("RGB")))
+
+
+def _from_wide(values: NDArray[np.int64]) -> Frame:
+    highest = int(values.max())
+    if values.min() < 0 or highest > 0xFFFF:
+        raise MalformedSequence("an image of more than 16 bits a pixel; save it with 8")
+    return (values >> 8 if highest > 0xFF else values).astype(np.uint8)
+
+
+def _from_colours(values: NDArray[np.uint8]) -> Frame:
+    brightest = values.max(axis=2)
+    coloured = brightest - values.min(axis=2) > _COLOURED
+    return np.where(coloured, np.uint8(255), brightest)
+
+
+def _with_opacity(grey: Frame, opacity: Frame) -> Frame:
+    if opacity.min() == 255:
+        return grey
+    drawn = grey[opacity > BRIGHT]
+    white, black = drawn > 223, drawn < 32
+    if white.any() and black.any() and np.count_nonzero(white | black) > 0.9 * drawn.size:
+        return np.where(opacity > BRIGHT, grey, np.uint8(0))
+    return opacity
+
+
+@functools.cache
+def _quieten_tiff() -> None:
+    """Keep Pillow's remarks on odd TIFF tags off stderr: what matters of them becomes an error of ours.
+
+    A filter for that one module, put in place on first use; `warnings.catch_warnings` is not safe with threads.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")

@@ -1,0 +1,157 @@
+"""Members of archives, with names that are checked and sizes that are not believed."""
+
+from __future__ import annotations
+
+import io
+import re
+import stat
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from models.silhouettes.budget import Budget
+from models.silhouettes.errors import (
+    MalformedSequence,
+    SequenceError,
+    SequenceTooLarge,
+    UnsupportedSequence,
+)
+
+_CHUNK = 2**20
+_STRAY_NAMES = frozenset({"thumbs.db", "desktop.ini"})
+_DRIVE = re.compile(r"[A-Za-z]:")
+
+
+@contextmanager
+def refusing(reason: str, *, where: str = "") -> Iterator[None]:
+    """Turn whatever a library raises over hostile bytes into one MalformedSequence.
+
+    Decoders raise nearly everything over broken input (struct.error, KeyError, RecursionError, their own), so
+    there is no shorter list to catch. Nothing of their text is shown; the original stays as the cause.
+    """
+    try:
+        yield
+    except SequenceError:
+        raise
+    except Exception as error:
+        raise MalformedSequence(reason, where=where) from error
+
+
+def shown(name: str) -> str:
+    """A member's name fit for a message: printable and short."""
+    printable = "".join(letter if letter.isprintable() else "?" for letter in name)
+    return printable if len(printable) <= 120 else f"{printable[:117]}..."
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Order names as people number them: `2.png` before `10.png`.
+
+    Numbers compare by length, then digits, so that no length of number has to be converted.
+    """
+    key: list[tuple[int, int, str]] = []
+    for text in re.split(r"([0-9]+)", name):
+        if text.isdecimal():
+            digits = text.lstrip("0")
+            key.append((0, len(digits), digits))
+        else:
+            key.append((1, 0, text.casefold()))
+    return key
+
+
+def is_stray(name: str) -> bool:
+    """Whether a member is what file managers leave behind (`__MACOSX/`, `.DS_Store`, `Thumbs.db`)."""
+    parts = name.split("/")
+    return parts[-1].startswith(".") or parts[-1].casefold() in _STRAY_NAMES or "__MACOSX" in parts
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that points out of the archive; nothing is written, but it is no honest file."""
+    path = name.replace("\\", "/")
+    if path.startswith("/") or _DRIVE.match(path) or ".." in path.split("/"):
+        raise MalformedSequence(
+            "the archive holds a name that points outside it; pack it again with plain names",
+            where=shown(name),
+        )
+
+
+def zip_members(archive: zipfile.ZipFile, budget: Budget) -> list[zipfile.ZipInfo]:
+    """The regular members that are not strays, in natural order of names, none of them read yet."""
+    members = []
+    for member in archive.infolist():
+        check_name(member.filename)
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise _link(member.filename)
+        if member.is_dir() or is_stray(member.filename):
+            continue
+        if member.flag_bits & 0x1:
+            raise UnsupportedSequence(
+                "the archive is encrypted; send it without a password",
+                where=shown(member.filename),
+            )
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            # The others hand out a chunk's whole expansion at once, however much that is.
+            raise UnsupportedSequence(
+                "the archive is compressed with something else than deflate; pack it as a plain zip",
+                where=shown(member.filename),
+            )
+        members.append(member)
+        budget.check_time()
+    return sorted(members, key=lambda member: natural_key(member.filename))
+
+
+def read_zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, budget: Budget) -> bytes:
+    """Read one member, a chunk at a time, whatever size the archive claims for it."""
+    where = shown(member.filename)
+    if member.file_size > budget.bytes_left:
+        budget.take_bytes(member.file_size)
+    content = bytearray()
+    with (
+        refusing("the archive is damaged here; pack it again", where=where),
+        archive.open(member) as stream,
+    ):
+        while chunk := stream.read(_CHUNK):
+            budget.check_time()
+            budget.take_bytes(len(chunk))
+            content += chunk
+    return bytes(content)
+
+
+def tar_members(data: bytes, budget: Budget, *, most: int) -> list[tarfile.TarInfo]:
+    """The regular members of an uncompressed tar that are not strays, in natural order of names.
+
+    Their content is `data[member.offset_data:][:member.size]`, which is checked to lie within `data`.
+    """
+    members: list[tarfile.TarInfo] = []
+    damaged = "the archive is damaged or cut short; pack it again"
+    position = -1
+    with refusing(damaged), tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+        while (member := archive.next()) is not None:
+            budget.check_time()
+            if archive.offset <= position:
+                raise MalformedSequence(damaged)  # a negative size would lead round in circles
+            position = archive.offset
+            check_name(member.name)
+            if member.isdir() or is_stray(member.name):
+                continue
+            if member.issym() or member.islnk():
+                raise _link(member.name)
+            if not member.isreg() or member.issparse():
+                raise MalformedSequence(
+                    "the archive holds something that is no plain file; pack images only",
+                    where=shown(member.name),
+                )
+            if member.offset_data + member.size > len(data):
+                raise MalformedSequence(damaged, where=shown(member.name))
+            members.append(member)
+            if len(members) > most:
+                raise SequenceTooLarge("the archive holds too many files; send a part of the walk")
+        if any(data[archive.offset : archive.offset + tarfile.BLOCKSIZE]):
+            raise MalformedSequence(damaged)  # tarfile takes a broken header for the end
+    return sorted(members, key=lambda member: natural_key(member.name))
+
+
+def _link(name: str) -> MalformedSequence:
+    return MalformedSequence(
+        "the archive holds a link instead of a file; pack the files themselves", where=shown(name)
+    )

@@ -1,0 +1,234 @@
+"""Whether a gait can be recognised in a sequence, and if not, why.
+
+The limits were set on four thousand silhouettes of each of three views of real people as an old
+background subtraction left them, with room to spare on every side: what is refused is no walk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from models.silhouettes.cleaning import BORDER, EMPTY, FRAGMENT, OUTLIER
+from models.silhouettes.errors import PoorSequence
+from models.silhouettes.frame import Silhouettes
+
+EXPLANATIONS: Final[dict[str, str]] = {
+    "too_few_frames": "too few frames show the whole person; send at least one full gait cycle",
+    "empty_frames": "many frames are empty; check that the person is white on black",
+    "touches_border": "the side border cuts the person in many frames; send those in full view",
+    "area_jumps": "the silhouette's size jumps from frame to frame; check the segmentation",
+    "not_a_person_shape": "the shape is not an upright person's; check that the person is white "
+    "on black and alone in the frame",
+    "no_gait_cycle": "the legs show no gait cycle; send a walk of at least a second",
+}
+"""Every reason code with a sentence that says what to do."""
+
+LEAST_FRAMES: Final = 8
+_FEW_FRAMES = 16
+_ENOUGH_FRAMES = 40
+
+_FOREGROUND = 127
+_LOSS_TO_MENTION = 0.25  # of the frames sent, for one reason
+_LOSS_TO_REFUSE = 0.6
+_CODES: Final = (
+    ("empty_frames", (EMPTY,)),
+    ("touches_border", (BORDER,)),
+    ("area_jumps", (FRAGMENT, OUTLIER)),
+)
+
+_JUMP_TO_MENTION, _JUMP_TO_REFUSE = 0.12, 0.3  # real walks: up to 0.06
+_FILL = (0.08, 0.4)  # real walks: 0.15 to 0.25
+_WIDTH = (8, 52)  # 20 to 31
+_SOLIDITY = (0.3, 0.95)  # 0.55 to 0.90
+_HEAD = (0.1, 1.5)  # 0.27 to 1.1
+_LEGS = (0.1, 2.2)  # 0.25 to 1.6
+
+_STILL = 0.2  # the largest change of the legs; real walks: from 0.37, head on
+_RESTLESS = 0.4  # below this, a change as large from one frame to the next is noise
+_DIP_TO_MENTION = 0.08  # real walks: from 0.11, head on
+_FULL_DIP = 0.3
+_LONGEST_CYCLE = 60  # frames
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """The judgement on one sequence.
+
+    Attributes:
+        score: in [0, 1], 1 being long, whole, steady and walking.
+        issues: codes of `EXPLANATIONS`, warnings in a sequence that passed.
+        frames_in: frames sent.
+        frames_used: frames that remain.
+        dropped: how many went for each reason: `empty`, `border`, `fragment`, `outlier`.
+    """
+
+    score: float
+    issues: tuple[str, ...]
+    frames_in: int
+    frames_used: int
+    dropped: dict[str, int]
+
+
+class Shape(NamedTuple):
+    """What the typical frame looks like.
+
+    Attributes:
+        fill: area, as a part of the 64 x 64 frame.
+        width: columns that hold the person.
+        solidity: area over that of its convex hull.
+        head: width of the head over that of the trunk.
+        legs: width at the shins over that of the trunk.
+        jump: relative change of area from one frame to the next.
+    """
+
+    fill: float
+    width: float
+    solidity: float
+    head: float
+    legs: float
+    jump: float
+
+
+class Motion(NamedTuple):
+    """How the legs move, as distances between frames over the legs' own norm.
+
+    Attributes:
+        step: from one frame to the next.
+        largest: at the lag where frames differ most.
+        dip: how much nearer frames come again at a longer lag, in [0, 1]; 1 is exact repetition.
+    """
+
+    step: float
+    largest: float
+    dip: float
+
+
+def judge(
+    silhouettes: Silhouettes, *, frames_in: int, dropped: Mapping[str, int] | None = None
+) -> Quality:
+    """Judge a normalised sequence uint8 `[s, 64, 64]`.
+
+    Args:
+        silhouettes: what remains of the sequence.
+        frames_in: frames there were before any was dropped.
+        dropped: how many were dropped for each reason.
+
+    Raises:
+        PoorSequence: no gait can be recognised in it; `.reasons` holds the codes.
+    """
+    dropped = dict(dropped or {})
+    losses = {
+        code: sum(dropped.get(reason, 0) for reason in reasons) / max(1, frames_in)
+        for code, reasons in _CODES
+    }
+    refused = [code for code, loss in losses.items() if loss > _LOSS_TO_REFUSE]
+    warned = [code for code, loss in losses.items() if loss > _LOSS_TO_MENTION]
+    used = len(silhouettes)
+    if used < LEAST_FRAMES:
+        causes = warned if frames_in >= LEAST_FRAMES else []
+        raise _poor(causes or ["too_few_frames"], Quality(0.0, (), frames_in, used, dropped))
+    if used < _FEW_FRAMES:
+        warned.append("too_few_frames")
+
+    shape, motion = measure_shape(silhouettes), measure_motion(silhouettes)
+    if not _is_person(shape):
+        refused.append("not_a_person_shape")
+    if shape.jump > _JUMP_TO_REFUSE:
+        refused.append("area_jumps")
+    elif shape.jump > _JUMP_TO_MENTION:
+        warned.append("area_jumps")
+    if _is_still(motion):
+        refused.append("no_gait_cycle")
+    elif motion.dip < _DIP_TO_MENTION:
+        warned.append("no_gait_cycle")
+
+    score = (
+        0.3 * min(1.0, used / _ENOUGH_FRAMES)
+        + 0.3 * used / max(used, frames_in)
+        + 0.2 * max(0.0, 1 - shape.jump / _JUMP_TO_REFUSE)
+        + 0.2 * min(1.0, motion.dip / _FULL_DIP)
+    )
+    issues = tuple(code for code in EXPLANATIONS if code in warned)
+    quality = Quality(round(score, 4), issues, frames_in, used, dropped)
+    if refused:
+        raise _poor(refused, quality)
+    return quality
+
+
+def measure_shape(silhouettes: Silhouettes) -> Shape:
+    """Measure the typical frame of a sequence uint8 `[s, 64, 64]`, `s >= 2`."""
+    masks = (silhouettes > _FOREGROUND).view(np.uint8)
+    areas = masks.sum(axis=(1, 2))
+    widths = masks.any(axis=1).sum(axis=1)
+    rows = masks.sum(axis=2, dtype=np.int64).mean(axis=0)
+    trunk = max(1.0, float(rows[16:32].mean()))
+    return Shape(
+        fill=float(np.median(areas)) / masks[0].size,
+        width=float(np.median(widths)),
+        solidity=float(np.median([_solidity(mask) for mask in masks])),
+        head=float(rows[1:8].mean()) / trunk,
+        legs=float(rows[52:62].mean()) / trunk,
+        jump=float(np.median(np.abs(np.diff(np.log(np.maximum(areas, 1)))))),
+    )
+
+
+def measure_motion(silhouettes: Silhouettes) -> Motion:
+    """Measure how the lower half of a sequence uint8 `[s, 64, 64]` moves and repeats, `s >= 2`.
+
+    Works head on too, where widths hardly change: it looks at distances between whole frames,
+    by their lag, and at how far those come down again after they have risen.
+    """
+    count, height, width = silhouettes.shape
+    halved = silhouettes.reshape(count, height // 2, 2, width // 2, 2).mean(
+        axis=(2, 4), dtype=np.float32
+    )
+    legs = halved[:, height // 4 :].reshape(count, -1) / np.float32(255)
+    squares = np.einsum("sd,sd->s", legs, legs)
+    norm = max(float(np.sqrt(squares.mean())), 1e-6)
+    lags = range(1, max(2, min(count - 4, _LONGEST_CYCLE)))
+    distances = np.array([_distance(legs, squares, lag) for lag in lags]) / norm
+    highest = np.maximum.accumulate(distances)
+    dips = 1 - distances / np.maximum(highest, 1e-6)
+    return Motion(float(distances[0]), float(highest[-1]), float(dips.max()))
+
+
+def _distance(legs: NDArray[np.float32], squares: NDArray[np.float32], lag: int) -> float:
+    """The median distance between frames `lag` apart."""
+    products = np.einsum("sd,sd->s", legs[lag:], legs[:-lag])
+    return float(np.median(np.sqrt(np.maximum(squares[lag:] + squares[:-lag] - 2 * products, 0))))
+
+
+def _solidity(mask: NDArray[np.uint8]) -> float:
+    points = cv2.findNonZero(mask)
+    if points is None:
+        return 0.0
+    hull = cv2.convexHull(points)
+    # contourArea runs through pixel centres; half the outline is missing from it.
+    return len(points) / (cv2.contourArea(hull) + cv2.arcLength(hull, True) / 2 + 1)
+
+
+def _is_person(shape: Shape) -> bool:
+    return (
+        _FILL[0] <= shape.fill <= _FILL[1]
+        and _WIDTH[0] <= shape.width <= _WIDTH[1]
+        and _SOLIDITY[0] <= shape.solidity <= _SOLIDITY[1]
+        and _HEAD[0] <= shape.head <= _HEAD[1]
+        and _LEGS[0] <= shape.legs <= _LEGS[1]
+    )
+
+
+def _is_still(motion: Motion) -> bool:
+    flickers = motion.largest < _RESTLESS and motion.step > 0.85 * motion.largest
+    return motion.largest < _STILL or flickers
+
+
+def _poor(reasons: list[str], quality: Quality) -> PoorSequence:
+    codes = tuple(code for code in EXPLANATIONS if code in reasons)
+    sentence = "; ".join(EXPLANATIONS[code] for code in codes)
+    return PoorSequence(sentence, reasons=codes, quality=quality)

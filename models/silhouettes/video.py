@@ -1,0 +1,108 @@
+"""MP4, AVI and WebM through PyAV, with the container named and the decoders listed: libav guesses nothing."""
+
+from __future__ import annotations
+
+import io
+from fractions import Fraction
+from typing import NoReturn
+
+import av
+import av.container
+import av.video
+import numpy as np
+
+from models.silhouettes.budget import Budget
+from models.silhouettes.errors import MalformedSequence, UnsupportedSequence
+from models.silhouettes.frame import Frame
+from models.silhouettes.images import BRIGHT
+from models.silhouettes.members import refusing
+from models.silhouettes.sniff import Kind
+
+# A playlist format would let a file name others to open; these three cannot.
+_CONTAINERS = {Kind.MP4: "mp4", Kind.AVI: "avi", Kind.MATROSKA: "matroska"}
+
+_DECODERS = frozenset(
+    {
+        *("h264", "hevc", "mpeg4", "mpeg2video", "msmpeg4v3", "mjpeg"),
+        *("vp8", "libvpx", "vp9", "libvpx-vp9", "av1", "libdav1d"),
+        *("ffv1", "huffyuv", "png", "rawvideo"),
+    }
+)
+"""What cameras and ffmpeg write into these containers; libav's hundreds of others stay closed to hostile bytes."""
+
+_CUT_SHORT = "the video is cut short or damaged; export it again"
+
+
+def decode_video(data: bytes, kind: Kind, budget: Budget) -> list[Frame]:
+    """Every frame of the first video track, black and white by its brightness (codecs smear the edges).
+
+    Raises:
+        MalformedSequence: the file is cut short or damaged, or has no video track.
+        UnsupportedSequence: the track was written by a codec that is not accepted.
+        SequenceTooLarge: over a limit.
+    """
+    most_pixels = str(budget.limits.max_side**2)
+    with (
+        refusing(_CUT_SHORT),
+        av.open(
+            io.BytesIO(data),
+            format=_CONTAINERS[kind],
+            options={"codec_whitelist": ",".join(sorted(_DECODERS)), "max_pixels": most_pixels},
+            io_open=_refuse_other_files,
+            timeout=budget.limits.max_seconds,
+        ) as container,
+    ):
+        if not container.streams.video:
+            raise MalformedSequence("the file holds no video track; send the silhouettes as video")
+        stream = container.streams.video[0]
+        codec = stream.codec_context
+        if codec.codec.name not in _DECODERS:
+            raise UnsupportedSequence(
+                "the video's codec is not accepted; export it as H.264 or VP9"
+            )
+        budget.check_sides(codec.height, codec.width)
+        codec.options = {"max_pixels": most_pixels}
+        codec.thread_count = 1
+        return _decode_track(container, stream, budget)
+
+
+def _decode_track(
+    container: av.container.InputContainer, stream: av.video.VideoStream, budget: Budget
+) -> list[Frame]:
+    frames: list[Frame] = []
+    packets = 0
+    end = 0
+    for packet in container.demux(stream):
+        if packet.is_corrupt:
+            raise MalformedSequence(_CUT_SHORT, where=f"frame {packets + 1}")
+        if packet.size:
+            packets += 1
+            end = max(end, (packet.pts or 0) + (packet.duration or 0))
+        for picture in packet.decode():
+            budget.take_frame(picture.height, picture.width, where=f"frame {len(frames) + 1}")
+            brightness = picture.to_ndarray(format="gray")
+            frames.append(np.where(brightness > BRIGHT, np.uint8(255), np.uint8(0)))
+    if packets < stream.frames or _ends_early(container, stream, end):
+        raise MalformedSequence(_CUT_SHORT)
+    return frames
+
+
+def _ends_early(
+    container: av.container.InputContainer, stream: av.video.VideoStream, end: int
+) -> bool:
+    """Whether the last packet ends well before the file says the track does (WebM counts no frames)."""
+    if stream.time_base is None:
+        return False
+    if stream.duration is not None:
+        promised = stream.duration * stream.time_base
+    elif container.duration is not None and len(container.streams) == 1:
+        promised = Fraction(container.duration, av.time_base)
+    else:
+        return False
+    frame = 1 / stream.average_rate if stream.average_rate else Fraction(1, 10)
+    start = (stream.start_time or 0) * stream.time_base
+    return end * stream.time_base < promised + min(start, Fraction(0)) - 2 * frame
+
+
+def _refuse_other_files(url: str, flags: int, options: dict[str, str]) -> NoReturn:
+    raise MalformedSequence("the video refers to other files; send one that holds everything")

@@ -1,0 +1,121 @@
+"""API keys: made once, shown once, stored as hashes.
+
+A key is 32 random bytes, so a plain SHA-256 of it cannot be searched by trial; the slow hashes that
+passwords need would only slow every request down.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from sqlalchemy import JSON, Engine, String, select
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from service.database import Table, new_id, now, writing
+from service.errors import NotFound
+
+_PREFIX = "gid_"
+
+
+class Scope(StrEnum):
+    """What a key may do; `admin` may do everything."""
+
+    ENROLL = "enroll"
+    IDENTIFY = "identify"
+    JOBS = "jobs"
+    ADMIN = "admin"
+
+
+class ApiKeyRow(Table):
+    """One key; a revoked key stays, so that revoking the last one never opens the service."""
+
+    __tablename__ = "api_key"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    name: Mapped[str] = mapped_column(String(128))
+    token_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    scopes: Mapped[list[str]] = mapped_column(JSON)
+    created_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """What may be shown of a key."""
+
+    key_id: str
+    name: str
+    scopes: frozenset[Scope]
+    created_at: datetime
+    revoked_at: datetime | None
+
+    def may(self, scope: Scope) -> bool:
+        """Whether this key carries the scope."""
+        return self.revoked_at is None and (scope in self.scopes or Scope.ADMIN in self.scopes)
+
+
+def create_key(engine: Engine, scopes: Iterable[Scope], name: str = "") -> tuple[ApiKey, str]:
+    """Make a key; returns what is known of it and the token, which is never shown again."""
+    wanted = sorted({Scope(scope) for scope in scopes})
+    if not wanted:
+        raise ValueError("a key needs at least one scope")
+    token = _PREFIX + secrets.token_urlsafe(32)
+    row = ApiKeyRow(
+        id=new_id(),
+        name=name,
+        token_hash=_hash(token),
+        scopes=[str(scope) for scope in wanted],
+        created_at=now(),
+        revoked_at=None,
+    )
+    with Session(writing(engine), expire_on_commit=False) as session, session.begin():
+        session.add(row)
+    return _record(row), token
+
+
+def list_keys(engine: Engine) -> list[ApiKey]:
+    """Every key, oldest first, revoked ones included."""
+    with Session(engine) as session:
+        return [_record(row) for row in session.scalars(select(ApiKeyRow).order_by(ApiKeyRow.id))]
+
+
+def revoke_key(engine: Engine, key_id: str) -> ApiKey:
+    """Make a key useless from now on; raises `NotFound`."""
+    with Session(writing(engine), expire_on_commit=False) as session, session.begin():
+        row = session.get(ApiKeyRow, key_id)
+        if row is None:
+            raise NotFound(f"There is no API key {key_id!r}.")
+        row.revoked_at = row.revoked_at or now()
+    return _record(row)
+
+
+def any_key(engine: Engine) -> bool:
+    """Whether a key was ever made: from then on every request needs one."""
+    with Session(engine) as session:
+        return session.scalar(select(ApiKeyRow.id).limit(1)) is not None
+
+
+def find_key(engine: Engine, token: str) -> ApiKey | None:
+    """The key behind a token, unless it is unknown or revoked."""
+    with Session(engine) as session:
+        row = session.scalar(select(ApiKeyRow).where(ApiKeyRow.token_hash == _hash(token)))
+    return None if row is None or row.revoked_at is not None else _record(row)
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _record(row: ApiKeyRow) -> ApiKey:
+    return ApiKey(
+        key_id=row.id,
+        name=row.name,
+        scopes=frozenset(Scope(scope) for scope in row.scopes),
+        created_at=row.created_at,
+        revoked_at=row.revoked_at,
+    )

@@ -1,0 +1,81 @@
+"""Enrol sequences of one subject: every one of them, or none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from service.database import new_id
+from service.gallery.records import Metadata, NewSequence, SequenceQuality
+from service.gallery.store import GalleryStore
+from service.intake import Intake, Walk
+from service.model_in_use import ModelInUse
+
+
+@dataclass(frozen=True, slots=True)
+class EnrolledSequence:
+    """One sequence that is in the gallery now."""
+
+    sequence_id: str
+    frames: int
+    quality: SequenceQuality
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """What an enrolment added."""
+
+    gallery: str
+    subject_id: str
+    sequences: tuple[EnrolledSequence, ...]
+    model: ModelInUse
+
+
+class Enrolment:
+    """The use case behind POST /enroll."""
+
+    def __init__(self, store: GalleryStore, intake: Intake, model: ModelInUse) -> None:
+        self._store = store
+        self._intake = intake
+        self._model = model
+
+    async def enrol(
+        self,
+        gallery: str,
+        subject_id: str,
+        walks: Sequence[Walk],
+        metadata: Metadata,
+        also: Callable[[Session, Enrolled], None],
+    ) -> Enrolled:
+        """Prepare and embed the walks, then add them in one transaction, in which `also` runs.
+
+        Raises `NotFound` for a missing gallery, and whatever `Intake.embed` raises; the gallery is
+        unchanged then.
+        """
+        await asyncio.to_thread(self._store.head, gallery)  # before the work, not only after it
+        embedded = await self._intake.embed(walks)
+        new = [
+            NewSequence(new_id(), walk.silhouettes, walk.quality, metadata, walk.embedding)
+            for walk in embedded
+        ]
+        enrolled = Enrolled(
+            gallery=gallery,
+            subject_id=subject_id,
+            sequences=tuple(
+                EnrolledSequence(item.sequence_id, len(item.silhouettes), item.quality)
+                for item in new
+            ),
+            model=self._model,
+        )
+        await asyncio.to_thread(
+            self._store.enrol,
+            gallery,
+            subject_id,
+            new,
+            self._model.digest,
+            lambda session: also(session, enrolled),
+        )
+        return enrolled

@@ -1,0 +1,129 @@
+"""The index of a service: FAISS finds a shortlist, the checkpoint's own metric ranks it.
+
+The shortlist is by inner product of `index_vectors`, which is the mean cosine over parts: exactly
+the ranking of a `cosine` checkpoint. For a `euclidean` checkpoint it is an approximation that the
+shortlist's length has to make good; the order within the shortlist is exact for both.
+
+The length of each part is kept beside the index vectors, so the embeddings themselves need no
+second copy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from models.similarity import index_vectors, part_similarity, similarity
+from service.gallery.index import Hits, Keys, Metric
+from service.gallery.records import Embedding
+
+GPU_MAX_K = 2048  # what a GPU index of FAISS can return
+
+
+class FaissIndex:
+    """Index vectors [k, p * c] in an exact inner-product index, on the GPU too where asked.
+
+    The CPU index is complete on its own. The GPU's is a copy for searching everything: it can
+    neither forget nor restrict itself to some keys, so what was removed means a new copy at the
+    next search, and restricted searches stay on the CPU.
+    """
+
+    def __init__(
+        self, parts: int, channels: int, metric: Metric, *, shortlist: int, gpu: bool = False
+    ) -> None:
+        """Make an empty index.
+
+        Args:
+            parts: p.
+            channels: c.
+            metric: what ranks the shortlist.
+            shortlist: embeddings at least that are ranked exactly.
+            gpu: search on the first GPU; `ValueError` when FAISS finds none.
+        """
+        if gpu and faiss.get_num_gpus() == 0:
+            raise ValueError("FAISS finds no GPU here")
+        self._parts = parts
+        self._channels = channels
+        self._metric: Metric = metric
+        self._shortlist = shortlist
+        self._index = faiss.IndexIDMap2(faiss.IndexFlatIP(parts * channels))
+        self._lengths: dict[int, NDArray[np.float32]] = {}  # [p] of each embedding's parts
+        self._gpu_resources: Any = faiss.StandardGpuResources() if gpu else None
+        self._gpu_copy: Any = None
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    @property
+    def nbytes(self) -> int:
+        """Roughly how much memory the vectors take."""
+        return len(self._lengths) * (self._channels + 1) * self._parts * 4
+
+    def add(self, keys: Keys, embeddings: NDArray[np.float32]) -> None:
+        """Add embeddings [k, p, c] under keys that are not in use."""
+        if len(keys) == 0:
+            return
+        vectors = index_vectors(embeddings)
+        self._index.add_with_ids(vectors, keys)
+        lengths = np.linalg.norm(embeddings, axis=2)
+        self._lengths.update(zip(keys.tolist(), lengths, strict=True))
+        if self._gpu_copy is not None:
+            self._gpu_copy.add(vectors)
+
+    def remove(self, keys: Keys) -> None:
+        """Forget embeddings; keys that are not held are ignored."""
+        held = np.array([key for key in keys.tolist() if key in self._lengths], np.int64)
+        if len(held) == 0:
+            return
+        self._index.remove_ids(held)
+        for key in held.tolist():
+            del self._lengths[key]
+        self._gpu_copy = None
+
+    def search(self, probe: Embedding, limit: int, among: Keys | None = None) -> Hits:
+        """The `limit` embeddings most similar to the probe [p, c], only `among` these keys."""
+        keys = self._nearest(probe, max(limit, self._shortlist), among)
+        if len(keys) == 0:
+            return Hits(keys, np.empty(0, np.float32))
+        similarities = similarity(probe, self._embeddings(keys), self._metric)
+        best = np.lexsort((keys, -similarities))[:limit]
+        return Hits(keys[best], similarities[best])
+
+    def part_similarity(self, probe: Embedding, keys: Keys) -> NDArray[np.float32]:
+        """The similarity of each part to the embeddings held under `keys`: [k, p]."""
+        return part_similarity(probe, self._embeddings(keys), self._metric)
+
+    def _nearest(self, probe: Embedding, count: int, among: Keys | None) -> Keys:
+        if among is not None and len(among) <= count:
+            return np.array([key for key in among.tolist() if key in self._lengths], np.int64)
+        count = min(count, len(self))
+        if count == 0:
+            return np.empty(0, np.int64)
+        query = index_vectors(probe[None])
+        if among is None and self._gpu_resources is not None and count <= GPU_MAX_K:
+            return self._nearest_on_gpu(query, count)
+        # One query is a memory scan: more threads only wait for each other on a busy machine.
+        faiss.omp_set_num_threads(1)
+        restriction = {}
+        if among is not None:
+            selector = faiss.IDSelectorBatch(among)  # must outlive the search
+            restriction = {"params": faiss.SearchParameters(sel=selector)}
+        found = self._index.search(query, count, **restriction)[1][0]
+        return np.asarray(found[found >= 0], np.int64)
+
+    def _nearest_on_gpu(self, query: NDArray[np.float32], count: int) -> Keys:
+        if self._gpu_copy is None:
+            self._gpu_copy = faiss.index_cpu_to_gpu(self._gpu_resources, 0, self._index.index)
+        positions = self._gpu_copy.search(query, count)[1][0]
+        keys = faiss.vector_to_array(self._index.id_map)
+        return np.asarray(keys[positions[positions >= 0]], np.int64)
+
+    def _embeddings(self, keys: Keys) -> NDArray[np.float32]:
+        vectors = np.stack([self._index.reconstruct(int(key)) for key in keys])
+        lengths = np.stack([self._lengths[int(key)] for key in keys])
+        # Index vectors carry parts of length 1 / sqrt(p).
+        scale = lengths[..., None] * np.float32(np.sqrt(self._parts))
+        return vectors.reshape(len(keys), self._parts, self._channels) * scale

@@ -1,0 +1,205 @@
+"""One gallery under one checkpoint, in memory, following the database by revision.
+
+Before every search it asks for the newest revision and applies what it has not seen, so everybody
+reads their own writes and any number of processes serve one gallery.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from service.gallery.index import GalleryIndex, Keys
+from service.gallery.records import Changes, Embedding, FollowedSequence, Metadata, Scalar
+from service.gallery.store import GalleryStore
+
+Filter = Mapping[str, Scalar | Sequence[Scalar]]
+"""Metadata that a sequence must carry: equal to the value, or to any of a list of values."""
+
+Facet = tuple[str, str, Scalar]
+Name = TypeVar("Name")
+EmbedMissing = Callable[[Sequence[str]], Mapping[str, Embedding]]
+"""Embeds stored sequences that this checkpoint has not embedded, and keeps the result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A subject that resembles the probe, by its most similar sequence."""
+
+    subject_id: str
+    sequence_id: str
+    similarity: float
+    parts: tuple[float, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    sequence_id: str
+    subject_id: str
+    facets: tuple[Facet, ...]
+
+
+class FollowedGallery:
+    """The index of a gallery, with what a search needs to know of each sequence."""
+
+    def __init__(
+        self,
+        gallery_id: str,
+        digest: str,
+        index: GalleryIndex,
+        store: GalleryStore,
+        embed_missing: EmbedMissing,
+    ) -> None:
+        self._gallery_id = gallery_id
+        self._digest = digest
+        self._index = index
+        self._store = store
+        self._embed_missing = embed_missing
+        self._lock = threading.Lock()
+        self._revision = 0
+        self._next_key = 0
+        self._entries: dict[int, _Entry] = {}
+        self._keys: dict[str, int] = {}
+        self._by_subject: dict[str, set[int]] = defaultdict(set)
+        self._by_facet: dict[Facet, set[int]] = defaultdict(set)
+
+    @property
+    def nbytes(self) -> int:
+        """Roughly how much memory the index takes."""
+        return self._index.nbytes
+
+    def follow(self, newest: int) -> None:
+        """Apply what happened up to revision `newest`, at least."""
+        with self._lock:
+            self._follow(newest)
+
+    def search(
+        self,
+        newest: int,
+        probe: Embedding,
+        subjects: int,
+        *,
+        where: Filter | None = None,
+        explain: bool = False,
+    ) -> list[Candidate]:
+        """The `subjects` most similar subjects, each by its best sequence, best first.
+
+        `newest` is a revision that the answer must include; `where` restricts the search.
+        """
+        with self._lock:
+            self._follow(newest)
+            among = None if not where else self._matching(where)
+            return self._best(probe, subjects, among, explain=explain)
+
+    def compare(self, newest: int, probe: Embedding, subject_id: str) -> Candidate | None:
+        """The subject's sequence most similar to the probe; None when there is no such subject."""
+        with self._lock:
+            self._follow(newest)
+            keys = self._by_subject.get(subject_id)
+            if not keys:
+                return None
+            return self._best(probe, 1, _array(keys), explain=False)[0]
+
+    def _best(
+        self, probe: Embedding, subjects: int, among: Keys | None, *, explain: bool
+    ) -> list[Candidate]:
+        reachable = len(self._index) if among is None else len(among)
+        wanted = subjects
+        while True:
+            # Subjects with many sequences may fill a shortlist: widen it until there are enough.
+            hits = self._index.search(probe, wanted, among)
+            best: dict[str, tuple[int, float]] = {}
+            for key, similarity in zip(
+                hits.keys.tolist(), hits.similarities.tolist(), strict=True
+            ):
+                best.setdefault(self._entries[key].subject_id, (key, similarity))
+            if len(best) >= subjects or wanted >= reachable:
+                break
+            wanted *= 4
+        chosen = list(best.items())[:subjects]
+        keys = np.array([key for _, (key, _) in chosen], np.int64)
+        parts = self._index.part_similarity(probe, keys) if explain and chosen else None
+        return [
+            Candidate(
+                subject_id=subject_id,
+                sequence_id=self._entries[key].sequence_id,
+                similarity=similarity,
+                parts=None if parts is None else tuple(parts[row].tolist()),
+            )
+            for row, (subject_id, (key, similarity)) in enumerate(chosen)
+        ]
+
+    def _matching(self, where: Filter) -> Keys:
+        matching: set[int] | None = None
+        for name, value in where.items():
+            values = value if isinstance(value, list | tuple) else [value]
+            any_of: set[int] = set()
+            for one in values:
+                any_of |= self._by_facet.get(_facet(name, one), set())
+            matching = any_of if matching is None else matching & any_of
+        return _array(matching or set())
+
+    def _follow(self, newest: int) -> None:
+        if newest <= self._revision:
+            return
+        changes = self._store.changes(self._gallery_id, self._revision, self._digest)
+        missing = [item.sequence_id for item in changes.added if item.embedding is None]
+        made = self._embed_missing(missing) if missing else {}
+        self._apply(changes, made)
+
+    def _apply(self, changes: Changes, made: Mapping[str, Embedding]) -> None:
+        embedded = [
+            (item, embedding)
+            for item in changes.added
+            # None: erased before it could be embedded, as a later revision will say.
+            if (embedding := made.get(item.sequence_id, item.embedding)) is not None
+        ]
+        if embedded:
+            keys = np.arange(self._next_key, self._next_key + len(embedded), dtype=np.int64)
+            self._index.add(keys, np.stack([embedding for _, embedding in embedded]))
+            self._next_key += len(embedded)
+            for key, (item, _) in zip(keys.tolist(), embedded, strict=True):
+                self._remember(key, item)
+        gone = [self._forget(item) for item in changes.erased if item in self._keys]
+        self._index.remove(np.array(gone, np.int64))
+        self._revision = changes.revision
+
+    def _remember(self, key: int, item: FollowedSequence) -> None:
+        entry = _Entry(item.sequence_id, item.subject_id, _facets(item.metadata))
+        self._entries[key] = entry
+        self._keys[entry.sequence_id] = key
+        self._by_subject[entry.subject_id].add(key)
+        for facet in entry.facets:
+            self._by_facet[facet].add(key)
+
+    def _forget(self, sequence_id: str) -> int:
+        key = self._keys.pop(sequence_id)
+        entry = self._entries.pop(key)
+        _discard(self._by_subject, entry.subject_id, key)
+        for facet in entry.facets:
+            _discard(self._by_facet, facet, key)
+        return key
+
+
+def _discard(groups: dict[Name, set[int]], name: Name, key: int) -> None:
+    groups[name].discard(key)
+    if not groups[name]:
+        del groups[name]
+
+
+def _array(keys: set[int]) -> Keys:
+    return np.array(sorted(keys), np.int64)
+
+
+def _facets(metadata: Metadata) -> tuple[Facet, ...]:
+    return tuple(_facet(name, value) for name, value in metadata.items())
+
+
+def _facet(name: str, value: Scalar) -> Facet:
+    # Equality as in JSON: 1 is 1.0, but true is not 1, though Python says so.
+    return (name, "boolean" if isinstance(value, bool) else "other", value)

@@ -1,0 +1,121 @@
+"""Galleries, subjects and a subject's sequences, a page at a time.
+
+Pages are cut by key, not by offset, so nothing is skipped or shown twice while others enrol.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine, func, select
+from sqlalchemy.orm import Session
+
+from service.errors import NotFound, Reason
+from service.gallery.records import GalleryRecord, Page, SequenceRecord, SubjectRecord
+from service.gallery.store import missing_gallery, sequence_record
+from service.gallery.tables import GalleryRow, SequenceRow, SubjectRow
+
+
+def galleries(engine: Engine, *, limit: int, after: str | None) -> Page[GalleryRecord]:
+    """Galleries by name."""
+    counts = (
+        select(func.count())
+        .where(table.gallery_id == GalleryRow.id)
+        .correlate(GalleryRow)
+        .scalar_subquery()
+        for table in (SubjectRow, SequenceRow)
+    )
+    query = select(GalleryRow, *counts).order_by(GalleryRow.name).limit(limit + 1)
+    if after is not None:
+        query = query.where(GalleryRow.name > after)
+    with Session(engine) as session:
+        records = [
+            GalleryRecord(
+                gallery_id=row.id,
+                name=row.name,
+                revision=row.revision,
+                subjects=subjects,
+                sequences=sequences,
+                metadata=row.details,
+                operating_point=row.operating_point,
+                created_at=row.created_at,
+            )
+            for row, subjects, sequences in session.execute(query)
+        ]
+    more = len(records) > limit
+    return Page(tuple(records[:limit]), records[limit - 1].name if more else None)
+
+
+def subjects(
+    engine: Engine, gallery: str, *, limit: int, after: str | None
+) -> Page[SubjectRecord]:
+    """A gallery's subjects by id; raises `NotFound` for a missing gallery."""
+    with Session(engine) as session:
+        gallery_id = session.scalar(select(GalleryRow.id).where(GalleryRow.name == gallery))
+        if gallery_id is None:
+            raise missing_gallery(gallery)
+        count = (
+            select(func.count())
+            .where(
+                SequenceRow.gallery_id == SubjectRow.gallery_id,
+                SequenceRow.subject_id == SubjectRow.subject_id,
+            )
+            .correlate(SubjectRow)
+            .scalar_subquery()
+        )
+        query = (
+            select(SubjectRow, count)
+            .where(SubjectRow.gallery_id == gallery_id)
+            .order_by(SubjectRow.subject_id)
+            .limit(limit + 1)
+        )
+        if after is not None:
+            query = query.where(SubjectRow.subject_id > after)
+        records = [
+            SubjectRecord(gallery, row.subject_id, sequences, row.created_at)
+            for row, sequences in session.execute(query)
+        ]
+    more = len(records) > limit
+    return Page(tuple(records[:limit]), records[limit - 1].subject_id if more else None)
+
+
+def subject(
+    engine: Engine, gallery: str, subject_id: str
+) -> tuple[SubjectRecord, tuple[SequenceRecord, ...]]:
+    """A subject and its sequences, oldest first; raises `NotFound`."""
+    with Session(engine) as session:
+        gallery_id = session.scalar(select(GalleryRow.id).where(GalleryRow.name == gallery))
+        if gallery_id is None:
+            raise missing_gallery(gallery)
+        row = session.get(SubjectRow, (gallery_id, subject_id))
+        if row is None:
+            raise missing_subject(gallery, subject_id)
+        sequences = tuple(
+            sequence_record(sequence, gallery)
+            for sequence in session.scalars(
+                select(SequenceRow)
+                .where(SequenceRow.gallery_id == gallery_id, SequenceRow.subject_id == subject_id)
+                .order_by(SequenceRow.id)
+            )
+        )
+        return SubjectRecord(gallery, subject_id, len(sequences), row.created_at), sequences
+
+
+def require_subject(engine: Engine, gallery: str, subject_id: str) -> None:
+    """Raise `NotFound` unless the subject is enrolled."""
+    query = (
+        select(SubjectRow.subject_id)
+        .join(GalleryRow, GalleryRow.id == SubjectRow.gallery_id)
+        .where(GalleryRow.name == gallery, SubjectRow.subject_id == subject_id)
+    )
+    with Session(engine) as session:
+        if session.scalar(query) is None:
+            raise missing_subject(gallery, subject_id)
+
+
+def missing_subject(gallery: str, subject_id: str) -> NotFound:
+    """The error for a subject who is not enrolled."""
+    return NotFound(
+        f"No subject {subject_id!r} is enrolled in the gallery {gallery!r}. "
+        "GET /subjects lists who is.",
+        Reason("subject_id", "not_found"),
+        slug="subject-not-found",
+    )

@@ -1,0 +1,367 @@
+"""The gallery in the database: create, enrol, and what an index needs to follow.
+
+Writers of one gallery take turns: each transaction begins by raising the gallery's revision, which
+holds its row (PostgreSQL) or the database's write lock (SQLite) until commit. So revisions become
+visible in order, and a reader that has seen revision r has seen everything up to r.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Engine, and_, exists, func, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from service.database import new_id, now, writing
+from service.errors import Conflict, NotFound, Reason
+from service.gallery.records import (
+    Changes,
+    Embedding,
+    FollowedSequence,
+    GalleryRecord,
+    Metadata,
+    NewSequence,
+    SequenceQuality,
+    SequenceRecord,
+    Silhouettes,
+)
+from service.gallery.tables import (
+    EmbeddingRow,
+    ErasedSequenceRow,
+    GalleryRow,
+    SequenceRow,
+    SubjectRow,
+)
+
+SIDE = 64
+Also = Callable[[Session], None]
+"""Work to do in the same transaction; what it raises rolls everything back."""
+
+
+def missing_gallery(name: str) -> NotFound:
+    """The error for a gallery that does not exist, with what to do."""
+    return NotFound(
+        f"There is no gallery {name!r}. Create it with POST /galleries "
+        f'{{"name": "{name}"}}, or leave `gallery` out to use "default".',
+        Reason("gallery", "not_found"),
+        slug="gallery-not-found",
+    )
+
+
+def missing_sequence(sequence_id: str) -> NotFound:
+    """The error for a sequence that does not exist."""
+    return NotFound(
+        f"There is no sequence {sequence_id!r}. GET /subjects/{{subject_id}} lists a subject's.",
+        Reason("sequence_id", "not_found"),
+        slug="sequence-not-found",
+    )
+
+
+def pack_silhouettes(silhouettes: Silhouettes) -> bytes:
+    """Compress silhouettes uint8 [s, 64, 64] for keeping; `ValueError` for any other shape."""
+    if silhouettes.dtype != np.uint8 or silhouettes.shape[1:] != (SIDE, SIDE):
+        raise ValueError(f"silhouettes must be uint8 [s, {SIDE}, {SIDE}]")
+    return zlib.compress(np.ascontiguousarray(silhouettes).tobytes(), 6)
+
+
+def unpack_silhouettes(packed: bytes) -> Silhouettes:
+    """Undo `pack_silhouettes`: uint8 [s, 64, 64]."""
+    return np.frombuffer(zlib.decompress(packed), np.uint8).reshape(-1, SIDE, SIDE)
+
+
+def content_hash(silhouettes: Silhouettes) -> str:
+    """SHA-256 of the normalised frames: the same walk in another container hashes the same."""
+    return hashlib.sha256(np.ascontiguousarray(silhouettes).tobytes()).hexdigest()
+
+
+def raise_revision(session: Session, name: str) -> tuple[str, int]:
+    """Begin a change of a gallery: its id and the new revision; raises `NotFound`."""
+    row = session.execute(
+        update(GalleryRow)
+        .where(GalleryRow.name == name)
+        .values(revision=GalleryRow.revision + 1)
+        .returning(GalleryRow.id, GalleryRow.revision)
+    ).one_or_none()
+    if row is None:
+        raise missing_gallery(name)
+    return row.id, row.revision
+
+
+class GalleryStore:
+    """Galleries, subjects, sequences and embeddings behind one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    # Galleries
+
+    def ensure(self, name: str) -> None:
+        """Create the gallery unless it exists; safe when several processes start at once."""
+        with Session(writing(self.engine)) as session, session.begin():
+            if session.scalar(select(GalleryRow.id).where(GalleryRow.name == name)) is None:
+                session.add(_new_gallery(name, {}))
+
+    def create(
+        self, name: str, metadata: Metadata, also: Callable[[Session, GalleryRecord], None]
+    ) -> GalleryRecord:
+        """Create an empty gallery; raises `Conflict` when the name is taken."""
+        row = _new_gallery(name, metadata)
+        try:
+            with Session(writing(self.engine)) as session, session.begin():
+                session.add(row)
+                session.flush()
+                record = _gallery_record(row, 0, 0)
+                also(session, record)
+        except IntegrityError as error:
+            raise Conflict(
+                f"The gallery {name!r} exists already. Choose another name, or use it as it is.",
+                Reason("name", "exists"),
+                slug="gallery-exists",
+            ) from error
+        return record
+
+    def gallery(self, name: str) -> GalleryRecord:
+        """One gallery with its counts; raises `NotFound`."""
+        with Session(self.engine) as session:
+            row = session.scalar(select(GalleryRow).where(GalleryRow.name == name))
+            if row is None:
+                raise missing_gallery(name)
+            subjects, sequences = (
+                session.scalar(select(func.count()).where(table.gallery_id == row.id)) or 0
+                for table in (SubjectRow, SequenceRow)
+            )
+            return _gallery_record(row, subjects, sequences)
+
+    # Enrolment
+
+    def enrol(
+        self,
+        gallery: str,
+        subject_id: str,
+        sequences: Sequence[NewSequence],
+        digest: str,
+        also: Also,
+    ) -> None:
+        """Add sequences with their embeddings to a subject: all of them, or none."""
+        at = now()
+        rows = [_sequence_row(item) for item in sequences]  # compress before taking the lock
+        with Session(writing(self.engine)) as session, session.begin():
+            gallery_id, revision = raise_revision(session, gallery)
+            if session.get(SubjectRow, (gallery_id, subject_id)) is None:
+                session.add(
+                    SubjectRow(gallery_id=gallery_id, subject_id=subject_id, created_at=at)
+                )
+                session.flush()
+            for row in rows:
+                row.gallery_id = gallery_id
+                row.subject_id = subject_id
+                row.revision = revision
+                row.created_at = at
+            session.add_all(rows)
+            session.flush()
+            session.add_all(
+                embedding_row(item.sequence_id, digest, item.embedding) for item in sequences
+            )
+            also(session)
+
+    # Reading sequences
+
+    def sequence(self, sequence_id: str) -> SequenceRecord:
+        """One sequence without its silhouettes; raises `NotFound`."""
+        with Session(self.engine) as session:
+            row = session.execute(
+                select(SequenceRow, GalleryRow.name)
+                .join(GalleryRow, GalleryRow.id == SequenceRow.gallery_id)
+                .where(SequenceRow.id == sequence_id)
+            ).one_or_none()
+        if row is None:
+            raise missing_sequence(sequence_id)
+        return sequence_record(row[0], row[1])
+
+    def silhouettes(self, sequence_id: str) -> Silhouettes:
+        """The normalised silhouettes, uint8 [s, 64, 64]; raises `NotFound`."""
+        with Session(self.engine) as session:
+            packed = session.scalar(
+                select(SequenceRow.silhouettes).where(SequenceRow.id == sequence_id)
+            )
+        if packed is None:
+            raise missing_sequence(sequence_id)
+        return unpack_silhouettes(packed)
+
+    # Following
+
+    def head(self, name: str) -> tuple[str, int, dict[str, Any] | None]:
+        """A gallery's id, newest revision and operating point; raises `NotFound`."""
+        with Session(self.engine) as session:
+            row = session.execute(
+                select(GalleryRow.id, GalleryRow.revision, GalleryRow.operating_point).where(
+                    GalleryRow.name == name
+                )
+            ).one_or_none()
+        if row is None:
+            raise missing_gallery(name)
+        return row.id, row.revision, row.operating_point
+
+    def changes(self, gallery_id: str, since: int, digest: str) -> Changes:
+        """What came and what went after revision `since`, with this checkpoint's embeddings."""
+        with Session(self.engine) as session:
+            newest = session.scalar(select(GalleryRow.revision).where(GalleryRow.id == gallery_id))
+            if newest is None:  # the gallery was erased a moment ago
+                raise NotFound("The gallery was erased while it was searched.")
+            added = session.execute(
+                select(
+                    SequenceRow.id,
+                    SequenceRow.subject_id,
+                    SequenceRow.details,
+                    EmbeddingRow.parts,
+                    EmbeddingRow.channels,
+                    EmbeddingRow.vector,
+                )
+                .outerjoin(
+                    EmbeddingRow,
+                    and_(
+                        EmbeddingRow.sequence_id == SequenceRow.id, EmbeddingRow.digest == digest
+                    ),
+                )
+                .where(
+                    SequenceRow.gallery_id == gallery_id,
+                    SequenceRow.revision > since,
+                    SequenceRow.revision <= newest,
+                )
+                .order_by(SequenceRow.revision, SequenceRow.id)
+            )
+            return Changes(
+                revision=newest,
+                added=tuple(
+                    FollowedSequence(
+                        row.id,
+                        row.subject_id,
+                        row.details,
+                        None
+                        if row.vector is None
+                        else _embedding(row.vector, row.parts, row.channels),
+                    )
+                    for row in added
+                ),
+                # Nobody who starts from nothing has to forget anything.
+                erased=()
+                if since == 0
+                else tuple(
+                    session.scalars(
+                        select(ErasedSequenceRow.sequence_id).where(
+                            ErasedSequenceRow.gallery_id == gallery_id,
+                            ErasedSequenceRow.revision > since,
+                            ErasedSequenceRow.revision <= newest,
+                        )
+                    )
+                ),
+            )
+
+    # Embeddings of another checkpoint
+
+    def count_without(self, digest: str) -> int:
+        """How many sequences this checkpoint has not embedded."""
+        with Session(self.engine) as session:
+            return (
+                session.scalar(
+                    select(func.count()).select_from(SequenceRow).where(_lacks(digest))
+                )
+                or 0
+            )
+
+    def some_without(self, digest: str, limit: int) -> list[tuple[str, Silhouettes]]:
+        """Up to `limit` sequences that this checkpoint has not embedded, oldest first."""
+        with Session(self.engine) as session:
+            rows = session.execute(
+                select(SequenceRow.id, SequenceRow.silhouettes)
+                .where(_lacks(digest))
+                .order_by(SequenceRow.id)
+                .limit(limit)
+            )
+            return [(row.id, unpack_silhouettes(row.silhouettes)) for row in rows]
+
+    def add_embeddings(self, digest: str, made: Iterable[tuple[str, Embedding]]) -> None:
+        """Keep embeddings; skips sequences erased, or embedded by somebody else, meanwhile."""
+        embeddings = dict(made)
+        with Session(writing(self.engine)) as session, session.begin():
+            wanted = session.scalars(
+                select(SequenceRow.id)
+                .where(SequenceRow.id.in_(list(embeddings)), _lacks(digest))
+                .with_for_update()
+            )
+            session.add_all(embedding_row(key, digest, embeddings[key]) for key in wanted)
+
+
+def embedding_row(sequence_id: str, digest: str, embedding: Embedding) -> EmbeddingRow:
+    """The row for one embedding float32 [p, c]."""
+    parts, channels = embedding.shape
+    return EmbeddingRow(
+        sequence_id=sequence_id,
+        digest=digest,
+        parts=parts,
+        channels=channels,
+        vector=np.ascontiguousarray(embedding, "<f4").tobytes(),
+    )
+
+
+def sequence_record(row: SequenceRow, gallery: str) -> SequenceRecord:
+    """A sequence's row as a record."""
+    quality = row.quality
+    return SequenceRecord(
+        sequence_id=row.id,
+        gallery=gallery,
+        subject_id=row.subject_id,
+        frames=row.frames,
+        quality=SequenceQuality(
+            quality["score"], tuple(quality["issues"]), quality["frames_in"], quality["dropped"]
+        ),
+        metadata=row.details,
+        content_hash=row.content_hash,
+        created_at=row.created_at,
+    )
+
+
+def _embedding(vector: bytes, parts: int, channels: int) -> Embedding:
+    return np.frombuffer(vector, "<f4").reshape(parts, channels).astype(np.float32, copy=False)
+
+
+def _lacks(digest: str) -> Any:
+    return ~exists().where(
+        EmbeddingRow.sequence_id == SequenceRow.id, EmbeddingRow.digest == digest
+    )
+
+
+def _new_gallery(name: str, metadata: Metadata) -> GalleryRow:
+    return GalleryRow(
+        id=new_id(), name=name, revision=0, details=metadata, operating_point=None, created_at=now()
+    )
+
+
+def _gallery_record(row: GalleryRow, subjects: int, sequences: int) -> GalleryRecord:
+    return GalleryRecord(
+        gallery_id=row.id,
+        name=row.name,
+        revision=row.revision,
+        subjects=subjects,
+        sequences=sequences,
+        metadata=row.details,
+        operating_point=row.operating_point,
+        created_at=row.created_at,
+    )
+
+
+def _sequence_row(item: NewSequence) -> SequenceRow:
+    return SequenceRow(
+        id=item.sequence_id,
+        frames=len(item.silhouettes),
+        silhouettes=pack_silhouettes(item.silhouettes),
+        content_hash=content_hash(item.silhouettes),
+        quality=asdict(item.quality),
+        details=item.metadata,
+    )

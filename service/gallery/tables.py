@@ -1,0 +1,107 @@
+"""Galleries, subjects, sequences and embeddings in the database: the truth; indexes follow it.
+
+Every change of a gallery raises its `revision` in the transaction that makes the change. A sequence
+carries the revision that added it, and `erased_sequence` the one that took it away, so whoever has
+seen revision r asks for what came and what went after r.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    LargeBinary,
+    String,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+
+from service.database import Table
+
+_ID = String(36)
+_DIGEST = String(64)
+
+
+class GalleryRow(Table):
+    """One gallery. Its id is never used again, so a new gallery of an old name is another one."""
+
+    __tablename__ = "gallery"
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), unique=True)
+    revision: Mapped[int] = mapped_column(BigInteger)
+    details: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)
+    operating_point: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    created_at: Mapped[datetime]
+
+
+class SubjectRow(Table):
+    """One enrolled person, under the client's own id."""
+
+    __tablename__ = "subject"
+
+    gallery_id: Mapped[str] = mapped_column(
+        ForeignKey("gallery.id", ondelete="CASCADE"), primary_key=True
+    )
+    subject_id: Mapped[str] = mapped_column(String(128), primary_key=True)
+    created_at: Mapped[datetime]
+
+
+class SequenceRow(Table):
+    """One enrolled walk: silhouettes uint8 [s, 64, 64] normalised, zlib-compressed."""
+
+    __tablename__ = "sequence"
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    gallery_id: Mapped[str] = mapped_column(_ID)
+    subject_id: Mapped[str] = mapped_column(String(128))
+    revision: Mapped[int] = mapped_column(BigInteger)
+    frames: Mapped[int]
+    silhouettes: Mapped[bytes] = mapped_column(LargeBinary, deferred=True)
+    content_hash: Mapped[str] = mapped_column(_DIGEST)
+    quality: Mapped[dict[str, Any]] = mapped_column(JSON)
+    details: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)
+    created_at: Mapped[datetime]
+
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["gallery_id", "subject_id"],
+            ["subject.gallery_id", "subject.subject_id"],
+            ondelete="CASCADE",
+        ),
+        Index("ix_sequence_gallery_revision", "gallery_id", "revision"),
+        Index("ix_sequence_gallery_subject", "gallery_id", "subject_id"),
+    )
+
+
+class EmbeddingRow(Table):
+    """What one checkpoint made of one sequence: float32 [p, c], little-endian, row by row."""
+
+    __tablename__ = "embedding"
+
+    sequence_id: Mapped[str] = mapped_column(
+        ForeignKey("sequence.id", ondelete="CASCADE"), primary_key=True
+    )
+    digest: Mapped[str] = mapped_column(_DIGEST, primary_key=True)
+    parts: Mapped[int]
+    channels: Mapped[int]
+    vector: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class ErasedSequenceRow(Table):
+    """That a sequence was erased, and by which revision; nothing of the sequence itself."""
+
+    __tablename__ = "erased_sequence"
+
+    gallery_id: Mapped[str] = mapped_column(
+        ForeignKey("gallery.id", ondelete="CASCADE"), primary_key=True
+    )
+    sequence_id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    revision: Mapped[int] = mapped_column(BigInteger)
+
+    __table_args__ = (Index("ix_erased_sequence_revision", "gallery_id", "revision"),)

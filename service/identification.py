@@ -1,0 +1,114 @@
+"""Identify (1:N): who in the gallery walks like this, if anybody."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from time import perf_counter
+
+from service.database import new_id
+from service.decision import Threshold, choose_threshold
+from service.gallery.cache import GalleryCache
+from service.gallery.followed import Candidate, Filter
+from service.gallery.records import Embedding
+from service.gallery.store import GalleryStore
+from service.intake import EmbeddedWalk, Intake, Walk
+from service.metrics import Metrics
+from service.model_in_use import ModelInUse
+
+
+@dataclass(frozen=True, slots=True)
+class RankedCandidate:
+    """A candidate and its lead: its similarity less that of the best other subject."""
+
+    rank: int
+    candidate: Candidate
+    margin: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Identified:
+    """The answer to an identification."""
+
+    search_id: str
+    gallery: str
+    match: bool
+    threshold: Threshold
+    candidates: tuple[RankedCandidate, ...]
+    probe: EmbeddedWalk
+    model: ModelInUse
+    seconds: float
+
+
+class Identification:
+    """The use case behind POST /identify."""
+
+    def __init__(
+        self,
+        store: GalleryStore,
+        galleries: GalleryCache,
+        intake: Intake,
+        model: ModelInUse,
+        metrics: Metrics,
+    ) -> None:
+        self._store = store
+        self._galleries = galleries
+        self._intake = intake
+        self._model = model
+        self._metrics = metrics
+
+    async def identify(
+        self,
+        gallery: str,
+        walk: Walk,
+        *,
+        top_k: int,
+        threshold: float | None,
+        where: Filter | None,
+        explain: bool,
+    ) -> Identified:
+        """Rank the subjects most similar to the walk, and decide.
+
+        Raises `NotFound` for a missing gallery, `Invalid` when there is no threshold to decide by,
+        and whatever `Intake.embed` raises.
+        """
+        started = perf_counter()
+        _, _, operating_point = await asyncio.to_thread(self._store.head, gallery)
+        chosen = choose_threshold(
+            threshold, operating_point, self._model.digest, self._model.threshold
+        )
+        (probe,) = await self._intake.embed([walk])
+        # One subject more than asked for: a margin needs the best other one.
+        best = await asyncio.to_thread(
+            self._search, gallery, probe.embedding, max(top_k, 1) + 1, where, explain
+        )
+        match = bool(best) and best[0].similarity >= chosen.value
+        self._metrics.decisions.labels("match" if match else "no_match").inc()
+        return Identified(
+            search_id=new_id(),
+            gallery=gallery,
+            match=match,
+            threshold=chosen,
+            candidates=rank(best)[:top_k],
+            probe=probe,
+            model=self._model,
+            seconds=perf_counter() - started,
+        )
+
+    def _search(
+        self, gallery: str, probe: Embedding, subjects: int, where: Filter | None, explain: bool
+    ) -> list[Candidate]:
+        with self._metrics.search_seconds.time():
+            gallery_id, newest, _ = self._store.head(gallery)
+            followed = self._galleries.get(gallery_id)
+            return followed.search(newest, probe, subjects, where=where, explain=explain)
+
+
+def rank(best: list[Candidate]) -> tuple[RankedCandidate, ...]:
+    """Number candidates (best first) and give each its margin; None where there is no other."""
+    ranked = []
+    for position, candidate in enumerate(best):
+        other = best[0] if position else (best[1] if len(best) > 1 else None)
+        margin = None if other is None else candidate.similarity - other.similarity
+        ranked.append(RankedCandidate(position + 1, candidate, margin))
+    return tuple(ranked)

@@ -1,0 +1,65 @@
+"""Datasets that jobs name: packs in the data folder, and galleries, which are packed first."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from service.jobs.plan import JobRefused, Step, partial, scratch
+from service.jobs.requests import Dataset, GalleryDataset
+from service.settings import Settings
+
+_INDEX = "index.json"
+
+
+def find_pack(settings: Settings, name: str) -> Path | None:
+    """The pack called `name`, with or without its suffix; None when there is none."""
+    for candidate in (settings.datasets_dir / name, settings.datasets_dir / f"{name}.pack"):
+        if (candidate / _INDEX).is_file():
+            return candidate.absolute()
+    return None
+
+
+def dataset_steps(
+    settings: Settings, dataset: Dataset, folder: Path
+) -> tuple[tuple[Step, ...], Path]:
+    """The steps that make a dataset ready, and the pack that is there afterwards.
+
+    A gallery is exported and packed into the job's scratch, once: a job that resumes goes on with
+    the walks that it began with.
+    """
+    if not isinstance(dataset, GalleryDataset):
+        found = find_pack(settings, dataset)
+        if found is None:
+            raise JobRefused(f"the dataset {dataset!r} is no longer there")
+        return (), found
+    export, pack = scratch(folder) / "gallery.zip", scratch(folder) / "dataset.pack"
+    return (
+        Step(
+            "exporting the gallery",
+            program("service", "export-gallery", dataset.gallery, str(partial(export))),
+            output=export,
+            environment=deployment(settings),
+        ),
+        Step(
+            "packing the gallery",
+            program(
+                "training", "pack", str(export), "--out", str(partial(pack)), "--format", "gallery"
+            ),
+            output=pack,
+        ),
+    ), pack
+
+
+def program(module: str, *arguments: str) -> tuple[str, ...]:
+    """The command line of one of our programs, under this interpreter."""
+    return (sys.executable, "-m", module, *arguments)
+
+
+def deployment(settings: Settings) -> Mapping[str, str]:
+    """The environment in which another process of ours finds the same database."""
+    environment = {"GAITID_DATA_DIR": str(settings.data_dir)}
+    if settings.database_url is not None:
+        environment["GAITID_DATABASE_URL"] = settings.database_url
+    return environment

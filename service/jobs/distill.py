@@ -1,0 +1,78 @@
+"""Distillation: `python -m training distill` on a pack, and its checkpoint among the models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from service.errors import NotFound, ServiceError
+from service.jobs.datasets import dataset_steps, program
+from service.jobs.job import Job
+from service.jobs.plan import JobRefused, Outcome, Step
+from service.jobs.requests import DistillRequest, Override
+from service.model_registry import ModelRegistry, UnreadableCard, resolve
+from service.settings import Settings
+
+
+class DistillJob:
+    """Makes a model from teachers."""
+
+    def __init__(self, settings: Settings, models: ModelRegistry) -> None:
+        self._settings = settings
+        self._models = models
+
+    def steps(self, job: Job, folder: Path) -> Sequence[Step]:
+        """Export and pack the gallery if that is the dataset, then train."""
+        request = DistillRequest.model_validate(job.request)
+        before, pack = dataset_steps(self._settings, request.dataset, folder)
+        try:
+            what = run_arguments(self._settings, request, pack)
+        except NotFound as error:
+            raise JobRefused(f"{error} It was there when the job was queued.") from error
+        command = program("training", "distill", *what, "--out", str(_run(folder)), "--json")
+        return (*before, Step("training", command))
+
+    def complete(self, job: Job, folder: Path) -> Outcome:
+        """Register the checkpoint under the name that was asked for."""
+        name = DistillRequest.model_validate(job.request).name
+        try:
+            row = self._models.add_trained(
+                name, _run(folder) / "checkpoint", job_id=job.id, metrics=job.metrics
+            )
+        except (ServiceError, UnreadableCard) as error:
+            raise JobRefused(f"the model could not be registered: {error}") from error
+        return Outcome({"model": name, "digest": row.digest}, records=(row,))
+
+
+def run_arguments(
+    settings: Settings, request: DistillRequest, pack: Path | None
+) -> tuple[str, ...]:
+    """What to train, as `python -m training` is told it; raises `NotFound` for a missing model."""
+    arguments = [str(recipe_path(settings, request.recipe))]
+    if pack is not None:
+        arguments += ["--dataset", str(pack)]
+    for teacher in request.teachers:
+        arguments += ["--teacher", str(resolve(settings, teacher).absolute())]
+    if request.student is not None:
+        arguments += ["--student", str(resolve(settings, request.student).absolute())]
+    for key, value in request.overrides.items():
+        arguments += ["--set", setting(key, value)]
+    return tuple(arguments)
+
+
+def recipe_path(settings: Settings, name: str) -> Path:
+    """Where the recipe called `name` is, if it exists."""
+    return settings.recipes_dir.absolute() / f"{name}.toml"
+
+
+def setting(key: str, value: Override) -> str:
+    """An override as `--set` reads it: the value in TOML, whose scalars JSON's are.
+
+    A string is quoted, so that it stays a string whatever is in it.
+    """
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
+
+
+def _run(folder: Path) -> Path:
+    return folder.absolute() / "run"

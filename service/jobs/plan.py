@@ -1,0 +1,60 @@
+"""What a type of job consists of: the processes to run, and what to do once they ended well."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from service.database import Table
+from service.jobs.job import Job, JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One command of a job.
+
+    A step with an `output` is skipped when that exists, so that a resumed job does not repeat it;
+    its command writes to `partial(output)`, which is renamed when the command has succeeded.
+    """
+
+    name: str
+    command: Sequence[str]
+    output: Path | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def partial(output: Path) -> Path:
+    """Where a step writes before its output is complete."""
+    return output.with_name(f"partial-{output.name}")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a job made, and the rows that belong to it."""
+
+    result: JsonObject
+    records: Sequence[Table] = ()
+
+
+def scratch(folder: Path) -> Path:
+    """The part of a job's folder that is removed when the job has ended."""
+    return folder / "scratch"
+
+
+class JobRefused(Exception):
+    """The job cannot go on, whatever is tried; the text says why and is shown to the client."""
+
+
+class JobType(Protocol):
+    """One type of job, as its worker sees it. Constructed with its collaborators."""
+
+    def steps(self, job: Job, folder: Path) -> Sequence[Step]:
+        """The commands to run, in order; raises `JobRefused`."""
+
+    def complete(self, job: Job, folder: Path) -> Outcome:
+        """Put the results where they belong; raises `JobRefused`.
+
+        May run again after a crash, so doing it twice must be the same as doing it once.
+        """

@@ -1,0 +1,347 @@
+"""The durable queue: every change of a job's state is one transaction here, and nowhere else.
+
+Whoever runs a job holds a lease on it: a token that expires unless it is renewed. Every write of a
+runner names its token, so a runner that was presumed dead (paused, cut off) cannot touch a job that
+another one has taken over: it gets `LeaseLost` and must stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import ColumnElement, Engine, Select, and_, func, or_, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from service.database import Table, new_id, now, writing
+from service.errors import Conflict, NotFound, Reason
+from service.jobs.events import Done, Evaluation, Failed, Progress, RunEvent, Start
+from service.jobs.job import Job, JobEvent, JsonObject, Status
+from service.jobs.job import Progress as JobProgress
+from service.jobs.tables import JobEventRow, JobRow
+
+Also = Callable[[Session, Job], None]
+"""Work to do in the same transaction; what it raises rolls everything back."""
+
+
+class LeaseLost(Exception):
+    """The lease expired and the job went on without this runner."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to run `job` for now."""
+
+    job: Job
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobPage:
+    """Jobs, newest first, and where the next page starts (None: this was the last)."""
+
+    items: tuple[Job, ...]
+    next_cursor: str | None
+
+
+class JobQueue:
+    """Jobs in the database. Stateless: any number of processes may hold one on one database."""
+
+    def __init__(self, engine: Engine, *, lease_seconds: float, max_attempts: int) -> None:
+        self._engine = engine
+        self.lease_seconds = lease_seconds
+        self._lease = timedelta(seconds=lease_seconds)
+        self._max_attempts = max_attempts
+
+    # What clients do
+
+    def enqueue(
+        self,
+        kind: str,
+        request: JsonObject,
+        *,
+        claim: str | None = None,
+        also: Also | None = None,
+    ) -> Job:
+        """Add a job of type `kind`, and do what `also` does in the same transaction.
+
+        `claim` names something that only one unfinished job may hold, such as the name of the model
+        that it will make; raises `Conflict` when another unfinished job holds it.
+        """
+        row = JobRow(
+            id=new_id(), type=kind, status=Status.QUEUED, request=request, claim=claim,
+            step=0, metrics={}, attempts=0, created_at=now(),
+        )  # fmt: skip
+        try:
+            with _writing(self._engine) as session:
+                session.add(row)
+                session.flush()
+                _append(session, row, "status", {"status": row.status})
+                job = _snapshot(row)
+                if also is not None:
+                    also(session, job)
+                return job
+        except IntegrityError as error:
+            raise Conflict(
+                f"Another unfinished job already claims {claim}; wait for it or cancel it.",
+                Reason("name", "claimed"),
+                slug="job-conflict",
+            ) from error
+
+    def get(self, job_id: str) -> Job:
+        """Return one job; raises `NotFound`."""
+        with Session(self._engine) as session:
+            return _snapshot(_find(session, select(JobRow), job_id))
+
+    def page(self, *, status: Status | None, limit: int, cursor: str | None) -> JobPage:
+        """List jobs, newest first; `cursor` is the `next_cursor` of the page before."""
+        query = select(JobRow).order_by(JobRow.id.desc()).limit(limit + 1)
+        if status is not None:
+            query = query.where(JobRow.status == status)
+        if cursor is not None:
+            query = query.where(JobRow.id < cursor)
+        with Session(self._engine) as session:
+            jobs = tuple(_snapshot(row) for row in session.scalars(query))
+        more = len(jobs) > limit
+        return JobPage(jobs[:limit], jobs[limit - 1].id if more else None)
+
+    def cancel(self, job_id: str) -> Job:
+        """Cancel a queued job at once, ask for a running one to be stopped.
+
+        Asking again is fine; a job that has succeeded or failed raises `Conflict`.
+        """
+        with _writing(self._engine) as session:
+            row = _find(session, select(JobRow).with_for_update(), job_id)
+            match Status(row.status):
+                case Status.QUEUED:
+                    _end(session, row, Status.CANCELLED)
+                case Status.RUNNING:
+                    row.status = Status.CANCELLING
+                    _append(session, row, "status", {"status": row.status})
+                case Status.SUCCEEDED | Status.FAILED:
+                    raise Conflict(
+                        f"Job {job_id} has already ended: it {row.status}.", slug="job-ended"
+                    )
+                case Status.CANCELLING | Status.CANCELLED:
+                    pass
+            return _snapshot(row)
+
+    def events(self, job_id: str, *, after: int = 0, limit: int = 500) -> list[JobEvent]:
+        """Return a job's events whose sequence number is above `after`, in order."""
+        query = (
+            select(JobEventRow)
+            .where(JobEventRow.job_id == job_id, JobEventRow.sequence > after)
+            .order_by(JobEventRow.sequence)
+            .limit(limit)
+        )
+        with Session(self._engine) as session:
+            return [
+                JobEvent(row.sequence, row.at, row.kind, row.data) for row in session.scalars(query)
+            ]
+
+    # What workers do
+
+    def lease(self) -> Lease | None:
+        """Take the oldest queued job, if there is one.
+
+        Jobs whose lease ran out (their worker was killed, or cut off) are dealt with first: queued
+        again, cancelled when that was asked for, or failed after too many attempts.
+        """
+        if not self._anything_to_do():
+            return None
+        with _writing(self._engine) as session:
+            for lost in session.scalars(
+                select(JobRow).where(_expired(now())).with_for_update(skip_locked=True)
+            ):
+                self._return(session, lost, "the worker that ran it disappeared")
+            session.flush()
+            row = session.scalars(
+                select(JobRow)
+                .where(JobRow.status == Status.QUEUED)
+                .order_by(JobRow.id)
+                .limit(1)
+                .with_for_update(skip_locked=True)
+            ).first()
+            if row is None:
+                return None
+            row.status = Status.RUNNING
+            row.attempts += 1
+            row.lease_token = new_id()
+            row.lease_expires_at = now() + self._lease
+            row.started_at = row.started_at or now()
+            _append(session, row, "status", {"status": row.status, "attempt": row.attempts})
+            return Lease(_snapshot(row), row.lease_token)
+
+    def heartbeat(self, lease: Lease) -> None:
+        """Renew the lease; raises `LeaseLost`."""
+        with _writing(self._engine) as session:
+            _held(session, lease).lease_expires_at = now() + self._lease
+
+    def status(self, lease: Lease) -> Status:
+        """Where the leased job stands now (to notice a cancellation); raises `LeaseLost`."""
+        query = select(JobRow.status).where(
+            JobRow.id == lease.job.id, JobRow.lease_token == lease.token
+        )
+        with Session(self._engine) as session:
+            status = session.scalars(query).one_or_none()
+        if status is None:
+            raise LeaseLost(lease.job.id)
+        return Status(status)
+
+    def record(self, lease: Lease, events: Sequence[RunEvent]) -> None:
+        """Add what the run reported to the job and to its history; raises `LeaseLost`."""
+        with _writing(self._engine) as session:
+            row = _held(session, lease)
+            row.lease_expires_at = now() + self._lease
+            for event in events:
+                _apply(row, event)
+                _append(session, row, event.event, event.model_dump(exclude={"event"}))
+
+    def succeed(self, lease: Lease, result: JsonObject, *, records: Sequence[Table] = ()) -> Job:
+        """End the job well, adding `records` in the same transaction; raises `LeaseLost`."""
+        with _writing(self._engine) as session:
+            row = _held(session, lease)
+            session.add_all(records)
+            row.result = result
+            row.step = row.total_steps if row.total_steps is not None else row.step
+            row.eta_s = None
+            _end(session, row, Status.SUCCEEDED)
+            return _snapshot(row)
+
+    def fail(self, lease: Lease, reason: str) -> Job:
+        """End the job badly; raises `LeaseLost`."""
+        with _writing(self._engine) as session:
+            row = _held(session, lease)
+            _fail(session, row, reason)
+            return _snapshot(row)
+
+    def stopped(self, lease: Lease) -> Job:
+        """End a job that was being cancelled, its process gone; raises `LeaseLost`."""
+        with _writing(self._engine) as session:
+            row = _held(session, lease)
+            _end(session, row, Status.CANCELLED)
+            return _snapshot(row)
+
+    def retry(self, lease: Lease, reason: str) -> Job:
+        """Queue the job again after a crash, or fail it after too many; raises `LeaseLost`."""
+        with _writing(self._engine) as session:
+            row = _held(session, lease)
+            self._return(session, row, reason)
+            return _snapshot(row)
+
+    def release(self, lease: Lease) -> Job:
+        """Queue the job again because the worker stops; not counted as an attempt."""
+        with _writing(self._engine) as session:
+            row = _held(session, lease)
+            row.attempts -= 1
+            self._return(session, row, "the worker was stopped")
+            return _snapshot(row)
+
+    def unfinished(self) -> frozenset[str]:
+        """Ids of all jobs that have not ended."""
+        query = select(JobRow.id).where(JobRow.status.in_([s for s in Status if not s.final]))
+        with Session(self._engine) as session:
+            return frozenset(session.scalars(query))
+
+    def _anything_to_do(self) -> bool:
+        """Look without the write lock, because an idle worker asks several times a second."""
+        query = select(JobRow.id).where(or_(JobRow.status == Status.QUEUED, _expired(now())))
+        with Session(self._engine) as session:
+            return session.scalars(query.limit(1)).first() is not None
+
+    def _return(self, session: Session, row: JobRow, reason: str) -> None:
+        if row.status == Status.CANCELLING:
+            _end(session, row, Status.CANCELLED)
+        elif row.attempts >= self._max_attempts:
+            _fail(session, row, f"gave up after {row.attempts} attempts: {reason}")
+        else:
+            row.status = Status.QUEUED
+            row.lease_token = row.lease_expires_at = row.eta_s = None
+            _append(session, row, "status", {"status": row.status, "reason": reason})
+
+
+@contextmanager
+def _writing(engine: Engine) -> Iterator[Session]:
+    """A session in one transaction that holds the write lock from its beginning."""
+    with Session(writing(engine), expire_on_commit=False) as session, session.begin():
+        yield session
+
+
+def _expired(moment: datetime) -> ColumnElement[bool]:
+    running = JobRow.status.in_((Status.RUNNING, Status.CANCELLING))
+    return and_(running, JobRow.lease_expires_at < moment)
+
+
+def _find(session: Session, query: Select[JobRow], job_id: str) -> JobRow:
+    row = session.scalars(query.where(JobRow.id == job_id)).one_or_none()
+    if row is None:
+        raise NotFound(f"There is no job {job_id!r}. GET /jobs lists them.", slug="job-not-found")
+    return row
+
+
+def _held(session: Session, lease: Lease) -> JobRow:
+    row = session.scalars(
+        select(JobRow)
+        .where(JobRow.id == lease.job.id, JobRow.lease_token == lease.token)
+        .with_for_update()
+    ).one_or_none()
+    if row is None:
+        raise LeaseLost(lease.job.id)
+    return row
+
+
+def _append(session: Session, row: JobRow, kind: str, data: JsonObject) -> None:
+    newest = select(func.max(JobEventRow.sequence)).where(JobEventRow.job_id == row.id)
+    sequence = (session.scalar(newest) or 0) + 1
+    session.add(JobEventRow(job_id=row.id, sequence=sequence, at=now(), kind=kind, data=data))
+
+
+def _apply(row: JobRow, event: RunEvent) -> None:
+    match event:
+        case Start():
+            row.step, row.total_steps = event.step, event.total_steps
+        case Progress():
+            row.step, row.total_steps, row.eta_s = event.step, event.total_steps, event.eta_s
+            row.metrics = {**row.metrics, **event.metrics}
+        case Evaluation() | Done():
+            row.metrics = {**row.metrics, **event.metrics}
+        case Failed():
+            pass
+
+
+def _fail(session: Session, row: JobRow, reason: str) -> None:
+    row.error = reason
+    _end(session, row, Status.FAILED)
+
+
+def _end(session: Session, row: JobRow, status: Status) -> None:
+    row.status = status
+    row.claim = row.lease_token = row.lease_expires_at = row.eta_s = None
+    row.finished_at = now()
+    final = {"status": status, "result": row.result, "error": row.error, "metrics": row.metrics}
+    _append(session, row, "status", final)
+
+
+def _snapshot(row: JobRow) -> Job:
+    total = row.total_steps
+    if row.status == Status.SUCCEEDED:
+        fraction = 1.0
+    else:
+        fraction = min(row.step / total, 1.0) if total else 0.0
+    return Job(
+        id=row.id,
+        type=row.type,
+        status=Status(row.status),
+        request=row.request,
+        progress=JobProgress(fraction, row.step, total, row.eta_s),
+        metrics=row.metrics,
+        result=row.result,
+        error=row.error,
+        attempts=row.attempts,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+    )

@@ -1,0 +1,86 @@
+"""What a client may ask of a job. Names only: a request never carries a path or a URL."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from service.model_registry import NAME
+
+_PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+_KEY = r"^[a-z_]{1,40}(\.([a-z_]{1,40}|[0-9]{1,3})){0,5}$"
+# These say where files are, which is for the fields `dataset`, `teachers` and `student` to say.
+_PLACES = ("data.dataset", "student.checkpoint", "teachers")
+
+
+def _not_a_place(key: str) -> str:
+    if any(key == place or key.startswith(f"{place}.") for place in _PLACES):
+        raise ValueError("use the fields dataset, teachers and student instead")
+    return key
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("must be finite")
+    return value
+
+
+ModelName = Annotated[str, Field(pattern=NAME)]
+OverrideKey = Annotated[str, Field(pattern=_KEY), AfterValidator(_not_a_place)]
+Scalar = (
+    Annotated[bool, Field(strict=True)]
+    | Annotated[int, Field(strict=True, ge=-(2**53), le=2**53)]
+    | Annotated[float, Field(strict=True), AfterValidator(_finite)]
+    | Annotated[str, Field(strict=True, max_length=256)]
+)
+Override = Scalar | Annotated[list[Scalar], Field(max_length=64)]
+
+
+Protocol = Literal[
+    "casia-b",
+    "casia-b-mixed-gallery",
+    "cross-view",
+    "gait3d",
+    "grew",
+    "nine-pairs",
+    "ou-mvlp",
+    "ou-mvlp-mixed-gallery",
+]
+"""The protocols of `python -m training evaluate`, which is another program: a test compares."""
+
+
+class Request(BaseModel):
+    """A request for a job; a field that is not known is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GalleryDataset(Request):
+    """What is enrolled in a gallery when the job starts, as a dataset."""
+
+    gallery: Annotated[str, Field(min_length=1, max_length=64)]
+
+
+Dataset = Annotated[str, Field(pattern=_PLAIN_NAME)] | GalleryDataset
+
+
+class DistillRequest(Request):
+    """Train a student from teachers by a recipe, and register it as the model `name`."""
+
+    recipe: Annotated[str, Field(pattern=_PLAIN_NAME)]
+    name: ModelName
+    dataset: Dataset
+    teachers: Annotated[list[ModelName], Field(min_length=1, max_length=8)]
+    student: ModelName | None = None
+    overrides: Annotated[dict[OverrideKey, Override], Field(max_length=64)] = {}
+    activate: Literal["never"] = "never"  # "if_better" comes with the activation of models
+
+
+class EvaluateRequest(Request):
+    """Measure a registered model on a dataset by a protocol."""
+
+    model: ModelName
+    dataset: Dataset
+    protocol: Protocol = "cross-view"

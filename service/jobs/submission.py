@@ -1,0 +1,156 @@
+"""Taking on a job: everything that can be known to be wrong is said now, not when it runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from service.errors import Conflict, Invalid, NotFound, Reason, Unavailable
+from service.gallery.store import missing_gallery
+from service.gallery.tables import GalleryRow
+from service.jobs.datasets import find_pack, program
+from service.jobs.distill import recipe_path, run_arguments
+from service.jobs.job import Job
+from service.jobs.queue import Also, JobQueue
+from service.jobs.reasons import plain
+from service.jobs.requests import Dataset, DistillRequest, EvaluateRequest, GalleryDataset
+from service.model_registry import missing_model, resolve
+from service.settings import Settings
+
+CheckRecipe = Callable[[Sequence[str]], Sequence[Reason]]
+"""Takes the arguments of a run, returns what is wrong and where in the recipe."""
+
+_BAD_INPUT = 2
+
+
+class RecipeCheck:
+    """Asks `python -m training validate`, a few at a time, because each is a process."""
+
+    def __init__(self, *, timeout_s: float = 20.0, at_once: int = 2) -> None:
+        self._timeout_s = timeout_s
+        self._slots = threading.BoundedSemaphore(at_once)
+
+    def __call__(self, arguments: Sequence[str]) -> Sequence[Reason]:
+        """Return what is wrong; raises `Unavailable` when it could not be asked in time."""
+        if not self._slots.acquire(timeout=self._timeout_s):
+            raise Unavailable("Too many recipes are being checked; try again.", retry_after=2.0)
+        try:
+            answer = subprocess.run(
+                program("training", "validate", *arguments),
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+                timeout=self._timeout_s,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise Unavailable("The recipe could not be checked in time; try again.") from error
+        finally:
+            self._slots.release()
+        if answer.returncode == 0:
+            return ()
+        if answer.returncode != _BAD_INPUT:
+            raise RuntimeError(f"the check of a recipe failed: {answer.stderr.decode()[-2000:]}")
+        errors = json.loads(answer.stdout)["errors"]
+        return [Reason(error["where"], plain(error["reason"])) for error in errors]
+
+
+class Submission:
+    """Checks requests for jobs and queues them."""
+
+    def __init__(
+        self, settings: Settings, engine: Engine, queue: JobQueue, check_recipe: CheckRecipe
+    ) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._queue = queue
+        self._check_recipe = check_recipe
+
+    def distill(self, request: DistillRequest, also: Also | None = None) -> Job:
+        """Queue a distillation.
+
+        Raises `NotFound` for a recipe, dataset or model that does not exist, `Conflict` when the
+        name is taken or about to be, `Invalid` when the recipe and the overrides do not fit.
+        """
+        if not recipe_path(self._settings, request.recipe).is_file():
+            known = sorted(path.stem for path in self._settings.recipes_dir.glob("*.toml"))
+            raise NotFound(
+                f"There is no recipe {request.recipe!r}. There are: {', '.join(known) or 'none'}.",
+                Reason("recipe", "not_found"),
+                slug="recipe-not-found",
+            )
+        pack = self._require_dataset(request.dataset)
+        for position, teacher in enumerate(request.teachers):
+            self._require_model(teacher, f"teachers[{position}]")
+        if request.student is not None:
+            self._require_model(request.student, "student")
+        self._require_free(request.name)
+        self._require_fitting(request, pack)
+        content = request.model_dump(mode="json")
+        return self._queue.enqueue("distill", content, claim=f"model:{request.name}", also=also)
+
+    def evaluate(self, request: EvaluateRequest, also: Also | None = None) -> Job:
+        """Queue an evaluation; raises `NotFound` for a model or dataset that does not exist."""
+        self._require_model(request.model, "model")
+        self._require_dataset(request.dataset)
+        return self._queue.enqueue("evaluate", request.model_dump(mode="json"), also=also)
+
+    def _require_fitting(self, request: DistillRequest, pack: Path | None) -> None:
+        wrong = self._check_recipe(run_arguments(self._settings, request, pack))
+        if (
+            pack is None
+        ):  # a gallery, packed when the job runs: the recipe's own dataset is not used
+            wrong = [reason for reason in wrong if reason.where != "data.dataset"]
+        if wrong:
+            raise Invalid(
+                "The recipe cannot be run with these overrides; correct what `errors` names.",
+                *(
+                    Reason(
+                        f"{'overrides' if item.where in request.overrides else 'recipe'}."
+                        f"{item.where}",
+                        item.reason,
+                    )
+                    for item in wrong
+                ),
+                slug="recipe-invalid",
+            )
+
+    def _require_dataset(self, dataset: Dataset) -> Path | None:
+        """The pack; None for a gallery, which is packed when the job runs."""
+        if isinstance(dataset, GalleryDataset):
+            query = select(GalleryRow.id).where(GalleryRow.name == dataset.gallery)
+            with Session(self._engine) as session:
+                if session.scalar(query) is None:
+                    raise missing_gallery(dataset.gallery)
+            return None
+        pack = find_pack(self._settings, dataset)
+        if pack is None:
+            raise NotFound(
+                f"There is no dataset {dataset!r}. Put a pack made by `python -m training pack` "
+                'into the folder "datasets" of the data folder, or use {"gallery": NAME}.',
+                Reason("dataset", "not_found"),
+                slug="dataset-not-found",
+            )
+        return pack
+
+    def _require_model(self, name: str, where: str) -> None:
+        try:
+            resolve(self._settings, name)
+        except NotFound:
+            raise missing_model(name, where) from None
+
+    def _require_free(self, name: str) -> None:
+        try:
+            resolve(self._settings, name)
+        except NotFound:
+            return
+        raise Conflict(
+            f"A model called {name!r} exists already; choose another name.",
+            Reason("name", "taken"),
+            slug="model-exists",
+        )

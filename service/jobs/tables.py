@@ -1,0 +1,50 @@
+"""Jobs and their events in the database."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from service.database import Table
+from service.jobs.job import JsonObject
+
+
+class JobRow(Table):
+    """One job. `lease_token` names the attempt that may write to the row, until it expires."""
+
+    __tablename__ = "job"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    type: Mapped[str] = mapped_column(String(32))
+    status: Mapped[str] = mapped_column(String(16))
+    request: Mapped[JsonObject] = mapped_column(JSON)
+    # What only one unfinished job may claim ("model:NAME"); null once the job has ended.
+    claim: Mapped[str | None] = mapped_column(String(128), unique=True)
+    step: Mapped[int] = mapped_column(BigInteger, default=0)
+    total_steps: Mapped[int | None] = mapped_column(BigInteger)
+    eta_s: Mapped[float | None]
+    metrics: Mapped[JsonObject] = mapped_column(JSON, default=dict)
+    result: Mapped[JsonObject | None] = mapped_column(JSON(none_as_null=True))
+    error: Mapped[str | None] = mapped_column(Text)
+    attempts: Mapped[int] = mapped_column(default=0)
+    lease_token: Mapped[str | None] = mapped_column(String(36))
+    lease_expires_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (Index("ix_job_status_id", "status", "id"),)
+
+
+class JobEventRow(Table):
+    """One entry of a job's history; rows are only ever added."""
+
+    __tablename__ = "job_event"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id"), primary_key=True)
+    sequence: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    at: Mapped[datetime]
+    kind: Mapped[str] = mapped_column(String(16))
+    data: Mapped[JsonObject] = mapped_column(JSON)

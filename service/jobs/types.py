@@ -1,0 +1,19 @@
+"""The types of job there are: a new one is one file and one line."""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine
+
+from service.jobs.distill import DistillJob
+from service.jobs.evaluate import EvaluateJob
+from service.jobs.plan import JobType
+from service.model_registry import ModelRegistry
+from service.settings import Settings
+
+
+def job_types(settings: Settings, engine: Engine) -> dict[str, JobType]:
+    """What a worker of this deployment can run."""
+    return {
+        "distill": DistillJob(settings, ModelRegistry(settings, engine)),
+        "evaluate": EvaluateJob(settings),
+    }

@@ -1,0 +1,218 @@
+"""Leases one job at a time, runs its commands as child processes and relays what they report.
+
+A worker may be killed at any moment. Its child dies with it (see `service.jobs.guard`), its lease
+expires, and the next worker leases the job and runs the same commands in the same folder, which
+resumes them.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from service.jobs import events
+from service.jobs.child import Child
+from service.jobs.events import Failed, Progress, RunEvent
+from service.jobs.guard import LOCKED
+from service.jobs.job import Job, Status
+from service.jobs.plan import JobRefused, JobType, Step, partial, scratch
+from service.jobs.queue import JobQueue, Lease, LeaseLost
+from service.jobs.reasons import OUTPUT, last_error_line, plain
+
+_log = logging.getLogger(__name__)
+
+
+class _Cancelled(Exception):
+    """The job was cancelled while its child ran."""
+
+
+class _Stopping(Exception):
+    """The worker was asked to stop while a child ran."""
+
+
+class _Crashed(Exception):
+    """The child ended in a way that trying again may mend."""
+
+
+class Worker:
+    """Runs jobs of the given types, one at a time."""
+
+    def __init__(
+        self,
+        queue: JobQueue,
+        types: Mapping[str, JobType],
+        *,
+        folders: Path,
+        grace_s: float,
+        poll_s: float = 0.25,
+    ) -> None:
+        """Run jobs of `types` in subfolders of `folders`.
+
+        `grace_s` is the time that a child has between SIGTERM and SIGKILL, `poll_s` the time
+        between two looks at the database.
+        """
+        self._queue = queue
+        self._types = types
+        self._folders = folders
+        self._grace_s = grace_s
+        self._poll_s = poll_s
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """Make `run` return soon; the running job goes back to the queue. For signal handlers."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Run jobs until `stop` is called."""
+        self._sweep()
+        while not self._stop.is_set():
+            if not self.run_one():
+                self._stop.wait(self._poll_s)
+
+    def run_one(self) -> bool:
+        """Run the oldest queued job, if there is one, and say whether there was."""
+        lease = self._queue.lease()
+        if lease is None:
+            return False
+        _log.info("job %s (%s): attempt %d", lease.job.id, lease.job.type, lease.job.attempts)
+        try:
+            job = self._run(lease)
+        except LeaseLost:
+            _log.warning("job %s: the lease was lost, another worker has it", lease.job.id)
+        else:
+            _log.info("job %s: %s", job.id, job.status)
+        return True
+
+    def _run(self, lease: Lease) -> Job:
+        job = lease.job
+        folder = self._folders / job.id
+        scratch(folder).mkdir(parents=True, exist_ok=True)
+        try:
+            kind = self._types.get(job.type)
+            if kind is None:
+                raise JobRefused(f"this worker cannot run jobs of type {job.type!r}")
+            for step in kind.steps(job, folder):
+                self._run_step(lease, step, folder)
+            outcome = kind.complete(self._queue.get(job.id), folder)
+            shutil.rmtree(scratch(folder))
+            return self._queue.succeed(lease, outcome.result, records=outcome.records)
+        except JobRefused as refusal:
+            shutil.rmtree(scratch(folder))
+            return self._queue.fail(lease, plain(str(refusal)))
+        except _Cancelled:
+            shutil.rmtree(scratch(folder))
+            return self._queue.stopped(lease)
+        except _Stopping:
+            return self._back(self._queue.release(lease), folder)
+        except _Crashed as crash:
+            return self._back(self._queue.retry(lease, str(crash)), folder)
+        except OSError as error:  # a full disk, say: the next attempt may be luckier
+            _log.exception("job %s", job.id)
+            return self._back(self._queue.retry(lease, plain(str(error))), folder)
+
+    def _back(self, job: Job, folder: Path) -> Job:
+        """Keep the scratch of a job that is queued again; it may have ended instead."""
+        if job.status.final:
+            shutil.rmtree(scratch(folder))
+        return job
+
+    def _run_step(self, lease: Lease, step: Step, folder: Path) -> None:
+        """Run one command; raises `JobRefused`, `_Crashed`, `_Cancelled` or `_Stopping`."""
+        if step.output is not None:
+            if step.output.exists():
+                return
+            _remove(partial(step.output))
+        with (folder / "log.txt").open("ab") as log:
+            log.write(f"== {step.name}, attempt {lease.job.attempts}\n".encode())
+            log.flush()
+            begin = log.tell()
+            relay = _Relay(self._queue, lease, log)
+            child = Child(step.command, folder=folder, log=log, environment=step.environment)
+            try:
+                while not child.ended():
+                    stopping = self._stop.wait(self._poll_s)
+                    relay.send(child.lines(0.0))
+                    if relay.status() is Status.CANCELLING:
+                        child.stop(self._grace_s)
+                        raise _Cancelled
+                    if stopping:
+                        child.stop(self._grace_s)
+                        raise _Stopping
+            finally:
+                status, last = child.close()
+            relay.send(last)
+        if status != 0:
+            why = relay.failure or last_error_line(folder / "log.txt", begin)
+            raise _verdict(step, status, plain(why))
+        if step.output is not None:
+            partial(step.output).replace(step.output)
+
+    def _sweep(self) -> None:
+        """Remove the scratch of ended jobs that a killed worker left behind."""
+        folders = list(self._folders.iterdir()) if self._folders.exists() else []
+        unfinished = self._queue.unfinished()
+        for folder in folders:
+            if folder.name not in unfinished and scratch(folder).exists():
+                shutil.rmtree(scratch(folder))
+
+
+class _Relay:
+    """Takes a child's lines to the database, and keeps the lease alive while there are none."""
+
+    def __init__(self, queue: JobQueue, lease: Lease, log: IO[bytes]) -> None:
+        self._queue = queue
+        self._lease = lease
+        self._log = log
+        self._renew_at = 0.0
+        self.failure: str | None = None  # why the child itself says that it failed
+
+    def send(self, lines: Sequence[str]) -> None:
+        """Record the events among `lines`; what is no event goes to the job's log."""
+        reported: list[RunEvent] = []
+        for line in lines:
+            event = events.parse(line)
+            if event is None:
+                self._log.write(f"{OUTPUT}{line}\n".encode(errors="replace"))
+                continue
+            if isinstance(event, Failed):
+                self.failure = event.reason
+                continue  # becomes the job's error
+            if isinstance(event, Progress) and reported and isinstance(reported[-1], Progress):
+                reported.pop()  # only the newest of a burst: bounds the history of a fast run
+            reported.append(event)
+        self._log.flush()
+        if reported:
+            self._queue.record(self._lease, reported)
+            self._renewed()
+
+    def status(self) -> Status:
+        """Where the job stands now; renews the lease when it is time."""
+        if time.monotonic() >= self._renew_at:
+            self._queue.heartbeat(self._lease)
+            self._renewed()
+        return self._queue.status(self._lease)
+
+    def _renewed(self) -> None:
+        self._renew_at = time.monotonic() + self._queue.lease_seconds / 3
+
+
+def _verdict(step: Step, status: int, reason: str) -> JobRefused | _Crashed:
+    """What a child's end with a status other than 0 means for the job."""
+    said = f": {reason}" if reason else ""
+    if status == LOCKED:
+        return _Crashed(reason)
+    if status > 128:
+        return _Crashed(f"{step.name} was ended by signal {status - 128}{said}")
+    return JobRefused(f"{step.name} failed{said or f' with status {status}'}")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,164 @@
+"""Idempotency-Key on every POST: one layer that reads the body once, asks, and replays."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from tempfile import SpooledTemporaryFile
+from typing import IO
+
+from sqlalchemy import Engine
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import Invalid, Reason
+from service.idempotency import Answer, Hold, IdempotencyStore
+from service.middleware.access import CALLER
+from service.middleware.body import multipart_boundary
+
+HOLD = "gaitid.idempotency_hold"  # in the scope: what `service.idempotency.keep` takes
+_IN_MEMORY = 2**20
+_CHUNK = 2**18
+_LONGEST_ANSWER = 2**20
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+class BodyHash:
+    """SHA-256 of a body that arrives in pieces, blind to the boundary a multipart body chose.
+
+    A client that sends its form again lets its library draw a new boundary; it is the same request.
+    """
+
+    def __init__(self, boundary: bytes | None) -> None:
+        self._hash = hashlib.sha256()
+        self._boundary = boundary
+        self._rest = b""
+
+    def update(self, piece: bytes) -> None:
+        """Take in the next piece."""
+        if self._boundary is None:
+            self._hash.update(piece)
+            return
+        *before, rest = (self._rest + piece).split(self._boundary)
+        for part in before:
+            self._hash.update(part + b"\0boundary\0")
+        undecided = min(len(rest), len(self._boundary) - 1)  # may be the start of a boundary
+        self._hash.update(rest[: len(rest) - undecided])
+        self._rest = rest[len(rest) - undecided :]
+
+    def hexdigest(self) -> str:
+        """The digest of everything taken in."""
+        final = self._hash.copy()
+        final.update(self._rest)
+        return final.hexdigest()
+
+
+class Idempotency:
+    """Carries out a POST with an Idempotency-Key once and replays its answer."""
+
+    def __init__(self, app: ASGIApp, engine: Engine) -> None:
+        self._app = app
+        self._store = IdempotencyStore(engine)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; raises `Conflict` or `Invalid` for what the key forbids."""
+        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        key = headers.get("idempotency-key")
+        if key is None or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        if not _KEY.fullmatch(key):
+            raise Invalid(
+                "An Idempotency-Key is 1 to 255 printable ASCII characters, such as a UUID.",
+                Reason("Idempotency-Key", "malformed"),
+                slug="idempotency-key-malformed",
+            )
+        with SpooledTemporaryFile(max_size=_IN_MEMORY) as body:
+            digest = BodyHash(multipart_boundary(headers.get("content-type", "")))
+            await _read(receive, body, digest)
+            request = (scope["method"], scope["path"], scope["query_string"].decode("latin-1"))
+            fingerprint = hashlib.sha256(
+                "\0".join((*request, digest.hexdigest())).encode()
+            ).hexdigest()
+            caller = scope.get(CALLER)
+            taken = await asyncio.to_thread(
+                self._store.take, "" if caller is None else caller.key_id, key, fingerprint
+            )
+            if isinstance(taken, Answer):
+                await _replay(taken)(scope, receive, send)
+                return
+            await self._carry_out(taken, scope, _again(body, receive), send)
+
+    async def _carry_out(self, hold: Hold, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[HOLD] = hold
+        status = 0
+        headers: dict[str, str] = {}
+        body = bytearray()
+        kept = False
+
+        async def send_and_keep(message: Message) -> None:
+            nonlocal status, headers, kept
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = _kept_headers(message)
+            elif len(body) <= _LONGEST_ANSWER:
+                body.extend(message.get("body", b""))
+            complete = message["type"] == "http.response.body" and not message.get("more_body")
+            if complete and 200 <= status < 300 and len(body) <= _LONGEST_ANSWER:
+                # Before the client sees the end, so that its next request finds the answer.
+                answer = Answer(status, headers, body.decode())
+                await asyncio.to_thread(self._store.keep, hold, answer)
+                kept = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_keep)
+        finally:
+            if not kept:
+                await asyncio.shield(asyncio.to_thread(self._store.release, hold))
+
+
+async def _read(receive: Receive, body: IO[bytes], digest: BodyHash) -> None:
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        piece = message.get("body", b"")
+        digest.update(piece)
+        body.write(piece)
+        more = message.get("more_body", False)
+    body.seek(0)
+
+
+def _again(body: IO[bytes], receive: Receive) -> Receive:
+    """The body once more, then whatever the connection brings."""
+    finished = False
+
+    async def receive_again() -> Message:
+        nonlocal finished
+        if finished:
+            return await receive()
+        piece = body.read(_CHUNK)
+        finished = len(piece) < _CHUNK
+        return {"type": "http.request", "body": piece, "more_body": not finished}
+
+    return receive_again
+
+
+def _kept_headers(message: Message) -> dict[str, str]:
+    kept = (b"content-type", b"location")
+    return {
+        name.decode("latin-1"): value.decode("latin-1")
+        for name, value in message["headers"]
+        if name.lower() in kept
+    }
+
+
+def _replay(answer: Answer) -> Response:
+    return Response(
+        answer.body, answer.status, headers={**answer.headers, "Idempotency-Replayed": "true"}
+    )

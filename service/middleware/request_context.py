@@ -1,0 +1,89 @@
+"""The outermost layer: a request id, one log line and one measurement a request, and no stranger's
+exception text.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from time import perf_counter
+
+import uuid_utils
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import ServiceError
+from service.logs import request_id
+from service.metrics import Metrics
+from service.problems import internal_error, render, render_http
+
+_log = logging.getLogger(__name__)
+_ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_CLIENT_CLOSED = 499  # for the log only; there is nobody left to answer
+
+
+class RequestContext:
+    """Gives each request an id (its own X-Request-ID if it is decent) and accounts for it."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent = Headers(scope=scope).get("x-request-id", "")
+        current = sent if _ACCEPTABLE_ID.fullmatch(sent) else str(uuid_utils.uuid7())
+        token = request_id.set(current)
+        started = perf_counter()
+        status: int | None = None
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = current
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            status = status or _CLIENT_CLOSED
+        except ServiceError as error:  # raised by a layer outside of the router
+            await render(error)(scope, receive, send_with_id)
+        except HTTPException as error:
+            await render_http(error)(scope, receive, send_with_id)
+        except Exception:
+            _log.exception("unexpected exception")
+            if status is not None:  # too late for another answer: cut the connection
+                raise
+            await internal_error(current)(scope, receive, send_with_id)
+        finally:
+            seconds = perf_counter() - started
+            route = getattr(scope.get("route"), "path", "unmatched")
+            self._metrics.request_seconds.labels(
+                _method(scope["method"]), route, str(status or _CLIENT_CLOSED)
+            ).observe(seconds)
+            _log.info(
+                "request",
+                extra={
+                    "method": _method(scope["method"]),
+                    "route": route,
+                    "status": status,
+                    "ms": round(seconds * 1000, 1),
+                },
+            )
+            request_id.reset(token)
+
+
+def _method(name: str) -> str:
+    """A known method, so that strangers cannot invent label values."""
+    known = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+    return name if name in known else "OTHER"

@@ -1,0 +1,185 @@
+"""The models a deployment knows by name: those that ship with it, and those it made or was given.
+
+A model is a checkpoint folder (`weights.safetensors`, `card.json`) named after it. The folders are
+the truth; a row in the database adds which job made one. No torch is imported here: a card is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+
+from sqlalchemy import JSON, Engine, ForeignKey, String, select
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from service.database import Table, now
+from service.errors import Conflict, NotFound, Reason
+from service.jobs.job import JsonObject
+from service.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+_CARD = "card.json"
+_MOST_CARD_BYTES = 2**20
+
+
+class Source(StrEnum):
+    """Where a model comes from."""
+
+    SHIPPED = "shipped"
+    TRAINED = "trained"
+    IMPORTED = "imported"
+
+
+class ModelRow(Table):
+    """What is known of a model besides its card."""
+
+    __tablename__ = "model"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64))
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("job.id"))
+    metrics: Mapped[JsonObject] = mapped_column(JSON)
+    created_at: Mapped[datetime]
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredModel:
+    """A model and what is known of it; `path` is for this process only, never for a client."""
+
+    name: str
+    source: Source
+    digest: str
+    card: JsonObject
+    metrics: JsonObject
+    job_id: str | None
+    created_at: datetime | None
+    path: Path
+
+
+class UnreadableCard(ValueError):
+    """A folder among the models whose card is not one."""
+
+
+def resolve(settings: Settings, name: str) -> Path:
+    """The folder of the model called `name`; raises `NotFound`."""
+    if re.fullmatch(NAME, name):
+        for folder in (settings.shipped_models_dir, settings.models_dir):
+            if (folder / name / _CARD).is_file():
+                return folder / name
+    raise missing_model(name, "name")
+
+
+def missing_model(name: str, where: str) -> NotFound:
+    """The error for a model that is not registered; `where` is the field that names it."""
+    return NotFound(
+        f"There is no model {name!r}. GET /models lists those there are; "
+        "`gaitid import-opengait` makes one from an OpenGait checkpoint.",
+        Reason(where, "not_found"),
+        slug="model-not-found",
+    )
+
+
+def read_card(path: Path) -> JsonObject:
+    """A checkpoint's card, with its digest; raises `UnreadableCard`."""
+    try:
+        with (path / _CARD).open("rb") as file:
+            card = json.loads(file.read(_MOST_CARD_BYTES))
+    except (OSError, ValueError) as error:
+        raise UnreadableCard(f"{path.name}/{_CARD} cannot be read") from error
+    if not isinstance(card, dict) or not isinstance(card.get("digest"), str):
+        raise UnreadableCard(f"{path.name}/{_CARD} is not a checkpoint's card")
+    return card
+
+
+class ModelRegistry:
+    """Models by name, over the checkpoint folders and the database."""
+
+    def __init__(self, settings: Settings, engine: Engine) -> None:
+        self._settings = settings
+        self._engine = engine
+
+    def all(self) -> list[RegisteredModel]:
+        """Every model, by name; a folder whose card cannot be read is left out, and logged."""
+        models = []
+        for name in sorted(set(self._names())):
+            try:
+                models.append(self.show(name))
+            except UnreadableCard as error:
+                _log.warning("not listed as a model: %s", error)
+        return models
+
+    def show(self, name: str) -> RegisteredModel:
+        """One model; raises `NotFound`, or `UnreadableCard` when its folder is broken."""
+        path = resolve(self._settings, name)
+        card = read_card(path)
+        with Session(self._engine) as session:
+            row = session.get(ModelRow, name)
+        if path.parent == self._settings.shipped_models_dir:
+            source, row = Source.SHIPPED, None
+        else:
+            source = Source.TRAINED if row and row.job_id else Source.IMPORTED
+        own = card.get("metrics")
+        return RegisteredModel(
+            name=name,
+            source=source,
+            digest=card["digest"],
+            card=card,
+            metrics={**(own if isinstance(own, dict) else {}), **(row.metrics if row else {})},
+            job_id=row.job_id if row else None,
+            created_at=row.created_at if row else None,
+            path=path,
+        )
+
+    def add_trained(
+        self, name: str, checkpoint: Path, *, job_id: str, metrics: JsonObject
+    ) -> ModelRow:
+        """Copy a checkpoint among the models and return the row that is to be added for it.
+
+        The folder appears in one rename, complete. Doing it twice for the same checkpoint is the
+        same as doing it once; another model of that name raises `Conflict`.
+        """
+        target = self._settings.models_dir / name
+        digest = read_card(checkpoint)["digest"]
+        with Session(self._engine) as session:
+            taken = session.scalar(select(ModelRow.name).where(ModelRow.name == name)) is not None
+        if taken or (self._settings.shipped_models_dir / name).exists():
+            raise Conflict(f"a model called {name!r} exists already", Reason("name", "taken"))
+        if target.exists():
+            if read_card(target)["digest"] != digest:
+                raise Conflict(f"a model called {name!r} exists already", Reason("name", "taken"))
+        else:
+            incoming = self._settings.models_dir / f".incoming-{job_id}"
+            shutil.rmtree(incoming, ignore_errors=True)
+            incoming.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(checkpoint, incoming)
+            for path in (*incoming.iterdir(), incoming):
+                _flush(path)
+            incoming.rename(target)
+            _flush(target.parent)
+        return ModelRow(name=name, digest=digest, job_id=job_id, metrics=metrics, created_at=now())
+
+    def _names(self) -> Iterator[str]:
+        for folder in (self._settings.shipped_models_dir, self._settings.models_dir):
+            if folder.is_dir():
+                for entry in folder.iterdir():
+                    if re.fullmatch(NAME, entry.name) and (entry / _CARD).is_file():
+                        yield entry.name
+
+
+def _flush(path: Path) -> None:
+    """Bring a file or folder to the disk, so that a power cut after the rename finds it whole."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,142 @@
+"""Every error as application/problem+json (RFC 9457), from our own tree and from the framework."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from service.errors import Reason, ServiceError
+
+MEDIA_TYPE = "application/problem+json"
+_MOST_REASONS = 100
+
+
+def problem(
+    status: int,
+    slug: str,
+    title: str,
+    detail: str,
+    reasons: Sequence[Reason] = (),
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """A problem document as a response."""
+    return JSONResponse(
+        {
+            "type": f"/problems/{slug}",
+            "title": title,
+            "status": status,
+            "detail": detail,
+            "errors": [
+                {"where": reason.where, "reason": reason.reason}
+                for reason in reasons[:_MOST_REASONS]
+            ],
+        },
+        status_code=status,
+        headers=dict(headers or {}),
+        media_type=MEDIA_TYPE,
+    )
+
+
+def render(error: ServiceError) -> JSONResponse:
+    """One of our own errors."""
+    headers = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    return problem(
+        error.status, error.problem_slug, error.title, error.detail, error.reasons, headers
+    )
+
+
+def internal_error(request_id: str) -> JSONResponse:
+    """What a client is told of an unexpected exception: nothing but where to look it up."""
+    return problem(
+        500,
+        ServiceError.slug,
+        ServiceError.title,
+        f"This is a fault of the service. Its log has the cause under request id {request_id}.",
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Render our errors, the framework's, and its validation errors as problem documents."""
+    app.add_exception_handler(ServiceError, _own)
+    app.add_exception_handler(HTTPException, _frameworks)
+    app.add_exception_handler(RequestValidationError, _validation)
+
+
+async def _own(_request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, ServiceError):
+        raise error
+    return render(error)
+
+
+_FRAMEWORKS = {
+    400: ("malformed-request", "The request cannot be read", "Check how the body is encoded."),
+    404: ("not-found", "Not found", "There is nothing at this address; /docs lists what there is."),
+    413: ("request-too-large", "Over a limit", "Send less at a time."),
+    405: ("method-not-allowed", "Method not allowed", "Use one of the methods in `Allow`."),
+}
+
+
+async def _frameworks(_request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, HTTPException):
+        raise error
+    return render_http(error)
+
+
+def render_http(error: HTTPException) -> JSONResponse:
+    """One of the framework's errors."""
+    slug, title, advice = _FRAMEWORKS.get(
+        error.status_code, ("http-error", HTTPStatus(error.status_code).phrase, "")
+    )
+    detail = str(error.detail)
+    if detail == HTTPStatus(error.status_code).phrase:  # the framework's default says nothing new
+        detail = advice
+    return problem(error.status_code, slug, title, detail or title, headers=error.headers)
+
+
+async def _validation(_request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    errors: list[Any] = list(error.errors())
+    if any(item["type"] == "json_invalid" for item in errors):
+        return problem(
+            400,
+            "malformed-request",
+            "The request cannot be read",
+            "The body is not JSON.",
+            [Reason("body", _sentence(item)) for item in errors],
+        )
+    reasons = [Reason(_where(item["loc"]), _sentence(item)) for item in errors]
+    named = ", ".join(dict.fromkeys(reason.where for reason in reasons))
+    return problem(
+        422,
+        "invalid-field",
+        "A field is missing, unknown or invalid",
+        f"Correct {named} and send the request again; /docs describes every field.",
+        reasons,
+    )
+
+
+def _where(location: Sequence[str | int]) -> str:
+    """A field's name; without the part of the request it is in, which only matters to us."""
+    inside = location[1:] if len(location) > 1 else location
+    return "".join(
+        f"[{step}]" if isinstance(step, int) else (f".{step}" if position else str(step))
+        for position, step in enumerate(inside)
+    )
+
+
+def _sentence(item: Mapping[str, Any]) -> str:
+    return str(item["msg"]).removeprefix("Value error, ").replace(
+        "Expected UploadFile, received: <class 'str'>", "send a file, not text"
+    )  # fmt: skip

@@ -1,0 +1,36 @@
+"""A real worker over the fake run, in a process that a test may kill: fake_worker.py DB FOLDERS."""
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from service.database import open_database
+from service.jobs.job import Job
+from service.jobs.plan import Outcome, Step
+from service.jobs.queue import JobQueue
+from service.jobs.worker import Worker
+
+RUN = Path(__file__).parent / "fake_run.py"
+
+
+class FakeJob:
+    """A job type whose command is the fake run; its request holds the run's options."""
+
+    def steps(self, job: Job, folder: Path) -> Sequence[Step]:
+        options = [part for key, value in job.request.items() for part in (f"--{key}", str(value))]
+        return [Step("run", (sys.executable, str(RUN), str(folder / "run"), *options))]
+
+    def complete(self, job: Job, folder: Path) -> Outcome:
+        return Outcome({"finished": job.id})
+
+
+def main(database: str, folders: str) -> None:
+    queue = JobQueue(open_database(database), lease_seconds=1.0, max_attempts=3)
+    worker = Worker(queue, {"fake": FakeJob()}, folders=Path(folders), grace_s=0.5, poll_s=0.05)
+    signal.signal(signal.SIGTERM, lambda *_: worker.stop())
+    worker.run()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

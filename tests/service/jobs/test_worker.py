@@ -1,0 +1,265 @@
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from sqlalchemy import Engine, update
+
+from service.jobs.job import Job, Status
+from service.jobs.queue import JobQueue
+from service.jobs.tables import JobRow
+from service.jobs.reasons import plain
+from service.jobs.worker import Worker
+from tests.service.jobs.fake_worker import FakeJob
+
+OpenQueue = Callable[..., JobQueue]
+FAKE_WORKER = Path(__file__).parent / "fake_worker.py"
+
+
+def until(holds: Callable[[], Any], what: str, timeout_s: float = 15.0) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not (value := holds()):
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(0.02)
+    return value
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    return tmp_path / "jobs"
+
+
+@pytest.fixture
+def queue(open_queue: OpenQueue) -> JobQueue:
+    return open_queue()
+
+
+@pytest.fixture
+def worker(queue: JobQueue, folders: Path) -> Worker:
+    return Worker(queue, {"fake": FakeJob()}, folders=folders, grace_s=0.5, poll_s=0.05)
+
+
+@pytest.fixture
+def start_worker(
+    database_url: str, folders: Path
+) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+    with ExitStack() as stack:
+
+        @contextmanager
+        def running() -> Iterator[subprocess.Popen[bytes]]:
+            process = subprocess.Popen([sys.executable, FAKE_WORKER, database_url, folders])
+            yield process
+            process.kill()
+            process.wait()
+
+        yield lambda: stack.enter_context(running())
+
+
+def run(worker: Worker, queue: JobQueue, **options: object) -> Job:
+    job = queue.enqueue("fake", options)
+    assert worker.run_one()
+    return queue.get(job.id)
+
+
+def test_a_job_runs_to_its_end_and_its_events_are_relayed(
+    worker: Worker, queue: JobQueue, folders: Path
+) -> None:
+    job = run(worker, queue)
+    assert (job.status, job.error) == (Status.SUCCEEDED, None)
+    assert job.result == {"finished": job.id}
+    assert job.metrics["rank1"] == 0.8
+    assert (job.progress.step, job.progress.total_steps) == (3, 3)
+    kinds = [event.kind for event in queue.events(job.id)]
+    assert kinds[:3] == ["status", "status", "start"]
+    assert kinds[-3:] == ["evaluation", "done", "status"]
+    assert not (folders / job.id / "scratch").exists()
+
+
+def test_lines_that_are_no_events_go_to_the_log_and_nan_becomes_null(
+    worker: Worker, queue: JobQueue, folders: Path
+) -> None:
+    job = run(worker, queue, behave="babble")
+    assert job.status is Status.SUCCEEDED
+    log = (folders / job.id / "log.txt").read_text()
+    assert "stdout: Downloading... 100%" in log
+    assert '"step": "three"' in log
+    assert "NaN" not in log
+
+
+def test_bad_input_fails_the_job_at_once_with_its_reason_and_without_paths(
+    worker: Worker, queue: JobQueue
+) -> None:
+    job = run(worker, queue, behave="bad input")
+    assert (job.status, job.attempts) == (Status.FAILED, 1)
+    assert job.error == "run failed: no teacher at teacher"
+
+
+def test_an_exception_of_the_child_becomes_a_reason_without_paths_or_escapes(
+    worker: Worker, queue: JobQueue
+) -> None:
+    job = run(worker, queue, behave="raise")
+    assert job.status is Status.FAILED
+    assert job.error == "run failed: RuntimeError: cannot read frames.bin"
+
+
+def test_a_child_that_crashes_is_tried_again(worker: Worker, queue: JobQueue) -> None:
+    job = run(worker, queue, behave="crash once")
+    assert job.status is Status.QUEUED
+    assert worker.run_one()
+    job = queue.get(job.id)
+    assert (job.status, job.attempts) == (Status.SUCCEEDED, 2)
+
+
+def test_a_child_that_always_crashes_fails_the_job_in_the_end(
+    worker: Worker, queue: JobQueue, folders: Path
+) -> None:
+    job = run(worker, queue, behave="crash")
+    while worker.run_one():
+        pass
+    job = queue.get(job.id)
+    assert (job.status, job.attempts) == (Status.FAILED, 3)
+    assert job.error == "gave up after 3 attempts: run was ended by signal 9"
+    assert not (folders / job.id / "scratch").exists()
+
+
+def test_a_type_the_worker_does_not_know_fails_the_job(worker: Worker, queue: JobQueue) -> None:
+    job = queue.enqueue("unheard-of", {})
+    assert worker.run_one()
+    assert queue.get(job.id).error == "this worker cannot run jobs of type 'unheard-of'"
+
+
+@pytest.mark.parametrize("behave", ["well", "deaf", "parent"])
+def test_cancel_ends_the_child_and_all_it_started_within_seconds(
+    worker: Worker, queue: JobQueue, folders: Path, behave: str
+) -> None:
+    job = queue.enqueue("fake", {"steps": 1000, "seconds": 0.05, "behave": behave})
+    thread = threading.Thread(target=worker.run_one)
+    thread.start()
+    until(lambda: queue.get(job.id).progress.step > 0, "progress")
+    out = folders / job.id / "run"
+    pids = [
+        int((out / name).read_text()) for name in ("pid", "grandchild") if (out / name).exists()
+    ]
+    assert len(pids) == (2 if behave == "parent" else 1)
+
+    begin = time.monotonic()
+    queue.cancel(job.id)
+    until(lambda: queue.get(job.id).status is Status.CANCELLED, "cancelled")
+    assert time.monotonic() - begin < 3
+    assert all(gone(pid) for pid in pids)
+    thread.join()
+
+
+def test_a_worker_killed_in_the_middle_takes_its_child_along_and_another_one_resumes(
+    queue: JobQueue,
+    folders: Path,
+    start_worker: Callable[[], subprocess.Popen[bytes]],
+) -> None:
+    job = queue.enqueue("fake", {"steps": 30, "seconds": 0.05, "behave": "parent"})
+    first = start_worker()
+    until(lambda: queue.get(job.id).progress.step >= 5, "the first worker's progress")
+    out = folders / job.id / "run"
+    pids = [int((out / name).read_text()) for name in ("pid", "grandchild")]
+
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    until(lambda: all(gone(pid) for pid in pids), "the end of the orphans")
+    kept = int((out / "state").read_text())
+
+    start_worker()
+    until(lambda: queue.get(job.id).status.final, "the second worker's end")
+    job = queue.get(job.id)
+    assert (job.status, job.attempts, job.progress.step) == (Status.SUCCEEDED, 2, 30)
+    starts = [event.data["step"] for event in queue.events(job.id) if event.kind == "start"]
+    assert starts == [0, kept]  # resumed, not begun again
+    assert kept >= 5
+
+
+def test_a_worker_asked_to_stop_gives_its_job_back(
+    queue: JobQueue, folders: Path, start_worker: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    job = queue.enqueue("fake", {"steps": 1000, "seconds": 0.05})
+    process = start_worker()
+    until(lambda: queue.get(job.id).progress.step > 0, "progress")
+    pid = int((folders / job.id / "run" / "pid").read_text())
+    process.terminate()
+    assert process.wait(timeout=5) == 0
+    seen = queue.get(job.id)
+    assert (seen.status, seen.attempts) == (Status.QUEUED, 0)
+    assert gone(pid)
+
+
+def test_a_worker_that_lost_its_lease_kills_its_child_and_goes_on(
+    worker: Worker, queue: JobQueue, folders: Path, engine: Engine
+) -> None:
+    job = queue.enqueue("fake", {"steps": 1000, "seconds": 0.05})
+    thread = threading.Thread(target=worker.run_one)
+    thread.start()
+    until(lambda: queue.get(job.id).progress.step > 0, "progress")
+    pid = int((folders / job.id / "run" / "pid").read_text())
+    with engine.begin() as connection:  # what another worker does to an expired lease
+        connection.execute(update(JobRow).values(lease_token="another worker's"))
+    thread.join(timeout=5)
+    assert not thread.is_alive()
+    assert gone(pid)
+
+
+def test_two_attempts_never_run_in_one_folder_at_once(
+    worker: Worker, queue: JobQueue, folders: Path
+) -> None:
+    job = queue.enqueue("fake", {})
+    folder = folders / job.id
+    folder.mkdir(parents=True)
+    script = (
+        "import fcntl, sys, time; f = open(sys.argv[1], 'ab'); fcntl.flock(f, fcntl.LOCK_EX);"
+        "print('held', flush=True); time.sleep(1); open(sys.argv[2], 'w').close()"
+    )
+    released = folder / "released"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script, folder / "lock", released], stdout=subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    assert worker.run_one()
+    assert released.exists()
+    assert queue.get(job.id).status is Status.SUCCEEDED
+    holder.wait()
+    holder.stdout.close()
+
+
+def test_scratch_left_by_a_killed_worker_is_removed_once_its_job_has_ended(
+    worker: Worker, queue: JobQueue, folders: Path
+) -> None:
+    ended, waiting = queue.enqueue("fake", {}), queue.enqueue("fake", {"steps": 1000})
+    queue.cancel(ended.id)
+    for job in (ended, waiting):
+        (folders / job.id / "scratch" / "dataset.pack").mkdir(parents=True)
+    worker.stop()
+    worker.run()
+    assert not (folders / ended.id / "scratch").exists()
+    assert (folders / waiting.id / "scratch").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cannot open '/a/b/c.toml': no such file", "cannot open 'c.toml': no such file"),
+        ("loss was 3/4 of nan", "loss was 3/4 of nan"),
+        ("first\nsecond\x00\x1b[1mthird", "first second third"),
+        ("~/secret/x and ../up", "x and ../up"),
+        ("é" * 500, "é" * 399 + "…"),
+    ],
+)
+def test_reasons_are_one_plain_line(text: str, expected: str) -> None:
+    assert plain(text) == expected

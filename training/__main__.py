@@ -1,0 +1,239 @@
+"""python -m training {train,distill,validate,evaluate,pack,export,render}: a run is a recipe and a folder.
+
+Exit status: 0 done, 2 bad input, 143 stopped by SIGTERM after saving, 1 anything else. Nothing heavy is imported
+before a command needs it: `validate` answers in a blink.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from training.recipe import Problem, RecipeError, load, missing_files, require_teachers
+from training.stopping import EXIT_STATUS, Stopped, StopRequest
+
+if TYPE_CHECKING:
+    from training.events import Reporter
+    from training.recipe import Recipe
+
+BAD_INPUT = 2
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Offline training and distillation of gait networks.",
+)
+
+RecipeName = Annotated[str, typer.Argument(help="A TOML file, or the name of a shipped recipe.")]
+Out = Annotated[Path, typer.Option(help="Folder for state, logs and checkpoint.")]
+Dataset = Annotated[Path | None, typer.Option(help="Packed dataset; replaces data.dataset.")]
+Teachers = Annotated[
+    list[Path] | None,
+    typer.Option("--teacher", help="Checkpoint of a teacher; may be repeated; replaces teachers."),
+]
+StudentCheckpoint = Annotated[
+    Path | None, typer.Option("--student", help="Checkpoint to start from: its network, its weights.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Changes the recipe; the value is TOML."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
+
+
+class Source(StrEnum):
+    """What a dataset is packed from."""
+
+    auto = "auto"
+    pickles = "pickles"
+    images = "images"
+    gallery = "gallery"
+
+
+@app.command()
+def train(
+    recipe: RecipeName,
+    out: Out,
+    dataset: Dataset = None,
+    student: StudentCheckpoint = None,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Train a network from labelled walks alone."""
+    with _reporting(as_json) as (reporter, stop):
+        loaded = load(recipe, settings=settings or (), dataset=dataset, student=student)
+        require_teachers(loaded, wanted=False)
+        _run(loaded, recipe, out, reporter, stop)
+
+
+@app.command()
+def distill(
+    recipe: RecipeName,
+    out: Out,
+    dataset: Dataset = None,
+    teacher: Teachers = None,
+    student: StudentCheckpoint = None,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Train a student from labelled walks and one or more frozen teachers."""
+    with _reporting(as_json) as (reporter, stop):
+        loaded = load(
+            recipe,
+            settings=settings or (),
+            dataset=dataset,
+            teachers=teacher or (),
+            student=student,
+        )
+        require_teachers(loaded, wanted=True)
+        _run(loaded, recipe, out, reporter, stop)
+
+
+@app.command()
+def validate(
+    recipe: RecipeName,
+    dataset: Dataset = None,
+    teacher: Teachers = None,
+    student: StudentCheckpoint = None,
+    settings: Settings = None,
+) -> None:
+    """Check a recipe, and that the files it names exist, without starting anything."""
+    problems: tuple[Problem, ...]
+    try:
+        loaded = load(
+            recipe,
+            settings=settings or (),
+            dataset=dataset,
+            teachers=teacher or (),
+            student=student,
+        )
+        problems = missing_files(loaded)
+    except RecipeError as error:
+        problems = error.problems
+    typer.echo(json.dumps({"errors": [vars(problem) for problem in problems]}))
+    if problems:
+        raise typer.Exit(BAD_INPUT)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
+    dataset: Annotated[Path, typer.Option(help="Packed dataset.")],
+    protocol: Annotated[str, typer.Option(help="Name of a protocol.")] = "cross-view",
+    against: Annotated[
+        list[Path] | None, typer.Option(help="Another checkpoint to compare with; may be repeated.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File for the whole result, as JSON.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a checkpoint on a packed dataset by a protocol."""
+    with _reporting(as_json) as (reporter, _):
+        from training.judging import judge
+
+        judge(checkpoint, dataset, protocol, against or [], out, reporter, tables=not as_json)
+
+
+@app.command()
+def pack(
+    source: Annotated[Path, typer.Argument(help="A tree of pickles or images, or an exported gallery.")],
+    out: Annotated[Path, typer.Option(help="The .pack folder to make.")],
+    format: Annotated[Source, typer.Option(help="What SOURCE is.")] = Source.auto,
+    as_json: Json = False,
+) -> None:
+    """Pack a dataset into one memory-mapped file."""
+    with _reporting(as_json) as (reporter, _):
+        from training.packing import pack_with_events
+
+        pack_with_events(source, out, format.value, reporter)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a trained checkpoint.")],
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoint to make.")],
+    name: Annotated[str | None, typer.Option(help="Name on the new card; the old one if not given.")] = None,
+    keep_classifier: Annotated[bool, typer.Option(help="Keep the training identities' classifier.")] = False,
+    full: Annotated[bool, typer.Option(help="Keep float32 instead of half precision.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a checkpoint for use: no classifier, half precision."""
+    with _reporting(as_json) as (reporter, _):
+        from training.export import export_checkpoint
+
+        export_checkpoint(
+            checkpoint, out, reporter, name=name, keep_classifier=keep_classifier, half=not full
+        )
+
+
+@app.command()
+def render(
+    recipe: Annotated[Path, typer.Argument(help="A rendering recipe, or the name of a shipped one.")],
+    out: Annotated[Path, typer.Option(help="The .pack folder to make.")],
+    mocap: Annotated[Path | None, typer.Option(help="Folder of motion-capture recordings.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; one a core if not given.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only so many identities.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Render walkers into a packed dataset."""
+    with _reporting(as_json):
+        from training.rendering.command import render as render_walkers
+
+        try:
+            render_walkers(recipe, out, mocap=mocap, workers=workers, limit=limit, json=as_json)
+        except (FileNotFoundError, ValueError) as error:
+            raise RecipeError([Problem("", str(error))]) from error
+
+
+def _run(recipe: Recipe, name_or_path: str, out: Path, reporter: Reporter, stop: StopRequest) -> None:
+    missing = missing_files(recipe)
+    if missing:
+        raise RecipeError(missing)
+    from training.command import carry_out
+
+    carry_out(recipe, Path(name_or_path).stem, out, reporter, stop)
+
+
+@contextmanager
+def _reporting(as_json: bool) -> Iterator[tuple[Any, StopRequest]]:
+    """Events to the right place, errors to the right exit status."""
+    from training.events import ConsoleReporter, Failed, JsonReporter, Silent
+
+    stop = StopRequest()
+    stop.install()
+    reporter: Reporter
+    if os.environ.get("RANK", "0") != "0":  # under torchrun the first process speaks for all
+        reporter = Silent()
+    else:
+        reporter = JsonReporter() if as_json else ConsoleReporter()
+    try:
+        with reporter:
+            yield reporter, stop
+    except Stopped:
+        raise typer.Exit(EXIT_STATUS) from None
+    except Exception as error:
+        from training.failures import explain
+
+        failure = explain(error)
+        reporter.report(Failed(failure.reason))
+        if failure.unexpected:
+            traceback.print_exception(error, file=sys.stderr)
+        raise typer.Exit(BAD_INPUT if failure.bad_input else 1) from None
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,332 @@
+"""Augmentation of a whole batch on its device. A few tensor operations, never a loop over frames.
+
+What is drawn is drawn on the host from a `torch.Generator`, so the device never waits for a
+decision and the same seed gives bit-equal views on every call: teacher and student see the same.
+Only the sequences that an option hits are touched; the others stay the exact pixels.
+
+The order: lost frames, flip, geometry with the cut to 44 columns, outline, erasing, strips, holes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from training.data.options import Augmentation
+from training.data.pack import SIDE
+
+COLUMNS = 44
+"""Columns of what networks see: the middle of 64."""
+
+_MARGIN = (SIDE - COLUMNS) // 2
+_STREAM = 3  # sampling has 1 and 2: what is drawn here must not follow what is drawn there
+
+
+def generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
+    """A generator on the host for the augmentation of one batch: same arguments, same views."""
+    # Hashed to 32 bits, because torch's host generator ignores the others.
+    state = np.random.SeedSequence([_STREAM, seed, step, rank]).generate_state(1)[0]
+    return torch.Generator().manual_seed(int(state))
+
+
+def plain(silhouettes: Tensor) -> Tensor:
+    """Silhouettes uint8 [n, s, 64, 64] as networks see them: float32 [n, s, 64, 44] in [0, 1]."""
+    return silhouettes[..., _MARGIN : SIDE - _MARGIN].float().div_(255)
+
+
+def augment(silhouettes: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+    """Vary silhouettes and cut them to what networks see.
+
+    Args:
+        silhouettes: uint8 [n, s, 64, 64]; not changed.
+        augmentation: what is done, and how often.
+        generator: on the host; its state decides everything that is drawn.
+
+    Returns:
+        float32 [n, s, 64, 44] in [0, 1]; equal to `plain` when every probability is 0.
+
+    Raises:
+        ValueError: the silhouettes have another shape or dtype.
+    """
+    if silhouettes.dtype != torch.uint8 or silhouettes.shape[2:] != (SIDE, SIDE):
+        raise ValueError(
+            f"silhouettes must be uint8 [n, s, {SIDE}, {SIDE}], "
+            f"not {silhouettes.dtype} {list(silhouettes.shape)}"
+        )
+    options = augmentation
+    silhouettes = _drop_frames(silhouettes, options, generator)
+    silhouettes = _flip(silhouettes, options, generator)
+    views = plain(silhouettes)
+    _warp(views, silhouettes, options, generator)
+    _reshape_parts(views, options, generator)
+    _erase(views, options, generator)
+    _lose_strips(views, options, generator)
+    _make_holes(views, options, generator)
+    return views
+
+
+# Drawing -------------------------------------------------------------------------------------
+
+
+def _hit(n: int, probability: float, generator: torch.Generator) -> Tensor:
+    """Indices [m] of the sequences that an option hits, on the host."""
+    return torch.nonzero(torch.rand(n, generator=generator) < probability).flatten()
+
+
+def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=generator, dtype=torch.float64) * (high - low) + low
+
+
+def _integers(shape: tuple[int, ...], low: int, high: int, generator: torch.Generator) -> Tensor:
+    """int64 in low to high, both included."""
+    return torch.randint(low, high + 1, shape, generator=generator)
+
+
+# Geometry ------------------------------------------------------------------------------------
+
+
+def _flip(silhouettes: Tensor, options: Augmentation, generator: torch.Generator) -> Tensor:
+    hit = _hit(len(silhouettes), options.flip, generator)
+    if not len(hit):
+        return silhouettes
+    hit = hit.to(silhouettes.device)
+    flipped = silhouettes.clone()
+    flipped[hit] = silhouettes[hit].flip(-1)
+    return flipped
+
+
+def _warp(
+    views: Tensor, silhouettes: Tensor, options: Augmentation, generator: torch.Generator
+) -> None:
+    """Resample the sequences that have a geometric change, all changes in one interpolation."""
+    homographies, hit = draw_homographies(len(views), options, generator)
+    if len(hit):
+        device = views.device
+        hit = hit.to(device)
+        views[hit] = warp(silhouettes[hit], homographies.to(device, torch.float32))
+
+
+def draw_homographies(
+    n: int, options: Augmentation, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw perspective, rotation, scale and shift.
+
+    Returns:
+        Homographies float64 [m, 3, 3] that take a pixel (x, y) of the view, in columns and rows of
+        64 x 64, to the pixel that it shows; and the sequences [m] that have one. On the host.
+    """
+    perspective = _hit(n, options.perspective, generator)
+    rotate = _hit(n, options.rotate, generator)
+    scale = _hit(n, options.scale, generator)
+    shift = _hit(n, options.shift, generator)
+    inwards = options.perspective_columns - 1
+    insets = _integers((len(perspective), 4), 0, inwards, generator)
+    degrees = torch.zeros(n, dtype=torch.float64)
+    limit = options.rotate_degrees
+    degrees[rotate] = _uniform((len(rotate),), -limit, limit, generator)
+    factor = torch.ones(n, dtype=torch.float64)
+    limit = options.scale_range
+    factor[scale] = _uniform((len(scale),), 1 - limit, 1 + limit, generator)
+    offset = torch.zeros(n, 2, dtype=torch.float64)
+    limit = options.shift_pixels
+    offset[shift] = _uniform((len(shift), 2), -limit, limit, generator)
+
+    homographies = _similarities(degrees, factor, offset)
+    homographies[perspective] = _perspectives(insets) @ homographies[perspective]
+    changed = torch.zeros(n, dtype=torch.bool)
+    changed[torch.cat([perspective, rotate, scale, shift])] = True
+    hit = torch.nonzero(changed).flatten()
+    return homographies[hit], hit
+
+
+def _similarities(degrees: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+    """[n, 3, 3]: undo a shift (x, y), a scaling and a turn (counter-clockwise) in the middle."""
+    middle = (SIDE - 1) / 2
+    angle = degrees * (math.pi / 180)
+    cos, sin = torch.cos(angle) / factor, torch.sin(angle) / factor
+    x, y = offset[:, 0] + middle, offset[:, 1] + middle
+    zero, one = torch.zeros_like(x), torch.ones_like(x)
+    rows = [
+        torch.stack([cos, -sin, middle - cos * x + sin * y], -1),
+        torch.stack([sin, cos, middle - sin * x - cos * y], -1),
+        torch.stack([zero, zero, one], -1),
+    ]
+    return torch.stack(rows, -2)
+
+
+def _perspectives(insets: Tensor) -> Tensor:
+    """[m, 3, 3]: the four corners of the view show points this many columns [m, 4] further in.
+
+    Corners in the order top left, top right, bottom right, bottom left of the 44 columns, as
+    OpenGait draws them for silhouettes of 44 columns.
+    """
+    left, right, bottom = float(_MARGIN), float(SIDE - _MARGIN), float(SIDE)
+    corners = torch.tensor(
+        [[left, 0.0], [right, 0.0], [right, bottom], [left, bottom]], dtype=torch.float64
+    )
+    shown = corners.repeat(len(insets), 1, 1)
+    shown[..., 0] += insets * torch.tensor([1, -1, -1, 1])
+    # Eight equations for eight unknowns h: x' (h6 x + h7 y + 1) = h0 x + h1 y + h2, and y' alike.
+    equations = torch.zeros(len(insets), 8, 8, dtype=torch.float64)
+    ones = torch.ones(len(insets), 4, 1, dtype=torch.float64)
+    points = torch.cat([corners.expand(len(insets), 4, 2), ones], -1)
+    equations[:, 0::2, 0:3] = points
+    equations[:, 1::2, 3:6] = points
+    equations[:, 0::2, 6:8] = -points[..., :2] * shown[..., :1]
+    equations[:, 1::2, 6:8] = -points[..., :2] * shown[..., 1:]
+    solution = torch.linalg.solve(equations, shown.reshape(-1, 8))
+    return torch.cat([solution, ones[:, 0]], -1).reshape(-1, 3, 3)
+
+
+def warp(silhouettes: Tensor, homographies: Tensor) -> Tensor:
+    """Resample bilinearly; outside the silhouette is background.
+
+    Args:
+        silhouettes: uint8 [m, s, 64, 64].
+        homographies: float32 [m, 3, 3] from view pixel to source pixel, on the same device.
+
+    Returns:
+        float32 [m, s, 64, 44] in [0, 1], the middle columns of the view.
+    """
+    device = silhouettes.device
+    y, x = torch.meshgrid(
+        torch.arange(SIDE, device=device, dtype=torch.float32),
+        torch.arange(_MARGIN, SIDE - _MARGIN, device=device, dtype=torch.float32),
+        indexing="ij",
+    )
+    view = torch.stack([x, y, torch.ones_like(x)], -1).reshape(-1, 3)
+    source = view @ homographies.transpose(1, 2)  # [m, 64 * 44, 3]
+    pixels = source[..., :2] / source[..., 2:]
+    grid = (pixels * (2 / (SIDE - 1)) - 1).reshape(-1, SIDE, COLUMNS, 2)
+    # The frames of a sequence are the channels of an image: they share the grid and its weights.
+    return functional.grid_sample(
+        silhouettes.float().div_(255),
+        grid,
+        mode="bilinear",
+        padding_mode="zeros",
+        align_corners=True,
+    ).clamp_(0, 1)
+
+
+# Outline -------------------------------------------------------------------------------------
+
+
+def _reshape_parts(views: Tensor, options: Augmentation, generator: torch.Generator) -> None:
+    """Grow, shrink or blur a horizontal part of the body, the same rows in all frames."""
+    for probability, change in (
+        (options.dilate, _grown),
+        (options.erode, _shrunk),
+        (options.blur, _blurred),
+    ):
+        hit = _hit(len(views), probability, generator)
+        if len(hit):
+            rows = _band(len(hit), options.part_rows, generator).to(views.device)
+            hit = hit.to(views.device)
+            before = views[hit]
+            views[hit] = torch.where(rows[:, None, :, None], change(before), before)
+
+
+def _grown(views: Tensor) -> Tensor:
+    return _neighbourhood(views, torch.maximum)
+
+
+def _shrunk(views: Tensor) -> Tensor:
+    return _neighbourhood(views, torch.minimum)
+
+
+def _neighbourhood(views: Tensor, pick: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Pick over 3 x 3 pixels. Row- and column-wise: on a CPU a tenth of the time of max_pool2d."""
+    for dimension in (-1, -2):
+        result = views.clone()
+        length = views.shape[dimension] - 1
+        for to, source in ((1, 0), (0, 1)):
+            part = result.narrow(dimension, to, length)
+            part.copy_(pick(part, views.narrow(dimension, source, length)))
+        views = result
+    return views
+
+
+def _blurred(views: Tensor) -> Tensor:
+    return functional.avg_pool2d(views, 3, stride=1, padding=1)
+
+
+def _band(m: int, least_most: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Boolean [m, 64], True in one run of `least_most` rows. On the host."""
+    return _run(_integers((m,), *least_most, generator), SIDE, generator)
+
+
+# Faults --------------------------------------------------------------------------------------
+
+
+def _erase(views: Tensor, options: Augmentation, generator: torch.Generator) -> None:
+    """A rectangle goes, the same in all frames."""
+    hit = _hit(len(views), options.erase, generator)
+    if not len(hit):
+        return
+    area = _uniform((len(hit),), *options.erase_area, generator) * SIDE * COLUMNS
+    flat = -math.log(options.erase_aspect)
+    aspect = torch.exp(_uniform((len(hit),), -flat, flat, generator))
+    height = torch.sqrt(area * aspect).round().clamp(1, SIDE)
+    width = torch.sqrt(area / aspect).round().clamp(1, COLUMNS)
+    rows = _run(height, SIDE, generator)
+    columns = _run(width, COLUMNS, generator)
+    _clear(views, hit, (rows[:, :, None] & columns[:, None, :])[:, None])
+
+
+def _lose_strips(views: Tensor, options: Augmentation, generator: torch.Generator) -> None:
+    """Some rows are lost for some consecutive frames, as when head, feet or a chunk are missed."""
+    hit = _hit(len(views), options.strips, generator)
+    if not len(hit):
+        return
+    s = views.shape[1]
+    rows = _band(len(hit), options.strip_rows, generator)
+    share = _uniform((len(hit),), *options.strip_frames, generator)
+    frames = _run((share * s).round().clamp(1, s), s, generator)
+    _clear(views, hit, (frames[:, :, None] & rows[:, None, :])[..., None])
+
+
+def _make_holes(views: Tensor, options: Augmentation, generator: torch.Generator) -> None:
+    """A square hole, at another place in each frame that has one."""
+    hit = _hit(len(views), options.holes, generator)
+    if not len(hit):
+        return
+    s = views.shape[1]
+    holed = torch.rand(len(hit), s, generator=generator) < options.holes_frames
+    size = _integers((len(hit), s), *options.hole_pixels, generator)
+    rows = _run(size, SIDE, generator)
+    columns = _run(size, COLUMNS, generator)
+    _clear(views, hit, holed[..., None, None] & rows[..., :, None] & columns[..., None, :])
+
+
+def _drop_frames(silhouettes: Tensor, options: Augmentation, generator: torch.Generator) -> Tensor:
+    """Lost frames: the last one before stands in. The first frame is never lost."""
+    n, s = silhouettes.shape[:2]
+    hit = _hit(n, options.drop, generator)
+    if not len(hit):
+        return silhouettes
+    lost = torch.rand(len(hit), s, generator=generator) < options.drop_frames
+    lost[:, 0] = False
+    source = torch.arange(s).expand(len(hit), s).masked_fill(lost, 0).cummax(1).values
+    kept = silhouettes.clone()
+    device = silhouettes.device
+    hit, source = hit.to(device), source.to(device)
+    kept[hit] = silhouettes[hit[:, None], source]
+    return kept
+
+
+def _run(length: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Boolean [..., size], True in one run of `length` [...] places, anywhere. On the host."""
+    start = torch.floor(_uniform(tuple(length.shape), 0, 1, generator) * (size - length + 1))
+    place = torch.arange(size)
+    return (place >= start[..., None]) & (place < (start + length)[..., None])
+
+
+def _clear(views: Tensor, hit: Tensor, mask: Tensor) -> None:
+    """Make background of what `mask`, broadcast over [m, s, 64, 44], covers in sequences `hit`."""
+    hit, mask = hit.to(views.device), mask.to(views.device)
+    views[hit] = views[hit].masked_fill(mask, 0.0)

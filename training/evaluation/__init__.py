@@ -1,0 +1,45 @@
+"""Evaluation: protocols, metrics, error rates and intervals.
+
+    result = evaluate_checkpoint(Path("run/checkpoint"), Path("test.pack"), "cross-view")
+    result.metrics()            {"rank1": 0.83, …}   for events and cards
+    result.to_json()            everything, on one line
+    markdown(result)            tables for documents; console_tables(result) for the terminal
+
+    evaluate_checkpoint(checkpoint, pack, protocol, *, device="auto", mirror=None, baselines=None,
+                        error_rates=True, against=(), resampling=Resampling(seed=0, replicates=1000,
+                        confidence=0.95), progress=None) -> EvaluationResult
+    evaluate_embeddings([EmbeddedSequences(name, embeddings [n, p, c], metric, mirrored=None)],
+                        labels_of(pack), protocol, dataset=…, dataset_hash=…) -> EvaluationResult
+
+Errors are `ValueError`s: `ProtocolMismatch` when the data lack what the protocol needs. Only
+`evaluate_checkpoint` needs torch. `PROTOCOLS` is the registry.
+"""
+
+from training.evaluation.bootstrap import Estimate, Resampling
+from training.evaluation.evaluate import (
+    embed_pack,
+    evaluate_checkpoint,
+    evaluate_embeddings,
+    labels_of,
+)
+from training.evaluation.protocols import PROTOCOLS, ProtocolMismatch, protocol_named
+from training.evaluation.report import console_tables, markdown
+from training.evaluation.result import EvaluationResult
+from training.evaluation.sequences import EmbeddedSequences, LabelledSequences
+
+__all__ = [
+    "PROTOCOLS",
+    "EmbeddedSequences",
+    "Estimate",
+    "EvaluationResult",
+    "LabelledSequences",
+    "ProtocolMismatch",
+    "Resampling",
+    "console_tables",
+    "embed_pack",
+    "evaluate_checkpoint",
+    "evaluate_embeddings",
+    "labels_of",
+    "markdown",
+    "protocol_named",
+]

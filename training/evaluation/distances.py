@@ -1,0 +1,85 @@
+"""Distances between part embeddings, for galleries too large to compare in one product."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.similarity import Metric
+
+_PROBES_AT_ONCE = 512
+_GALLERY_AT_ONCE = 4096
+
+
+def pairwise_distances(
+    probes: NDArray[np.float32], gallery: NDArray[np.float32], metric: Metric
+) -> NDArray[np.float32]:
+    """Distance of every probe to every gallery sequence, smaller is nearer.
+
+    `euclidean` is the mean over parts of the part's Euclidean distance, `cosine` is one minus the
+    mean over parts of the part's cosine: the two distances of OpenGait's evaluator. Products are
+    summed in float64, so a sequence is at distance 0 from itself to about 1e-6, where a float32
+    expansion of the square leaves up to 2e-3. A part of length zero has cosine 0 with everything.
+
+    Args:
+        probes: embeddings [n, p, c].
+        gallery: embeddings [m, p, c].
+        metric: which of the two.
+
+    Returns:
+        Distances [n, m].
+
+    Raises:
+        ValueError: shapes disagree, a number is not finite, or the metric is unknown.
+    """
+    if probes.ndim != 3 or gallery.ndim != 3 or probes.shape[1:] != gallery.shape[1:]:
+        raise ValueError(
+            f"expected embeddings [n, p, c] and [m, p, c], got {probes.shape} and {gallery.shape}"
+        )
+    if metric not in ("cosine", "euclidean"):
+        raise ValueError(f"metric must be 'cosine' or 'euclidean', got {metric!r}")
+    for role, embeddings in (("probe", probes), ("gallery", gallery)):
+        if not np.isfinite(embeddings).all():
+            raise ValueError(f"a {role} embedding holds a number that is not finite")
+    distances = np.empty((len(probes), len(gallery)), np.float32)
+    for top in range(0, len(probes), _PROBES_AT_ONCE):
+        rows = probes[top : top + _PROBES_AT_ONCE]
+        for left in range(0, len(gallery), _GALLERY_AT_ONCE):
+            columns = gallery[left : left + _GALLERY_AT_ONCE]
+            distances[top : top + len(rows), left : left + len(columns)] = _block(
+                rows, columns, metric
+            )
+    return distances
+
+
+def to_similarity(distances: NDArray[np.float32], metric: Metric) -> NDArray[np.float32]:
+    """The similarity the service shows (larger is better) for a distance of the same metric.
+
+    Cosine: `1 - distance`, the mean part cosine. Euclidean: `1 / (1 + distance)`.
+    """
+    one = np.float32(1)
+    return one - distances if metric == "cosine" else one / (one + distances)
+
+
+def _block(
+    probes: NDArray[np.float32], gallery: NDArray[np.float32], metric: Metric
+) -> NDArray[np.float64]:
+    total = np.zeros((len(probes), len(gallery)))
+    parts = probes.shape[1]
+    for part in range(parts):
+        a = probes[:, part].astype(np.float64)
+        b = gallery[:, part].astype(np.float64)
+        if metric == "cosine":
+            total += _unit(a) @ _unit(b).T
+        else:
+            squares = (a * a).sum(1)[:, None] + (b * b).sum(1)[None, :] - 2 * (a @ b.T)
+            total += np.sqrt(np.maximum(squares, 0, out=squares), out=squares)
+    mean: NDArray[np.float64] = total / parts
+    return 1 - mean if metric == "cosine" else mean
+
+
+def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    unit: NDArray[np.float64] = rows / np.maximum(
+        np.linalg.norm(rows, axis=1, keepdims=True), 1e-12
+    )
+    return unit

@@ -1,0 +1,322 @@
+"""From embeddings, or from a checkpoint and a pack, to a result."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data import Pack
+from training.evaluation.baselines import (
+    GAIT_ENERGY_IMAGE,
+    UNTRAINED,
+    energy_embeddings,
+    untrained_encoder,
+)
+from training.evaluation.bootstrap import Resampling
+from training.evaluation.open_set import search
+from training.evaluation.protocols import (
+    EvaluationProtocol,
+    ProtocolMismatch,
+    Retrieval,
+    TableOfCells,
+    protocol_named,
+)
+from training.evaluation.result import (
+    Difference,
+    EvaluationResult,
+    ReportedFigure,
+    ReportedTable,
+    Row,
+)
+from training.evaluation.scores import subject_scores
+from training.evaluation.sequences import EmbeddedSequences, LabelledSequences, Role
+from training.evaluation.trials import Figure
+from training.evaluation.verification import verify
+
+if TYPE_CHECKING:
+    from models.encoder import Encoder
+
+Progress = Callable[[int, int], None]
+
+_SEQUENCES_AT_ONCE = 32
+
+
+def evaluate_embeddings(
+    methods: Sequence[EmbeddedSequences],
+    sequences: LabelledSequences,
+    protocol: str,
+    *,
+    dataset: str,
+    dataset_hash: str,
+    resampling: Resampling | None = None,
+    error_rates: bool = True,
+) -> EvaluationResult:
+    """Run a protocol on methods whose embeddings are at hand.
+
+    Args:
+        methods: rows of the result, the one under evaluation first.
+        sequences: the labels all of them share.
+        protocol: a name in `PROTOCOLS`.
+        dataset: name of the data, for the record.
+        dataset_hash: its content hash.
+        resampling: how intervals are made.
+        error_rates: verification and open-set errors as well.
+
+    Raises:
+        ValueError: no method, an unknown protocol, or embeddings that are not of these sequences.
+        ProtocolMismatch: the data lack what the protocol needs.
+    """
+    if not methods:
+        raise ValueError("there is no method to evaluate")
+    for method in methods:
+        if len(method.embeddings) != len(sequences):
+            raise ValueError(
+                f"{method.name}: {len(method.embeddings)} embeddings, {len(sequences)} sequences"
+            )
+    rule = protocol_named(protocol)
+    resampling = resampling or Resampling()
+    found = [rule.run(sequences, method) for method in methods]
+    return EvaluationResult(
+        protocol,
+        dataset,
+        dataset_hash,
+        len(np.unique(sequences.subjects)),
+        len(sequences),
+        resampling,
+        tuple(
+            _row(method, retrieval, rule, sequences, resampling, error_rates)
+            for method, retrieval in zip(methods, found, strict=True)
+        ),
+        tuple(
+            _difference(methods[0], found[0], method, retrieval, resampling)
+            for method, retrieval in zip(methods[1:], found[1:], strict=True)
+        ),
+    )
+
+
+def evaluate_checkpoint(
+    checkpoint: Path,
+    pack: Path,
+    protocol: str,
+    *,
+    device: str = "auto",
+    mirror: bool | None = None,
+    baselines: bool | None = None,
+    error_rates: bool = True,
+    against: Sequence[Path] = (),
+    resampling: Resampling | None = None,
+    progress: Progress | None = None,
+) -> EvaluationResult:
+    """Embed the test sequences of a pack with a checkpoint and run a protocol on them.
+
+    The test sequences are those of the subjects in the `TEST_SET` of the pack's `partition.json`,
+    or all when it has none.
+
+    Args:
+        checkpoint: folder of the checkpoint under evaluation: the first row.
+        pack: folder of the packed data set.
+        protocol: a name in `PROTOCOLS`.
+        device: where networks run.
+        mirror: try every probe mirrored as well, in every row; the protocol's habit when None.
+        baselines: add the gait energy image and the untrained network; the protocol's habit when
+            None.
+        error_rates: verification and open-set errors as well.
+        against: further checkpoints, each a row with a paired difference to the first.
+        resampling: seed, replicates and confidence of the intervals; also the seed of the
+            untrained network.
+        progress: called with sequences embedded so far, and how many there will be.
+
+    Raises:
+        ValueError: the checkpoint, the pack or the protocol is not one.
+        ProtocolMismatch: the pack lacks what the protocol needs.
+    """
+    # Here, because whoever only evaluates embeddings needs no torch.
+    from models.encoder import Encoder
+
+    rule = protocol_named(protocol)
+    resampling = resampling or Resampling()
+    mirror = rule.mirror if mirror is None else mirror
+    baselines = rule.baselines if baselines is None else baselines
+    opened = Pack.open(pack)
+    test = opened if opened.partition is None else opened.subset(opened.partition.test)
+    sequences = labels_of(test)
+    rule.split(sequences)  # a mismatch shows before an hour of embedding
+
+    encoders: list[tuple[str, Encoder, Role]] = [
+        (encoder.card.name, encoder, "checkpoint")
+        for encoder in (Encoder.open(folder, device=device) for folder in (checkpoint, *against))
+    ]
+    if baselines:
+        untrained = untrained_encoder(checkpoint, device=device, seed=resampling.seed)
+        encoders.append((UNTRAINED, untrained, "baseline"))
+    work = sum(
+        len(test) * (2 if _embeds_mirrored(encoder, mirror) else 1) for _, encoder, _ in encoders
+    )
+    done = 0
+
+    def advance(embedded: int) -> None:
+        nonlocal done
+        done += embedded
+        if progress is not None:
+            progress(done, work)
+
+    methods = [
+        _network_row(name, role, encoder, test, mirror, advance) for name, encoder, role in encoders
+    ]
+    if baselines:
+        methods.append(_energy_row(test, mirror))
+    return evaluate_embeddings(
+        methods,
+        sequences,
+        protocol,
+        dataset=pack.name,
+        dataset_hash=test.content_hash,
+        resampling=resampling,
+        error_rates=error_rates,
+    )
+
+
+def labels_of(pack: Pack) -> LabelledSequences:
+    """The labels of a pack's sequences, with the field's list of probes where it has one.
+
+    Raises:
+        ProtocolMismatch: the list of probes cannot be read.
+    """
+    records = pack.sequences
+    listed = _probe_set(pack.path / "partition.json")
+    return LabelledSequences.of(
+        [record.subject for record in records],
+        [record.condition for record in records],
+        [record.view for record in records],
+        None
+        if listed is None
+        else [f"{r.subject}-{r.condition}-{r.view}" in listed for r in records],
+    )
+
+
+def embed_pack(
+    encoder: Encoder,
+    pack: Pack,
+    *,
+    mirror: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> NDArray[np.float32]:
+    """Embeddings of every sequence of a pack, in its order [n, p, c].
+
+    Args:
+        encoder: embeds.
+        pack: silhouettes.
+        mirror: exchange left and right first.
+        progress: called with the number of sequences of each finished step.
+    """
+    found = []
+    for start in range(0, len(pack), _SEQUENCES_AT_ONCE):
+        chosen = range(start, min(start + _SEQUENCES_AT_ONCE, len(pack)))
+        walks = [pack.silhouettes(i) for i in chosen]
+        if mirror:
+            walks = [np.ascontiguousarray(walk[:, :, ::-1]) for walk in walks]
+        found.append(encoder.encode(walks))
+        if progress is not None:
+            progress(len(walks))
+    return np.concatenate(found)
+
+
+def _network_row(
+    name: str,
+    role: Role,
+    encoder: Encoder,
+    pack: Pack,
+    mirror: bool,
+    progress: Callable[[int], None],
+) -> EmbeddedSequences:
+    embeddings = embed_pack(encoder, pack, progress=progress)
+    mirrored = None
+    if _embeds_mirrored(encoder, mirror):
+        mirrored = embed_pack(encoder, pack, mirror=True, progress=progress)
+    return EmbeddedSequences(name, embeddings, encoder.card.metric, mirrored, role, encoder.digest)
+
+
+def _embeds_mirrored(encoder: Encoder, mirror: bool) -> bool:
+    """A checkpoint that averages with the mirrored walk embeds both alike: once is enough."""
+    return mirror and not encoder.card.mirror
+
+
+def _energy_row(pack: Pack, mirror: bool) -> EmbeddedSequences:
+    walks = [pack.silhouettes(i) for i in range(len(pack))]
+    return EmbeddedSequences(
+        GAIT_ENERGY_IMAGE,
+        energy_embeddings(walks),
+        "euclidean",
+        energy_embeddings([walk[:, :, ::-1] for walk in walks]) if mirror else None,
+        "baseline",
+    )
+
+
+def _row(
+    method: EmbeddedSequences,
+    retrieval: Retrieval,
+    rule: EvaluationProtocol,
+    sequences: LabelledSequences,
+    resampling: Resampling,
+    error_rates: bool,
+) -> Row:
+    trials = retrieval.trials
+    scores = subject_scores(sequences, rule.split(sequences), method) if error_rates else None
+    return Row(
+        method.name,
+        method.role,
+        method.metric,
+        method.mirrored is not None,
+        method.digest,
+        tuple(
+            ReportedFigure(
+                figure.name,
+                trials.estimate(figure, resampling),
+                *trials.counted(figure),
+                figure.detail,
+            )
+            for figure in retrieval.figures
+        ),
+        tuple(_table(retrieval, table) for table in retrieval.tables),
+        verify(scores, resampling) if scores is not None else None,
+        search(scores, resampling) if scores is not None else None,
+    )
+
+
+def _table(retrieval: Retrieval, table: TableOfCells) -> ReportedTable:
+    def entry(cells: tuple[int, ...]) -> float | None:
+        value = retrieval.trials.value(Figure(table.name, table.measure, cells, table.decimals))
+        return value if math.isfinite(value) else None
+
+    values = tuple(tuple(entry(cells) for cells in row) for row in table.cells)
+    return ReportedTable(table.name, table.row_label, table.rows, table.columns, values)
+
+
+def _difference(
+    first: EmbeddedSequences,
+    first_found: Retrieval,
+    second: EmbeddedSequences,
+    second_found: Retrieval,
+    resampling: Resampling,
+) -> Difference:
+    headline = first_found.figures[0]
+    estimate = first_found.trials.difference(second_found.trials, headline, resampling)
+    return Difference(headline.name, first.name, second.name, estimate)
+
+
+def _probe_set(path: Path) -> frozenset[str] | None:
+    """The `PROBE_SET` of a partition file, `subject-condition-view` each; None when it has none."""
+    if not path.exists():
+        return None
+    listed = json.loads(path.read_text(encoding="utf-8")).get("PROBE_SET")
+    if listed is None:
+        return None
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise ProtocolMismatch(f"{path}: PROBE_SET is not a list of names")
+    return frozenset(listed)

@@ -1,0 +1,188 @@
+"""What a run tells the world: for machines one JSON object a line, for people a progress bar."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self, TextIO
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+Metrics = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Started:
+    """The run begins, or goes on from `step`."""
+
+    total_steps: int
+    step: int
+    event: str = "start"
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """`step` of `total_steps` are done; metrics are means since the last report; eta in seconds."""
+
+    step: int
+    total_steps: int
+    eta_s: float
+    metrics: Metrics
+    event: str = "progress"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What the network reached on held-out walks."""
+
+    metrics: Metrics
+    event: str = "evaluation"
+
+
+@dataclass(frozen=True)
+class Done:
+    """The run is over and its result lies at `checkpoint` (empty for a run that makes none)."""
+
+    checkpoint: str
+    metrics: Metrics
+    event: str = "done"
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The run cannot go on; one sentence says why."""
+
+    reason: str
+    event: str = "failed"
+
+
+Event = Started | Progressed | Evaluated | Done | Failed
+
+
+class Reporter(Protocol):
+    """Takes events; a context manager, because a progress bar has an end."""
+
+    def report(self, event: Event) -> None:
+        """Tell one event."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+class JsonReporter:
+    """One JSON object a line, flushed at once: whoever reads the pipe follows the run."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+
+    def report(self, event: Event) -> None:
+        """Write the event's line."""
+        content = dataclasses.asdict(event)
+        line = {"event": content.pop("event"), **content}
+        self._stream.write(json.dumps(line) + "\n")
+        self._stream.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        return None
+
+
+class ConsoleReporter:
+    """A progress bar on stderr, with what matters beside it; plain lines where stderr is no terminal."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._progress = Progress(
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def report(self, event: Event) -> None:
+        """Move the bar or print a line."""
+        match event:
+            case Started():
+                self._task = self._progress.add_task(
+                    "", total=event.total_steps, completed=event.step
+                )
+                if event.step:
+                    self._console.print(f"resumed at step {event.step} of {event.total_steps}")
+            case Progressed():
+                if self._task is not None:
+                    self._progress.update(
+                        self._task, completed=event.step, description=_brief(event.metrics)
+                    )
+                if not self._console.is_terminal:
+                    self._console.print(
+                        f"step {event.step}/{event.total_steps}  {_brief(event.metrics)}"
+                    )
+            case Evaluated():
+                self._console.print(f"evaluation: {_brief(event.metrics)}")
+            case Done():
+                result = f"checkpoint: {event.checkpoint}" if event.checkpoint else "done"
+                self._console.print(f"{result}  {_brief(event.metrics)}".rstrip())
+            case Failed():
+                self._console.print(f"failed: {event.reason}", style="red", highlight=False)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+
+class Silent:
+    """Says nothing: the reporter of every process but the first."""
+
+    def report(self, event: Event) -> None:
+        """Drop the event."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        return None
+
+
+def _brief(metrics: Metrics) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())

@@ -1,0 +1,151 @@
+"""A run from its first step, or from where a killed one stopped, to its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from models import checkpoint
+from training import state
+from training.data.batches import BatchSource
+from training.distributed import Group
+from training.events import Done, Evaluated, Event, Reporter, Started
+from training.meter import Meter
+from training.preparation import Preparation, card
+from training.recipe import Recipe
+from training.stopping import Stopped, StopRequest
+from training.trainer import Trainer, require_finite
+from training.watch import Watch
+
+CHECKPOINT = "checkpoint"
+
+
+def run(
+    recipe: Recipe,
+    out: Path,
+    preparation: Preparation,
+    *,
+    name: str,
+    reporter: Reporter,
+    stop: StopRequest,
+    group: Group,
+) -> Done:
+    """Carry a run out, or on, to its end.
+
+    Args:
+        recipe: what to do.
+        out: folder for state, logs and the checkpoint; an unfinished run in it is continued.
+        preparation: data and networks that the recipe names, checked.
+        name: of the checkpoint, on its card.
+        reporter: told what happens, by the first process only.
+        stop: looked at between steps.
+        group: the processes of this run.
+
+    Raises:
+        TrainingFailed: loss or weights became infinite or NaN.
+        StateError: the folder holds another run, or a damaged state.
+        Stopped: SIGTERM; the state has been saved.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(recipe, preparation, group)
+    digest = preparation.run_digest(recipe)
+    saved = state.load(out, run=digest)
+    if saved is not None:
+        trainer.restore(saved)
+    report = reporter.report if group.leads else _nothing
+    report(Started(total_steps=recipe.steps, step=trainer.step))
+
+    def save() -> None:
+        if group.leads:
+            state.save(out, trainer.snapshot(), run=digest)
+
+    watch = Watch(
+        recipe.evaluation, preparation.held_out, metric=recipe.metric, mirror=recipe.mirror
+    )
+    log = SummaryWriter(str(out / "tensorboard"), purge_step=trainer.step) if group.leads else None
+    source = BatchSource(
+        preparation.train,
+        subjects=recipe.batch.subjects,
+        sequences=recipe.batch.sequences,
+        clip=recipe.data.clip,
+        seed=recipe.seed,
+        rank=group.rank,
+        world_size=group.size,
+        device=group.device,
+    )
+    reached: Mapping[str, float] = {}
+
+    def evaluate() -> Mapping[str, float]:
+        found: Mapping[str, float] = {}
+        if group.leads and watch.possible:
+            with stop.at_once():
+                found = watch.evaluate(trainer.result, trainer.precision)
+            report(Evaluated(found))
+            _write(log, "evaluation", found, trainer.step)
+        group.wait()
+        return found
+
+    meter = Meter(recipe.steps, trainer.step)
+    try:
+        with stop.deferred():
+            for batch in source.iterate(start=trainer.step, stop=recipe.steps):
+                loss, learned = trainer.train(batch)
+                meter.add(loss, learned, batch.labels)
+                done = trainer.step
+                if done % recipe.log_every == 0 or done == recipe.steps:
+                    progress = meter.read(done, trainer.rate, group.size)
+                    require_finite(progress.metrics["loss"], done)
+                    report(progress)
+                    _write(log, "training", progress.metrics, done)
+                stopping = group.any(stop.asked)
+                evaluating = (
+                    recipe.evaluation.every
+                    and done % recipe.evaluation.every == 0
+                    and done < recipe.steps
+                )
+                if stopping or evaluating or done % recipe.save_every == 0 or done == recipe.steps:
+                    save()
+                if stopping:
+                    raise Stopped
+                if evaluating:
+                    evaluate()
+            reached = evaluate()
+    finally:
+        if log is not None:
+            log.close()
+
+    result = out / CHECKPOINT
+    if group.leads:
+        network = trainer.result
+        described = card(
+            network,
+            recipe,
+            preparation,
+            name=name,
+            seconds=trainer.seconds,
+            processes=group.size,
+            precision=trainer.precision,
+            losses=meter.last,
+            metrics=dict(reached),
+        )
+        checkpoint.save(result, network, described)
+    group.wait()
+    finished = Done(str(result), reached)
+    report(finished)
+    return finished
+
+
+def _nothing(_event: Event) -> None:
+    """What every process but the first reports."""
+
+
+def _write(
+    log: SummaryWriter | None, group: str, metrics: Mapping[str, float], step: int
+) -> None:
+    if log is None:
+        return
+    for name, value in metrics.items():
+        log.add_scalar(f"{group}/{name}", value, step)
+    log.flush()

@@ -1,0 +1,56 @@
+"""Packing a dataset, with the events of every long command."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Literal
+
+from training.data import pack_dataset
+from training.data.importers import Progress
+from training.events import Done, Progressed, Reporter, Started
+
+_REPORTS = 100  # over the whole source: nobody reads a line a sequence
+
+
+def pack_with_events(
+    source: Path,
+    out: Path,
+    format: Literal["auto", "pickles", "images", "gallery"],
+    reporter: Reporter,
+) -> None:
+    """Pack `source` into `out`, see `training.data.pack_dataset`.
+
+    Raises:
+        training.data.SourceError: the source is wrong.
+        training.data.PackError: `out` exists.
+    """
+    began = time.monotonic()
+    started = False
+    skipped = 0
+
+    def report(progress: Progress) -> None:
+        nonlocal started, skipped
+        if not started:
+            reporter.report(Started(total_steps=progress.total, step=0))
+            started = True
+        skipped += progress.skipped is not None
+        if progress.done % max(1, progress.total // _REPORTS) == 0:
+            pace = (time.monotonic() - began) / progress.done
+            reporter.report(
+                Progressed(
+                    progress.done,
+                    progress.total,
+                    round(pace * (progress.total - progress.done), 1),
+                    {"skipped": skipped},
+                )
+            )
+
+    made = pack_dataset(source, out, format, progress=report)
+    found = {
+        "subjects": len(made.subjects),
+        "sequences": len(made),
+        "frames": int(made.lengths.sum()),
+        "skipped": skipped,
+    }
+    reporter.report(Done(str(out), found))

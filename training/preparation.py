@@ -1,0 +1,184 @@
+"""From a recipe's words to data and networks, with every mismatch found before the first step."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from pydantic import JsonValue, ValidationError
+
+from models import checkpoint
+from models.checkpoint import Card
+from models.networks.network import GaitNetwork
+from models.registry import UnknownArchitecture, build
+from training import provenance
+from training.data.pack import Pack
+from training.identities import identity_hash, split
+from training.optimisation import Precision
+from training.recipe import Problem, Recipe, RecipeError
+from training.teachers import Teacher, check
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a run works with.
+
+    Attributes:
+        train: walks of the subjects to learn.
+        held_out: walks of others, to evaluate on; None when there are none.
+        student: the network to train, on the run's device.
+        teachers: frozen, on the run's device.
+        identities: hash of the ids learnt, in the order of the logits.
+        origin: digest of the checkpoint the student starts from, if any.
+    """
+
+    train: Pack
+    held_out: Pack | None
+    student: GaitNetwork
+    teachers: tuple[Teacher, ...]
+    identities: str
+    origin: str | None
+
+    def run_digest(self, recipe: Recipe) -> str:
+        """Names the run: recipe, data and starting weights. Only the same run may go on from its state."""
+        ingredients = [recipe.digest, self.train.content_hash, self.identities, str(self.origin)]
+        ingredients += [teacher.digest for teacher in self.teachers]
+        return hashlib.sha256("\n".join(ingredients).encode()).hexdigest()
+
+
+def prepare(recipe: Recipe, device: torch.device) -> Preparation:
+    """Open the dataset, build or load the student, load the teachers, and check that they fit.
+
+    Raises:
+        RecipeError: something the recipe names is missing or does not fit.
+        training.data.PackError: the dataset cannot be read.
+        models.checkpoint.CheckpointError: a teacher or the student cannot be read.
+    """
+    if recipe.data.dataset is None:
+        raise RecipeError([Problem("data.dataset", "name a packed dataset (or pass --dataset)")])
+    pack = Pack.open(recipe.data.dataset)
+    partition = None if pack.partition is None else (pack.partition.train, pack.partition.test)
+    try:
+        chosen = split(pack.subjects, partition, recipe.data.validation)
+    except ValueError as error:
+        raise RecipeError([Problem("data.validation", str(error))]) from error
+    if recipe.batch.subjects > len(chosen.train):
+        raise RecipeError(
+            [
+                Problem(
+                    "batch.subjects",
+                    f"{recipe.batch.subjects} subjects a batch, but there are {len(chosen.train)} to train on",
+                )
+            ]
+        )
+    identities = identity_hash(chosen.train)
+    torch.manual_seed(recipe.seed)
+    student, origin = _student(recipe, len(chosen.train), identities)
+    teachers = tuple(Teacher.load(t.checkpoint, device) for t in recipe.teachers)
+    check(recipe, teachers, student, identities)
+    return Preparation(
+        train=pack.subset(chosen.train),
+        held_out=pack.subset(chosen.held_out) if chosen.held_out else None,
+        student=student.to(device),
+        teachers=teachers,
+        identities=identities,
+        origin=origin,
+    )
+
+
+def _student(recipe: Recipe, count: int, identities: str) -> tuple[GaitNetwork, str | None]:
+    """The student, and the digest of the checkpoint it starts from."""
+    wanted = recipe.student
+    if wanted.checkpoint is None:
+        if wanted.architecture is None or "identities" in wanted.config:
+            raise RecipeError(
+                [Problem("student.config.identities", "follows from the dataset; leave it out")]
+            )
+        return _build(wanted.architecture, {**wanted.config, "identities": count}), None
+    trained, card = checkpoint.load(wanted.checkpoint, "cpu")
+    student = _build(card.architecture, {**card.config, "identities": count})
+    weights = trained.state_dict()
+    if card.training.get("identity_hash") != identities:
+        # Other identities: their classifier means nothing here. The new one keeps its random start.
+        fresh = student.head.classifier.state_dict(prefix="head.classifier.")
+        weights = {**weights, **fresh}
+    student.load_state_dict(weights)
+    return student, card.digest
+
+
+def _build(architecture: str, config: Mapping[str, object]) -> GaitNetwork:
+    try:
+        return build(architecture, config)
+    except UnknownArchitecture as error:
+        raise RecipeError([Problem("student.architecture", str(error))]) from error
+    except ValidationError as error:
+        raise RecipeError(
+            Problem(".".join(("student.config", *map(str, e["loc"]))), e["msg"])
+            for e in error.errors(include_url=False)
+        ) from error
+
+
+def untrained_like(network: GaitNetwork) -> GaitNetwork:
+    """A second network of the same build."""
+    return build(network.config.architecture, network.config.model_dump())
+
+
+def card(
+    network: GaitNetwork,
+    recipe: Recipe,
+    preparation: Preparation,
+    *,
+    name: str,
+    seconds: float,
+    processes: int,
+    precision: Precision,
+    losses: Mapping[str, float],
+    metrics: Mapping[str, JsonValue],
+) -> Card:
+    """The card of a trained network: everything needed to train it again, and what it reached.
+
+    Args:
+        network: what is saved.
+        recipe: the run's.
+        preparation: the run's.
+        name: of the checkpoint.
+        seconds: time spent on steps.
+        processes: how many shared them.
+        precision: that products were computed in.
+        losses: at the end.
+        metrics: on held-out walks.
+    """
+    pack = preparation.train
+    training: dict[str, JsonValue] = {
+        "recipe": recipe.model_dump(mode="json"),
+        "recipe_digest": recipe.digest,
+        "seed": recipe.seed,
+        "steps": recipe.steps,
+        "commit": provenance.commit(),
+        "dataset": {
+            "name": pack.path.name,
+            "content_hash": pack.content_hash,
+            "subjects": len(pack.subjects),
+            "sequences": len(pack),
+            "held_out_subjects": len(preparation.held_out.subjects) if preparation.held_out else 0,
+        },
+        "identity_hash": preparation.identities,
+        "started_from": preparation.origin,
+        "teachers": [{"name": t.name, "digest": t.digest} for t in preparation.teachers],
+        "losses": dict(losses),
+        "seconds": round(seconds, 1),
+        "hardware": provenance.hardware(next(network.parameters()).device),
+        "processes": processes,
+        "precision": precision.name,
+        "versions": dict(provenance.versions()),
+    }
+    return Card.of(
+        network,
+        name=name,
+        metric=recipe.metric,
+        mirror=recipe.mirror,
+        training=training,
+        metrics=metrics,
+    )

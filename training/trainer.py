@@ -1,0 +1,161 @@
+"""The networks in training and everything that changes with a step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from models.networks.network import GaitNetwork
+from training.data.augmentation import augment, generator
+from training.data.batches import Batch, join
+from training.distributed import Group
+from training.learner import Learned, Learner
+from training.objective import Loss, Objective
+from training.optimisation import (
+    MovingAverage,
+    Precision,
+    lay_out_for_convolution,
+    make_optimiser,
+    rate_factor,
+    set_rate,
+)
+from training.preparation import Preparation, untrained_like
+from training.recipe import Recipe
+from training.teachers import ask
+
+
+class TrainingFailed(RuntimeError):
+    """The run cannot go on: its numbers are no longer numbers."""
+
+
+class Trainer:
+    """Takes steps. Its whole state can be taken out and put back, so that a run can be killed at any moment.
+
+    Args:
+        recipe: how to train.
+        preparation: the networks and data.
+        group: the processes of this run.
+
+    Attributes:
+        step: steps done.
+        seconds: time spent on them, over all processes that took part in a resumed run.
+        rate: learning rate of the last step.
+    """
+
+    def __init__(self, recipe: Recipe, preparation: Preparation, group: Group) -> None:
+        torch.manual_seed(recipe.seed)
+        self._recipe = recipe
+        self._teachers = preparation.teachers
+        self._group = group
+        self.precision = Precision.choose(recipe.precision, group.device)
+        self.step = 0
+        self.seconds = 0.0
+        self.rate = 0.0
+
+        widths = [t.network.channels for t in self._teachers] if recipe.connects else []
+        self._learner = Learner(preparation.student, widths).to(group.device)
+        for network in (self._learner, *(teacher.network for teacher in self._teachers)):
+            lay_out_for_convolution(network)
+        self._average: MovingAverage | None = None
+        if recipe.average is not None:
+            copy = untrained_like(self._learner.student).to(group.device)
+            self._average = MovingAverage(self._learner.student, copy, recipe.average)
+        self._optimiser: Optimizer = make_optimiser(recipe.optimiser, self._learner)
+        self._objective = Objective(recipe.terms, recipe.distillation, group.gather)
+        self._embed = self._wrap()
+
+    def _wrap(self) -> Callable[..., Learned]:
+        """The learner as it is called in a step: compiled, and with gradients averaged over processes."""
+        if self._recipe.compile:
+            self._learner.compile()
+        if self._group.size == 1:
+            return self._learner
+        if self._group.device.type == "cuda":
+            # Not on the CPU, where torch has none: there each process normalises by its own sequences.
+            self._learner = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self._learner)
+        devices = [self._group.device] if self._group.device.type == "cuda" else None
+        return DistributedDataParallel(self._learner, device_ids=devices)
+
+    def train(self, batch: Batch) -> tuple[Loss, Learned]:
+        """Take one step on a batch."""
+        began = time.monotonic()
+        recipe = self._recipe
+        self._learner.train()
+        random = generator(recipe.seed, batch.step, self._group.rank)
+        views = augment(batch.silhouettes, recipe.data.augmentation, random)
+        clips = join(views, batch.lengths)
+        lessons = ask(self._teachers, clips, batch.lengths, self.precision)
+        with self.precision.autocast():
+            learned = self._embed(clips, batch.lengths)
+        loss = self._objective(
+            learned, batch.labels, lessons, progress=self.step / recipe.steps
+        )
+        self._optimiser.zero_grad()
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        if recipe.clip_gradient is not None:
+            torch.nn.utils.clip_grad_norm_(self._learner.parameters(), recipe.clip_gradient)
+        self.rate = recipe.optimiser.learning_rate * rate_factor(
+            recipe.schedule, self.step, recipe.steps
+        )
+        set_rate(self._optimiser, self.rate)
+        self._optimiser.step()
+        if self._average is not None:
+            self._average.update(self.step)
+        self.step += 1
+        self.seconds += time.monotonic() - began
+        return loss, learned
+
+    @property
+    def result(self) -> GaitNetwork:
+        """The network to evaluate and to save: the moving average, where the recipe keeps one."""
+        return self._learner.student if self._average is None else self._average.network
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything the next step depends on. Teachers are not in it.
+
+        Raises:
+            TrainingFailed: a weight is infinite or NaN: such a state must not replace a good one.
+        """
+        for name, weights in self._learner.named_parameters():
+            if not bool(weights.isfinite().all()):
+                raise TrainingFailed(
+                    f"the weights {name} became infinite or NaN by step {self.step}; "
+                    "lower optimiser.learning_rate or set clip_gradient"
+                )
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "learner": self._learner.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "average": None if self._average is None else self._average.network.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Go on from a snapshot, as if there had been no interruption."""
+        self.step = snapshot["step"]
+        self.seconds = snapshot["seconds"]
+        self._learner.load_state_dict(snapshot["learner"])
+        self._optimiser.load_state_dict(snapshot["optimiser"])
+        if self._average is not None:
+            self._average.network.load_state_dict(snapshot["average"])
+        torch.set_rng_state(snapshot["random"])
+
+
+def require_finite(loss: float, step: int) -> None:
+    """Stop a run whose loss is no number any more.
+
+    Raises:
+        TrainingFailed: it is infinite or NaN.
+    """
+    if not math.isfinite(loss):
+        raise TrainingFailed(
+            f"the loss became {loss} by step {step}; lower optimiser.learning_rate, lengthen "
+            "schedule.warm_up or set clip_gradient"
+        )

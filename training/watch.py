@@ -1,0 +1,136 @@
+"""How good the network is on people it has not seen, while it learns and when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from models.networks.network import GaitNetwork
+from training.data.augmentation import plain
+from training.data.pack import Pack
+from training.evaluation import (
+    EmbeddedSequences,
+    LabelledSequences,
+    ProtocolMismatch,
+    Resampling,
+    evaluate_embeddings,
+)
+from training.evaluation.protocols import protocol_named
+from training.optimisation import Precision
+from training.recipe import Evaluation, Metric, Problem, RecipeError
+
+FRAMES_AT_ONCE = 512
+_FEW_REPLICATES = Resampling(replicates=100)  # a curve needs no fine intervals
+
+
+class Watch:
+    """Evaluates a network on held-out walks by one protocol.
+
+    With the protocol "auto" that is `cross-view` where the walks' conditions allow it; otherwise the first
+    sequence of every subject is enrolled and the others are searched for.
+
+    Args:
+        settings: of the recipe.
+        held_out: walks of subjects that are not learnt, or None.
+        metric: how embeddings are compared.
+        mirror: whether probes are compared mirrored as well.
+
+    Raises:
+        RecipeError: there is no such protocol, or the held-out walks do not suit it.
+    """
+
+    def __init__(
+        self, settings: Evaluation, held_out: Pack | None, *, metric: Metric, mirror: bool
+    ) -> None:
+        self._pack = held_out
+        self._metric, self._mirror = metric, mirror
+        self._protocol, self._labels = settings.protocol, None
+        if held_out is not None:
+            self._protocol, self._labels = _suited(settings.protocol, held_out)
+
+    @property
+    def possible(self) -> bool:
+        """Whether there is anything to evaluate on."""
+        return self._labels is not None
+
+    def evaluate(self, network: GaitNetwork, precision: Precision) -> Mapping[str, float]:
+        """Figures by name: rank1 first, and what else the protocol reports. Leaves the network's mode as it was.
+
+        Raises:
+            ValueError: there are no held-out walks, see `possible`.
+        """
+        if self._pack is None or self._labels is None:
+            raise ValueError("there are no held-out walks to evaluate on")
+        training = network.training
+        network.eval()
+        try:
+            seen = _embed(network, self._pack, precision, mirrored=False)
+            mirrored = _embed(network, self._pack, precision, mirrored=True) if self._mirror else None
+        finally:
+            network.train(training)
+        result = evaluate_embeddings(
+            [EmbeddedSequences("student", seen, self._metric, mirrored)],
+            self._labels,
+            self._protocol,
+            dataset=self._pack.path.name,
+            dataset_hash=self._pack.content_hash,
+            resampling=_FEW_REPLICATES,
+            error_rates=False,
+        )
+        return result.metrics()
+
+
+def _suited(protocol: str, pack: Pack) -> tuple[str, LabelledSequences | None]:
+    """The protocol to use and the labels it needs; no labels when nobody can be searched for."""
+    records = pack.sequences
+    columns = ([r.subject for r in records], [r.condition for r in records], [r.view for r in records])
+    first = {r.subject: i for i, r in reversed(list(enumerate(records)))}
+    probes = [first[r.subject] != i for i, r in enumerate(records)]
+    labels = LabelledSequences.of(*columns, probes)
+    if protocol == "auto":
+        try:
+            protocol_named("cross-view").split(labels)
+        except ProtocolMismatch:
+            return "gait3d", labels if any(probes) else None
+        return "cross-view", labels
+    try:
+        protocol_named(protocol).split(labels)
+    except (ValueError, ProtocolMismatch) as error:
+        raise RecipeError([Problem("evaluation.protocol", str(error))]) from error
+    return protocol, labels
+
+
+@torch.no_grad()
+def _embed(
+    network: GaitNetwork, pack: Pack, precision: Precision, *, mirrored: bool
+) -> npt.NDArray[np.float32]:
+    """Embeddings of a pack's sequences in their order, [n, p, c]."""
+    device = precision.device
+    found = np.empty((len(pack), network.parts, network.channels), np.float32)
+    for members in _batches(pack):
+        walks = [torch.from_numpy(pack.silhouettes(i)) for i in members]
+        frames = plain(torch.cat(walks).unsqueeze(0).to(device)).squeeze(0)
+        if mirrored:
+            frames = frames.flip(-1)
+        with precision.autocast():
+            embeddings = network(frames, [len(walk) for walk in walks]).embeddings
+            embeddings = network.matching(embeddings.float())
+        found[members] = embeddings.transpose(1, 2).float().cpu().numpy()
+    return found
+
+
+def _batches(pack: Pack) -> Iterator[list[int]]:
+    """Sequences by length, so that a network which groups equal lengths finds large groups."""
+    batch: list[int] = []
+    frames = 0
+    for i in np.argsort(pack.lengths, kind="stable").tolist():
+        if batch and frames + pack.lengths[i] > FRAMES_AT_ONCE:
+            yield batch
+            batch, frames = [], 0
+        batch.append(i)
+        frames += int(pack.lengths[i])
+    if batch:
+        yield batch
