@@ -106,14 +106,17 @@ def _augment_frames(
     return np.ascontiguousarray(frames)
 
 
-def samples_per_second(step: Callable[[int], None]) -> float:
-    """Median over steps, after two to warm up."""
-    seconds = []
+def samples_per_second(paths: dict[str, Callable[[int], None]]) -> dict[str, float]:
+    """Median over steps, after two to warm up. The paths take turns: they share the noise."""
+    seconds: dict[str, list[float]] = {name: [] for name in paths}
     for number in range(STEPS + 2):
-        begin = time.perf_counter()
-        step(number)
-        seconds.append(time.perf_counter() - begin)
-    return SUBJECTS * SEQUENCES / statistics.median(seconds[2:])
+        for name, step in paths.items():
+            begin = time.perf_counter()
+            step(number)
+            seconds[name].append(time.perf_counter() - begin)
+    return {
+        name: SUBJECTS * SEQUENCES / statistics.median(times[2:]) for name, times in seconds.items()
+    }
 
 
 def main() -> None:
@@ -123,7 +126,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    rows = []
+    rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         walks = Path(folder) / "walks"
         write_walks(walks)
@@ -131,21 +134,19 @@ def main() -> None:
             encoding: pack_dataset(walks, Path(folder) / f"{encoding}.pack", encoding=encoding)
             for encoding in ("binary", "grey")
         }
-        variants = {"none": Augmentation.none(), "published": Augmentation()}
+        variants = {
+            "none": Augmentation.none(),
+            "published": Augmentation(),
+            "faults": Augmentation.faults(),
+        }
         for name, augmentation in variants.items():
-            plain_loop = samples_per_second(frame_by_frame(walks, augmentation))
-            rows.append({"augmentation": name, "path": "frame by frame", "samples_s": plain_loop})
+            paths = {f"batch, {kind}": ours(pack, augmentation) for kind, pack in packs.items()}
+            if name != "faults":  # the field's loaders have nothing like it
+                paths["frame by frame"] = frame_by_frame(walks, augmentation)
             rows += [
-                {
-                    "augmentation": name,
-                    "path": f"batch, {encoding} pack",
-                    "samples_s": (rate := samples_per_second(ours(pack, augmentation))),
-                    "times_plain": rate / plain_loop,
-                }
-                for encoding, pack in packs.items()
+                {"augmentation": name, "path": path, "samples_s": round(rate)}
+                for path, rate in samples_per_second(paths).items()
             ]
-        faults = samples_per_second(ours(packs["binary"], Augmentation.faults()))
-        rows.append({"augmentation": "faults", "path": "batch, binary pack", "samples_s": faults})
     result = {
         "what": "training input, sequences a second on one core",
         "batch": {"sequences": SUBJECTS * SEQUENCES, "frames": FRAMES},

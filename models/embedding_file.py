@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from models import checkpoint
@@ -95,9 +97,10 @@ def _prepare(path: Path) -> NDArray[np.uint8]:
 
 def _read_silhouettes(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            silhouettes: NDArray[np.uint8] = file["silhouettes"]
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        # opened here, because numpy leaves a broken archive open
+        with path.open("rb") as file:
+            silhouettes: NDArray[np.uint8] = NpzFile(file, allow_pickle=False)["silhouettes"]
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise EmbeddingFileError(f"{path} is not an .npz file with 'silhouettes'") from error
     if (
         silhouettes.dtype != np.uint8

@@ -11,10 +11,13 @@ from time import perf_counter
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from service.errors import Unavailable
 from service.gallery.records import Embedding, Silhouettes
 
-Encode = Callable[[Sequence[Silhouettes]], Sequence[Embedding]]
+Encode = Callable[[Sequence[Silhouettes]], NDArray[np.float32]]  # [n, p, c]
 Observe = Callable[[float], None]
 
 

@@ -116,6 +116,7 @@ class Subject(_Model):
     """One enrolled subject, in a list."""
 
     subject_id: str
+    sequences: int
 
 
 class JobProgress(_Model):
@@ -369,7 +370,7 @@ def _raise_for_problem(response: httpx.Response) -> None:
 
 
 def _events(lines: Iterator[str]) -> Iterator[JobEvent]:
-    """Read server-sent events: fields until an empty line; lines that begin with a colon are pings."""
+    """Read server-sent events: fields until an empty line; a line with an empty name is a ping."""
     fields: dict[str, str] = {}
     for line in lines:
         if line:

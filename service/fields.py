@@ -131,13 +131,15 @@ def _check_names(where: str, value: dict[str, Any]) -> None:
         raise _refused(where, f"has more than {_MOST_FIELDS} fields")
     for name in value:
         if not 1 <= len(name) <= _LONGEST_NAME or not name.isprintable():
-            raise _refused(where, f"has a name that is not 1 to {_LONGEST_NAME} printable characters")
+            raise _refused(
+                where, f"has a name that is not 1 to {_LONGEST_NAME} printable characters"
+            )
 
 
-def _any_of(where: str, values: list[Any]) -> list[Scalar]:
+def _any_of(where: str, values: list[Any]) -> tuple[Scalar, ...]:
     if not 1 <= len(values) <= _MOST_VALUES:
         raise _refused(where, f"must list 1 to {_MOST_VALUES} values")
-    return [_scalar(f"{where}[{position}]", value) for position, value in enumerate(values)]
+    return tuple(_scalar(f"{where}[{position}]", value) for position, value in enumerate(values))
 
 
 def _scalar(where: str, value: Any) -> Scalar:

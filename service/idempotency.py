@@ -94,9 +94,7 @@ class IdempotencyStore:
                 )
             )
             row = session.scalar(
-                select(IdempotencyRow)
-                .where(IdempotencyRow.key_hash == key_hash)
-                .with_for_update()
+                select(IdempotencyRow).where(IdempotencyRow.key_hash == key_hash).with_for_update()
             )
             if row is None:
                 session.add(

@@ -50,7 +50,7 @@ class Walk:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedWalk:
-    """A walk that may be enrolled or searched for: silhouettes uint8 [s, 64, 64], embedding [p, c]."""
+    """A walk fit for use: silhouettes uint8 [s, 64, 64] and their embedding [p, c]."""
 
     silhouettes: Silhouettes
     quality: SequenceQuality
@@ -124,9 +124,7 @@ class Intake:
 
     async def _prepare(self, walks: Sequence[Walk]) -> list[_Prepared]:
         loop = asyncio.get_running_loop()
-        futures = [
-            loop.run_in_executor(self._decoders, self._prepare_one, walk) for walk in walks
-        ]
+        futures = [loop.run_in_executor(self._decoders, self._prepare_one, walk) for walk in walks]
         try:
             outcomes = await asyncio.gather(*futures, return_exceptions=True)
         finally:

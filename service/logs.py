@@ -37,17 +37,21 @@ class JsonLines(logging.Formatter):
 
 
 def log_as_json(level: int = logging.INFO) -> None:
-    """Send this process's logs to stderr as JSON lines. uvicorn's own access log names subjects
-    in its addresses, so it must stay off; requests are logged by `RequestContext` instead.
+    """Send this process's logs to stderr as JSON lines, unless the process has set up its own.
+
+    uvicorn's own access log names subjects in its addresses, so it is silenced in any case;
+    requests are logged by `RequestContext` instead.
     """
+    access = logging.getLogger("uvicorn.access")
+    access.handlers = []
+    access.propagate = False
+    root = logging.getLogger()
+    if root.handlers:
+        return
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    root = logging.getLogger()
-    root.handlers = [handler]
+    root.addHandler(handler)
     root.setLevel(level)
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).handlers = []
         logging.getLogger(name).propagate = True
-    access = logging.getLogger("uvicorn.access")
-    access.handlers = []
-    access.propagate = False

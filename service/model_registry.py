@@ -66,8 +66,10 @@ class RegisteredModel:
     path: Path
 
 
-class UnreadableCard(ValueError):
-    """A folder among the models whose card is not one."""
+class UnreadableCard(NotFound):
+    """A folder among the models whose card is not one, so there is no such model."""
+
+    slug = "model-unreadable"
 
 
 def resolve(settings: Settings, name: str) -> Path:
@@ -93,11 +95,11 @@ def read_card(path: Path) -> JsonObject:
     """A checkpoint's card, with its digest; raises `UnreadableCard`."""
     try:
         with (path / _CARD).open("rb") as file:
-            card = json.loads(file.read(_MOST_CARD_BYTES))
-    except (OSError, ValueError) as error:
-        raise UnreadableCard(f"{path.name}/{_CARD} cannot be read") from error
+            card = json.loads(file.read(_MOST_CARD_BYTES), parse_constant=_no_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UnreadableCard(f"The card of the model {path.name!r} cannot be read.") from error
     if not isinstance(card, dict) or not isinstance(card.get("digest"), str):
-        raise UnreadableCard(f"{path.name}/{_CARD} is not a checkpoint's card")
+        raise UnreadableCard(f"The model {path.name!r} has a card without a digest.")
     return card
 
 
@@ -115,7 +117,7 @@ class ModelRegistry:
             try:
                 models.append(self.show(name))
             except UnreadableCard as error:
-                _log.warning("not listed as a model: %s", error)
+                _log.warning("a model is not listed: %s", error)
         return models
 
     def show(self, name: str) -> RegisteredModel:
@@ -174,6 +176,10 @@ class ModelRegistry:
                 for entry in folder.iterdir():
                     if re.fullmatch(NAME, entry.name) and (entry / _CARD).is_file():
                         yield entry.name
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _flush(path: Path) -> None:

@@ -1,7 +1,7 @@
-"""python -m training {train,distill,validate,evaluate,pack,export,render}: a run is a recipe and a folder.
+"""The command line of training: a run is a recipe and a folder.
 
-Exit status: 0 done, 2 bad input, 143 stopped by SIGTERM after saving, 1 anything else. Nothing heavy is imported
-before a command needs it: `validate` answers in a blink.
+Exit status: 0 done, 2 bad input, 143 stopped by SIGTERM after saving, 1 anything else. Nothing
+heavy is imported before a command needs it: `validate` answers in a blink.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ Teachers = Annotated[
     typer.Option("--teacher", help="Checkpoint of a teacher; may be repeated; replaces teachers."),
 ]
 StudentCheckpoint = Annotated[
-    Path | None, typer.Option("--student", help="Checkpoint to start from: its network, its weights.")
+    Path | None,
+    typer.Option("--student", help="Checkpoint to start from: its network, its weights."),
 ]
 Settings = Annotated[
     list[str] | None,
@@ -145,7 +146,9 @@ def evaluate(
 
 @app.command()
 def pack(
-    source: Annotated[Path, typer.Argument(help="A tree of pickles or images, or an exported gallery.")],
+    source: Annotated[
+        Path, typer.Argument(help="A tree of pickles or images, or an exported gallery.")
+    ],
     out: Annotated[Path, typer.Option(help="The .pack folder to make.")],
     format: Annotated[Source, typer.Option(help="What SOURCE is.")] = Source.auto,
     as_json: Json = False,
@@ -161,8 +164,12 @@ def pack(
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a trained checkpoint.")],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint to make.")],
-    name: Annotated[str | None, typer.Option(help="Name on the new card; the old one if not given.")] = None,
-    keep_classifier: Annotated[bool, typer.Option(help="Keep the training identities' classifier.")] = False,
+    name: Annotated[
+        str | None, typer.Option(help="Name on the new card; the old one if not given.")
+    ] = None,
+    keep_classifier: Annotated[
+        bool, typer.Option(help="Keep the training identities' classifier.")
+    ] = False,
     full: Annotated[bool, typer.Option(help="Keep float32 instead of half precision.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -177,7 +184,9 @@ def export(
 
 @app.command()
 def render(
-    recipe: Annotated[Path, typer.Argument(help="A rendering recipe, or the name of a shipped one.")],
+    recipe: Annotated[
+        Path, typer.Argument(help="A rendering recipe, or the name of a shipped one.")
+    ],
     out: Annotated[Path, typer.Option(help="The .pack folder to make.")],
     mocap: Annotated[Path | None, typer.Option(help="Folder of motion-capture recordings.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; one a core if not given.")] = None,
@@ -194,7 +203,9 @@ def render(
             raise RecipeError([Problem("", str(error))]) from error
 
 
-def _run(recipe: Recipe, name_or_path: str, out: Path, reporter: Reporter, stop: StopRequest) -> None:
+def _run(
+    recipe: Recipe, name_or_path: str, out: Path, reporter: Reporter, stop: StopRequest
+) -> None:
     missing = missing_files(recipe)
     if missing:
         raise RecipeError(missing)

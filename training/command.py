@@ -1,4 +1,4 @@
-"""What `train` and `distill` do once the recipe has been read: the point from which torch is needed."""
+"""What `train` and `distill` do once the recipe has been read: torch is needed from here."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from training.recipe import Recipe
 from training.stopping import StopRequest
 
 
-def carry_out(
-    recipe: Recipe, name: str, out: Path, reporter: Reporter, stop: StopRequest
-) -> None:
+def carry_out(recipe: Recipe, name: str, out: Path, reporter: Reporter, stop: StopRequest) -> None:
     """Prepare and run, in this process's place among those of torchrun, if it started them.
 
     Args:

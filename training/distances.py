@@ -1,4 +1,4 @@
-"""Distances between the sequences of a batch, per part: what triplet, ranking and relation losses share."""
+"""Distances between the sequences of a batch, part by part."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from torch import Tensor
 def part_distances(embeddings: Tensor) -> Tensor:
     """Euclidean distances between all pairs of a batch, part by part.
 
-    A sequence's distance to itself is exactly 0, and no gradient flows where a distance is 0: the slope of
-    the root is infinite there, and expanding the square leaves rounding noise that it would amplify.
+    A sequence's distance to itself is exactly 0, and no gradient flows where a distance is 0: the
+    slope of the root is infinite there, and expanding the square leaves rounding noise that it
+    would amplify.
 
     Args:
         embeddings: [n, c, p].

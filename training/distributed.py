@@ -1,4 +1,4 @@
-"""Several processes, one run. One process is the case of a group of one: nothing else asks which it is."""
+"""Several processes, one run. A single process is a group of one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-EVALUATION_TIMEOUT = timedelta(hours=2)  # others wait at a barrier while the first process evaluates
+EVALUATION_TIMEOUT = timedelta(
+    hours=2
+)  # others wait at a barrier while the first process evaluates
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,9 @@ class Group:
 class _Gather(torch.autograd.Function):
     """All-gather whose backward sums what every process asks of these rows.
 
-    Each process computes the same loss from the gathered rows, so the sum is `size` times the gradient, and
-    averaging gradients over processes, as DDP does, gives that of one process with the whole batch.
+    Each process computes the same loss from the gathered rows, so the sum is `size` times the
+    gradient, and averaging gradients over processes, as DDP does, gives that of one process with
+    the whole batch.
     """
 
     @staticmethod
@@ -87,7 +90,10 @@ class _Gather(torch.autograd.Function):
 
 
 def join() -> Group:
-    """The group that torchrun's environment describes: nccl on GPUs, gloo elsewhere; alone without torchrun."""
+    """The group that torchrun's environment describes; alone without torchrun.
+
+    nccl on GPUs, gloo elsewhere.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     if torch.cuda.is_available():

@@ -113,7 +113,7 @@ class JsonReporter:
 
 
 class ConsoleReporter:
-    """A progress bar on stderr, with what matters beside it; plain lines where stderr is no terminal."""
+    """A progress bar on stderr, or plain lines where stderr is no terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)

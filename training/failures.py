@@ -1,4 +1,7 @@
-"""From an exception to one sentence and whose fault it was. Imports no torch: most failures come before it."""
+"""From an exception to one sentence and whose fault it was.
+
+Imports no torch: most failures come before it.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,8 @@ class Failure:
 def explain(error: Exception) -> Failure:
     """Classify an exception.
 
-    Our domain errors are ValueErrors when the input is at fault and RuntimeErrors when the run is, and carry a
-    sentence made for people.
+    Our domain errors are ValueErrors when the input is at fault and RuntimeErrors when the run is,
+    and carry a sentence made for people.
     """
     ours = type(error).__module__.split(".")[0] in _OURS
     sentence = " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Which subjects a run learns, which it holds out, and how two networks agree on an identity's number."""
+"""Which subjects a run learns and holds out, and whether two networks number them alike."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ def split(
 ) -> Split:
     """Choose what to train on and what to watch.
 
-    Held-out subjects are chosen by a hash of their id, not by the run's seed: a teacher and its students hold
-    out the same people, and so share their classes.
+    Held-out subjects are chosen by a hash of their id, not by the run's seed: a teacher and its
+    students hold out the same people, and so share their classes.
 
     Args:
         subjects: all ids of the dataset.
         partition: its training and test ids, if it comes with a partition.
-        share: of the training subjects to hold out; with 0 the partition's test subjects are watched.
+        share: of the training subjects to hold out; with 0 the partition's test subjects are
+            watched.
 
     Raises:
-        ValueError: fewer than two subjects would be left to train on, or a share holds out fewer than two.
+        ValueError: fewer than two subjects would be left to train on, or a share holds out fewer
+            than two.
     """
     available = set(subjects)
     trained, tested = (available, set[str]()) if partition is None else map(set, partition)
@@ -51,5 +53,5 @@ def _shuffled(subject: str) -> bytes:
 
 
 def identity_hash(subjects: Sequence[str]) -> str:
-    """Names a list of classes and their order: networks with equal hashes have the same logits' axis."""
+    """Names a list of classes and their order: equal hashes mean equal axes of logits."""
     return hashlib.sha256(json.dumps(list(subjects)).encode()).hexdigest()

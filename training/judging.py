@@ -55,9 +55,7 @@ def judge(
             pace = (time.monotonic() - began) / max(done, 1)
             reporter.report(Progressed(done, total, round(pace * (total - done), 1), {}))
 
-    result = evaluate_checkpoint(
-        checkpoint, dataset, protocol, against=against, progress=report
-    )
+    result = evaluate_checkpoint(checkpoint, dataset, protocol, against=against, progress=report)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(result.to_json() + "\n", encoding="utf-8")

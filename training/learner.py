@@ -1,4 +1,4 @@
-"""What is optimised: the student, and the connectors that tie it to its teachers while it learns."""
+"""What is optimised: the student, and the connectors that tie it to its teachers."""
 
 from __future__ import annotations
 

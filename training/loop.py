@@ -141,9 +141,7 @@ def _nothing(_event: Event) -> None:
     """What every process but the first reports."""
 
 
-def _write(
-    log: SummaryWriter | None, group: str, metrics: Mapping[str, float], step: int
-) -> None:
+def _write(log: SummaryWriter | None, group: str, metrics: Mapping[str, float], step: int) -> None:
     if log is None:
         return
     for name, value in metrics.items():

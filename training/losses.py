@@ -15,8 +15,9 @@ LOGIT_SCALE = 16.0
 def triplet(embeddings: Tensor, labels: Tensor, *, margin: float = 0.2) -> Tensor:
     """Batch-all triplet loss per part, averaged over the triplets that are not yet satisfied.
 
-    For every anchor, every sequence of the same identity is a positive (the anchor itself too, as in OpenGait's
-    TripletLoss) and every sequence of another identity a negative. Identities may come in different numbers.
+    For every anchor, every sequence of the same identity is a positive (the anchor itself too, as
+    in OpenGait's TripletLoss) and every sequence of another identity a negative. Identities may
+    come in different numbers.
 
     Args:
         embeddings: [n, c, p], before the neck, not normalised.
@@ -62,5 +63,5 @@ def cross_entropy(
 
 @torch.no_grad()
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of (sequence, part) pairs whose largest logit is the true identity's: a scalar in [0, 1]."""
+    """Share of (sequence, part) pairs whose largest logit is the true one: a scalar."""
     return (logits.argmax(dim=1) == labels.unsqueeze(1)).float().mean()

@@ -1,4 +1,4 @@
-"""Means over the steps between two reports, kept on the device so that a step need not wait for them."""
+"""Means over the steps between two reports, kept on the device so that no step waits."""
 
 from __future__ import annotations
 

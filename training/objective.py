@@ -1,4 +1,4 @@
-"""A recipe's weighted terms: from what student and teachers made of a batch to one number and its named parts."""
+"""A recipe's weighted terms, from the outputs of a batch to one number and its named parts."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from training.recipe import (
     CoordinateTerm,
     CrossEntropyTerm,
     DecoupledTerm,
+    DistanceTerm,
     Distillation,
     DistillationTerm,
-    DistanceTerm,
     HintTerm,
     IdentityTerm,
     InformativeTemperature,
@@ -53,7 +53,8 @@ class Objective:
     Args:
         terms: weighted terms.
         distillation: how teachers are combined, aligned and ramped up.
-        gather: brings the rows of all processes together, differentiably, for terms that compare sequences
+        gather: brings the rows of all processes together, differentiably, for terms that compare
+            sequences
             with each other; the others are means over sequences, which DDP averages by itself.
     """
 
@@ -153,16 +154,12 @@ class _Everyone(NamedTuple):
     taught: tuple[Tensor, ...]  # embeddings of each teacher; empty when no term compares distances
 
 
-def _from_labels(
-    term: LabelTerm, learned: Learned, labels: Tensor, everyone: _Everyone
-) -> Tensor:
+def _from_labels(term: LabelTerm, learned: Learned, labels: Tensor, everyone: _Everyone) -> Tensor:
     match term:
         case TripletTerm():
             return triplet(everyone.embeddings, everyone.labels, margin=term.margin)
         case CrossEntropyTerm():
-            return cross_entropy(
-                learned.logits, labels, scale=term.scale, smoothing=term.smoothing
-            )
+            return cross_entropy(learned.logits, labels, scale=term.scale, smoothing=term.smoothing)
         case _:
             assert_never(term)
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from models.networks.network import GaitNetwork
 from training.recipe import SGD, AdamW, Cosine, MultiStep
 
 
@@ -42,12 +43,12 @@ class Precision:
 
 
 def lay_out_for_convolution(network: nn.Module) -> None:
-    """Channels last for every convolution's weights: what convolutions in bf16 and on GPUs run fastest on."""
+    """Channels last for every convolution's weights: the fastest in bf16 and on GPUs."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            module.to(memory_format=torch.channels_last)
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
         elif isinstance(module, nn.Conv3d):
-            module.to(memory_format=torch.channels_last_3d)
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
 
 
 def make_optimiser(settings: SGD | AdamW, network: nn.Module) -> Optimizer:
@@ -72,7 +73,7 @@ def make_optimiser(settings: SGD | AdamW, network: nn.Module) -> Optimizer:
 
 
 def rate_factor(schedule: MultiStep | Cosine, step: int, steps: int) -> float:
-    """What the base learning rate is multiplied by in a step, 0 … steps - 1: a function of the step alone."""
+    """What multiplies the learning rate in a step (from 0): a function of the step alone."""
     if step < schedule.warm_up:
         return (step + 1) / (schedule.warm_up + 1)
     match schedule:
@@ -94,31 +95,31 @@ def set_rate(optimiser: Optimizer, rate: float) -> None:
 class MovingAverage:
     """An exponential moving average of a network's weights and batch statistics.
 
-    Early on the average follows faster ((1 + step) / (10 + step)), or the random start would stay in it.
+    Early on the average follows faster ((1 + step) / (10 + step)), or the random start would stay
+    in it.
 
     Args:
-        network: the network to follow.
-        average: a network of the same build, which holds the average.
+        followed: the network in training.
+        average: a network of the same build, which comes to hold the average.
         decay: share of the old average that a step keeps, in the long run.
     """
 
-    def __init__(self, network: nn.Module, average: nn.Module, decay: float) -> None:
-        self._decay = decay
+    def __init__(self, followed: GaitNetwork, average: GaitNetwork, decay: float) -> None:
         average.requires_grad_(False)
-        average.load_state_dict(network.state_dict())
-        current, averaged = network.state_dict(), average.state_dict()
-        floating = [name for name, tensor in averaged.items() if tensor.is_floating_point()]
-        self._averaged = [averaged[name] for name in floating]
-        self._current = [current[name] for name in floating]
-        self._counted = [
-            (averaged[name], current[name]) for name in averaged if name not in set(floating)
-        ]
+        average.load_state_dict(followed.state_dict())
         self.network = average
+        self._decay = decay
+        current, averaged = followed.state_dict(), average.state_dict()
+        floating = [name for name, tensor in averaged.items() if tensor.is_floating_point()]
+        self._current = [current[name] for name in floating]
+        self._averaged = [averaged[name] for name in floating]
+        # Batch counters are whole numbers: the latest is as good as any.
+        self._counters = [(averaged[n], current[n]) for n in averaged.keys() - set(floating)]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move the average after a step."""
         decay = min(self._decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self._averaged, self._current, 1 - decay)
-        for mine, theirs in self._counted:
+        for mine, theirs in self._counters:
             mine.copy_(theirs)

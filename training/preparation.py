@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from pydantic import JsonValue, ValidationError
@@ -42,7 +43,7 @@ class Preparation:
     origin: str | None
 
     def run_digest(self, recipe: Recipe) -> str:
-        """Names the run: recipe, data and starting weights. Only the same run may go on from its state."""
+        """Names the run by recipe, data and starting weights: no other goes on from its state."""
         ingredients = [recipe.digest, self.train.content_hash, self.identities, str(self.origin)]
         ingredients += [teacher.digest for teacher in self.teachers]
         return hashlib.sha256("\n".join(ingredients).encode()).hexdigest()
@@ -69,7 +70,8 @@ def prepare(recipe: Recipe, device: torch.device) -> Preparation:
             [
                 Problem(
                     "batch.subjects",
-                    f"{recipe.batch.subjects} subjects a batch, but there are {len(chosen.train)} to train on",
+                    f"{recipe.batch.subjects} subjects a batch, but only "
+                    f"{len(chosen.train)} to train on",
                 )
             ]
         )
@@ -152,8 +154,7 @@ def card(
     """
     pack = preparation.train
     training: dict[str, JsonValue] = {
-        "recipe": recipe.model_dump(mode="json"),
-        "recipe_digest": recipe.digest,
+        "recipe": _without_places(recipe).model_dump(mode="json"),
         "seed": recipe.seed,
         "steps": recipe.steps,
         "commit": provenance.commit(),
@@ -181,4 +182,23 @@ def card(
         mirror=recipe.mirror,
         training=training,
         metrics=metrics,
+    )
+
+
+def _without_places(recipe: Recipe) -> Recipe:
+    """The recipe with names for paths: a card travels to where those mean nothing."""
+    data, student = recipe.data, recipe.student
+    return recipe.model_copy(
+        update={
+            "data": data.model_copy(
+                update={"dataset": Path(data.dataset.name) if data.dataset else None}
+            ),
+            "student": student.model_copy(
+                update={"checkpoint": Path(student.checkpoint.name) if student.checkpoint else None}
+            ),
+            "teachers": tuple(
+                teacher.model_copy(update={"checkpoint": Path(teacher.checkpoint.name)})
+                for teacher in recipe.teachers
+            ),
+        }
     )

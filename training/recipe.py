@@ -1,4 +1,7 @@
-"""A recipe: one validated file that fully describes a run. Imports no torch: recipes are checked in a blink."""
+"""A recipe: one validated file that fully describes a run.
+
+Imports no torch: recipes are checked in a blink.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,7 @@ from training.data.options import Augmentation, Clip, OrderedClip
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Metric = Literal["euclidean", "cosine"]
+_RENDERING = "render-"  # recipes of rendered datasets lie in the same folder
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ class CrossEntropyTerm(Term):
 
 
 class InformativeTemperature(Section):
-    """The temperature follows from the number of identities, so that half of the probability is left on the true one."""
+    """A temperature that leaves half of the probability on the true identity."""
 
     gap: Annotated[float, Field(gt=0, le=2)] = 0.8
 
@@ -164,8 +168,18 @@ class BoundaryTerm(Term):
         default=False, description="The margin counts in the teacher's own mean magnitudes."
     )
     connector: bool = Field(
-        default=False, description="Compare behind a linear map per teacher and part."
+        default=False,
+        description="Compare behind a linear map per teacher and part. The margin then counts in "
+        "units of the map's output, which starts with unit variance.",
     )
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> BoundaryTerm:
+        if self.relative and self.connector:
+            raise ValueError(
+                "behind a connector the margin is relative already: leave relative out"
+            )
+        return self
 
 
 class HintTerm(Term):
@@ -206,16 +220,16 @@ class Distillation(Section):
 
     teachers: Literal["mean", "sum"] = Field(
         default="mean",
-        description="mean keeps the total weight when a teacher is added; sum is the published way.",
+        description="mean keeps the total weight when a teacher is added; sum is published.",
     )
     parts: Literal["overlap", "truncate"] = Field(
         default="overlap",
-        description="Teachers' parts mixed by overlap, or cut to the first ones (the published way).",
+        description="Teachers' parts mixed by overlap, or cut to the first ones (published).",
     )
     assume_same_identities: bool = Field(
         default=False,
-        description="Trust that a teacher whose card does not prove it lists the same identities in the "
-        "same order.",
+        description="Trust that a teacher whose card does not prove it lists the same identities "
+        "in the same order.",
     )
     ramp: Share = Field(
         default=0.0, description="Share of the run over which the terms' weights rise from 0."
@@ -276,7 +290,7 @@ class Recipe(Section):
     teachers: Annotated[tuple[Teacher, ...], Field(strict=False)] = ()
     data: Data = Data()
     batch: Batch = Batch()
-    terms: Annotated[tuple[AnyTerm, ...], Field(strict=False, min_length=1)]
+    terms: Annotated[tuple[AnyTerm, ...], Field(strict=False)]
     distillation: Distillation = Distillation()
     optimiser: Annotated[SGD | AdamW, Field(discriminator="kind")] = SGD(kind="sgd")
     schedule: Annotated[MultiStep | Cosine, Field(discriminator="kind")] = Cosine(kind="cosine")
@@ -284,11 +298,13 @@ class Recipe(Section):
         default="euclidean", description="How embeddings of the result are compared."
     )
     mirror: bool = Field(
-        default=False, description="Whether the result compares a walk together with its mirror image."
+        default=False,
+        description="Whether the result compares a walk together with its mirror image.",
     )
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     average: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        default=None, description="Decay of the moving average of weights that is evaluated and saved."
+        default=None,
+        description="Decay of the moving average of weights that is evaluated and saved.",
     )
     clip_gradient: PositiveFloat | None = None
     compile: bool = False
@@ -298,6 +314,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
+        if not self.terms:
+            raise ValueError("terms: a run needs at least one")
         if isinstance(self.schedule, MultiStep):
             late = [m for m in self.schedule.milestones if m >= self.steps]
             if late or list(self.schedule.milestones) != sorted(set(self.schedule.milestones)):
@@ -326,9 +344,10 @@ class Recipe(Section):
 
 
 def shipped() -> tuple[str, ...]:
-    """Names of the recipes that come with the package."""
-    folder = resources.files("training") / "recipes"
-    return tuple(sorted(f.name[: -len(".toml")] for f in folder.iterdir() if f.name.endswith(".toml")))
+    """Names of the recipes of training runs that come with the package."""
+    files = [Path(f.name) for f in (resources.files("training") / "recipes").iterdir()]
+    toml = [f.stem for f in files if f.suffix == ".toml"]
+    return tuple(sorted(name for name in toml if not name.startswith(_RENDERING)))
 
 
 def load(
@@ -343,7 +362,8 @@ def load(
 
     Args:
         name_or_path: a TOML file, or the name of a shipped recipe.
-        settings: `key.of.it=value` with the value in TOML; a bare word is a string. Numbers step into lists.
+        settings: `key.of.it=value` with the value in TOML; a bare word is a string. Numbers step
+            into lists.
         dataset: replaces `data.dataset`.
         teachers: replace `teachers`.
         student: replaces `student.checkpoint`.
@@ -364,7 +384,7 @@ def load(
         return Recipe.model_validate(content)
     except ValidationError as error:
         raise RecipeError(
-            Problem(".".join(str(part) for part in e["loc"]), _sentence(e["type"], e["msg"]))
+            Problem(_key(content, e["loc"]), _sentence(e["type"], e["msg"]))
             for e in error.errors(include_url=False)
         ) from None
 
@@ -399,7 +419,23 @@ def require_teachers(recipe: Recipe, *, wanted: bool) -> None:
             [Problem("terms", "no term has a teacher; add one (logit, ranking, …), or use train")]
         )
     if not wanted and (recipe.teachers or recipe.distils):
-        raise RecipeError([Problem("teachers", "this recipe has teachers or their terms; use distill")])
+        raise RecipeError(
+            [Problem("teachers", "this recipe has teachers or their terms; use distill")]
+        )
+
+
+def _key(content: Any, location: tuple[int | str, ...]) -> str:
+    """The dotted key of an error, without the names of choices that pydantic puts in between."""
+    keys: list[str] = []
+    place = content
+    for depth, part in enumerate(location):
+        try:
+            place = place[part]
+        except (KeyError, TypeError):
+            if depth < len(location) - 1:
+                continue  # the choice that was made: no key of the file
+        keys.append(str(part))
+    return ".".join(keys)
 
 
 def _sentence(kind: str, message: str) -> str:
@@ -419,7 +455,12 @@ def _read(name_or_path: str) -> dict[str, Any]:
             raise RecipeError([Problem("", f"{path} is not UTF-8 text")]) from None
     else:
         raise RecipeError(
-            [Problem("", f"no recipe {name_or_path!r}: neither a file nor one of {', '.join(shipped())}")]
+            [
+                Problem(
+                    "",
+                    f"no recipe {name_or_path!r}: neither a file nor one of {', '.join(shipped())}",
+                )
+            ]
         )
     try:
         return tomllib.loads(text)
@@ -443,7 +484,7 @@ def _put(content: dict[str, Any], keys: tuple[str, ...], value: object) -> None:
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
         if isinstance(place, list):
-            if not key.isdigit() or int(key) >= len(place):
+            if not key.isdecimal() or int(key) >= len(place):
                 raise RecipeError(
                     [Problem(".".join(keys), f"{key!r} is not an index into {len(place)} entries")]
                 )

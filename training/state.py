@@ -18,7 +18,7 @@ class StateError(ValueError):
 
 
 def save(directory: Path, state: dict[str, Any], *, run: str) -> None:
-    """Replace the state at one stroke: a kill at any moment leaves the old one or the new one, never half.
+    """Replace the state at one stroke: a kill leaves the old one or the new one.
 
     Args:
         directory: the run's output folder.
@@ -52,7 +52,7 @@ def load(directory: Path, *, run: str) -> dict[str, Any] | None:
         raise StateError(f"{path} is damaged; remove it to start again: {error}") from error
     if state.get("run") != run:
         raise StateError(
-            f"{directory} holds a run of another recipe, dataset or teacher; choose another folder, "
-            f"or remove {path} to start again"
+            f"{directory} holds a run of another recipe, dataset or teacher; choose another "
+            f"folder, or remove {path} to start again"
         )
     return state

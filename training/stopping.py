@@ -15,7 +15,7 @@ class Stopped(BaseException):
 
 
 class StopRequest:
-    """Turns SIGTERM into `Stopped`: at once, or after a stretch of code that must not be cut in two."""
+    """Turns SIGTERM into `Stopped`: at once, or where the code says that it can stop."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -36,7 +36,7 @@ class StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within, inside of `deferred`, a signal stops at once again: for long work that can be lost."""
+        """Within `deferred`, a signal stops at once again: for long work that can be lost."""
         before, self._deferred = self._deferred, False
         try:
             if self.asked:

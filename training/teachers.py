@@ -1,4 +1,7 @@
-"""Frozen teachers: loaded, checked against the recipe, and asked. They are never part of what is trained or saved."""
+"""Frozen teachers: loaded, checked against the recipe, and asked.
+
+They are never part of what is trained or saved.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,11 @@ from torch import Tensor
 from models import checkpoint
 from models.networks.network import GaitNetwork
 from models.outputs import GaitOutput
+from training.data.options import OrderedClip
 from training.optimisation import Precision
 from training.recipe import (
     CoordinateTerm,
     IdentityTerm,
-    OrderedClip,
     Problem,
     Recipe,
     RecipeError,
@@ -49,7 +52,9 @@ class Teacher:
         network, card = checkpoint.load(path, device)
         freeze(network)
         known = card.training.get("identity_hash")
-        return cls(card.name or path.name, network, card.digest, known if isinstance(known, str) else None)
+        return cls(
+            card.name or path.name, network, card.digest, known if isinstance(known, str) else None
+        )
 
 
 def freeze(network: GaitNetwork) -> None:
@@ -90,7 +95,7 @@ def check(
             problems.append(
                 Problem(
                     "data.clip.kind",
-                    f"teacher {teacher.name!r} reads the order of frames: its clips must be 'ordered'",
+                    f"teacher {teacher.name!r} reads the order of frames: clips must be 'ordered'",
                 )
             )
         for index, term in enumerate(recipe.terms):
@@ -101,7 +106,10 @@ def check(
                 reason = _widths_differ(teacher, student)
             if reason:
                 problems.append(
-                    Problem(f"terms.{index}", f"{term.kind} with teacher {number} ({teacher.name!r}): {reason}")
+                    Problem(
+                        f"terms.{index}",
+                        f"{term.kind} with teacher {number} ({teacher.name!r}): {reason}",
+                    )
                 )
     if problems:
         raise RecipeError(problems)
@@ -120,8 +128,9 @@ def _identities_differ(
         return None
     what = "does not say which" if teacher.identities is None else "was trained on other"
     return (
-        f"the teacher {what} identities, so its logits' order may not be the student's; {instead}, or set "
-        "distillation.assume_same_identities = true if you know that both list the same ids in the same order"
+        f"the teacher {what} identities, so its logits' order may not be the student's; {instead}, "
+        "or set distillation.assume_same_identities = true if you know that both list the same "
+        "ids in the same order"
     )
 
 
@@ -129,7 +138,8 @@ def _widths_differ(teacher: Teacher, student: GaitNetwork) -> str | None:
     if teacher.network.channels == student.channels:
         return None
     return (
-        f"it compares coordinate by coordinate, but the teacher's parts have {teacher.network.channels} "
-        f"channels and the student's {student.channels}; set connector = true, or "
+        f"it compares coordinate by coordinate, but the teacher's parts have "
+        f"{teacher.network.channels} channels and the student's {student.channels}; set "
+        "connector = true, or "
         f"student.config.embedding_channels = {teacher.network.channels}"
     )

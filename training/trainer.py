@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -35,7 +36,7 @@ class TrainingFailed(RuntimeError):
 
 
 class Trainer:
-    """Takes steps. Its whole state can be taken out and put back, so that a run can be killed at any moment.
+    """Takes steps. Its whole state can be taken out and put back.
 
     Args:
         recipe: how to train.
@@ -59,28 +60,26 @@ class Trainer:
         self.rate = 0.0
 
         widths = [t.network.channels for t in self._teachers] if recipe.connects else []
-        self._learner = Learner(preparation.student, widths).to(group.device)
+        self._student = preparation.student
+        self._learner = Learner(self._student, widths).to(group.device)
+        if group.size > 1 and group.device.type == "cuda":
+            # torch has none for the CPU: there each process normalises by its own sequences.
+            nn.SyncBatchNorm.convert_sync_batchnorm(self._learner)  # type: ignore[no-untyped-call]
         for network in (self._learner, *(teacher.network for teacher in self._teachers)):
             lay_out_for_convolution(network)
         self._average: MovingAverage | None = None
         if recipe.average is not None:
-            copy = untrained_like(self._learner.student).to(group.device)
-            self._average = MovingAverage(self._learner.student, copy, recipe.average)
+            copy = untrained_like(self._student).to(group.device)
+            lay_out_for_convolution(copy)
+            self._average = MovingAverage(self._student, copy, recipe.average)
         self._optimiser: Optimizer = make_optimiser(recipe.optimiser, self._learner)
         self._objective = Objective(recipe.terms, recipe.distillation, group.gather)
-        self._embed = self._wrap()
-
-    def _wrap(self) -> Callable[..., Learned]:
-        """The learner as it is called in a step: compiled, and with gradients averaged over processes."""
-        if self._recipe.compile:
+        if recipe.compile:
             self._learner.compile()
-        if self._group.size == 1:
-            return self._learner
-        if self._group.device.type == "cuda":
-            # Not on the CPU, where torch has none: there each process normalises by its own sequences.
-            self._learner = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self._learner)
-        devices = [self._group.device] if self._group.device.type == "cuda" else None
-        return DistributedDataParallel(self._learner, device_ids=devices)
+        self._embed: Callable[..., Learned] = self._learner
+        if group.size > 1:
+            devices = [group.device] if group.device.type == "cuda" else None
+            self._embed = DistributedDataParallel(self._learner, device_ids=devices)
 
     def train(self, batch: Batch) -> tuple[Loss, Learned]:
         """Take one step on a batch."""
@@ -93,9 +92,7 @@ class Trainer:
         lessons = ask(self._teachers, clips, batch.lengths, self.precision)
         with self.precision.autocast():
             learned = self._embed(clips, batch.lengths)
-        loss = self._objective(
-            learned, batch.labels, lessons, progress=self.step / recipe.steps
-        )
+        loss = self._objective(learned, batch.labels, lessons, progress=self.step / recipe.steps)
         self._optimiser.zero_grad()
         loss.total.backward()  # type: ignore[no-untyped-call]
         if recipe.clip_gradient is not None:
@@ -114,7 +111,7 @@ class Trainer:
     @property
     def result(self) -> GaitNetwork:
         """The network to evaluate and to save: the moving average, where the recipe keeps one."""
-        return self._learner.student if self._average is None else self._average.network
+        return self._student if self._average is None else self._average.network
 
     def snapshot(self) -> dict[str, Any]:
         """Everything the next step depends on. Teachers are not in it.

@@ -29,8 +29,8 @@ _FEW_REPLICATES = Resampling(replicates=100)  # a curve needs no fine intervals
 class Watch:
     """Evaluates a network on held-out walks by one protocol.
 
-    With the protocol "auto" that is `cross-view` where the walks' conditions allow it; otherwise the first
-    sequence of every subject is enrolled and the others are searched for.
+    With the protocol "auto" that is `cross-view` where the walks' conditions allow it; otherwise
+    the first sequence of every subject is enrolled and the others are searched for.
 
     Args:
         settings: of the recipe.
@@ -57,7 +57,7 @@ class Watch:
         return self._labels is not None
 
     def evaluate(self, network: GaitNetwork, precision: Precision) -> Mapping[str, float]:
-        """Figures by name: rank1 first, and what else the protocol reports. Leaves the network's mode as it was.
+        """Figures by name, rank1 first. Leaves the network's mode as it was.
 
         Raises:
             ValueError: there are no held-out walks, see `possible`.
@@ -68,7 +68,9 @@ class Watch:
         network.eval()
         try:
             seen = _embed(network, self._pack, precision, mirrored=False)
-            mirrored = _embed(network, self._pack, precision, mirrored=True) if self._mirror else None
+            mirrored = (
+                _embed(network, self._pack, precision, mirrored=True) if self._mirror else None
+            )
         finally:
             network.train(training)
         result = evaluate_embeddings(
@@ -86,7 +88,11 @@ class Watch:
 def _suited(protocol: str, pack: Pack) -> tuple[str, LabelledSequences | None]:
     """The protocol to use and the labels it needs; no labels when nobody can be searched for."""
     records = pack.sequences
-    columns = ([r.subject for r in records], [r.condition for r in records], [r.view for r in records])
+    columns = (
+        [r.subject for r in records],
+        [r.condition for r in records],
+        [r.view for r in records],
+    )
     first = {r.subject: i for i, r in reversed(list(enumerate(records)))}
     probes = [first[r.subject] != i for i, r in enumerate(records)]
     labels = LabelledSequences.of(*columns, probes)

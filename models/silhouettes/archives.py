@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Iterator
 
 from models.silhouettes.arrays import decode_npz
 from models.silhouettes.budget import Budget
@@ -25,8 +24,8 @@ _CHUNK = 2**20
 _STRAYS_PER_FRAME = 4
 
 PICKLED = (
-    "a Python pickle, which is never loaded; pack pickled silhouettes with `python -m training pack`, "
-    "convert an OpenGait checkpoint with `gaitid import-opengait`"
+    "a Python pickle, which is never loaded; pack pickled silhouettes with "
+    "`python -m training pack`, convert an OpenGait checkpoint with `gaitid import-opengait`"
 )
 _DAMAGED_ZIP = "the archive is damaged or cut short; pack it again"
 _EMPTY = "the archive holds no images"
@@ -69,7 +68,7 @@ def decode_tar(data: bytes, budget: Budget) -> list[Frame]:
 
 def decode_gzip(data: bytes, budget: Budget) -> list[Frame]:
     """A gzipped tar."""
-    content = b"".join(_decompress(data, budget))
+    content = _decompress(data, budget)
     kind = sniff(content)
     if kind is Kind.TAR:
         return decode_tar(content, budget)
@@ -106,8 +105,9 @@ def _decode_member(content: bytes, budget: Budget, where: str) -> Frame:
     )
 
 
-def _decompress(data: bytes, budget: Budget) -> Iterator[bytes]:
+def _decompress(data: bytes, budget: Budget) -> bytes:
     """Unpack a gzip file of any number of members (RFC 1952), a chunk at a time."""
+    content = io.BytesIO()
     rest = data
     with refusing("the gzip file is damaged or cut short; compress it again"):
         while rest:
@@ -119,5 +119,6 @@ def _decompress(data: bytes, budget: Budget) -> Iterator[bytes]:
                 if not chunk and not rest and not stream.eof:
                     raise EOFError
                 budget.take_bytes(len(chunk))
-                yield chunk
+                content.write(chunk)
             rest = stream.unused_data.lstrip(b"\0")  # tar pads what it compresses
+    return content.getvalue()

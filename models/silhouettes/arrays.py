@@ -1,4 +1,4 @@
-"""`.npy` and `.npz`: uint8 or bool arrays `[s, h, w]`, read without NumPy's loader and never unpickled."""
+"""`.npy` and `.npz`: uint8 or bool arrays `[s, h, w]`, read without anything that unpickles."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LONGEST_HEADER = 4096
 _BYTES = frozenset({"|u1", "<u1", ">u1", "=u1", "u1", "uint8", "B"})
 _BOOLEANS = frozenset({"|b1", "<b1", ">b1", "=b1", "b1", "bool", "?"})
 
-# The three keys every .npy header has. They are matched, not evaluated: there is nothing else to learn from it.
+# The three keys every .npy header has: matched, not evaluated, there is nothing else to learn.
 _DESCR = re.compile(rb"['\"]descr['\"]:\s*['\"]([^'\"]{1,16})['\"]")
 _ORDER = re.compile(rb"['\"]fortran_order['\"]:\s*(True|False)")
 _SHAPE = re.compile(rb"['\"]shape['\"]:\s*\(([0-9, ]{0,200})\)")

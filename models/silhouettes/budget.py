@@ -18,7 +18,7 @@ class DecodeLimits:
     Attributes:
         max_frames: frames in the sequence.
         max_side: rows or columns of a frame, in pixels.
-        max_decoded_bytes: bytes held by everything that comes out of a decompressor, frames included.
+        max_decoded_bytes: bytes of everything that is unpacked, archives and frames together.
         max_seconds: wall-clock seconds of decoding.
     """
 
@@ -29,7 +29,7 @@ class DecodeLimits:
 
 
 class Budget:
-    """What is left of the limits for one sequence; every decoder spends from it before it allocates."""
+    """What is left of the limits for one sequence; decoders spend from it before they allocate."""
 
     def __init__(self, limits: DecodeLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
@@ -67,7 +67,7 @@ class Budget:
             )
 
     def check_sides(self, rows: int, columns: int, *, where: str = "") -> None:
-        """Refuse a frame size: MalformedSequence when it is empty, SequenceTooLarge over the limit."""
+        """Raise MalformedSequence for an empty frame, SequenceTooLarge for one over the limit."""
         if rows < 1 or columns < 1:
             raise MalformedSequence(f"a frame of {rows} x {columns} pixels is empty", where=where)
         if max(rows, columns) > self.limits.max_side:

@@ -1,4 +1,4 @@
-"""What segmenters leave around, cut off from and instead of a person, taken away before normalising.
+"""Takes away what segmenters leave around a person, or in place of one.
 
 The person is the largest component after a small closing, with the pieces a gap has cut off above
 and below it. Frames in which the side border cuts the person, or in which what was found is much
@@ -30,8 +30,8 @@ _HEIGHTS = (0.8, 1.25)  # of the running median; beyond is a fragment, or an out
 _AREAS = (0.6, 1.6)
 _LEAST_PIECE = 0.01  # of the area found, to be a part of the person
 
-# How far off a cut-off head may lie, as a part of the height found; its middle this near the body's,
-# as a part of half the width; and its area. Legs are thin, dark and low, and go missing most.
+# How far off a cut-off head may lie, as a part of the height found; how far its middle from the
+# body's, as a part of half the width; and its least area. Legs, thin and dark, go missing most.
 _HEAD_GAP = 0.18
 _HEAD_ASIDE = 0.6
 _HEAD_AREA = 0.03
@@ -80,8 +80,8 @@ def clean(frames: Sequence[Frame]) -> Cleaned:
         frames: uint8 `[h, w]` each, of any sizes.
 
     Returns:
-        Strips as wide as their frames, ready for `normalise`; `dropped` counts `empty`, `border`, `fragment`
-        and `outlier`.
+        Strips as wide as their frames, ready for `normalise`; `dropped` counts `empty`, `border`,
+        `fragment` and `outlier`.
     """
     dropped: Counter[str] = Counter()
     people: list[Person] = []
@@ -107,7 +107,7 @@ def clean(frames: Sequence[Frame]) -> Cleaned:
 
 def find_person(frame: Frame) -> Person | str:
     """Cut the person out of one frame uint8 `[h, w]`, or name the reason why there is none."""
-    _, mask = cv2.threshold(frame, _FOREGROUND, 1, cv2.THRESH_BINARY)
+    mask = (frame > _FOREGROUND).view(np.uint8)
     left, top, width, height = cv2.boundingRect(mask)
     if cv2.countNonZero(mask) < _LEAST_AREA:
         return EMPTY
@@ -140,7 +140,7 @@ def _close(mask: Frame, rows: int) -> Frame:
     padded = cv2.copyMakeBorder(mask, radius, radius, radius, radius, cv2.BORDER_CONSTANT, value=0)
     kernel = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
     closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, kernel)
-    return np.ascontiguousarray(closed[radius:-radius, radius:-radius])
+    return np.ascontiguousarray(closed[radius:-radius, radius:-radius], dtype=np.uint8)
 
 
 def _pieces(boxes: list[_Box], largest: int) -> list[int]:
@@ -190,7 +190,7 @@ def _is_cut(left: int, right: int, height: int, shape: tuple[int, ...]) -> bool:
 def _repair(frame: Frame, chosen: NDArray[np.bool_]) -> Frame:
     """The frame's own greys on and right beside the component, white where it closed a crack."""
     around = cv2.dilate(chosen.view(np.uint8), np.ones((3, 3), np.uint8))
-    values = cv2.bitwise_and(frame, frame, mask=around)
+    values = np.where(around, frame, np.uint8(0))
     values[chosen & (frame <= _FOREGROUND)] = 255
     return values
 

@@ -17,16 +17,18 @@ from models.silhouettes.video import decode_video
 def decode(data: bytes, limits: DecodeLimits | None = None) -> list[Frame]:
     """Decode one walk, recognised by its bytes.
 
-    Accepted: zip, tar and gzipped tar of PNG, JPEG, BMP, WebP or TIFF, in natural order of names; `.npz` (the
-    array `silhouettes`, else the only one) and `.npy` of uint8 or bool `[s, h, w]`; animated GIF, PNG and WebP, TIFF of
-    several pages; MP4, AVI and WebM. A single image is a sequence of one frame.
+    Accepted: zip, tar and gzipped tar of PNG, JPEG, BMP, WebP or TIFF, in natural order of names;
+    `.npz` (the array `silhouettes`, else the only one) and `.npy` of uint8 or bool `[s, h, w]`;
+    animated GIF, PNG and WebP, TIFF of several pages; MP4, AVI and WebM. A single image is a
+    sequence of one frame.
 
     What becomes of the pixels:
 
-    - JPEG, lossy WebP and video are black and white, split at 127; everything else keeps its greys.
-    - A coloured pixel is a label and counts as white; partial transparency is the silhouette itself.
+    - JPEG, lossy WebP and video become black and white, split at 127; the rest keeps its greys.
+    - A coloured pixel is a label and counts as white; partial transparency is the silhouette.
     - 16 bits become 8.
-    - When no pixel of the whole sequence is above 127, the values are labels (0 and 1, class numbers): all but 0 is white.
+    - When no pixel of the whole sequence is above 127, the values are labels (0 and 1, class
+      numbers), and all but 0 is white.
 
     Args:
         data: the file's bytes; hostile ones are expected.

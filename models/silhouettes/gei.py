@@ -23,4 +23,5 @@ def gait_energy_image(silhouettes: Silhouettes) -> NDArray[np.float32]:
     """
     if len(silhouettes) == 0:
         raise ValueError("a gait energy image needs at least one frame")
-    return (cut(silhouettes).mean(axis=0, dtype=np.float64) / 255).astype(np.float32)
+    mean: NDArray[np.float64] = cut(silhouettes).mean(axis=0, dtype=np.float64)
+    return (mean / 255).astype(np.float32)

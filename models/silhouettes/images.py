@@ -1,4 +1,4 @@
-"""Stills and animations through Pillow, each format by its own class: nothing is guessed, no plugin is searched."""
+"""Stills and animations through Pillow, each format by its own class: nothing is guessed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import io
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,9 @@ _READERS: dict[Kind, type[ImageFile.ImageFile]] = {
     Kind.TIFF: TiffImagePlugin.TiffImageFile,
     Kind.GIF: GifImagePlugin.GifImageFile,
 }
+
+_MOST_SCANS = 64
+"""A progressive JPEG has about ten, and each costs as much as the whole image."""
 
 _LOSSY_TIFF = frozenset({"jpeg", "tiff_jpeg", "webp"})
 
@@ -83,7 +86,7 @@ def _frames(data: bytes, kind: Kind, budget: Budget, *, where: str) -> Iterator[
                 values = np.where(values > BRIGHT, np.uint8(255), np.uint8(0))
         yield values
         index += 1
-        with refusing(broken, where=f"frame {index + 1}" if not where else where):
+        with refusing(broken, where=where or f"frame {index + 1}"):
             try:
                 image.seek(index)
             except EOFError:
@@ -91,7 +94,11 @@ def _frames(data: bytes, kind: Kind, budget: Budget, *, where: str) -> Iterator[
 
 
 def _check_header(data: bytes, kind: Kind, budget: Budget, where: str, broken: str) -> None:
-    """Check the sides and frame counts of formats whose Pillow reader allocates while it opens or seeks."""
+    """Check in advance what Pillow would only show after it has allocated or spent long on it."""
+    if kind is Kind.JPEG and data.count(b"\xff\xda") > _MOST_SCANS:
+        raise SequenceTooLarge(
+            f"a JPEG of more than {_MOST_SCANS} scans; save it as PNG", where=where
+        )
     with refusing(broken, where=where):
         if kind is Kind.WEBP:
             sides = _webp_sides(data)
@@ -104,7 +111,7 @@ def _check_header(data: bytes, kind: Kind, budget: Budget, where: str, broken: s
 
 
 def _webp_sides(data: bytes) -> tuple[int, int] | None:
-    """Rows and columns from the first chunk of a WebP (RFC 9649), None when it is none of the three."""
+    """Rows and columns from the first chunk of a WebP (RFC 9649), None when it has no known one."""
     chunk = data[12:16]
     if chunk == b"VP8X":
         return (
@@ -121,7 +128,7 @@ def _webp_sides(data: bytes) -> tuple[int, int] | None:
 
 
 def _gif_extents(data: bytes, budget: Budget) -> Iterator[tuple[int, int]]:
-    """Rows and columns that each frame of a GIF reaches to, by walking its blocks without decoding any."""
+    """Rows and columns that each frame of a GIF reaches to, told without decoding any."""
 
     def after_table(position: int, flags: int) -> int:
         return position + (3 << ((flags & 7) + 1) if flags & 0x80 else 0)
@@ -136,9 +143,9 @@ def _gif_extents(data: bytes, budget: Budget) -> Iterator[tuple[int, int]]:
             position += 2
         else:
             return  # Pillow skips what it does not know, or refuses it
-        budget.check_time()
         while position < len(data) and data[position]:
             position += data[position] + 1
+            budget.check_time()
         position += 1
 
 
@@ -155,18 +162,18 @@ def _refuse_what_is_slow_or_wide(image: ImageFile.ImageFile, where: str) -> None
 def _grey(image: Image.Image) -> Frame:
     """One loaded image as uint8 `[h, w]`.
 
-    Grey stays as it is and 16 bits lose the lower 8 (unless no value needs more than 8). A coloured pixel is a
-    label: it counts as white. Where an image is partly transparent, its opacity is the silhouette, unless
-    what is opaque is itself black and white.
+    Grey stays as it is and 16 bits lose the lower 8 (unless no value needs more than 8). A coloured
+    pixel is a label: it counts as white. Where an image is partly transparent, its opacity is the
+    silhouette, unless what is opaque is itself black and white.
     """
     if image.mode in ("L", "1"):
         return np.array(image.convert("L"))
     if image.mode.startswith("I"):
         return _from_wide(np.asarray(image).astype(np.int64))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        values = np.asarray(image.convert("RGBA"))
-        return _with_opacity(_from_colours(values[..., :3]), values[..., 3])
-    return _from_colours(np.asarray(image.convert("RGB")))
+        *colours, opacity = image.convert("RGBA").split()
+        return _with_opacity(_from_colours(colours), np.array(opacity))
+    return _from_colours(image.convert("RGB").split())
 
 
 def _from_wide(values: NDArray[np.int64]) -> Frame:
@@ -176,10 +183,13 @@ def _from_wide(values: NDArray[np.int64]) -> Frame:
     return (values >> 8 if highest > 0xFF else values).astype(np.uint8)
 
 
-def _from_colours(values: NDArray[np.uint8]) -> Frame:
-    brightest = values.max(axis=2)
-    coloured = brightest - values.min(axis=2) > _COLOURED
-    return np.where(coloured, np.uint8(255), brightest)
+def _from_colours(channels: Sequence[Image.Image]) -> Frame:
+    red, green, blue = (np.array(channel) for channel in channels)
+    if np.array_equal(red, green) and np.array_equal(red, blue):
+        return red
+    brightest = np.maximum(np.maximum(red, green), blue)
+    darkest = np.minimum(np.minimum(red, green), blue)
+    return np.where(brightest - darkest > _COLOURED, np.uint8(255), brightest)
 
 
 def _with_opacity(grey: Frame, opacity: Frame) -> Frame:
@@ -194,8 +204,9 @@ def _with_opacity(grey: Frame, opacity: Frame) -> Frame:
 
 @functools.cache
 def _quieten_tiff() -> None:
-    """Keep Pillow's remarks on odd TIFF tags off stderr: what matters of them becomes an error of ours.
+    """Keep Pillow's remarks on odd TIFF tags off stderr: what matters becomes an error of ours.
 
-    A filter for that one module, put in place on first use; `warnings.catch_warnings` is not safe with threads.
+    A filter for that one module, put in place on first use: `warnings.catch_warnings` is not safe
+    with threads.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")

@@ -27,8 +27,9 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 def refusing(reason: str, *, where: str = "") -> Iterator[None]:
     """Turn whatever a library raises over hostile bytes into one MalformedSequence.
 
-    Decoders raise nearly everything over broken input (struct.error, KeyError, RecursionError, their own), so
-    there is no shorter list to catch. Nothing of their text is shown; the original stays as the cause.
+    Decoders raise nearly everything over broken input (struct.error, KeyError, RecursionError,
+    their own), so there is no shorter list to catch. Nothing of their text is shown; the original
+    stays as the cause.
     """
     try:
         yield
@@ -60,13 +61,13 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
 
 
 def is_stray(name: str) -> bool:
-    """Whether a member is what file managers leave behind (`__MACOSX/`, `.DS_Store`, `Thumbs.db`)."""
+    """Whether a member is what file managers leave: `__MACOSX/`, `.DS_Store`, `Thumbs.db`."""
     parts = name.split("/")
     return parts[-1].startswith(".") or parts[-1].casefold() in _STRAY_NAMES or "__MACOSX" in parts
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that points out of the archive; nothing is written, but it is no honest file."""
+    """Refuse a name that points outside; nothing is ever written, but it is no honest file."""
     path = name.replace("\\", "/")
     if path.startswith("/") or _DRIVE.match(path) or ".." in path.split("/"):
         raise MalformedSequence(
@@ -92,7 +93,7 @@ def zip_members(archive: zipfile.ZipFile, budget: Budget) -> list[zipfile.ZipInf
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             # The others hand out a chunk's whole expansion at once, however much that is.
             raise UnsupportedSequence(
-                "the archive is compressed with something else than deflate; pack it as a plain zip",
+                "the archive is not compressed with deflate; pack it as a plain zip",
                 where=shown(member.filename),
             )
         members.append(member)
@@ -105,7 +106,7 @@ def read_zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, budget: B
     where = shown(member.filename)
     if member.file_size > budget.bytes_left:
         budget.take_bytes(member.file_size)
-    content = bytearray()
+    content = io.BytesIO()
     with (
         refusing("the archive is damaged here; pack it again", where=where),
         archive.open(member) as stream,
@@ -113,14 +114,14 @@ def read_zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, budget: B
         while chunk := stream.read(_CHUNK):
             budget.check_time()
             budget.take_bytes(len(chunk))
-            content += chunk
-    return bytes(content)
+            content.write(chunk)
+    return content.getvalue()
 
 
 def tar_members(data: bytes, budget: Budget, *, most: int) -> list[tarfile.TarInfo]:
     """The regular members of an uncompressed tar that are not strays, in natural order of names.
 
-    Their content is `data[member.offset_data:][:member.size]`, which is checked to lie within `data`.
+    Their content, `data[member.offset_data:][:member.size]`, is checked to lie within `data`.
     """
     members: list[tarfile.TarInfo] = []
     damaged = "the archive is damaged or cut short; pack it again"

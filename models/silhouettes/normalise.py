@@ -1,7 +1,8 @@
 """The field's normalisation: one person's rows at height 64, centred on the person's middle column.
 
-Source: the preprocessing of OpenGait (`datasets/pretreatment.py` and `BaseSilCuttingTransform`), its quirks included,
-because published networks were trained on its output. Equal to it bit for bit with the same OpenCV.
+Source: the preprocessing of OpenGait (`datasets/pretreatment.py` and `BaseSilCuttingTransform`),
+its quirks included, because published networks were trained on its output. Equal to it bit for bit
+with the same OpenCV.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ _LEAST_SUM = 10_000
 
 
 def normalise(frame: Frame) -> Frame | None:
-    """Crop to the person's rows, resize to height 64 keeping the aspect, centre on the middle column.
+    """Crop to the person's rows, resize to height 64 keeping the aspect, centre on the middle.
 
-    The middle column is the first at which half of the frame's mass has been passed. Bicubic resizing leaves
-    grey levels at the edges; they are kept.
+    The middle is the first column at which half of the frame's mass has been passed. Bicubic
+    resizing leaves grey levels at the edges; they are kept.
 
     Args:
         frame: uint8 `[h, w]`.
@@ -44,7 +45,7 @@ def normalise(frame: Frame) -> Frame | None:
     mass = resized.sum(axis=0, dtype=np.int64).cumsum()
     middle = int(np.searchsorted(mass, mass[-1] / 2, side="right"))
     if middle == 0 or mass[-1] == 0:
-        # The reference reads column 0 as "no middle found"; a lone thin column can vanish in the resizing.
+        # The reference reads column 0 as "no middle found"; a thin column can vanish in resizing.
         return None
     half = WIDTH // 2
     left = middle - half
@@ -58,7 +59,7 @@ def cut(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Cut the empty margins off normalised frames, ten columns a side for every 64 of width.
 
     Args:
-        frames: uint8 `[..., h, w]`: 64 wide becomes 44, 128 becomes 88; narrower than 64 stays as it is.
+        frames: uint8 `[..., h, w]`: 64 wide becomes 44, 128 becomes 88, 44 stays as it is.
 
     Returns:
         A view of `frames`.
@@ -68,6 +69,6 @@ def cut(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def pad(frames: NDArray[np.uint8]) -> Silhouettes:
-    """Give frames that were cut to 64 x 44 their margins back, so that `cut(pad(frames))` is `frames`."""
+    """Give frames `[s, 64, 44]` their empty margins back: `cut(pad(frames))` equals `frames`."""
     margin = (WIDTH - CUT_WIDTH) // 2
     return np.pad(frames, ((0, 0), (0, 0), (margin, margin)))

@@ -16,6 +16,7 @@ from models.silhouettes.normalise import CUT_WIDTH, HEIGHT, WIDTH, normalise, pa
 from models.silhouettes.quality import Quality, judge
 
 _OFF_CENTRE = 4  # columns
+_MARGIN = 4  # rows
 _MOST = 0.8  # of the frames; the others may hold a slip of whoever prepared them
 _FLATTEST = 64  # columns of the frame for each row of the person
 
@@ -70,7 +71,7 @@ def is_prepared(frames: Sequence[Frame]) -> bool:
     mass = stack.sum(axis=1, dtype=np.int64).cumsum(axis=1)
     middle = (mass > mass[:, -1:] / 2).argmax(axis=1)
     centred = np.abs(middle - stack.shape[2] // 2) <= _OFF_CENTRE
-    tall = stack[:, :2].any(axis=(1, 2)) & stack[:, -2:].any(axis=(1, 2))
+    tall = stack[:, :_MARGIN].any(axis=(1, 2)) & stack[:, -_MARGIN:].any(axis=(1, 2))
     return bool((centred & tall).mean() >= _MOST)
 
 

@@ -42,12 +42,17 @@ _CODES: Final = (
     ("area_jumps", (FRAGMENT, OUTLIER)),
 )
 
-_JUMP_TO_MENTION, _JUMP_TO_REFUSE = 0.12, 0.3  # real walks: up to 0.06
-_FILL = (0.08, 0.4)  # real walks: 0.15 to 0.25
-_WIDTH = (8, 52)  # 20 to 31
-_SOLIDITY = (0.3, 0.95)  # 0.55 to 0.90
-_HEAD = (0.1, 1.5)  # 0.27 to 1.1
-_LEGS = (0.1, 2.2)  # 0.25 to 1.6
+_JUMP_TO_MENTION = 0.2  # real walks: up to 0.06 at 25 frames a second, 0.15 at 5
+_FULL_JUMP = 0.3
+_PERSON: Final = {  # and what real walks have
+    "fill": (0.08, 0.4),  # 0.15 to 0.25
+    "width": (8, 52),  # 20 to 31
+    "solidity": (0.3, 0.95),  # 0.52 to 0.86
+    "runs": (0.9, 3.0),  # 1.0 to 1.3
+    "head": (0.1, 1.5),  # 0.27 to 1.1
+    "legs": (0.1, 2.2),  # 0.25 to 1.6
+    "constancy": (0.55, 1.0),  # 0.69 to 0.95
+}
 
 _STILL = 0.2  # the largest change of the legs; real walks: from 0.37, head on
 _RESTLESS = 0.4  # below this, a change as large from one frame to the next is noise
@@ -82,16 +87,20 @@ class Shape(NamedTuple):
         fill: area, as a part of the 64 x 64 frame.
         width: columns that hold the person.
         solidity: area over that of its convex hull.
+        runs: separate stretches of the person in a row that holds any.
         head: width of the head over that of the trunk.
         legs: width at the shins over that of the trunk.
+        constancy: how much of the person is in the same place in every frame, as its trunk is.
         jump: relative change of area from one frame to the next.
     """
 
     fill: float
     width: float
     solidity: float
+    runs: float
     head: float
     legs: float
+    constancy: float
     jump: float
 
 
@@ -139,9 +148,7 @@ def judge(
     shape, motion = measure_shape(silhouettes), measure_motion(silhouettes)
     if not _is_person(shape):
         refused.append("not_a_person_shape")
-    if shape.jump > _JUMP_TO_REFUSE:
-        refused.append("area_jumps")
-    elif shape.jump > _JUMP_TO_MENTION:
+    if shape.jump > _JUMP_TO_MENTION:
         warned.append("area_jumps")
     if _is_still(motion):
         refused.append("no_gait_cycle")
@@ -151,7 +158,7 @@ def judge(
     score = (
         0.3 * min(1.0, used / _ENOUGH_FRAMES)
         + 0.3 * used / max(used, frames_in)
-        + 0.2 * max(0.0, 1 - shape.jump / _JUMP_TO_REFUSE)
+        + 0.2 * max(0.0, 1 - shape.jump / _FULL_JUMP)
         + 0.2 * min(1.0, motion.dip / _FULL_DIP)
     )
     issues = tuple(code for code in EXPLANATIONS if code in warned)
@@ -166,14 +173,17 @@ def measure_shape(silhouettes: Silhouettes) -> Shape:
     masks = (silhouettes > _FOREGROUND).view(np.uint8)
     areas = masks.sum(axis=(1, 2))
     widths = masks.any(axis=1).sum(axis=1)
-    rows = masks.sum(axis=2, dtype=np.int64).mean(axis=0)
+    mean = masks.mean(axis=0)
+    rows = mean.sum(axis=1)
     trunk = max(1.0, float(rows[16:32].mean()))
     return Shape(
         fill=float(np.median(areas)) / masks[0].size,
         width=float(np.median(widths)),
         solidity=float(np.median([_solidity(mask) for mask in masks])),
+        runs=_runs(masks),
         head=float(rows[1:8].mean()) / trunk,
         legs=float(rows[52:62].mean()) / trunk,
+        constancy=float((mean**2).sum() / max(1e-6, mean.sum())),
         jump=float(np.median(np.abs(np.diff(np.log(np.maximum(areas, 1)))))),
     )
 
@@ -204,6 +214,11 @@ def _distance(legs: NDArray[np.float32], squares: NDArray[np.float32], lag: int)
     return float(np.median(np.sqrt(np.maximum(squares[lag:] + squares[:-lag] - 2 * products, 0))))
 
 
+def _runs(masks: NDArray[np.uint8]) -> float:
+    starts = int((masks[:, :, 1:] > masks[:, :, :-1]).sum()) + int(masks[:, :, 0].sum())
+    return starts / max(1, int(masks.any(axis=2).sum()))
+
+
 def _solidity(mask: NDArray[np.uint8]) -> float:
     points = cv2.findNonZero(mask)
     if points is None:
@@ -214,13 +229,7 @@ def _solidity(mask: NDArray[np.uint8]) -> float:
 
 
 def _is_person(shape: Shape) -> bool:
-    return (
-        _FILL[0] <= shape.fill <= _FILL[1]
-        and _WIDTH[0] <= shape.width <= _WIDTH[1]
-        and _SOLIDITY[0] <= shape.solidity <= _SOLIDITY[1]
-        and _HEAD[0] <= shape.head <= _HEAD[1]
-        and _LEGS[0] <= shape.legs <= _LEGS[1]
-    )
+    return all(least <= getattr(shape, name) <= most for name, (least, most) in _PERSON.items())
 
 
 def _is_still(motion: Motion) -> bool:

@@ -1,15 +1,15 @@
-"""MP4, AVI and WebM through PyAV, with the container named and the decoders listed: libav guesses nothing."""
+"""MP4, AVI and WebM through PyAV; the container is named, the decoders are listed."""
 
 from __future__ import annotations
 
 import io
 from fractions import Fraction
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import av
-import av.container
 import av.video
 import numpy as np
+from av.container import InputContainer
 
 from models.silhouettes.budget import Budget
 from models.silhouettes.errors import MalformedSequence, UnsupportedSequence
@@ -28,13 +28,13 @@ _DECODERS = frozenset(
         *("ffv1", "huffyuv", "png", "rawvideo"),
     }
 )
-"""What cameras and ffmpeg write into these containers; libav's hundreds of others stay closed to hostile bytes."""
+"""What cameras and ffmpeg write; libav's hundreds of others stay closed to hostile bytes."""
 
 _CUT_SHORT = "the video is cut short or damaged; export it again"
 
 
 def decode_video(data: bytes, kind: Kind, budget: Budget) -> list[Frame]:
-    """Every frame of the first video track, black and white by its brightness (codecs smear the edges).
+    """Every frame of the first video track, black and white by its brightness: codecs smear edges.
 
     Raises:
         MalformedSequence: the file is cut short or damaged, or has no video track.
@@ -63,11 +63,11 @@ def decode_video(data: bytes, kind: Kind, budget: Budget) -> list[Frame]:
         budget.check_sides(codec.height, codec.width)
         codec.options = {"max_pixels": most_pixels}
         codec.thread_count = 1
-        return _decode_track(container, stream, budget)
+        return _decode_track(cast("InputContainer", container), stream, budget)
 
 
 def _decode_track(
-    container: av.container.InputContainer, stream: av.video.VideoStream, budget: Budget
+    container: InputContainer, stream: av.video.VideoStream, budget: Budget
 ) -> list[Frame]:
     frames: list[Frame] = []
     packets = 0
@@ -87,10 +87,8 @@ def _decode_track(
     return frames
 
 
-def _ends_early(
-    container: av.container.InputContainer, stream: av.video.VideoStream, end: int
-) -> bool:
-    """Whether the last packet ends well before the file says the track does (WebM counts no frames)."""
+def _ends_early(container: InputContainer, stream: av.video.VideoStream, end: int) -> bool:
+    """Whether the last packet ends well before the track should; WebM counts no frames."""
     if stream.time_base is None:
         return False
     if stream.duration is not None:
@@ -104,5 +102,5 @@ def _ends_early(
     return end * stream.time_base < promised + min(start, Fraction(0)) - 2 * frame
 
 
-def _refuse_other_files(url: str, flags: int, options: dict[str, str]) -> NoReturn:
+def _refuse_other_files(_url: str, _flags: int, _options: dict[str, str]) -> NoReturn:
     raise MalformedSequence("the video refers to other files; send one that holds everything")

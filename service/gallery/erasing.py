@@ -72,9 +72,7 @@ def erase_sequence(engine: Engine, sequence_id: str) -> ErasureReceipt:
 def erase_gallery(engine: Engine, gallery: str, *, keep: bool) -> ErasureReceipt:
     """Erase a gallery with everything in it; with `keep` an empty one of that name remains."""
     with Session(writing(engine)) as session, session.begin():
-        row = session.scalar(
-            select(GalleryRow).where(GalleryRow.name == gallery).with_for_update()
-        )
+        row = session.scalar(select(GalleryRow).where(GalleryRow.name == gallery).with_for_update())
         if row is None:
             raise missing_gallery(gallery)
         subject_ids = list(

@@ -49,7 +49,7 @@ class FaissIndex:
         self._channels = channels
         self._metric: Metric = metric
         self._shortlist = shortlist
-        self._index = faiss.IndexIDMap2(faiss.IndexFlatIP(parts * channels))
+        self._index: Any = faiss.IndexIDMap2(faiss.IndexFlatIP(parts * channels))
         self._lengths: dict[int, NDArray[np.float32]] = {}  # [p] of each embedding's parts
         self._gpu_resources: Any = faiss.StandardGpuResources() if gpu else None
         self._gpu_copy: Any = None
@@ -107,11 +107,11 @@ class FaissIndex:
             return self._nearest_on_gpu(query, count)
         # One query is a memory scan: more threads only wait for each other on a busy machine.
         faiss.omp_set_num_threads(1)
-        restriction = {}
-        if among is not None:
-            selector = faiss.IDSelectorBatch(among)  # must outlive the search
-            restriction = {"params": faiss.SearchParameters(sel=selector)}
-        found = self._index.search(query, count, **restriction)[1][0]
+        selector: Any = None if among is None else faiss.IDSelectorBatch(among)
+        parameters: Any = faiss.SearchParameters
+        found = self._index.search(
+            query, count, params=None if selector is None else parameters(sel=selector)
+        )[1][0]
         return np.asarray(found[found >= 0], np.int64)
 
     def _nearest_on_gpu(self, query: NDArray[np.float32], count: int) -> Keys:
@@ -126,4 +126,5 @@ class FaissIndex:
         lengths = np.stack([self._lengths[int(key)] for key in keys])
         # Index vectors carry parts of length 1 / sqrt(p).
         scale = lengths[..., None] * np.float32(np.sqrt(self._parts))
-        return vectors.reshape(len(keys), self._parts, self._channels) * scale
+        embeddings = vectors.reshape(len(keys), self._parts, self._channels) * scale
+        return np.asarray(embeddings, np.float32)

@@ -18,8 +18,8 @@ from service.gallery.index import GalleryIndex, Keys
 from service.gallery.records import Changes, Embedding, FollowedSequence, Metadata, Scalar
 from service.gallery.store import GalleryStore
 
-Filter = Mapping[str, Scalar | Sequence[Scalar]]
-"""Metadata that a sequence must carry: equal to the value, or to any of a list of values."""
+Filter = Mapping[str, Scalar | tuple[Scalar, ...]]
+"""Metadata that a sequence must carry: equal to the value, or to any of several."""
 
 Facet = tuple[str, str, Scalar]
 Name = TypeVar("Name")
@@ -114,9 +114,7 @@ class FollowedGallery:
             # Subjects with many sequences may fill a shortlist: widen it until there are enough.
             hits = self._index.search(probe, wanted, among)
             best: dict[str, tuple[int, float]] = {}
-            for key, similarity in zip(
-                hits.keys.tolist(), hits.similarities.tolist(), strict=True
-            ):
+            for key, similarity in zip(hits.keys.tolist(), hits.similarities.tolist(), strict=True):
                 best.setdefault(self._entries[key].subject_id, (key, similarity))
             if len(best) >= subjects or wanted >= reachable:
                 break
@@ -137,7 +135,7 @@ class FollowedGallery:
     def _matching(self, where: Filter) -> Keys:
         matching: set[int] | None = None
         for name, value in where.items():
-            values = value if isinstance(value, list | tuple) else [value]
+            values = value if isinstance(value, tuple) else (value,)
             any_of: set[int] = set()
             for one in values:
                 any_of |= self._by_facet.get(_facet(name, one), set())

@@ -44,9 +44,7 @@ def galleries(engine: Engine, *, limit: int, after: str | None) -> Page[GalleryR
     return Page(tuple(records[:limit]), records[limit - 1].name if more else None)
 
 
-def subjects(
-    engine: Engine, gallery: str, *, limit: int, after: str | None
-) -> Page[SubjectRecord]:
+def subjects(engine: Engine, gallery: str, *, limit: int, after: str | None) -> Page[SubjectRecord]:
     """A gallery's subjects by id; raises `NotFound` for a missing gallery."""
     with Session(engine) as session:
         gallery_id = session.scalar(select(GalleryRow.id).where(GalleryRow.name == gallery))

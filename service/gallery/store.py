@@ -154,9 +154,7 @@ class GalleryStore:
         with Session(writing(self.engine)) as session, session.begin():
             gallery_id, revision = raise_revision(session, gallery)
             if session.get(SubjectRow, (gallery_id, subject_id)) is None:
-                session.add(
-                    SubjectRow(gallery_id=gallery_id, subject_id=subject_id, created_at=at)
-                )
+                session.add(SubjectRow(gallery_id=gallery_id, subject_id=subject_id, created_at=at))
                 session.flush()
             for row in rows:
                 row.gallery_id = gallery_id
@@ -225,9 +223,7 @@ class GalleryStore:
                 )
                 .outerjoin(
                     EmbeddingRow,
-                    and_(
-                        EmbeddingRow.sequence_id == SequenceRow.id, EmbeddingRow.digest == digest
-                    ),
+                    and_(EmbeddingRow.sequence_id == SequenceRow.id, EmbeddingRow.digest == digest),
                 )
                 .where(
                     SequenceRow.gallery_id == gallery_id,
@@ -269,9 +265,7 @@ class GalleryStore:
         """How many sequences this checkpoint has not embedded."""
         with Session(self.engine) as session:
             return (
-                session.scalar(
-                    select(func.count()).select_from(SequenceRow).where(_lacks(digest))
-                )
+                session.scalar(select(func.count()).select_from(SequenceRow).where(_lacks(digest)))
                 or 0
             )
 

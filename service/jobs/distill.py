@@ -11,7 +11,7 @@ from service.jobs.datasets import dataset_steps, program
 from service.jobs.job import Job
 from service.jobs.plan import JobRefused, Outcome, Step
 from service.jobs.requests import DistillRequest, Override
-from service.model_registry import ModelRegistry, UnreadableCard, resolve
+from service.model_registry import ModelRegistry, resolve
 from service.settings import Settings
 
 
@@ -40,7 +40,7 @@ class DistillJob:
             row = self._models.add_trained(
                 name, _run(folder) / "checkpoint", job_id=job.id, metrics=job.metrics
             )
-        except (ServiceError, UnreadableCard) as error:
+        except ServiceError as error:
             raise JobRefused(f"the model could not be registered: {error}") from error
         return Outcome({"model": name, "digest": row.digest}, records=(row,))
 

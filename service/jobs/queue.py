@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Self
 
 from sqlalchemy import ColumnElement, Engine, Select, and_, func, or_, select
 from sqlalchemy.exc import IntegrityError
@@ -18,10 +19,12 @@ from sqlalchemy.orm import Session
 
 from service.database import Table, new_id, now, writing
 from service.errors import Conflict, NotFound, Reason
+from service.gallery.records import Page
 from service.jobs.events import Done, Evaluation, Failed, Progress, RunEvent, Start
 from service.jobs.job import Job, JobEvent, JsonObject, Status
 from service.jobs.job import Progress as JobProgress
 from service.jobs.tables import JobEventRow, JobRow
+from service.settings import Settings
 
 Also = Callable[[Session, Job], None]
 """Work to do in the same transaction; what it raises rolls everything back."""
@@ -39,14 +42,6 @@ class Lease:
     token: str
 
 
-@dataclass(frozen=True, slots=True)
-class JobPage:
-    """Jobs, newest first, and where the next page starts (None: this was the last)."""
-
-    items: tuple[Job, ...]
-    next_cursor: str | None
-
-
 class JobQueue:
     """Jobs in the database. Stateless: any number of processes may hold one on one database."""
 
@@ -55,6 +50,15 @@ class JobQueue:
         self.lease_seconds = lease_seconds
         self._lease = timedelta(seconds=lease_seconds)
         self._max_attempts = max_attempts
+
+    @classmethod
+    def of(cls, engine: Engine, settings: Settings) -> Self:
+        """The queue of a deployment."""
+        return cls(
+            engine,
+            lease_seconds=settings.lease_seconds,
+            max_attempts=settings.job_max_attempts,
+        )
 
     # What clients do
 
@@ -96,8 +100,8 @@ class JobQueue:
         with Session(self._engine) as session:
             return _snapshot(_find(session, select(JobRow), job_id))
 
-    def page(self, *, status: Status | None, limit: int, cursor: str | None) -> JobPage:
-        """List jobs, newest first; `cursor` is the `next_cursor` of the page before."""
+    def page(self, *, status: Status | None, limit: int, cursor: str | None) -> Page[Job]:
+        """List jobs, newest first; `cursor` is the `next_key` of the page before."""
         query = select(JobRow).order_by(JobRow.id.desc()).limit(limit + 1)
         if status is not None:
             query = query.where(JobRow.status == status)
@@ -106,7 +110,7 @@ class JobQueue:
         with Session(self._engine) as session:
             jobs = tuple(_snapshot(row) for row in session.scalars(query))
         more = len(jobs) > limit
-        return JobPage(jobs[:limit], jobs[limit - 1].id if more else None)
+        return Page(jobs[:limit], jobs[limit - 1].id if more else None)
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a queued job at once, ask for a running one to be stopped.

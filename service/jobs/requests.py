@@ -5,11 +5,21 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+)
 
+from service.fields import GalleryName
 from service.model_registry import NAME
 
 _PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+_LONGEST_TEXT = 256
 _KEY = r"^[a-z_]{1,40}(\.([a-z_]{1,40}|[0-9]{1,3})){0,5}$"
 # These say where files are, which is for the fields `dataset`, `teachers` and `student` to say.
 _PLACES = ("data.dataset", "student.checkpoint", "teachers")
@@ -21,23 +31,33 @@ def _not_a_place(key: str) -> str:
     return key
 
 
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError("must be finite")
+def _plain_value(value: object) -> object:
+    """Refuse in one sentence what the union below would refuse once for each of its members."""
+    for item in value if isinstance(value, list) else [value]:
+        match item:
+            case bool():
+                pass
+            case int() if abs(item) <= 2**53:
+                pass
+            case float() if math.isfinite(item):
+                pass
+            case str() if len(item) <= _LONGEST_TEXT and "\0" not in item:
+                pass
+            case _:
+                raise ValueError("must be text, a number, true, false, or a list of these")
     return value
+
+
+def _kind_of_dataset(value: object) -> str:
+    return "pack" if isinstance(value, str) else "gallery"
 
 
 ModelName = Annotated[str, Field(pattern=NAME)]
 OverrideKey = Annotated[str, Field(pattern=_KEY), AfterValidator(_not_a_place)]
-Scalar = (
-    Annotated[bool, Field(strict=True)]
-    | Annotated[int, Field(strict=True, ge=-(2**53), le=2**53)]
-    | Annotated[float, Field(strict=True), AfterValidator(_finite)]
-    | Annotated[str, Field(strict=True, max_length=256)]
-)
-Override = Scalar | Annotated[list[Scalar], Field(max_length=64)]
-
-
+Scalar = bool | int | float | str
+Override = Annotated[
+    Scalar | Annotated[list[Scalar], Field(max_length=64)], BeforeValidator(_plain_value)
+]
 Protocol = Literal[
     "casia-b",
     "casia-b-mixed-gallery",
@@ -60,10 +80,14 @@ class Request(BaseModel):
 class GalleryDataset(Request):
     """What is enrolled in a gallery when the job starts, as a dataset."""
 
-    gallery: Annotated[str, Field(min_length=1, max_length=64)]
+    gallery: GalleryName
 
 
-Dataset = Annotated[str, Field(pattern=_PLAIN_NAME)] | GalleryDataset
+Dataset = Annotated[
+    Annotated[str, Field(pattern=_PLAIN_NAME), Tag("pack")]
+    | Annotated[GalleryDataset, Tag("gallery")],
+    Discriminator(_kind_of_dataset),
+]
 
 
 class DistillRequest(Request):

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.auth import any_key, find_key
 from service.errors import Forbidden, Reason, Unauthenticated
+from service.exposure import is_loopback
 
 CALLER = "gaitid.caller"  # in the scope: an `ApiKey`, or None while there are no keys
 _OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -97,18 +98,6 @@ class Access:
             return True
         # An address or a name without a dot is in nobody's power to point at us.
         return self._allow_unauthenticated and (_is_address(name) or "." not in name)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine, by address or as `localhost`."""
-    if host == "localhost":
-        return True
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
 
 
 def _is_address(host: str) -> bool:

@@ -1,5 +1,6 @@
-"""The outermost layer: a request id, one log line and one measurement a request, and no stranger's
-exception text.
+"""The outermost layer of a request.
+
+It gives the request an id, one log line and one measurement, and keeps exception text in.
 """
 
 from __future__ import annotations

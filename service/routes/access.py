@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import Any, get_origin
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -31,7 +32,10 @@ def requires(*scopes: Scope) -> Callable[[Request], None]:
 
 
 async def only_known_fields(request: Request) -> None:
-    """Refuse query parameters and form fields that the route does not declare, and doubled ones.
+    """Refuse query parameters and form fields that are not declared, doubled, or left empty.
+
+    The framework takes an empty field for one that was left out, so that a script whose variable
+    is empty would enrol into the default gallery.
 
     Raises `RequestValidationError`, as for any other field that is wrong. JSON bodies are models
     that refuse unknown fields themselves.
@@ -40,24 +44,31 @@ async def only_known_fields(request: Request) -> None:
     if not isinstance(route, APIRoute):
         return
     query = {parameter.alias for parameter in route.dependant.query_params}
-    errors = _faults("query", query, set(), (name for name, _ in request.query_params.multi_items()))
+    errors = _faults("query", query, set(), request.query_params.multi_items())
     form = getattr(request, "_form", None)  # parsed by the framework, if the route takes a form
     if isinstance(form, FormData):
         fields = {parameter.alias for parameter in route.dependant.body_params}
-        lists = {"sequence"} & fields
-        errors += _faults("body", fields, lists, (name for name, _ in form.multi_items()))
+        lists = {
+            parameter.alias
+            for parameter in route.dependant.body_params
+            if get_origin(parameter.field_info.annotation) is list
+        }
+        errors += _faults("body", fields, lists, form.multi_items())
     if errors:
         raise RequestValidationError(errors)
 
 
 def _faults(
-    part: str, known: set[str], lists: set[str], sent: Iterable[str]
+    part: str, known: set[str], lists: set[str], sent: list[tuple[str, Any]]
 ) -> list[dict[str, object]]:
     faults: list[dict[str, object]] = []
-    for name, times in Counter(sent).items():
+    empty = {name for name, value in sent if value == ""}
+    for name, times in Counter(name for name, _ in sent).items():
         shown = name if len(name) <= 64 and name.isprintable() else name[:63] + "…"
         if name not in known:
             faults.append({"type": "extra", "loc": (part, shown), "msg": "Unknown field"})
         elif times > 1 and name not in lists:
             faults.append({"type": "twice", "loc": (part, shown), "msg": "Sent more than once"})
+        elif name in empty:
+            faults.append({"type": "empty", "loc": (part, shown), "msg": "Empty: leave it out"})
     return faults

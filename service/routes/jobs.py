@@ -1,30 +1,37 @@
-"""Jobs over HTTP: start, list, show, cancel, follow."""
+"""Jobs: start, list, show, cancel, follow."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from datetime import datetime
-from typing import Annotated, Any
+from functools import cache, partial
+from typing import Annotated, Any, Literal, Self
 
 import anyio
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Header, Query, Response, status
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from sqlalchemy.orm import Session
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from service.errors import Malformed, Reason
+from service.fields import decode_cursor, encode_cursor
+from service.idempotency import Answer, keep
 from service.jobs.job import Job, JobEvent, Status
-from service.jobs.queue import JobQueue
+from service.jobs.queue import Also, JobQueue
 from service.jobs.requests import DistillRequest, EvaluateRequest
+from service.jobs.submission import CheckRecipe, RecipeCheck, Submission
+from service.middleware.idempotency import HOLD
+from service.routes.dependencies import Held
+from service.schemas import Schema, Timestamp
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 _POLL_S = 0.4
 _PING_S = 10
+_LARGEST_SEQUENCE = 2**31 - 1
 
 
-class ProgressBody(BaseModel):
+class ProgressAnswer(Schema):
     """How far a job is; `fraction` in [0, 1], `eta_s` in seconds."""
 
     fraction: float
@@ -33,18 +40,173 @@ class ProgressBody(BaseModel):
     eta_s: float | None
 
 
-class JobBody(BaseModel):
-    """A job."""
-
-    model_config = ConfigDict(from_attributes=True)
+class JobAnswer(Schema):
+    """A job; `status` and `error` say how it stands, the answer is 200 whatever they are."""
 
     id: str
     type: str
-    status: Status
-    progress: ProgressBody
+    status: Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
+    progress: ProgressAnswer
     metrics: dict[str, Any]
     result: dict[str, Any] | None
     error: str | None
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
+    created_at: Timestamp
+    started_at: Timestamp | None
+    finished_at: Timestamp | None
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        """From a job."""
+        return cls(
+            id=job.id,
+            type=job.type,
+            status=job.status.value,
+            progress=ProgressAnswer(
+                fraction=job.progress.fraction,
+                step=job.progress.step,
+                total_steps=job.progress.total_steps,
+                eta_s=job.progress.eta_s,
+            ),
+            metrics=job.metrics,
+            result=job.result,
+            error=job.error,
+            created_at=job.created_at,
+            started_at=job.started_at,
+            finished_at=job.finished_at,
+        )
+
+
+class JobPage(Schema):
+    """Some jobs, newest first."""
+
+    items: list[JobAnswer]
+    next_cursor: str | None
+
+
+def job_queue(held: Held) -> JobQueue:
+    """The deployment's queue."""
+    return JobQueue.of(held.engine, held.settings)
+
+
+@cache
+def recipe_check() -> CheckRecipe:
+    """What asks the training program about recipes: one for all requests, to bound how many run."""
+    return RecipeCheck()
+
+
+Queue = Annotated[JobQueue, Depends(job_queue)]
+
+
+def submission(
+    held: Held, queue: Queue, check: Annotated[CheckRecipe, Depends(recipe_check)]
+) -> Submission:
+    """What takes requests for jobs."""
+    return Submission(held.settings, held.engine, queue, check)
+
+
+Submissions = Annotated[Submission, Depends(submission)]
+
+
+@router.post("/distill", status_code=202)
+def distill(
+    request: Request, response: Response, jobs: Submissions, body: DistillRequest
+) -> JobAnswer:
+    """Train a student from registered teachers by a recipe; the result is a registered model."""
+    return _accepted(response, jobs.distill(body, _keeping(request)))
+
+
+@router.post("/evaluate", status_code=202)
+def evaluate(
+    request: Request, response: Response, jobs: Submissions, body: EvaluateRequest
+) -> JobAnswer:
+    """Measure a registered model on a dataset."""
+    return _accepted(response, jobs.evaluate(body, _keeping(request)))
+
+
+@router.get("")
+def list_jobs(
+    queue: Queue,
+    status: Status | None = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    cursor: Annotated[str | None, Query(max_length=512)] = None,
+) -> JobPage:
+    """List jobs, newest first."""
+    page = queue.page(status=status, limit=limit, cursor=decode_cursor(cursor))
+    return JobPage(
+        items=[JobAnswer.of(job) for job in page.items], next_cursor=encode_cursor(page.next_key)
+    )
+
+
+@router.get("/{job_id}")
+def show_job(queue: Queue, job_id: str) -> JobAnswer:
+    """Show one job."""
+    return JobAnswer.of(queue.get(job_id))
+
+
+@router.post("/{job_id}/cancel")
+def cancel_job(queue: Queue, job_id: str) -> JobAnswer:
+    """Cancel a job: at once while it waits, within seconds when it runs."""
+    return JobAnswer.of(queue.cancel(job_id))
+
+
+@router.get(
+    "/{job_id}/events",
+    response_class=EventSourceResponse,
+    responses={
+        200: {"content": {"text/event-stream": {}}, "description": "Events, to the job's end."},
+        204: {"description": "The job has ended and you have seen everything; do not reconnect."},
+    },
+)
+def follow_job(
+    queue: Queue, job_id: str, last_event_id: Annotated[str | None, Header()] = None
+) -> Response:
+    """Follow a job: server-sent events numbered from 1, from the start or after Last-Event-ID."""
+    after = _sequence(last_event_id)
+    if queue.get(job_id).status.final and not queue.events(job_id, after=after, limit=1):
+        return Response(status_code=204)
+    return EventSourceResponse(_follow(queue, job_id, after), ping=_PING_S)
+
+
+async def _follow(queue: JobQueue, job_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
+    """Events as they come, until one says that the job has ended."""
+    while True:
+        events = await run_sync(partial(queue.events, job_id, after=after))
+        for event in events:
+            after = event.sequence
+            yield _sent(event)
+            if event.kind == "status" and Status(event.data["status"]).final:
+                return
+        if not events:
+            await anyio.sleep(_POLL_S)
+
+
+def _sent(event: JobEvent) -> ServerSentEvent:
+    data = {**event.data, "at": event.at.isoformat(timespec="milliseconds")}
+    return ServerSentEvent(json.dumps(data), event=event.kind, id=str(event.sequence))
+
+
+def _sequence(last_event_id: str | None) -> int:
+    if not last_event_id:
+        return 0
+    if not (last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) <= 10):
+        raise Malformed(
+            "Last-Event-ID is the `id` of the last event that you received.",
+            Reason("Last-Event-ID", "invalid"),
+        )
+    return min(int(last_event_id), _LARGEST_SEQUENCE)
+
+
+def _accepted(response: Response, job: Job) -> JobAnswer:
+    response.headers["Location"] = f"/jobs/{job.id}"
+    return JobAnswer.of(job)
+
+
+def _keeping(request: Request) -> Also:
+    """Keeps the answer for the request's Idempotency-Key in the transaction that queues the job."""
+    hold = request.scope.get(HOLD)
+
+    def keep_answer(session: Session, job: Job) -> None:
+        headers = {"content-type": "application/json", "location": f"/jobs/{job.id}"}
+        keep(session, hold, Answer(202, headers, JobAnswer.of(job).model_dump_json()))
+
+    return keep_answer

@@ -66,7 +66,9 @@ def _norm(name: str, width: int) -> Shapes:
 def _block(name: str, mode: str, before: int, width: int, strided: bool) -> Shapes:
     inner = {"2d": (3, 3), "p3d": (3, 3), "3d": (3, 3, 3)}[mode]
     conv, norm = (
-        ("conv{}.forward_block.0", "conv{}.forward_block.1") if mode == "p3d" else ("conv{}", "bn{}")
+        ("conv{}.forward_block.0", "conv{}.forward_block.1")
+        if mode == "p3d"
+        else ("conv{}", "bn{}")
     )
     shapes: Shapes = {}
     for number, channels_in in ((1, before), (2, width)):
@@ -126,9 +128,7 @@ def forward(
 
 def _residual(state: Mapping[str, Tensor], name: str, maps: Tensor, stride: int) -> Tensor:
     p3d = f"{name}.shortcut3d.weight" in state
-    conv, norm = (
-        ("conv{}.forward_block.0", "conv{}.forward_block.1") if p3d else ("conv{}", "bn{}")
-    )
+    conv, norm = ("conv{}.forward_block.0", "conv{}.forward_block.1") if p3d else ("conv{}", "bn{}")
 
     def layer(number: int, maps: Tensor, stride: int) -> Tensor:
         convolved = _convolve(state, f"{name}.{conv.format(number)}", maps, stride)

@@ -26,7 +26,7 @@ def save_as_opengait(path: Path, state: dict[str, Tensor], **more: object) -> Pa
     """Write what the field's training loop writes, optimiser and schedule included."""
     parameter = torch.nn.Parameter(torch.ones(2))
     optimiser = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
-    parameter.sum().backward()
+    parameter.grad = torch.ones(2)
     optimiser.step()
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [20_000, 40_000])
     content = {
@@ -62,7 +62,7 @@ def golden(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     networks = {}
     for rule in ("fan", "flat"):
         folder = tmp_path_factory.mktemp(f"{name}-{rule}")
-        state = goldens.weights(goldens.shapes(name), rule)  # type: ignore[arg-type]
+        state = goldens.weights(goldens.shapes(name), rule)
         path = save_as_opengait(folder / "model.pt", state)
         networks[rule] = convert_and_load(path, goldens.NETWORKS[name])
     return name, networks
@@ -279,7 +279,7 @@ def test_a_file_that_is_no_checkpoint_is_refused_and_runs_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("model.pt").write_bytes(content)
-    with pytest.raises(OpenGaitError, match="can't be read safely|can be read safely"):
+    with pytest.raises(OpenGaitError, match="can be read safely"):
         import_opengait(Path("model.pt"), "gaitbase")
     torch.save({"model": Evil()}, "evil.pt")
     with pytest.raises(OpenGaitError, match="can be read safely"):

@@ -4,7 +4,7 @@ What is drawn is drawn on the host from a `torch.Generator`, so the device never
 decision and the same seed gives bit-equal views on every call: teacher and student see the same.
 Only the sequences that an option hits are touched; the others stay the exact pixels.
 
-The order: lost frames, flip, geometry with the cut to 44 columns, outline, erasing, strips, holes.
+The order: lost frames, geometry with the cut to 44 columns, flip, outline, erasing, strips, holes.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def augment(silhouettes: Tensor, augmentation: Augmentation, generator: torch.Ge
         )
     options = augmentation
     silhouettes = _drop_frames(silhouettes, options, generator)
-    silhouettes = _flip(silhouettes, options, generator)
     views = plain(silhouettes)
     _warp(views, silhouettes, options, generator)
+    _flip(views, options, generator)
     _reshape_parts(views, options, generator)
     _erase(views, options, generator)
     _lose_strips(views, options, generator)
@@ -90,14 +90,10 @@ def _integers(shape: tuple[int, ...], low: int, high: int, generator: torch.Gene
 # Geometry ------------------------------------------------------------------------------------
 
 
-def _flip(silhouettes: Tensor, options: Augmentation, generator: torch.Generator) -> Tensor:
-    hit = _hit(len(silhouettes), options.flip, generator)
-    if not len(hit):
-        return silhouettes
-    hit = hit.to(silhouettes.device)
-    flipped = silhouettes.clone()
-    flipped[hit] = silhouettes[hit].flip(-1)
-    return flipped
+def _flip(views: Tensor, options: Augmentation, generator: torch.Generator) -> None:
+    hit = _hit(len(views), options.flip, generator).to(views.device)
+    if len(hit):
+        views[hit] = views[hit].flip(-1)
 
 
 def _warp(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import queue
 import threading
 from collections.abc import Iterator
@@ -16,9 +17,6 @@ from torch import Tensor
 from training.data.options import Clip
 from training.data.pack import SIDE, Encoding, Pack
 from training.data.sampling import Plan, Sampler
-
-_BYTES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1) * np.uint8(255)
-_EIGHT_PIXELS = torch.from_numpy(_BYTES.view(np.int64).reshape(256).copy())  # one word a byte
 
 
 class Batch(NamedTuple):
@@ -99,6 +97,9 @@ class BatchSource:
         )
         self._pack = pack
         self._device = torch.device(device)
+        if self._device.type == "cuda" and self._device.index is None:
+            # Fixed here: the current device belongs to a thread, and another one gathers ahead.
+            self._device = torch.device("cuda", torch.cuda.current_device())
         self._prefetch = prefetch
 
     def batch(self, step: int) -> Batch:
@@ -117,6 +118,8 @@ class BatchSource:
         def gather() -> None:
             step = start
             try:
+                if self._device.type == "cuda":  # else pinning would occupy the first device
+                    torch.cuda.set_device(self._device)
                 while not stopped.is_set() and (stop is None or step < stop):
                     ahead.put(self._gather(step))
                     step += 1
@@ -171,9 +174,17 @@ def unpack(rows: Tensor, encoding: Encoding) -> Tensor:
     """
     pixels = rows
     if encoding == "binary":
-        words = _EIGHT_PIXELS.to(rows.device)
-        pixels = torch.index_select(words, 0, rows.reshape(-1).int()).view(torch.uint8)
+        words = torch.index_select(_eight_pixels(rows.device), 0, rows.reshape(-1).int())
+        pixels = words.view(torch.uint8)
     return pixels.reshape(*rows.shape[:-1], SIDE, SIDE)
+
+
+@functools.cache
+def _eight_pixels(device: torch.device) -> Tensor:
+    """int64 [256]: for each byte its eight pixels, as the eight bytes of one word."""
+    every_byte = np.arange(256, dtype=np.uint8)[:, None]
+    pixels = np.unpackbits(every_byte, axis=1) * np.uint8(255)
+    return torch.from_numpy(pixels.view(np.int64).reshape(256)).to(device)
 
 
 def join(views: Tensor, lengths: tuple[int, ...] | None) -> Tensor:

@@ -23,9 +23,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.silhouettes.budget import DecodeLimits
-from models.silhouettes.decode import decode
-from models.silhouettes.errors import PoorSequence, SequenceError
+from models.silhouettes import DecodeLimits, PoorSequence, SequenceError, decode, prepare
 from training.data.gallery_export import BrokenExport, GalleryExport
 from training.data.pack import SIDE, Encoding, Pack, PackWriter, Partition
 from training.data.pickles import UnsafePickle, read_array
@@ -252,8 +250,6 @@ def _read_walk(path: Path) -> Silhouettes:
 
 
 def _prepare(data: bytes) -> Silhouettes:
-    from models.silhouettes import prepare
-
     return prepare(decode(data, _LIMITS), clean=True).silhouettes
 
 

@@ -291,10 +291,7 @@ class PackWriter:
         self._frames = 0
         if resume:
             self._recover()
-        else:
-            for old in self._partial.iterdir():
-                if old.name != "lock":
-                    old.unlink()
+        self._remove_leftovers()
         self._data: BinaryIO = self._data_path(self._encoding).open("ab")
         self._journal: BinaryIO = self._journal_path(self._encoding).open("ab")
 
@@ -433,6 +430,15 @@ class PackWriter:
         os.truncate(journal, kept)
         if data.exists():
             os.truncate(data, self._frames * width)
+
+    def _remove_leftovers(self) -> None:
+        """Remove what does not belong to the sequences that were taken over, or all there is."""
+        kept = {"lock"}
+        if self._records:
+            kept |= {self._data_path(self._encoding).name, self._journal_path(self._encoding).name}
+        for file in self._partial.iterdir():
+            if file.name not in kept:
+                file.unlink()
 
     def _turn_grey(self) -> None:
         """Go on with one byte a pixel. Renaming the journal is the moment from which it counts."""

@@ -16,15 +16,16 @@ def overlap_matrix(student_parts: int, teacher_parts: int) -> Tensor:
         teacher_parts: p', number of the teacher's strips.
 
     Returns:
-        [p, p'] float32: |student strip ∩ teacher strip| / |student strip|. Rows sum to 1; equal numbers of parts
-        give the identity.
+        [p, p'] float32: |student strip ∩ teacher strip| / |student strip|. Rows sum to 1; equal
+        numbers of parts give the identity.
 
     Raises:
         ValueError: a number of parts is not positive.
     """
     if student_parts < 1 or teacher_parts < 1:
         raise ValueError(f"parts must be positive, got {student_parts} and {teacher_parts}")
-    # Heights in units of 1 / (p · p'), where every border is a whole number: no rounding in the overlap.
+    # Heights in units of 1 / (p · p'), where every border is a whole number: no rounding in the
+    # overlap.
     top = torch.arange(student_parts).unsqueeze(1) * teacher_parts
     other = torch.arange(teacher_parts).unsqueeze(0) * student_parts
     covered = torch.minimum(top + teacher_parts, other + student_parts) - torch.maximum(top, other)
@@ -34,8 +35,8 @@ def overlap_matrix(student_parts: int, teacher_parts: int) -> Tensor:
 def align_parts(teacher: Tensor, student_parts: int) -> Tensor:
     """A teacher's parts mixed into the student's strips by how much they overlap.
 
-    Mixing logits mixes log-probabilities: the softmax of the mixture is the normalised geometric mean of the
-    mixed parts' distributions, at every temperature.
+    Mixing logits mixes log-probabilities: the softmax of the mixture is the normalised geometric
+    mean of the mixed parts' distributions, at every temperature.
 
     Args:
         teacher: […, p'], parts last: embeddings, logits or distances.
@@ -51,7 +52,9 @@ def align_parts(teacher: Tensor, student_parts: int) -> Tensor:
 
 
 def truncate_parts(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both tensors cut to their first min(p, p') parts, as GaitKD does: index i meets index i, overlap or not.
+    """Both tensors cut to their first min(p, p') parts, as GaitKD does.
+
+    Index i meets index i, whether the strips overlap or not.
 
     Args:
         student: […, p].

@@ -11,9 +11,10 @@ from training.distillation.shapes import require_equal, require_positive
 def activation_boundary(student: Tensor, teacher: Tensor, *, margin: float = 1.0) -> Tensor:
     """Squared hinge that pushes every coordinate beyond the margin on the teacher's side of zero.
 
-    Heo et al. (AAAI 2019, 1811.03233), as GaitKD applies it to embeddings. The sign of a coordinate depends on
-    the basis, which a metric loss leaves free: the term is not invariant to a rotation of the teacher, and
-    teachers of different bases pull against each other unless each has a connector.
+    Heo et al. (AAAI 2019, 1811.03233), as GaitKD applies it to embeddings. The sign of a coordinate
+    depends on the basis, which a metric loss leaves free: the term is not invariant to a rotation
+    of the teacher, and teachers of different bases pull against each other unless each has a
+    connector.
 
     Args:
         student: embeddings [n, c, p], or feature maps [n, c, …] with two or more further axes.
@@ -21,8 +22,8 @@ def activation_boundary(student: Tensor, teacher: Tensor, *, margin: float = 1.0
         margin: distance from zero that satisfies the term, in the embedding's unit.
 
     Returns:
-        A scalar: the sum over channels, averaged over sequences and, for embeddings, over parts. For maps all
-        positions are summed too, as in the source.
+        A scalar: the sum over channels, averaged over sequences and, for embeddings, over parts.
+        For maps all positions are summed too, as in the source.
 
     Raises:
         ValueError: the shapes differ or the margin is not positive.
@@ -35,10 +36,10 @@ def activation_boundary(student: Tensor, teacher: Tensor, *, margin: float = 1.0
 
 
 def relative_boundary(student: Tensor, teacher: Tensor, *, margin: float = 1.0) -> Tensor:
-    """The boundary term in units of the teacher's own coordinates, so that no teacher asks for a larger norm.
+    """The boundary term in units of the teacher's own coordinates.
 
-    An absolute margin charges even a perfect copy of a teacher with small coordinates. Here each part is first
-    divided by the teacher's mean magnitude in it.
+    An absolute margin charges even a perfect copy of a teacher with small coordinates. Here each
+    part is first divided by the teacher's mean magnitude in it.
 
     Args:
         student: embeddings [n, c, p].

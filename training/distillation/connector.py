@@ -1,4 +1,4 @@
-"""What stands between a student's embedding and a teacher's in training, and is thrown away after it."""
+"""What ties a student's embedding to a teacher's in training, and is thrown away after it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from torch import Tensor, nn
 
 
 class Connector(nn.Module):
-    """A linear map per part from the student's width to a teacher's: each teacher's basis is its own.
+    """A linear map per part from the student's width and basis to a teacher's.
+
+    The student's coordinates are normalised over the batch first, so the output starts with unit
+    variance whatever the student's scale is; the map learns the teacher's.
 
     Args:
         parts: p, of the student (teachers are aligned to it).
@@ -17,11 +20,13 @@ class Connector(nn.Module):
 
     def __init__(self, parts: int, student_channels: int, teacher_channels: int) -> None:
         super().__init__()
-        # Variance 1 / c keeps the embedding's size, so a term weighs the same with and without a connector.
-        scale = student_channels**-0.5
-        self.weight = nn.Parameter(torch.randn(parts, student_channels, teacher_channels) * scale)
+        self.norm = nn.BatchNorm1d(student_channels * parts, affine=False)
+        self.weight = nn.Parameter(
+            torch.randn(parts, student_channels, teacher_channels) * student_channels**-0.5
+        )
         self.bias = nn.Parameter(torch.zeros(parts, teacher_channels))
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Map embeddings [n, c, p] to [n, c', p]."""
-        return torch.einsum("ncp,pcd->ndp", embeddings, self.weight) + self.bias.T
+        normalised = self.norm(embeddings.flatten(1)).view_as(embeddings)
+        return torch.einsum("ncp,pcd->ndp", normalised, self.weight) + self.bias.T

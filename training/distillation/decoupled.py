@@ -20,10 +20,10 @@ def decoupled_distillation(
     rest_weight: float = 8.0,
     scale: float = LOGIT_SCALE,
 ) -> Tensor:
-    """How sure of the true identity, and how the others rank, as two terms with weights of their own.
+    """How sure of the true identity, and how the others rank, as two weighted terms.
 
-    Plain logit distillation weighs the second by 1 - p(true), which is what makes it fade when the teacher is
-    sure; here the weight is chosen.
+    Plain logit distillation weighs the second by 1 - p(true), which is what makes it fade when the
+    teacher is sure; here the weight is chosen.
 
     Args:
         student: logits [n, k, p], k ≥ 3.
@@ -56,7 +56,7 @@ def decoupled_distillation(
 
 
 def _split(logits: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of (true, any other) [n, p, 2] and of the others among themselves [n, p, k - 1]."""
+    """Log-probabilities of (true, any other) [n, p, 2] and among the others [n, p, k - 1]."""
     n, parts, identities = logits.shape
     rest = logits[~true].reshape(n, parts, identities - 1)
     # logsumexp of the others instead of log(1 - p): exact where the teacher is all but certain

@@ -12,10 +12,11 @@ from training.losses import LOGIT_SCALE
 def logit_distillation(
     student: Tensor, teacher: Tensor, *, temperature: float, scale: float = LOGIT_SCALE
 ) -> Tensor:
-    """KL divergence from the teacher's to the student's softened identities: GaitKD's decision term.
+    """KL divergence between softened identity distributions: GaitKD's decision term.
 
-    Both logits are cosines and share one scale, every part counts alike, and the usual temperature² keeps
-    the gradient's size independent of the temperature (Hinton et al., 1503.02531; GaitKD, 2604.26255).
+    Both logits are cosines and share one scale, every part counts alike, and the usual temperature²
+    keeps the gradient's size independent of the temperature (Hinton et al., 1503.02531; GaitKD,
+    2604.26255).
 
     Args:
         student: logits [n, k, p].

@@ -1,4 +1,7 @@
-"""Ranking distillation: whom the teacher finds near whom. Needs no common width, basis, head or identities."""
+"""Ranking distillation: whom the teacher finds near whom.
+
+Needs no common width, basis, head or identities.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,18 @@ from training.distillation.shapes import require_positive
 def ranking_distillation(
     student: Tensor, teacher: Tensor, *, temperature: float = 0.1, per_part: bool = True
 ) -> Tensor:
-    """KL divergence between the two networks' soft nearest-neighbour rankings of the batch.
+    """KL divergence between two networks' soft nearest-neighbour rankings of a batch.
 
-    R(j | i) = softmax over j ≠ i of -D_ij / (temperature · mean D), with D the mean over parts of the part's
-    distance: the field's test distance. Dividing by each network's own mean makes the term blind to scale, and
-    distances are blind to rotation.
+    R(j | i) = softmax over j ≠ i of -D_ij / (temperature · mean D), D the mean over parts of the
+    part's distance: the field's test distance. Dividing by each network's own mean makes the term
+    blind to scale, and distances are blind to rotation.
 
     Args:
         student: embeddings [n, c, p], n ≥ 3.
         teacher: embeddings [n, c', p'], any width and number of parts; no gradient flows into them.
         temperature: how far down the ranking counts; smaller is nearer.
-        per_part: add the same divergence part by part, the teacher's part distances mixed by overlap.
+        per_part: add the same divergence part by part, the teacher's part distances mixed by
+            overlap.
 
     Returns:
         A scalar: the mean over anchors (and parts); both halves are added when `per_part`.
@@ -48,7 +52,10 @@ def ranking_distillation(
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Mean over [p, n] of KL(teacher ‖ student) between rankings made from distances [p, n, n]."""
-    log_student, log_teacher = _log_ranking(student, temperature), _log_ranking(teacher, temperature)
+    log_student, log_teacher = (
+        _log_ranking(student, temperature),
+        _log_ranking(teacher, temperature),
+    )
     return F.kl_div(log_student, log_teacher, log_target=True, reduction="none").sum(dim=-1).mean()
 
 

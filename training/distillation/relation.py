@@ -13,20 +13,21 @@ from training.distillation.alignment import align_parts
 def relation_distillation(
     student: Tensor, teacher: Tensor, labels: Tensor, *, delta: float = 0.5
 ) -> Tensor:
-    """Huber difference of normalised distances, balanced between pairs of one and of two identities.
+    """Huber difference of normalised distances, balanced between kinds of pairs.
 
-    A batch has many more pairs of different identities than of one; averaging each kind by itself keeps the few
-    from being drowned (after RKD, Park et al., 1904.05068, and CORSD, 2305.00918).
+    A batch has many more pairs of different identities than of one; averaging each kind by itself
+    keeps the few from being drowned (after RKD, Park et al., 1904.05068, and CORSD, 2305.00918).
 
     Args:
         student: embeddings [n, c, p].
         teacher: embeddings [n, c', p'], any width and number of parts; no gradient flows into them.
         labels: [n] integer identities.
-        delta: where the Huber loss turns from quadratic to linear, in multiples of the mean distance.
+        delta: where the Huber loss turns from quadratic to linear, in multiples of the mean
+            distance.
 
     Returns:
-        A scalar: the mean over pairs of one identity plus the mean over pairs of two, each a mean over parts.
-        A kind without any pair contributes 0.
+        A scalar: the mean over pairs of one identity plus the mean over pairs of two, each a mean
+        over parts. A kind without any pair contributes 0.
 
     Raises:
         ValueError: the numbers of sequences differ.

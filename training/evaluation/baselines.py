@@ -45,9 +45,9 @@ def untrained_encoder(checkpoint: Path, *, device: str, seed: int) -> Encoder:
         seed: of the weights.
     """
     import torch
-    from models.encoder import Encoder
 
     from models.checkpoint import read_card, save
+    from models.encoder import Encoder
     from models.registry import build
 
     card = read_card(checkpoint)
@@ -57,4 +57,4 @@ def untrained_encoder(checkpoint: Path, *, device: str, seed: int) -> Encoder:
     with TemporaryDirectory() as folder:
         directory = Path(folder) / "untrained"
         save(directory, network, card.model_copy(update={"name": UNTRAINED, "digest": ""}))
-        return Encoder.open(directory, device=device)
+        return Encoder.open(directory, device=device, precision="float32")

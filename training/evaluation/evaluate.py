@@ -115,6 +115,8 @@ def evaluate_checkpoint(
 ) -> EvaluationResult:
     """Embed the test sequences of a pack with a checkpoint and run a protocol on them.
 
+    In float32, so that a figure is the same on every machine.
+
     The test sequences are those of the subjects in the `TEST_SET` of the pack's `partition.json`,
     or all when it has none.
 
@@ -150,7 +152,10 @@ def evaluate_checkpoint(
 
     encoders: list[tuple[str, Encoder, Role]] = [
         (encoder.card.name, encoder, "checkpoint")
-        for encoder in (Encoder.open(folder, device=device) for folder in (checkpoint, *against))
+        for encoder in (
+            Encoder.open(folder, device=device, precision="float32")
+            for folder in (checkpoint, *against)
+        )
     ]
     if baselines:
         untrained = untrained_encoder(checkpoint, device=device, seed=resampling.seed)

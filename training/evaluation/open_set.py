@@ -24,6 +24,11 @@ value theory: Pickands 1975), fitted by probability-weighted moments (Hosking & 
 Technometrics 29, 1987):
 
     F(t) = F(u) (1 + xi (t - u) / sigma)^(-1/xi)
+
+How far that carries, on simulated similarities with normal tails and 200,000 comparisons: for a
+promised FPIR of 1 % the median FPIR of 100 repetitions is 1.0 % with 100 enrolled, 1.3 % with 1,000
+and 2.1 % with 10,000 (5 to 95 %: 0.7–1.4, 0.6–2.8, 0.5–7.6). From 20,000 comparisons the spread is
+twice that. So an extrapolated threshold is worth no more than its interval.
 """
 
 from __future__ import annotations
@@ -48,8 +53,8 @@ from training.evaluation.verification import thin_curve
 TARGET_FPIRS: Final = (1e-1, 1e-2, 1e-3)
 GALLERY_SIZES: Final = (100, 1_000, 10_000)
 
-_TAIL_SHARE = 0.05
-_TAIL_LEAST = 50
+_TAIL_SHARE = 0.01
+_TAIL_LEAST = 200
 _TAIL_MOST = 20_000
 
 
@@ -124,7 +129,7 @@ class ImpostorTail:
     """A generalised Pareto distribution over the highest impostor similarities."""
 
     def __init__(self, similarities: NDArray[np.floating[Any]]) -> None:
-        """Keep the highest twentieth (50 at least, or half of few; 20,000 at most) of [n].
+        """Keep the highest hundredth (200 at least, or half of few; 20,000 at most) of [n].
 
         Raises:
             ValueError: fewer than two similarities.
@@ -318,11 +323,13 @@ def _observed_fnir(
     order = np.argsort(stranger, kind="stable")
     values = stranger[order]
     drawn = weights[:, order]
-    reached = np.cumsum(drawn[:, ::-1], axis=1)[:, ::-1] / drawn.sum(1, keepdims=True)
+    # A replicate may draw nobody who was searched: then there is no rate, and asked is 0 below.
+    searches = np.maximum(drawn.sum(1, keepdims=True), 1)
+    reached = np.cumsum(drawn[:, ::-1], axis=1)[:, ::-1] / searches
     # Twins of a value reach it too, so a value counts what its first twin does.
     reached = reached[:, np.searchsorted(values, values)]
     # The threshold lies just above the last value that too many strangers reach.
-    last = values[np.count_nonzero(reached > target, axis=1) - 1]
+    last = values[np.maximum(np.count_nonzero(reached > target, axis=1) - 1, 0)]
     hit = mated & (returned > last[:, None])
     asked = (weights * mated).sum(1)
     missed = asked - (weights * hit).sum(1)

@@ -461,7 +461,7 @@ def _where(
 
 
 def _near(probes: NDArray[np.str_], gallery: NDArray[np.str_], apart: float) -> NDArray[np.bool_]:
-    """Which pairs of views are identical, or no more than `apart` degrees from each other [n, m]."""
+    """Pairs of views that are identical, or at most `apart` degrees from each other [n, m]."""
     names, index = np.unique(np.r_[probes, gallery], return_inverse=True)
     if all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in names):
         degrees = names.astype(np.float64)

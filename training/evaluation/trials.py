@@ -100,16 +100,19 @@ class Trials:
         """The figure with its interval.
 
         Wilson's when the trials are independent (one cell, one yes-or-no trial a subject), a
-        bootstrap over subjects otherwise. One subject alone gives no interval.
+        bootstrap over subjects otherwise. Where nobody ever fails or nobody ever succeeds, every
+        draw is alike and a bootstrap would claim certainty: there Wilson's too, with each subject
+        as one trial. One subject alone gives no interval.
         """
         value = self.value(figure)
         _, counts = self._totals(figure.measure)
         asked = counts[:, list(figure.cells)]
-        if (asked.sum(1) > 0).sum() < 2:
+        subjects = int((asked.sum(1) > 0).sum())
+        if subjects < 2:
             return Estimate(value)
-        if len(figure.cells) == 1 and asked.max() == 1 and self._is_binary(figure):
-            trials = int(asked.sum())
-            wilson = wilson_estimate(round(value * trials), trials, resampling.confidence)
+        independent = len(figure.cells) == 1 and asked.max() == 1 and self._is_binary(figure)
+        if independent or value in (0.0, 1.0):
+            wilson = wilson_estimate(round(value * subjects), subjects, resampling.confidence)
             return Estimate(value, wilson.low, wilson.high, wilson.method)
         weights = subject_weights(len(self.subjects), resampling)
         return percentile_estimate(value, self.replicates(figure, weights), resampling.confidence)
@@ -137,13 +140,14 @@ class Trials:
     def _totals(self, measure: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Sums and numbers of counted outcomes, each [subjects, cells]."""
         outcome = self.outcomes[:, self.measures.index(measure)]
-        counts = np.isfinite(outcome)
+        counted = np.isfinite(outcome)
+        flat = self.subject * len(self.cells) + self.cell
         shape = (len(self.subjects), len(self.cells))
-        flat = self.subject * shape[1] + self.cell
-        size = shape[0] * shape[1]
-        successes = np.bincount(flat, np.where(counts, outcome, 0.0), size).reshape(shape)
-        asked = np.bincount(flat, counts.astype(np.float64), size).reshape(shape)
-        return successes, asked
+        sums, counts = (
+            np.bincount(flat, weights, shape[0] * shape[1]).astype(np.float64).reshape(shape)
+            for weights in (np.where(counted, outcome, 0.0), counted)
+        )
+        return sums, counts
 
     def _is_binary(self, figure: Figure) -> bool:
         outcome = self.outcomes[:, self.measures.index(figure.measure)]

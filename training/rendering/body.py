@@ -1,8 +1,9 @@
-"""Parametric bodies (anny) cut down to what a silhouette needs, and the skinning of whole walks at once.
+"""Parametric bodies (anny) cut down to what a silhouette needs, and skinning of whole walks.
 
-The template mesh (13,718 vertices) is reduced to some hundred of its own vertices by clustering, so shapes still come from
-anny exactly. A body is posed once into the reference stance (arms hanging), where lengths and girths are scaled a bone at a
-time and clothes are put on; a walk is then one matrix product.
+The template mesh (13,718 vertices) is reduced to some hundred of its own vertices by clustering, so
+shapes still come from anny exactly. A body is posed once into the reference stance (arms hanging),
+where lengths and girths are scaled a bone at a time and clothes are put on; a walk is then one
+matrix product.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from numpy.typing import NDArray
 from training.rendering.skeleton import (
     BONE,
     BONES,
-    PARENTS,
     LIMBS,
+    PARENTS,
     Floats,
     joint_positions,
-    to_matrices,
     shortest_rotation,
+    to_matrices,
     to_world,
 )
 
@@ -70,17 +71,25 @@ _TIPS: Final[dict[str, str]] = {
 _FEET: Final = [BONE[f"{side}_{bone}"] for side in ("left", "right") for bone in ("foot", "toes")]
 # anny: x to the left, y to the back, z up
 _AXES: Final = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-_CELL: Final[dict[str, float]] = {"head": 0.05, "neck": 0.05, "hand": 0.035, "forearm": 0.05, "foot": 0.05}
+_CELL: Final[dict[str, float]] = {
+    "head": 0.05,
+    "neck": 0.05,
+    "hand": 0.035,
+    "forearm": 0.05,
+    "foot": 0.05,
+}
 _CELL_ELSEWHERE: Final = 0.07
 CARRIED: Final[dict[str, int]] = {"left": len(BONES), "right": len(BONES) + 1}
-"""Columns of `Part.weights` for what hangs from a hand: it follows the hand's place and stays upright."""
+"""Columns of `weights` for what hangs from a hand: it follows the hand and stays upright."""
 COLUMNS: Final = len(BONES) + len(CARRIED)
 _BELOW_WRIST: Final = 0.08
 
 
 @dataclass(frozen=True)
 class Phenotype:
-    """What anny builds a body from, each 0 to 1 (`age` 0.67: grown up, 1: old), and our own factors on its proportions.
+    """What anny builds a body from, and our own factors on its proportions.
+
+    anny's are 0 to 1; an `age` of 0.67 is grown up, 1 is old.
 
     Attributes:
         lengths: factor on the length of each bone, `[b]`.
@@ -159,7 +168,7 @@ class BodyModel:
         import torch
         import warp
 
-        warp.config.quiet = True  # anny imports it; its banner would go to stdout
+        warp.config.quiet = True  # type: ignore[attr-defined] # anny imports it; its banner would go to stdout
         import anny
 
         self._torch = torch
@@ -209,15 +218,15 @@ class BodyModel:
         vertices, joints = all_vertices[self._kept], all_heads[self._heads]
         world = np.tile(np.eye(3), (len(BONES), 1, 1))
         for limb, direction in LIMBS.items():
-            bone = BONE[limb]
-            world[bone] = shortest_rotation(all_heads[self._tips[limb]] - joints[bone], direction)
+            run = all_heads[self._tips[limb]] - joints[BONE[limb]]
+            world[BONE[limb]] = shortest_rotation(run, direction)
         stance = _skin(vertices, self.weights, joints, world[None], np.ones((len(BONES), 3)))[0]
         stance_joints = joint_positions(world[None], joints)[0]
         scales = np.column_stack([phenotype.girths, phenotype.lengths])
         # A foot points ahead: its length is along x.
         for side in ("left", "right"):
-            for bone in ("foot", "toes"):
-                scales[BONE[f"{side}_{bone}"]] = scales[BONE[f"{side}_{bone}"]][[2, 1, 0]]
+            for bone in (BONE[f"{side}_foot"], BONE[f"{side}_toes"]):
+                scales[bone] = scales[bone][[2, 1, 0]]
         identity = np.tile(np.eye(3), (1, len(BONES), 1, 1))
         scaled_joints = _scaled_joints(stance_joints, scales)
         shaped = _skin(stance, self.weights, stance_joints, identity, scales)[0]
@@ -237,7 +246,7 @@ def _scaled_joints(joints: Floats, scales: Floats) -> Floats:
 def _skin(
     vertices: Floats, weights: Floats, joints: Floats, world: Floats, scales: Floats
 ) -> Floats:
-    """Linear blend skinning with a scale a bone, `[s, v, 3]`; the hips' joint goes to the origin."""
+    """Linear blend skinning with a scale a bone, `[s, v, 3]`; the hips go to the origin."""
     centred = joints - joints[0]
     posed = np.zeros((len(world), len(joints), 3))
 
@@ -261,7 +270,7 @@ def _blend(
     return np.asarray(result)
 
 
-def posed(body: Body, pose: Floats) -> Floats:
+def posed(body: Body, pose: Floats) -> NDArray[np.float32]:
     """Vertices of a walk.
 
     Args:
@@ -271,7 +280,6 @@ def posed(body: Body, pose: Floats) -> Floats:
     Returns:
         `[s, v, 3]` float32, standing on z = 0 in every frame, hips over the origin.
     """
-
     world = to_world(to_matrices(pose))
     positions = joint_positions(world, body.joints)
     hands = [BONE["left_hand"], BONE["right_hand"]]
@@ -308,7 +316,8 @@ def _decimate(
     bone = weights.argmax(axis=1)
     cell = np.array([_CELL.get(BONES[b].rpartition("_")[2], _CELL_ELSEWHERE) for b in bone])
     keys = np.column_stack([bone, np.floor(vertices / cell[:, None]).astype(np.int64)])
-    # Faces can refer to parts of the mesh that no skin face uses (helpers): only used vertices count.
+    # Faces can refer to parts of the mesh that no skin face uses (helpers): only used vertices
+    # count.
     used = np.zeros(len(vertices), dtype=bool)
     used[faces.ravel()] = True
     _, cluster = np.unique(keys, axis=0, return_inverse=True)
@@ -317,8 +326,7 @@ def _decimate(
     size = np.bincount(cluster[used], minlength=count)
     centres = np.stack(
         [
-            np.bincount(cluster[used], vertices[used, axis], minlength=count)
-            / np.maximum(size, 1)
+            np.bincount(cluster[used], vertices[used, axis], minlength=count) / np.maximum(size, 1)
             for axis in range(3)
         ],
         axis=1,
@@ -367,9 +375,7 @@ def draw_phenotype(rng: np.random.Generator, *, spread: float) -> Phenotype:
     lengths, girths = np.ones(len(BONES)), np.ones((len(BONES), 2))
 
     def bones(*names: str) -> list[int]:
-        return [
-            index for index, bone in enumerate(BONES) if bone.rpartition("_")[2] in names
-        ]
+        return [index for index, bone in enumerate(BONES) if bone.rpartition("_")[2] in names]
 
     def factor(scale: float) -> float:
         return float(np.exp(spread * rng.normal(0.0, scale)))

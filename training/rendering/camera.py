@@ -15,8 +15,8 @@ class Camera:
     """A pinhole camera that looks at a walker.
 
     Attributes:
-        azimuth: degrees between the direction of travel and the camera, seen from the walker in the middle of the walk,
-            counter-clockwise: 0 sees the front, 90 the left side, 180 the back.
+        azimuth: degrees between the direction of travel and the camera, seen from the walker in the
+            middle of the walk, counter-clockwise: 0 sees the front, 90 the left side, 180 the back.
         distance: metres to the walker in the middle of the walk.
         height: metres above the ground.
         roll: degrees by which the camera is tilted sideways.
@@ -27,15 +27,14 @@ class Camera:
     height: float
     roll: float = 0.0
 
-    def project(self, vertices: NDArray[np.float32], *, tall: float) -> NDArray[np.float32]:
-        """Image positions, scaled so that one metre at the walker's middle is `tall` pixels.
+    def project(self, vertices: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Image positions, in a scale in which a metre where the camera looks is 1.
 
         Args:
             vertices: `[s, v, 3]` in metres, x along the direction of travel.
-            tall: pixels a metre in the middle of the walk.
 
         Returns:
-            `[s, v, 2]`: right and down in pixels, origin where the camera looks.
+            `[s, v, 2]`: right and down, origin where the camera looks.
         """
         angle = np.deg2rad(self.azimuth)
         eye = np.array([np.cos(angle) * self.distance, np.sin(angle) * self.distance, self.height])
@@ -46,16 +45,19 @@ class Camera:
         right /= np.linalg.norm(right)
         up = np.cross(right, forward)
         roll = np.deg2rad(self.roll)
-        right, up = np.cos(roll) * right + np.sin(roll) * up, np.cos(roll) * up - np.sin(roll) * right
+        right, up = (
+            np.cos(roll) * right + np.sin(roll) * up,
+            np.cos(roll) * up - np.sin(roll) * right,
+        )
         axes = np.stack([right, -up, forward], axis=1).astype(np.float32)
         seen = (vertices - eye.astype(np.float32)) @ axes
         depth = np.maximum(seen[..., 2:], 0.3)  # nobody walks into the lens
-        return np.asarray(seen[..., :2] / depth * np.float32(tall * reach))
+        return np.asarray(seen[..., :2] / depth * np.float32(reach))
 
 
 def draw_camera(rng: np.random.Generator, azimuth: float) -> Camera:
-    """A camera at an azimuth, from arm's height to under a roof, near (strong perspective) or far."""
-    distance = float(np.exp(rng.uniform(np.log(3.5), np.log(20.0))))
+    """A camera at an azimuth, at the height of a hip to under a roof, near or far."""
+    distance = float(np.exp(rng.uniform(np.log(4.5), np.log(25.0))))
     low = rng.random() < 0.7
     height = float(rng.uniform(0.6, 1.8) if low else rng.uniform(1.8, 1.0 + 0.35 * distance))
     return Camera(azimuth, distance, height, float(rng.normal(0.0, 1.5)))
@@ -72,7 +74,11 @@ def turned(path: Floats, vertices: NDArray[np.float32], angles: Floats) -> NDArr
     cosine, sine = np.cos(angles)[:, None], np.sin(angles)[:, None]
     x, y = vertices[..., 0], vertices[..., 1]
     placed = np.stack(
-        [cosine * x - sine * y + path[:, :1], sine * x + cosine * y + path[:, 1:], vertices[..., 2]],
+        [
+            cosine * x - sine * y + path[:, :1],
+            sine * x + cosine * y + path[:, 1:],
+            vertices[..., 2],
+        ],
         axis=-1,
     )
     return np.asarray(placed, dtype=np.float32)

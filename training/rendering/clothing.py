@@ -1,7 +1,8 @@
 """What changes the outline of a body: clothes, hair, shoes, and things that are carried.
 
-Clothes are the body's own surface pushed outwards, and tubes around it where cloth hangs free (skirts, coats); everything else is
-a rounded box or ellipsoid fixed to a bone. All is put on in the reference stance.
+Clothes are the body's own surface pushed outwards, and tubes around it where cloth hangs free
+(skirts, coats); everything else is a rounded box or ellipsoid fixed to a bone. All is put on in the
+reference stance.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
-
 
 from training.rendering.body import CARRIED, COLUMNS, Body, Part
 from training.rendering.gait import Arms
@@ -27,7 +27,8 @@ class Outfit:
     """What a person wears; metres the cloth stands off the body, 0 for none.
 
     Attributes:
-        shirt: trunk; sleeves: arms; trousers: thighs; legs: shanks (flared legs stand off most here).
+        shirt: trunk; sleeves: arms; trousers: thighs; legs: shanks (flared legs stand off most
+            here).
         shoes: around the foot; heels: height of the heel.
         belly: bulge of the trunk ahead (a jacket's front, a belly).
         skirt: length of a free hanging skirt or coat below the hips, in leg lengths (0: none).
@@ -91,24 +92,26 @@ class Carried:
 
 def draw_outfit(rng: np.random.Generator) -> Outfit:
     """Everyday clothes: shirt or jacket, trousers narrow to wide, now and then a skirt."""
-    jacket = rng.random() < 0.45
+    jacket = rng.random() < 0.55
     loose = rng.uniform(0.0, 1.0) ** 1.5
-    skirt = rng.random() < 0.12
-    long_hair = rng.random() < 0.35
+    skirt = rng.random() < 0.07
+    long_hair = rng.random() < 0.25
     cover = rng.random() < 0.08
     return Outfit(
         shirt=float(rng.uniform(0.012, 0.045) if jacket else rng.uniform(0.002, 0.02)),
-        sleeves=float(rng.uniform(0.01, 0.035) if jacket else rng.uniform(0.0, 0.018)),
+        sleeves=float(rng.uniform(0.012, 0.04) if jacket else rng.uniform(0.0, 0.018)),
         trousers=float(0.004 + 0.03 * loose),
-        legs=float(0.004 + 0.045 * loose * rng.uniform(0.5, 1.2)),
-        shoes=float(rng.uniform(0.004, 0.018)),
+        legs=float(0.008 + 0.05 * loose * rng.uniform(0.5, 1.2)),
+        shoes=float(rng.uniform(0.006, 0.025)),
         heels=float(rng.uniform(0.0, 0.05) if rng.random() < 0.3 else 0.0),
         belly=float(max(0.0, rng.normal(0.0, 0.025))),
-        skirt=float(rng.uniform(0.25, 1.0) if skirt else (rng.uniform(0.06, 0.22) if jacket else 0.0)),
+        skirt=float(
+            rng.uniform(0.25, 1.0) if skirt else (rng.uniform(0.06, 0.22) if jacket else 0.0)
+        ),
         skirt_ease=float(rng.uniform(0.01, 0.045)),
         skirt_flare=float(rng.uniform(0.0, 0.5 if skirt else 0.2)),
         collar=float(rng.uniform(0.01, 0.03) if rng.random() < 0.3 else 0.0),
-        hair=float(rng.uniform(0.004, 0.035)),
+        hair=float(rng.uniform(0.002, 0.022)),
         hair_long=float(rng.uniform(0.05, 0.3) if long_hair else 0.0),
         hood=float(rng.uniform(0.01, 0.03) if cover else 0.0),
         brim=float(rng.uniform(0.0, 0.08) if cover else 0.0),
@@ -173,7 +176,7 @@ def dressed(body: Body, outfit: Outfit, carried: Carried | None) -> Body:
     weights = body.weights
 
     def share(*bones: str) -> Floats:
-        return weights[:, [BONE[bone] for bone in bones]].sum(axis=1)
+        return np.asarray(weights[:, [BONE[bone] for bone in bones]].sum(axis=1))
 
     def both(*bones: str) -> Floats:
         return share(*(f"{side}_{bone}" for side in ("left", "right") for bone in bones))
@@ -313,10 +316,10 @@ def _head_cover(body: Body, outfit: Outfit) -> list[Part]:
     middle, half = (low + high) / 2, (high - low) / 2
     parts = []
     if outfit.hair_long:
-        centre = np.array([middle[0] - 0.45 * half[0], 0.0, middle[2] - 0.5 * outfit.hair_long])
+        centre = np.array([middle[0] - 0.55 * half[0], 0.0, middle[2] - 0.5 * outfit.hair_long])
         size = (
-            0.62 * half[0] + outfit.hair,
-            0.85 * half[1] + outfit.hair,
+            0.5 * half[0] + outfit.hair,
+            0.8 * half[1] + outfit.hair,
             0.75 * half[2] + 0.5 * outfit.hair_long,
         )
         parts.append(_rounded(centre, size, "head"))
@@ -335,7 +338,7 @@ def _fists(body: Body) -> list[Part]:
     fists = []
     for side in ("left", "right"):
         palm = body.joints[BONE[f"{side}_hand"]] + np.array([0.01, 0.0, -0.055])
-        fists.append(_rounded(palm, (0.042, 0.026, 0.062), f"{side}_hand"))
+        fists.append(_rounded(palm, (0.038, 0.024, 0.058), f"{side}_hand"))
     return fists
 
 
@@ -376,5 +379,3 @@ def _things(body: Body, carried: Carried) -> list[Part]:
             return [_rounded(centre, half, "spine", square=0.3)]
         case _:
             return []
-
-

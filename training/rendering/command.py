@@ -1,7 +1,7 @@
 """`python -m training render`: a recipe and recordings in, a packed dataset out.
 
-Identities are rendered by worker processes and written in their order, so the pack is the same for any number of workers;
-a killed run goes on where it stopped.
+Identities are rendered by worker processes and written in their order, so the pack is the same for
+any number of workers; a killed run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def render(
     with PackWriter(out, "binary", resume=True) as writer:
         already = Counter(record.subject for record in writer.sequences)
         names = [f"{plan.split}-{number:05d}" for number in range(identities)]
-        # The last identity that was begun may be incomplete: it is drawn again and its first walks are skipped.
+        # The last identity that was begun may be incomplete: it is drawn again and its first walks
+        # are skipped.
         first = max(0, len(already) - 1)
         report = _Progress(json, total=identities, start=first)
         rendered = _render_all(plan, walkers, range(first, identities), workers or _cores())
@@ -100,7 +101,9 @@ def render(
         subjects = tuple(names)
         train = plan.split == "train"
         pack = writer.finish(
-            Partition(TRAIN_SET=subjects if train else (), TEST_SET=() if train else subjects)
+            Partition.model_validate(
+                {"TRAIN_SET": subjects if train else (), "TEST_SET": () if train else subjects}
+            )
         )
     report.done(pack)
     return pack
@@ -140,7 +143,7 @@ class _Renderer:
     def __call__(self, number: int) -> list[Sequence]:
         identity, rng = draw_identity(self._recipe, number, self._walkers, self._bodies)
         return [
-            Sequence(walk.condition, walk.view, walk.prepared(), walk.metadata)
+            Sequence(walk.condition, walk.view, walk.silhouettes, walk.metadata)
             for walk in render_walks(identity, self._recipe, rng)
         ]
 
@@ -217,12 +220,13 @@ class _Progress:
         elif event["event"] == "progress":
             sys.stderr.write(
                 f"\r{event['step']}/{event['total_steps']} identities, "
-                f"{event['metrics']['frames_per_second']:.0f} frames a second, {event['eta_s']:.0f} s left "
+                f"{event['metrics']['frames_per_second']:.0f} frames a second, "
+                f"{event['eta_s']:.0f} s left "
             )
             sys.stderr.flush()
         elif event["event"] == "done":
             metrics = event["metrics"]
             sys.stderr.write(
-                f"\n{event['dataset']}: {metrics['sequences']} sequences, {metrics['frames']} frames, "
-                f"hash {metrics['content_hash'][:12]}\n"
+                f"\n{event['dataset']}: {metrics['sequences']} sequences, "
+                f"{metrics['frames']} frames, hash {metrics['content_hash'][:12]}\n"
             )

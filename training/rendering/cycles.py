@@ -1,11 +1,12 @@
 """Gait cycles: the periodic part of a recorded walk, freed of the recorded body.
 
-A cycle starts when the left ankle passes the right one, and holds `SAMPLES` poses, the last followed by the first. Looped,
-it gives any number of frames at any rate.
+A cycle starts when the left ankle passes the right one, and holds `SAMPLES` poses, the last
+followed by the first. Looped, it gives any number of frames at any rate.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,8 +35,8 @@ class GaitCycle:
 
     Attributes:
         walker: who walked.
-        pose: rotation vectors relative to the parent bone, the hips' relative to the direction of travel,
-            `[SAMPLES, b, 3]`.
+        pose: rotation vectors relative to the parent bone, the hips' relative to the direction of
+            travel, `[SAMPLES, b, 3]`.
         sway: sideways path of the hips in leg lengths, `[SAMPLES]`.
         seconds: duration.
         stride: way covered in a cycle, in leg lengths.
@@ -61,7 +62,7 @@ class GaitCycle:
 
 
 def find_cycles(recording: Recording) -> list[GaitCycle]:
-    """The straight, steady gait cycles of a recording, in order; empty where nobody walks straight."""
+    """The straight, steady gait cycles of a recording, in order."""
     start, end = _steady(recording)
     if end - start < recording.fps * _SECONDS[0]:
         return []
@@ -82,7 +83,7 @@ def find_cycles(recording: Recording) -> list[GaitCycle]:
     )
     local = to_vectors(to_local(world))
     cycles = []
-    for first, last in zip(passes[:-1], passes[1:], strict=True):
+    for first, last in itertools.pairwise(passes):
         seconds = (last - first) / recording.fps
         if not _SECONDS[0] <= seconds <= _SECONDS[1]:
             continue
@@ -144,7 +145,7 @@ def _resample(values: Floats) -> Floats:
     at = np.linspace(0.0, len(values) - 1.0, SAMPLES + 1)
     low = np.minimum(at.astype(int), len(values) - 2)
     share = (at - low).reshape(-1, *[1] * (values.ndim - 1))
-    return values[low] * (1.0 - share) + values[low + 1] * share
+    return np.asarray(values[low] * (1.0 - share) + values[low + 1] * share)
 
 
 def _closed(values: Floats) -> Floats:

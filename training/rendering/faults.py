@@ -1,7 +1,9 @@
-"""What segmentation does to an outline: the faults of background subtraction and of networks, drawn once a walk.
+"""What segmentation does to an outline: a segmenter's faults, drawn once a walk.
 
-Faults live in two places: on the person (dark hair before a dark wall is lost in frame after frame) and in the scene (a doorpost that
-looks like the trousers bites as they pass). All frames of a walk are treated as one tall image, so each step is one call.
+Faults live in two places: on the person (dark hair before a dark wall is lost in frame after frame)
+    and in the scene (a doorpost that
+looks like the trousers bites as they pass). All frames of a walk are treated as one tall image, so
+each step is one call.
 """
 
 from __future__ import annotations
@@ -17,18 +19,19 @@ from training.rendering.skeleton import Floats
 
 Frames = NDArray[np.uint8]
 
-MARGIN: Final = 6
-"""Empty rows and columns a frame needs around the person, so that frames of the tall image never touch."""
+MARGIN: Final = 8
+"""Empty rows and columns around the person, so that frames of the tall image never touch."""
 
 
 @dataclass(frozen=True)
 class Faults:
-    """How a walk is segmented badly. Lengths are shares of the person's height unless said otherwise.
+    """How a walk is segmented badly. Lengths are shares of the person's height.
 
     Attributes:
         ragged: strength of the noise that moves the border, 0 to 1.
         block: side of the squares in which noise comes.
-        grow: how far the whole outline grows (negative: shrinks), in pixels.
+        coarse: whether the outline itself is made of such squares.
+        grow: how far the whole outline grows on every side (negative: shrinks).
         opening: side of the square that thin things must contain to survive, 0 for none.
         lost: share of the person that looks like the scene.
         flicker: how much of that changes from frame to frame, 0 to 1.
@@ -39,12 +42,14 @@ class Faults:
         shadow: length of the shadow merged with the feet, 0 for none; negative falls to the left.
         shadow_height: its height.
         occluder: width of an upright thing that hides part of the person while passing, 0 for none.
+        specks: share of frames with blobs of the scene in them.
         dropped: share of frames that are not there.
     """
 
     ragged: float = 0.0
     block: float = 0.0
-    grow: int = 0
+    coarse: bool = False
+    grow: float = 0.0
     opening: float = 0.0
     lost: float = 0.0
     flicker: float = 0.3
@@ -55,6 +60,7 @@ class Faults:
     shadow: float = 0.0
     shadow_height: float = 0.03
     occluder: float = 0.0
+    specks: float = 0.0
     dropped: float = 0.0
 
 
@@ -64,27 +70,33 @@ def draw_faults(rng: np.random.Generator, *, frames: int, severity: float) -> Fa
     Args:
         rng: source of every draw.
         frames: length of the walk.
-        severity: 0 gives clean outlines, 1 the mixture that old background subtraction leaves, more is worse.
+        severity: 0 gives clean outlines, 1 the mixture that old background subtraction leaves, more
+            is worse.
     """
 
     def happens(chance: float) -> bool:
         return bool(rng.random() < chance * severity)
 
+    # Background subtraction takes the soft border and the clothes' own shadow in: outlines are
+    # rather too thick.
+    grow = float(rng.triangular(-0.006, 0.004, 0.016)) * min(severity, 1.0)
     if not happens(0.85):
-        return Faults(ragged=0.1 * float(severity > 0))
+        return Faults(ragged=0.1 * float(severity > 0), grow=grow)
     missing, missing_frames = (0.0, 0.0), (0, 0)
     if happens(0.3):
         regions = [(0.0, 0.14), (0.0, 0.2), (0.9, 1.0), (0.75, 1.0), (0.1, 0.2), (0.3, 0.5)]
         missing = regions[rng.integers(len(regions))]
-        length = int(rng.integers(2, max(3, frames // 3)))
-        missing_frames = (int(rng.integers(0, max(1, frames - length))), length)
+        # Mostly for a few frames; now and then, as dark hair before a dark wall, all the way.
+        length = frames if rng.random() < 0.2 else int(rng.integers(2, max(3, frames // 3)))
+        missing_frames = (int(rng.integers(0, frames - length + 1)), length)
     return Faults(
-        ragged=float(rng.uniform(0.05, 0.5)),
+        ragged=float(rng.uniform(0.0, 0.35)),
         block=float(rng.uniform(0.012, 0.03)),
-        grow=int(rng.choice([-1, 0, 0, 0, 0, 1])),
-        opening=float(rng.uniform(0.015, 0.03)) if rng.random() < 0.6 else 0.0,
-        lost=float(rng.uniform(0.005, 0.1)) if happens(0.65) else 0.0,
-        flicker=float(rng.uniform(0.05, 0.7)),
+        coarse=rng.random() < 0.5,
+        grow=grow,
+        opening=float(rng.uniform(0.012, 0.028)) if rng.random() < 0.6 else 0.0,
+        lost=float(rng.uniform(0.004, 0.08)) if happens(0.75) else 0.0,
+        flicker=float(rng.uniform(0.0, 0.5)),
         band=float(rng.choice([0.13, 0.17, rng.uniform(0.2, 0.9)])) if happens(0.3) else -1.0,
         band_height=float(rng.uniform(0.01, 0.05)),
         missing=missing,
@@ -92,6 +104,7 @@ def draw_faults(rng: np.random.Generator, *, frames: int, severity: float) -> Fa
         shadow=float(rng.choice([-1, 1]) * rng.uniform(0.05, 0.3)) if happens(0.3) else 0.0,
         shadow_height=float(rng.uniform(0.015, 0.05)),
         occluder=float(rng.uniform(0.02, 0.12)) if happens(0.06) else 0.0,
+        specks=float(rng.uniform(0.05, 0.6)) if happens(0.3) else 0.0,
         dropped=float(rng.uniform(0.03, 0.2)) if happens(0.25) else 0.0,
     )
 
@@ -106,15 +119,16 @@ def spoil(clean: Frames, faults: Faults, path: Floats, rng: np.random.Generator)
         rng: source of every draw.
 
     Returns:
-        uint8 0/255 `[s, h, w]`, one connected person a frame; a frame may be empty. Frames may be fewer.
+        uint8 0/255 `[s, h, w]`: what a segmenter hands over, to be cleaned as any upload is. Frames
+        may be fewer.
     """
-    frames, height, width = clean.shape
+    frames, height = clean.shape[:2]
     top, bottom = _rows(clean)
     tall = (bottom - top).astype(np.float64)
     row = (np.arange(height)[None, :] - top[:, None]) / np.maximum(tall, 1.0)[:, None]  # [s, h]
     usual = float(np.median(tall))
     block = max(1, round(faults.block * usual))
-    image = clean.copy()
+    image = _thickened(clean, round(2 * faults.grow * usual))
     if faults.shadow:
         _cast_shadow(image, faults, top, bottom, rng)
     if faults.lost:
@@ -130,29 +144,62 @@ def spoil(clean: Frames, faults: Faults, path: Floats, rng: np.random.Generator)
     if faults.occluder:
         _hide(image, faults, usual, path, rng)
     image[:, [*range(MARGIN - 2), *range(height - MARGIN + 2, height)]] = 0
-    sheet = image.reshape(frames * height, width)
     if faults.ragged:
-        blurred = cv2.blur(sheet, (5, 5)).reshape(image.shape).astype(np.int16)
-        noise = rng.normal(0.0, 62.0 * faults.ragged, _coarse(image.shape, block))
-        image = ((blurred + _upsampled(noise, block, image.shape)) > 127) & (blurred > 20)
-        sheet = image.astype(np.uint8).reshape(frames * height, width) * np.uint8(255)
+        image = _frayed(image, faults.ragged, block, rng)
+    if faults.coarse and block > 1:
+        image = _squared(image, block)
     opening = round(faults.opening * usual)
     if opening > 1:
-        square = np.ones((opening, opening), np.uint8)
-        sheet = cv2.morphologyEx(sheet, cv2.MORPH_CLOSE, square)
-        sheet = cv2.morphologyEx(sheet, cv2.MORPH_OPEN, square)
-    if faults.grow:
-        change = cv2.dilate if faults.grow > 0 else cv2.erode
-        sheet = change(sheet, np.ones((2, 2), np.uint8), iterations=abs(faults.grow))
-    persons = _largest(sheet, frames, height)
+        image = _opened(image, opening)
+    if faults.specks:
+        image |= _specks(image.shape, faults, usual, rng)
     if faults.dropped:
-        persons = persons[rng.random(frames) >= faults.dropped]
-    return persons
+        image = image[rng.random(frames) >= faults.dropped]
+    return image
 
 
-def _rows(image: Frames) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _thickened(image: Frames, pixels: int) -> Frames:
+    """Grow (or for negative `pixels` shrink) the outline to be wider by so many pixels; a copy."""
+    square = np.ones((1 + abs(pixels), 1 + abs(pixels)), np.uint8)
+    change = cv2.dilate if pixels > 0 else cv2.erode
+    return np.asarray(change(_sheet(image), square), np.uint8).reshape(image.shape)
+
+
+def _frayed(image: Frames, strength: float, block: int, rng: np.random.Generator) -> Frames:
+    """Move the border by noise that comes in squares of `block` pixels."""
+    blurred = cv2.blur(_sheet(image), (5, 5)).reshape(image.shape).astype(np.int16)
+    noise = rng.normal(0.0, 62.0 * strength, _coarse(image.shape, block))
+    inside = (blurred + _upsampled(noise, block, image.shape) > 127) & (blurred > 20)
+    frayed = inside.astype(np.uint8) * np.uint8(255)
+    return np.asarray(cv2.medianBlur(_sheet(frayed), 3), np.uint8).reshape(image.shape)
+
+
+def _squared(image: Frames, block: int) -> Frames:
+    """Make the outline of squares of `block` pixels, as a segmenter on a smaller image does."""
+    sheet = _sheet(image)
+    rows, columns = sheet.shape
+    small = cv2.resize(sheet, (columns // block, rows // block), interpolation=cv2.INTER_AREA)
+    filled = (small > 127).astype(np.uint8) * np.uint8(255)
+    large = cv2.resize(filled, (columns, rows), interpolation=cv2.INTER_NEAREST)
+    return np.asarray(large, np.uint8).reshape(image.shape)
+
+
+def _opened(image: Frames, side: int) -> Frames:
+    """Fill cracks and take away spikes thinner than `side` pixels."""
+    square = np.ones((side, side), np.uint8)
+    sheet = cv2.morphologyEx(_sheet(image), cv2.MORPH_CLOSE, square)
+    sheet = cv2.morphologyEx(sheet, cv2.MORPH_OPEN, square)
+    return np.asarray(sheet, np.uint8).reshape(image.shape)
+
+
+def _sheet(image: Frames) -> Frames:
+    """All frames below one another."""
+    return image.reshape(-1, image.shape[-1])
+
+
+def _rows(image: Frames) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """First row of each frame's person and the one after its last."""
-    some = image.any(axis=2)
+    some = np.any(image, axis=2)
     top = some.argmax(axis=1)
     bottom = image.shape[1] - some[:, ::-1].argmax(axis=1)
     return top, bottom
@@ -187,8 +234,8 @@ def _camouflaged(
     block: int,
     rng: np.random.Generator,
 ) -> NDArray[np.bool_]:
-    """Where the person looks like what is behind: coarse textures on the person and in the scene together."""
-    frames, height, width = image.shape
+    """Where the person looks like what is behind: a texture on the person plus one in the scene."""
+    _, height, width = image.shape
     texture = _smooth_noise(rng, 128, width, cell=(128 * rng.uniform(0.03, 0.1), width * 0.12))
     on_person = texture[np.clip((row * 110).astype(int), 0, 127)]  # [s, h, w]
     shift = np.round(path - path.min()).astype(int)
@@ -203,7 +250,8 @@ def _camouflaged(
     inside = image > 0
     if not inside.any():
         return inside
-    return inside & (likeness > np.quantile(likeness[inside][::7], 1.0 - faults.lost))
+    least = np.quantile(likeness[inside][::7], 1.0 - faults.lost)
+    return np.asarray(inside & (likeness > least))
 
 
 def _open_slit(image: Frames, faults: Faults, row: Floats, rng: np.random.Generator) -> None:
@@ -229,8 +277,8 @@ def _runs(
 def _cast_shadow(
     image: Frames,
     faults: Faults,
-    top: NDArray[np.int64],
-    bottom: NDArray[np.int64],
+    top: NDArray[np.intp],
+    bottom: NDArray[np.intp],
     rng: np.random.Generator,
 ) -> None:
     width = image.shape[2]
@@ -246,7 +294,9 @@ def _cast_shadow(
         start = columns[-1] if length > 0 else columns[0]
         left, right = sorted((int(start), int(np.clip(start + length, 2, width - 3))))
         image[frame, bottom[frame] - thick : bottom[frame], left : right + 1] = 255
-        image[frame, bottom[frame] - max(1, thick // 2) : bottom[frame], columns[0] : columns[-1]] = 255
+        image[
+            frame, bottom[frame] - max(1, thick // 2) : bottom[frame], columns[0] : columns[-1]
+        ] = 255
 
 
 def _hide(
@@ -258,16 +308,16 @@ def _hide(
     image[np.broadcast_to(post[:, None, :], image.shape)] = 0
 
 
-def _largest(sheet: Frames, frames: int, height: int) -> Frames:
-    """The largest component of each frame after a small closing, as a careful user of a segmenter keeps it."""
-    closed = cv2.morphologyEx(sheet, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(closed, connectivity=8)
-    keep = np.zeros(count, dtype=bool)
-    frame = stats[:, cv2.CC_STAT_TOP] // height
-    area = stats[:, cv2.CC_STAT_AREA]
-    if count > 1:
-        order = np.lexsort((area[1:], frame[1:])) + 1
-        last = np.concatenate([frame[order][1:] != frame[order][:-1], [True]])
-        keep[order[last]] = True
-    kept = np.where(keep[labels], sheet, 0).astype(np.uint8)
-    return kept.reshape(frames, height, -1)
+def _specks(
+    shape: tuple[int, ...], faults: Faults, tall: float, rng: np.random.Generator
+) -> Frames:
+    """Blobs of the scene that flicker up beside the person or touch it."""
+    frames, height, width = shape
+    found = np.zeros(shape, np.uint8)
+    for frame in np.flatnonzero(rng.random(frames) < faults.specks):
+        for _ in range(rng.integers(1, 4)):
+            rows, columns = (max(2, round(tall * rng.uniform(0.01, 0.05))) for _ in range(2))
+            top = rng.integers(2, max(3, height - rows - 2))
+            left = rng.integers(2, max(3, width - columns - 2))
+            found[frame, top : top + rows, left : left + columns] = 255
+    return found

@@ -1,7 +1,7 @@
-"""A way of walking: drawn once for an identity, jittered for each walk, built from few recorded cycles.
+"""A way of walking: drawn once for an identity, jittered for each walk.
 
-An identity walks like a mixture of two recorded walkers, with its own amplitude about the mean of every joint, its own
-posture, cadence, stride, and small differences between left and right.
+An identity walks like a mixture of two recorded walkers, with its own amplitude about the mean of
+every joint, its own posture, cadence, stride, and small differences between left and right.
 """
 
 from __future__ import annotations
@@ -118,11 +118,11 @@ def draw_style(
         offsets[bones, axis] += both + each
 
     # Legs
-    gains[_THIGHS, _PITCH] *= factor(0.13) * factor(0.03, 2)
+    gains[_THIGHS, _PITCH] *= 1.05 * factor(0.13) * factor(0.03, 2)
     gains[_SHANKS, _PITCH] *= factor(0.13) * factor(0.03, 2)
     gains[_FEET, _PITCH] *= factor(0.2) * factor(0.04, 2)
     pair(_THIGHS, _PITCH, shift(0.04), shift(0.015, 2))
-    pair(_SHANKS, _PITCH, np.abs(shift(0.06)), shift(0.015, 2))
+    pair(_SHANKS, _PITCH, shift(0.06) - spread * 0.05, shift(0.015, 2))
     pair(_FEET, _PITCH, shift(0.04), shift(0.015, 2))
     pair(_THIGHS, _ROLL, shift(0.035) * _OUTWARD, shift(0.01, 2))  # step width
     pair(_THIGHS, _YAW, shift(0.07) * _OUTWARD, shift(0.03, 2))  # knees in or out
@@ -215,7 +215,8 @@ def walk(
     shaped[:, _FOREARMS, _PITCH] = np.clip(elbow, -2.4, 0.0)  # an elbow bends one way
     knee = shaped[:, _SHANKS, _PITCH]
     shaped[:, _SHANKS, _PITCH] = np.maximum(knee, 0.02)
-    # A standing foot lies on the ground whatever hip and knee do: keep the feet's pitch in the world.
+    # A standing foot lies on the ground whatever hip and knee do: keep the feet's pitch in the
+    # world.
     legs = cycle[:, _THIGHS, _PITCH] + cycle[:, _SHANKS, _PITCH] + cycle[:, [BONE["hips"]], _PITCH]
     new_legs = (
         shaped[:, _THIGHS, _PITCH] + shaped[:, _SHANKS, _PITCH] + shaped[:, [BONE["hips"]], _PITCH]

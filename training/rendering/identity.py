@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.silhouettes.cleaning import clean
 from models.silhouettes.normalise import normalise
 from training.rendering import raster
 from training.rendering.body import Body, BodyModel, draw_phenotype, posed
-from training.rendering.camera import draw_camera, turned
+from training.rendering.camera import Camera, draw_camera, turned
 from training.rendering.clothing import (
     Carried,
     Outfit,
+    Side,
     draw_carried,
     draw_coat,
     draw_outfit,
@@ -23,7 +25,7 @@ from training.rendering.clothing import (
     jittered_outfit,
 )
 from training.rendering.cycles import GaitCycle
-from training.rendering.faults import MARGIN, Frames, draw_faults, spoil
+from training.rendering.faults import MARGIN, Faults, Frames, draw_faults, spoil
 from training.rendering.gait import Arms, GaitStyle, draw_style, jittered, walk
 from training.rendering.recipe import Range, RenderRecipe
 from training.rendering.skeleton import Floats
@@ -53,27 +55,63 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class Shot:
+    """How one walk is filmed and segmented.
+
+    Attributes:
+        style: the identity's way of walking on this occasion.
+        outfit: what is worn.
+        carried: what is carried.
+        camera: where from.
+        frames: how many, before the segmenter drops some.
+        fps: frames a second.
+        tall: pixels of the person where tallest.
+        curve: radians the path turns by.
+        faults: the segmenter's.
+    """
+
+    style: GaitStyle
+    outfit: Outfit
+    carried: Carried | None
+    camera: Camera
+    frames: int
+    fps: float
+    tall: float
+    curve: float
+    faults: Faults
+
+
+@dataclass(frozen=True)
+class Footage:
+    """What the camera saw.
+
+    Attributes:
+        outlines: true outlines, the person in the middle of each frame, uint8 0/255 `[s, h, w]`.
+        middles: where the person's middle is in the whole image, pixels right and down `[s, 2]`.
+    """
+
+    outlines: Frames
+    middles: Floats
+
+
+@dataclass(frozen=True)
 class RenderedWalk:
     """One sequence.
 
     Attributes:
         condition: `nm-01`, `bg-02`, `cl-01` …
         view: azimuth in degrees, rounded to 15, three digits.
-        frames: what the segmenter left, uint8 0/255 `[s, h, w]`, one person a frame.
+        frames: what the segmenter handed over, uint8 0/255 `[s, h, w]`.
+        silhouettes: the same cleaned and normalised as an upload would be, uint8 0/255
+            `[s, 64, 64]`; the frames that cleaning drops are left out.
         metadata: how it was made.
     """
 
     condition: str
     view: str
     frames: Frames
+    silhouettes: Frames
     metadata: dict[str, Any]
-
-    def prepared(self) -> Frames:
-        """The silhouettes as networks take them, uint8 0/255 `[s, 64, 64]`; frames without a person are left out."""
-        normalised = [silhouette for frame in self.frames if (silhouette := normalise(frame)) is not None]
-        if not normalised:
-            return np.zeros((0, 64, 64), np.uint8)
-        return (np.stack(normalised) >= 128).astype(np.uint8) * np.uint8(255)
 
 
 def draw_identity(
@@ -110,6 +148,16 @@ def render_walks(
                 break
 
 
+def film(identity: Identity, shot: Shot, rng: np.random.Generator) -> Footage:
+    """Let an identity walk past a camera."""
+    body = dressed(identity.body, shot.outfit, shot.carried)
+    arms = shot.carried.arms if shot.carried else Arms()
+    stride = walk(shot.style, rng, frames=shot.frames, fps=shot.fps, arms=arms)
+    ahead, sway = stride.ahead * body.leg_length, stride.sway * body.leg_length
+    vertices = _on_path(posed(body, stride.pose), ahead, sway, shot.curve)
+    return _framed(shot.camera.project(vertices), body.faces, shot.tall)
+
+
 def _render(
     identity: Identity,
     recipe: RenderRecipe,
@@ -121,45 +169,49 @@ def _render(
     """One walk, or None where the segmenter left too little of it."""
     plan = recipe.walks
     outfit, carried = _dress(identity, plan.unburdened, kind, rng)
-    body = dressed(identity.body, outfit, carried)
     frames = round(_draw(rng, plan.frames))
-    fps = _draw(rng, plan.fps)
-    stride = walk(
-        jittered(identity.style, rng, amount=recipe.walk_jitter),
-        rng,
+    shot = Shot(
+        style=jittered(identity.style, rng, amount=recipe.walk_jitter),
+        outfit=outfit,
+        carried=carried,
+        camera=draw_camera(rng, azimuth),
         frames=frames,
-        fps=fps,
-        arms=carried.arms if carried else Arms(),
+        fps=_draw(rng, plan.fps),
+        tall=_draw(rng, plan.tall),
+        curve=float(rng.normal(0.0, 0.35)) if rng.random() < plan.turning else 0.0,
+        faults=draw_faults(rng, frames=frames, severity=recipe.severity),
     )
-    vertices = posed(body, stride.pose)
-    leg = body.leg_length
-    curve = rng.normal(0.0, 0.35) if rng.random() < plan.turning else 0.0
-    vertices = _on_path(vertices, stride.ahead * leg, stride.sway * leg, curve)
-    camera = draw_camera(rng, azimuth)
-    tall = _draw(rng, plan.tall)
-    points = camera.project(vertices, tall=50.0)
-    outlines, path = _framed(points, body.faces, tall)
-    faults = draw_faults(rng, frames=frames, severity=recipe.severity)
-    seen = spoil(outlines, faults, path, rng)
-    area = (seen > 0).sum(axis=(1, 2))
-    usual = np.median((outlines > 0).sum(axis=(1, 2)))
-    seen = seen[area > 0.35 * usual]
-    if len(seen) < min(_FEWEST_FRAMES, frames // 2):
+    footage = film(identity, shot, rng)
+    seen = spoil(footage.outlines, shot.faults, footage.middles[:, 0], rng)
+    silhouettes = _prepared(seen)
+    if len(silhouettes) < min(_FEWEST_FRAMES, frames // 2):
         return None
     view = int(round(azimuth / _VIEW_STEP) * _VIEW_STEP) % 360
     return RenderedWalk(
         condition=f"{kind}-{take + 1:02d}",
         view=f"{view:03d}",
         frames=seen,
+        silhouettes=silhouettes,
         metadata={
             "walker": identity.walker,
             "azimuth": round(azimuth, 1),
-            "distance": round(camera.distance, 2),
-            "camera_height": round(camera.height, 2),
-            "fps": round(fps, 2),
+            "distance": round(shot.camera.distance, 2),
+            "camera_height": round(shot.camera.height, 2),
+            "fps": round(shot.fps, 2),
             "carried": carried.kind if carried else None,
         },
     )
+
+
+def _prepared(frames: Frames) -> Frames:
+    normalised = [
+        silhouette
+        for strip in clean(list(frames)).strips
+        if (silhouette := normalise(strip)) is not None
+    ]
+    if not normalised:
+        return np.zeros((0, 64, 64), np.uint8)
+    return (np.stack(normalised) >= 128).astype(np.uint8) * np.uint8(255)
 
 
 def _draw(rng: np.random.Generator, range_: Range) -> float:
@@ -176,15 +228,14 @@ def _dress(
         return draw_coat(rng, worn), None
     if rng.random() < unburdened:
         return worn, None
-    habit = "phone" if rng.random() < 0.4 else "pockets"
-    side = "left" if rng.random() < 0.5 else "right"
-    return worn, Carried(kind=habit, side=side, size=1.0, depth=1.0)
+    side: Side = "left" if rng.random() < 0.5 else "right"
+    return worn, Carried("phone" if rng.random() < 0.4 else "pockets", side, size=1.0, depth=1.0)
 
 
 def _on_path(
     vertices: NDArray[np.float32], ahead: Floats, sway: Floats, curve: float
 ) -> NDArray[np.float32]:
-    """Move the walker along a path whose middle is at the origin and leads along x; `curve` is its turn in radians."""
+    """Move the walker along x, its middle at the origin, turning by `curve` radians on the way."""
     progress = (ahead - ahead.mean()) / max(float(np.ptp(ahead)), 1e-6)
     heading = curve * progress
     step = np.diff(ahead, prepend=ahead[0])
@@ -194,14 +245,8 @@ def _on_path(
     return turned(path, vertices, heading)
 
 
-def _framed(
-    points: NDArray[np.float32], faces: NDArray[np.int64], tall: float
-) -> tuple[Frames, Floats]:
-    """Rasterise with the person in the middle of every frame, the tallest frame `tall` pixels high.
-
-    Returns:
-        Outlines `[s, h, w]`, and the way of the person across the image in pixels `[s]`.
-    """
+def _framed(points: NDArray[np.float32], faces: NDArray[np.int64], tall: float) -> Footage:
+    """Rasterise with the person in the middle of every frame, the tallest `tall` pixels high."""
     low, high = points.min(axis=1), points.max(axis=1)
     size = (high - low).max(axis=0)
     scale = np.float32(tall / size[1])
@@ -210,4 +255,4 @@ def _framed(
     middle = (low + high) / 2
     points = (points - middle[:, None, :]) * scale + np.array([width / 2, height / 2], np.float32)
     outlines = raster.fill(points, faces, height=height, width=width)
-    return outlines, (middle[:, 0] * scale).astype(np.float64)
+    return Footage(outlines, (middle * scale).astype(np.float64))

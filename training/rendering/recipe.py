@@ -1,4 +1,4 @@
-"""What a rendered dataset is made of: one typed file, from which the same pack can be made again."""
+"""What a rendered dataset is made of: one typed file, from which it can be made again."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class Walks(_Section):
         fps: frames a second of the camera.
         tall: height of the person in the camera's image, in pixels: how coarse the outline is.
         turning: share of walks on a curve.
-        unburdened: share of normal walks in which the arms swing freely (no phone, no hands in pockets).
+        unburdened: share of normal walks in which the arms swing freely (no phone, no hands in
+            pockets).
     """
 
     normal: PositiveInt = 5
@@ -55,7 +56,7 @@ class Walks(_Section):
     coat: int = Field(default=2, ge=0)
     frames: Range = Range(low=24, high=36)
     fps: Range = Range(low=12, high=30)
-    tall: Range = Range(low=44, high=100)
+    tall: Range = Range(low=50, high=120)
     turning: float = Field(default=0.1, ge=0, le=1)
     unburdened: float = Field(default=0.93, ge=0, le=1)
 
@@ -100,7 +101,8 @@ class RenderRecipe(_Section):
     def uses(self, walker: str) -> bool:
         """Whether a recorded walker belongs to this recipe's split and collections.
 
-        The split follows from the walker's name alone, so further recordings move nobody to another split.
+        The split follows from the walker's name alone, so further recordings move nobody to another
+        split.
         """
         if walker.partition("-")[0] not in self.collections:
             return False

@@ -1,7 +1,8 @@
 """Motion-capture files (ASF/AMC, BVH) to poses on the shared skeleton.
 
-ASF/AMC is the format of the CMU database (degrees, lengths in inches / 0.45, 120 frames a second); BVH comes from two
-skeletons: CMU's conversions (same units, a T-pose as first frame) and Rueangsirarak 2018 (centimetres, 60 frames a second).
+ASF/AMC is the format of the CMU database (degrees, lengths in inches / 0.45, 120 frames a second);
+BVH comes from two skeletons: CMU's conversions (same units, a T-pose as first frame) and
+Rueangsirarak 2018 (centimetres, 60 frames a second).
 """
 
 from __future__ import annotations
@@ -120,7 +121,8 @@ def read_asf(text: str) -> tuple[dict[str, dict[str, list[str]]], dict[str, str]
     """Read the skeleton of an ASF file: the fields of each bone, and each bone's parent."""
     bones: dict[str, dict[str, list[str]]] = {}
     parents: dict[str, str] = {}
-    section, current = "", {}
+    section = ""
+    current: dict[str, list[str]] = {}
     for line in text.splitlines():
         words = line.split()
         if not words:
@@ -160,7 +162,9 @@ def from_asf_amc(asf: str, amc: str, *, walker: str, clip: str) -> Recording:
     bones, parents = read_asf(asf)
     channels = read_amc(amc)
     length = len(channels["root"])
-    world = {"root": Rotation.from_euler("xyz", channels["root"][:, 3:], degrees=True).as_matrix()}
+    world: dict[str, Floats] = {
+        "root": Rotation.from_euler("xyz", channels["root"][:, 3:], degrees=True).as_matrix()
+    }
 
     def rotation(name: str) -> Floats:
         if name not in world:
@@ -176,7 +180,7 @@ def from_asf_amc(asf: str, amc: str, *, walker: str, clip: str) -> Recording:
         return world[name]
 
     def vector(name: str) -> Floats:
-        return _AXES @ np.array([float(word) for word in bones[name]["direction"]])
+        return np.asarray(_AXES @ [float(word) for word in bones[name]["direction"]])
 
     lengths = {name: float(fields["length"][0]) * _CMU_METRES for name, fields in bones.items()}
     heads: dict[str, Floats] = {"root": np.zeros(3)}
@@ -277,7 +281,7 @@ def _recording(
     heads: dict[str, Floats],
     root: Floats,
 ) -> Recording:
-    """Turn rotations from the recording's rest pose (y up) into rotations from the reference stance (z up)."""
+    """Rotations from the rest pose (y up) to rotations from the reference stance (z up)."""
     world = np.empty((len(root), len(BONES), 3, 3))
     joints = np.zeros((len(BONES), 3))
     for bone, (name, parent) in enumerate(zip(BONES, PARENTS, strict=True)):
@@ -290,7 +294,8 @@ def _recording(
             turned = turned @ shortest_rotation(LIMBS[name], directions[name])
         world[:, bone] = turned
         if parent >= 0:
-            # Bones between two of ours are rigid to our parent; straighten limbs to the reference stance.
+            # Bones between two of ours are rigid to our parent; straighten limbs to the reference
+            # stance.
             known = next(p for p in _ancestors(bone) if BONES[p] in heads)
             offset = heads[name] - heads[BONES[known]]
             if BONES[known] in LIMBS:
@@ -308,7 +313,8 @@ def _ancestors(bone: int) -> Iterator[int]:
 def load_recordings(folder: Path) -> list[Recording]:
     """Read every recording under a folder, zip archives included.
 
-    File names say who walks: `07_01.amc` beside `07.asf` (CMU subject 07), `07_01.bvh`, `SubjectA1_Cycle2.bvh`. Where a
+    File names say who walks: `07_01.amc` beside `07.asf` (CMU subject 07), `07_01.bvh`,
+        `SubjectA1_Cycle2.bvh`. Where a
     clip is there as AMC and BVH, the AMC counts.
 
     Raises:
@@ -350,7 +356,10 @@ def _who(stem: str) -> tuple[str, str]:
         return f"rueangsirarak-{patient[1]}", patient[2]
     subject, _, clip = stem.partition("_")
     # Some people are in the database under two numbers.
-    return f"cmu-{_SAME_PERSON.get(subject, subject)}", clip if subject not in _SAME_PERSON else stem
+    return (
+        f"cmu-{_SAME_PERSON.get(subject, subject)}",
+        clip if subject not in _SAME_PERSON else stem,
+    )
 
 
 def _texts(folder: Path) -> Iterable[tuple[str, str]]:
@@ -363,5 +372,3 @@ def _texts(folder: Path) -> Iterable[tuple[str, str]]:
                         yield name, archive.read(name).decode("utf-8", errors="replace")
         elif path.suffix in suffixes:
             yield path.relative_to(folder).as_posix(), path.read_text("utf-8", errors="replace")
-
-

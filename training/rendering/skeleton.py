@@ -1,10 +1,11 @@
 """The one skeleton that recordings, gait model and bodies share.
 
-Axes everywhere in the renderer: x is where the walker goes, y is the walker's left, z is up; metres and radians.
+Axes everywhere in the renderer: x is where the walker goes, y is the walker's left, z is up; metres
+    and radians.
 
-A pose is one world rotation a bone, measured from the *reference stance*: standing upright, legs straight, arms
-hanging, feet forward. In the reference stance every rotation is the identity, whatever recording or body it belongs to,
-so poses need no knowledge of whose bones they move.
+A pose is one world rotation a bone, measured from the *reference stance*: standing upright, legs
+straight, arms hanging, feet forward. In the reference stance every rotation is the identity,
+whatever recording or body it belongs to, so poses need no knowledge of whose bones they move.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ LIMBS: Final[dict[str, Floats]] = {
 }
 """Bones whose direction differs between rest poses, and where they point in the reference stance.
 
-Feet are none of them: in every rest pose they stand flat on the ground, whatever way their bone runs.
+Feet are none of them: in every rest pose they stand flat on the ground, whatever way their bone
+    runs.
 """
 
 
@@ -75,17 +77,15 @@ def mirrored_order() -> list[int]:
 
 
 def shortest_rotation(source: Floats, target: Floats) -> Floats:
-    """The rotation by the smallest angle that turns `source` `[3]` to where `target` `[3]` points: `[3, 3]`."""
+    """The rotation by the smallest angle from `source` `[3]` to `target` `[3]`, `[3, 3]`."""
     a = source / np.linalg.norm(source)
     b = target / np.linalg.norm(target)
     axis = np.cross(a, b)
     cosine = float(a @ b)
     if cosine < -0.9999:
         raise ValueError("opposite directions have no shortest rotation")
-    cross = np.array(
-        [[0.0, -axis[2], axis[1]], [axis[2], 0.0, -axis[0]], [-axis[1], axis[0], 0.0]]
-    )
-    return np.eye(3) + cross + cross @ cross / (1.0 + cosine)
+    cross = np.array([[0.0, -axis[2], axis[1]], [axis[2], 0.0, -axis[0]], [-axis[1], axis[0], 0.0]])
+    return np.asarray(np.eye(3) + cross + cross @ cross / (1.0 + cosine))
 
 
 def to_matrices(rotation_vectors: Floats) -> Floats:
@@ -98,7 +98,7 @@ def to_matrices(rotation_vectors: Floats) -> Floats:
     safe = np.where(small, 1.0, angle)
     first = np.where(small, 1.0, np.sin(safe) / safe)
     second = np.where(small, 0.5, (1.0 - np.cos(safe)) / safe**2)
-    return np.eye(3) + first * cross + second * (cross @ cross)
+    return np.asarray(np.eye(3) + first * cross + second * (cross @ cross))
 
 
 def to_vectors(matrices: Floats) -> Floats:

@@ -3,6 +3,7 @@
 usage: fake_run.py OUT [--steps N] [--seconds S] [--behave HOW]
 """
 
+# ruff: noqa: T201
 import argparse
 import json
 import os

@@ -200,8 +200,8 @@ def test_pages_go_newest_first_and_never_repeat(open_queue: OpenQueue) -> None:
     page = queue.page(status=None, limit=2, cursor=None)
     seen = [job.id for job in page.items]
     queue.enqueue("fake", {})  # a newer one does not shift the pages
-    while page.next_cursor:
-        page = queue.page(status=None, limit=2, cursor=page.next_cursor)
+    while page.next_key:
+        page = queue.page(status=None, limit=2, cursor=page.next_key)
         seen += [job.id for job in page.items]
     assert seen == ids[::-1]
     cancelled = queue.page(status=Status.CANCELLED, limit=10, cursor=None)

@@ -49,8 +49,8 @@ def test_without_augmentation_silhouettes_are_only_cut_and_scaled(silhouettes: T
 
 def test_the_silhouettes_themselves_are_not_changed(silhouettes: Tensor) -> None:
     before = silhouettes.clone()
-    everything = {name: 1.0 for name in ("flip", "perspective", "rotate", "erase", "drop", "holes")}
-    augment(silhouettes, only(**everything), generator(0, 0))
+    names = ("flip", "perspective", "rotate", "erase", "drop", "holes")
+    augment(silhouettes, only(**dict.fromkeys(names, 1.0)), generator(0, 0))
     assert torch.equal(silhouettes, before)
 
 
@@ -180,10 +180,10 @@ def test_a_blurred_part_keeps_its_place_and_softens_its_outline(silhouettes: Ten
     views = augment(silhouettes, only(blur=1.0), generator(0, 0))
     before = cut(silhouettes)
     changed = (views != before).any(1).any(-1)
-    assert 1 <= int(changed.sum(1).min())
+    assert int(changed.sum(1).min()) > 0
     assert int(changed.sum(1).max()) <= 24
-    assert set(before.unique().tolist()) == {0.0, 1.0}
-    assert len(views.unique()) > 2
+    assert not ((before > 0) & (before < 1)).any()
+    assert ((views > 0) & (views < 1)).any()
 
 
 def test_erasing_clears_one_rectangle_in_all_frames() -> None:
@@ -240,8 +240,8 @@ def test_lost_frames_are_replaced_by_the_one_before() -> None:
 
 @pytest.mark.parametrize(
     "option",
-    ["flip", "perspective", "rotate", "shift", "scale", "erase", "dilate", "erode", "blur", "strips",
-     "holes", "drop"],
+    ["flip", "perspective", "rotate", "shift", "scale", "erase", "dilate", "erode", "blur",
+     "strips", "holes", "drop"],
 )  # fmt: skip
 def test_every_option_hits_the_share_of_sequences_that_it_says(option: str) -> None:
     rng = torch.Generator().manual_seed(0)
@@ -249,7 +249,7 @@ def test_every_option_hits_the_share_of_sequences_that_it_says(option: str) -> N
     views = augment(noise, only(**{option: 0.3}), generator(0, 0))
     changed = (views != cut(noise)).flatten(1).any(1).double().mean()
     assert 0.22 < float(changed) < 0.38
-    assert 0 <= float(views.min())
+    assert float(views.min()) >= 0
     assert float(views.max()) <= 1
     untouched = augment(noise, NONE, generator(0, 0))
     assert torch.equal(untouched, cut(noise))

@@ -100,11 +100,14 @@ def test_sequences_of_different_lengths_are_joined_end_to_end(small_pack: Pack) 
 def test_the_prefetch_thread_is_bounded_and_ends_with_the_iterator(
     small_pack: Pack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gathered = []
+    gathered: list[int] = []
     gather = BatchSource._gather
-    monkeypatch.setattr(
-        BatchSource, "_gather", lambda self, step: (gathered.append(step), gather(self, step))[1]
-    )
+
+    def count(self: BatchSource, step: int) -> object:
+        gathered.append(step)
+        return gather(self, step)
+
+    monkeypatch.setattr(BatchSource, "_gather", count)
     batches = source(small_pack, prefetch=2).iterate()
     for _ in range(3):
         next(batches)
@@ -126,11 +129,10 @@ def test_an_error_while_gathering_ahead_is_raised_to_the_consumer(
         return gather(self, step)
 
     monkeypatch.setattr(BatchSource, "_gather", fail)
-    seen = []
+    batches = source(small_pack).iterate()
+    assert [next(batches).step, next(batches).step] == [0, 1]
     with pytest.raises(OSError, match="the disk is gone"):
-        for batch in source(small_pack).iterate():
-            seen.append(batch.step)  # noqa: PERF401
-    assert seen == [0, 1]
+        next(batches)
     assert prefetchers() == []
 
 

@@ -201,6 +201,30 @@ def test_a_writer_killed_while_it_finishes_can_finish_again(
         writer.finish().verify()
 
 
+def test_a_writer_killed_while_it_turns_grey_loses_nothing(
+    tmp_path: Path, walk: Walk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("rename", "unlink"):
+        path = tmp_path / name
+        with PackWriter(path) as writer:
+            writer.add("s0", "c", "v", walk(0, 3))
+            with monkeypatch.context() as patch:
+                patch.setattr(Path, name, die)
+                with pytest.raises(KeyboardInterrupt):
+                    writer.add("s1", "c", "v", walk(1, 4, grey=True))
+        with PackWriter(path, resume=True) as writer:
+            assert [r.subject for r in writer.sequences] == ["s0"]
+            writer.add("s1", "c", "v", walk(1, 4, grey=True))
+            pack = writer.finish()
+        pack.verify()
+        np.testing.assert_array_equal(pack.silhouettes(0), walk(0, 3))
+        np.testing.assert_array_equal(pack.silhouettes(1), walk(1, 4, grey=True))
+        assert sorted(p.name for p in path.iterdir()) == ["frames.bin", "index.json"]
+
+
 def test_without_resume_a_writer_starts_anew(tmp_path: Path, walk: Walk) -> None:
     with PackWriter(tmp_path / "x") as writer:
         writer.add("old", "c", "v", walk(0, 3))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from training.distances import part_distances
 from training.distillation.alignment import align_parts, overlap_matrix, truncate_parts
@@ -22,36 +24,38 @@ from training.distillation.temperature import informative_temperature
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
 
 
-def draw(seed, *shape):
+def draw(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def cosines(seed, n=6, k=9, p=4):
+def cosines(seed: int, n: int = 6, k: int = 9, p: int = 4) -> Tensor:
     return draw(seed, n, k, p).tanh()
 
 
-def rotation(seed, c):
-    return torch.linalg.qr(draw(seed, c, c))[0]
+def rotation(seed: int, c: int) -> Tensor:
+    orthogonal, _ = torch.linalg.qr(draw(seed, c, c))
+    assert isinstance(orthogonal, Tensor)
+    return orthogonal
 
 
 @pytest.mark.parametrize("parts", [15, 16, 31, 62])
 @pytest.mark.parametrize("teacher_parts", [15, 16, 31, 62])
 def test_every_row_of_the_overlap_sums_to_one_and_equal_parts_give_the_identity(
-    parts, teacher_parts
-):
+    parts: int, teacher_parts: int
+) -> None:
     overlap = overlap_matrix(parts, teacher_parts)
     torch.testing.assert_close(overlap.sum(dim=1), torch.ones(parts))
     if parts == teacher_parts:
         assert torch.equal(overlap, torch.eye(parts))
 
 
-def test_the_overlap_is_the_length_strips_share():
+def test_the_overlap_is_the_length_strips_share() -> None:
     torch.testing.assert_close(
         overlap_matrix(2, 3), torch.tensor([[2 / 3, 1 / 3, 0], [0, 1 / 3, 2 / 3]])
     )
 
 
-def test_mixed_logits_are_the_normalised_geometric_mean_of_the_parts_distributions():
+def test_mixed_logits_are_the_normalised_geometric_mean_of_the_parts_distributions() -> None:
     logits = cosines(0, p=3)
     mixed = F.softmax(align_parts(logits, 2) * 16 / 3, dim=1)
     log_parts = F.log_softmax(logits * 16 / 3, dim=1)
@@ -59,13 +63,15 @@ def test_mixed_logits_are_the_normalised_geometric_mean_of_the_parts_distributio
     torch.testing.assert_close(mixed[..., 0], geometric / geometric.sum(dim=1, keepdim=True))
 
 
-def test_truncation_keeps_the_first_parts_of_both():
+def test_truncation_keeps_the_first_parts_of_both() -> None:
     student, teacher = truncate_parts(draw(0, 2, 3, 16), draw(1, 2, 3, 15))
     assert student.shape == teacher.shape == (2, 3, 15)
 
 
 @pytest.mark.parametrize("teacher_parts", [15, 16, 31, 62])
-def test_relations_between_networks_of_any_width_and_parts_are_finite_and_teach(teacher_parts):
+def test_relations_between_networks_of_any_width_and_parts_are_finite_and_teach(
+    teacher_parts: int,
+) -> None:
     student, teacher = draw(0, 6, 8, 16).requires_grad_(), draw(1, 6, 20, teacher_parts)
     for loss in (
         ranking_distillation(student, teacher),
@@ -77,7 +83,7 @@ def test_relations_between_networks_of_any_width_and_parts_are_finite_and_teach(
         assert gradient.abs().sum() > 0
 
 
-def test_equal_logits_cost_nothing():
+def test_equal_logits_cost_nothing() -> None:
     logits = cosines(0)
     assert float(logit_distillation(logits, logits, temperature=4.0)) == pytest.approx(0, abs=1e-6)
     assert float(logit_regression(logits, logits)) == 0
@@ -85,14 +91,14 @@ def test_equal_logits_cost_nothing():
     assert float(decoupled) == pytest.approx(0, abs=1e-5)
 
 
-def test_an_equal_embedding_costs_nothing_in_hint_ranking_and_relation():
+def test_an_equal_embedding_costs_nothing_in_hint_ranking_and_relation() -> None:
     e = draw(0, 6, 8, 4)
     assert float(hint(e, e)) == 0
     assert float(ranking_distillation(e, e)) == pytest.approx(0, abs=1e-6)
     assert float(relation_distillation(e, e, LABELS)) == pytest.approx(0, abs=1e-6)
 
 
-def test_logit_distillation_equals_a_loop_over_sequences_and_parts():
+def test_logit_distillation_equals_a_loop_over_sequences_and_parts() -> None:
     student, teacher = cosines(0), cosines(1)
     total = 0.0
     for n in range(6):
@@ -100,34 +106,33 @@ def test_logit_distillation_equals_a_loop_over_sequences_and_parts():
             q = [math.exp(16 * float(z) / 2) for z in student[n, :, p]]
             t = [math.exp(16 * float(z) / 2) for z in teacher[n, :, p]]
             total += sum(
-                a / sum(t) * math.log((a / sum(t)) / (b / sum(q))) for a, b in zip(t, q, strict=True)
+                a / sum(t) * math.log(a / sum(t) * sum(q) / b) for a, b in zip(t, q, strict=True)
             )
     loss = logit_distillation(student, teacher, temperature=2.0)
     assert float(loss) == pytest.approx(4 * total / 24, rel=1e-5)
 
 
-def test_the_boundary_equals_its_definition_coordinate_by_coordinate():
+def test_the_boundary_equals_its_definition_coordinate_by_coordinate() -> None:
     student = torch.tensor([[[-2.0], [0.5], [-0.5], [2.0]]])
     teacher = torch.tensor([[[-1.0], [0.0], [1.0], [1.0]]])
     # beyond the margin; (0.5 + 1)²; (-0.5 - 1)²; beyond the margin
     assert float(activation_boundary(student, teacher)) == pytest.approx(2.25 + 2.25)
 
 
-def test_summed_teachers_are_their_mean_ensemble_times_their_number_plus_a_constant():
+def test_summed_teachers_are_their_mean_ensemble_times_their_number_plus_a_constant() -> None:
     teachers = [cosines(1), cosines(2)]
     sharpness = 16 / 4.0
-    ensemble = sum(F.softmax(t * sharpness, dim=1) for t in teachers) / 2
-    # log-probabilities as logits: a softmax of them at sharpness 1 gives the ensemble back
+    ensemble = torch.stack([F.softmax(t * sharpness, dim=1) for t in teachers]).mean(dim=0)
     gaps = []
     for student in (cosines(3), cosines(4)):
         log_student = F.log_softmax(student * sharpness, dim=1)
-        summed = sum(logit_distillation(student, t, temperature=4.0) / 16 for t in teachers)
+        summed = sum(float(logit_distillation(student, t, temperature=4.0)) / 16 for t in teachers)
         mean = (ensemble * (ensemble.log() - log_student)).sum(dim=1).mean()
-        gaps.append(float(summed - 2 * mean))
+        gaps.append(summed - 2 * float(mean))
     assert gaps[0] == pytest.approx(gaps[1], abs=1e-5)
 
 
-def test_plain_distillation_is_decoupled_distillation_with_the_rest_weighed_by_its_probability():
+def test_plain_distillation_weighs_the_rest_of_decoupled_distillation_by_its_probability() -> None:
     # one sequence, one part: there the weight 1 - p(true) is a single number
     student, teacher, label = cosines(0, n=1, p=1), cosines(1, n=1, p=1), torch.tensor([2])
     rest = 1 - float(F.softmax(teacher * 16 / 4.0, dim=1)[0, 2, 0])
@@ -138,19 +143,19 @@ def test_plain_distillation_is_decoupled_distillation_with_the_rest_weighed_by_i
     assert float(plain) == pytest.approx(float(decoupled), rel=1e-5)
 
 
-def test_decoupled_distillation_stays_finite_when_the_teacher_is_certain():
+def test_decoupled_distillation_stays_finite_when_the_teacher_is_certain() -> None:
     certain = torch.full((2, 5, 1), -1.0)
     certain[:, 0] = 1.0
     student = torch.zeros(2, 5, 1, requires_grad=True)
     loss = decoupled_distillation(
         student, certain * 50, torch.tensor([0, 0]), temperature=1.0, rest_weight=8.0
     )
-    loss.backward()
+    (gradient,) = torch.autograd.grad(loss, student)
     assert torch.isfinite(loss)
-    assert torch.isfinite(student.grad).all()
+    assert torch.isfinite(gradient).all()
 
 
-def test_the_ranking_is_blind_to_rotation_scale_and_order_of_the_teachers_coordinates():
+def test_the_ranking_is_blind_to_rotation_scale_and_order_of_the_teachers_coordinates() -> None:
     student, teacher = draw(0, 6, 8, 4), draw(1, 6, 10, 4)
     loss = ranking_distillation(student, teacher)
     rotated = torch.einsum("ncp,cd->ndp", teacher, rotation(2, 10))
@@ -166,10 +171,12 @@ def test_the_ranking_is_blind_to_rotation_scale_and_order_of_the_teachers_coordi
             rtol=1e-4,
             atol=1e-5,
         )
-    torch.testing.assert_close(ranking_distillation(student * 3.0, teacher), loss, rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        ranking_distillation(student * 3.0, teacher), loss, rtol=1e-4, atol=0
+    )
 
 
-def test_the_boundary_is_not_blind_to_rotation():
+def test_the_boundary_is_not_blind_to_rotation() -> None:
     student, teacher = draw(0, 6, 8, 4), draw(1, 6, 8, 4)
     rotated = torch.einsum("ncp,cd->ndp", teacher, rotation(2, 8))
     assert float(activation_boundary(student, teacher)) != pytest.approx(
@@ -177,10 +184,10 @@ def test_the_boundary_is_not_blind_to_rotation():
     )
 
 
-def test_the_ranking_equals_a_loop_over_anchors():
+def test_the_ranking_equals_a_loop_over_anchors() -> None:
     student, teacher = draw(0, 5, 3, 2), draw(1, 5, 4, 2)
 
-    def rankings(embeddings):
+    def rankings(embeddings: Tensor) -> list[dict[int, float]]:
         d = part_distances(embeddings).mean(dim=0)
         mean = sum(float(d[i, j]) for i in range(5) for j in range(5) if i != j) / 20
         rows = []
@@ -198,11 +205,9 @@ def test_the_ranking_equals_a_loop_over_anchors():
     assert float(loss) == pytest.approx(expected / 5, rel=1e-4)
 
 
-def test_the_relation_weighs_pairs_of_one_identity_as_much_as_all_others():
+def test_the_relation_weighs_pairs_of_one_identity_as_much_as_all_others() -> None:
     student, teacher = draw(0, 6, 3, 1), draw(1, 6, 4, 1)
-    s, t = (
-        d * 30 / d.sum() for d in (part_distances(student)[0], part_distances(teacher)[0])
-    )
+    s, t = (d * 30 / d.sum() for d in (part_distances(student)[0], part_distances(teacher)[0]))
     groups: dict[bool, list[float]] = {True: [], False: []}
     for i in range(6):
         for j in range(6):
@@ -216,34 +221,38 @@ def test_the_relation_weighs_pairs_of_one_identity_as_much_as_all_others():
     )
 
 
-def test_the_relative_boundary_does_not_depend_on_the_teachers_size():
+def test_the_relative_boundary_does_not_depend_on_the_teachers_size() -> None:
     student, teacher = draw(0, 6, 8, 4), draw(1, 6, 8, 4)
     torch.testing.assert_close(
         relative_boundary(student * 0.01, teacher * 0.01), relative_boundary(student, teacher)
     )
 
 
-@pytest.mark.parametrize(("identities", "expected"), [(100, 2.8), (250, 2.3), (3000, 1.6), (20000, 1.3)])
-def test_the_temperature_leaves_about_half_on_the_true_identity(identities, expected):
+@pytest.mark.parametrize(
+    ("identities", "expected"), [(100, 2.8), (250, 2.3), (3000, 1.6), (20000, 1.3)]
+)
+def test_the_temperature_leaves_about_half_on_the_true_identity(
+    identities: int, expected: float
+) -> None:
     temperature = informative_temperature(identities)
     assert temperature == pytest.approx(expected, abs=0.05)
     true = math.exp(16 * 0.8 / temperature)
     assert true / (true + identities - 1) == pytest.approx(0.5, abs=1e-6)
 
 
-def test_two_identities_have_no_such_temperature():
+def test_two_identities_have_no_such_temperature() -> None:
     with pytest.raises(ValueError, match="needs 3"):
         informative_temperature(2)
 
 
-def test_a_connector_brings_a_width_to_another_and_keeps_its_size():
+def test_a_connector_brings_a_width_to_another_and_keeps_its_size() -> None:
     torch.manual_seed(0)
     mapped = Connector(16, 64, 256)(draw(0, 32, 64, 16))
     assert mapped.shape == (32, 256, 16)
     assert float(mapped.detach().std()) == pytest.approx(1.0, abs=0.05)
 
 
-TERMS = {
+TERMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "logit": lambda s, t: logit_distillation(s, t, temperature=4.0),
     "regression": logit_regression,
     "decoupled": lambda s, t: decoupled_distillation(s, t, LABELS, temperature=4.0),
@@ -256,16 +265,18 @@ TERMS = {
 
 
 @pytest.mark.parametrize("term", TERMS)
-def test_no_gradient_reaches_the_teacher(term):
+def test_no_gradient_reaches_the_teacher(term: str) -> None:
     student = cosines(0).requires_grad_()
     teacher = cosines(1).requires_grad_()
-    TERMS[term](student, teacher).backward()
-    assert teacher.grad is None
-    assert student.grad is not None
+    own, taught = torch.autograd.grad(
+        TERMS[term](student, teacher), (student, teacher), allow_unused=True
+    )
+    assert taught is None
+    assert own.abs().sum() > 0
 
 
 @pytest.mark.parametrize("term", TERMS)
-def test_half_precision_inputs_are_computed_in_full(term):
+def test_half_precision_inputs_are_computed_in_full(term: str) -> None:
     student, teacher = cosines(0).half(), cosines(1).half()
     loss = TERMS[term](student, teacher)
     assert loss.dtype == torch.float32
@@ -273,6 +284,6 @@ def test_half_precision_inputs_are_computed_in_full(term):
 
 
 @pytest.mark.parametrize("term", ["logit", "regression", "decoupled", "boundary", "hint"])
-def test_widths_that_differ_are_refused_with_the_cure(term):
+def test_widths_that_differ_are_refused_with_the_cure(term: str) -> None:
     with pytest.raises(ValueError, match="connector"):
         TERMS[term](cosines(0, k=5), cosines(1, k=6))

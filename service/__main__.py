@@ -1,0 +1,430 @@
+"""`gaitid`, also `python -m service`: run the service, and use one.
+
+Nothing heavy is imported before a command needs it, so that `gaitid --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from service.client import Client
+    from service.settings import Settings
+
+app = typer.Typer(
+    name="gaitid",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Self-hosted gait identification: enrol and identify people by how they walk.",
+)
+jobs = typer.Typer(no_args_is_help=True, help="Jobs of a running service.")
+models = typer.Typer(no_args_is_help=True, help="Models of a running service.")
+keys = typer.Typer(no_args_is_help=True, help="API keys of this deployment, made on its machine.")
+app.add_typer(jobs, name="jobs")
+app.add_typer(models, name="models")
+app.add_typer(keys, name="keys")
+
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder of the deployment's data. [GAITID_DATA_DIR, else data]")
+]
+Url = Annotated[
+    str, typer.Option(envvar="GAITID_URL", help="Where the service listens.", show_default=True)
+]
+ApiKey = Annotated[
+    str | None, typer.Option(envvar="GAITID_API_KEY", help="Better set in the environment.")
+]
+Gallery = Annotated[str, typer.Option(help="The gallery to use.")]
+Walk = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A walk's file.")]
+_LOCAL = "http://127.0.0.1:8000"
+
+
+class CommandFailed(Exception):
+    """The command cannot go on; the text is for the person who typed it."""
+
+
+# Running the service
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="[GAITID_HOST, else 127.0.0.1]")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="0: a free one. [GAITID_PORT, else 8000]")
+    ] = None,
+    data_dir: DataDir = None,
+    worker: Annotated[bool, typer.Option(help="Run a worker for jobs beside the api.")] = True,
+) -> None:
+    """Run the api, and one worker beside it."""
+    from service.listening import CannotListen, listen
+
+    settings = _settings(host=host, port=port, data_dir=data_dir)
+    try:
+        listener = listen(settings.host, settings.port)  # before anything slow is loaded
+    except CannotListen as error:
+        raise CommandFailed(str(error)) from error
+    from service.logs import log_as_json
+    from service.serving import CannotServe
+    from service.serving import serve as run
+
+    log_as_json()
+    try:
+        run(settings, listener, with_worker=worker)
+    except CannotServe as error:
+        raise CommandFailed(str(error)) from error
+
+
+@app.command()
+def worker(data_dir: DataDir = None) -> None:
+    """Run jobs, one at a time, until told to stop."""
+    import signal
+
+    from service.jobs.queue import JobQueue
+    from service.jobs.types import job_types
+    from service.jobs.worker import Worker
+    from service.logs import log_as_json
+
+    settings = _settings(data_dir=data_dir)
+    log_as_json()
+    with _database(settings) as engine:
+        running = Worker(
+            JobQueue.of(engine, settings),
+            job_types(settings, engine),
+            folders=settings.jobs_dir,
+            grace_s=settings.cancel_grace_seconds,
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: running.stop())
+        running.run()
+
+
+@app.command()
+def demo() -> None:
+    """Show everything at work: enrol, identify, a stranger, a distillation; leave nothing."""
+    from service.demo import DemoFailed, run
+
+    try:
+        run()
+    except DemoFailed as error:
+        raise CommandFailed(f"the demo failed: {error}") from error
+
+
+@app.command("export-gallery")
+def export_gallery(
+    gallery: Annotated[str, typer.Argument(help="The gallery's name.")],
+    out: Annotated[Path, typer.Argument(help="The .zip to write.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Write a gallery's walks to a file that `python -m training pack` reads."""
+    from service.errors import NotFound
+    from service.gallery.export import export_gallery as export
+
+    with _database(_settings(data_dir=data_dir)) as engine:
+        try:
+            walks = export(engine, gallery, out)
+        except NotFound as error:
+            raise CommandFailed(str(error)) from error
+    typer.echo(f"{walks} walks")
+
+
+# Checkpoints
+
+
+@app.command("import-opengait")
+def import_opengait(
+    checkpoint: Annotated[Path, typer.Argument(exists=True, help="A .pt file of OpenGait's.")],
+    out: Annotated[Path, typer.Argument(help="The folder to make.")],
+    architecture: Annotated[str, typer.Option(help="gaitbase, or deepgaitv2[-2d|-p3d|-3d].")],
+    name: Annotated[str | None, typer.Option(help="Name on the card.")] = None,
+) -> None:
+    """Turn a checkpoint that OpenGait saved into one of ours."""
+    from models.opengait import convert
+
+    with _complaints():
+        card = convert(checkpoint, out, architecture, name=name)
+    typer.echo(
+        f"{out}: {card.architecture}, {card.parts} parts of {card.channels} channels, "
+        f"{card.identities} identities, digest {card.digest}"
+    )
+
+
+@app.command()
+def embed(
+    checkpoint: Annotated[Path, typer.Option(exists=True, help="Folder of a checkpoint.")],
+    out: Annotated[Path, typer.Option(help="The .npz to write: embeddings and logits.")],
+    walks: Annotated[list[Path] | None, typer.Argument(help="Walks in any upload format.")] = None,
+    normalised: Annotated[
+        Path | None,
+        typer.Option(exists=True, help="Instead: an .npz of silhouettes uint8 [n, s, 64, 44]."),
+    ] = None,
+) -> None:
+    """Embed walks with a checkpoint."""
+    from models.embedding_file import embed_prepared, embed_walks
+
+    if (normalised is None) == (not walks):
+        raise CommandFailed("give walks, or --normalised, and not both")
+    with _complaints():
+        if normalised is not None:
+            count = embed_prepared(checkpoint, normalised, out)
+        else:
+            count = embed_walks(checkpoint, walks or [], out)
+    typer.echo(f"{out}: {count} walks")
+
+
+# People
+
+
+@app.command()
+def enroll(
+    subject_id: str,
+    walks: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False)],
+    gallery: Gallery = "default",
+    url: Url = _LOCAL,
+    api_key: ApiKey = None,
+) -> None:
+    """Enrol walks of one person."""
+    with _client(url, api_key) as client:
+        enrolment = client.enroll(subject_id, walks, gallery=gallery)
+    for sequence in enrolment.sequences:
+        issues = ", ".join(sequence.quality.issues) or "no issues"
+        typer.echo(f"{sequence.sequence_id}  {sequence.frames} frames  {issues}")
+
+
+@app.command()
+def identify(
+    walk: Walk,
+    gallery: Gallery = "default",
+    top_k: Annotated[int, typer.Option(min=1, max=100)] = 5,
+    url: Url = _LOCAL,
+    api_key: ApiKey = None,
+) -> None:
+    """Say who walks there."""
+    with _client(url, api_key) as client:
+        answer = client.identify(walk, gallery=gallery, top_k=top_k)
+    typer.echo(f"{answer.decision} (threshold {answer.threshold:.3f}, {answer.threshold_source})")
+    for candidate in answer.candidates:
+        typer.echo(f"{candidate.rank:3d}  {candidate.similarity:.3f}  {candidate.subject_id}")
+
+
+@app.command()
+def verify(
+    subject_id: str,
+    walk: Walk,
+    gallery: Gallery = "default",
+    url: Url = _LOCAL,
+    api_key: ApiKey = None,
+) -> None:
+    """Say whether this is the person; status 1 when it is not."""
+    with _client(url, api_key) as client:
+        answer = client.verify(subject_id, walk, gallery=gallery)
+    typer.echo(
+        f"{'verified' if answer.verified else 'not verified'}: similarity "
+        f"{answer.similarity:.3f}, threshold {answer.threshold:.3f}"
+    )
+    if not answer.verified:
+        raise typer.Exit(1)
+
+
+@app.command()
+def subjects(gallery: Gallery = "default", url: Url = _LOCAL, api_key: ApiKey = None) -> None:
+    """List who is enrolled."""
+    with _client(url, api_key) as client:
+        for subject in client.subjects(gallery=gallery):
+            typer.echo(f"{subject.subject_id}  {subject.sequences} sequences")
+
+
+# Jobs and models
+
+
+@jobs.command("list")
+def list_jobs(
+    status: Annotated[str | None, typer.Option(help="Only jobs with this status.")] = None,
+    url: Url = _LOCAL,
+    api_key: ApiKey = None,
+) -> None:
+    """List jobs, newest first."""
+    with _client(url, api_key) as client:
+        for job in client.jobs(status=status):
+            typer.echo(f"{job.id}  {job.type:9}  {job.status:10}  {job.progress.fraction:4.0%}")
+
+
+@jobs.command("show")
+def show_job(job_id: str, url: Url = _LOCAL, api_key: ApiKey = None) -> None:
+    """Show a job as JSON."""
+    with _client(url, api_key) as client:
+        typer.echo(client.job(job_id).model_dump_json(indent=2))
+
+
+@jobs.command("cancel")
+def cancel_job(job_id: str, url: Url = _LOCAL, api_key: ApiKey = None) -> None:
+    """Ask for a job to be stopped."""
+    with _client(url, api_key) as client:
+        typer.echo(client.cancel(job_id).status)
+
+
+@jobs.command("follow")
+def follow_job(job_id: str, url: Url = _LOCAL, api_key: ApiKey = None) -> None:
+    """Show a job's progress to its end; status 1 unless it succeeds."""
+    from service.progress import follow
+
+    with _client(url, api_key) as client:
+        job = follow(client, job_id)
+    typer.echo(f"{job.status}{': ' + job.error if job.error else ''}")
+    if job.status != "succeeded":
+        raise typer.Exit(1)
+
+
+@jobs.command("distill")
+def start_distillation(
+    recipe: str,
+    name: Annotated[str, typer.Option(help="Name of the model to make.")],
+    teacher: Annotated[list[str], typer.Option(help="A registered model; may be repeated.")],
+    dataset: Annotated[str | None, typer.Option(help="A pack of the deployment's.")] = None,
+    gallery: Annotated[str | None, typer.Option(help="Instead: what is enrolled there.")] = None,
+    student: Annotated[str | None, typer.Option(help="A registered model to start from.")] = None,
+    url: Url = _LOCAL,
+    api_key: ApiKey = None,
+) -> None:
+    """Start a distillation."""
+    if (dataset is None) == (gallery is None):
+        raise CommandFailed("give --dataset or --gallery, and not both")
+    source = dataset if dataset is not None else {"gallery": str(gallery)}
+    with _client(url, api_key) as client:
+        job = client.distill(
+            recipe=recipe, name=name, dataset=source, teachers=teacher, student=student
+        )
+    typer.echo(job.id)
+
+
+@models.command("list")
+def list_models(url: Url = _LOCAL, api_key: ApiKey = None) -> None:
+    """List models."""
+    with _client(url, api_key) as client:
+        for model in client.models():
+            typer.echo(f"{model.name}  {model.source}  {model.digest}")
+
+
+@models.command("show")
+def show_model(name: str, url: Url = _LOCAL, api_key: ApiKey = None) -> None:
+    """Show a model and its card as JSON."""
+    with _client(url, api_key) as client:
+        typer.echo(client.model(name).model_dump_json(indent=2))
+
+
+# Keys
+
+
+@keys.command("add")
+def add_key(
+    scope: Annotated[
+        list[str], typer.Option(help="enroll, identify, jobs or admin; may be repeated.")
+    ],
+    name: Annotated[str, typer.Option(help="Whose key it is.")] = "",
+    data_dir: DataDir = None,
+) -> None:
+    """Make a key, shown once and kept as a hash; from then on every call needs one."""
+    from service.auth import Scope, create_key
+
+    known = [item.value for item in Scope]
+    unknown = [item for item in scope if item not in known]
+    if unknown:
+        raise CommandFailed(f"no such scope: {', '.join(unknown)}; there are {', '.join(known)}")
+    with _database(_settings(data_dir=data_dir)) as engine:
+        key, token = create_key(engine, [Scope(item) for item in scope], name)
+    typer.echo(f"key {key.key_id}; it is not shown again:", err=True)
+    typer.echo(token)
+
+
+@keys.command("list")
+def show_keys(data_dir: DataDir = None) -> None:
+    """List keys, without the secrets, which nobody knows."""
+    from service.auth import list_keys
+
+    with _database(_settings(data_dir=data_dir)) as engine:
+        for key in list_keys(engine):
+            state = "revoked" if key.revoked_at else "active"
+            typer.echo(f"{key.key_id}  {state}  {','.join(sorted(key.scopes))}  {key.name}")
+
+
+@keys.command("revoke")
+def revoke_key(key_id: str, data_dir: DataDir = None) -> None:
+    """Make a key useless from now on."""
+    from service.auth import revoke_key as revoke
+    from service.errors import NotFound
+
+    with _database(_settings(data_dir=data_dir)) as engine:
+        try:
+            revoke(engine, key_id)
+        except NotFound as error:
+            raise CommandFailed(str(error)) from error
+    typer.echo(f"{key_id} revoked")
+
+
+def _settings(**given: Any) -> Settings:
+    """Settings from the environment, under what the command line gives."""
+    from pydantic import ValidationError
+
+    from service.settings import Settings
+
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"GAITID_{'_'.join(str(part) for part in item['loc']).upper()}: {item['msg']}"
+            for item in error.errors()
+        )
+        raise CommandFailed(wrong) from error
+
+
+@contextmanager
+def _database(settings: Settings) -> Iterator[Engine]:
+    from service.database import migrate, open_database
+
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    engine = open_database(settings.resolved_database_url)
+    try:
+        migrate(engine)
+        yield engine
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def _client(url: str, api_key: str | None) -> Iterator[Client]:
+    from service.client import Client, Refused, ServiceUnreachable
+
+    try:
+        with Client(url, api_key=api_key) as client:
+            yield client
+    except (Refused, ServiceUnreachable) as error:
+        raise CommandFailed(str(error)) from error
+
+
+@contextmanager
+def _complaints() -> Iterator[None]:
+    """Errors of `models` say what is wrong with a file; nobody needs their traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise CommandFailed(str(error)) from error
+
+
+def main() -> None:
+    """Run the command line: status 0 done, 1 refused or failed, 2 wrong usage."""
+    try:
+        app()
+    except CommandFailed as error:
+        typer.echo(f"gaitid: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

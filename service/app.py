@@ -1,0 +1,108 @@
+"""The application: one FastAPI app, made of resources, layers and thin routes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import Depends, FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from service import problems
+from service.auth import Scope
+from service.logs import log_as_json
+from service.metrics import Metrics
+from service.middleware.access import Access
+from service.middleware.body import BodyGuard
+from service.middleware.idempotency import Idempotency
+from service.middleware.request_context import RequestContext
+from service.resources import open_engine, open_resources
+from service.routes import (
+    enroll,
+    galleries,
+    health,
+    identify,
+    jobs,
+    models,
+    sequences,
+    subjects,
+)
+from service.routes.access import only_known_fields, requires
+from service.schemas import Problem
+from service.settings import Settings
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Make the application; without settings they come from the environment (GAITID_*)."""
+    settings = settings or Settings()
+    engine = open_engine(settings)
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        log_as_json()
+        async with open_resources(settings, engine, metrics) as resources:
+            app.state.resources = resources
+            yield
+        engine.dispose()
+
+    app = FastAPI(
+        title="GaitID",
+        summary="Enrol and identify people by how they walk.",
+        version=version("gaitid"),
+        lifespan=lifespan,
+        redoc_url=None,
+        redirect_slashes=False,
+        dependencies=[Depends(only_known_fields)],
+    )
+    problems.install(app)
+    for router in (health, enroll, identify, galleries, subjects, sequences):
+        app.include_router(router.router)
+    for router in (jobs, models):
+        app.include_router(router.router, dependencies=[Depends(requires(Scope.JOBS))])
+
+    # The last one added is the outermost.
+    app.add_middleware(Idempotency, engine=engine)
+    app.add_middleware(
+        BodyGuard, max_bytes=settings.max_request_bytes, max_json_bytes=settings.max_json_bytes
+    )
+    app.add_middleware(
+        Access,
+        engine=engine,
+        allow_unauthenticated=settings.allow_unauthenticated,
+        allowed_hosts=settings.allowed_hosts,
+    )
+    app.add_middleware(RequestContext, metrics=metrics)
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _with_problems(
+                get_openapi(
+                    title=app.title, version=app.version, summary=app.summary, routes=app.routes
+                )
+            )
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+    return app
+
+
+def _with_problems(schema: dict[str, Any]) -> dict[str, Any]:
+    """Say of every operation that its errors are problem documents, validation included."""
+    components = schema.setdefault("components", {}).setdefault("schemas", {})
+    for name in ("HTTPValidationError", "ValidationError"):
+        components.pop(name, None)
+    problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    components.update(problem.pop("$defs"))
+    components["Problem"] = problem
+    answer = {
+        "description": "An error (RFC 9457)",
+        "content": {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+    for path in schema.get("paths", {}).values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+            operation["responses"]["default"] = answer
+    return schema

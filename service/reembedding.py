@@ -1,0 +1,55 @@
+"""Embed what is stored with a checkpoint that has not seen it yet.
+
+The checkpoint may have been replaced on disk, or another process may enrol with another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from service.batching import Encode
+from service.errors import NotFound
+from service.gallery.records import Embedding, Silhouettes
+from service.gallery.store import GalleryStore
+
+_AT_ONCE = 32  # sequences in memory: 1000 frames each are 4 MB
+
+
+class Reembedding:
+    """Embeds stored sequences with one checkpoint and keeps the result."""
+
+    def __init__(self, store: GalleryStore, encode: Encode, digest: str) -> None:
+        self._store = store
+        self._encode = encode
+        self._digest = digest
+
+    def everything(self, say: Callable[[int, int], None]) -> int:
+        """Embed every sequence that lacks it; `say` hears how many are done, of how many."""
+        total = self._store.count_without(self._digest)
+        done = 0
+        while batch := self._store.some_without(self._digest, _AT_ONCE):
+            say(done, max(total, done + len(batch)))
+            self._embed(batch)
+            done += len(batch)
+        return done
+
+    def some(self, sequence_ids: Sequence[str]) -> dict[str, Embedding]:
+        """Embed these sequences; those erased meanwhile are missing from the answer."""
+        made: dict[str, Embedding] = {}
+        for start in range(0, len(sequence_ids), _AT_ONCE):
+            batch = list(self._stored(sequence_ids[start : start + _AT_ONCE]))
+            made.update(self._embed(batch))
+        return made
+
+    def _stored(self, sequence_ids: Sequence[str]) -> Iterator[tuple[str, Silhouettes]]:
+        for sequence_id in sequence_ids:
+            try:
+                yield sequence_id, self._store.silhouettes(sequence_id)
+            except NotFound:  # erased meanwhile: there is nothing to embed
+                continue
+
+    def _embed(self, batch: Sequence[tuple[str, Silhouettes]]) -> dict[str, Embedding]:
+        embeddings = self._encode([silhouettes for _, silhouettes in batch])
+        made = dict(zip((key for key, _ in batch), embeddings, strict=True))
+        self._store.add_embeddings(self._digest, made.items())
+        return made

@@ -1,0 +1,192 @@
+"""Everything the application holds while it runs: the only place that names concrete backends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import faiss
+from sqlalchemy import Engine
+
+from models.encoder import Encoder
+from models.silhouettes.budget import DecodeLimits
+from service.batching import FrameBatcher
+from service.database import migrate, open_database
+from service.enrolment import Enrolment
+from service.erasure import DEFAULT_GALLERY, Erasure
+from service.errors import NotFound
+from service.exposure import check_exposure
+from service.gallery.cache import GalleryCache
+from service.gallery.faiss_index import FaissIndex
+from service.gallery.followed import FollowedGallery
+from service.gallery.index import GalleryIndex
+from service.gallery.listing import galleries as list_galleries
+from service.gallery.memory_index import MemoryIndex
+from service.gallery.store import GalleryStore
+from service.identification import Identification
+from service.intake import Intake
+from service.metrics import Metrics
+from service.model_in_use import ModelInUse
+from service.model_registry import ModelRegistry, resolve
+from service.readiness import Readiness
+from service.reembedding import Reembedding
+from service.settings import Settings
+from service.verification import Verification
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What routes reach through `request.app.state.resources`."""
+
+    settings: Settings
+    engine: Engine
+    encoder: Encoder
+    registry: ModelRegistry
+    metrics: Metrics
+    readiness: Readiness
+    model: ModelInUse
+    store: GalleryStore
+    galleries: GalleryCache
+    enrolment: Enrolment
+    identification: Identification
+    verification: Verification
+    erasure: Erasure
+
+
+def open_engine(settings: Settings) -> Engine:
+    """Open the deployment's database and bring its schema up to date."""
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    engine = open_database(settings.resolved_database_url)
+    migrate(engine)
+    return engine
+
+
+@asynccontextmanager
+async def open_resources(
+    settings: Settings, engine: Engine, metrics: Metrics
+) -> AsyncIterator[Resources]:
+    """Load the model and put everything together; indexes load behind `readiness`.
+
+    Raises `Exposed` for a service that would be open to strangers, and what loading a checkpoint
+    raises when the active model cannot be loaded.
+    """
+    check_exposure(settings, engine)
+    encoder = Encoder.open(resolve(settings, settings.model), settings.device)
+    model = ModelInUse(encoder.card.name, encoder.digest, encoder.card.threshold)
+    store = GalleryStore(engine)
+    store.ensure(DEFAULT_GALLERY)
+    reembedding = Reembedding(store, encoder.encode, model.digest)
+    galleries = GalleryCache(
+        lambda gallery_id: FollowedGallery(
+            gallery_id, model.digest, _new_index(settings, encoder), store, reembedding.some
+        ),
+        max_bytes=settings.index_memory_bytes,
+    )
+    readiness = Readiness(metrics)
+    with (
+        ThreadPoolExecutor(1, "encoder") as encoders,
+        ThreadPoolExecutor(settings.decode_workers, "decoder") as decoders,
+    ):
+        async with FrameBatcher(
+            encoder.encode,
+            encoders,
+            max_frames=settings.batch_frames,
+            max_wait=settings.batch_wait_ms / 1000,
+            max_pending=max(settings.max_pending, settings.max_sequences_per_request),
+            observe_queue=metrics.queue_seconds.observe,
+            observe_run=metrics.embed_seconds.observe,
+        ) as batcher:
+            intake = Intake(
+                batcher,
+                decoders,
+                DecodeLimits(
+                    max_frames=settings.max_frames,
+                    max_side=settings.max_side,
+                    max_decoded_bytes=settings.max_decoded_bytes,
+                    max_seconds=settings.max_decode_seconds,
+                ),
+                metrics,
+                clean=settings.clean_silhouettes,
+                max_pending=settings.max_pending,
+            )
+            warm_up = asyncio.create_task(
+                _warm_up(engine, store, galleries, reembedding, readiness), name="warm-up"
+            )
+            try:
+                yield Resources(
+                    settings=settings,
+                    engine=engine,
+                    encoder=encoder,
+                    registry=ModelRegistry(settings, engine),
+                    metrics=metrics,
+                    readiness=readiness,
+                    model=model,
+                    store=store,
+                    galleries=galleries,
+                    enrolment=Enrolment(store, intake, model),
+                    identification=Identification(store, galleries, intake, model, metrics),
+                    verification=Verification(store, galleries, intake, model, metrics),
+                    erasure=Erasure(store, galleries),
+                )
+            finally:
+                warm_up.cancel()
+                with suppress(asyncio.CancelledError):
+                    await warm_up
+
+
+def _new_index(settings: Settings, encoder: Encoder) -> GalleryIndex:
+    card = encoder.card
+    if settings.index == "memory":
+        return MemoryIndex(card.parts, card.channels, card.metric)
+    return FaissIndex(
+        card.parts,
+        card.channels,
+        card.metric,
+        shortlist=settings.shortlist,
+        gpu=encoder.device.type == "cuda" and faiss.get_num_gpus() > 0,
+    )
+
+
+async def _warm_up(
+    engine: Engine,
+    store: GalleryStore,
+    galleries: GalleryCache,
+    reembedding: Reembedding,
+    readiness: Readiness,
+) -> None:
+    """Embed what the active model has not embedded, then load the galleries' indexes."""
+
+    def load() -> None:
+        made = reembedding.everything(
+            lambda done, total: readiness.says(
+                f"The active model is new here: {done} of {total} sequences are embedded with it."
+            )
+        )
+        if made:
+            _log.info("embedded stored sequences with the active model", extra={"sequences": made})
+        readiness.says("The galleries are being loaded.")
+        after: str | None = None
+        while True:
+            page = list_galleries(engine, limit=100, after=after)
+            for record in page.items:
+                try:
+                    gallery_id, newest, _ = store.head(record.name)
+                    galleries.get(gallery_id).follow(newest)
+                except NotFound:  # erased meanwhile
+                    continue
+            if (after := page.next_key) is None:
+                return
+
+    try:
+        await asyncio.to_thread(load)
+    except Exception:
+        _log.exception("the service cannot become ready")
+        readiness.says("The service could not load its galleries; its log says why.")
+    else:
+        readiness.done()

@@ -1,0 +1,59 @@
+"""POST /enroll."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
+from sqlalchemy.orm import Session
+
+from service.auth import Scope
+from service.enrolment import Enrolled
+from service.erasure import DEFAULT_GALLERY
+from service.errors import Reason, TooLarge
+from service.fields import GalleryName, SubjectId, parse_metadata
+from service.idempotency import Answer, keep
+from service.middleware.idempotency import HOLD
+from service.routes.access import requires
+from service.routes.dependencies import HeldReady, unless_disconnected, walk
+from service.schemas import EnrolAnswer
+
+router = APIRouter(tags=["recognition"], dependencies=[Depends(requires(Scope.ENROLL))])
+
+
+@router.post("/enroll", status_code=201)
+async def enroll(
+    request: Request,
+    held: HeldReady,
+    subject_id: Annotated[SubjectId, Form()],
+    sequence: Annotated[list[UploadFile], File(description="One walk each, 1 to 50 files.")],
+    gallery: Annotated[GalleryName, Form()] = DEFAULT_GALLERY,
+    metadata: Annotated[
+        str | None,
+        Form(description='A JSON object of scalars, such as {"view": "090"}, for every file.'),
+    ] = None,
+) -> EnrolAnswer:
+    """Enrol walks of one person: all of them, or none when one is refused."""
+    most = held.settings.max_sequences_per_request
+    if len(sequence) > most:
+        raise TooLarge(
+            f"Send at most {most} sequences in a request.", Reason("sequence", "too_many")
+        )
+    details = parse_metadata(metadata)
+    hold = request.scope.get(HOLD)
+
+    def keep_answer(session: Session, enrolled: Enrolled) -> None:
+        body = EnrolAnswer.of(enrolled).model_dump_json()
+        keep(session, hold, Answer(201, {"content-type": "application/json"}, body))
+
+    enrolled = await unless_disconnected(
+        request,
+        held.enrolment.enrol(
+            gallery,
+            subject_id,
+            [walk(upload, position) for position, upload in enumerate(sequence)],
+            details,
+            keep_answer,
+        ),
+    )
+    return EnrolAnswer.of(enrolled)

@@ -1,0 +1,66 @@
+"""Galleries: list, create, show, erase."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from sqlalchemy.orm import Session
+
+from service.auth import Scope
+from service.fields import check_metadata, decode_cursor, encode_cursor
+from service.gallery.listing import galleries
+from service.gallery.records import GalleryRecord
+from service.idempotency import Answer, keep
+from service.middleware.idempotency import HOLD
+from service.routes.access import requires
+from service.routes.dependencies import Held
+from service.schemas import GalleryAnswer, GalleryPage, GalleryRequest, ReceiptAnswer
+
+router = APIRouter(prefix="/galleries", tags=["galleries"])
+_reader = Depends(requires(Scope.IDENTIFY, Scope.ENROLL))
+_admin = Depends(requires(Scope.ADMIN))
+
+
+@router.get("", dependencies=[_reader])
+def list_galleries(
+    held: Held,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    cursor: Annotated[str | None, Query(max_length=512)] = None,
+) -> GalleryPage:
+    """List galleries by name."""
+    page = galleries(held.engine, limit=limit, after=decode_cursor(cursor))
+    return GalleryPage(
+        items=[GalleryAnswer.of(record, held.model) for record in page.items],
+        next_cursor=encode_cursor(page.next_key),
+    )
+
+
+@router.post("", status_code=201, dependencies=[_admin])
+def create_gallery(
+    request: Request, response: Response, held: Held, body: GalleryRequest
+) -> GalleryAnswer:
+    """Create an empty gallery."""
+    hold = request.scope.get(HOLD)
+    location = f"/galleries/{body.name}"
+
+    def keep_answer(session: Session, record: GalleryRecord) -> None:
+        answer = GalleryAnswer.of(record, held.model).model_dump_json()
+        headers = {"content-type": "application/json", "location": location}
+        keep(session, hold, Answer(201, headers, answer))
+
+    record = held.store.create(body.name, check_metadata(body.metadata, "metadata"), keep_answer)
+    response.headers["Location"] = location
+    return GalleryAnswer.of(record, held.model)
+
+
+@router.get("/{gallery}", dependencies=[_reader])
+def show_gallery(held: Held, gallery: str) -> GalleryAnswer:
+    """Show one gallery."""
+    return GalleryAnswer.of(held.store.gallery(gallery), held.model)
+
+
+@router.delete("/{gallery}", dependencies=[_admin])
+async def erase_gallery(held: Held, gallery: str) -> ReceiptAnswer:
+    """Erase a gallery with everything in it; of `default` an empty one remains."""
+    return ReceiptAnswer.of(await held.erasure.gallery(gallery))

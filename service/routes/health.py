@@ -1,0 +1,62 @@
+"""Is it alive, is it ready, how is it doing; and the front door."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from fastapi.responses import HTMLResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from service.routes.dependencies import Held
+from service.schemas import ModelReference, Schema
+
+router = APIRouter(tags=["health"])
+
+_FRONT = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>GaitID</title>
+<h1>GaitID</h1>
+<p>Identifies people by how they walk. <a href="/docs">The interface</a> is documented here.</p>
+</html>
+"""
+
+
+class Alive(Schema):
+    """The process answers."""
+
+    status: str
+
+
+class Ready(Schema):
+    """Model and indexes are loaded."""
+
+    status: str
+    model: ModelReference
+
+
+@router.get("/healthz")
+async def alive() -> Alive:
+    """Say that the process answers."""
+    return Alive(status="alive")
+
+
+@router.get("/readyz")
+async def ready(held: Held) -> Ready:
+    """Say whether model and indexes are loaded: 503 with what is being waited for until then."""
+    held.readiness.require()
+    return Ready(status="ready", model=ModelReference.of(held.model))
+
+
+@router.get("/metrics", response_class=Response)
+def metrics(held: Held) -> Response:
+    """Metrics for Prometheus."""
+    return Response(
+        generate_latest(held.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+    )
+
+
+@router.get("/", include_in_schema=False)
+async def front() -> HTMLResponse:
+    """Show where to go."""
+    return HTMLResponse(_FRONT)

@@ -1,0 +1,75 @@
+"""Sequences: show, give the silhouettes back, erase."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+from fastapi import APIRouter, Depends, Response
+from PIL import Image
+
+from models.silhouettes.gei import gait_energy_image
+from service.auth import Scope
+from service.routes.access import requires
+from service.routes.dependencies import Held
+from service.schemas import ReceiptAnswer, SequenceAnswer
+
+router = APIRouter(prefix="/sequences", tags=["sequences"])
+_reader = Depends(requires(Scope.IDENTIFY, Scope.ENROLL))
+_admin = Depends(requires(Scope.ADMIN))
+_FRAME_MS = 40
+
+
+@router.get("/{sequence_id}", dependencies=[_reader])
+def show_sequence(held: Held, sequence_id: str) -> SequenceAnswer:
+    """Show a sequence, without its silhouettes."""
+    return SequenceAnswer.of(held.store.sequence(sequence_id))
+
+
+@router.get(
+    "/{sequence_id}/silhouettes.npz",
+    dependencies=[_reader],
+    response_class=Response,
+    responses={200: {"content": {"application/x-npz": {}}}},
+)
+def silhouettes_as_arrays(held: Held, sequence_id: str) -> Response:
+    """Give the normalised silhouettes back: `silhouettes`, uint8 [s, 64, 64]."""
+    file = BytesIO()
+    np.savez_compressed(file, silhouettes=held.store.silhouettes(sequence_id))
+    return Response(file.getvalue(), media_type="application/x-npz")
+
+
+@router.get(
+    "/{sequence_id}/silhouettes.gif",
+    dependencies=[_reader],
+    response_class=Response,
+    responses={200: {"content": {"image/gif": {}}}},
+)
+def silhouettes_as_film(held: Held, sequence_id: str) -> Response:
+    """Show the normalised silhouettes as an animated GIF, 25 frames a second."""
+    first, *rest = (Image.fromarray(frame) for frame in held.store.silhouettes(sequence_id))
+    file = BytesIO()
+    first.save(
+        file, "GIF", save_all=True, append_images=rest, duration=_FRAME_MS, loop=0, optimize=False
+    )
+    return Response(file.getvalue(), media_type="image/gif")
+
+
+@router.get(
+    "/{sequence_id}/gei.png",
+    dependencies=[_reader],
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}}}},
+)
+def energy_image(held: Held, sequence_id: str) -> Response:
+    """Show the gait energy image, 44 x 64 pixels."""
+    energy = gait_energy_image(held.store.silhouettes(sequence_id))
+    file = BytesIO()
+    Image.fromarray(np.rint(energy * 255).astype(np.uint8)).save(file, "PNG")
+    return Response(file.getvalue(), media_type="image/png")
+
+
+@router.delete("/{sequence_id}", dependencies=[_admin])
+async def erase_sequence(held: Held, sequence_id: str) -> ReceiptAnswer:
+    """Erase a sequence, and its subject when it was the last one."""
+    return ReceiptAnswer.of(await held.erasure.sequence(sequence_id))

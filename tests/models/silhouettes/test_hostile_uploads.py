@@ -1,0 +1,331 @@
+from __future__ import annotations
+
+import contextlib
+import gzip
+import pickle
+import re
+import stat
+import struct
+import tarfile
+import tracemalloc
+import zipfile
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from models.silhouettes import (
+    DecodeLimits,
+    MalformedSequence,
+    SequenceError,
+    SequenceTooLarge,
+    UnsupportedSequence,
+    decode,
+)
+from models.silhouettes.budget import Budget
+from models.silhouettes.members import natural_key
+from tests.models.silhouettes.uploads import (
+    animation,
+    image,
+    images,
+    npy,
+    npz,
+    tarred,
+    video,
+    walker,
+    zipped,
+)
+
+WALK = walker(6)
+FRAME = WALK[0]
+
+
+def huge_png() -> bytes:
+    """A few hundred bytes that claim 100,000 x 100,000 pixels."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        checksum = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
+    body = zlib.compress(bytes(100_000))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    )
+
+
+def bomb() -> bytes:
+    return zipped([("0.png", bytes(600 * 2**20))], compression=zipfile.ZIP_DEFLATED)
+
+
+def lying_bomb() -> bytes:
+    """A zip whose directory says ten bytes and whose member unpacks to twenty million."""
+    data = bytearray(zipped([("0.png", bytes(20 * 2**20))], compression=zipfile.ZIP_DEFLATED))
+    for signature, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        struct.pack_into("<I", data, data.index(signature) + offset, 10)
+    return bytes(data)
+
+
+def encrypted_zip() -> bytes:
+    data = bytearray(zipped([("0.png", image(FRAME))]))
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(signature) + offset] |= 1
+    return bytes(data)
+
+
+def link_in_zip() -> bytes:
+    link = zipfile.ZipInfo("0.png")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return zipped([(link, b"/etc/passwd"), *images(WALK)])
+
+
+def link_in_tar(kind: bytes = tarfile.SYMTYPE) -> bytes:
+    link = tarfile.TarInfo("0.png")
+    link.type = kind
+    link.linkname = "/etc/passwd"
+    return tarred([(link, b""), *images(WALK)])
+
+
+def huge_gif() -> bytes:
+    data = bytearray(animation(WALK, "GIF"))
+    data[6:10] = b"\x40\x00\x40\x00"  # a small screen ...
+    struct.pack_into("<HH", data, data.index(b"\x2c", 13) + 5, 60_000, 60_000)  # ... a large frame
+    return bytes(data)
+
+
+def huge_webp() -> bytes:
+    data = bytearray(animation(WALK, "WEBP", lossless=True))
+    assert data[12:16] == b"VP8X"
+    data[24:30] = b"\x00\x30\x00\x00\x30\x00"
+    return bytes(data)
+
+
+def objects_npz() -> bytes:
+    return npz(silhouettes=np.array([{"a": 1}, None], dtype=object))
+
+
+def lying_npy() -> bytes:
+    return npy(np.zeros((1, 2, 3), np.uint8)).replace(b"(1, 2, 3)", b"(9, 9, 9)")
+
+
+def oversized_npy() -> bytes:
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (900, 4096, 4096), }"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+
+
+MALFORMED: dict[str, tuple[Callable[[], bytes], str]] = {
+    "nothing": (lambda: b"", "empty"),
+    "empty zip": (lambda: zipped([]), "no images"),
+    "zip of strays": (lambda: zipped([(".DS_Store", b"x"), ("a/", b"")]), "no images"),
+    "array of no frames": (lambda: npy(np.zeros((0, 64, 44), np.uint8)), "no frames"),
+    "array of no rows": (lambda: npy(np.zeros((5, 0, 44), np.uint8)), "empty"),
+    "array of no columns": (lambda: npz(a=np.zeros((5, 64, 0), np.uint8)), "empty"),
+    "array of two dimensions": (lambda: npy(FRAME), "2 dimensions"),
+    "array of four dimensions": (lambda: npy(np.zeros((2, 3, 4, 1), np.uint8)), "4 dimensions"),
+    "float array": (lambda: npy(np.zeros((3, 4, 4), np.float32)), "uint8 or bool"),
+    "NaN array": (lambda: npz(silhouettes=np.full((3, 4, 4), np.nan)), "uint8 or bool"),
+    "complex array": (lambda: npy(np.zeros((3, 4, 4), np.complex64)), "uint8 or bool"),
+    "int64 array": (lambda: npy(np.zeros((3, 4, 4), np.int64)), "uint8 or bool"),
+    "structured array": (lambda: npy(np.zeros((3, 4), [("a", "u1")])), "uint8 or bool"),
+    "array shorter than its header": (lying_npy, "cut short"),
+    "array cut in its header": (lambda: npy(np.stack(WALK))[:40], "header"),
+    "npz of two arrays": (lambda: npz(a=np.zeros(3), b=np.zeros(3)), "'silhouettes'"),
+    "cut npz": (lambda: npz(a=np.stack(WALK))[:-40], "damaged"),
+    "name with dots": (lambda: zipped([("a/../../b.png", image(FRAME))]), "outside"),
+    "absolute name": (lambda: zipped([("/tmp/b.png", image(FRAME))]), "outside"),  # noqa: S108
+    "name with a drive": (lambda: zipped([("C:/b.png", image(FRAME))]), "outside"),
+    "name with backslashes": (lambda: zipped([("..\\b.png", image(FRAME))]), "outside"),
+    "tar name with dots": (lambda: tarred([("../b.png", image(FRAME))]), "outside"),
+    "link in a zip": (link_in_zip, "link"),
+    "link in a tar": (link_in_tar, "link"),
+    "hard link in a tar": (lambda: link_in_tar(tarfile.LNKTYPE), "link"),
+    "device in a tar": (lambda: link_in_tar(tarfile.CHRTYPE), "no plain file"),
+    "cut zip": (lambda: zipped(images(WALK))[:-30], "damaged"),
+    "cut tar": (lambda: tarred(images(WALK))[:2000], "damaged"),
+    "cut gzip": (lambda: tarred(images(WALK), "w:gz")[:-20], "damaged"),
+    "cut PNG": (lambda: image(FRAME)[:-30], "damaged"),
+    "cut JPEG": (lambda: image(FRAME, "JPEG")[:-300], "damaged"),
+    "cut GIF": (lambda: animation(WALK, "GIF")[:-200], "damaged"),
+    "cut MP4": (lambda: video(WALK)[:-500], "cut short"),
+    "half an MP4": (lambda: (data := video(WALK))[: len(data) // 2], "cut short"),
+    "cut AVI": (lambda: video(walker(30), "avi", "mpeg4")[:-9000], "cut short"),
+    "cut WebM": (lambda: video(walker(30), "webm", "libvpx-vp9")[:-3000], "cut short"),
+    "animation in a zip": (lambda: zipped([("0.png", animation(WALK, "PNG"))]), "animation"),
+    "float TIFF": (lambda: image(np.zeros((4, 4), np.float32), "TIFF"), "fractions"),
+}
+
+UNSUPPORTED: dict[str, tuple[Callable[[], bytes], str]] = {
+    "text": (lambda: b"hello, I am a PNG", "not a sequence"),
+    "text named .png": (lambda: zipped([("0.png", b"hello")]), "not an image"),
+    "pickle": (lambda: pickle.dumps(np.stack(WALK)), "python -m training pack"),
+    "pickle in a zip": (lambda: zipped([("0.pkl", pickle.dumps(WALK))]), "import-opengait"),
+    "pickle in a gzip": (lambda: gzip.compress(pickle.dumps(WALK)), "training pack"),
+    "checkpoint": (lambda: zipped([("net/data.pkl", b"\x80\x02.")]), "import-opengait"),
+    "npz of objects": (objects_npz, "pickle"),
+    "npy of objects": (lambda: npy(np.array([None]), allow_pickle=True), "pickle"),
+    "zip in a zip": (lambda: zipped([("0.zip", zipped(images(WALK)))]), "inside an archive"),
+    "GIF in a tar": (lambda: tarred([("0.gif", animation(WALK, "GIF"))]), "GIF"),
+    "text in a gzip": (lambda: gzip.compress(b"hello"), "no tar"),
+    "encrypted zip": (encrypted_zip, "encrypted"),
+    "bzip2 in a zip": (lambda: zipped(images(WALK), compression=zipfile.ZIP_BZIP2), "deflate"),
+    "lzma in a zip": (lambda: zipped(images(WALK), compression=zipfile.ZIP_LZMA), "deflate"),
+    "unusual codec": (lambda: video(WALK, "avi", "wmv2"), "codec"),
+    "playlist": (lambda: b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "not a sequence"),
+    "PostScript": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n", "not a sequence"),
+}
+
+TOO_LARGE: dict[str, tuple[Callable[[], bytes], str]] = {
+    "zip bomb": (bomb, "512 MiB"),
+    "gzip bomb": (lambda: gzip.compress(bytes(600 * 2**20), 1), "512 MiB"),
+    "100,000 x 100,000 PNG": (huge_png, "4096 pixels"),
+    "the same in a zip": (lambda: zipped([("0.png", huge_png())]), "4096 pixels"),
+    "GIF frame beyond its screen": (huge_gif, "4096 pixels"),
+    "WebP canvas": (huge_webp, "4096 pixels"),
+    "wide array": (lambda: npy(np.zeros((1, 1, 4097), np.uint8)), "4096 pixels"),
+    "long array": (lambda: npy(np.zeros((1001, 1, 1), np.uint8)), "1000 frames"),
+    "many files": (lambda: zipped([(f"{i}.png", b"") for i in range(1001)]), "1000 frames"),
+    "very many files": (lambda: zipped([(f"{i}", b"") for i in range(4001)]), "too many files"),
+    "very many files in a tar": (lambda: tarred([(f"{i}", b"") for i in range(4001)]), "too many"),
+    "JPEG of many scans": (lambda: image(FRAME, "JPEG") + b"\xff\xda" * 99, "scans"),
+}
+
+
+def refusal(data: bytes, limits: DecodeLimits | None = None) -> SequenceError:
+    with pytest.raises(SequenceError) as caught:
+        decode(data, limits)
+    return caught.value
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_upload_is_refused_with_a_sentence(name: str) -> None:
+    make, words = MALFORMED[name]
+    error = refusal(make())
+    assert type(error) is MalformedSequence, error
+    assert words in error.reason
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_an_upload_of_another_kind_is_refused_with_a_sentence(name: str) -> None:
+    make, words = UNSUPPORTED[name]
+    error = refusal(make())
+    assert type(error) is UnsupportedSequence, error
+    assert words in error.reason
+
+
+@pytest.mark.parametrize("name", TOO_LARGE)
+def test_an_upload_over_a_limit_is_refused_with_a_sentence(name: str) -> None:
+    make, words = TOO_LARGE[name]
+    error = refusal(make())
+    assert type(error) is SequenceTooLarge, error
+    assert words in error.reason
+
+
+@pytest.mark.parametrize("make", [huge_png, huge_gif, huge_webp, oversized_npy])
+def test_a_small_file_that_claims_much_costs_no_memory(make: Callable[[], bytes]) -> None:
+    data = make()
+    tracemalloc.start()
+    try:
+        refusal(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * 2**20
+
+
+def test_a_zip_that_lies_about_its_sizes_is_read_no_further_than_it_says() -> None:
+    data = lying_bomb()
+    tracemalloc.start()
+    try:
+        error = refusal(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert type(error) is MalformedSequence
+    assert peak < 8 * 2**20
+
+
+def test_the_error_names_the_member_at_fault() -> None:
+    assert refusal(zipped([*images(WALK), ("walk/3b.png", b"hello")])).where == "walk/3b.png"
+    assert refusal(tarred([*images(WALK), ("walk/cut.png", image(FRAME)[:-30])])).where == (
+        "walk/cut.png"
+    )
+
+
+def test_the_error_names_the_frame_at_fault_in_an_animation() -> None:
+    assert re.fullmatch(r"frame \d+", refusal(animation(WALK, "GIF")[:-200]).where)
+
+
+def test_a_name_is_shown_without_control_characters_and_cut() -> None:
+    where = refusal(zipped([("a\x1b[31m" + "b" * 500, b"hello")])).where
+    assert where.isprintable()
+    assert len(where) <= 120
+
+
+def test_nothing_of_a_library_s_own_text_is_shown() -> None:
+    for make, _ in (*MALFORMED.values(), *UNSUPPORTED.values()):
+        text = str(refusal(make()))
+        assert not re.search(r"Errno|0x[0-9a-f]+|Traceback|PIL|object at|cannot identify", text)
+
+
+def test_decoding_stops_at_its_deadline() -> None:
+    for data in (zipped(images(WALK)), animation(WALK, "GIF"), video(WALK), npy(np.stack(WALK))):
+        error = refusal(data, DecodeLimits(max_seconds=-1))
+        assert type(error) is SequenceTooLarge
+        assert "longer than" in error.reason
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: zipped(images(WALK)),
+        lambda: tarred(images(WALK), "w:gz"),
+        lambda: animation(WALK, "GIF"),
+        lambda: animation(WALK, "PNG"),
+        lambda: animation(WALK, "WEBP"),
+        lambda: npy(np.stack(WALK)),
+        lambda: video(WALK),
+        lambda: video(WALK, "webm", "libvpx-vp9"),
+    ],
+)
+def test_every_format_keeps_to_every_limit(make: Callable[[], bytes]) -> None:
+    data = make()
+    fits = DecodeLimits(max_frames=6, max_side=320)
+    assert len(decode(data, fits)) == 6
+    for limits in (
+        DecodeLimits(max_frames=5),
+        DecodeLimits(max_side=319),
+        DecodeLimits(max_decoded_bytes=5 * FRAME.size),
+    ):
+        assert type(refusal(data, limits)) is SequenceTooLarge
+
+
+def test_a_decoder_s_memory_is_bounded_by_its_budget_not_by_the_file() -> None:
+    budget = Budget(DecodeLimits(max_decoded_bytes=100))
+    budget.take_bytes(100)
+    with pytest.raises(SequenceTooLarge):
+        budget.take_bytes(1)
+
+
+def test_a_number_of_any_length_in_a_name_is_ordered() -> None:
+    nines, ones = "9" * 5000, "1" + "0" * 5000
+    assert sorted(["a", ones, nines, "10", "2"], key=natural_key) == ["2", "10", nines, ones, "a"]
+
+
+def test_a_tar_that_leads_round_in_circles_ends() -> None:
+    data = bytearray(tarred(images(WALK)))
+    data[124:136] = b"\xff" * 11 + b"\x00"  # a negative size, in base 256
+    header = bytes(data[:148]) + b" " * 8 + bytes(data[156:512])
+    data[148:156] = f"{sum(header):06o}\0 ".encode()
+    assert isinstance(refusal(bytes(data)), SequenceError)
+
+
+def test_nothing_is_written_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    for make, _ in MALFORMED.values():
+        refusal(make())
+    damaged = bytearray(video(walker(30), "avi", "mpeg4"))
+    for position in range(3000, len(damaged) - 3000, 97):
+        damaged[position] ^= 0x55
+    with contextlib.suppress(SequenceError):
+        decode(bytes(damaged))
+    assert capfd.readouterr().err == ""

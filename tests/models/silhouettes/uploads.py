@@ -1,0 +1,119 @@
+"""A drawn walker, and the files a client might put one in."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+from PIL import Image
+
+from models.silhouettes import Frame
+
+
+def walker(
+    frames: int = 48, *, height: int = 150, size: tuple[int, int] = (240, 320), speed: float = 3.0
+) -> list[Frame]:
+    """A side view crossing the frame: 24 frames a gait cycle, 255 on 0."""
+    return [_draw(index, height, size, speed) for index in range(frames)]
+
+
+def _draw(index: int, height: int, size: tuple[int, int], speed: float) -> Frame:
+    frame = np.zeros(size, np.uint8)
+    phase = 2 * np.pi * index / 24
+    top = (size[0] - height) // 2
+    x = size[1] // 4 + speed * index
+
+    def point(across: float, down: float) -> tuple[int, int]:
+        return round(x + across * height), round(top + down * height)
+
+    def limb(start: tuple[float, float], end: tuple[float, float], thickness: float) -> None:
+        cv2.line(frame, point(*start), point(*end), 255, max(1, round(thickness * height)))
+
+    for side in (1, -1):
+        swing = side * np.sin(phase)
+        limb((0, 0.5), (0.02 + 0.1 * swing, 0.73), 0.1)
+        limb((0.02 + 0.1 * swing, 0.73), (0.2 * swing - 0.02, 0.96), 0.07)
+        limb((0, 0.24), (-0.14 * swing, 0.52), 0.05)
+    cv2.ellipse(
+        frame, point(0, 0.36), (round(0.1 * height), round(0.2 * height)), 0, 0, 360, 255, -1
+    )
+    cv2.circle(frame, point(0.01, 0.08), round(0.075 * height), 255, -1)
+    return frame
+
+
+def image(frame: Any, kind: str = "PNG", **options: Any) -> bytes:
+    """One frame, or a Pillow image, as an image file."""
+    picture = frame if isinstance(frame, Image.Image) else Image.fromarray(frame)
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def animation(frames: Sequence[Frame], kind: str, **options: Any) -> bytes:
+    """Frames as an animated GIF, PNG or WebP, or as a TIFF of several pages."""
+    first, *rest = (Image.fromarray(frame) for frame in frames)
+    return image(first, kind, save_all=True, append_images=rest, **options)
+
+
+def zipped(members: Iterable[tuple[str | zipfile.ZipInfo, bytes]], **options: Any) -> bytes:
+    """A zip of named contents."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", **options) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def tarred(members: Iterable[tuple[str | tarfile.TarInfo, bytes]], mode: str = "w") -> bytes:
+    """A tar of named contents; mode `w:gz` compresses it."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:  # type: ignore[call-overload]
+        for name, content in members:
+            member = tarfile.TarInfo(name) if isinstance(name, str) else name
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def images(frames: Sequence[Frame], kind: str = "PNG", **options: Any) -> list[tuple[str, bytes]]:
+    """Named image files, numbered without leading zeros."""
+    return [
+        (f"walk/{index}.{kind.lower()}", image(frame, kind, **options))
+        for index, frame in enumerate(frames)
+    ]
+
+
+def npy(array: Any, **options: Any) -> bytes:
+    """An array as an `.npy` file."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.asanyarray(array), **options)
+    return buffer.getvalue()
+
+
+def npz(**arrays: Any) -> bytes:
+    """Arrays as a compressed `.npz` file."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def video(
+    frames: Sequence[Frame], container: str = "mp4", codec: str = "libx264", pixels: str = "yuv420p"
+) -> bytes:
+    """Frames as a video of 25 a second."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as output:
+        stream: Any = output.add_stream(codec, rate=25)
+        stream.height, stream.width = frames[0].shape
+        stream.pix_fmt = pixels
+        stream.codec_context.thread_count = 1
+        for frame in frames:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="gray")))
+        output.mux(stream.encode(None))
+    return buffer.getvalue()

@@ -1,0 +1,182 @@
+"""Several processes over one database: everybody reads their own writes and everybody else's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from service.database import migrate, new_id, open_database
+from service.errors import NotFound
+from service.gallery.cache import GalleryCache
+from service.gallery.erasing import erase_gallery, erase_sequence, erase_subject
+from service.gallery.followed import FollowedGallery
+from service.gallery.memory_index import MemoryIndex
+from service.gallery.records import Embedding, NewSequence, SequenceQuality
+from service.gallery.store import GalleryStore
+from service.reembedding import Reembedding
+
+PARTS, CHANNELS = 2, 3
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    engine = open_database(f"sqlite:///{tmp_path / 'db.sqlite'}")
+    migrate(engine)
+    GalleryStore(engine).ensure("default")
+    return engine
+
+
+def embedding(seed: int) -> Embedding:
+    return np.random.default_rng(seed).normal(size=(PARTS, CHANNELS)).astype(np.float32)
+
+
+def sequence(seed: int) -> NewSequence:
+    silhouettes = np.full((3, 64, 64), seed, np.uint8)
+    return NewSequence(new_id(), silhouettes, SequenceQuality(1.0), {}, embedding(seed))
+
+
+def nothing(_session: Session) -> None:
+    """Nothing else belongs into the transaction."""
+
+
+def enrol(store: GalleryStore, subject: str, *seeds: int, digest: str = "d") -> list[str]:
+    new = [sequence(seed) for seed in seeds]
+    store.enrol("default", subject, new, digest, nothing)
+    return [item.sequence_id for item in new]
+
+
+def encode(walks: Sequence[np.ndarray]) -> np.ndarray:
+    """Another checkpoint: embeds a walk by its grey level, as `embedding` does."""
+    return np.stack([embedding(int(walk[0, 0, 0])) for walk in walks])
+
+
+class Process:
+    """What one process holds."""
+
+    def __init__(self, engine: Engine, digest: str = "d") -> None:
+        self.store = GalleryStore(engine)
+        self.embedded: list[str] = []
+        reembedding = Reembedding(self.store, encode, digest)
+
+        def embed(sequence_ids: Sequence[str]) -> Mapping[str, Embedding]:
+            self.embedded += sequence_ids
+            return reembedding.some(sequence_ids)
+
+        self.cache = GalleryCache(
+            lambda gallery_id: FollowedGallery(
+                gallery_id, digest, MemoryIndex(PARTS, CHANNELS, "cosine"), self.store, embed
+            ),
+            max_bytes=2**20,
+        )
+
+    def finds(self, seed: int, subjects: int = 10) -> list[str]:
+        gallery_id, newest, _ = self.store.head("default")
+        found = self.cache.get(gallery_id).search(newest, embedding(seed), subjects)
+        return [candidate.subject_id for candidate in found]
+
+
+def test_every_process_sees_every_enrolment_and_erasure_at_its_next_search(
+    engine: Engine,
+) -> None:
+    one, two = Process(engine), Process(engine)
+    assert one.finds(1) == two.finds(1) == []
+    (first,) = enrol(one.store, "anna", 1)
+    assert one.finds(1) == two.finds(1) == ["anna"]
+    enrol(two.store, "bert", 2, 3)
+    assert one.finds(2)[0] == two.finds(2)[0] == "bert"
+    erase_sequence(engine, first)
+    assert one.finds(1) == two.finds(1) == ["bert"]
+    enrol(one.store, "anna", 1)
+    erase_subject(engine, "default", "bert")
+    late = Process(engine)
+    assert one.finds(2) == two.finds(2) == late.finds(2) == ["anna"]
+
+
+def test_a_gallery_made_anew_is_another_one(engine: Engine) -> None:
+    process = Process(engine)
+    enrol(process.store, "anna", 1)
+    assert process.finds(1) == ["anna"]
+    erase_gallery(engine, "default", keep=True)
+    assert process.finds(1) == []
+    enrol(process.store, "bert", 2)
+    assert process.finds(1) == ["bert"]
+
+
+def test_what_another_model_embedded_is_embedded_once_by_this_one(engine: Engine) -> None:
+    enrol(GalleryStore(engine), "anna", 1, 2, digest="old")
+    process = Process(engine, digest="new")
+    assert process.finds(1) == ["anna"]
+    assert len(process.embedded) == 2
+    enrol(GalleryStore(engine), "bert", 3, digest="old")
+    assert process.finds(3)[0] == "bert"
+    assert len(process.embedded) == 3
+    again = Process(engine, digest="new")
+    assert again.finds(3)[0] == "bert"
+    assert again.embedded == []
+
+
+def test_everything_is_embedded_before_the_start_and_only_what_lacks_it(engine: Engine) -> None:
+    store = GalleryStore(engine)
+    for person in range(40):
+        enrol(store, f"s{person}", person, digest="old")
+    heard: list[tuple[int, int]] = []
+    reembedding = Reembedding(store, encode, "new")
+    assert reembedding.everything(lambda done, total: heard.append((done, total))) == 40
+    assert heard == [(0, 40), (32, 40)]
+    assert store.count_without("new") == 0
+    assert store.count_without("old") == 0
+    assert reembedding.everything(lambda done, total: None) == 0
+
+
+def test_embeddings_of_a_sequence_erased_meanwhile_are_not_kept(engine: Engine) -> None:
+    store = GalleryStore(engine)
+    (erased,) = enrol(store, "anna", 1)
+    (left,) = enrol(store, "bert", 2)
+    erase_sequence(engine, erased)
+    store.add_embeddings("new", {erased: embedding(1), left: embedding(2)}.items())
+    assert store.count_without("new") == 0
+    store.add_embeddings("new", {left: embedding(2)}.items())  # twice is once
+
+
+def test_an_enrolment_that_fails_at_its_end_leaves_nothing(engine: Engine) -> None:
+    process = Process(engine)
+    enrol(process.store, "anna", 1)
+    before = process.store.gallery("default")
+
+    def refuse(_session: Session) -> None:
+        raise NotFound("refused in the transaction")
+
+    with pytest.raises(NotFound):
+        process.store.enrol("default", "bert", [sequence(2), sequence(3)], "d", refuse)
+    assert process.store.gallery("default") == before
+    assert process.finds(2) == ["anna"]
+
+
+def test_the_cache_drops_what_was_not_searched_for_longest(engine: Engine) -> None:
+    store = GalleryStore(engine)
+    for name in ("a", "b", "c"):
+        store.ensure(name)
+        store.enrol(name, "anna", [sequence(1)], "d", nothing)
+    size = PARTS * CHANNELS * 4
+    cache = GalleryCache(
+        lambda gallery_id: FollowedGallery(
+            gallery_id, "d", MemoryIndex(PARTS, CHANNELS, "cosine"), store, lambda ids: {}
+        ),
+        max_bytes=2 * size,
+    )
+    ids = {name: store.head(name)[0] for name in ("a", "b", "c")}
+    for name in ("a", "b", "a", "c"):
+        cache.get(ids[name]).search(store.head(name)[1], embedding(1), 1)
+    cache.get(ids["c"])
+    assert [name for name in ids if cache.held(ids[name]) is not None] == ["a", "c"]
+
+
+def test_a_tie_between_sequences_of_one_subject_is_one_candidate(engine: Engine) -> None:
+    process = Process(engine)
+    enrol(process.store, "anna", 1, 1, 1)
+    assert process.finds(1) == ["anna"]

@@ -1,0 +1,141 @@
+"""One suite for every index behind the Protocol, against a naive loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from models.similarity import part_similarity, similarity
+from service.gallery.faiss_index import FaissIndex
+from service.gallery.index import GalleryIndex, Metric
+from service.gallery.memory_index import MemoryIndex
+
+PARTS, CHANNELS = 4, 6
+
+INDEXES: dict[str, Callable[[Metric], GalleryIndex]] = {
+    "memory": lambda metric: MemoryIndex(PARTS, CHANNELS, metric),
+    "faiss": lambda metric: FaissIndex(PARTS, CHANNELS, metric, shortlist=50),
+}
+Make = Callable[[Metric], GalleryIndex]
+
+
+@pytest.fixture(params=INDEXES)
+def make(request: pytest.FixtureRequest) -> Make:
+    return INDEXES[request.param]
+
+
+def embeddings(count: int, seed: int = 0) -> NDArray[np.float32]:
+    draw = np.random.default_rng(seed)
+    return draw.normal(0.3, 1, (count, PARTS, CHANNELS)).astype(np.float32)
+
+
+def keys(*values: int) -> NDArray[np.int64]:
+    return np.array(values, np.int64)
+
+
+def naive(
+    probe: NDArray[np.float32],
+    held: dict[int, NDArray[np.float32]],
+    limit: int,
+    metric: Metric,
+) -> list[int]:
+    scored = [(-float(similarity(probe, one[None], metric)[0]), key) for key, one in held.items()]
+    return [key for _, key in sorted(scored)][:limit]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("limit", [1, 5, 40, 1000])
+def test_the_most_similar_come_first(make: Make, metric: Metric, limit: int) -> None:
+    gallery, probe = embeddings(40), embeddings(1, seed=1)[0]
+    index = make(metric)
+    index.add(np.arange(100, 140, dtype=np.int64), gallery)
+    hits = index.search(probe, limit)
+    held = dict(zip(range(100, 140), gallery, strict=True))
+    assert hits.keys.tolist() == naive(probe, held, limit, metric)
+    expected = [float(similarity(probe, held[key][None], metric)[0]) for key in hits.keys.tolist()]
+    np.testing.assert_allclose(hits.similarities, expected, atol=1e-6)
+
+
+def test_a_shortlist_is_exact_for_cosine_far_beyond_its_length(make: Make) -> None:
+    gallery = embeddings(600)
+    index = make("cosine")
+    index.add(np.arange(600, dtype=np.int64), gallery)
+    for seed in range(1, 6):
+        probe = embeddings(1, seed)[0]
+        held = dict(enumerate(gallery))
+        assert index.search(probe, 10).keys.tolist() == naive(probe, held, 10, "cosine")
+
+
+def test_a_search_keeps_among_the_keys_it_is_given(make: Make) -> None:
+    gallery, probe = embeddings(200), embeddings(1, seed=1)[0]
+    index = make("cosine")
+    index.add(np.arange(200, dtype=np.int64), gallery)
+    for chosen in ([7], [7, 3, 190], list(range(0, 200, 2))):
+        held = {key: gallery[key] for key in chosen}
+        hits = index.search(probe, 5, keys(*chosen))
+        assert hits.keys.tolist() == naive(probe, held, 5, "cosine")
+    assert len(index.search(probe, 5, keys()).keys) == 0
+    assert index.search(probe, 5, keys(7, 999)).keys.tolist() == [7]
+
+
+def test_what_is_removed_is_not_found_and_the_rest_is(make: Make) -> None:
+    gallery = embeddings(30)
+    index = make("cosine")
+    index.add(np.arange(30, dtype=np.int64), gallery)
+    index.remove(keys(0, 7, 29, 777))
+    assert len(index) == 27
+    held = {key: gallery[key] for key in range(30) if key not in (0, 7, 29)}
+    for key in (0, 7, 29, 3):
+        assert index.search(gallery[key], 30).keys.tolist() == naive(
+            gallery[key], held, 30, "cosine"
+        )
+    index.add(keys(50), gallery[7:8])
+    assert index.search(gallery[7], 1).keys.tolist() == [50]
+    index.remove(np.array(sorted([*held, 50]), np.int64))
+    assert len(index) == 0
+    assert len(index.search(gallery[0], 5).keys) == 0
+
+
+def test_an_empty_index_finds_nothing(make: Make) -> None:
+    index = make("euclidean")
+    hits = index.search(embeddings(1)[0], 5)
+    assert (len(hits.keys), len(hits.similarities), len(index)) == (0, 0, 0)
+    index.add(keys(), embeddings(0))
+    index.remove(keys())
+    assert len(index) == 0
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_parts_are_those_of_the_embeddings(make: Make, metric: Metric) -> None:
+    gallery, probe = embeddings(10), embeddings(1, seed=1)[0]
+    index = make(metric)
+    index.add(np.arange(10, dtype=np.int64), gallery)
+    expected = part_similarity(probe, gallery[[8, 2]], metric)
+    np.testing.assert_allclose(index.part_similarity(probe, keys(8, 2)), expected, atol=1e-6)
+
+
+def test_a_part_of_no_length_has_no_direction(make: Make) -> None:
+    gallery = embeddings(3)
+    gallery[1, 2] = 0
+    index = make("cosine")
+    index.add(np.arange(3, dtype=np.int64), gallery)
+    hits = index.search(gallery[1], 3)
+    assert hits.keys[0] == 1
+    assert hits.similarities[0] == pytest.approx((PARTS - 1) / PARTS, abs=1e-6)
+
+
+def test_equals_are_ordered_by_key(make: Make) -> None:
+    one = embeddings(1)
+    index = make("cosine")
+    index.add(keys(9, 4, 6), np.repeat(one, 3, axis=0))
+    assert index.search(one[0], 3).keys.tolist() == [4, 6, 9]
+
+
+def test_the_memory_it_takes_grows_with_what_it_holds(make: Make) -> None:
+    index = make("cosine")
+    assert index.nbytes == 0
+    index.add(np.arange(10, dtype=np.int64), embeddings(10))
+    assert index.nbytes >= 10 * PARTS * CHANNELS * 4

@@ -1,0 +1,288 @@
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import Depends, FastAPI
+from sqlalchemy import Engine
+
+from service import problems
+from service.client import Client, JobEvent
+from service.errors import Reason
+from service.gallery.store import GalleryStore
+from service.jobs.events import Progress, Start
+from service.jobs.queue import JobQueue
+from service.model_registry import ModelRegistry
+from service.routes import jobs, models
+from service.routes.access import only_known_fields
+from service.settings import Settings
+from tests.service.jobs.serving_in_a_thread import serving
+
+GOOD = {"recipe": "demo", "name": "mine", "dataset": "walks", "teachers": ["big"]}
+CARD = {"name": "big", "digest": "d" * 64, "metrics": {"rank1": 0.9}}
+
+
+class FakeCheck:
+    """Stands in for the training program; keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[Sequence[str]] = []
+        self.answer: list[Reason] = []
+
+    def __call__(self, arguments: Sequence[str]) -> Sequence[Reason]:
+        self.asked.append(arguments)
+        return self.answer
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    settings = Settings(
+        data_dir=tmp_path / "data",
+        shipped_models_dir=tmp_path / "shipped",
+        recipes_dir=tmp_path / "recipes",
+    )
+    settings.recipes_dir.mkdir()
+    (settings.recipes_dir / "demo.toml").write_text("steps = 1\n")
+    (tmp_path / "outside.toml").write_text("steps = 1\n")
+    for model in (settings.shipped_models_dir / "big", settings.models_dir / "other"):
+        model.mkdir(parents=True)
+        (model / "card.json").write_text(json.dumps({**CARD, "name": model.name}))
+    (settings.datasets_dir / "walks.pack").mkdir(parents=True)
+    (settings.datasets_dir / "walks.pack" / "index.json").write_text("{}")
+    return settings
+
+
+@pytest.fixture
+def check() -> FakeCheck:
+    return FakeCheck()
+
+
+@pytest.fixture
+def queue(engine: Engine, settings: Settings) -> JobQueue:
+    return JobQueue.of(engine, settings)
+
+
+@pytest.fixture
+def http(settings: Settings, engine: Engine, check: FakeCheck) -> Iterator[httpx.Client]:
+    app = FastAPI(dependencies=[Depends(only_known_fields)])
+    problems.install(app)
+    app.include_router(jobs.router)
+    app.include_router(models.router)
+    app.state.resources = SimpleNamespace(
+        engine=engine, settings=settings, registry=ModelRegistry(settings, engine)
+    )
+    app.dependency_overrides[jobs.recipe_check] = lambda: check
+    GalleryStore(engine).ensure("default")
+    with serving(app) as url, httpx.Client(base_url=url) as client:
+        yield client
+
+
+def refused(http: httpx.Client, path: str, body: Any, status: int) -> dict[str, Any]:
+    """The problem that a request is answered with; nothing was queued."""
+    before = http.get("/jobs").json()
+    answer = http.post(path, json=body)
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert http.get("/jobs").json() == before
+    problem: dict[str, Any] = answer.json()
+    assert problem["detail"]
+    return problem
+
+
+def where(problem: dict[str, Any]) -> list[str]:
+    return [error["where"] for error in problem["errors"]]
+
+
+def test_a_distillation_is_queued_and_its_location_answers(
+    http: httpx.Client, check: FakeCheck, settings: Settings
+) -> None:
+    body = {**GOOD, "overrides": {"steps": 20, "batch.subjects": 4, "description": 'a "b"'}}
+    answer = http.post("/jobs/distill", json=body)
+    assert answer.status_code == 202
+    job = answer.json()
+    assert answer.headers["location"] == f"/jobs/{job['id']}"
+    assert (job["type"], job["status"]) == ("distill", "queued")
+    assert job["progress"] == {"fraction": 0.0, "step": 0, "total_steps": None, "eta_s": None}
+    assert (job["metrics"], job["result"], job["error"]) == ({}, None, None)
+    assert job["created_at"].endswith("Z")
+    assert http.get(answer.headers["location"]).json() == job
+    (arguments,) = check.asked
+    assert arguments[0] == str(settings.recipes_dir / "demo.toml")
+    assert "batch.subjects=4" in arguments
+    assert 'description="a \\"b\\""' in arguments
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "field"),
+    [
+        ({"recipe": "missing"}, 404, "recipe"),
+        ({"recipe": "../outside"}, 422, "recipe"),
+        ({"recipe": "demo.toml/../../outside"}, 422, "recipe"),
+        ({"recipe": "/etc/passwd"}, 422, "recipe"),
+        ({"dataset": "missing"}, 404, "dataset"),
+        ({"dataset": ".."}, 422, "dataset.pack"),
+        ({"dataset": {"gallery": "missing"}}, 404, "gallery"),
+        ({"dataset": {"gallery": "default", "pack": "x"}}, 422, "dataset.gallery.pack"),
+        ({"dataset": 5}, 422, "dataset.gallery"),
+        ({"teachers": ["big", "missing"]}, 404, "teachers[1]"),
+        ({"teachers": ["../shipped/big"]}, 422, "teachers[0]"),
+        ({"teachers": []}, 422, "teachers"),
+        ({"student": "missing"}, 404, "student"),
+        ({"name": "a/b"}, 422, "name"),
+        ({"name": ""}, 422, "name"),
+        ({"name": "big"}, 409, "name"),
+        ({"name": "other"}, 409, "name"),
+        ({"activate": "if_better"}, 422, "activate"),
+        ({"surprise": 1}, 422, "surprise"),
+        ({"overrides": {"data.dataset": "/etc"}}, 422, "overrides.data.dataset.[key]"),
+        (
+            {"overrides": {"teachers.0.checkpoint": "/etc"}},
+            422,
+            "overrides.teachers.0.checkpoint.[key]",
+        ),
+        ({"overrides": {"steps = 3": 1}}, 422, "overrides.steps = 3.[key]"),
+        ({"overrides": {"student": {"checkpoint": "/etc"}}}, 422, "overrides.student"),
+    ],
+)
+def test_what_cannot_run_is_refused_by_name(
+    http: httpx.Client, change: dict[str, Any], status: int, field: str
+) -> None:
+    problem = refused(http, "/jobs/distill", {**GOOD, **change}, status)
+    assert where(problem) == [field]
+
+
+def test_overrides_that_the_recipe_refuses_name_their_keys(
+    http: httpx.Client, check: FakeCheck
+) -> None:
+    check.answer = [
+        Reason("step", "no such key"),
+        Reason("terms", "Field required"),
+        Reason("data.dataset", "there is no packed dataset"),
+    ]
+    problem = refused(http, "/jobs/distill", {**GOOD, "overrides": {"step": 5}}, 422)
+    assert where(problem) == ["overrides.step", "recipe.terms", "recipe.data.dataset"]
+
+
+def test_a_gallery_takes_the_place_of_the_recipes_own_dataset(
+    http: httpx.Client, check: FakeCheck
+) -> None:
+    check.answer = [Reason("data.dataset", "there is no packed dataset")]
+    body = {**GOOD, "dataset": {"gallery": "default"}}
+    assert http.post("/jobs/distill", json=body).status_code == 202
+    assert "--dataset" not in check.asked[0]
+
+
+def test_two_unfinished_jobs_never_make_one_model(http: httpx.Client) -> None:
+    first = http.post("/jobs/distill", json=GOOD).json()
+    refused(http, "/jobs/distill", GOOD, 409)
+    http.post(f"/jobs/{first['id']}/cancel")
+    assert http.post("/jobs/distill", json=GOOD).status_code == 202
+
+
+def test_an_evaluation_is_queued_and_refused_alike(http: httpx.Client) -> None:
+    good = {"model": "big", "dataset": "walks", "protocol": "nine-pairs"}
+    assert http.post("/jobs/evaluate", json=good).status_code == 202
+    assert where(refused(http, "/jobs/evaluate", {**good, "model": "x"}, 404)) == ["model"]
+    assert where(refused(http, "/jobs/evaluate", {**good, "dataset": "x"}, 404)) == ["dataset"]
+    assert where(refused(http, "/jobs/evaluate", {**good, "protocol": "x"}, 422)) == ["protocol"]
+
+
+@pytest.mark.parametrize("kind", ["calibrate", "reindex", "anything"])
+def test_job_types_that_are_not_there_are_not_found(http: httpx.Client, kind: str) -> None:
+    assert http.post(f"/jobs/{kind}", json={}).status_code in (404, 405)
+
+
+def test_jobs_are_listed_newest_first_by_status_in_pages(
+    http: httpx.Client, queue: JobQueue
+) -> None:
+    ids = [queue.enqueue("evaluate", {}).id for _ in range(3)]
+    queue.cancel(ids[1])
+    first = http.get("/jobs", params={"limit": 2}).json()
+    second = http.get("/jobs", params={"limit": 2, "cursor": first["next_cursor"]}).json()
+    assert [job["id"] for job in first["items"] + second["items"]] == ids[::-1]
+    assert second["next_cursor"] is None
+    cancelled = http.get("/jobs", params={"status": "cancelled"}).json()["items"]
+    assert [job["id"] for job in cancelled] == [ids[1]]
+    for wrong in ({"status": "done"}, {"limit": 0}, {"cursor": "???"}, {"stat": "queued"}):
+        assert http.get("/jobs", params=wrong).status_code == 422
+
+
+def test_cancelling_answers_how_the_job_stands(http: httpx.Client, queue: JobQueue) -> None:
+    job = queue.enqueue("evaluate", {})
+    assert http.post(f"/jobs/{job.id}/cancel").json()["status"] == "cancelled"
+    failed = queue.enqueue("evaluate", {})
+    lease = queue.lease()
+    assert lease is not None
+    assert http.post(f"/jobs/{failed.id}/cancel").json()["status"] == "cancelling"
+    queue.fail(lease, "because")
+    assert http.post(f"/jobs/{failed.id}/cancel").status_code == 409
+    assert http.get(f"/jobs/{failed.id}").json()["error"] == "because"
+    for path in ("/jobs/nope", "/jobs/nope/events"):
+        assert http.get(path).status_code == 404
+    assert http.post("/jobs/nope/cancel").status_code == 404
+
+
+def followed(http: httpx.Client, job_id: str, after: int = 0) -> list[JobEvent]:
+    with Client(str(http.base_url)) as client:
+        return list(client.follow(job_id, after=after))
+
+
+def test_events_stream_as_they_happen_and_end_with_the_job(
+    http: httpx.Client, queue: JobQueue
+) -> None:
+    job = queue.enqueue("evaluate", {})
+
+    def work() -> None:
+        lease = queue.lease()
+        assert lease is not None
+        queue.record(lease, [Start(event="start", total_steps=2)])
+        time.sleep(0.5)
+        queue.record(lease, [Progress(event="progress", step=1, total_steps=2)])
+        queue.succeed(lease, {"model": "m"})
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    events = followed(http, job.id)
+    thread.join()
+    assert [event.sequence for event in events] == [1, 2, 3, 4, 5]
+    assert [event.kind for event in events] == ["status", "status", "start", "progress", "status"]
+    assert events[-1].data["status"] == "succeeded"
+    assert events[-1].data["result"] == {"model": "m"}
+
+
+def test_a_stream_that_broke_goes_on_after_the_last_event_seen(
+    http: httpx.Client, queue: JobQueue
+) -> None:
+    job = queue.enqueue("evaluate", {})
+    lease = queue.lease()
+    assert lease is not None
+    queue.record(lease, [Start(event="start", total_steps=2)])
+    queue.succeed(lease, {})
+    assert [event.sequence for event in followed(http, job.id, after=2)] == [3, 4]
+    seen_all = http.get(f"/jobs/{job.id}/events", headers={"Last-Event-ID": "4"})
+    assert seen_all.status_code == 204  # tells an EventSource to stop
+    assert http.get(f"/jobs/{job.id}/events", headers={"Last-Event-ID": "x"}).status_code == 400
+    far = http.get(f"/jobs/{job.id}/events", headers={"Last-Event-ID": "9" * 10})
+    assert far.status_code == 204
+
+
+def test_models_are_listed_and_shown_without_their_folders(
+    http: httpx.Client, settings: Settings
+) -> None:
+    listed = http.get("/models").json()["items"]
+    assert [(model["name"], model["source"]) for model in listed] == [
+        ("big", "shipped"),
+        ("other", "imported"),
+    ]
+    shown = http.get("/models/big").json()
+    assert shown["digest"] == "d" * 64
+    assert shown["metrics"] == {"rank1": 0.9}
+    assert shown["card"]["name"] == "big"
+    assert str(settings.data_dir.parent) not in http.get("/models").text
+    for missing in ("nope", "..", ".hidden"):
+        assert http.get(f"/models/{missing}").status_code == 404

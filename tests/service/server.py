@@ -1,0 +1,60 @@
+"""The real application behind a real socket, for tests over HTTP."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+
+from service.app import create_app
+from service.settings import Settings
+
+
+def settings_for(data_dir: Path, models: Path, **changes: Any) -> Settings:
+    """Settings that stay within a test's own folder."""
+    return Settings(
+        **{"data_dir": data_dir, "shipped_models_dir": models, "device": "cpu", **changes}
+    )
+
+
+@contextmanager
+def serving(
+    settings: Settings, *, until_ready: bool = True, seconds: float = 30
+) -> Iterator[httpx.Client]:
+    """Serve until the block ends; it begins once the service is ready, or alive at least."""
+    app = create_app(settings)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(
+            uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+        )
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        port = listener.getsockname()[1]
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            try:
+                wait_until(client, "/readyz" if until_ready else "/healthz", seconds)
+                yield client
+            finally:
+                server.should_exit = True
+                thread.join(20)
+
+
+def wait_until(client: httpx.Client, path: str, seconds: float = 30) -> None:
+    """Return once the path answers 200."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if client.get(path).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        if time.monotonic() > deadline:
+            raise TimeoutError("the service did not answer 200")
+        time.sleep(0.02)

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.app import create_app
+from service.auth import Scope, create_key, list_keys, revoke_key
+from service.database import open_database
+from service.errors import NotFound
+from service.exposure import Exposed, check_exposure
+from service.resources import open_engine
+from service.settings import Settings
+from tests.service.requests import enrol, identify, problem
+from tests.service.walkers import walk
+
+Serve = Callable[..., httpx.Client]
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def database(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'data' / 'gaitid.sqlite'}"
+
+
+def test_from_the_first_key_on_every_call_needs_one(serve: Serve, tmp_path: Path) -> None:
+    client = serve()
+    assert client.get("/galleries").status_code == 200
+    engine = open_database(database(tmp_path))
+    key, token = create_key(engine, [Scope.IDENTIFY], "reader")
+
+    refused = client.get("/galleries")
+    assert problem(refused, 401)["type"] == "/problems/key-required"
+    assert refused.headers["www-authenticate"] == "Bearer"
+    problem(client.get("/galleries", headers=bearer("gid_wrong")), 401)
+    problem(client.get("/galleries", headers={"Authorization": f"Basic {token}"}), 401)
+    problem(client.get("/galleries", params={"key": token}), 401)
+    assert client.get("/galleries", headers=bearer(token)).status_code == 200
+    for path in ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/"):
+        assert client.get(path).status_code == 200
+
+    revoke_key(engine, key.key_id)
+    problem(client.get("/galleries", headers=bearer(token)), 401)
+    problem(client.get("/galleries"), 401)  # the last key being gone opens nothing
+
+
+def test_a_key_does_what_its_scopes_say(serve: Serve, tmp_path: Path) -> None:
+    client = serve()
+    engine = open_database(database(tmp_path))
+    tokens = {scope: create_key(engine, [scope])[1] for scope in Scope}
+
+    def statuses(scope: Scope) -> list[int]:
+        client.headers.update(bearer(tokens[scope]))
+        return [
+            enrol(client, f"by-{scope}", walk(1)).status_code,
+            identify(client, walk(1)).status_code,
+            client.get("/jobs").status_code,
+            client.post("/galleries", json={"name": f"by-{scope}"}).status_code,
+            client.delete("/subjects/nobody").status_code,
+            client.get("/subjects").status_code,
+        ]
+
+    assert statuses(Scope.ENROLL) == [201, 403, 403, 403, 403, 200]
+    assert statuses(Scope.IDENTIFY) == [403, 200, 403, 403, 403, 200]
+    assert statuses(Scope.JOBS) == [403, 403, 200, 403, 403, 403]
+    assert statuses(Scope.ADMIN) == [201, 200, 200, 201, 404, 200]
+    client.headers.update(bearer(tokens[Scope.ENROLL]))
+    body = problem(identify(client, walk(1)), 403)
+    assert "`identify`" in body["detail"]
+
+
+def test_a_key_is_shown_once_and_kept_as_a_hash(tmp_path: Path, settings: Settings) -> None:
+    engine = open_engine(settings)
+    key, token = create_key(engine, [Scope.ADMIN, Scope.JOBS], "the boss")
+    assert token.startswith("gid_")
+    assert len(token) > 40
+    assert list_keys(engine) == [key]
+    assert key.scopes == {Scope.ADMIN, Scope.JOBS}
+    engine.dispose()
+    for file in settings.data_dir.glob("gaitid.sqlite*"):
+        assert token.encode() not in file.read_bytes()
+    with pytest.raises(ValueError, match="scope"):
+        create_key(engine, [])
+    with pytest.raises(NotFound):
+        revoke_key(engine, "nothing")
+
+
+def test_without_a_key_it_does_not_start_on_another_address(settings: Settings) -> None:
+    engine = open_engine(settings)
+    for host in ("0.0.0.0", "192.168.1.4", "::", "example.org"):  # noqa: S104
+        exposed = settings.model_copy(update={"host": host})
+        with pytest.raises(Exposed, match="gaitid keys add"):
+            check_exposure(exposed, engine)
+        check_exposure(exposed.model_copy(update={"allow_unauthenticated": True}), engine)
+    for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost"):
+        check_exposure(settings.model_copy(update={"host": host}), engine)
+    create_key(engine, [Scope.ADMIN])
+    check_exposure(settings.model_copy(update={"host": "0.0.0.0"}), engine)  # noqa: S104
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "10.0.0.1", "[::2]:1", ""])
+def test_without_a_key_a_foreign_host_name_is_refused(shared: httpx.Client, host: str) -> None:
+    answer = shared.get("/galleries", headers={"Host": host})
+    if host == "":  # httptools may refuse an empty Host by itself
+        assert answer.status_code in (400, 403)
+    else:
+        assert problem(answer, 403)["type"] == "/problems/unknown-host"
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:9", "127.0.0.1", "[::1]:8000"])
+def test_without_a_key_loopback_names_are_served(shared: httpx.Client, host: str) -> None:
+    assert shared.get("/galleries", headers={"Host": host}).status_code == 200
+
+
+def test_without_a_key_a_page_of_another_site_cannot_change_anything(shared: httpx.Client) -> None:
+    own = f"{shared.base_url.scheme}://{shared.base_url.netloc.decode()}"
+    for headers in (
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ):
+        problem(shared.post("/galleries", json={"name": "evil"}, headers=headers), 403)
+        assert shared.get("/galleries", headers=headers).status_code == 200
+    answer = shared.post("/galleries", json={"name": "."}, headers={"Origin": own})
+    problem(answer, 422)
+
+
+def call(settings: Settings, client: tuple[str, int], host: str) -> int:
+    """The status for a caller at an address, asking for a host."""
+    import asyncio
+
+    async def ask() -> int:
+        app = create_app(settings)
+        transport = httpx.ASGITransport(app, client=client)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as http,
+        ):
+            return (await http.get("/galleries")).status_code
+
+    return asyncio.run(ask())
+
+
+def test_without_a_key_only_this_machine_is_served_whatever_the_server_binds(
+    settings: Settings,
+) -> None:
+    assert call(settings, ("127.0.0.1", 1), "localhost") == 200
+    assert call(settings, ("192.168.1.9", 1), "localhost") == 403
+    vouched = settings.model_copy(update={"allow_unauthenticated": True})
+    assert call(vouched, ("192.168.1.9", 1), "api") == 200
+    assert call(vouched, ("192.168.1.9", 1), "192.168.1.2:80") == 200
+    assert call(vouched, ("192.168.1.9", 1), "evil.example") == 403
+    named = vouched.model_copy(update={"allowed_hosts": ("gait.example",)})
+    assert call(named, ("192.168.1.9", 1), "gait.example") == 200

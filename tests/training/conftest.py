@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.checkpoint import Card, save
+from models.registry import build
+from tests.training.walkers import make_pack
+from training.identities import identity_hash
+
+NARROW = {"channels": [4, 4, 8, 8], "parts": 4, "embedding_channels": 8}
+
+
+@pytest.fixture(scope="session")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six drawn walkers to train on and four to test on."""
+    path = tmp_path_factory.mktemp("packs") / "drawn.pack"
+    make_pack(path, subjects=10, test_subjects=4)
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_teacher(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., Path]:
+    """Untrained checkpoints, which teach as well as any where only plumbing is tested."""
+
+    def make(
+        *,
+        architecture: str = "gaitbase",
+        subjects: int = 6,
+        known: bool = True,
+        seed: int = 1,
+        **config: object,
+    ) -> Path:
+        torch.manual_seed(seed)
+        network = build(architecture, {**NARROW, "identities": subjects, **config})
+        ids = [f"s{i:02d}" for i in range(subjects)]
+        training = {"identity_hash": identity_hash(ids)} if known else {}
+        path = tmp_path_factory.mktemp("teachers") / "teacher"
+        save(path, network, Card.of(network, name="t", metric="euclidean", training=training))
+        return path
+
+    return make

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training import recipe as recipes
+from training.data.options import OrderedClip
+from training.recipe import Recipe, RecipeError, load, missing_files, require_teachers, shipped
+
+SMALLEST = 'steps = 5\nstudent.architecture = "gaitbase"\nterms = [{kind = "triplet"}]\n'
+
+
+@pytest.fixture
+def smallest(tmp_path: Path) -> str:
+    path = tmp_path / "smallest.toml"
+    path.write_text(SMALLEST)
+    return str(path)
+
+
+def where(error: RecipeError) -> list[str]:
+    return [problem.where for problem in error.problems]
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_recipe_is_valid(name: str) -> None:
+    assert load(name).steps > 0
+
+
+def test_the_published_objective_is_the_published_one() -> None:
+    recipe = load("gaitkd")
+    assert (recipe.distillation.teachers, recipe.distillation.parts) == ("sum", "truncate")
+    terms = {term.kind: term for term in recipe.terms}
+    assert set(terms) == {"triplet", "cross-entropy", "logit", "boundary"}
+    assert terms["triplet"] == recipes.TripletTerm(kind="triplet", weight=1.0, margin=0.2)
+    assert terms["cross-entropy"] == recipes.CrossEntropyTerm(
+        kind="cross-entropy", weight=1.0, scale=16.0, smoothing=0.1
+    )
+    assert terms["logit"] == recipes.LogitTerm(
+        kind="logit", weight=1.0, temperature=4.0, scale=16.0
+    )
+    assert terms["boundary"] == recipes.BoundaryTerm(
+        kind="boundary", weight=0.003, margin=1.0, relative=False, connector=False
+    )
+
+
+def test_the_baseline_differs_from_the_corrected_objective_in_nothing_but_distillation() -> None:
+    baseline, corrected = load("student-baseline"), load("gaitkd-corrected")
+    different = {
+        name for name in Recipe.model_fields if getattr(baseline, name) != getattr(corrected, name)
+    }
+    assert different == {"description", "terms", "distillation"}
+    assert not baseline.distils
+    assert corrected.distils
+
+
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [
+        ("stepz=3", "stepz"),
+        ("steps=0", "steps"),
+        ("steps=2.5", "steps"),
+        ("steps=yes", "steps"),
+        ('steps="5"', "steps"),
+        ("student.architekture=x", "student.architekture"),
+        ("terms.0.margin=-1", "terms.0.margin"),
+        ("terms.0.kind=quadruplet", "terms.0"),
+        ("data.validation=1.0", "data.validation"),
+        ("data.clip.kind=shuffled", "data.clip"),
+        ("optimiser.kind=lion", "optimiser"),
+        ("precision=fp8", "precision"),
+    ],
+)
+def test_a_wrong_value_is_an_error_that_names_its_key(
+    smallest: str, setting: str, key: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load(smallest, settings=[setting])
+    assert where(caught.value) == [key]
+
+
+def test_every_wrong_key_is_named_not_only_the_first(smallest: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load(smallest, settings=["steps=-1", "sead=3"])
+    assert sorted(where(caught.value)) == ["sead", "steps"]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "schedule={kind='multistep', milestones=[3, 5]}",
+        "schedule={kind='multistep', milestones=[3, 2]}",
+        "schedule={kind='cosine', warm_up=5}",
+        "optimiser={kind='sgd', momentum=0.0, nesterov=true}",
+        "student={config={parts=4}}",
+        "terms=[]",
+        "terms=[{kind='boundary', relative=true, connector=true}]",
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(smallest: str, setting: str) -> None:
+    with pytest.raises(RecipeError):
+        load(smallest, settings=[setting])
+
+
+def test_settings_step_into_tables_and_lists_and_take_bare_words(smallest: str) -> None:
+    recipe = load(
+        smallest,
+        settings=[
+            "terms.0.margin=0.3",
+            "data.clip.kind=ordered",
+            "data.clip.frames=9",
+            "student.config.channels=[4, 8, 8, 8]",
+            "precision=fp32",
+        ],
+    )
+    (term,) = recipe.terms
+    assert isinstance(term, recipes.TripletTerm)
+    assert term.margin == 0.3
+    assert recipe.data.clip == OrderedClip(frames=9)
+    assert recipe.student.config["channels"] == [4, 8, 8, 8]
+    assert recipe.precision == "fp32"
+
+
+@pytest.mark.parametrize("setting", ["steps", "=3", "terms.7.margin=1", "steps.of.what=1"])
+def test_a_setting_that_leads_nowhere_is_refused(smallest: str, setting: str) -> None:
+    with pytest.raises(RecipeError):
+        load(smallest, settings=[setting])
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_no_setting_raises_anything_but_a_recipe_error(key: str, value: str) -> None:
+    content = tomllib.loads(SMALLEST)
+    try:
+        recipes._apply(content, f"{key}={value}")
+    except RecipeError:
+        return
+    assert content != tomllib.loads(SMALLEST) or value
+
+
+def test_what_is_no_recipe_is_refused_with_the_names_of_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="gaitkd"):
+        load("gait-kd")
+    (tmp_path / "broken.toml").write_text("steps = = 3")
+    with pytest.raises(RecipeError, match="not TOML"):
+        load(str(tmp_path / "broken.toml"))
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="UTF-8"):
+        load(str(tmp_path / "binary.toml"))
+
+
+def test_the_command_line_replaces_dataset_teachers_and_student(smallest: str) -> None:
+    recipe = load(
+        smallest, dataset=Path("d.pack"), teachers=[Path("a"), Path("b")], student=Path("c")
+    )
+    assert recipe.data.dataset == Path("d.pack")
+    assert [teacher.checkpoint for teacher in recipe.teachers] == [Path("a"), Path("b")]
+    assert recipe.student.checkpoint == Path("c")
+    assert [problem.where for problem in missing_files(recipe)] == [
+        "data.dataset",
+        "teachers.0.checkpoint",
+        "teachers.1.checkpoint",
+        "student.checkpoint",
+    ]
+
+
+def test_teachers_belong_to_distilling_and_only_to_it(smallest: str) -> None:
+    plain = load(smallest)
+    require_teachers(plain, wanted=False)
+    with pytest.raises(RecipeError, match="--teacher"):
+        require_teachers(load("gaitkd"), wanted=True)
+    with pytest.raises(RecipeError, match="no term has a teacher"):
+        require_teachers(load(smallest, teachers=[Path("a")]), wanted=True)
+    with pytest.raises(RecipeError, match="use distill"):
+        require_teachers(load("gaitkd"), wanted=False)
+
+
+def test_the_digest_tells_recipes_apart(smallest: str) -> None:
+    assert load(smallest).digest == load(smallest).digest
+    assert load(smallest).digest != load(smallest, settings=["seed=1"]).digest
+
+
+def test_a_recipe_is_checked_without_torch() -> None:
+    code = (
+        "import sys, training.__main__, training.recipe; training.recipe.load('gaitkd');"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import checkpoint
+from models.registry import build
+from tests.training.conftest import NARROW
+from tests.training.runs import Listener, PowerCut, run, tiny, weights
+from tests.training.walkers import make_pack
+from training import state
+from training.data.batches import Batch, BatchSource
+from training.distributed import Group
+from training.events import Done, Evaluated, Progressed, Started
+from training.optimisation import MovingAverage, rate_factor
+from training.preparation import Preparation, prepare
+from training.recipe import Cosine, MultiStep, Recipe, RecipeError
+from training.state import StateError
+from training.trainer import Trainer, TrainingFailed
+
+CPU = torch.device("cpu")
+
+
+def test_a_run_reports_its_steps_and_leaves_a_checkpoint_that_says_how_it_was_made(
+    pack: Path, tmp_path: Path
+) -> None:
+    recipe = tiny("student-baseline", pack, "evaluation.every=3")
+    events = run(recipe, tmp_path).events
+    assert events[0] == Started(total_steps=6, step=0)
+    assert [e.step for e in events if isinstance(e, Progressed)] == [2, 4, 6]
+    assert len([e for e in events if isinstance(e, Evaluated)]) == 2
+    done = events[-1]
+    assert isinstance(done, Done)
+    assert set(done.metrics) >= {"rank1", "normal_rank1", "coat_rank1"}
+
+    network, card = checkpoint.load(Path(done.checkpoint), "cpu")
+    assert network.identities == 6
+    assert card.metrics["rank1"] == done.metrics["rank1"]
+    assert card.training["steps"] == 6
+    assert card.training["dataset"]["subjects"] == 6  # type: ignore[index,call-overload]
+    assert card.training["dataset"]["held_out_subjects"] == 4  # type: ignore[index,call-overload]
+    for known in ("seed", "recipe", "identity_hash", "seconds", "hardware", "precision"):
+        assert card.training[known] is not None
+    assert str(tmp_path) not in json.dumps(card.training)
+    assert str(pack.parent) not in json.dumps(card.training)
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("name", ["gaitkd", "gaitkd-corrected"])
+def test_a_run_cut_off_and_continued_ends_in_the_very_same_weights(
+    pack: Path, make_teacher: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    teachers = (
+        make_teacher(),
+        make_teacher(architecture="deepgaitv2", layers=[1, 1, 1, 1], seed=2),
+    )
+    settings = ("steps=20", "save_every=5", "log_every=1", "average=0.9", "precision=fp32")
+    recipe = tiny(name, pack, *settings, teachers=teachers)
+    run(recipe, tmp_path / "whole")
+    with pytest.raises(PowerCut):
+        run(recipe, tmp_path / "cut", Listener(cut_at=13))
+    assert not (tmp_path / "cut" / "checkpoint").exists()
+    resumed = run(recipe, tmp_path / "cut")
+    assert resumed.events[0] == Started(total_steps=20, step=10)
+    whole, continued = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert whole.keys() == continued.keys()
+    for key, tensor in whole.items():
+        assert torch.equal(tensor, continued[key]), key
+
+
+def test_a_finished_run_started_again_only_makes_its_checkpoint_again(
+    pack: Path, tmp_path: Path
+) -> None:
+    recipe = tiny("student-baseline", pack)
+    run(recipe, tmp_path)
+    first = weights(tmp_path)
+    events = run(recipe, tmp_path).events
+    assert events[0] == Started(total_steps=6, step=6)
+    assert isinstance(events[-1], Done)
+    assert all(torch.equal(first[key], tensor) for key, tensor in weights(tmp_path).items())
+
+
+def test_a_folder_with_another_run_is_not_continued(pack: Path, tmp_path: Path) -> None:
+    run(tiny("student-baseline", pack), tmp_path)
+    with pytest.raises(StateError, match="another"):
+        run(tiny("student-baseline", pack, "seed=1"), tmp_path)
+
+
+def test_a_damaged_state_is_refused_with_what_to_do(pack: Path, tmp_path: Path) -> None:
+    recipe = tiny("student-baseline", pack)
+    run(recipe, tmp_path)
+    path = tmp_path / state.NAME
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(StateError, match="remove it"):
+        run(recipe, tmp_path)
+
+
+def test_a_state_half_written_does_not_hide_the_one_before(tmp_path: Path) -> None:
+    state.save(tmp_path, {"step": 1}, run="r")
+    (tmp_path / f"{state.NAME}.new").write_bytes(b"half")
+    loaded = state.load(tmp_path, run="r")
+    assert loaded is not None
+    assert loaded["step"] == 1
+
+
+def test_the_checkpoint_holds_the_student_alone_and_teachers_stay_as_they_were(
+    pack: Path, make_teacher: Callable[..., Path], tmp_path: Path
+) -> None:
+    teacher = make_teacher(embedding_channels=12, parts=8)
+    before = {path.name: path.read_bytes() for path in teacher.iterdir()}
+    run(tiny("gaitkd-corrected", pack, teachers=(teacher,)), tmp_path)
+    saved = weights(tmp_path)
+    assert saved.keys() == build("gaitbase", {**NARROW, "identities": 6}).state_dict().keys()
+    assert before == {path.name: path.read_bytes() for path in teacher.iterdir()}
+    _, card = checkpoint.load(tmp_path / "checkpoint", "cpu")
+    assert card.training["teachers"][0]["name"] == "t"  # type: ignore[index,call-overload]
+
+
+def test_teachers_are_not_touched_by_a_step(pack: Path, make_teacher: Callable[..., Path]) -> None:
+    recipe = tiny("gaitkd", pack, teachers=(make_teacher(),))
+    preparation = prepare(recipe, CPU)
+    network = preparation.teachers[0].network
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    trainer = Trainer(recipe, preparation, Group(0, 1, CPU))
+    trainer.train(next(iter(batches(recipe, preparation))))
+    assert not network.training
+    assert trainer.result.training
+    assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())
+
+
+def batches(recipe: Recipe, preparation: Preparation) -> Iterator[Batch]:
+    return BatchSource(
+        preparation.train,
+        subjects=recipe.batch.subjects,
+        sequences=recipe.batch.sequences,
+        clip=recipe.data.clip,
+        seed=recipe.seed,
+    ).iterate(0, 1)
+
+
+def test_training_learns_the_drawn_walkers(pack: Path, tmp_path: Path) -> None:
+    recipe = tiny(
+        "student-baseline", pack, "steps=40", "save_every=40", "log_every=10", "average=0.9",
+        "optimiser={kind='adamw', learning_rate=0.01}", "schedule.warm_up=4",
+    )  # fmt: skip
+    progress = [e for e in run(recipe, tmp_path).events if isinstance(e, Progressed)]
+    assert progress[-1].metrics["loss"] < 0.7 * progress[0].metrics["loss"]
+    assert progress[-1].metrics["accuracy"] > 0.6
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_a_sentence_and_keeps_the_good_state(
+    pack: Path, tmp_path: Path
+) -> None:
+    recipe = tiny(
+        "student-baseline", pack, "optimiser.learning_rate=1e30", "clip_gradient=1e30",
+        "schedule.warm_up=0",
+    )  # fmt: skip
+    with pytest.raises(TrainingFailed, match="learning_rate"):
+        run(recipe, tmp_path)
+    assert not (tmp_path / "checkpoint").exists()
+
+
+@pytest.mark.parametrize(
+    "clip", ["{kind='unordered', frames=4}", "{kind='random_length', least=3, most=6}"]
+)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_kind_of_clip_trains_in_every_precision(
+    pack: Path, make_teacher: Callable[..., Path], tmp_path: Path, clip: str, precision: str
+) -> None:
+    recipe = tiny(
+        "gaitkd-corrected", pack, f"data.clip={clip}", f"precision={precision}",
+        teachers=(make_teacher(),),
+    )  # fmt: skip
+    run(recipe, tmp_path)
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path).values())
+
+
+def test_a_student_starts_from_its_checkpoint_and_keeps_the_classifier_of_its_own_identities(
+    pack: Path, make_teacher: Callable[..., Path]
+) -> None:
+    for known, kept in ((True, True), (False, False)):
+        start = make_teacher(known=known)
+        recipe = tiny("student-baseline", pack, f'student={{checkpoint="{start}"}}')
+        student = prepare(recipe, CPU).student.state_dict()
+        origin = checkpoint.load(start, "cpu")[0].state_dict()
+        classifier = "head.classifier.weight"
+        assert torch.equal(student[classifier], origin[classifier]) == kept
+        rest = student.keys() - {classifier}
+        assert all(torch.equal(student[key], origin[key]) for key in rest)
+
+
+def test_an_architecture_or_configuration_that_does_not_exist_is_named(pack: Path) -> None:
+    for settings, key in (
+        ("student={architecture='gaitbas'}", "student.architecture"),
+        ("student={architecture='gaitbase', config={chanels=[1]}}", "student.config.chanels"),
+        ("student={architecture='gaitbase', config={identities=3}}", "identities"),
+        ("batch.subjects=50", "batch.subjects"),
+        ("data.validation=0.9", "data.validation"),
+        ("evaluation.protocol=rank-1", "evaluation.protocol"),
+    ):
+        with pytest.raises(RecipeError, match=key):
+            run(tiny("student-baseline", pack, settings), Path("unused"))
+
+
+def test_walks_of_any_conditions_are_evaluated_and_none_are_no_error(tmp_path: Path) -> None:
+    walks = make_pack(tmp_path / "w.pack", subjects=6, frames=8)
+    index = walks.path / "index.json"
+    index.write_text(index.read_text().replace("normal-", "visit-"))
+    (walks.path / "partition.json").unlink()
+    events = run(tiny("student-baseline", walks.path, "data.validation=0.4"), tmp_path / "a").events
+    assert isinstance(events[-1], Done)
+    assert "rank1" in events[-1].metrics
+    events = run(tiny("student-baseline", walks.path), tmp_path / "b").events
+    assert isinstance(events[-1], Done)
+    assert events[-1].metrics == {}
+
+
+def test_the_moving_average_equals_its_formula() -> None:
+    torch.manual_seed(0)
+    config = {**NARROW, "identities": 3}
+    followed = build("gaitbase", config)
+    average = MovingAverage(followed, build("gaitbase", config), decay=0.8)
+    expected = {key: tensor.clone() for key, tensor in followed.state_dict().items()}
+    for step in range(12):
+        with torch.no_grad():
+            for weight in followed.parameters():
+                weight.add_(torch.randn_like(weight))
+        average.update(step)
+        decay = min(0.8, (1 + step) / (10 + step))
+        for key, tensor in followed.state_dict().items():
+            if tensor.is_floating_point():
+                expected[key] = decay * expected[key] + (1 - decay) * tensor
+    for key, tensor in average.network.state_dict().items():
+        torch.testing.assert_close(tensor, expected[key], rtol=1e-5, atol=1e-5)
+
+
+def test_schedules_warm_up_and_fall_as_written() -> None:
+    steps = MultiStep(kind="multistep", milestones=(4, 8), factor=0.1, warm_up=2)
+    found = [rate_factor(steps, step, 10) for step in range(10)]
+    assert found == pytest.approx([1 / 3, 2 / 3, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
+    cosine = [rate_factor(Cosine(kind="cosine", final=0.1), step, 100) for step in range(100)]
+    assert cosine[0] == 1
+    assert cosine[50] == pytest.approx(0.55)
+    assert cosine == sorted(cosine, reverse=True)
+    assert cosine[-1] == pytest.approx(0.1, abs=1e-3)
