@@ -388,7 +388,7 @@ def _settings(**given: Any) -> Settings:
 def _database(settings: Settings) -> Iterator[Engine]:
     from service.database import migrate, open_database
 
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     engine = open_database(settings.resolved_database_url)
     try:
         migrate(engine)

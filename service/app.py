@@ -66,7 +66,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # The last one added is the outermost.
     app.add_middleware(Idempotency, engine=engine)
     app.add_middleware(
-        BodyGuard, max_bytes=settings.max_request_bytes, max_json_bytes=settings.max_json_bytes
+        BodyGuard,
+        max_bytes=settings.max_request_bytes,
+        max_json_bytes=settings.max_json_bytes,
+        max_uploads=settings.max_uploads,
+        max_idle_seconds=settings.max_upload_idle_seconds,
     )
     app.add_middleware(
         Access,

@@ -58,8 +58,12 @@ class Answers:
     latencies_ms: Sequence[float]
 
 
-def run(console: Console | None = None) -> None:
-    """Run the whole demo and print what happened; raises `DemoFailed`."""
+def run(console: Console | None = None, *, environment: Mapping[str, str] | None = None) -> None:
+    """Run the whole demo and print what happened; raises `DemoFailed`.
+
+    `environment` is added to the service's, whose own GAITID_* settings are left out: the
+    deployment that this machine may be set up for is none of the demo's business.
+    """
     from service.demo_walks import WALKS
 
     console = console or Console()
@@ -67,7 +71,7 @@ def run(console: Console | None = None) -> None:
     try:
         with (
             tempfile.TemporaryDirectory(prefix="gaitid-demo-") as folder,
-            _service(Path(folder)) as url,
+            _service(Path(folder), environment or {}) as url,
             Client(url, timeout_s=120.0) as client,
         ):
             console.print(f"The service listens on {url}")
@@ -78,7 +82,7 @@ def run(console: Console | None = None) -> None:
         _summarise(console, answers, job, time.perf_counter() - begin)
     except (Refused, ServiceUnreachable) as error:
         raise DemoFailed(str(error)) from error
-    _judge(answers, job)
+    judge(answers, job)
 
 
 def choose(walks: Path) -> Cast:
@@ -163,13 +167,14 @@ def _summarise(console: Console, answers: Answers, job: Job, seconds: float) -> 
     )
     table.add_row("POST /identify, p50 / p95", f"{median(answers.latencies_ms):.0f} / {p95:.0f} ms")
     table.add_row("distillation", f"{job.status}, {job.progress.step} steps")
-    table.add_row("its metrics", figures(job.metrics) or "none")
+    table.add_row("its metrics", figures(job.metrics, most=6) or "none")
     table.add_row("activated", "nothing")
     table.add_row("the whole demo", f"{seconds:.0f} s")
     console.print(table)
 
 
-def _judge(answers: Answers, job: Job) -> None:
+def judge(answers: Answers, job: Job) -> None:
+    """Raise `DemoFailed` unless people were known, strangers unknown and the job done."""
     if job.status != "succeeded":
         raise DemoFailed(f"the distillation {job.status}: {job.error}")
     if answers.rank1 < _LEAST_RANK1:
@@ -179,10 +184,9 @@ def _judge(answers: Answers, job: Job) -> None:
 
 
 @contextmanager
-def _service(folder: Path) -> Iterator[str]:
+def _service(folder: Path, changes: Mapping[str, str]) -> Iterator[str]:
     """A service that lives no longer than the block, or this process; yields its URL."""
-    # The deployment that this machine may be set up for is none of the demo's business.
-    environment = {name: value for name, value in os.environ.items() if name[:7] != "GAITID_"}
+    inherited = {name: value for name, value in os.environ.items() if name[:7] != "GAITID_"}
     command = program("service", "serve", "--port", "0", "--data-dir", str(folder / "data"))
     with (folder / "service.log").open("wb") as log:
         process = subprocess.Popen(
@@ -190,7 +194,7 @@ def _service(folder: Path) -> Iterator[str]:
             stdin=subprocess.PIPE,  # its closing ends the service, whatever happens to us
             stdout=subprocess.PIPE,
             stderr=log,
-            env=environment,
+            env={**inherited, **changes},
             start_new_session=True,
         )
         try:

@@ -6,8 +6,9 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from threading import Event
 
 import faiss
 from sqlalchemy import Engine
@@ -78,7 +79,8 @@ async def open_resources(
     """
     check_exposure(settings, engine)
     encoder = Encoder.open(resolve(settings, settings.model), settings.device)
-    model = ModelInUse(encoder.card.name, encoder.digest, encoder.card.threshold)
+    # Under the name that GET /models lists, whatever its card is called.
+    model = ModelInUse(settings.model, encoder.digest, encoder.card.threshold)
     store = GalleryStore(engine)
     store.ensure(DEFAULT_GALLERY)
     reembedding = Reembedding(store, encoder.encode, model.digest)
@@ -115,8 +117,9 @@ async def open_resources(
                 clean=settings.clean_silhouettes,
                 max_pending=settings.max_pending,
             )
+            stopping = Event()
             warm_up = asyncio.create_task(
-                _warm_up(engine, store, galleries, reembedding, readiness), name="warm-up"
+                _warm_up(store, galleries, reembedding, readiness, stopping), name="warm-up"
             )
             try:
                 yield Resources(
@@ -135,9 +138,8 @@ async def open_resources(
                     erasure=Erasure(store, galleries),
                 )
             finally:
-                warm_up.cancel()
-                with suppress(asyncio.CancelledError):
-                    await warm_up
+                stopping.set()
+                await warm_up
 
 
 def _new_index(settings: Settings, encoder: Encoder) -> GalleryIndex:
@@ -153,28 +155,37 @@ def _new_index(settings: Settings, encoder: Encoder) -> GalleryIndex:
     )
 
 
+class _Stopped(Exception):
+    """The service stops before it was ready."""
+
+
 async def _warm_up(
-    engine: Engine,
     store: GalleryStore,
     galleries: GalleryCache,
     reembedding: Reembedding,
     readiness: Readiness,
+    stopping: Event,
 ) -> None:
     """Embed what the active model has not embedded, then load the galleries' indexes."""
 
+    def say(text: str) -> None:
+        if stopping.is_set():
+            raise _Stopped
+        readiness.says(text)
+
     def load() -> None:
         made = reembedding.everything(
-            lambda done, total: readiness.says(
+            lambda done, total: say(
                 f"The active model is new here: {done} of {total} sequences are embedded with it."
             )
         )
         if made:
             _log.info("embedded stored sequences with the active model", extra={"sequences": made})
-        readiness.says("The galleries are being loaded.")
         after: str | None = None
         while True:
-            page = list_galleries(engine, limit=100, after=after)
+            page = list_galleries(store.engine, limit=100, after=after)
             for record in page.items:
+                say("The galleries are being loaded.")
                 try:
                     gallery_id, newest, _ = store.head(record.name)
                     galleries.get(gallery_id).follow(newest)
@@ -185,6 +196,8 @@ async def _warm_up(
 
     try:
         await asyncio.to_thread(load)
+    except _Stopped:
+        _log.info("stopped before it was ready")
     except Exception:
         _log.exception("the service cannot become ready")
         readiness.says("The service could not load its galleries; its log says why.")

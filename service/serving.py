@@ -13,14 +13,30 @@ from typing import NoReturn
 import uvicorn
 
 from service.app import create_app
+from service.errors import NotFound
+from service.exposure import Exposed, check_exposure
 from service.jobs.datasets import deployment, program
 from service.jobs.supervisor import WorkerSupervisor
 from service.listening import url_of
+from service.model_registry import resolve
+from service.resources import open_engine
 from service.settings import Settings
 
 
 class CannotServe(Exception):
     """The service cannot start as it is configured; the text says what to change."""
+
+
+def _preflight(settings: Settings) -> None:
+    """Say in one sentence what would otherwise be a traceback out of the starting application."""
+    engine = open_engine(settings)
+    try:
+        check_exposure(settings, engine)
+        resolve(settings, settings.model)
+    except (Exposed, NotFound) as error:
+        raise CannotServe(str(error)) from error
+    finally:
+        engine.dispose()
 
 
 class _Announcing(uvicorn.Server):
@@ -53,9 +69,9 @@ def serve(settings: Settings, listener: socket.socket, *, with_worker: bool) -> 
         signal.signal(number, _leave)
     with ExitStack() as stack:
         stack.enter_context(listener)
-        app = create_app(settings)
+        _preflight(settings)
         config = uvicorn.Config(
-            app,
+            create_app(settings),
             access_log=False,
             log_config=None,
             server_header=False,
@@ -68,7 +84,4 @@ def serve(settings: Settings, listener: socket.socket, *, with_worker: bool) -> 
                 grace_s=settings.cancel_grace_seconds + 5.0,
             )
             stack.enter_context(worker)
-        server = _Announcing(config, announce)
-        server.run(sockets=[listener])
-        if not server.started:
-            raise CannotServe("the service could not start; its log says why")
+        _Announcing(config, announce).run(sockets=[listener])

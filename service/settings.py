@@ -41,6 +41,8 @@ class Settings(BaseSettings):
     max_decoded_bytes: PositiveInt = 512 * 2**20
     max_decode_seconds: PositiveFloat = 20.0
     max_sequences_per_request: PositiveInt = 50
+    max_uploads: PositiveInt = 32  # requests with files at once; they are spooled to disk
+    max_upload_idle_seconds: PositiveFloat = 30.0  # without a byte of an unfinished body
     max_json_bytes: PositiveInt = 2**20  # of a request whose body is JSON
     decode_workers: PositiveInt = 2  # each may hold max_decoded_bytes
     clean_silhouettes: bool = True

@@ -66,8 +66,7 @@ def decode_still(data: bytes, kind: Kind, budget: Budget, *, where: str) -> Fram
 
 
 def _frames(data: bytes, kind: Kind, budget: Budget, *, where: str) -> Iterator[Frame]:
-    if kind is Kind.TIFF:
-        _quieten_tiff()
+    _quieten_pillow()
     broken = f"{kind.value} that is damaged or cut short; save it again"
     _check_header(data, kind, budget, where, broken)
     with refusing(broken, where=where):
@@ -203,10 +202,10 @@ def _with_opacity(grey: Frame, opacity: Frame) -> Frame:
 
 
 @functools.cache
-def _quieten_tiff() -> None:
-    """Keep Pillow's remarks on odd TIFF tags off stderr: what matters becomes an error of ours.
+def _quieten_pillow() -> None:
+    """Keep Pillow's remarks on odd files off stderr: what matters of them is an error of ours.
 
-    A filter for that one module, put in place on first use: `warnings.catch_warnings` is not safe
+    A filter for that one package, put in place on first use: `warnings.catch_warnings` is not safe
     with threads.
     """
-    warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
+    warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -143,12 +143,11 @@ class FollowedGallery:
         return _array(matching or set())
 
     def _follow(self, newest: int) -> None:
-        if newest <= self._revision:
-            return
-        changes = self._store.changes(self._gallery_id, self._revision, self._digest)
-        missing = [item.sequence_id for item in changes.added if item.embedding is None]
-        made = self._embed_missing(missing) if missing else {}
-        self._apply(changes, made)
+        while self._revision < newest:
+            changes = self._store.changes(self._gallery_id, self._revision, self._digest)
+            missing = [item.sequence_id for item in changes.added if item.embedding is None]
+            made = self._embed_missing(missing) if missing else {}
+            self._apply(changes, made)
 
     def _apply(self, changes: Changes, made: Mapping[str, Embedding]) -> None:
         embedded = [

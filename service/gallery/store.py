@@ -40,6 +40,7 @@ from service.gallery.tables import (
 )
 
 SIDE = 64
+_PIECE = 2048  # sequences that are read at once: at 16 x 256 channels, 32 MB
 Also = Callable[[Session], None]
 """Work to do in the same transaction; what it raises rolls everything back."""
 
@@ -103,9 +104,12 @@ class GalleryStore:
 
     def ensure(self, name: str) -> None:
         """Create the gallery unless it exists; safe when several processes start at once."""
-        with Session(writing(self.engine)) as session, session.begin():
-            if session.scalar(select(GalleryRow.id).where(GalleryRow.name == name)) is None:
-                session.add(_new_gallery(name, {}))
+        try:
+            with Session(writing(self.engine)) as session, session.begin():
+                if session.scalar(select(GalleryRow.id).where(GalleryRow.name == name)) is None:
+                    session.add(_new_gallery(name, {}))
+        except IntegrityError:  # PostgreSQL: another process was a moment faster
+            self.head(name)
 
     def create(
         self, name: str, metadata: Metadata, also: Callable[[Session, GalleryRecord], None]
@@ -207,11 +211,24 @@ class GalleryStore:
         return row.id, row.revision, row.operating_point
 
     def changes(self, gallery_id: str, since: int, digest: str) -> Changes:
-        """What came and what went after revision `since`, with this checkpoint's embeddings."""
+        """What came and what went after revision `since`, with this checkpoint's embeddings.
+
+        A long history comes in pieces: the answer's `revision` says how far this one goes. Raises
+        `NotFound` when the gallery is gone.
+        """
         with Session(self.engine) as session:
             newest = session.scalar(select(GalleryRow.revision).where(GalleryRow.id == gallery_id))
-            if newest is None:  # the gallery was erased a moment ago
+            if newest is None:
                 raise NotFound("The gallery was erased while it was searched.")
+            beyond = session.scalar(
+                select(SequenceRow.revision)
+                .where(SequenceRow.gallery_id == gallery_id, SequenceRow.revision > since)
+                .order_by(SequenceRow.revision)
+                .offset(_PIECE)
+                .limit(1)
+            )
+            if beyond is not None:  # a revision is never split
+                newest = max(beyond - 1, since + 1)
             added = session.execute(
                 select(
                     SequenceRow.id,

@@ -57,6 +57,11 @@ def program(module: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", module, *arguments)
 
 
+def device(settings: Settings) -> Mapping[str, str]:
+    """The environment that keeps a run off a GPU which this deployment is not to use."""
+    return {"CUDA_VISIBLE_DEVICES": ""} if settings.device == "cpu" else {}
+
+
 def deployment(settings: Settings) -> Mapping[str, str]:
     """The environment in which another process of ours finds the same database."""
     environment = {"GAITID_DATA_DIR": str(settings.data_dir)}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from service.errors import NotFound, ServiceError
-from service.jobs.datasets import dataset_steps, program
+from service.jobs.datasets import dataset_steps, device, program
 from service.jobs.job import Job
 from service.jobs.plan import JobRefused, Outcome, Step
 from service.jobs.requests import DistillRequest, Override
@@ -31,7 +31,7 @@ class DistillJob:
         except NotFound as error:
             raise JobRefused(f"{error} It was there when the job was queued.") from error
         command = program("training", "distill", *what, "--out", str(_run(folder)), "--json")
-        return (*before, Step("training", command))
+        return (*before, Step("training", command, environment=device(self._settings)))
 
     def complete(self, job: Job, folder: Path) -> Outcome:
         """Register the checkpoint under the name that was asked for."""

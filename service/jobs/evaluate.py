@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from service.errors import ServiceError
-from service.jobs.datasets import dataset_steps, program
+from service.jobs.datasets import dataset_steps, device, program
 from service.jobs.job import Job
 from service.jobs.plan import JobRefused, Outcome, Step
 from service.jobs.requests import EvaluateRequest
@@ -28,7 +28,7 @@ class EvaluateJob:
             "training", "evaluate", "--checkpoint", str(self._checkpoint(request.model)),
             "--dataset", str(pack), "--protocol", request.protocol, "--json",
         )  # fmt: skip
-        return (*before, Step("evaluation", command))
+        return (*before, Step("evaluation", command, environment=device(self._settings)))
 
     def complete(self, job: Job, folder: Path) -> Outcome:
         """Name the model that was measured, exactly."""

@@ -24,6 +24,7 @@ import time
 from typing import IO, NoReturn
 
 LOCK_TIMEOUT_S = 20.0
+_NICENESS = 10  # a job gives way to whoever answers requests on the same cores
 LOCKED = 75  # EX_TEMPFAIL: the command was not started, another process still uses the folder
 
 
@@ -64,6 +65,8 @@ def main(arguments: list[str]) -> NoReturn:
         signal.signal(number, lambda *_: None)
     threading.Thread(target=_kill_group_when_abandoned, daemon=True).start()
     held = [_acquire(options[1])] if options else []
+    if held:
+        os.nice(_NICENESS)
     child = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, pass_fds=[file.fileno() for file in held]
     )

@@ -202,7 +202,9 @@ class JobQueue:
             row.lease_expires_at = now() + self._lease
             for event in events:
                 _apply(row, event)
-                _append(session, row, event.event, event.model_dump(exclude={"event"}))
+                # A checkpoint's path is for this machine only, and history is for clients.
+                content = event.model_dump(exclude={"event", "checkpoint"})
+                _append(session, row, event.event, content)
 
     def succeed(self, lease: Lease, result: JsonObject, *, records: Sequence[Table] = ()) -> Job:
         """End the job well, adding `records` in the same transaction; raises `LeaseLost`."""
@@ -280,7 +282,8 @@ def _expired(moment: datetime) -> ColumnElement[bool]:
 
 
 def _find(session: Session, query: Select[JobRow], job_id: str) -> JobRow:
-    row = session.scalars(query.where(JobRow.id == job_id)).one_or_none()
+    possible = "\0" not in job_id  # which PostgreSQL refuses to compare with
+    row = session.scalars(query.where(JobRow.id == job_id)).one_or_none() if possible else None
     if row is None:
         raise NotFound(f"There is no job {job_id!r}. GET /jobs lists them.", slug="job-not-found")
     return row

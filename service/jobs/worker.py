@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from service.jobs import events
 from service.jobs.child import Child
 from service.jobs.events import Failed, Progress, RunEvent
@@ -111,9 +113,13 @@ class Worker:
             return self._back(self._queue.release(lease), folder)
         except _Crashed as crash:
             return self._back(self._queue.retry(lease, str(crash)), folder)
-        except OSError as error:  # a full disk, say: the next attempt may be luckier
+        except (LeaseLost, SQLAlchemyError):
+            raise
+        except Exception as error:  # one bad job must not take the worker along
             _log.exception("job %s", job.id)
-            return self._back(self._queue.retry(lease, plain(str(error))), folder)
+            told = isinstance(error, OSError)  # a full disk, say
+            reason = plain(str(error)) if told else "the worker met an error that its log has"
+            return self._back(self._queue.retry(lease, reason), folder)
 
     def _back(self, job: Job, folder: Path) -> Job:
         """Keep the scratch of a job that is queued again; it may have ended instead."""

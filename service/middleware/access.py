@@ -35,6 +35,7 @@ class Access:
     ) -> None:
         self._app = app
         self._engine = engine
+        self._has_keys = False  # once true for good: a revoked key remains
         self._allow_unauthenticated = allow_unauthenticated
         self._allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
 
@@ -42,7 +43,8 @@ class Access:
         """Serve one request; raises `Unauthenticated` or `Forbidden`."""
         if scope["type"] == "http" and scope["path"] not in _OPEN_PATHS:
             headers = Headers(scope=scope)
-            if await asyncio.to_thread(any_key, self._engine):
+            self._has_keys = self._has_keys or await asyncio.to_thread(any_key, self._engine)
+            if self._has_keys:
                 await self._authenticate(scope, headers)
             else:
                 self._guard_open_service(scope, headers)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import Malformed, TooLarge
+from service.errors import Malformed, TooLarge, Unavailable
 
 _LONGEST_BOUNDARY = 200  # RFC 2046 allows 70 characters
 
@@ -20,14 +22,25 @@ class BodyCutOff(HTTPException):
 
 
 class BodyGuard:
-    """Refuses bodies over the limit, and multipart bodies without their end.
+    """Refuses bodies over the limit, too many uploads at once, and multipart bodies cut off.
 
     The parser behind it drops a part that is not closed, so of two files a cut-off second one would
     be left out in silence and the first enrolled alone.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int, max_json_bytes: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_bytes: int,
+        max_json_bytes: int,
+        max_uploads: int,
+        max_idle_seconds: float,
+    ) -> None:
         self._app = app
+        self._max_uploads = max_uploads
+        self._max_idle_seconds = max_idle_seconds
+        self._uploads = 0
         self._max_bytes = max_bytes
         self._max_json_bytes = max_json_bytes
 
@@ -45,25 +58,45 @@ class BodyGuard:
         closing = None if boundary is None else b"--" + boundary + b"--"
         total = 0
         tail = b""
+        complete = False
 
         async def receive_guarded() -> Message:
-            nonlocal total, tail
-            message = await receive()
+            nonlocal total, tail, complete
+            # Once the body is complete, receiving is waiting for the client to leave.
+            try:
+                async with asyncio.timeout(None if complete else self._max_idle_seconds):
+                    message = await receive()
+            except TimeoutError as error:
+                raise BodyCutOff(408, "The body stopped arriving. Send it again.") from error
             if message["type"] != "http.request":
                 return message
             body = message.get("body", b"")
             total += len(body)
+            complete = not message.get("more_body", False)
             if total > limit:
                 raise BodyCutOff(413, _over(limit))
             if closing is not None:
                 tail = (tail + body)[-(len(closing) + 64) :]
-                if not message.get("more_body", False) and total and closing not in tail:
+                if complete and total and closing not in tail:
                     raise BodyCutOff(
                         400, "The multipart body ends before its closing boundary. Send it whole."
                     )
             return message
 
-        await self._app(scope, receive_guarded, send)
+        if closing is None:
+            await self._app(scope, receive_guarded, send)
+            return
+        if self._uploads >= self._max_uploads:
+            raise Unavailable(
+                "Too many uploads at once. Try again in a moment.",
+                slug="overloaded",
+                retry_after=1.0,
+            )
+        self._uploads += 1
+        try:
+            await self._app(scope, receive_guarded, send)
+        finally:
+            self._uploads -= 1
 
 
 def multipart_boundary(content_type: str) -> bytes | None:

@@ -33,6 +33,7 @@ class Deployment:
             self._environment["PYTHONPATH"] = str(QUICK_TRAINING)
         self.process: subprocess.Popen[bytes] | None = None
         self.url = ""
+        self._client: Client | None = None
 
     def start(self) -> Client:
         """Start the service and return a client once it is ready."""
@@ -51,7 +52,7 @@ class Deployment:
             line = output.readline().decode()
         assert line.startswith("GaitID listens on http://127.0.0.1:"), self.log()
         self.url = line.split()[-1]
-        client = Client(self.url)
+        client = self._client = Client(self.url)
         until(client.ready, "the service is ready")
         return client
 
@@ -61,6 +62,8 @@ class Deployment:
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal and wait for the end; returns the exit status."""
         assert self.process is not None
+        assert self._client is not None
+        self._client.close()
         self.process.send_signal(number)
         status = self.process.wait(timeout=30)
         cast(IO[bytes], self.process.stdout).close()

@@ -32,6 +32,7 @@ def training_pid(deployment: Deployment, job: Job) -> int:
     return int(until(lambda: file.exists() and file.read_text(), "the training runs"))
 
 
+@pytest.mark.slow
 def test_a_job_outlives_its_worker_and_ends_with_a_registered_model(
     deployment: Deployment,
 ) -> None:
@@ -59,6 +60,7 @@ def test_a_job_outlives_its_worker_and_ends_with_a_registered_model(
         distill(client)
 
 
+@pytest.mark.slow
 def test_after_a_kill_of_everything_the_enrolled_are_found_and_the_job_resumes(
     deployment: Deployment,
 ) -> None:
@@ -79,6 +81,7 @@ def test_after_a_kill_of_everything_the_enrolled_are_found_and_the_job_resumes(
     assert client.job(job.id).status == "succeeded"
 
 
+@pytest.mark.slow
 def test_a_stopped_service_leaves_no_process_and_its_job_in_the_queue(
     deployment: Deployment,
 ) -> None:
@@ -123,7 +126,10 @@ def test_a_real_distillation_makes_a_model_that_can_be_evaluated(
     learning_deployment: Deployment,
 ) -> None:
     client = learning_deployment.start()
-    enrol(client, 1, 2, 3, 4)
+    for person in (1, 2, 3, 4):
+        for view, phase in (("000", 0.0), ("090", 0.7)):
+            walks = [("walk.npz", walk(person, phase=phase))]
+            client.enroll(f"p{person}", walks, metadata={"view": view, "condition": "nm-01"})
     job = client.distill(
         recipe="demo",
         name="mine",
@@ -137,6 +143,15 @@ def test_a_real_distillation_makes_a_model_that_can_be_evaluated(
     assert steps[-1] == 6
     assert ended.metrics["loss"] > 0
     assert client.model("mine").card["training"]
+
+    job = client.evaluate(model="mine", dataset={"gallery": "default"}, protocol="nine-pairs")
+    *_, last = client.follow(job.id)
+    assert (last.data["status"], last.data["error"]) == ("succeeded", None)
+    assert 0 <= client.job(job.id).metrics["rank1"] <= 1
+    job = client.evaluate(model="mine", dataset={"gallery": "default"}, protocol="gait3d")
+    list(client.follow(job.id))
+    assert "PROBE_SET" in str(client.job(job.id).error)  # says what the dataset lacks
+
     with pytest.raises(Refused) as refusal:
         client.distill(
             recipe="demo",

@@ -25,9 +25,7 @@ def settings_for(data_dir: Path, models: Path, **changes: Any) -> Settings:
 
 
 @contextmanager
-def serving(
-    settings: Settings, *, until_ready: bool = True, seconds: float = 30
-) -> Iterator[httpx.Client]:
+def serving(settings: Settings, *, until_ready: bool = True) -> Iterator[httpx.Client]:
     """Serve until the block ends; it begins once the service is ready, or alive at least."""
     app = create_app(settings)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -39,7 +37,7 @@ def serving(
         port = listener.getsockname()[1]
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             try:
-                wait_until(client, "/readyz" if until_ready else "/healthz", seconds)
+                wait_until(client, "/readyz" if until_ready else "/healthz")
                 yield client
             finally:
                 server.should_exit = True

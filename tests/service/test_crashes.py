@@ -71,23 +71,23 @@ def test_after_kill_9_every_acknowledged_enrolment_is_found_and_nothing_half_don
 ) -> None:
     acknowledged: set[str] = set()
     in_flight: set[str] = set()
-    moments = random.Random(5)
+    moments = random.Random(5)  # noqa: S311
     for life in range(2):
         tried: set[str] = set()
         with process(tmp_path, models) as (running, address):
-            clients = [
+            threads = [
                 threading.Thread(
                     target=enrol_until_it_dies,
                     args=(address, f"life{life}-client{number}", acknowledged, tried),
                 )
                 for number in range(3)
             ]
-            for client in clients:
-                client.start()
+            for thread in threads:
+                thread.start()
             time.sleep(moments.uniform(0.5, 1.2))
             running.send_signal(signal.SIGKILL)
-            for client in clients:
-                client.join(20)
+            for thread in threads:
+                thread.join(20)
         in_flight |= tried - acknowledged
     assert acknowledged
     assert len(in_flight) <= 6  # one a client and life

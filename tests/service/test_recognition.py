@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -152,6 +155,55 @@ def test_too_much_at_once_is_503_with_retry_after_and_the_service_lives(serve: S
     problem(refused[0], 503)
     enrolled = {answer.json()["subject_id"] for answer in answers if answer.status_code == 201}
     assert set(contents(client)) - {""} == enrolled
+
+
+def begin_upload(client: httpx.Client) -> socket.socket:
+    """A connection on which an upload was begun and is not going on."""
+    connection = socket.create_connection((client.base_url.host, client.base_url.port or 0))
+    connection.sendall(
+        b"POST /identify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
+        b"Content-Type: multipart/form-data; boundary=X\r\n\r\n--X"
+    )
+    return connection
+
+
+def test_too_many_uploads_at_once_are_turned_away_before_they_are_read(serve: Serve) -> None:
+    client = serve(max_uploads=1)
+    with ExitStack() as stack:
+        deadline = time.monotonic() + 10
+        while True:
+            stack.enter_context(begin_upload(client))
+            answer = identify(client, walk(1))
+            if answer.status_code != 200:
+                break
+            assert time.monotonic() < deadline
+        problem(answer, 503)
+        assert "retry-after" in answer.headers
+    while identify(client, walk(1)).status_code != 200:
+        assert time.monotonic() < deadline
+
+
+def test_an_upload_that_stops_arriving_is_given_up(serve: Serve) -> None:
+    client = serve(max_upload_idle_seconds=0.2)
+    with begin_upload(client) as connection:
+        connection.settimeout(10)
+        answer = connection.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"application/problem+json" in answer
+    # Waiting for an answer is not the client's fault.
+    assert identify(client, walk(1)).status_code == 200
+
+
+def test_a_request_whose_client_left_drops_out(serve: Serve) -> None:
+    client = serve(batch_wait_ms=60_000)
+    with pytest.raises(httpx.ReadTimeout):
+        client.post("/identify", files={"sequence": ("a", walk(1))}, timeout=0.5)
+    deadline = time.monotonic() + 5
+    while "gaitid_pending_sequences 0.0" not in (metrics := client.get("/metrics").text):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert "gaitid_decode_duration_seconds_count 1.0" in metrics
+    assert "gaitid_embed_duration_seconds_count 0.0" in metrics
 
 
 def test_a_request_larger_than_the_queue_is_served_when_it_is_alone(serve: Serve) -> None:

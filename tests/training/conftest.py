@@ -14,6 +14,12 @@ from training.identities import identity_hash
 NARROW = {"channels": [4, 4, 8, 8], "parts": 4, "embedding_channels": 8}
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Tiny networks gain nothing from threads, and on a busy machine they wait for each other."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six drawn walkers to train on and four to test on."""

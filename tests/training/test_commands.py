@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from models import checkpoint
+from tests.training.runs import TINY
+from training.__main__ import app
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _own_signals() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def call(*arguments: object) -> tuple[int, list[dict[str, Any]]]:
+    """The exit status and the events of a command in this process."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def small(*more: str) -> list[str]:
+    return [f"--set={setting}" for setting in (*TINY, *more)]
+
+
+class Started:
+    """A command in a process of its own, whose events are read as they come."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "training", *map(str, arguments)],
+            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def until(self, step: int) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            event = json.loads(line)
+            if event["event"] == "progress" and event["step"] >= step:
+                return
+        raise AssertionError("the run ended before that step")
+
+    def end(self, number: signal.Signals) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(timeout=60)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait(timeout=60)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_stopped_run_goes_on_where_it_was(
+    pack: Path, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    run = [
+        "train", "student-baseline", "--out", tmp_path, "--dataset", pack, "--json",
+        *small("steps=4000", "log_every=5", "save_every=5"),
+    ]  # fmt: skip
+    with Started(*run) as first:
+        first.until(10)
+        assert first.end(number) == status
+    assert not (tmp_path / "checkpoint").exists()
+    with Started(*run) as second:
+        assert second.process.stdout is not None
+        start = json.loads(second.process.stdout.readline())
+        assert start["event"] == "start"
+        # killed outright it may have lost what came after the last regular saving
+        assert start["step"] >= (10 if number is signal.SIGTERM else 5)
+        assert second.end(signal.SIGTERM) == 143
+
+
+def test_distilling_by_command_ends_with_a_checkpoint(
+    pack: Path, make_teacher: Callable[..., Path], tmp_path: Path
+) -> None:
+    status, events = call(
+        "distill", "demo", "--out", tmp_path, "--dataset", pack, "--teacher", make_teacher(),
+        "--student", make_teacher(known=False), "--json", *small(),
+    )  # fmt: skip
+    assert status == 0
+    kinds = [event["event"] for event in events]
+    assert kinds == ["start", "progress", "progress", "progress", "evaluation", "done"]
+    assert events[1].keys() == {"event", "step", "total_steps", "eta_s", "metrics"}
+    assert events[1]["metrics"].keys() >= {"loss", "triplet", "ranking", "boundary"}
+    assert Path(events[-1]["checkpoint"]) == tmp_path / "checkpoint"
+    checkpoint.load(tmp_path / "checkpoint", "cpu")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("distill", "demo", "--dataset", "PACK"),
+        ("distill", "demo", "--dataset", "PACK", "--teacher", "nowhere"),
+        ("distill", "demo", "--dataset", "nowhere", "--teacher", "TEACHER"),
+        ("distill", "demo", "--teacher", "TEACHER"),
+        ("distill", "no-such-recipe", "--dataset", "PACK", "--teacher", "TEACHER"),
+        ("distill", "demo", "--dataset", "PACK", "--teacher", "TEACHER", "--student", "nowhere"),
+        ("distill", "demo", "--dataset", "PACK", "--teacher", "TEACHER", "--set", "stepz=1"),
+        ("distill", "gaitkd", "--dataset", "PACK", "--teacher", "TEACHER"),
+        ("train", "gaitkd", "--dataset", "PACK"),
+        ("train", "student-baseline", "--dataset", "PACK", "--set", "batch.subjects=99"),
+    ],
+)
+def test_bad_input_ends_with_status_2_and_one_sentence(
+    pack: Path, make_teacher: Callable[..., Path], tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    places = {"PACK": str(pack), "TEACHER": str(make_teacher(subjects=7))}
+    named = [places.get(argument, argument) for argument in arguments]
+    status, events = call(*named, "--out", tmp_path / "out", "--json")
+    assert status == 2
+    assert [event["event"] for event in events] == ["failed"]
+    assert events[0]["reason"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_teacher_is_bad_input(
+    pack: Path, make_teacher: Callable[..., Path], tmp_path: Path
+) -> None:
+    teacher = make_teacher(seed=9)
+    weights = teacher / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    status, events = call(
+        "distill", "demo", "--out", tmp_path, "--dataset", pack, "--teacher", teacher, "--json"
+    )
+    assert (status, events[-1]["event"]) == (2, "failed")
+
+
+def test_a_run_that_diverges_ends_with_status_1_and_a_sentence(pack: Path, tmp_path: Path) -> None:
+    status, events = call(
+        "train", "student-baseline", "--out", tmp_path, "--dataset", pack, "--json",
+        *small("optimiser.learning_rate=1e30", "clip_gradient=1e30", "schedule.warm_up=0"),
+    )  # fmt: skip
+    assert status == 1
+    assert "learning_rate" in events[-1]["reason"]
+
+
+def test_validate_answers_in_json_and_by_its_status() -> None:
+    assert call("validate", "gaitkd") == (0, [{"errors": []}])
+    status, (answer,) = call("validate", "gaitkd", "--set", "stepz=1", "--set", "seed=-1")
+    assert status == 2
+    assert {error["where"] for error in answer["errors"]} == {"stepz", "seed"}
+    status, (answer,) = call("validate", "gaitkd", "--teacher", "nowhere")
+    assert status == 2
+    assert answer["errors"][0]["where"] == "teachers.0.checkpoint"
+
+
+def test_an_exported_checkpoint_is_smaller_and_embeds_the_same(
+    make_teacher: Callable[..., Path], tmp_path: Path
+) -> None:
+    import torch
+
+    source, out = make_teacher(subjects=500), tmp_path / "exported"
+    assert call("export", source, "--out", out, "--name", "slim", "--json")[0] == 0
+    whole, _ = checkpoint.load(source, "cpu")
+    slim, card = checkpoint.load(out, "cpu")
+    assert (card.name, card.identities, slim.identities) == ("slim", 0, 0)
+    size = [(path / "weights.safetensors").stat().st_size for path in (out, source)]
+    assert size[0] < 0.6 * size[1]
+    walk = torch.rand(2, 4, 64, 44)
+    torch.testing.assert_close(slim(walk).embeddings, whole(walk).embeddings, rtol=0.02, atol=0.02)
+
+
+def test_an_exported_gallery_is_packed_by_command(tmp_path: Path) -> None:
+    source, out = tmp_path / "gallery.zip", tmp_path / "gallery.pack"
+    silhouettes = np.zeros((8, 64, 64), np.uint8)
+    silhouettes[:, 5:60, 25:40] = 255
+    with zipfile.ZipFile(source, "w") as archive:
+        archive.writestr("gallery.json", "{}")
+        lines = [
+            {"subject_id": f"p{i % 3}", "sequence_id": f"q{i}", "metadata": {}} for i in range(6)
+        ]
+        archive.writestr("sequences.jsonl", "\n".join(map(json.dumps, lines)))
+        for i in range(6):
+            with archive.open(f"silhouettes/q{i}.npy", "w") as file:
+                np.save(file, silhouettes)
+    status, events = call("pack", source, "--out", out, "--format", "gallery", "--json")
+    assert status == 0, events
+    assert events[-1]["metrics"] == {"subjects": 3, "sequences": 6, "frames": 48, "skipped": 0}
+    status, events = call("pack", source, "--out", out, "--json")
+    assert (status, events[-1]["event"]) == (2, "failed")
+
+
+def test_a_checkpoint_is_evaluated_by_command(
+    pack: Path, make_teacher: Callable[..., Path], tmp_path: Path
+) -> None:
+    asked = ("evaluate", "--checkpoint", make_teacher(), "--dataset", pack, "--json")
+    status, events = call(*asked, "--protocol", "cross-view", "--out", tmp_path / "r.json")
+    assert status == 0, events
+    assert [e["event"] for e in events if e["event"] != "progress"] == [
+        "start",
+        "evaluation",
+        "done",
+    ]
+    assert 0 <= events[-1]["metrics"]["rank1"] <= 1
+    assert json.loads((tmp_path / "r.json").read_text())["protocol"] == "cross-view"
+    assert call(*asked, "--protocol", "best-view")[0] == 2
+
+
+def test_people_get_sentences_on_stderr_and_nothing_on_stdout(pack: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        app,
+        ["train", "student-baseline", "--out", str(tmp_path), "--dataset", str(pack), *small()],
+    )
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert "step 6/6" in result.stderr
+    assert "checkpoint:" in result.stderr

@@ -149,7 +149,7 @@ def test_training_learns_the_drawn_walkers(pack: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     progress = [e for e in run(recipe, tmp_path).events if isinstance(e, Progressed)]
     assert progress[-1].metrics["loss"] < 0.7 * progress[0].metrics["loss"]
-    assert progress[-1].metrics["accuracy"] > 0.6
+    assert progress[-1].metrics["accuracy"] > 2 * progress[0].metrics["accuracy"]
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_a_sentence_and_keeps_the_good_state(

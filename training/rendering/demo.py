@@ -26,7 +26,7 @@ from training.rendering.identity import Footage, Identity, Shot, draw_identity, 
 from training.rendering.recipe import RenderRecipe
 
 RECIPE: Final = RenderRecipe(
-    seed=2026, split="train", collections=("cmu",), identities=8, severity=0.7
+    seed=2026, split="test", collections=("cmu",), identities=8, severity=0.7
 )
 _ENROLLED: Final = 6
 _WALKS: Final = 3

@@ -79,15 +79,16 @@ def draw_faults(rng: np.random.Generator, *, frames: int, severity: float) -> Fa
 
     # Background subtraction takes the soft border and the clothes' own shadow in: outlines are
     # rather too thick.
-    grow = float(rng.triangular(-0.006, 0.004, 0.016)) * min(severity, 1.0)
+    grow = float(rng.triangular(-0.006, 0.005, 0.02)) * min(severity, 1.0)
     if not happens(0.85):
         return Faults(ragged=0.1 * float(severity > 0), grow=grow)
     missing, missing_frames = (0.0, 0.0), (0, 0)
     if happens(0.3):
         regions = [(0.0, 0.14), (0.0, 0.2), (0.9, 1.0), (0.75, 1.0), (0.1, 0.2), (0.3, 0.5)]
         missing = regions[rng.integers(len(regions))]
-        # Mostly for a few frames; now and then, as dark hair before a dark wall, all the way.
-        length = frames if rng.random() < 0.2 else int(rng.integers(2, max(3, frames // 3)))
+        # Mostly for a few frames; dark hair before a dark wall can be missing all the way.
+        always = missing[0] == 0.0 and rng.random() < 0.4
+        length = frames if always else int(rng.integers(2, max(3, frames // 3)))
         missing_frames = (int(rng.integers(0, frames - length + 1)), length)
     return Faults(
         ragged=float(rng.uniform(0.0, 0.35)),
@@ -95,7 +96,7 @@ def draw_faults(rng: np.random.Generator, *, frames: int, severity: float) -> Fa
         coarse=rng.random() < 0.5,
         grow=grow,
         opening=float(rng.uniform(0.012, 0.028)) if rng.random() < 0.6 else 0.0,
-        lost=float(rng.uniform(0.004, 0.08)) if happens(0.75) else 0.0,
+        lost=float(rng.uniform(0.01, 0.11)) if happens(0.75) else 0.0,
         flicker=float(rng.uniform(0.0, 0.5)),
         band=float(rng.choice([0.13, 0.17, rng.uniform(0.2, 0.9)])) if happens(0.3) else -1.0,
         band_height=float(rng.uniform(0.01, 0.05)),

@@ -145,7 +145,8 @@ def draw_style(
     gains[_ARMS, _PITCH] *= factor(0.4) * factor(0.2, 2)
     gains[_FOREARMS, _PITCH] *= factor(0.35) * factor(0.15, 2)
     pair(_ARMS, _PITCH, shift(0.1), shift(0.05, 2))
-    pair(_ARMS, _ROLL, shift(0.06) * _OUTWARD, shift(0.03, 2))
+    # Sleeves keep arms a little off the body.
+    pair(_ARMS, _ROLL, (shift(0.06) + 0.04 * spread) * _OUTWARD, shift(0.03, 2))
     pair(_ARMS, _YAW, shift(0.15) * _OUTWARD, shift(0.06, 2))
     pair(_FOREARMS, _PITCH, shift(0.18), shift(0.08, 2))
     pair(_SHOULDERS, _ROLL, shift(0.08) * _OUTWARD, shift(0.02, 2))
@@ -186,6 +187,14 @@ def jittered(style: GaitStyle, rng: np.random.Generator, *, amount: float) -> Ga
     )
 
 
+def _within(swing: Floats) -> Floats:
+    """Keep flexion about the mean `[s, b, 3]` to what walking people do, at most."""
+    for bones, most in ((_ARMS, 0.6), (_FOREARMS, 0.45), (_THIGHS, 0.62), (_SHANKS, 0.85)):
+        reach = np.abs(swing[:, bones, _PITCH]).max(axis=0)
+        swing[:, bones, _PITCH] *= np.minimum(1.0, most / np.maximum(reach, 1e-9))
+    return swing
+
+
 def walk(
     style: GaitStyle,
     rng: np.random.Generator,
@@ -202,7 +211,7 @@ def walk(
     sway = (1.0 - share) * base.sway + share * partner.sway
     seconds = ((1.0 - share) * base.seconds + share * partner.seconds) * style.tempo
     mean = cycle.mean(axis=0)
-    swing = (cycle - mean) * style.gains
+    swing = _within((cycle - mean) * style.gains)
     shaped = mean + style.offsets + swing
     for arm, bones in enumerate(zip(_ARMS, _FOREARMS, strict=True)):
         shaped[:, bones] = np.roll(shaped[:, bones], round(style.arm_delay * SAMPLES), axis=0)

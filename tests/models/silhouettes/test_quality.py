@@ -158,6 +158,12 @@ def test_empty_frames_around_a_walk_only_warn() -> None:
     assert quality.score < accepted(walker(30)).score
 
 
+def test_a_walk_in_a_long_clip_of_nobody_is_still_a_walk() -> None:
+    quality = accepted([*walker(40), *[np.zeros(SIZE, np.uint8)] * 200])
+    assert quality.issues == ("empty_frames",)
+    assert quality.frames_used == 40
+
+
 def test_a_short_walk_passes_with_a_warning_and_a_lower_score() -> None:
     quality = accepted(walker(12))
     assert "too_few_frames" in quality.issues

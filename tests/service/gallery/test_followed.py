@@ -176,6 +176,24 @@ def test_the_cache_drops_what_was_not_searched_for_longest(engine: Engine) -> No
     assert [name for name in ids if cache.held(ids[name]) is not None] == ["a", "c"]
 
 
+def test_a_long_history_is_followed_in_pieces(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.gallery.store._PIECE", 4)
+    process = Process(engine)
+    first = enrol(process.store, "anna", 1)
+    for person in range(5):
+        enrol(process.store, f"s{person}", person + 10, person + 20)
+    enrol(process.store, "crowd", *range(30, 37))  # more than a piece, in one revision
+    enrol(process.store, "last", 40)
+    erase_sequence(engine, first[0])
+    assert process.store.changes(process.store.head("default")[0], 0, "d").revision < 8
+    everybody = {*(f"s{person}" for person in range(5)), "crowd", "last"}
+    assert set(process.finds(1, 100)) == everybody
+    assert process.finds(40)[0] == "last"
+    assert process.finds(33)[0] == "crowd"
+
+
 def test_a_tie_between_sequences_of_one_subject_is_one_candidate(engine: Engine) -> None:
     process = Process(engine)
     enrol(process.store, "anna", 1, 1, 1)

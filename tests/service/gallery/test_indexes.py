@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import faiss
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -22,9 +23,17 @@ INDEXES: dict[str, Callable[[Metric], GalleryIndex]] = {
 Make = Callable[[Metric], GalleryIndex]
 
 
-@pytest.fixture(params=INDEXES)
-def make(request: pytest.FixtureRequest) -> Make:
-    return INDEXES[request.param]
+@pytest.fixture(params=[*INDEXES, "faiss with the copy it keeps on a GPU"])
+def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Make:
+    if request.param in INDEXES:
+        return INDEXES[request.param]
+    # No GPU is needed to see that the copy follows: here it lies in the same memory.
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+    monkeypatch.setattr(
+        faiss, "index_cpu_to_gpu", lambda _, device, index: faiss.clone_index(index), raising=False
+    )
+    return lambda metric: FaissIndex(PARTS, CHANNELS, metric, shortlist=50, gpu=True)
 
 
 def embeddings(count: int, seed: int = 0) -> NDArray[np.float32]:
@@ -97,6 +106,24 @@ def test_what_is_removed_is_not_found_and_the_rest_is(make: Make) -> None:
     index.remove(np.array(sorted([*held, 50]), np.int64))
     assert len(index) == 0
     assert len(index.search(gallery[0], 5).keys) == 0
+
+
+def test_what_is_added_after_a_search_is_found_too(make: Make) -> None:
+    gallery = embeddings(30)
+    index = make("cosine")
+    index.add(np.arange(20, dtype=np.int64), gallery[:20])
+    assert index.search(gallery[3], 1).keys.tolist() == [3]
+    index.remove(keys(3))
+    index.search(gallery[3], 1)
+    index.add(np.arange(20, 30, dtype=np.int64), gallery[20:])
+    assert index.search(gallery[25], 1).keys.tolist() == [25]
+
+
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    if faiss.get_num_gpus():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match="no GPU"):
+        FaissIndex(PARTS, CHANNELS, "cosine", shortlist=50, gpu=True)
 
 
 def test_an_empty_index_finds_nothing(make: Make) -> None:

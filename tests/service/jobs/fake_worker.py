@@ -18,6 +18,8 @@ class FakeJob:
     """A job type whose command is the fake run; its request holds the run's options."""
 
     def steps(self, job: Job, folder: Path) -> Sequence[Step]:
+        if job.request.get("behave") == "bug":
+            raise KeyError("a bug of ours")
         options = [part for key, value in job.request.items() for part in (f"--{key}", str(value))]
         return [Step("run", (sys.executable, str(RUN), str(folder / "run"), *options))]
 

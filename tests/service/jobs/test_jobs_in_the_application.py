@@ -1,0 +1,58 @@
+"""Jobs behind the application's own layers: keys, problems, idempotency, the API's description."""
+
+import httpx
+import pytest
+
+EVALUATION = {"model": "default", "dataset": {"gallery": "default"}}
+
+
+def test_a_retried_request_for_a_job_queues_one_job(shared: httpx.Client) -> None:
+    headers = {"Idempotency-Key": "evaluate-once"}
+    first = shared.post("/jobs/evaluate", json=EVALUATION, headers=headers)
+    again = shared.post("/jobs/evaluate", json=EVALUATION, headers=headers)
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert again.json() == first.json()
+    assert again.headers["location"] == first.headers["location"]
+    ids = [job["id"] for job in shared.get("/jobs").json()["items"]]
+    assert ids.count(first.json()["id"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/jobs/distill", {"recipe": "demo"}, 422),
+        ("/jobs/evaluate", {**EVALUATION, "colour": "red"}, 422),
+        ("/jobs/evaluate", {**EVALUATION, "model": "nope"}, 404),
+        ("/jobs/evaluate", ["not", "an", "object"], 422),
+    ],
+)
+def test_refusals_are_problem_documents(
+    shared: httpx.Client, path: str, body: object, status: int
+) -> None:
+    answer = shared.post(path, json=body)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["errors"]
+
+
+def test_a_body_that_is_not_json_is_malformed(shared: httpx.Client) -> None:
+    answer = shared.post(
+        "/jobs/distill", content=b"{", headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 400
+
+
+def test_the_description_of_the_api_has_every_route_of_jobs_and_models(
+    shared: httpx.Client,
+) -> None:
+    paths = shared.get("/openapi.json").json()["paths"]
+    assert {path for path in paths if path.startswith(("/jobs", "/models"))} == {
+        "/jobs",
+        "/jobs/distill",
+        "/jobs/evaluate",
+        "/jobs/{job_id}",
+        "/jobs/{job_id}/cancel",
+        "/jobs/{job_id}/events",
+        "/models",
+        "/models/{name}",
+    }

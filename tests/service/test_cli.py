@@ -1,0 +1,192 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from service.__main__ import main
+from tests.service.walkers import walk
+
+Gaitid = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def gaitid(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Gaitid:
+    """Runs the command in this process: its status, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["gaitid", *map(str, arguments)])
+        with pytest.raises(SystemExit) as leaving:
+            main()
+        out, err = capfd.readouterr()
+        return int(leaving.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def at(gaitid: Gaitid, shared: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> Gaitid:
+    """The same, against a running service."""
+    monkeypatch.setenv("GAITID_URL", str(shared.base_url))
+    return gaitid
+
+
+@pytest.fixture
+def walks(tmp_path: Path) -> Callable[..., Path]:
+    def save(person: int, phase: float = 0.0) -> Path:
+        path = tmp_path / f"{person}-{phase}.npz"
+        path.write_bytes(walk(person, phase=phase))
+        return path
+
+    return save
+
+
+def test_help_loads_nothing_heavy() -> None:
+    script = (
+        "import sys, service.__main__;"
+        "heavy = {'torch', 'fastapi', 'sqlalchemy', 'numpy', 'httpx', 'pydantic'};"
+        "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
+    )
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert (answer.returncode, answer.stderr) == (0, b"")
+
+
+def test_help_names_every_command(gaitid: Gaitid) -> None:
+    status, out, _ = gaitid("--help")
+    assert status == 0
+    for command in (
+        "serve", "worker", "demo", "import-opengait", "embed", "export-gallery",
+        "enroll", "identify", "verify", "subjects", "jobs", "models", "keys",
+    ):  # fmt: skip
+        assert command in out
+
+
+def test_a_taken_port_is_said_at_once_with_what_to_do(gaitid: Gaitid, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, _, err = gaitid("serve", "--port", port, "--data-dir", tmp_path / "data")
+    assert status == 1
+    assert f"cannot listen on 127.0.0.1 port {port}: Address already in use" in err
+    assert "--port" in err
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_service_open_to_strangers_does_not_start(tmp_path: Path, models: Path) -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "service", "serve", "--host", "0.0.0.0", "--port", "0"],  # noqa: S104
+        env={
+            **os.environ,
+            "GAITID_SHIPPED_MODELS_DIR": str(models),
+            "GAITID_DATA_DIR": str(tmp_path / "data"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert answer.returncode == 1
+    assert "gaitid keys add" in answer.stderr
+    assert answer.stdout == ""
+
+
+def test_a_wrong_setting_in_the_environment_is_named(
+    gaitid: Gaitid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GAITID_LEASE_SECONDS", "soon")
+    status, _, err = gaitid("worker")
+    assert status == 1
+    assert "GAITID_LEASE_SECONDS" in err
+
+
+def test_a_key_is_shown_once_and_can_be_revoked(gaitid: Gaitid, tmp_path: Path) -> None:
+    folder = ("--data-dir", tmp_path / "data")
+    status, token, err = gaitid("keys", "add", "--scope", "enroll", "--name", "gate", *folder)
+    assert status == 0
+    assert token.startswith("gid_")
+    key_id = err.split()[1].rstrip(";")
+    _, listed, _ = gaitid("keys", "list", *folder)
+    assert "active  enroll  gate" in listed
+    assert token.strip() not in listed
+    assert gaitid("keys", "revoke", key_id, *folder)[0] == 0
+    assert "revoked" in gaitid("keys", "list", *folder)[1]
+    assert gaitid("keys", "revoke", "nope", *folder)[0] == 1
+    status, _, err = gaitid("keys", "add", "--scope", "everything", *folder)
+    assert (status, "enroll" in err) == (1, True)
+
+
+def test_people_are_enrolled_identified_and_verified(
+    at: Gaitid, walks: Callable[..., Path]
+) -> None:
+    for person in (1, 2):
+        status, out, err = at("enroll", f"cli-{person}", walks(person), walks(person, 0.7))
+        assert (status, err) == (0, "")
+        assert out.count("40 frames") == 2
+    status, out, _ = at("identify", walks(1, 0.3))
+    assert (status, out.split()[0]) == (0, "match")
+    assert out.splitlines()[1].split()[2] == "cli-1"
+    assert "cli-2  2 sequences" in at("subjects")[1]
+    assert at("verify", "cli-1", walks(1, 0.3))[0] == 0
+    status, _, err = at("verify", "nobody", walks(1))
+    assert status == 1
+    assert "nobody" in err
+
+
+def test_models_and_jobs_are_shown(at: Gaitid) -> None:
+    assert at("models", "list")[1].startswith("default  shipped  ")
+    assert json.loads(at("models", "show", "default")[1])["card"]["name"] == "tiny"
+    assert at("jobs", "list")[:2] == (0, "")
+    for command in ("show", "cancel", "follow"):
+        status, _, err = at("jobs", command, "nope")
+        assert status == 1
+        assert "There is no job 'nope'" in err
+    status, _, err = at(
+        "jobs", "distill", "nope", "--name", "m", "--teacher", "default", "--gallery", "default"
+    )
+    assert status == 1
+    assert "recipe: not_found" in err
+    assert at("jobs", "distill", "demo", "--name", "m", "--teacher", "default")[0] == 1
+
+
+def test_a_service_that_is_not_there_is_said_plainly(
+    gaitid: Gaitid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    status, _, err = gaitid("subjects", "--url", f"http://127.0.0.1:{port}")
+    assert status == 1
+    assert f"http://127.0.0.1:{port}" in err
+    assert "Traceback" not in err
+
+
+def test_walks_are_embedded_in_any_upload_format(
+    gaitid: Gaitid, models: Path, walks: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out.npz"
+    checkpoint = ("--checkpoint", models / "default", "--out", out)
+    status, _, err = gaitid("embed", *checkpoint, walks(1), walks(2))
+    assert (status, err) == (0, "")
+    with np.load(out) as arrays:
+        assert arrays["embeddings"].shape == (2, 16, 4)
+    status, _, err = gaitid("embed", *checkpoint)
+    assert status == 1
+    assert "--normalised" in err
+    (tmp_path / "text.npz").write_text("no walk")
+    status, _, err = gaitid("embed", *checkpoint, tmp_path / "text.npz")
+    assert status == 1
+    assert "text.npz" in err
+
+
+def test_a_file_that_is_no_opengait_checkpoint_is_refused(gaitid: Gaitid, tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"nothing of the sort")
+    status, _, err = gaitid(
+        "import-opengait", tmp_path / "model.pt", tmp_path / "out", "--architecture", "gaitbase"
+    )
+    assert status == 1
+    assert "model.pt" in err
+    assert not (tmp_path / "out").exists()
