@@ -127,9 +127,9 @@ def test_a_real_distillation_makes_a_model_that_can_be_evaluated(
 ) -> None:
     client = learning_deployment.start()
     for person in (1, 2, 3, 4):
-        for view, phase in (("000", 0.0), ("090", 0.7)):
+        for view, condition, phase in (("000", "nm-01", 0.0), ("090", "nm-05", 0.7)):
             walks = [("walk.npz", walk(person, phase=phase))]
-            client.enroll(f"p{person}", walks, metadata={"view": view, "condition": "nm-01"})
+            client.enroll(f"p{person}", walks, metadata={"view": view, "condition": condition})
     job = client.distill(
         recipe="demo",
         name="mine",
@@ -144,7 +144,7 @@ def test_a_real_distillation_makes_a_model_that_can_be_evaluated(
     assert ended.metrics["loss"] > 0
     assert client.model("mine").card["training"]
 
-    job = client.evaluate(model="mine", dataset={"gallery": "default"}, protocol="nine-pairs")
+    job = client.evaluate(model="mine", dataset={"gallery": "default"}, protocol="casia-b")
     *_, last = client.follow(job.id)
     assert (last.data["status"], last.data["error"]) == ("succeeded", None)
     assert 0 <= client.job(job.id).metrics["rank1"] <= 1

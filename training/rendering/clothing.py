@@ -203,6 +203,7 @@ def dressed(body: Body, outfit: Outfit, carried: Carried | None) -> Body:
         parts.append(_tube(worn, outfit))
     parts.extend(_head_cover(worn, outfit))
     parts.extend(_fists(worn))
+    parts.extend(_shoulders(worn, outfit))
     if carried is not None:
         parts.extend(_things(worn, carried))
     return worn.with_parts(parts)
@@ -340,6 +341,17 @@ def _fists(body: Body) -> list[Part]:
         palm = body.joints[BONE[f"{side}_hand"]] + np.array([0.01, 0.0, -0.055])
         fists.append(_rounded(palm, (0.038, 0.024, 0.058), f"{side}_hand"))
     return fists
+
+
+def _shoulders(body: Body, outfit: Outfit) -> list[Part]:
+    """Round shoulders: skinning lets them sink when the arms of the template are lowered."""
+    cloth = 0.5 * (outfit.shirt + outfit.sleeves)
+    shoulders = []
+    for side, outward in (("left", 1.0), ("right", -1.0)):
+        centre = body.joints[BONE[f"{side}_arm"]] + np.array([0.0, outward * 0.01, -0.005])
+        half = (0.055 + cloth, 0.05 + cloth, 0.055 + cloth)
+        shoulders.append(_rounded(centre, half, f"{side}_arm"))
+    return shoulders
 
 
 def _things(body: Body, carried: Carried) -> list[Part]:

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from training.rendering.body import BodyModel, Phenotype, draw_phenotype, posed
+from training.rendering.body import Body, BodyModel, Phenotype, draw_phenotype, posed
 from training.rendering.clothing import (
     Carried,
     Outfit,
@@ -32,12 +32,13 @@ def plain(**changes: float) -> Phenotype:
     return replace(shape, **changes)  # type: ignore[arg-type]
 
 
-def outline(body: object, *, side: bool = False) -> np.ndarray:
-    vertices = posed(body, STANDING)  # type: ignore[arg-type]
+def outline(body: Body, *, side: bool = False) -> np.ndarray:
+    vertices = posed(body, STANDING)
     across = vertices[..., 0] if side else vertices[..., 1]
     # Seen from ahead the walker's left is on the right; from the right side, ahead is on the right.
     points = np.stack([across * 60 + 64, 126 - vertices[..., 2] * 60], axis=-1)
-    return fill(points.astype(np.float32), body.faces, height=128, width=128)[0] > 0  # type: ignore[attr-defined]
+    seen = fill(points.astype(np.float32), body.faces, height=128, width=128)
+    return np.asarray(seen[0] > 0)
 
 
 def test_a_body_stands_upright_with_hanging_arms_on_the_ground(bodies: BodyModel) -> None:

@@ -8,7 +8,8 @@ POLE = np.array([[[0, 0, 0], [0, 0, 1.8], [0, 0.5, 1], [0.5, 0, 1]]], np.float32
 
 
 def seen(camera: Camera) -> np.ndarray:
-    return camera.project(POLE)[0]
+    points: np.ndarray = camera.project(POLE)[0]
+    return points
 
 
 def test_from_ahead_the_left_arm_is_on_the_right_of_the_image() -> None:

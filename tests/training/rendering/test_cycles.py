@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 
 from tests.training.rendering.recorded import walking_bvh
-from training.rendering.cycles import SAMPLES, find_cycles
+from training.rendering.cycles import SAMPLES, GaitCycle, find_cycles
 from training.rendering.recordings import from_bvh
 from training.rendering.skeleton import BONE
 
 
-def cycles_of(**walk: float) -> list:
+def cycles_of(**walk: float) -> list[GaitCycle]:
     return find_cycles(from_bvh(walking_bvh(**walk), walker="x", clip="1"))
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from models.silhouettes.decode import DecodeLimits, decode
+from models.silhouettes import DecodeLimits, decode
 from models.silhouettes.prepare import prepare
 
 WALKS = Path(__file__).parents[3] / "service/demo_walks"
