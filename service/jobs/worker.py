@@ -101,13 +101,13 @@ class Worker:
             for step in kind.steps(job, folder):
                 self._run_step(lease, step, folder)
             outcome = kind.complete(self._queue.get(job.id), folder)
-            shutil.rmtree(scratch(folder))
+            self._discard(lease, folder)
             return self._queue.succeed(lease, outcome.result, records=outcome.records)
         except JobRefused as refusal:
-            shutil.rmtree(scratch(folder))
+            self._discard(lease, folder)
             return self._queue.fail(lease, plain(str(refusal)))
         except _Cancelled:
-            shutil.rmtree(scratch(folder))
+            self._discard(lease, folder)
             return self._queue.stopped(lease)
         except _Stopping:
             return self._back(self._queue.release(lease), folder)
@@ -120,6 +120,10 @@ class Worker:
             told = isinstance(error, OSError)  # a full disk, say
             reason = plain(str(error)) if told else "the worker met an error that its log has"
             return self._back(self._queue.retry(lease, reason), folder)
+
+    def _discard(self, lease: Lease, folder: Path) -> None:
+        self._queue.heartbeat(lease)  # or it may be another worker's scratch by now
+        shutil.rmtree(scratch(folder))
 
     def _back(self, job: Job, folder: Path) -> Job:
         """Keep the scratch of a job that is queued again; it may have ended instead."""

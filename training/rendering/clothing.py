@@ -348,8 +348,8 @@ def _shoulders(body: Body, outfit: Outfit) -> list[Part]:
     cloth = 0.5 * (outfit.shirt + outfit.sleeves)
     shoulders = []
     for side, outward in (("left", 1.0), ("right", -1.0)):
-        centre = body.joints[BONE[f"{side}_arm"]] + np.array([0.0, outward * 0.01, -0.005])
-        half = (0.055 + cloth, 0.05 + cloth, 0.055 + cloth)
+        centre = body.joints[BONE[f"{side}_arm"]] + np.array([0.0, outward * 0.01, -0.025])
+        half = (0.048 + cloth, 0.042 + cloth, 0.046 + cloth)
         shoulders.append(_rounded(centre, half, f"{side}_arm"))
     return shoulders
 

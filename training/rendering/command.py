@@ -86,6 +86,8 @@ def render(
     identities = plan.identities if limit is None else min(limit, plan.identities)
     walkers = load_walkers(plan, folder)
     with PackWriter(out, "binary", resume=True) as writer:
+        if any(record.metadata.get("recipe") != plan.digest for record in writer.sequences):
+            raise ValueError(f"{out} was begun with another recipe; remove .{out.name}.partial")
         already = Counter(record.subject for record in writer.sequences)
         names = [f"{plan.split}-{number:05d}" for number in range(identities)]
         # The last identity that was begun may be incomplete: it is drawn again and its first walks
@@ -95,7 +97,7 @@ def render(
         rendered = _render_all(plan, walkers, range(first, identities), workers or _cores())
         for name, sequences in zip(names[first:], rendered, strict=True):
             for sequence in sequences[already.get(name, 0) :]:
-                metadata = {"split": plan.split, **sequence.metadata}
+                metadata = {"recipe": plan.digest, **sequence.metadata}
                 writer.add(name, sequence.condition, sequence.view, sequence.silhouettes, metadata)
             report.advance(sum(len(sequence.silhouettes) for sequence in sequences))
         subjects = tuple(names)

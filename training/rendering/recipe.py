@@ -100,6 +100,12 @@ class RenderRecipe(_Section):
         """
         return cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
 
+    @property
+    def digest(self) -> str:
+        """Names all that decides what is drawn, but not how many or where the recordings lie."""
+        fixed = self.model_dump_json(exclude={"identities", "mocap"})
+        return hashlib.sha256(fixed.encode()).hexdigest()[:12]
+
     def uses(self, walker: str) -> bool:
         """Whether a recorded walker belongs to this recipe's split and collections.
 

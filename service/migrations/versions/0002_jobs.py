@@ -24,7 +24,7 @@ def upgrade() -> None:
         sa.Column("claim", sa.String(128), unique=True),
         sa.Column("step", sa.BigInteger, nullable=False),
         sa.Column("total_steps", sa.BigInteger),
-        sa.Column("eta_s", sa.Float),
+        sa.Column("eta_s", sa.Double),
         sa.Column("metrics", sa.JSON, nullable=False),
         sa.Column("result", sa.JSON(none_as_null=True)),
         sa.Column("error", sa.Text),

@@ -91,6 +91,20 @@ def test_an_interrupted_rendering_goes_on_and_ends_up_the_same(
     assert resumed.content_hash == pack.content_hash
 
 
+def test_a_rendering_is_not_finished_with_another_recipe(
+    pack: Pack, recipe: Path, mocap: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "mixed.pack"
+    with PackWriter(out, "binary") as writer:
+        record = pack.sequences[0]
+        silhouettes = pack.silhouettes(0)
+        writer.add(
+            record.subject, record.condition, record.view, silhouettes, {"recipe": "another"}
+        )
+    with pytest.raises(ValueError, match="another recipe"):
+        render(recipe, out, workers=1, mocap=mocap)
+
+
 def test_progress_is_json_lines_for_machines(
     recipe: Path,
     mocap: Path,

@@ -33,6 +33,13 @@ def test_most_walkers_are_trained_on_and_all_splits_have_some() -> None:
     assert min(counts.values()) > 0.08 * len(WALKERS)
 
 
+def test_the_digest_changes_with_what_is_drawn_and_not_with_how_many() -> None:
+    plain = recipe("train")
+    assert plain.digest == recipe("train", identities=9, mocap="elsewhere").digest
+    assert plain.digest != recipe("train", seed=2).digest
+    assert plain.digest != recipe("train", severity=0.5).digest
+
+
 def test_a_collection_that_is_not_named_is_not_used() -> None:
     for split in ("train", "validation", "test"):
         assert not recipe(split, collections=("cmu",)).uses("rueangsirarak-A1")
