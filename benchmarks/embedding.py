@@ -1,4 +1,4 @@
-"""Embedding one walk of 30 frames: our encoder against a plain eager float32 run of the same network.
+"""Embedding a walk of 30 frames: our encoder against a plain eager float32 run of the network.
 
 Both take turns in one process, so that they share the noise of the machine.
 
@@ -13,8 +13,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from benchmarks import machine
@@ -24,6 +26,9 @@ from models.encoder import Encoder
 FRAMES = 30
 ROUNDS = 30
 BATCH = 8
+PRECISIONS: tuple[Literal["float32", "auto"], ...] = ("float32", "auto")
+Embeddings = npt.NDArray[np.float32]  # [n, p, c]
+Embed = Callable[[int], Embeddings]  # the first so many walks
 SHIPPED = Path(__file__).parents[1] / "models" / "checkpoints" / "default"
 
 
@@ -37,16 +42,19 @@ def measure(directory: Path) -> dict[str, object]:
         for _ in range(BATCH)
     ]
 
-    def eager(count: int) -> np.ndarray:
+    def eager(count: int) -> Embeddings:
         clips = torch.from_numpy(np.stack(walks[:count])).float() / 255
         with torch.inference_mode():
-            return network(clips).embeddings.permute(0, 2, 1).numpy()
+            embeddings: Embeddings = network(clips).embeddings.permute(0, 2, 1).numpy()
+            return embeddings
 
-    runs: dict[str, Callable[[int], np.ndarray]] = {"eager float32": eager}
-    for precision in ("float32", "auto"):
+    def encoding(encoder: Encoder) -> Embed:
+        return lambda count: encoder.encode(walks[:count])
+
+    runs: dict[str, Embed] = {"eager float32": eager}
+    for precision in PRECISIONS:
         encoder = Encoder.open(directory, device="cpu", precision=precision)
-        name = f"encoder {encoder.precision}"
-        runs[name] = lambda count, encoder=encoder: encoder.encode(walks[:count])
+        runs[f"encoder {encoder.precision}"] = encoding(encoder)
 
     seconds: dict[str, dict[int, list[float]]] = {name: {1: [], BATCH: []} for name in runs}
     for round_number in range(ROUNDS + 2):

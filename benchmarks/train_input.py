@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from benchmarks import machine
 from training.data import Augmentation, OrderedClip, Pack, pack_dataset
 from training.data.augmentation import augment, generator
 from training.data.batches import BatchSource
@@ -126,7 +127,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    rows: list[dict[str, object]] = []
+    rows: dict[str, dict[str, object]] = {}
     with tempfile.TemporaryDirectory() as folder:
         walks = Path(folder) / "walks"
         write_walks(walks)
@@ -143,14 +144,13 @@ def main() -> None:
             paths = {f"batch, {kind}": ours(pack, augmentation) for kind, pack in packs.items()}
             if name != "faults":  # the field's loaders have nothing like it
                 paths["frame by frame"] = frame_by_frame(walks, augmentation)
-            rows += [
-                {"augmentation": name, "path": path, "samples_s": round(rate)}
-                for path, rate in samples_per_second(paths).items()
-            ]
+            rows[f"augmentation: {name}"] = {
+                f"{path}, clips/s": round(rate) for path, rate in samples_per_second(paths).items()
+            }
     result = {
-        "what": "training input, sequences a second on one core",
+        "benchmark": "training input, clips a second on one core",
+        "machine": machine.describe(),
         "batch": {"sequences": SUBJECTS * SEQUENCES, "frames": FRAMES},
-        "torch": torch.__version__,
         "rows": rows,
     }
     text = json.dumps(result, indent=1)

@@ -5,11 +5,12 @@ Nothing heavy is imported before a command needs it, so that `gaitid --help` ans
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -144,12 +145,26 @@ def import_opengait(
     out: Annotated[Path, typer.Argument(help="The folder to make.")],
     architecture: Annotated[str, typer.Option(help="gaitbase, or deepgaitv2[-2d|-p3d|-3d].")],
     name: Annotated[str | None, typer.Option(help="Name on the card.")] = None,
+    metric: Annotated[
+        Literal["cosine", "euclidean"], typer.Option(help="How its embeddings are compared.")
+    ] = "euclidean",
+    embedding_source: Annotated[
+        Literal["embedding", "neck"],
+        typer.Option(help="What is compared; neck where it was trained with use_emb2."),
+    ] = "embedding",
 ) -> None:
     """Turn a checkpoint that OpenGait saved into one of ours."""
     from models.opengait import convert
 
     with _complaints():
-        card = convert(checkpoint, out, architecture, name=name)
+        card = convert(
+            checkpoint,
+            out,
+            architecture,
+            name=name,
+            metric=metric,
+            embedding_source=embedding_source,
+        )
     typer.echo(
         f"{out}: {card.architecture}, {card.parts} parts of {card.channels} channels, "
         f"{card.identities} identities, digest {card.digest}"
@@ -419,6 +434,9 @@ def _complaints() -> Iterator[None]:
 
 def main() -> None:
     """Run the command line: status 0 done, 1 refused or failed, 2 wrong usage."""
+    # Before torch and faiss are loaded: threads that spin while they wait take the cores from the
+    # requests and jobs beside them.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app()
     except CommandFailed as error:

@@ -162,13 +162,23 @@ class Part:
 
 
 class BodyModel:
-    """anny, loaded once, giving decimated bodies in the reference stance."""
+    """anny, loaded once, giving decimated bodies in the reference stance.
+
+    Raises:
+        ValueError: anny is not installed.
+    """
 
     def __init__(self) -> None:
-        import torch
-        import warp
+        try:
+            import torch
+            import warp
+        except ImportError as error:
+            raise ValueError(
+                "bodies need the extra 'render': pip install 'gaitid[render]'"
+            ) from error
 
-        warp.config.quiet = True  # type: ignore[attr-defined] # anny imports it; its banner would go to stdout
+        # anny imports warp, whose banner would go to stdout, among the JSON lines.
+        warp.config.quiet = True  # type: ignore[attr-defined]
         import anny
 
         self._torch = torch

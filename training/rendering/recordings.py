@@ -16,13 +16,13 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from training.rendering.skeleton import (
     BONES,
     LIMBS,
     PARENTS,
     Floats,
+    from_angles,
     shortest_rotation,
 )
 
@@ -162,9 +162,8 @@ def from_asf_amc(asf: str, amc: str, *, walker: str, clip: str) -> Recording:
     bones, parents = read_asf(asf)
     channels = read_amc(amc)
     length = len(channels["root"])
-    world: dict[str, Floats] = {
-        "root": Rotation.from_euler("xyz", channels["root"][:, 3:], degrees=True).as_matrix()
-    }
+    # ASF turns about fixed axes, x first.
+    world = {"root": from_angles("zyx", channels["root"][:, :2:-1])}
 
     def rotation(name: str) -> Floats:
         if name not in world:
@@ -172,10 +171,9 @@ def from_asf_amc(asf: str, amc: str, *, walker: str, clip: str) -> Recording:
             angles = np.zeros((length, 3))
             for column, axis in enumerate(fields.get("dof", []) if name in channels else []):
                 angles[:, "xyz".index(axis[1])] = channels[name][:, column]
-            frame = Rotation.from_euler(
-                "xyz", [float(word) for word in fields["axis"][:3]], degrees=True
-            ).as_matrix()
-            local = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+            axis_angles = np.array([float(word) for word in fields["axis"][:3]])
+            frame = from_angles("zyx", axis_angles[::-1])
+            local = from_angles("zyx", angles[:, ::-1])
             world[name] = rotation(parents[name]) @ frame @ local @ frame.T
         return world[name]
 
@@ -247,12 +245,12 @@ def from_bvh(text: str, *, walker: str, clip: str) -> Recording:
         column += len(order)
         if len(order) == 6:
             root, block, order = block[:, :3] * metres, block[:, 3:], order[3:]
-        local = Rotation.from_euler("".join(axis[0] for axis in order), block, degrees=True)
+        local = from_angles("".join(axis[0].lower() for axis in order), block)
         parent = parents[name]
         if parent is None:
-            rotations[name], heads[name] = local.as_matrix(), np.zeros(3)
+            rotations[name], heads[name] = local, np.zeros(3)
         else:
-            rotations[name] = rotations[parent] @ local.as_matrix()
+            rotations[name] = rotations[parent] @ local
             heads[name] = heads[parent] + _AXES @ offsets[name] * metres
     tips = {"arm": "ForeArm", "forearm": "Hand", "thigh": "Leg", "shank": "Foot"}
     directions: dict[str, Floats] = {}

@@ -101,6 +101,23 @@ def to_matrices(rotation_vectors: Floats) -> Floats:
     return np.asarray(np.eye(3) + first * cross + second * (cross @ cross))
 
 
+def from_angles(axes: str, degrees: Floats) -> Floats:
+    """Euler angles to matrices.
+
+    Args:
+        axes: in the order of the product, outermost first: `"zyx"` gives `Z @ Y @ X`.
+        degrees: an angle an axis, `[..., len(axes)]`.
+
+    Returns:
+        `[..., 3, 3]`.
+    """
+    product = np.eye(3)
+    for column, axis in enumerate(axes):
+        turn = np.deg2rad(degrees[..., column, None]) * np.eye(3)["xyz".index(axis)]
+        product = product @ to_matrices(turn)
+    return product
+
+
 def to_vectors(matrices: Floats) -> Floats:
     """Matrices `[..., 3, 3]` to rotation vectors `[..., 3]`, angles up to pi."""
     trace = np.trace(matrices, axis1=-2, axis2=-1)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from training.rendering.skeleton import (
     BONES,
     PARENTS,
+    from_angles,
     mirrored_order,
     shortest_rotation,
     to_local,
@@ -27,6 +28,13 @@ def test_a_rotation_matrix_is_one(vector: np.ndarray) -> None:
     matrix = to_matrices(vector)
     assert matrix @ matrix.T == pytest.approx(np.eye(3), abs=1e-9)
     assert np.linalg.det(matrix) == pytest.approx(1)
+
+
+def test_euler_angles_multiply_outermost_first() -> None:
+    quarter = from_angles("zx", np.array([90.0, 90.0]))
+    # First about x: y goes to z; then about z, which leaves it.
+    assert quarter @ np.array([0, 1, 0]) == pytest.approx([0, 0, 1])
+    assert quarter @ np.array([1, 0, 0]) == pytest.approx([0, 1, 0])
 
 
 def test_local_and_world_rotations_are_inverse_to_each_other() -> None:

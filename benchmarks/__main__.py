@@ -1,0 +1,76 @@
+"""Run every benchmark; write benchmarks/results/NAME.json and the tables of docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+PAGE = ROOT / "docs" / "benchmarks.md"
+NAMES = ("embedding", "identify", "train_input", "train_step")
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """A Markdown table: a line a row, a column a figure; figures of figures are spread out."""
+    flat = {name: _spread(row) for name, row in rows.items()}
+    columns = list(dict.fromkeys(column for row in flat.values() for column in row))
+    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines += [
+        f"| {name} | {' | '.join(str(row.get(column, '')) for column in columns)} |"
+        for name, row in flat.items()
+    ]
+    return "\n".join(lines)
+
+
+def _spread(row: dict[str, Any]) -> dict[str, Any]:
+    spread: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            spread |= {f"{name}: {inner}": figure for inner, figure in value.items()}
+        else:
+            spread[name] = value
+    return spread
+
+
+def page(results: dict[str, dict[str, Any]]) -> str:
+    """docs/benchmarks.md from the results of every benchmark."""
+    machine = next(result["machine"] for result in results.values() if "machine" in result)
+    about = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in machine.items() if value)
+    parts = [
+        "# Benchmarks",
+        "`make bench` writes this page and `benchmarks/results/*.json`. Figures of one table were "
+        "measured in one run, taking turns in one process where they are compared: trust the "
+        "ratios, machines are noisy.",
+        f"Measured on: {about}.",
+    ]
+    for name, result in results.items():
+        title = result["benchmark"]
+        parts += [f"## {title[0].upper()}{title[1:]}", f"`python -m benchmarks.{name}`"]
+        parts.append(table(result["rows"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    """Run all of them, each in a process of its own."""
+    RESULTS.mkdir(exist_ok=True)
+    for name in NAMES:
+        sys.stdout.write(f"{name} …\n")
+        out = str(RESULTS / f"{name}.json")
+        subprocess.run(
+            [sys.executable, "-m", f"benchmarks.{name}", "--out", out],
+            check=True,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+        )
+    results = {
+        name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in NAMES
+    }
+    PAGE.write_text(page(results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
