@@ -58,6 +58,7 @@ class Source(StrEnum):
     auto = "auto"
     pickles = "pickles"
     images = "images"
+    walks = "walks"
     gallery = "gallery"
 
 
@@ -147,7 +148,7 @@ def evaluate(
 @app.command()
 def pack(
     source: Annotated[
-        Path, typer.Argument(help="A tree of pickles or images, or an exported gallery.")
+        Path, typer.Argument(help="A tree of pickles, images or walks, or an exported gallery.")
     ],
     out: Annotated[Path, typer.Option(help="The .pack folder to make.")],
     format: Annotated[Source, typer.Option(help="What SOURCE is.")] = Source.auto,
@@ -171,14 +172,29 @@ def export(
         bool, typer.Option(help="Keep the training identities' classifier.")
     ] = False,
     full: Annotated[bool, typer.Option(help="Keep float32 instead of half precision.")] = False,
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="What `evaluate --out` wrote: figures for the card, and from the first file that "
+            "has them the thresholds; may be repeated."
+        ),
+    ] = None,
+    notes: Annotated[str | None, typer.Option(help="For the card: weaknesses, terms.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a checkpoint for use: no classifier, half precision."""
+    """Make a checkpoint for use: no classifier, half precision, a card that says how good it is."""
     with _reporting(as_json) as (reporter, _):
         from training.export import export_checkpoint
 
         export_checkpoint(
-            checkpoint, out, reporter, name=name, keep_classifier=keep_classifier, half=not full
+            checkpoint,
+            out,
+            reporter,
+            name=name,
+            keep_classifier=keep_classifier,
+            half=not full,
+            evaluations=evaluation or (),
+            notes=notes,
         )
 
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from models import checkpoint
-from models.checkpoint import Card
+from models.checkpoint import Card, OperatingPoint
 from models.registry import build
 from training.events import Done, Reporter
+from training.recipe import Problem, RecipeError
 
 CLASSIFIER = "head.classifier.weight"
+# The operating point a service starts with, until its gallery is calibrated.
+DEFAULT_TARGET_FPIR = 0.01
+DEFAULT_GALLERY_SUBJECTS = 100
 
 
 def export_checkpoint(
@@ -20,6 +27,8 @@ def export_checkpoint(
     name: str | None = None,
     keep_classifier: bool = False,
     half: bool = True,
+    evaluations: Sequence[Path] = (),
+    notes: str | None = None,
 ) -> Card:
     """Write a checkpoint without the training identities and in half precision.
 
@@ -30,13 +39,19 @@ def export_checkpoint(
         name: on the new card; the old one's when None.
         keep_classifier: keep the classifier, for a teacher of logits.
         half: store matrices and kernels in float16.
+        evaluations: results that `evaluate --out` wrote. All give figures to the card; the first
+            that measured open-set errors gives the thresholds.
+        notes: on the new card; the old one's when None.
 
     Returns:
         The new card. What the old one says of training and metrics stays on it.
 
     Raises:
+        RecipeError: an evaluation cannot be read.
         models.checkpoint.CheckpointError: the source cannot be read or the target not be written.
     """
+    results = [_read(path) for path in evaluations]
+    points = next((points for result in results if (points := _operating_points(result))), ())
     network, card = checkpoint.load(source, "cpu")
     identities = network.identities if keep_classifier else 0
     slim = build(card.architecture, {**card.config, "identities": identities})
@@ -50,8 +65,75 @@ def export_checkpoint(
             "config": slim.config.model_dump(mode="json"),
             "identities": identities,
             "training": {**card.training, "exported_from": card.digest},
+            "metrics": {**card.metrics, **{_title(result): _figures(result) for result in results}},
+            "notes": card.notes if notes is None else notes,
+            "thresholds": points or card.thresholds,
+            "threshold": _default(points) if points else card.threshold,
         }
     )
     written = checkpoint.save(out, slim, described, half=half)
     reporter.report(Done(str(out), {}))
     return written
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        result["rows"][0]["figures"], result["dataset_hash"]  # what everything below relies on
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise RecipeError(
+            [Problem("--evaluation", f"{path.name} is not a result of `evaluate --out`")]
+        ) from error
+    return result
+
+
+def _title(result: dict[str, Any]) -> str:
+    return f"{result['protocol']} on {result['dataset']} {result['dataset_hash'][:12]}"
+
+
+def _figures(result: dict[str, Any]) -> dict[str, Any]:
+    """Every row's headline figures as `[value, low, high]`, and what they rest on."""
+    rows = {
+        row["name"]: {
+            figure["name"]: [
+                None if figure["estimate"][key] is None else round(figure["estimate"][key], 4)
+                for key in ("value", "low", "high")
+            ]
+            for figure in row["figures"]
+            if not figure["detail"]
+        }
+        for row in result["rows"]
+    }
+    return {
+        "subjects": result["subjects"],
+        "sequences": result["sequences"],
+        "interval": result["resampling"],
+        "rows": rows,
+    }
+
+
+def _operating_points(result: dict[str, Any]) -> tuple[OperatingPoint, ...]:
+    open_set = result["rows"][0]["open_set"]
+    if open_set is None:
+        return ()
+    return tuple(
+        OperatingPoint(
+            target_fpir=found["target_fpir"],
+            gallery_subjects=found["gallery_subjects"],
+            threshold=round(found["threshold"]["value"], 4),
+        )
+        for found in open_set["thresholds"]
+        if found["threshold"]["value"] is not None
+    )
+
+
+def _default(points: Sequence[OperatingPoint]) -> float | None:
+    return next(
+        (
+            point.threshold
+            for point in points
+            if (point.target_fpir, point.gallery_subjects)
+            == (DEFAULT_TARGET_FPIR, DEFAULT_GALLERY_SUBJECTS)
+        ),
+        None,
+    )

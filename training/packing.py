@@ -16,7 +16,7 @@ _REPORTS = 100  # over the whole source: nobody reads a line a sequence
 def pack_with_events(
     source: Path,
     out: Path,
-    format: Literal["auto", "pickles", "images", "gallery"],
+    format: Literal["auto", "pickles", "images", "walks", "gallery"],
     reporter: Reporter,
 ) -> None:
     """Pack `source` into `out`, see `training.data.pack_dataset`.

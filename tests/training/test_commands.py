@@ -180,6 +180,56 @@ def test_an_exported_checkpoint_is_smaller_and_embeds_the_same(
     torch.testing.assert_close(slim(walk).embeddings, whole(walk).embeddings, rtol=0.02, atol=0.02)
 
 
+def test_an_exported_card_takes_figures_and_thresholds_from_an_evaluation(
+    make_teacher: Callable[..., Path], tmp_path: Path
+) -> None:
+    result = {
+        "protocol": "cross-view",
+        "dataset": "walkers.pack",
+        "dataset_hash": "0123456789abcdef",
+        "subjects": 5,
+        "sequences": 20,
+        "resampling": {"seed": 0, "replicates": 10, "confidence": 0.95},
+        "rows": [
+            {
+                "name": "student",
+                "figures": [
+                    {
+                        "name": "any view rank-1",
+                        "estimate": {"value": 0.75, "low": 0.5, "high": None},
+                        "detail": False,
+                    }
+                ],
+                "open_set": {
+                    "thresholds": [
+                        {
+                            "gallery_subjects": 100,
+                            "target_fpir": 0.01,
+                            "threshold": {"value": 0.61234},
+                        }
+                    ]
+                },
+            }
+        ],
+    }
+    written, out = tmp_path / "result.json", tmp_path / "exported"
+    written.write_text(json.dumps(result))
+    source = make_teacher()
+    status, _ = call(
+        "export", source, "--out", out, "--evaluation", written, "--notes", "rendered", "--json"
+    )
+    assert status == 0
+    card = checkpoint.read_card(out)
+    figures = card.metrics["cross-view on walkers.pack 0123456789ab"]
+    assert isinstance(figures, dict)
+    assert figures["rows"] == {"student": {"any view rank-1": [0.75, 0.5, None]}}
+    assert (card.threshold, card.notes) == (0.6123, "rendered")
+    written.write_text("{}")
+    status, (failed,) = call("export", source, "--out", out, "--evaluation", written, "--json")
+    assert status == 2
+    assert "result.json is not a result" in failed["reason"]
+
+
 def test_an_exported_gallery_is_packed_by_command(tmp_path: Path) -> None:
     source, out = tmp_path / "gallery.zip", tmp_path / "gallery.pack"
     silhouettes = np.zeros((8, 64, 64), np.uint8)
