@@ -1,4 +1,4 @@
-"""Print the packages pyproject.toml asks for, so that an image can install them before the source."""
+"""Print the packages that pyproject.toml asks for: an image installs them before the source."""
 
 import sys
 import tomllib

@@ -20,6 +20,7 @@ from service.middleware.idempotency import Idempotency
 from service.middleware.request_context import RequestContext
 from service.resources import open_engine, open_resources
 from service.routes import (
+    announced,
     enroll,
     galleries,
     health,
@@ -32,6 +33,7 @@ from service.routes import (
 from service.routes.access import only_known_fields, requires
 from service.schemas import Problem
 from service.settings import Settings
+from service.writers import Writers
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -39,13 +41,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or Settings()
     engine = open_engine(settings)
     metrics = Metrics()
+    writers = Writers()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         log_as_json()
-        async with open_resources(settings, engine, metrics) as resources:
+        async with open_resources(settings, engine, writers, metrics) as resources:
             app.state.resources = resources
             yield
+        writers.close()
         engine.dispose()
 
     app = FastAPI(
@@ -60,11 +64,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     for router in (health, enroll, identify, galleries, subjects, sequences):
         app.include_router(router.router)
-    for router in (jobs, models):
+    for router in (jobs, models, announced):
         app.include_router(router.router, dependencies=[Depends(requires(Scope.JOBS))])
 
     # The last one added is the outermost.
-    app.add_middleware(Idempotency, engine=engine)
+    app.add_middleware(Idempotency, engine=engine, writers=writers)
     app.add_middleware(
         BodyGuard,
         max_bytes=settings.max_request_bytes,

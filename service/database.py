@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +11,18 @@ import uuid_utils
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import DateTime, Dialect, Engine, TypeDecorator, create_engine, event
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import DeclarativeBase
+
+from service.errors import ServiceError, StorageFull, Unavailable
+
+_LOCK_WAIT_MS = 10_000  # for another process that writes; a request then says 503
+_SQLITE_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+_SQLITE_OUT_OF_REACH = frozenset(
+    {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
+)
+_POSTGRESQL_DISK_FULL = "53100"
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -65,8 +77,10 @@ def open_database(url: str) -> Engine:
     commit that was acknowledged survives a power cut, foreign keys on, and `secure_delete` so that
     erased biometric data is overwritten in the file. A transaction takes the write lock when it
     begins with `BEGIN IMMEDIATE` (see `writing`), never half-way.
+
+    Errors carry no parameters: they would bring subject ids into logs.
     """
-    engine = create_engine(url, pool_pre_ping=True)
+    engine = create_engine(url, pool_pre_ping=True, hide_parameters=True)
     if engine.dialect.name == "sqlite":
 
         @event.listens_for(engine, "connect")
@@ -77,7 +91,7 @@ def open_database(url: str) -> Engine:
                 "synchronous=FULL",
                 "foreign_keys=ON",
                 "secure_delete=ON",
-                "busy_timeout=30000",
+                f"busy_timeout={_LOCK_WAIT_MS}",
             ):
                 connection.execute(f"PRAGMA {pragma}")
 
@@ -104,3 +118,55 @@ def migrate(engine: Engine) -> None:
     with writing(engine).begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+def storage_trouble(error: Exception) -> ServiceError | None:
+    """What to tell a client when storage is at fault, not the request; None when it is not.
+
+    Whatever was being written was rolled back.
+    """
+    match error:
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return _full()
+        case PoolTimeoutError():
+            return _busy()
+        case DBAPIError(orig=sqlite3.OperationalError() as cause):
+            return _sqlite_trouble(cause)
+        case OperationalError(orig=cause):
+            full = getattr(cause, "sqlstate", None) == _POSTGRESQL_DISK_FULL
+            return _full() if full else _out_of_reach()
+        case _:
+            return None
+
+
+def _sqlite_trouble(cause: sqlite3.OperationalError) -> ServiceError | None:
+    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # the rest refines it
+    if code in _SQLITE_BUSY:
+        return _busy()
+    if code == sqlite3.SQLITE_FULL:
+        return _full()
+    return _out_of_reach() if code in _SQLITE_OUT_OF_REACH else None  # else our own mistake
+
+
+def _busy() -> ServiceError:
+    return Unavailable(
+        "The database is busy with other work. Try again in a moment.",
+        slug="database-busy",
+        retry_after=2.0,
+    )
+
+
+def _full() -> ServiceError:
+    return StorageFull(
+        "The service has no space left to write to, and changed nothing. Free space where it "
+        "keeps its data, then try again."
+    )
+
+
+def _out_of_reach() -> ServiceError:
+    return Unavailable(
+        "The database cannot be written or reached, and nothing was changed. The service's log "
+        "says why.",
+        slug="database-unavailable",
+        retry_after=10.0,
+    )

@@ -13,6 +13,7 @@ from service.gallery.records import Metadata, NewSequence, SequenceQuality
 from service.gallery.store import GalleryStore
 from service.intake import Intake, Walk
 from service.model_in_use import ModelInUse
+from service.writers import Writers
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,11 @@ class Enrolled:
 class Enrolment:
     """The use case behind POST /enroll."""
 
-    def __init__(self, store: GalleryStore, intake: Intake, model: ModelInUse) -> None:
+    def __init__(
+        self, store: GalleryStore, writers: Writers, intake: Intake, model: ModelInUse
+    ) -> None:
         self._store = store
+        self._writers = writers
         self._intake = intake
         self._model = model
 
@@ -70,7 +74,7 @@ class Enrolment:
             ),
             model=self._model,
         )
-        await asyncio.to_thread(
+        await self._writers.run(
             self._store.enrol,
             gallery,
             subject_id,

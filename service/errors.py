@@ -10,7 +10,8 @@ ServiceError
 ├── UnsupportedMedia      415  not a sequence of silhouettes
 ├── Invalid               422  a field or a sequence that cannot be accepted
 ├── RateLimited           429  too many requests
-└── Unavailable           503  overloaded or not ready; try again later
+├── Unavailable           503  overloaded or not ready; try again later
+└── StorageFull           507  nothing more can be kept until space is freed
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ class Unauthenticated(ServiceError):
 
 
 class Forbidden(ServiceError):
-    """The key lacks the scope this call needs."""
+    """The key lacks the scope this call needs, or the caller may not call at all."""
 
-    status, slug, title = 403, "scope-missing", "The API key lacks a scope"
+    status, slug, title = 403, "scope-missing", "Not allowed"
 
 
 class NotFound(ServiceError):
@@ -107,3 +108,9 @@ class Unavailable(ServiceError):
     """Overloaded or not ready yet."""
 
     status, slug, title = 503, "unavailable", "Not available right now"
+
+
+class StorageFull(ServiceError):
+    """There is no space left to write to; what is stored can still be read."""
+
+    status, slug, title = 507, "storage-full", "No space left"

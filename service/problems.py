@@ -12,10 +12,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from service.database import storage_trouble
 from service.errors import Reason, ServiceError
 
 MEDIA_TYPE = "application/problem+json"
 _MOST_REASONS = 100
+_MOST_NAMED = 10
 
 
 def problem(
@@ -94,7 +96,9 @@ async def _frameworks(_request: Request, error: Exception) -> JSONResponse:
 
 
 def render_http(error: HTTPException) -> JSONResponse:
-    """One of the framework's errors."""
+    """One of the framework's errors, or what it made one of while it read a body."""
+    if isinstance(error.__cause__, Exception) and (trouble := storage_trouble(error.__cause__)):
+        return render(trouble)
     slug, title, advice = _FRAMEWORKS.get(
         error.status_code, ("http-error", HTTPStatus(error.status_code).phrase, "")
     )
@@ -117,7 +121,7 @@ async def _validation(_request: Request, error: Exception) -> JSONResponse:
             [Reason("body", _sentence(item)) for item in errors],
         )
     reasons = [Reason(_where(item["loc"]), _sentence(item)) for item in errors]
-    named = ", ".join(dict.fromkeys(reason.where for reason in reasons))
+    named = ", ".join(list(dict.fromkeys(reason.where for reason in reasons))[:_MOST_NAMED])
     return problem(
         422,
         "invalid-field",

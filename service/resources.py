@@ -37,6 +37,7 @@ from service.readiness import Readiness
 from service.reembedding import Reembedding
 from service.settings import Settings
 from service.verification import Verification
+from service.writers import Writers
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def open_engine(settings: Settings) -> Engine:
 
 @asynccontextmanager
 async def open_resources(
-    settings: Settings, engine: Engine, metrics: Metrics
+    settings: Settings, engine: Engine, writers: Writers, metrics: Metrics
 ) -> AsyncIterator[Resources]:
     """Load the model and put everything together; indexes load behind `readiness`.
 
@@ -132,10 +133,10 @@ async def open_resources(
                     model=model,
                     store=store,
                     galleries=galleries,
-                    enrolment=Enrolment(store, intake, model),
+                    enrolment=Enrolment(store, writers, intake, model),
                     identification=Identification(store, galleries, intake, model, metrics),
                     verification=Verification(store, galleries, intake, model, metrics),
-                    erasure=Erasure(store, galleries),
+                    erasure=Erasure(store, writers, galleries),
                 )
             finally:
                 stopping.set()

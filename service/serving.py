@@ -11,10 +11,12 @@ from types import FrameType
 from typing import NoReturn
 
 import uvicorn
+from sqlalchemy.exc import DBAPIError
 
 from service.app import create_app
 from service.errors import NotFound
 from service.exposure import Exposed, check_exposure
+from service.http_protocol import BoundedHttp
 from service.jobs.datasets import deployment, program
 from service.jobs.supervisor import WorkerSupervisor
 from service.listening import url_of
@@ -29,7 +31,14 @@ class CannotServe(Exception):
 
 def _preflight(settings: Settings) -> None:
     """Say in one sentence what would otherwise be a traceback out of the starting application."""
-    engine = open_engine(settings)
+    try:
+        engine = open_engine(settings)
+    except (OSError, DBAPIError) as error:
+        cause = getattr(error, "orig", error)
+        raise CannotServe(
+            f"the database of {settings.data_dir} cannot be opened: {cause}. Is there space left, "
+            "and may this user write there?"
+        ) from error
     try:
         check_exposure(settings, engine)
         resolve(settings, settings.model)
@@ -72,6 +81,8 @@ def serve(settings: Settings, listener: socket.socket, *, with_worker: bool) -> 
         _preflight(settings)
         config = uvicorn.Config(
             create_app(settings),
+            http=BoundedHttp,
+            ws="none",
             access_log=False,
             log_config=None,
             server_header=False,

@@ -7,6 +7,9 @@ subject, so those that do go too.
 
 from __future__ import annotations
 
+import logging
+import sqlite3
+
 from sqlalchemy import ColumnElement, Engine, delete, func, select
 from sqlalchemy.orm import Session
 
@@ -22,6 +25,8 @@ from service.gallery.tables import (
     SubjectRow,
 )
 from service.idempotency import forget_answers_about
+
+_log = logging.getLogger(__name__)
 
 
 def erase_subject(engine: Engine, gallery: str, subject_id: str) -> ErasureReceipt:
@@ -140,7 +145,12 @@ def _empty_log(engine: Engine) -> None:
     if engine.dialect.name == "sqlite":
         connection = engine.raw_connection()  # a checkpoint cannot run inside a transaction
         try:
-            connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            busy, _, _ = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.OperationalError as error:  # no space left, say: the erasure is committed
+            _log.error("the write-ahead log keeps what was erased: %s", error)
+        else:
+            if busy:
+                _log.warning("the write-ahead log keeps what was erased until the next erasure")
         finally:
             connection.close()
 

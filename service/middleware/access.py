@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.auth import any_key, find_key
-from service.errors import Forbidden, Reason, Unauthenticated
+from service.errors import Forbidden, Malformed, NotFound, Reason, Unauthenticated
 from service.exposure import is_loopback
 
 CALLER = "gaitid.caller"  # in the scope: an `ApiKey`, or None while there are no keys
@@ -40,9 +40,13 @@ class Access:
         self._allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; raises `Unauthenticated` or `Forbidden`."""
+        """Serve one request; raises `Unauthenticated` or `Forbidden`, or for an odd address."""
         if scope["type"] == "http" and scope["path"] not in _OPEN_PATHS:
             headers = Headers(scope=scope)
+            if len(headers.getlist("host")) > 1:
+                raise Malformed("Send one Host header.", Reason("Host", "sent more than once"))
+            if "\0" in scope["path"]:  # in no id, and PostgreSQL refuses to compare with it
+                raise NotFound("There is nothing at this address; /docs lists what there is.")
             self._has_keys = self._has_keys or await asyncio.to_thread(any_key, self._engine)
             if self._has_keys:
                 await self._authenticate(scope, headers)

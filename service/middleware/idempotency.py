@@ -18,6 +18,7 @@ from service.errors import Invalid, Reason
 from service.idempotency import Answer, Hold, IdempotencyStore
 from service.middleware.access import CALLER
 from service.middleware.body import multipart_boundary
+from service.writers import Writers
 
 HOLD = "gaitid.idempotency_hold"  # in the scope: what `service.idempotency.keep` takes
 _IN_MEMORY = 2**20
@@ -59,8 +60,9 @@ class BodyHash:
 class Idempotency:
     """Carries out a POST with an Idempotency-Key once and replays its answer."""
 
-    def __init__(self, app: ASGIApp, engine: Engine) -> None:
+    def __init__(self, app: ASGIApp, engine: Engine, writers: Writers) -> None:
         self._app = app
+        self._writers = writers
         self._store = IdempotencyStore(engine)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,7 +86,7 @@ class Idempotency:
                 "\0".join((*request, digest.hexdigest())).encode()
             ).hexdigest()
             caller = scope.get(CALLER)
-            taken = await asyncio.to_thread(
+            taken = await self._writers.run(
                 self._store.take, "" if caller is None else caller.key_id, key, fingerprint
             )
             if isinstance(taken, Answer):
@@ -110,7 +112,7 @@ class Idempotency:
             if complete and 200 <= status < 300 and len(body) <= _LONGEST_ANSWER:
                 # Before the client sees the end, so that its next request finds the answer.
                 answer = Answer(status, headers, body.decode())
-                await asyncio.to_thread(self._store.keep, hold, answer)
+                await self._writers.run(self._store.keep, hold, answer)
                 kept = True
             await send(message)
 
@@ -118,7 +120,7 @@ class Idempotency:
             await self._app(scope, receive, send_and_keep)
         finally:
             if not kept:
-                await asyncio.shield(asyncio.to_thread(self._store.release, hold))
+                await asyncio.shield(self._writers.run(self._store.release, hold))
 
 
 async def _read(receive: Receive, body: IO[bytes], digest: BodyHash) -> None:

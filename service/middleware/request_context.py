@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.database import storage_trouble
 from service.errors import ServiceError
 from service.logs import request_id
 from service.metrics import Metrics
@@ -61,11 +62,13 @@ class RequestContext:
             await render(error)(scope, receive, send_with_id)
         except HTTPException as error:
             await render_http(error)(scope, receive, send_with_id)
-        except Exception:
-            _log.exception("unexpected exception")
+        except Exception as error:
+            trouble = storage_trouble(error)
+            _log.exception("unexpected exception" if trouble is None else trouble.problem_slug)
             if status is not None:  # too late for another answer: cut the connection
                 raise
-            await internal_error(current)(scope, receive, send_with_id)
+            answer = internal_error(current) if trouble is None else render(trouble)
+            await answer(scope, receive, send_with_id)
         finally:
             seconds = perf_counter() - started
             route = getattr(scope.get("route"), "path", "unmatched")

@@ -64,7 +64,7 @@ def _faults(
     faults: list[dict[str, object]] = []
     empty = {name for name, value in sent if value == ""}
     for name, times in Counter(name for name, _ in sent).items():
-        shown = name if len(name) <= 64 and name.isprintable() else name[:63] + "…"
+        shown = name if 1 <= len(name) <= 64 and name.isprintable() else repr(name[:63])
         if name not in known:
             faults.append({"type": "extra", "loc": (part, shown), "msg": "Unknown field"})
         elif times > 1 and name not in lists:

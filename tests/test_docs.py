@@ -1,0 +1,138 @@
+"""What the documents list is what the code has."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from service.app import create_app
+from service.settings import Settings
+from training.evaluation import PROTOCOLS
+from training.recipe import DistillationTerm, LabelTerm
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([*DOCS.glob("*.md"), ROOT / "README.md"])
+
+CALL = re.compile(r"`((?:GET|POST|PUT|PATCH|DELETE) /[^` ]*)`")
+NOT_IN_OPENAPI = {"GET /openapi.json", "GET /docs", "GET /"}
+UNITS = {"MiB": 2**20, "GiB": 2**30}
+
+
+def page(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def section(text: str, title: str) -> str:
+    """From the heading to the next one of its level or above."""
+    found = re.search(rf"^(#+) {re.escape(title)}$", text, re.MULTILINE)
+    assert found is not None, f"there is no section {title!r}"
+    rest = text[found.end() :]
+    end = re.search(rf"^#{{1,{len(found[1])}}} ", rest, re.MULTILINE)
+    return rest[: end.start()] if end else rest
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """Every call of the OpenAPI document, as `GET /galleries`."""
+    app = create_app(Settings(data_dir=tmp_path_factory.mktemp("data")))
+    return {
+        f"{method.upper()} {path}"
+        for path, operations in app.openapi()["paths"].items()
+        for method in operations
+    }
+
+
+def documented_settings() -> dict[str, str]:
+    """Defaults as the table of settings gives them, by the settings' names."""
+    rows = re.findall(
+        r"^\| `GAITID_(\w+)` \| (.*?) \|", section(page("operations.md"), "Settings"), re.MULTILINE
+    )
+    return {name.lower(): default for name, default in rows}
+
+
+def test_the_table_of_settings_lists_every_setting_and_no_other() -> None:
+    assert set(documented_settings()) == set(Settings.model_fields)
+
+
+def test_the_table_of_settings_gives_the_real_defaults() -> None:
+    for name, documented in documented_settings().items():
+        default = Settings.model_fields[name].default
+        if default is None or name.endswith(("_models_dir", "recipes_dir")):
+            continue  # said in words
+        number, _, unit = documented.strip("`").partition(" ")
+        if unit in UNITS:
+            assert default == int(number) * UNITS[unit], name
+        elif isinstance(default, bool):
+            assert documented == f"`{str(default).lower()}`", name
+        elif isinstance(default, int | float):
+            assert default == float(number), name
+        elif isinstance(default, tuple):
+            assert documented == "`[]`", name
+            assert default == ()
+        else:
+            assert documented == f"`{default}`", name
+
+
+def test_the_table_of_calls_lists_every_call_and_no_other(calls: set[str]) -> None:
+    documented = set(CALL.findall(section(page("api.md"), "Calls")))
+    assert documented - NOT_IN_OPENAPI == calls
+
+
+def test_what_is_listed_as_not_implemented_is_not_there(calls: set[str]) -> None:
+    absent = set(CALL.findall(section(page("api.md"), "Not implemented")))
+    assert absent
+    assert not absent & calls
+
+
+def test_every_kind_of_problem_is_in_the_table_of_errors() -> None:
+    raised = {
+        slug
+        for file in (ROOT / "service").rglob("*.py")
+        for slug in re.findall(r'\bslug="([a-z-]+)"', file.read_text(encoding="utf-8"))
+    }
+    documented = set(re.findall(r"`([a-z-]+)`", section(page("api.md"), "Errors")))
+    assert raised
+    assert raised <= documented
+
+
+def test_every_recipe_is_named() -> None:
+    recipes = {file.stem for file in (ROOT / "training" / "recipes").glob("*.toml")}
+    assert recipes
+    assert recipes <= set(re.findall(r"`([\w-]+)`", page("training.md")))
+
+
+def test_every_protocol_is_described() -> None:
+    described = re.findall(r"^\| `([\w-]+)` \|", section(page("training.md"), "evaluate"), re.M)
+    assert set(described) == set(PROTOCOLS)
+
+
+def test_every_term_of_an_objective_is_described() -> None:
+    kinds = {
+        get_args(term.model_fields["kind"].annotation)[0]
+        for term in (*get_args(LabelTerm), *get_args(DistillationTerm))
+    }
+    table = section(page("distillation.md"), "How a recipe says it")
+    assert set(re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE)) == kinds
+
+
+@pytest.mark.parametrize("source", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_to_files_and_sections_resolve(source: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", source.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (source.parent / name).resolve() if name else source
+        assert file.exists(), f"{source.name}: {target}"
+        if anchor:
+            assert anchor in anchors(file), f"{source.name}: {target}"
+
+
+def anchors(file: Path) -> set[str]:
+    """The sections' ids as GitHub makes them from headings."""
+    headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
