@@ -16,6 +16,7 @@ from service.logs import log_as_json
 from service.metrics import Metrics
 from service.middleware.access import Access
 from service.middleware.body import BodyGuard
+from service.middleware.head import HeadAsGet
 from service.middleware.idempotency import Idempotency
 from service.middleware.request_context import RequestContext
 from service.resources import open_engine, open_resources
@@ -57,6 +58,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         summary="Enrol and identify people by how they walk.",
         version=version("gaitid"),
         lifespan=lifespan,
+        docs_url=None,  # `service.routes.health` has a page that needs no other host
         redoc_url=None,
         redirect_slashes=False,
         dependencies=[Depends(only_known_fields)],
@@ -83,6 +85,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         allowed_hosts=settings.allowed_hosts,
     )
     app.add_middleware(RequestContext, metrics=metrics)
+    app.add_middleware(HeadAsGet)
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:

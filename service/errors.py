@@ -92,6 +92,12 @@ class UnsupportedMedia(ServiceError):
     status, slug, title = 415, "not-a-sequence", "Not a sequence of silhouettes"
 
 
+class UnsupportedCoding(UnsupportedMedia):
+    """The body is compressed or otherwise encoded as a whole."""
+
+    slug, title = "content-encoding", "The body's encoding is not read"
+
+
 class Invalid(ServiceError):
     """A field or a sequence cannot be accepted."""
 

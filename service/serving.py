@@ -11,8 +11,10 @@ from types import FrameType
 from typing import NoReturn
 
 import uvicorn
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
+from models import checkpoint
+from models.checkpoint import CheckpointError
 from service.app import create_app
 from service.errors import NotFound
 from service.exposure import Exposed, check_exposure
@@ -33,16 +35,16 @@ def _preflight(settings: Settings) -> None:
     """Say in one sentence what would otherwise be a traceback out of the starting application."""
     try:
         engine = open_engine(settings)
-    except (OSError, DBAPIError) as error:
+    except (OSError, ImportError, SQLAlchemyError) as error:
         cause = getattr(error, "orig", error)
         raise CannotServe(
-            f"the database of {settings.data_dir} cannot be opened: {cause}. Is there space left, "
-            "and may this user write there?"
+            f"the database cannot be opened: {cause}. Unless GAITID_DATABASE_URL says otherwise it "
+            f"is in {settings.data_dir}: is there space left, and may this user write there?"
         ) from error
     try:
         check_exposure(settings, engine)
-        resolve(settings, settings.model)
-    except (Exposed, NotFound) as error:
+        checkpoint.load(resolve(settings, settings.model))
+    except (Exposed, NotFound, CheckpointError) as error:
         raise CannotServe(str(error)) from error
     finally:
         engine.dispose()

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -108,9 +108,13 @@ def validate(
     teacher: Teachers = None,
     student: StudentCheckpoint = None,
     settings: Settings = None,
+    command: Annotated[
+        Literal["train", "distill"] | None,
+        typer.Option("--for", help="Also whether the recipe is one for this command."),
+    ] = None,
 ) -> None:
     """Check a recipe, and that the files it names exist, without starting anything."""
-    problems: tuple[Problem, ...]
+    problems: tuple[Problem, ...] = ()
     try:
         loaded = load(
             recipe,
@@ -120,8 +124,10 @@ def validate(
             student=student,
         )
         problems = missing_files(loaded)
+        if command is not None:
+            require_teachers(loaded, wanted=command == "distill")
     except RecipeError as error:
-        problems = error.problems
+        problems += error.problems
     typer.echo(json.dumps({"errors": [vars(problem) for problem in problems]}))
     if problems:
         raise typer.Exit(BAD_INPUT)
@@ -136,13 +142,37 @@ def evaluate(
         list[Path] | None, typer.Option(help="Another checkpoint to compare with; may be repeated.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="File for the whole result, as JSON.")] = None,
+    mirror: Annotated[
+        bool | None,
+        typer.Option(help="Try every probe mirrored as well; as the protocol does if not given."),
+    ] = None,
+    baselines: Annotated[
+        bool | None,
+        typer.Option(
+            help="Add the gait energy image and the untrained network; as the protocol does."
+        ),
+    ] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="To embed on.")] = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Of intervals and untrained network.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Judge a checkpoint on a packed dataset by a protocol."""
     with _reporting(as_json) as (reporter, _):
         from training.judging import judge
 
-        judge(checkpoint, dataset, protocol, against or [], out, reporter, tables=not as_json)
+        judge(
+            checkpoint,
+            dataset,
+            protocol,
+            against or [],
+            out,
+            reporter,
+            tables=not as_json,
+            mirror=mirror,
+            baselines=baselines,
+            device=device,
+            seed=seed,
+        )
 
 
 @app.command()
@@ -152,13 +182,17 @@ def pack(
     ],
     out: Annotated[Path, typer.Option(help="The .pack folder to make.")],
     format: Annotated[Source, typer.Option(help="What SOURCE is.")] = Source.auto,
+    partition: Annotated[
+        Path | None, typer.Option(help="JSON of TRAIN_SET and TEST_SET, to go into the pack.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that read and prepare.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Pack a dataset into one memory-mapped file."""
     with _reporting(as_json) as (reporter, _):
         from training.packing import pack_with_events
 
-        pack_with_events(source, out, format.value, reporter)
+        pack_with_events(source, out, format.value, reporter, partition=partition, workers=workers)
 
 
 @app.command()

@@ -53,9 +53,18 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Done:
-    """The run is over and its result lies at `checkpoint` (empty for a run that makes none)."""
+    """The run is over and its result lies at `checkpoint`."""
 
     checkpoint: str
+    metrics: Metrics
+    event: str = "done"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A dataset has been made and lies at `dataset`."""
+
+    dataset: str
     metrics: Metrics
     event: str = "done"
 
@@ -68,7 +77,7 @@ class Failed:
     event: str = "failed"
 
 
-Event = Started | Progressed | Evaluated | Done | Failed
+Event = Started | Progressed | Evaluated | Done | Packed | Failed
 
 
 class Reporter(Protocol):
@@ -148,8 +157,11 @@ class ConsoleReporter:
             case Evaluated():
                 self._console.print(f"evaluation: {_brief(event.metrics)}")
             case Done():
-                result = f"checkpoint: {event.checkpoint}" if event.checkpoint else "done"
-                self._console.print(f"{result}  {_brief(event.metrics)}".rstrip())
+                self._console.print(
+                    f"checkpoint: {event.checkpoint}  {_brief(event.metrics)}".rstrip()
+                )
+            case Packed():
+                self._console.print(f"dataset: {event.dataset}  {_brief(event.metrics)}")
             case Failed():
                 self._console.print(f"failed: {event.reason}", style="red", highlight=False)
 

@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from models import checkpoint
-from models.checkpoint import Card, OperatingPoint
+from models.checkpoint import Card
 from models.registry import build
 from training.events import Done, Reporter
+from training.operating_points import default_threshold, operating_points
 from training.recipe import Problem, RecipeError
 
 CLASSIFIER = "head.classifier.weight"
-# The operating point a service starts with, until its gallery is calibrated.
-DEFAULT_TARGET_FPIR = 0.01
-DEFAULT_GALLERY_SUBJECTS = 100
 
 
 def export_checkpoint(
@@ -40,7 +38,7 @@ def export_checkpoint(
         keep_classifier: keep the classifier, for a teacher of logits.
         half: store matrices and kernels in float16.
         evaluations: results that `evaluate --out` wrote. All give figures to the card; the first
-            that measured open-set errors gives the thresholds.
+            that measured open-set errors, without mirrored probes, gives the thresholds.
         notes: on the new card; the old one's when None.
 
     Returns:
@@ -51,7 +49,8 @@ def export_checkpoint(
         models.checkpoint.CheckpointError: the source cannot be read or the target not be written.
     """
     results = [_read(path) for path in evaluations]
-    points = next((points for result in results if (points := _operating_points(result))), ())
+    measured = (operating_points(result["rows"][0]) for result in results)
+    points = next(filter(None, measured), ())
     network, card = checkpoint.load(source, "cpu")
     identities = network.identities if keep_classifier else 0
     slim = build(card.architecture, {**card.config, "identities": identities})
@@ -68,7 +67,7 @@ def export_checkpoint(
             "metrics": {**card.metrics, **{_title(result): _figures(result) for result in results}},
             "notes": card.notes if notes is None else notes,
             "thresholds": points or card.thresholds,
-            "threshold": _default(points) if points else card.threshold,
+            "threshold": default_threshold(points) if points else card.threshold,
         }
     )
     written = checkpoint.save(out, slim, described, half=half)
@@ -79,7 +78,8 @@ def export_checkpoint(
 def _read(path: Path) -> dict[str, Any]:
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        result["rows"][0]["figures"], result["dataset_hash"]  # what everything below relies on
+        # What everything below relies on.
+        result["rows"][0]["figures"], result["rows"][0]["mirrored"], result["dataset_hash"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise RecipeError(
             [Problem("--evaluation", f"{path.name} is not a result of `evaluate --out`")]
@@ -110,30 +110,3 @@ def _figures(result: dict[str, Any]) -> dict[str, Any]:
         "interval": result["resampling"],
         "rows": rows,
     }
-
-
-def _operating_points(result: dict[str, Any]) -> tuple[OperatingPoint, ...]:
-    open_set = result["rows"][0]["open_set"]
-    if open_set is None:
-        return ()
-    return tuple(
-        OperatingPoint(
-            target_fpir=found["target_fpir"],
-            gallery_subjects=found["gallery_subjects"],
-            threshold=round(found["threshold"]["value"], 4),
-        )
-        for found in open_set["thresholds"]
-        if found["threshold"]["value"] is not None
-    )
-
-
-def _default(points: Sequence[OperatingPoint]) -> float | None:
-    return next(
-        (
-            point.threshold
-            for point in points
-            if (point.target_fpir, point.gallery_subjects)
-            == (DEFAULT_TARGET_FPIR, DEFAULT_GALLERY_SUBJECTS)
-        ),
-        None,
-    )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from training.evaluation import PROTOCOLS, console_tables, evaluate_checkpoint
+from training.evaluation import PROTOCOLS, Resampling, console_tables, evaluate_checkpoint
 from training.events import Done, Evaluated, Progressed, Reporter, Started
 from training.recipe import Problem, RecipeError
 
@@ -24,6 +24,10 @@ def judge(
     reporter: Reporter,
     *,
     tables: bool,
+    mirror: bool | None = None,
+    baselines: bool | None = None,
+    device: str = "auto",
+    seed: int = 0,
 ) -> None:
     """Evaluate and report.
 
@@ -35,6 +39,10 @@ def judge(
         out: file for the whole result; None for none.
         reporter: told what happens.
         tables: print the result's tables on stdout.
+        mirror: try every probe mirrored as well; the protocol's habit when None.
+        baselines: add rows to read the others against; the protocol's habit when None.
+        device: where networks run.
+        seed: of the intervals and of the untrained network.
 
     Raises:
         RecipeError: there is no such protocol.
@@ -55,7 +63,17 @@ def judge(
             pace = (time.monotonic() - began) / max(done, 1)
             reporter.report(Progressed(done, total, round(pace * (total - done), 1), {}))
 
-    result = evaluate_checkpoint(checkpoint, dataset, protocol, against=against, progress=report)
+    result = evaluate_checkpoint(
+        checkpoint,
+        dataset,
+        protocol,
+        device=device,
+        mirror=mirror,
+        baselines=baselines,
+        against=against,
+        resampling=Resampling(seed=seed),
+        progress=report,
+    )
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(result.to_json() + "\n", encoding="utf-8")

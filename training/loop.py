@@ -11,8 +11,10 @@ from models import checkpoint
 from training import state
 from training.data.batches import BatchSource
 from training.distributed import Group
+from training.evaluation import EvaluationResult
 from training.events import Done, Evaluated, Event, Reporter, Started
 from training.meter import Meter
+from training.operating_points import operating_points
 from training.preparation import Preparation, card
 from training.recipe import Recipe
 from training.stopping import Stopped, StopRequest
@@ -57,9 +59,12 @@ def run(
     report = reporter.report if group.leads else _nothing
     report(Started(total_steps=recipe.steps, step=trainer.step))
 
+    # With the losses: a run that is finished again must make the very same card.
+    meter = Meter(recipe.steps, trainer.step, (saved or {}).get("losses", {}))
+
     def save() -> None:
         if group.leads:
-            state.save(out, trainer.snapshot(), run=digest)
+            state.save(out, {**trainer.snapshot(), "losses": meter.last}, run=digest)
 
     watch = Watch(
         recipe.evaluation, preparation.held_out, metric=recipe.metric, mirror=recipe.mirror
@@ -75,19 +80,18 @@ def run(
         world_size=group.size,
         device=group.device,
     )
-    reached: Mapping[str, float] = {}
+    judgement: EvaluationResult | None = None
 
-    def evaluate() -> Mapping[str, float]:
-        found: Mapping[str, float] = {}
+    def evaluate(*, error_rates: bool) -> EvaluationResult | None:
+        found = None
         if group.leads and watch.possible:
             with stop.at_once():
-                found = watch.evaluate(trainer.result, trainer.precision)
-            report(Evaluated(found))
-            _write(log, "evaluation", found, trainer.step)
+                found = watch.evaluate(trainer.result, trainer.precision, error_rates=error_rates)
+            report(Evaluated(found.metrics()))
+            _write(log, "evaluation", found.metrics(), trainer.step)
         group.wait()
         return found
 
-    meter = Meter(recipe.steps, trainer.step)
     try:
         with stop.deferred():
             for batch in source.iterate(start=trainer.step, stop=recipe.steps):
@@ -110,13 +114,14 @@ def run(
                 if stopping:
                     raise Stopped
                 if evaluating:
-                    evaluate()
-            reached = evaluate()
+                    evaluate(error_rates=False)
+            judgement = evaluate(error_rates=True)
     finally:
         if log is not None:
             log.close()
 
     result = out / CHECKPOINT
+    reached = judgement.metrics() if judgement else {}
     if group.leads:
         network = trainer.result
         described = card(
@@ -128,7 +133,11 @@ def run(
             processes=group.size,
             precision=trainer.precision,
             losses=meter.last,
-            metrics=dict(reached),
+            metrics=reached,
+            # Held-out people are few: only thresholds that they could show.
+            thresholds=operating_points(judgement.to_dict()["rows"][0], extrapolated=False)
+            if judgement
+            else (),
         )
         checkpoint.save(result, network, described)
     group.wait()

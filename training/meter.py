@@ -20,16 +20,17 @@ class Meter:
     Args:
         total_steps: of the run.
         step: where this process began.
+        last: what was read out last before that.
     """
 
-    def __init__(self, total_steps: int, step: int) -> None:
+    def __init__(self, total_steps: int, step: int, last: Mapping[str, float]) -> None:
         self._total_steps = total_steps
         self._began_at = step
         self._began = self._read = time.monotonic()
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
         self._sequences = 0
-        self.last: Mapping[str, float] = {}
+        self.last = last
 
     def add(self, loss: Loss, learned: Learned, labels: Tensor) -> None:
         """Take in one step; nothing is waited for."""

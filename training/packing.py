@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from training.data import pack_dataset
+from training.data import Partition, pack_dataset
 from training.data.importers import Progress
-from training.events import Done, Progressed, Reporter, Started
+from training.events import Packed, Progressed, Reporter, Started
 
 _REPORTS = 100  # over the whole source: nobody reads a line a sequence
 
@@ -18,12 +18,23 @@ def pack_with_events(
     out: Path,
     format: Literal["auto", "pickles", "images", "walks", "gallery"],
     reporter: Reporter,
+    *,
+    partition: Path | None = None,
+    workers: int = 1,
 ) -> None:
     """Pack `source` into `out`, see `training.data.pack_dataset`.
 
+    Args:
+        source: folder or file.
+        out: the pack to be.
+        format: what the source is.
+        reporter: told what happens.
+        partition: file of the field's that says who is trained and tested on.
+        workers: threads that read and prepare.
+
     Raises:
         training.data.SourceError: the source is wrong.
-        training.data.PackError: `out` exists.
+        training.data.PackError: `out` exists, or the partition is none.
     """
     began = time.monotonic()
     started = False
@@ -46,11 +57,18 @@ def pack_with_events(
                 )
             )
 
-    made = pack_dataset(source, out, format, progress=report)
+    made = pack_dataset(
+        source,
+        out,
+        format,
+        partition=None if partition is None else Partition.load(partition),
+        workers=workers,
+        progress=report,
+    )
     found = {
         "subjects": len(made.subjects),
         "sequences": len(made),
         "frames": int(made.lengths.sum()),
         "skipped": skipped,
     }
-    reporter.report(Done(str(out), found))
+    reporter.report(Packed(str(out), found))

@@ -11,12 +11,13 @@ import torch
 from pydantic import JsonValue, ValidationError
 
 from models import checkpoint
-from models.checkpoint import Card
+from models.checkpoint import Card, OperatingPoint
 from models.networks.network import GaitNetwork
 from models.registry import UnknownArchitecture, build
 from training import provenance
 from training.data.pack import Pack
 from training.identities import identity_hash, split
+from training.operating_points import default_threshold
 from training.optimisation import Precision
 from training.recipe import Problem, Recipe, RecipeError
 from training.teachers import Teacher, check
@@ -102,8 +103,9 @@ def _student(recipe: Recipe, count: int, identities: str) -> tuple[GaitNetwork, 
     trained, card = checkpoint.load(wanted.checkpoint, "cpu")
     student = _build(card.architecture, {**card.config, "identities": count})
     weights = trained.state_dict()
-    if card.training.get("identity_hash") != identities:
-        # Other identities: their classifier means nothing here. The new one keeps its random start.
+    if card.identities != count or card.training.get("identity_hash") != identities:
+        # Other identities, or an export without: no classifier for these. The new one keeps its
+        # random start.
         fresh = student.head.classifier.state_dict(prefix="head.classifier.")
         weights = {**weights, **fresh}
     student.load_state_dict(weights)
@@ -138,6 +140,7 @@ def card(
     precision: Precision,
     losses: Mapping[str, float],
     metrics: Mapping[str, JsonValue],
+    thresholds: tuple[OperatingPoint, ...],
 ) -> Card:
     """The card of a trained network: everything needed to train it again, and what it reached.
 
@@ -151,6 +154,7 @@ def card(
         precision: that products were computed in.
         losses: at the end.
         metrics: on held-out walks.
+        thresholds: from held-out walks.
     """
     pack = preparation.train
     training: dict[str, JsonValue] = {
@@ -180,6 +184,8 @@ def card(
         name=name,
         metric=recipe.metric,
         mirror=recipe.mirror,
+        threshold=default_threshold(thresholds),
+        thresholds=thresholds,
         training=training,
         metrics=metrics,
     )

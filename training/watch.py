@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from training.data.augmentation import plain
 from training.data.pack import Pack
 from training.evaluation import (
     EmbeddedSequences,
+    EvaluationResult,
     LabelledSequences,
     ProtocolMismatch,
     Resampling,
@@ -36,7 +37,7 @@ class Watch:
         settings: of the recipe.
         held_out: walks of subjects that are not learnt, or None.
         metric: how embeddings are compared.
-        mirror: whether probes are compared mirrored as well.
+        mirror: whether a walk's embedding is the mean with its mirror image's.
 
     Raises:
         RecipeError: there is no such protocol, or the held-out walks do not suit it.
@@ -56,8 +57,15 @@ class Watch:
         """Whether there is anything to evaluate on."""
         return self._labels is not None
 
-    def evaluate(self, network: GaitNetwork, precision: Precision) -> Mapping[str, float]:
-        """Figures by name, rank1 first. Leaves the network's mode as it was.
+    def evaluate(
+        self, network: GaitNetwork, precision: Precision, *, error_rates: bool
+    ) -> EvaluationResult:
+        """Judge the network; leaves its mode as it was.
+
+        Args:
+            network: to judge.
+            precision: that products are computed in.
+            error_rates: verification and open-set errors as well.
 
         Raises:
             ValueError: there are no held-out walks, see `possible`.
@@ -67,22 +75,18 @@ class Watch:
         training = network.training
         network.eval()
         try:
-            seen = _embed(network, self._pack, precision, mirrored=False)
-            mirrored = (
-                _embed(network, self._pack, precision, mirrored=True) if self._mirror else None
-            )
+            embeddings = _embed(network, self._pack, precision, mirror=self._mirror)
         finally:
             network.train(training)
-        result = evaluate_embeddings(
-            [EmbeddedSequences("student", seen, self._metric, mirrored)],
+        return evaluate_embeddings(
+            [EmbeddedSequences("student", embeddings, self._metric)],
             self._labels,
             self._protocol,
             dataset=self._pack.path.name,
             dataset_hash=self._pack.content_hash,
             resampling=_FEW_REPLICATES,
-            error_rates=False,
+            error_rates=error_rates,
         )
-        return result.metrics()
 
 
 def _suited(protocol: str, pack: Pack) -> tuple[str, LabelledSequences | None]:
@@ -111,20 +115,19 @@ def _suited(protocol: str, pack: Pack) -> tuple[str, LabelledSequences | None]:
 
 @torch.no_grad()
 def _embed(
-    network: GaitNetwork, pack: Pack, precision: Precision, *, mirrored: bool
+    network: GaitNetwork, pack: Pack, precision: Precision, *, mirror: bool
 ) -> npt.NDArray[np.float32]:
     """Embeddings of a pack's sequences in their order, [n, p, c]."""
-    device = precision.device
     found = np.empty((len(pack), network.parts, network.channels), np.float32)
     for members in _batches(pack):
         walks = [torch.from_numpy(pack.silhouettes(i)) for i in members]
-        frames = plain(torch.cat(walks).unsqueeze(0).to(device)).squeeze(0)
-        if mirrored:
-            frames = frames.flip(-1)
+        frames = plain(torch.cat(walks).unsqueeze(0).to(precision.device)).squeeze(0)
+        ways = [frames, frames.flip(-1)] if mirror else [frames]
         with precision.autocast():
-            embeddings = network(frames, [len(walk) for walk in walks]).embeddings
-            embeddings = network.matching(embeddings.float())
-        found[members] = embeddings.transpose(1, 2).float().cpu().numpy()
+            outputs = [network(way, [len(walk) for walk in walks]) for way in ways]
+            embeddings = [network.matching(output.embeddings.float()) for output in outputs]
+        mean = torch.stack(embeddings).float().mean(0)
+        found[members] = mean.transpose(1, 2).cpu().numpy()
     return found
 
 

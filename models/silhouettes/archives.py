@@ -67,14 +67,18 @@ def decode_tar(data: bytes, budget: Budget) -> list[Frame]:
 
 
 def decode_gzip(data: bytes, budget: Budget) -> list[Frame]:
-    """A gzipped tar."""
+    """A gzipped tar or zip."""
     content = _decompress(data, budget)
     kind = sniff(content)
     if kind is Kind.TAR:
         return decode_tar(content, budget)
+    if kind is Kind.ZIP:
+        return decode_zip(content, budget)
     if kind is Kind.PICKLE:
         raise UnsupportedSequence(PICKLED)
-    raise UnsupportedSequence("a gzip file that holds no tar archive; send the file uncompressed")
+    raise UnsupportedSequence(
+        "a gzip file that holds no tar or zip archive; send the file uncompressed"
+    )
 
 
 def _most_members(budget: Budget) -> int:

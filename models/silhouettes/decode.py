@@ -17,7 +17,7 @@ from models.silhouettes.video import decode_video
 def decode(data: bytes, limits: DecodeLimits | None = None) -> list[Frame]:
     """Decode one walk, recognised by its bytes.
 
-    Accepted: zip, tar and gzipped tar of PNG, JPEG, BMP, WebP or TIFF, in natural order of names;
+    Accepted: zip and tar, also gzipped, of PNG, JPEG, BMP, WebP or TIFF, in natural order of names;
     `.npz` (the array `silhouettes`, else the only one) and `.npy` of uint8 or bool `[s, h, w]`;
     animated GIF, PNG and WebP, TIFF of several pages; MP4, AVI and WebM. A single image is a
     sequence of one frame.

@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import Malformed, Reason, TooLarge, Unavailable, UnsupportedMedia
+from service.errors import Malformed, Reason, TooLarge, Unavailable, UnsupportedCoding
 
 _LONGEST_BOUNDARY = 200  # RFC 2046 allows 70 characters
 
@@ -52,11 +52,10 @@ class BodyGuard:
         headers = Headers(scope=scope)
         boundary = multipart_boundary(headers.get("content-type", ""))
         if headers.get("content-encoding", "identity").strip().lower() != "identity":
-            raise UnsupportedMedia(
+            raise UnsupportedCoding(
                 "Compressed request bodies are not read. Send the body as it is, without "
                 "Content-Encoding; archives may be compressed.",
                 Reason("Content-Encoding", "unsupported"),
-                slug="content-encoding",
             )
         limit = self._max_json_bytes if boundary is None else self._max_bytes
         announced = headers.get("content-length", "")

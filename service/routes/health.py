@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from service.documentation import documentation_page
 from service.routes.dependencies import Held
 from service.schemas import ModelReference, Schema
 
@@ -54,6 +55,12 @@ def metrics(held: Held) -> Response:
     return Response(
         generate_latest(held.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
     )
+
+
+@router.get("/docs", include_in_schema=False)
+async def documentation(request: Request) -> HTMLResponse:
+    """Describe every call."""
+    return HTMLResponse(documentation_page(request.app.openapi()))
 
 
 @router.get("/", include_in_schema=False)

@@ -14,6 +14,7 @@ import httpx
 import uvicorn
 
 from service.app import create_app
+from service.http_protocol import BoundedHttp
 from service.settings import Settings
 
 
@@ -30,7 +31,14 @@ def serving(settings: Settings, *, until_ready: bool = True) -> Iterator[httpx.C
     app = create_app(settings)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(
-            uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+            uvicorn.Config(
+                app,
+                http=BoundedHttp,
+                ws="none",
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=5,
+            )
         )
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()

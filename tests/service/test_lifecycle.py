@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import sys
 import threading
 import time
@@ -223,6 +224,16 @@ def test_the_interface_is_described_with_problems_for_errors(shared: httpx.Clien
     assert "application/problem+json" in default["content"]
     assert "HTTPValidationError" not in json.dumps(schema)
     assert "/docs" in shared.get("/").text
+
+
+def test_the_documentation_names_every_call_and_needs_no_other_host(shared: httpx.Client) -> None:
+    page = shared.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    for path, operations in shared.get("/openapi.json").json()["paths"].items():
+        for method in operations:
+            assert f"<b>{method.upper()}</b> {path}" in page.text
+    assert "<code>top_k</code>" in page.text
+    assert not re.search(r"(src|href)=.?(https?:)?//|<script", page.text)
 
 
 def test_the_migrations_make_the_tables_that_the_code_declares(settings: Settings) -> None:

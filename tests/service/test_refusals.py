@@ -375,3 +375,35 @@ def test_strange_names_of_files_come_back_printable_and_short(client: httpx.Clie
     where = problem(answer, 415)["errors"][0]["where"]
     assert where.isprintable()
     assert len(where) < 120
+
+
+@pytest.mark.parametrize(
+    "call", ["/jobs/calibrate", "/jobs/reindex", "/models/default/activate", "/models/rollback"]
+)
+def test_a_call_of_a_later_version_is_404(client: httpx.Client, call: str) -> None:
+    body = problem(client.post(call, json={}), 404)
+    assert body["type"] == "/problems/not-available"
+    assert body["errors"][0]["where"] == call
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "deflate", "gzip, identity"])
+def test_a_compressed_body_is_415_and_says_to_send_it_plain(
+    client: httpx.Client, coding: str
+) -> None:
+    headers = {"content-type": "application/json", "content-encoding": coding}
+    body = problem(client.post("/galleries", headers=headers, content=b'{"name": "x"}'), 415)
+    assert body["type"] == "/problems/content-encoding"
+    problem(client.get("/galleries/x"), 404)
+
+
+@pytest.mark.parametrize("address", ["/subjects/a%00b", "/galleries/%00", "/sequences/%00"])
+def test_an_address_with_a_control_character_is_nowhere(client: httpx.Client, address: str) -> None:
+    problem(client.get(address), 404)
+    problem(client.delete(address), 404)
+
+
+def test_of_thousands_of_unknown_fields_a_few_are_named(client: httpx.Client) -> None:
+    answer = client.get("/subjects", params={f"field{number}": "1" for number in range(2000)})
+    body = problem(answer, 422)
+    assert len(body["detail"]) < 500
+    assert len(body["errors"]) == 100

@@ -6,7 +6,8 @@ A pack is a folder (by custom `NAME.pack`):
                      bit a pixel when the pack is `binary` (512 bytes a frame, most significant bit
                      first, rows from the top), one byte a pixel when it is `grey` (4096 bytes)
     index.json       encoding, number of frames, content hash, and one record a sequence
-    partition.json   optional, as the field has it: {"TRAIN_SET": [subject, …], "TEST_SET": […]}
+    partition.json   optional, as the field has it: {"TRAIN_SET": [subject, …], "TEST_SET": […]},
+                     for some datasets with {"PROBE_SET": ["subject-condition-view", …]}
 
 It is written beside its place and renamed into it when it is complete, so a folder that opens is
 whole. The content hash covers the frames and the records, not the partition.
@@ -71,22 +72,29 @@ class _Index(BaseModel):
 
 
 class Partition(BaseModel):
-    """Who is trained on and who is tested on: the field's `TRAIN_SET` and `TEST_SET`."""
+    """Who is trained on and who is tested on: the field's `TRAIN_SET` and `TEST_SET`.
+
+    Where the field lists the test's probes (`PROBE_SET`), `probes` are those, each as
+    `subject-condition-view`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
     train: tuple[str, ...] = Field(alias="TRAIN_SET")
     test: tuple[str, ...] = Field(alias="TEST_SET")
+    probes: tuple[str, ...] | None = Field(default=None, alias="PROBE_SET")
 
     @classmethod
     def load(cls, path: Path) -> Partition:
         """Read a partition file.
 
         Raises:
-            PackError: it is no partition, or a subject is in both sets.
+            PackError: it cannot be read, is no partition, or a subject is in both sets.
         """
         try:
             partition = cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise PackError(f"{path}: {error.strerror}") from error
         except ValidationError as error:
             raise PackError(f"{path}: not a partition: {_first(error)}") from error
         both = sorted(set(partition.train) & set(partition.test))
@@ -96,7 +104,9 @@ class Partition(BaseModel):
 
     def save(self, path: Path) -> None:
         """Write the file, atomically."""
-        text = json.dumps(self.model_dump(by_alias=True), ensure_ascii=False, indent=1)
+        text = json.dumps(
+            self.model_dump(by_alias=True, exclude_none=True), ensure_ascii=False, indent=1
+        )
         _replace(path, text.encode() + b"\n")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +21,6 @@ from training.evaluation.bootstrap import Resampling
 from training.evaluation.open_set import search
 from training.evaluation.protocols import (
     EvaluationProtocol,
-    ProtocolMismatch,
     Retrieval,
     TableOfCells,
     protocol_named,
@@ -188,20 +186,15 @@ def evaluate_checkpoint(
 
 
 def labels_of(pack: Pack) -> LabelledSequences:
-    """The labels of a pack's sequences, with the field's list of probes where it has one.
-
-    Raises:
-        ProtocolMismatch: the list of probes cannot be read.
-    """
+    """The labels of a pack's sequences, with the field's list of probes where it has one."""
     records = pack.sequences
-    listed = _probe_set(pack.path / "partition.json")
+    listed = None if pack.partition is None else pack.partition.probes
+    names = (f"{record.subject}-{record.condition}-{record.view}" for record in records)
     return LabelledSequences.of(
         [record.subject for record in records],
         [record.condition for record in records],
         [record.view for record in records],
-        None
-        if listed is None
-        else [f"{r.subject}-{r.condition}-{r.view}" in listed for r in records],
+        None if listed is None else [name in frozenset(listed) for name in names],
     )
 
 
@@ -313,15 +306,3 @@ def _difference(
     headline = first_found.figures[0]
     estimate = first_found.trials.difference(second_found.trials, headline, resampling)
     return Difference(headline.name, first.name, second.name, estimate)
-
-
-def _probe_set(path: Path) -> frozenset[str] | None:
-    """The `PROBE_SET` of a partition file, `subject-condition-view` each; None when it has none."""
-    if not path.exists():
-        return None
-    listed = json.loads(path.read_text(encoding="utf-8")).get("PROBE_SET")
-    if listed is None:
-        return None
-    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-        raise ProtocolMismatch(f"{path}: PROBE_SET is not a list of names")
-    return frozenset(listed)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import time
 from collections.abc import Callable
 
@@ -30,6 +31,7 @@ EXACT: dict[str, Callable[[], bytes]] = {
     "deflated zip": lambda: zipped(images(WALK), compression=8),
     "tar": lambda: tarred(images(WALK)),
     "gzipped tar": lambda: tarred(images(WALK), "w:gz"),
+    "gzipped zip": lambda: gzip.compress(zipped(images(WALK))),
     "npy": lambda: npy(np.stack(WALK)),
     "npy in Fortran order": lambda: npy(np.asfortranarray(np.stack(WALK))),
     "npy of bool": lambda: npy(np.stack(WALK) > 0),

@@ -180,6 +180,10 @@ TOO_LARGE: dict[str, tuple[Callable[[], bytes], str]] = {
     "gzip bomb": (lambda: gzip.compress(bytes(600 * 2**20), 1), "512 MiB"),
     "100,000 x 100,000 PNG": (huge_png, "4096 pixels"),
     "the same in a zip": (lambda: zipped([("0.png", huge_png())]), "4096 pixels"),
+    "zip bomb in a gzip": (
+        lambda: gzip.compress(zipped([("0.png", bytes(600 * 2**20))], compression=8)),
+        "512 MiB",
+    ),
     "GIF frame beyond its screen": (huge_gif, "4096 pixels"),
     "WebP canvas": (huge_webp, "4096 pixels"),
     "wide array": (lambda: npy(np.zeros((1, 1, 4097), np.uint8)), "4096 pixels"),

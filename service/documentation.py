@@ -1,0 +1,103 @@
+"""The page at /docs: every call, its fields and its answers, out of the OpenAPI document.
+
+Made here and whole, where Swagger UI would be fetched from somebody else's host at every visit: a
+service in a closed network has documentation too, and nobody else learns that it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from html import escape
+from typing import Any
+
+Json = Mapping[str, Any]
+
+_HEAD = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>
+body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto }}
+summary {{ cursor: pointer; padding: .4rem 0 }}
+table {{ border-collapse: collapse; width: 100%; margin: .5rem 0 1rem }}
+th, td {{ text-align: left; vertical-align: top; border-top: 1px solid #888; padding: .2rem }}
+code {{ font-family: ui-monospace, monospace }}
+</style>
+<h1>{title} {version}</h1>
+<p>{summary} The same as a document for programs: <a href="openapi.json">openapi.json</a>.
+Every error is an <code>application/problem+json</code> document (RFC 9457).</p>
+"""
+
+
+def documentation_page(schema: Json) -> str:
+    """An OpenAPI document as one HTML page that needs nothing else."""
+    info = {name: escape(str(schema["info"].get(name, ""))) for name in ("title", "version")}
+    page = [_HEAD.format(**info, summary=escape(schema["info"].get("summary", "")))]
+    tag = None
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            if operation.get("tags") != tag:
+                tag = operation.get("tags")
+                page.append(f"<h2>{escape(', '.join(tag or []))}</h2>\n")
+            page += _operation(schema, method.upper(), path, operation)
+    return "".join([*page, "</html>\n"])
+
+
+def _operation(schema: Json, method: str, path: str, operation: Json) -> Iterator[str]:
+    description = escape(operation.get("description", operation.get("summary", "")))
+    call = f"<code><b>{method}</b> {escape(path)}</code>"
+    yield f"<details><summary>{call} · {description}</summary>\n"
+    fields = [
+        (item["name"], item["in"], item.get("required", False), item["schema"], item)
+        for item in operation.get("parameters", [])
+    ]
+    for kind, content in operation.get("requestBody", {}).get("content", {}).items():
+        body = _resolved(schema, content["schema"])
+        fields += [
+            (name, kind, name in body.get("required", []), field, field)
+            for name, field in body.get("properties", {}).items()
+        ]
+    if fields:
+        yield "<table><tr><th>field<th>in<th>type<th>\n"
+    for name, where, required, field, described in fields:
+        needed = "required" if required else f"default {field.get('default', 'none')}"
+        text = f"{described.get('description', '')} ({needed})".strip()
+        cells = (escape(where), escape(_type(field)), escape(text))
+        yield f"<tr><td><code>{escape(name)}</code><td>" + "<td>".join(cells) + "\n"
+    if fields:
+        yield "</table>\n"
+    for status, answer in operation["responses"].items():
+        for kind, content in answer.get("content", {}).items():
+            properties = _resolved(schema, content.get("schema", {})).get("properties", {})
+            names = ", ".join(f"<code>{escape(name)}</code>" for name in properties)
+            yield f"<p>{escape(status)} {escape(kind)} {names}</p>\n"
+    yield "</details>\n"
+
+
+def _resolved(schema: Json, part: Json) -> Json:
+    """The schema itself, where `part` only refers to one of the components."""
+    if "$ref" not in part:
+        return part
+    found: Json = schema["components"]["schemas"][part["$ref"].rpartition("/")[2]]
+    return found
+
+
+def _type(field: Json) -> str:
+    """A field's type in a word or two."""
+    if "anyOf" in field:
+        return " or ".join(_type(one) for one in field["anyOf"])
+    if "$ref" in field:
+        return str(field["$ref"]).rpartition("/")[2]
+    if "enum" in field:
+        return " | ".join(map(str, field["enum"]))
+    if field.get("contentMediaType") or field.get("format") == "binary":
+        return "file"
+    if "items" in field:
+        return f"list of {_type(field['items'])}"
+    kind = str(field.get("type", "any"))
+    bounds = [f"{sign} {field[name]}" for name, sign in _BOUNDS.items() if name in field]
+    return " ".join([kind, *bounds])
+
+
+_BOUNDS = {"minimum": "≥", "maximum": "≤", "maxLength": "up to", "pattern": "matching"}

@@ -1,0 +1,130 @@
+"""What goes wrong before there is a request: over a raw socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Callable
+
+import httpx
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+import service.http_protocol
+from service.middleware.head import HeadAsGet
+
+Serve = Callable[..., httpx.Client]
+
+
+def _connect(client: httpx.Client) -> socket.socket:
+    return socket.create_connection((client.base_url.host, client.base_url.port), timeout=20)
+
+
+def _answer(client: httpx.Client, request: bytes) -> tuple[int, str, str]:
+    """Status, content type and body of what comes back until the connection ends."""
+    with _connect(client) as connection:
+        connection.sendall(request)
+        received = b""
+        while piece := connection.recv(65536):
+            received += piece
+    head, _, body = received.partition(b"\r\n\r\n")
+    status, *lines = head.decode().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines)
+    return int(status.split()[1]), headers["content-type"], body.decode()
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        pytest.param(b"\x16\x03\x01\x02\x00\r\n\r\n", id="TLS"),
+        pytest.param(
+            b"POST /enroll HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            id="two lengths",
+        ),
+        pytest.param(
+            b"POST /enroll HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+            id="negative length",
+        ),
+        pytest.param(
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nHost: evil.example\r\n\r\n",
+            id="two hosts",
+        ),
+    ],
+)
+def test_what_is_not_http_is_a_problem_document_too(
+    shared: httpx.Client, request_bytes: bytes
+) -> None:
+    status, content_type, body = _answer(shared, request_bytes)
+    assert (status, content_type) == (400, "application/problem+json")
+    assert json.loads(body)["type"] == "/problems/malformed-request"
+
+
+@pytest.mark.parametrize("part", [b"GET /%s HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nX-Long: %s\r\n"])
+def test_a_head_without_end_is_refused_at_its_limit(shared: httpx.Client, part: bytes) -> None:
+    with _connect(shared) as connection:
+        connection.sendall(part.partition(b"%s")[0])
+        with pytest.raises(OSError, match=r"reset|[Bb]roken"):
+            connection.sendall(b"a" * 2**28)  # far more than the sockets' buffers hold
+    assert shared.get("/healthz").status_code == 200
+
+
+def test_a_head_that_is_long_in_coming_is_cut_off(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.http_protocol, "_HEAD_SECONDS", 0.2)
+    client = serve()
+    for sent in (b"", b"GET / HTTP/1.1\r\nX-"):
+        with _connect(client) as connection:
+            connection.sendall(sent)
+            started = time.monotonic()
+            assert connection.recv(1) == b""
+            assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    "path", ["/healthz", "/galleries", "/openapi.json", "/metrics", "/nowhere"]
+)
+def test_head_answers_as_get_does_without_the_body(shared: httpx.Client, path: str) -> None:
+    got = shared.get(path)
+    head = shared.head(path)
+    assert (head.status_code, head.content) == (got.status_code, b"")
+    assert head.headers["content-type"] == got.headers["content-type"]
+    assert int(head.headers["content-length"]) > 0
+
+
+def test_head_of_a_stream_is_complete_with_its_head() -> None:
+    sent: list[Message] = []
+    streamed = 0
+
+    async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal streamed
+        assert scope["method"] == "GET"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while (await receive())["type"] != "http.disconnect":
+            streamed += 1
+            await send({"type": "http.response.body", "body": b"event", "more_body": True})
+
+    async def receive() -> Message:
+        complete = sent[-1]["type"] == "http.response.body"  # what uvicorn goes by
+        return {"type": "http.disconnect" if complete else "http.request"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "HEAD"}
+    asyncio.run(HeadAsGet(stream)(scope, receive, send))
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert not sent[1].get("more_body")
+    assert not sent[1]["body"]
+    assert streamed == 1
+
+
+def test_a_connection_between_two_requests_is_kept(shared: httpx.Client) -> None:
+    request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with _connect(shared) as connection:
+        for _ in range(2):
+            connection.sendall(request)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")

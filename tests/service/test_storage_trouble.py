@@ -1,0 +1,180 @@
+"""A full disk, a locked or read-only database: a clear answer, no half of a write, reads go on."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import socket
+import sqlite3
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import Pool, event
+from starlette.exceptions import HTTPException
+
+import service.database
+from service.problems import render_http
+from service.serving import CannotServe
+from service.serving import serve as serve_forever
+from service.settings import Settings
+from tests.service.conftest import save_tiny_model
+from tests.service.requests import contents, enrol, identify, problem
+from tests.service.server import settings_for
+from tests.service.walkers import walk
+
+Serve = Callable[..., httpx.Client]
+UNLIMITED = "max_page_count=1000000"
+
+
+@contextmanager
+def pragma_of_every_connection(first: str) -> Iterator[Callable[[str], None]]:
+    """Sets a PRAGMA each time the service takes a connection; call it for another one."""
+    current = first
+
+    def checkout(connection: sqlite3.Connection, _record: object, _proxy: object) -> None:
+        connection.execute(f"PRAGMA {current}").close()
+
+    def change(pragma: str) -> None:
+        nonlocal current
+        current = pragma
+
+    event.listen(Pool, "checkout", checkout)
+    try:
+        yield change
+    finally:
+        event.remove(Pool, "checkout", checkout)
+
+
+@contextmanager
+def write_lock(data_dir: Path) -> Iterator[None]:
+    """Another process in the middle of writing."""
+    with closing(sqlite3.connect(data_dir / "gaitid.sqlite", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+
+
+def test_a_full_disk_is_507_and_nothing_is_half_written(serve: Serve, tmp_path: Path) -> None:
+    with pragma_of_every_connection(UNLIMITED) as change:
+        client = serve()
+        enrol(client, "anna", walk(1))
+        before = contents(client)
+        change("max_page_count=1")  # as many as there are: not one more
+        body = problem(enrol(client, "bert", walk(2), walk(3)), 507)
+        assert body["type"] == "/problems/storage-full"
+        assert "Free space" in body["detail"]
+        assert contents(client) == before
+        assert identify(client, walk(1)).json()["candidates"][0]["subject_id"] == "anna"
+        change(UNLIMITED)
+        assert enrol(client, "bert", walk(2)).status_code == 201
+        assert identify(client, walk(2)).json()["candidates"][0]["subject_id"] == "bert"
+    with closing(sqlite3.connect(tmp_path / "data" / "gaitid.sqlite")) as database:
+        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert database.execute("PRAGMA foreign_key_check").fetchall() == []
+
+
+def test_an_upload_that_finds_no_space_to_be_spooled_is_507() -> None:
+    error = HTTPException(400, "There was an error parsing the body")
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    assert render_http(error).status_code == 507
+
+
+def test_a_database_that_cannot_be_written_is_503_and_is_still_read(serve: Serve) -> None:
+    with pragma_of_every_connection("query_only=OFF") as change:
+        client = serve()
+        enrol(client, "anna", walk(1))
+        change("query_only=ON")
+        refused = enrol(client, "bert", walk(2))
+        assert problem(refused, 503)["type"] == "/problems/database-unavailable"
+        assert int(refused.headers["retry-after"]) >= 1
+        assert identify(client, walk(1)).json()["candidates"][0]["subject_id"] == "anna"
+        change("query_only=OFF")
+
+
+def test_a_database_locked_for_long_is_503_with_retry_after(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.database, "_LOCK_WAIT_MS", 100)
+    client = serve()
+    with write_lock(tmp_path / "data"):
+        refused = enrol(client, "anna", walk(1))
+        assert problem(refused, 503)["type"] == "/problems/database-busy"
+        assert int(refused.headers["retry-after"]) >= 1
+    assert enrol(client, "anna", walk(1)).status_code == 201
+
+
+def test_enrolments_that_wait_for_the_database_hold_up_no_search(
+    serve: Serve, tmp_path: Path
+) -> None:
+    client = serve(decode_workers=4)
+    enrol(client, "anna", walk(1))
+    with ThreadPoolExecutor(20) as clients:
+        with write_lock(tmp_path / "data"):
+            waiting = [clients.submit(enrol, client, f"s{i}", walk(1)) for i in range(20)]
+            for _ in range(5):
+                assert identify(client, walk(1)).status_code == 200
+            assert not any(enrolment.done() for enrolment in waiting)
+        assert [enrolment.result().status_code for enrolment in waiting] == [201] * 20
+
+
+def test_an_erasure_is_answered_though_a_reader_keeps_the_log_from_being_emptied(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(service.database, "_LOCK_WAIT_MS", 100)
+    client = serve()
+    enrol(client, "anna", walk(1))
+    with closing(sqlite3.connect(tmp_path / "data" / "gaitid.sqlite")) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM subject").fetchall()
+        assert client.delete("/subjects/anna").status_code == 200
+        assert "write-ahead log keeps what was erased" in caplog.text
+    assert client.get("/subjects").json()["items"] == []
+
+
+def test_storage_errors_bring_no_subject_id_into_the_log(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pragma_of_every_connection("query_only=OFF") as change:
+        client = serve()
+        change("query_only=ON")
+        problem(enrol(client, "a-very-private-id", walk(1)), 503)
+        change("query_only=OFF")
+    logged = " ".join(record.getMessage() + str(record.exc_info) for record in caplog.records)
+    assert "database-unavailable" in logged
+    assert "a-very-private-id" not in logged
+
+
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    """The handlers that serving sets are this test's only."""
+    saved: dict[int, Any] = {
+        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    yield
+    for number, handler in saved.items():
+        signal.signal(number, handler)
+
+
+def _start(settings: Settings) -> None:
+    serve_forever(settings, socket.create_server(("127.0.0.1", 0)), with_worker=False)
+
+
+@pytest.mark.usefixtures("own_signals")
+def test_a_database_that_cannot_be_opened_is_one_sentence_at_start(settings: Settings) -> None:
+    (settings.data_dir / "gaitid.sqlite").mkdir(parents=True)
+    with pytest.raises(CannotServe, match="the database cannot be opened: unable to open"):
+        _start(settings)
+
+
+@pytest.mark.usefixtures("own_signals")
+def test_a_damaged_checkpoint_is_one_sentence_at_start(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "models" / "default")
+    with (tmp_path / "models" / "default" / "weights.safetensors").open("r+b") as weights:
+        weights.truncate(1000)
+    with pytest.raises(CannotServe, match="changed or damaged"):
+        _start(settings_for(tmp_path / "data", tmp_path / "models"))
