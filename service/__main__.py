@@ -174,7 +174,9 @@ def import_opengait(
 @app.command()
 def embed(
     checkpoint: Annotated[Path, typer.Option(exists=True, help="Folder of a checkpoint.")],
-    out: Annotated[Path, typer.Option(help="The .npz to write: embeddings and logits.")],
+    out: Annotated[
+        Path, typer.Option(help="The .npz to write: embeddings; of --normalised also logits.")
+    ],
     walks: Annotated[list[Path] | None, typer.Argument(help="Walks in any upload format.")] = None,
     normalised: Annotated[
         Path | None,
@@ -387,8 +389,10 @@ def _settings(**given: Any) -> Settings:
     """Settings from the environment, under what the command line gives."""
     from pydantic import ValidationError
 
-    from service.settings import Settings
+    from service.settings import Settings, misspelt
 
+    if complaints := misspelt(os.environ):
+        raise CommandFailed("; ".join(complaints))
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _ROOT = Path(__file__).parent.parent
+_PREFIX = "GAITID_"
+_OF_THE_CLIENT = frozenset({"URL", "API_KEY"})
 
 
 class Settings(BaseSettings):
     """Everything an operator may set, as GAITID_<NAME>."""
 
-    model_config = SettingsConfigDict(env_prefix="GAITID_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
@@ -32,7 +37,7 @@ class Settings(BaseSettings):
     allow_unauthenticated: bool = False
     # Host names by which such a service may be called, beside loopback, addresses and names without
     # a dot: any other name may be an attacker's that resolves to us (DNS rebinding).
-    allowed_hosts: tuple[str, ...] = ()
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
 
     # Uploads
     max_request_bytes: PositiveInt = 64 * 2**20
@@ -61,6 +66,19 @@ class Settings(BaseSettings):
     job_max_attempts: PositiveInt = 3
     cancel_grace_seconds: PositiveFloat = 3.0
 
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        """Take names as an environment writes them: with commas between, or as a JSON list."""
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            try:
+                return tuple(json.loads(value))
+            except ValueError as error:
+                raise ValueError("write names with commas between, or a JSON list") from error
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+
     @property
     def resolved_database_url(self) -> str:
         """The database's URL; by default one SQLite file in the data folder."""
@@ -80,3 +98,17 @@ class Settings(BaseSettings):
     def jobs_dir(self) -> Path:
         """A folder a job: its run's files and log."""
         return self.data_dir / "jobs"
+
+
+def misspelt(variables: Iterable[str]) -> list[str]:
+    """A sentence for every variable of an environment that looks like a setting and is none."""
+    known = {name.upper() for name in Settings.model_fields}
+    complaints = []
+    for variable in sorted(variables):
+        name = variable.upper().removeprefix(_PREFIX)
+        if name == variable.upper() or name in known | _OF_THE_CLIENT:
+            continue
+        near = get_close_matches(name, sorted(known), n=1)
+        meant = f"; did you mean {_PREFIX}{near[0]}?" if near else ""
+        complaints.append(f"{variable} is not a setting{meant}")
+    return complaints

@@ -80,7 +80,6 @@ def run(
         world_size=group.size,
         device=group.device,
     )
-    judgement: EvaluationResult | None = None
 
     def evaluate(*, error_rates: bool) -> EvaluationResult | None:
         found = None

@@ -1,4 +1,4 @@
-"""Distillation: `python -m training distill` on a pack, and its checkpoint among the models."""
+"""Distillation: `python -m training distill` on a pack, its export, and that among the models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from service.errors import NotFound, ServiceError
 from service.jobs.datasets import dataset_steps, device, program
 from service.jobs.job import Job
-from service.jobs.plan import JobRefused, Outcome, Step
+from service.jobs.plan import JobRefused, Outcome, Step, partial, scratch
 from service.jobs.requests import DistillRequest, Override
 from service.model_registry import ModelRegistry, resolve
 from service.settings import Settings
@@ -23,26 +23,37 @@ class DistillJob:
         self._models = models
 
     def steps(self, job: Job, folder: Path) -> Sequence[Step]:
-        """Export and pack the gallery if that is the dataset, then train."""
+        """Export and pack the gallery if that is the dataset, train, export what was trained."""
         request = DistillRequest.model_validate(job.request)
         before, pack = dataset_steps(self._settings, request.dataset, folder)
         try:
             what = run_arguments(self._settings, request, pack)
         except NotFound as error:
             raise JobRefused(f"{error} It was there when the job was queued.") from error
-        command = program("training", "distill", *what, "--out", str(_run(folder)), "--json")
-        return (*before, Step("training", command, environment=device(self._settings)))
+        model = _model(folder)
+        train = program("training", "distill", *what, "--out", str(_run(folder)), "--json")
+        export = program(
+            "training", "export", str(_checkpoint(folder)), "--out", str(partial(model)),
+            "--name", request.name,
+        )  # fmt: skip
+        return (
+            *before,
+            Step("training", train, environment=device(self._settings)),
+            Step("export", export, output=model, environment=device(self._settings)),
+        )
 
     def complete(self, job: Job, folder: Path) -> Outcome:
-        """Register the checkpoint under the name that was asked for."""
+        """Register the model under the name that was asked for."""
         name = DistillRequest.model_validate(job.request).name
         try:
-            row = self._models.add_trained(
-                name, _run(folder) / "checkpoint", job_id=job.id, metrics=job.metrics
-            )
+            row = self._models.add_trained(name, _model(folder), job_id=job.id, metrics=job.metrics)
         except ServiceError as error:
             raise JobRefused(f"the model could not be registered: {error}") from error
-        return Outcome({"model": name, "digest": row.digest}, records=(row,))
+        return Outcome(
+            {"model": name, "digest": row.digest},
+            records=(row,),
+            spent=(_run(folder) / "state.pt", _checkpoint(folder)),
+        )
 
 
 def run_arguments(
@@ -61,8 +72,14 @@ def run_arguments(
     return tuple(arguments)
 
 
+def recipe_names(settings: Settings) -> Sequence[str]:
+    """The recipes there are, without those that `python -m training render` reads."""
+    names = (path.stem for path in settings.recipes_dir.glob("*.toml"))
+    return sorted(name for name in names if not name.startswith("render-"))
+
+
 def recipe_path(settings: Settings, name: str) -> Path:
-    """Where the recipe called `name` is, if it exists."""
+    """Where the recipe called `name` is, if there is one."""
     return settings.recipes_dir.absolute() / f"{name}.toml"
 
 
@@ -76,3 +93,11 @@ def setting(key: str, value: Override) -> str:
 
 def _run(folder: Path) -> Path:
     return folder.absolute() / "run"
+
+
+def _checkpoint(folder: Path) -> Path:
+    return _run(folder) / "checkpoint"
+
+
+def _model(folder: Path) -> Path:
+    return scratch(folder).absolute() / "model"

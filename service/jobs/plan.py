@@ -32,10 +32,11 @@ def partial(output: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a job made, and the rows that belong to it."""
+    """What a job made, the rows that belong to it, and the files that are of no use any more."""
 
     result: JsonObject
     records: Sequence[Table] = ()
+    spent: Sequence[Path] = ()
 
 
 def scratch(folder: Path) -> Path:

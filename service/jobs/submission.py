@@ -15,7 +15,7 @@ from service.errors import Conflict, Invalid, NotFound, Reason, Unavailable
 from service.gallery.store import missing_gallery
 from service.gallery.tables import GalleryRow
 from service.jobs.datasets import find_pack, program
-from service.jobs.distill import recipe_path, run_arguments
+from service.jobs.distill import recipe_names, run_arguments
 from service.jobs.job import Job
 from service.jobs.queue import Also, JobQueue
 from service.jobs.reasons import plain
@@ -42,7 +42,7 @@ class RecipeCheck:
             raise Unavailable("Too many recipes are being checked; try again.", retry_after=2.0)
         try:
             answer = subprocess.run(
-                program("training", "validate", *arguments),
+                program("training", "validate", "--for", "distill", *arguments),
                 capture_output=True,
                 stdin=subprocess.DEVNULL,
                 timeout=self._timeout_s,
@@ -77,8 +77,8 @@ class Submission:
         Raises `NotFound` for a recipe, dataset or model that does not exist, `Conflict` when the
         name is taken or about to be, `Invalid` when the recipe and the overrides do not fit.
         """
-        if not recipe_path(self._settings, request.recipe).is_file():
-            known = sorted(path.stem for path in self._settings.recipes_dir.glob("*.toml"))
+        known = recipe_names(self._settings)
+        if request.recipe not in known:
             raise NotFound(
                 f"There is no recipe {request.recipe!r}. There are: {', '.join(known) or 'none'}.",
                 Reason("recipe", "not_found"),

@@ -91,9 +91,16 @@ class Worker:
         return True
 
     def _run(self, lease: Lease) -> Job:
-        job = lease.job
-        folder = self._folders / job.id
+        folder = self._folders / lease.job.id
         scratch(folder).mkdir(parents=True, exist_ok=True)
+        job = self._attempt(lease, folder)
+        # Only now: an attempt that is killed before its end is recorded is made again from these.
+        if job.status.final:
+            shutil.rmtree(scratch(folder))
+        return job
+
+    def _attempt(self, lease: Lease, folder: Path) -> Job:
+        job = lease.job
         try:
             kind = self._types.get(job.type)
             if kind is None:
@@ -101,35 +108,25 @@ class Worker:
             for step in kind.steps(job, folder):
                 self._run_step(lease, step, folder)
             outcome = kind.complete(self._queue.get(job.id), folder)
-            self._discard(lease, folder)
-            return self._queue.succeed(lease, outcome.result, records=outcome.records)
+            ended = self._queue.succeed(lease, outcome.result, records=outcome.records)
         except JobRefused as refusal:
-            self._discard(lease, folder)
             return self._queue.fail(lease, plain(str(refusal)))
         except _Cancelled:
-            self._discard(lease, folder)
             return self._queue.stopped(lease)
         except _Stopping:
-            return self._back(self._queue.release(lease), folder)
+            return self._queue.release(lease)
         except _Crashed as crash:
-            return self._back(self._queue.retry(lease, str(crash)), folder)
+            return self._queue.retry(lease, str(crash))
         except (LeaseLost, SQLAlchemyError):
             raise
         except Exception as error:  # one bad job must not take the worker along
             _log.exception("job %s", job.id)
             told = isinstance(error, OSError)  # a full disk, say
             reason = plain(str(error)) if told else "the worker met an error that its log has"
-            return self._back(self._queue.retry(lease, reason), folder)
-
-    def _discard(self, lease: Lease, folder: Path) -> None:
-        self._queue.heartbeat(lease)  # or it may be another worker's scratch by now
-        shutil.rmtree(scratch(folder))
-
-    def _back(self, job: Job, folder: Path) -> Job:
-        """Keep the scratch of a job that is queued again; it may have ended instead."""
-        if job.status.final:
-            shutil.rmtree(scratch(folder))
-        return job
+            return self._queue.retry(lease, reason)
+        for path in outcome.spent:
+            _remove(path)
+        return ended
 
     def _run_step(self, lease: Lease, step: Step, folder: Path) -> None:
         """Run one command; raises `JobRefused`, `_Crashed`, `_Cancelled` or `_Stopping`."""

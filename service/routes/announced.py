@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from service.errors import NotFound, Reason
 
 _CALLS = (
+    "/jobs/audit-gallery",
     "/jobs/calibrate",
     "/jobs/reindex",
     "/models/{name}/activate",

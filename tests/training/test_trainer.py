@@ -72,16 +72,44 @@ def test_a_run_cut_off_and_continued_ends_in_the_very_same_weights(
         assert torch.equal(tensor, continued[key]), key
 
 
-def test_a_finished_run_started_again_only_makes_its_checkpoint_again(
+def test_a_finished_run_started_again_makes_the_very_same_checkpoint_again(
     pack: Path, tmp_path: Path
 ) -> None:
     recipe = tiny("student-baseline", pack)
     run(recipe, tmp_path)
-    first = weights(tmp_path)
+    first = {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()}
+    assert checkpoint.read_card(tmp_path / "checkpoint").training["losses"]
     events = run(recipe, tmp_path).events
     assert events[0] == Started(total_steps=6, step=6)
     assert isinstance(events[-1], Done)
-    assert all(torch.equal(first[key], tensor) for key, tensor in weights(tmp_path).items())
+    assert first == {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()}
+
+
+def test_a_card_has_the_thresholds_that_held_out_walks_could_show(
+    pack: Path, tmp_path: Path
+) -> None:
+    many = make_pack(tmp_path / "many.pack", subjects=26, test_subjects=20, frames=4).path
+    for dataset, mirror, shown in ((many, False, [0.1]), (many, True, [0.1]), (pack, False, [])):
+        out = tmp_path / f"{dataset.stem}-{mirror}"
+        run(tiny("student-baseline", dataset, f"mirror={str(mirror).lower()}"), out)
+        card = checkpoint.read_card(out / "checkpoint")
+        assert card.mirror == mirror
+        points = [(point.target_fpir, point.gallery_subjects) for point in card.thresholds]
+        assert points == [(rate, 100) for rate in shown]
+        assert card.threshold is None  # for 1 % they were too few comparisons
+        assert "equal_error_rate" in card.metrics
+
+
+def test_held_out_walks_are_embedded_as_the_service_will(pack: Path, tmp_path: Path) -> None:
+    recipe = tiny("student-baseline", pack, "mirror=true", "precision=fp32")
+    run(recipe, tmp_path)
+    network, _ = checkpoint.load(tmp_path / "checkpoint", "cpu")
+    held_out = prepare(recipe, CPU).held_out
+    assert held_out is not None
+    served = Encoder.open(tmp_path / "checkpoint", "cpu", "float32")
+    expected = served.encode([held_out.silhouettes(i) for i in range(len(held_out))])
+    found = embed(network.eval(), held_out, Precision.choose("fp32", CPU), mirror=True)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_a_folder_with_another_run_is_not_continued(pack: Path, tmp_path: Path) -> None:
@@ -191,6 +219,14 @@ def test_a_student_starts_from_its_checkpoint_and_keeps_the_classifier_of_its_ow
         assert torch.equal(student[classifier], origin[classifier]) == kept
         rest = student.keys() - {classifier}
         assert all(torch.equal(student[key], origin[key]) for key in rest)
+
+
+def test_a_student_starts_from_an_exported_checkpoint_of_the_same_identities(
+    pack: Path, make_teacher: Callable[..., Path], tmp_path: Path
+) -> None:
+    export_checkpoint(make_teacher(), tmp_path / "exported", Silent())
+    recipe = tiny("student-baseline", pack, f'student={{checkpoint="{tmp_path / "exported"}"}}')
+    assert prepare(recipe, CPU).student.identities == 6
 
 
 def test_an_architecture_or_configuration_that_does_not_exist_is_named(pack: Path) -> None:

@@ -36,6 +36,8 @@ match command:
         pack = Path(option("--out"))
         pack.mkdir()
         shutil.copy(arguments[0], pack / "index.json")
+    case "export":
+        shutil.copytree(arguments[0], option("--out"))
     case "distill":
         out = Path(option("--out"))
         out.mkdir(parents=True, exist_ok=True)
