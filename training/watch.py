@@ -75,7 +75,7 @@ class Watch:
         training = network.training
         network.eval()
         try:
-            embeddings = _embed(network, self._pack, precision, mirror=self._mirror)
+            embeddings = embed(network, self._pack, precision, mirror=self._mirror)
         finally:
             network.train(training)
         return evaluate_embeddings(
@@ -114,10 +114,17 @@ def _suited(protocol: str, pack: Pack) -> tuple[str, LabelledSequences | None]:
 
 
 @torch.no_grad()
-def _embed(
+def embed(
     network: GaitNetwork, pack: Pack, precision: Precision, *, mirror: bool
 ) -> npt.NDArray[np.float32]:
-    """Embeddings of a pack's sequences in their order, [n, p, c]."""
+    """Embeddings of a pack's sequences in their order, [n, p, c], from a network in eval mode.
+
+    Args:
+        network: embeds.
+        pack: silhouettes.
+        precision: that products are computed in.
+        mirror: give the mean of a walk's embedding and its mirror image's.
+    """
     found = np.empty((len(pack), network.parts, network.channels), np.float32)
     for members in _batches(pack):
         walks = [torch.from_numpy(pack.silhouettes(i)) for i in members]

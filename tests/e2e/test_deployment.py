@@ -142,7 +142,11 @@ def test_a_real_distillation_makes_a_model_that_can_be_evaluated(
     assert (ended.status, ended.error) == ("succeeded", None)
     assert steps[-1] == 6
     assert ended.metrics["loss"] > 0
-    assert client.model("mine").card["training"]
+    card = client.model("mine").card
+    assert (card["name"], card["identities"], card["threshold"]) == ("mine", 0, None)
+    assert card["training"]["exported_from"]
+    folder = learning_deployment.data / "jobs" / job.id
+    assert [path.name for path in (folder / "run").iterdir()] == ["tensorboard"]
 
     job = client.evaluate(model="mine", dataset={"gallery": "default"}, protocol="casia-b")
     *_, last = client.follow(job.id)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from service.__main__ import main
+from service.settings import Settings
 from tests.service.walkers import walk
 
 Gaitid = Callable[..., tuple[int, str, str]]
@@ -102,6 +103,47 @@ def test_a_wrong_setting_in_the_environment_is_named(
     status, _, err = gaitid("worker")
     assert status == 1
     assert "GAITID_LEASE_SECONDS" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("GAITID_PROT", "GAITID_PROT is not a setting; did you mean GAITID_PORT?"),
+        ("GAITID_MAX_FRAME", "GAITID_MAX_FRAME is not a setting; did you mean GAITID_MAX_FRAMES?"),
+        ("GAITID_XYZZY", "gaitid: GAITID_XYZZY is not a setting\n"),
+    ],
+)
+def test_a_misspelt_setting_stops_the_start(
+    gaitid: Gaitid, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, complaint: str
+) -> None:
+    monkeypatch.setenv("GAITID_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("GAITID_API_KEY", "gid_x")
+    listing = ("keys", "list", "--data-dir", tmp_path / "data")
+    assert gaitid(*listing)[0] == 0
+    monkeypatch.setenv(name, "1")
+    status, _, err = gaitid(*listing)
+    assert status == 1
+    assert complaint in err
+
+
+@pytest.mark.parametrize(
+    "text", ["gait.example, other.example", '["gait.example", "other.example"]']
+)
+def test_host_names_are_listed_with_commas_or_as_json(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("GAITID_ALLOWED_HOSTS", text)
+    assert Settings().allowed_hosts == ("gait.example", "other.example")
+
+
+def test_a_broken_list_of_host_names_is_named_in_one_line(
+    gaitid: Gaitid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GAITID_ALLOWED_HOSTS", '["gait.example"')
+    status, _, err = gaitid("worker")
+    assert status == 1
+    assert err.startswith("gaitid: GAITID_ALLOWED_HOSTS: ")
+    assert err.count("\n") == 1
 
 
 def test_a_key_is_shown_once_and_can_be_revoked(gaitid: Gaitid, tmp_path: Path) -> None:

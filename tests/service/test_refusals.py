@@ -378,7 +378,14 @@ def test_strange_names_of_files_come_back_printable_and_short(client: httpx.Clie
 
 
 @pytest.mark.parametrize(
-    "call", ["/jobs/calibrate", "/jobs/reindex", "/models/default/activate", "/models/rollback"]
+    "call",
+    [
+        "/jobs/audit-gallery",
+        "/jobs/calibrate",
+        "/jobs/reindex",
+        "/models/default/activate",
+        "/models/rollback",
+    ],
 )
 def test_a_call_of_a_later_version_is_404(client: httpx.Client, call: str) -> None:
     body = problem(client.post(call, json={}), 404)

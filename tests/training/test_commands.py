@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from models import checkpoint
 from tests.training.runs import TINY
 from training.__main__ import app
+from training.events import ConsoleReporter, Packed
 
 ROOT = Path(__file__).parents[2]
 
@@ -164,6 +165,23 @@ def test_validate_answers_in_json_and_by_its_status() -> None:
     assert answer["errors"][0]["where"] == "teachers.0.checkpoint"
 
 
+def test_validate_for_a_command_refuses_a_recipe_for_the_other(
+    make_teacher: Callable[..., Path],
+) -> None:
+    taught = ("--teacher", make_teacher())
+    for recipe, command, where in (
+        (("student-baseline", *taught), "distill", ["terms"]),
+        (("gaitkd",), "distill", ["teachers"]),
+        (("gaitkd", *taught), "train", ["teachers"]),
+        (("gaitkd", *taught), "distill", []),
+        (("student-baseline",), "train", []),
+        (("gaitkd", *taught, "--dataset", "nowhere"), "train", ["data.dataset", "teachers"]),
+    ):
+        status, (answer,) = call("validate", *recipe, "--for", command)
+        assert [error["where"] for error in answer["errors"]] == where
+        assert status == (2 if where else 0)
+
+
 def test_an_exported_checkpoint_is_smaller_and_embeds_the_same(
     make_teacher: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -180,11 +198,10 @@ def test_an_exported_checkpoint_is_smaller_and_embeds_the_same(
     torch.testing.assert_close(slim(walk).embeddings, whole(walk).embeddings, rtol=0.02, atol=0.02)
 
 
-def test_an_exported_card_takes_figures_and_thresholds_from_an_evaluation(
-    make_teacher: Callable[..., Path], tmp_path: Path
-) -> None:
-    result = {
-        "protocol": "cross-view",
+def evaluation(protocol: str, *, mirrored: bool, threshold: float) -> dict[str, Any]:
+    """What `evaluate --out` writes, as far as the export reads it."""
+    return {
+        "protocol": protocol,
         "dataset": "walkers.pack",
         "dataset_hash": "0123456789abcdef",
         "subjects": 5,
@@ -193,6 +210,7 @@ def test_an_exported_card_takes_figures_and_thresholds_from_an_evaluation(
         "rows": [
             {
                 "name": "student",
+                "mirrored": mirrored,
                 "figures": [
                     {
                         "name": "any view rank-1",
@@ -205,15 +223,20 @@ def test_an_exported_card_takes_figures_and_thresholds_from_an_evaluation(
                         {
                             "gallery_subjects": 100,
                             "target_fpir": 0.01,
-                            "threshold": {"value": 0.61234},
+                            "threshold": {"value": threshold},
                         }
                     ]
                 },
             }
         ],
     }
+
+
+def test_an_exported_card_takes_figures_and_thresholds_from_an_evaluation(
+    make_teacher: Callable[..., Path], tmp_path: Path
+) -> None:
     written, out = tmp_path / "result.json", tmp_path / "exported"
-    written.write_text(json.dumps(result))
+    written.write_text(json.dumps(evaluation("cross-view", mirrored=False, threshold=0.61234)))
     source = make_teacher()
     status, _ = call(
         "export", source, "--out", out, "--evaluation", written, "--notes", "rendered", "--json"
@@ -230,6 +253,20 @@ def test_an_exported_card_takes_figures_and_thresholds_from_an_evaluation(
     assert "result.json is not a result" in failed["reason"]
 
 
+def test_thresholds_are_not_taken_from_probes_that_were_tried_mirrored_as_well(
+    make_teacher: Callable[..., Path], tmp_path: Path
+) -> None:
+    mirrored, plain = tmp_path / "mirrored.json", tmp_path / "plain.json"
+    mirrored.write_text(json.dumps(evaluation("nine-pairs", mirrored=True, threshold=0.9)))
+    plain.write_text(json.dumps(evaluation("cross-view", mirrored=False, threshold=0.6)))
+    for number, (results, threshold) in enumerate((((mirrored, plain), 0.6), ((mirrored,), None))):
+        out = tmp_path / str(number)
+        asked = [part for path in results for part in ("--evaluation", path)]
+        assert call("export", make_teacher(), "--out", out, *asked, "--json")[0] == 0
+        card = checkpoint.read_card(out)
+        assert (card.threshold, len(card.metrics)) == (threshold, len(results))
+
+
 def test_an_exported_gallery_is_packed_by_command(tmp_path: Path) -> None:
     source, out = tmp_path / "gallery.zip", tmp_path / "gallery.pack"
     silhouettes = np.zeros((8, 64, 64), np.uint8)
@@ -243,11 +280,22 @@ def test_an_exported_gallery_is_packed_by_command(tmp_path: Path) -> None:
         for i in range(6):
             with archive.open(f"silhouettes/q{i}.npy", "w") as file:
                 np.save(file, silhouettes)
-    status, events = call("pack", source, "--out", out, "--format", "gallery", "--json")
+    listing = {"TRAIN_SET": ["p0"], "TEST_SET": ["p1"], "PROBE_SET": ["p1-unknown-unknown"]}
+    partition = tmp_path / "field.json"
+    partition.write_text(json.dumps(listing))
+    more = ("--format", "gallery", "--partition", partition, "--workers", 2, "--json")
+    status, events = call("pack", source, "--out", out, *more)
     assert status == 0, events
+    assert json.loads((out / "partition.json").read_text()) == listing
+    assert (events[-1]["event"], events[-1]["dataset"]) == ("done", str(out))
+    assert "checkpoint" not in events[-1]
     assert events[-1]["metrics"] == {"subjects": 3, "sequences": 6, "frames": 48, "skipped": 0}
     status, events = call("pack", source, "--out", out, "--json")
     assert (status, events[-1]["event"]) == (2, "failed")
+    missing = ("--partition", tmp_path / "nowhere.json", "--json")
+    status, events = call("pack", source, "--out", tmp_path / "other.pack", *missing)
+    assert (status, events[-1]["event"]) == (2, "failed")
+    assert "nowhere.json" in events[-1]["reason"]
 
 
 def test_a_checkpoint_is_evaluated_by_command(
@@ -266,6 +314,17 @@ def test_a_checkpoint_is_evaluated_by_command(
     assert call(*asked, "--protocol", "best-view")[0] == 2
 
 
+def test_an_evaluation_takes_mirror_baselines_device_and_seed(
+    pack: Path, make_teacher: Callable[..., Path], tmp_path: Path
+) -> None:
+    asked = ("evaluate", "--checkpoint", make_teacher(), "--dataset", pack, "--json", "--out")
+    chosen = ("--mirror", "--no-baselines", "--device", "cpu", "--seed", 7)
+    assert call(*asked, tmp_path / "chosen.json", *chosen)[0] == 0
+    result = json.loads((tmp_path / "chosen.json").read_text())
+    assert [row["mirrored"] for row in result["rows"]] == [True]
+    assert result["resampling"]["seed"] == 7
+
+
 def test_people_get_sentences_on_stderr_and_nothing_on_stdout(pack: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(
         app,
@@ -275,3 +334,9 @@ def test_people_get_sentences_on_stderr_and_nothing_on_stdout(pack: Path, tmp_pa
     assert result.stdout == ""
     assert "step 6/6" in result.stderr
     assert "checkpoint:" in result.stderr
+
+
+def test_people_are_told_where_a_dataset_lies(capsys: pytest.CaptureFixture[str]) -> None:
+    with ConsoleReporter() as reporter:
+        reporter.report(Packed("walks.pack", {"sequences": 6}))
+    assert "dataset: walks.pack  sequences 6" in capsys.readouterr().err

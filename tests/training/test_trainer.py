@@ -4,10 +4,12 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from models import checkpoint
+from models.encoder import Encoder
 from models.registry import build
 from tests.training.conftest import NARROW
 from tests.training.runs import Listener, PowerCut, run, tiny, weights
@@ -15,12 +17,14 @@ from tests.training.walkers import make_pack
 from training import state
 from training.data.batches import Batch, BatchSource
 from training.distributed import Group
-from training.events import Done, Evaluated, Progressed, Started
-from training.optimisation import MovingAverage, rate_factor
+from training.events import Done, Evaluated, Progressed, Silent, Started
+from training.export import export_checkpoint
+from training.optimisation import MovingAverage, Precision, rate_factor
 from training.preparation import Preparation, prepare
 from training.recipe import Cosine, MultiStep, Recipe, RecipeError
 from training.state import StateError
 from training.trainer import Trainer, TrainingFailed
+from training.watch import embed
 
 CPU = torch.device("cpu")
 

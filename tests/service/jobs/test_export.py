@@ -7,30 +7,13 @@ import numpy as np
 import pytest
 from sqlalchemy import Engine
 
-from service.database import new_id
 from service.errors import NotFound
 from service.gallery.export import export_gallery
-from service.gallery.records import NewSequence, SequenceQuality
 from service.gallery.store import GalleryStore
 from service.jobs.requests import Protocol
+from tests.service.jobs.galleries import enrol
 from training.data.gallery_export import GalleryExport
 from training.evaluation.protocols import PROTOCOLS
-
-
-def enrol(store: GalleryStore, gallery: str, subject: str, count: int) -> list[NewSequence]:
-    generator = np.random.default_rng(7)
-    sequences = [
-        NewSequence(
-            sequence_id=new_id(),
-            silhouettes=generator.integers(0, 256, (3 + number % 4, 64, 64), np.uint8),
-            quality=SequenceQuality(1.0),
-            metadata={"view": "090"},
-            embedding=np.ones((2, 4), np.float32),
-        )
-        for number in range(count)
-    ]
-    store.enrol(gallery, subject, sequences, "digest", lambda _session: None)
-    return sequences
 
 
 def test_an_exported_gallery_is_read_back_equal(engine: Engine, tmp_path: Path) -> None:

@@ -35,6 +35,22 @@ def test_refusals_are_problem_documents(
     assert answer.json()["errors"]
 
 
+def test_a_recipe_without_a_teachers_term_is_refused_before_it_is_queued(
+    shared: httpx.Client,
+) -> None:
+    body = {
+        "recipe": "student-baseline",
+        "name": "mine",
+        "dataset": {"gallery": "default"},
+        "teachers": ["default"],
+    }
+    answer = shared.post("/jobs/distill", json=body)
+    assert answer.status_code == 422
+    (error,) = answer.json()["errors"]
+    assert error["where"] == "recipe.terms"
+    assert "no term has a teacher" in error["reason"]
+
+
 def test_a_body_that_is_not_json_is_malformed(shared: httpx.Client) -> None:
     answer = shared.post(
         "/jobs/distill", content=b"{", headers={"Content-Type": "application/json"}

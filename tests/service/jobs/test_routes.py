@@ -48,6 +48,7 @@ def settings(tmp_path: Path) -> Settings:
     )
     settings.recipes_dir.mkdir()
     (settings.recipes_dir / "demo.toml").write_text("steps = 1\n")
+    (settings.recipes_dir / "render-test.toml").write_text("identities = 1\n")
     (tmp_path / "outside.toml").write_text("steps = 1\n")
     for model in (settings.shipped_models_dir / "big", settings.models_dir / "other"):
         model.mkdir(parents=True)
@@ -121,6 +122,7 @@ def test_a_distillation_is_queued_and_its_location_answers(
     ("change", "status", "field"),
     [
         ({"recipe": "missing"}, 404, "recipe"),
+        ({"recipe": "render-test"}, 404, "recipe"),
         ({"recipe": "../outside"}, 422, "recipe"),
         ({"recipe": "demo.toml/../../outside"}, 422, "recipe"),
         ({"recipe": "/etc/passwd"}, 422, "recipe"),
@@ -154,6 +156,11 @@ def test_what_cannot_run_is_refused_by_name(
 ) -> None:
     problem = refused(http, "/jobs/distill", {**GOOD, **change}, status)
     assert where(problem) == [field]
+
+
+def test_a_recipe_that_is_not_there_is_answered_with_those_for_training(http: httpx.Client) -> None:
+    problem = refused(http, "/jobs/distill", {**GOOD, "recipe": "missing"}, 404)
+    assert problem["detail"] == "There is no recipe 'missing'. There are: demo."
 
 
 def test_overrides_that_the_recipe_refuses_name_their_keys(

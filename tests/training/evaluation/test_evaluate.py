@@ -189,8 +189,8 @@ def test_a_list_of_probes_that_is_none_is_refused(tmp_path: Path) -> None:
     make_pack(path, subjects=2)
     listing = {"TRAIN_SET": [], "TEST_SET": ["s00"], "PROBE_SET": "s00"}
     (path / "partition.json").write_text(json.dumps(listing))
-    with pytest.raises(ProtocolMismatch, match="PROBE_SET"):
-        labels_of(Pack.open(path))
+    with pytest.raises(PackError, match="PROBE_SET"):
+        Pack.open(path)
 
 
 def test_what_is_wrong_with_the_input_shows_before_anything_is_embedded(
