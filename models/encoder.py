@@ -63,7 +63,7 @@ class Encoder:
         if precision not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"unknown precision {precision!r}; known: auto, float32, bfloat16")
         self.card = card
-        self.device = _device(device)
+        self.device = find_device(device)
         self._frames_per_call = FRAMES_PER_CALL.get(self.device.type, FRAMES_PER_CALL["cpu"])
         # One forward pass at a time: two would fight for the same cores or the same GPU
         self._lock = Lock()
@@ -197,7 +197,12 @@ class Encoder:
             return 1 - float(functional.cosine_similarity(ours, theirs, dim=1).min())
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of that name; `auto` is a GPU if there is one.
+
+    Raises:
+        ValueError: it is not there.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

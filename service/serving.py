@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from models import checkpoint
 from models.checkpoint import CheckpointError
+from models.encoder import find_device
 from service.app import create_app
 from service.errors import NotFound
 from service.exposure import Exposed, check_exposure
@@ -33,6 +34,10 @@ class CannotServe(Exception):
 
 def _preflight(settings: Settings) -> None:
     """Say in one sentence what would otherwise be a traceback out of the starting application."""
+    try:
+        find_device(settings.device)
+    except ValueError as error:
+        raise CannotServe(f"GAITID_DEVICE: {str(error).splitlines()[0]}") from error
     try:
         engine = open_engine(settings)
     except (OSError, ImportError, SQLAlchemyError) as error:

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from sqlalchemy import Pool, event
 from starlette.exceptions import HTTPException
 
@@ -178,3 +179,10 @@ def test_a_damaged_checkpoint_is_one_sentence_at_start(tmp_path: Path) -> None:
         weights.truncate(1000)
     with pytest.raises(CannotServe, match="changed or damaged"):
         _start(settings_for(tmp_path / "data", tmp_path / "models"))
+
+
+@pytest.mark.usefixtures("own_signals")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU that is asked for")
+def test_a_gpu_that_is_not_there_is_one_sentence_at_start(settings: Settings) -> None:
+    with pytest.raises(CannotServe, match="GAITID_DEVICE: device 'cuda' is not available"):
+        _start(settings.model_copy(update={"device": "cuda"}))
