@@ -8,8 +8,6 @@ Both take turns in one process, so that they share the noise of the machine.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -97,10 +95,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    text = json.dumps(measure(options.checkpoint), indent=2)
-    if options.out:
-        options.out.write_text(text + "\n", encoding="utf-8")
-    sys.stdout.write(text + "\n")
+    machine.publish(measure(options.checkpoint), options.out)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ the same clips and the same augmentation. The device is the CPU: the worst case 
 from __future__ import annotations
 
 import argparse
-import json
 import pickle
 import statistics
 import tempfile
@@ -153,10 +152,7 @@ def main() -> None:
         "batch": {"sequences": SUBJECTS * SEQUENCES, "frames": FRAMES},
         "rows": rows,
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n")
+    machine.publish(result, arguments.out)
 
 
 if __name__ == "__main__":
