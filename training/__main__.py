@@ -206,6 +206,16 @@ def export(
         bool, typer.Option(help="Keep the training identities' classifier.")
     ] = False,
     full: Annotated[bool, typer.Option(help="Keep float32 instead of half precision.")] = False,
+    metric: Annotated[
+        Literal["cosine", "euclidean"] | None,
+        typer.Option(help="How embeddings are compared; as the card says if not given."),
+    ] = None,
+    embedding_source: Annotated[
+        Literal["embedding", "neck"] | None,
+        typer.Option(
+            help="What is compared: before or after the neck; as configured if not given."
+        ),
+    ] = None,
     evaluation: Annotated[
         list[Path] | None,
         typer.Option(
@@ -227,6 +237,8 @@ def export(
             name=name,
             keep_classifier=keep_classifier,
             half=not full,
+            metric=metric,
+            embedding_source=embedding_source,
             evaluations=evaluation or (),
             notes=notes,
         )

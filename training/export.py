@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import JsonValue
 
 from models import checkpoint
 from models.checkpoint import Card
 from models.registry import build
+from models.similarity import Metric
 from training.events import Done, Reporter
 from training.operating_points import default_threshold, operating_points
 from training.recipe import Problem, RecipeError
 
+EmbeddingSource = Literal["embedding", "neck"]
 CLASSIFIER = "head.classifier.weight"
 
 
@@ -25,6 +29,8 @@ def export_checkpoint(
     name: str | None = None,
     keep_classifier: bool = False,
     half: bool = True,
+    metric: Metric | None = None,
+    embedding_source: EmbeddingSource | None = None,
     evaluations: Sequence[Path] = (),
     notes: str | None = None,
 ) -> Card:
@@ -37,6 +43,8 @@ def export_checkpoint(
         name: on the new card; the old one's when None.
         keep_classifier: keep the classifier, for a teacher of logits.
         half: store matrices and kernels in float16.
+        metric: how embeddings are compared; as the old card says when None.
+        embedding_source: what is compared, before or after the neck; as configured when None.
         evaluations: results that `evaluate --out` wrote. All give figures to the card; the first
             that measured open-set errors, without mirrored probes, gives the thresholds.
         notes: on the new card; the old one's when None.
@@ -53,21 +61,33 @@ def export_checkpoint(
     points = next(filter(None, measured), ())
     network, card = checkpoint.load(source, "cpu")
     identities = network.identities if keep_classifier else 0
-    slim = build(card.architecture, {**card.config, "identities": identities})
+    changes: dict[str, JsonValue] = {"identities": identities}
+    if embedding_source is not None:
+        changes["embedding_source"] = embedding_source
+    slim = build(card.architecture, {**card.config, **changes})
     weights = network.state_dict()
     if not keep_classifier:
         weights[CLASSIFIER] = slim.state_dict()[CLASSIFIER]
     slim.load_state_dict(weights)
+    config = slim.config.model_dump(mode="json")
+    compared_alike = (metric or card.metric, config.get("embedding_source")) == (
+        card.metric,
+        card.config.get("embedding_source"),
+    )
+    threshold = default_threshold(points)
+    if not points and compared_alike:  # otherwise the old ones are on another scale
+        points, threshold = card.thresholds, card.threshold
     described = card.model_copy(
         update={
             "name": name or card.name,
-            "config": slim.config.model_dump(mode="json"),
+            "config": config,
             "identities": identities,
+            "metric": metric or card.metric,
             "training": {**card.training, "exported_from": card.digest},
             "metrics": {**card.metrics, **{_title(result): _figures(result) for result in results}},
             "notes": card.notes if notes is None else notes,
-            "thresholds": points or card.thresholds,
-            "threshold": default_threshold(points) if points else card.threshold,
+            "thresholds": points,
+            "threshold": threshold,
         }
     )
     written = checkpoint.save(out, slim, described, half=half)
