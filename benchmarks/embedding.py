@@ -43,7 +43,8 @@ def measure(directory: Path) -> dict[str, object]:
     def eager(count: int) -> Embeddings:
         clips = torch.from_numpy(np.stack(walks[:count])).float() / 255
         with torch.inference_mode():
-            embeddings: Embeddings = network(clips).embeddings.permute(0, 2, 1).numpy()
+            compared = network.matching(network(clips).embeddings)
+            embeddings: Embeddings = compared.permute(0, 2, 1).numpy()
             return embeddings
 
     def encoding(encoder: Encoder) -> Embed:
@@ -93,8 +94,10 @@ def main() -> None:
     """Measure and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
+    parser.add_argument("--threads", type=int, default=1, help="as GAITID_EMBED_THREADS")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     machine.publish(measure(options.checkpoint), options.out)
 
 

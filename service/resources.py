@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from threading import Event
 
 import faiss
+import torch
 from sqlalchemy import Engine
 
 from models.encoder import Encoder
@@ -79,6 +80,7 @@ async def open_resources(
     raises when the active model cannot be loaded.
     """
     check_exposure(settings, engine)
+    torch.set_num_threads(settings.embed_threads)
     encoder = Encoder.open(resolve(settings, settings.model), settings.device)
     # Under the name that GET /models lists, whatever its card is called.
     model = ModelInUse(settings.model, encoder.digest, encoder.card.threshold)
