@@ -41,6 +41,13 @@ export function whenSeen(node, work) {
     if (!changes.some((change) => change.isIntersecting)) return;
     observer.disconnect();
     work();
-  });
+  }, { rootMargin: "50%" });
   observer.observe(node);
+}
+
+const oneColumn = matchMedia("(max-width: 56rem)"); // as in style.css
+
+/** Scroll to what was just answered: on a phone it lies below what was asked. */
+export function bringIntoView(node) {
+  node.scrollIntoView({ block: oneColumn.matches ? "start" : "nearest" });
 }

@@ -1,7 +1,7 @@
 // Enrolling walks of one person.
 
 import { call } from "./api.js";
-import { announce, byId, element, whenSeen } from "./dom.js";
+import { announce, bringIntoView, byId, element, whenSeen } from "./dom.js";
 import { energyImage } from "./evidence.js";
 import { sequencePlayer } from "./player.js";
 import { inWords, showing } from "./problem.js";
@@ -23,6 +23,7 @@ export function startEnrolment() {
     await showing(place, async () => {
       const answer = await call("POST", "/enroll", { form: fields(form, file.files) });
       place.replaceChildren(enrolled(answer));
+      bringIntoView(place.firstChild);
       file.value = "";
       byId("enrol-preview").replaceChildren();
       await learnGalleries();

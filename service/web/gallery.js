@@ -2,7 +2,7 @@
 
 import { call, path } from "./api.js";
 import { confirmed } from "./confirmation.js";
-import { announce, byId, element, entry } from "./dom.js";
+import { announce, bringIntoView, byId, element, entry } from "./dom.js";
 import { walkOf } from "./enrolment.js";
 import { showing } from "./problem.js";
 import { gallery, knownGalleries, learnGalleries } from "./service.js";
@@ -59,7 +59,12 @@ function summary(found) {
   return element("dl", { class: "facts card" },
     entry("Gallery", found.name),
     entry("Subjects", found.subjects), entry("Walks", found.sequences), entry("Model", found.model.name),
-    entry("Threshold", calibrated ? "calibrated for this gallery" : "the model’s own"));
+    entry("Threshold", calibrated ? calibration(calibrated) : "the model’s own"));
+}
+
+function calibration({ threshold, target_fpir, stale }) {
+  const rate = Number((100 * target_fpir).toPrecision(3));
+  return `${threshold.toFixed(4)}, calibrated for ${rate} % of strangers${stale ? ", before the latest changes" : ""}`;
 }
 
 async function turn(change) {
@@ -117,7 +122,8 @@ async function showSubject(subjectId) {
                 : "It is erased, and cannot be brought back.",
               path`/sequences/${one.sequence_id}`),
           }, "Delete …"))))));
-    heading.focus();
+    heading.focus({ preventScroll: true });
+    bringIntoView(heading);
   });
 }
 
@@ -134,7 +140,7 @@ async function erase(title, text, to, query = {}) {
     byId("subject-detail").replaceChildren();
     cursors = [null];
     place.replaceChildren(receiptOf(receipt));
-    place.scrollIntoView({ block: "nearest" });
+    bringIntoView(place);
     await reread();
   });
 }

@@ -1,7 +1,7 @@
 // Who walks there, or is it this person: the question, and the answer with its evidence.
 
 import { call } from "./api.js";
-import { announce, byId, element, entry } from "./dom.js";
+import { announce, bringIntoView, byId, element, entry } from "./dom.js";
 import { energyImage, partEvidence, similarityBar } from "./evidence.js";
 import { sequencePlayer } from "./player.js";
 import { inWords, showing } from "./problem.js";
@@ -31,7 +31,7 @@ export function startIdentification() {
       const verifying = form.elements.question.value === "verify";
       const answer = await (verifying ? verify(form, file.files[0]) : identify(form, file.files[0]));
       place.replaceChildren(...(verifying ? verification(answer) : identification(answer)));
-      place.firstChild.scrollIntoView({ block: "nearest" });
+      bringIntoView(place.firstChild);
     });
     button.disabled = false;
   });

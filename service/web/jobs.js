@@ -2,13 +2,14 @@
 
 import { call, path } from "./api.js";
 import { chartOf } from "./progress.js";
-import { announce, byId, element } from "./dom.js";
+import { announce, bringIntoView, byId, element } from "./dom.js";
 import { follow } from "./events.js";
 import { problemNotice, showing } from "./problem.js";
-import { allowed, gallery, knownGalleries, offer } from "./service.js";
+import { allowed, gallery, has, knownGalleries, offer } from "./service.js";
 
 const FINAL = new Set(["succeeded", "failed", "cancelled"]);
 const PAGE = 10;
+const CALIBRATE = "/jobs/calibrate"; // not every version of the service has it
 let watching = new AbortController();
 let older = null;
 
@@ -26,6 +27,10 @@ export function startJobs() {
     dataset: { gallery: elements.gallery.value },
     protocol: elements.protocol.value,
   }));
+  submits(byId("calibrate-form"), CALIBRATE, ({ elements }) => ({
+    gallery: elements.gallery.value,
+    target_fpir: Number((elements.target.value / 100).toPrecision(12)),
+  }));
   byId("refresh-jobs").addEventListener("click", () => listJobs());
   byId("more-jobs").addEventListener("click", () => listJobs(older));
 }
@@ -33,7 +38,8 @@ export function startJobs() {
 /** Show the forms as they can be filled in now, and the jobs. */
 export async function showJobs() {
   const galleries = knownGalleries().map((one) => one.name);
-  for (const form of ["distill-form", "evaluate-form"]) {
+  byId("calibrate-card").hidden = !has("POST", CALIBRATE);
+  for (const form of ["distill-form", "evaluate-form", "calibrate-form"]) {
     offer(byId(form).elements.gallery, galleries.length ? galleries : ["default"], gallery());
   }
   offer(byId("evaluate-form").elements.protocol, allowed("EvaluateRequest", "protocol"), "cross-view");
@@ -127,7 +133,8 @@ async function watch(job) {
   byId("job-detail").replaceChildren(element("div", { class: "card" },
     element("div", { class: "heading" }, heading, cancel),
     element("p", { class: "hint" }, "Job ", element("code", {}, job.id)), chart.node, remark, outcome));
-  heading.focus();
+  heading.focus({ preventScroll: true });
+  bringIntoView(heading);
   try {
     const lost = () => { remark.textContent = "The connection is lost; it is taken up again …"; };
     const ended = (event) => event.kind === "status" && FINAL.has(event.data.status);
@@ -155,7 +162,8 @@ function ending({ status, result, error }) {
     return [element("div", { class: "notice bad", role: "alert" },
       element("strong", {}, "The job failed"), element("p", {}, error ?? "The service’s log says why."))];
   }
-  if (status !== "succeeded" || !result?.model) return [];
+  if (status !== "succeeded" || !result) return [];
+  if (!result.model) return [element("pre", {}, JSON.stringify(result, null, 2))];
   return [element("p", { class: "notice" }, "Made the model ", element("strong", {}, result.model),
     ". ", element("a", { href: "#models" }, "See the models"))];
 }
