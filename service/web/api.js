@@ -29,7 +29,8 @@ export async function send(method, to, { query = {}, form, json, headers = {}, s
     if (value !== null && value !== "") url.searchParams.set(name, value);
   }
   const all = { ...headers };
-  if (key.get()) all.Authorization = `Bearer ${key.get()}`;
+  const used = key.get();
+  if (used) all.Authorization = `Bearer ${used}`;
   if (json !== undefined) all["Content-Type"] = "application/json";
   const body = json === undefined ? form : JSON.stringify(json);
   let answer;
@@ -43,7 +44,10 @@ export async function send(method, to, { query = {}, form, json, headers = {}, s
     });
   }
   if (answer.ok) return answer;
-  throw await problem(answer);
+  const refusal = await problem(answer);
+  // An answer to a key that has been replaced meanwhile asks for nothing.
+  if (answer.status === 401 && used === key.get()) dispatchEvent(new CustomEvent("key-needed"));
+  throw refusal;
 }
 
 /** The JSON that a call answers. */
@@ -85,6 +89,5 @@ async function problem(answer) {
   if (answer.headers.get("Content-Type")?.includes("json")) {
     document = { ...document, ...(await answer.json()) };
   }
-  if (answer.status === 401) dispatchEvent(new CustomEvent("key-needed"));
   return new Problem(document, retryAfter);
 }

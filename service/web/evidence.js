@@ -21,12 +21,12 @@ export function similarityBar(similarity, threshold) {
     element("span", { class: "figure" }, figure(similarity)));
 }
 
-/** An energy image of an enrolled sequence; it fades in when it has come. */
+/** An energy image of an enrolled sequence; nothing is seen of it until it has come. */
 export function energyImage(sequenceId, alt) {
-  const image = element("img", { class: "energy", width: 66, height: 96, alt });
+  const image = element("img", { class: "energy waiting", width: 66, height: 96, alt });
   whenSeen(image, () => showImage(image, path`/sequences/${sequenceId}/gei.png`).catch(() => {
     image.alt = "The energy image cannot be shown"; // the walk may have been erased meanwhile
-  }));
+  }).finally(() => image.classList.remove("waiting")));
   return image;
 }
 
