@@ -28,6 +28,7 @@ from service.routes import (
     identify,
     jobs,
     models,
+    page,
     sequences,
     subjects,
 )
@@ -64,7 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         dependencies=[Depends(only_known_fields)],
     )
     problems.install(app)
-    for router in (health, enroll, identify, galleries, subjects, sequences):
+    for router in (health, page, enroll, identify, galleries, subjects, sequences):
         app.include_router(router.router)
     for router in (jobs, models, announced):
         app.include_router(router.router, dependencies=[Depends(requires(Scope.JOBS))])

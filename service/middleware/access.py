@@ -19,6 +19,8 @@ from service.exposure import is_loopback
 
 CALLER = "gaitid.caller"  # in the scope: an `ApiKey`, or None while there are no keys
 _OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
+PAGE_FILES = "/page/"  # what the page at / is made of
+_OPEN_PAGES = frozenset({"/", "/docs", "/openapi.json"})
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -57,8 +59,10 @@ class Access:
 
     async def _authenticate(self, scope: Scope, headers: Headers) -> None:
         kind, _, token = headers.get("authorization", "").partition(" ")
-        if scope["path"] in ("/", "/docs", "/openapi.json") and not token:
-            scope[CALLER] = None  # documentation is for everybody; no route behind it has a scope
+        path = scope["path"]
+        if not token and (path in _OPEN_PAGES or path.startswith(PAGE_FILES)):
+            # Documentation and the page are for everybody; no route behind them has a scope.
+            scope[CALLER] = None
             return
         key = None
         if kind.lower() == "bearer" and token:

@@ -1,4 +1,4 @@
-"""Is it alive, is it ready, how is it doing; and the front door."""
+"""Is it alive, is it ready, how is it doing; and its documentation."""
 
 from __future__ import annotations
 
@@ -11,16 +11,6 @@ from service.routes.dependencies import Held
 from service.schemas import ModelReference, Schema
 
 router = APIRouter(tags=["health"])
-
-_FRONT = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>GaitID</title>
-<h1>GaitID</h1>
-<p>Identifies people by how they walk. <a href="/docs">The interface</a> is documented here.</p>
-</html>
-"""
 
 
 class Alive(Schema):
@@ -61,9 +51,3 @@ def metrics(held: Held) -> Response:
 async def documentation(request: Request) -> HTMLResponse:
     """Describe every call."""
     return HTMLResponse(documentation_page(request.app.openapi()))
-
-
-@router.get("/", include_in_schema=False)
-async def front() -> HTMLResponse:
-    """Show where to go."""
-    return HTMLResponse(_FRONT)

@@ -30,7 +30,9 @@ class Deployment:
             "OMP_NUM_THREADS": "2",
         }
         if quick_training:
-            self._environment["PYTHONPATH"] = str(QUICK_TRAINING)
+            inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+            paths = [str(QUICK_TRAINING), *filter(None, inherited)]
+            self._environment["PYTHONPATH"] = os.pathsep.join(paths)
         self.process: subprocess.Popen[bytes] | None = None
         self.url = ""
         self._client: Client | None = None

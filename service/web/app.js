@@ -1,0 +1,83 @@
+// The page: which section is shown, which gallery is chosen, the API key, how the service is.
+
+import { call, key } from "./api.js";
+import { byId } from "./dom.js";
+import { startEnrolment } from "./enrolment.js";
+import { showGallery, startGallery } from "./gallery.js";
+import { startIdentification } from "./identification.js";
+import { showJobs, startJobs, leaveJobs } from "./jobs.js";
+import { showModels } from "./models.js";
+import { showing } from "./problem.js";
+import { galleryChoice, learn } from "./service.js";
+
+const sections = {
+  identify: {},
+  enrol: {},
+  gallery: { show: showGallery },
+  jobs: { show: showJobs, leave: leaveJobs },
+  models: { show: showModels },
+};
+let shown = null;
+
+function go({ focus = true } = {}) {
+  const name = location.hash.slice(1);
+  if (name === "main") return; // the link that skips the navigation
+  const wanted = name in sections ? name : "identify";
+  if (shown) sections[shown].leave?.();
+  shown = wanted;
+  for (const section of Object.keys(sections)) byId(section).hidden = section !== wanted;
+  for (const link of document.querySelectorAll("nav a")) {
+    if (link.hash === `#${wanted}`) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  document.title = `${byId(`${wanted}-title`).textContent} · GaitID`;
+  sections[wanted].show?.();
+  if (focus) byId(`${wanted}-title`).focus();
+}
+
+async function greet() {
+  byId("service-problem").replaceChildren();
+  await showing(byId("service-problem"), learn);
+  try {
+    const { model } = await call("GET", "/readyz");
+    byId("ready").textContent = `ready, model ${model.name}`;
+  } catch (error) {
+    byId("ready").textContent = error.detail || error.title;
+  }
+}
+
+function askForKey() {
+  if (byId("key-dialog").open) return;
+  byId("key-field").value = "";
+  byId("key-dialog").returnValue = "close";
+  byId("key-dialog").showModal();
+}
+
+function labelKeyButton() {
+  byId("key-button").textContent = key.get() ? "API key ✓" : "API key";
+}
+
+byId("key-button").addEventListener("click", askForKey);
+byId("key-dialog").addEventListener("close", async () => {
+  const choice = byId("key-dialog").returnValue;
+  const given = byId("key-field").value.trim();
+  byId("key-field").value = "";
+  if (choice === "close" || (choice === "use" && !given)) return;
+  key.set(choice === "use" ? given : "");
+  labelKeyButton();
+  await greet();
+  go({ focus: false });
+});
+addEventListener("key-needed", askForKey);
+addEventListener("hashchange", () => go());
+galleryChoice.addEventListener("change", () => sections[shown].show?.());
+// A walk dropped beside its field would otherwise replace the page.
+for (const kind of ["dragover", "drop"]) addEventListener(kind, (event) => event.preventDefault());
+
+startIdentification();
+startEnrolment();
+startGallery();
+startJobs();
+labelKeyButton();
+await greet();
+go({ focus: false });

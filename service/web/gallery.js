@@ -1,0 +1,160 @@
+// The chosen gallery: its subjects a page at a time, one subject's walks, erasure with its receipt.
+
+import { call, path } from "./api.js";
+import { confirmed } from "./confirmation.js";
+import { announce, bringIntoView, byId, element, entry } from "./dom.js";
+import { walkOf } from "./enrolment.js";
+import { showing } from "./problem.js";
+import { gallery, knownGalleries, learnGalleries } from "./service.js";
+
+const PAGE = 12;
+let cursors = [null]; // of the pages up to the one shown, for the way back
+
+/** Make the buttons and forms work. */
+export function startGallery() {
+  byId("subjects-after").addEventListener("click", () => turn(() => cursors.push(byId("subjects-after").value)));
+  byId("subjects-before").addEventListener("click", () => turn(() => cursors.pop()));
+  byId("find-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    showSubject(event.target.elements.subject_id.value);
+  });
+  byId("new-gallery-form").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const { name } = event.target.elements;
+    await showing(byId("galleries-problem"), async () => {
+      await call("POST", "/galleries", { json: { name: name.value } });
+      byId("galleries-problem").replaceChildren();
+      await learnGalleries(name.value);
+      announce(`Gallery ${name.value} created`);
+      event.target.reset();
+      await showGallery();
+    });
+  });
+  byId("delete-gallery").addEventListener("click", () => erase(
+    `Delete the gallery ${gallery()}?`,
+    "Every subject and every walk in it is erased, and cannot be brought back.",
+    path`/galleries/${gallery()}`));
+}
+
+/** Show the chosen gallery from its beginning. */
+export async function showGallery() {
+  cursors = [null];
+  byId("subject-detail").replaceChildren();
+  byId("gallery-receipt").replaceChildren();
+  await reread();
+}
+
+async function reread() {
+  await showing(byId("gallery-summary"), async () => {
+    await learnGalleries();
+    const found = knownGalleries().find((one) => one.name === gallery());
+    byId("gallery-summary").replaceChildren(found ? summary(found)
+      : element("p", { class: "hint" }, "This gallery begins with the first walk enrolled in it."));
+  });
+  await showSubjects();
+}
+
+function summary(found) {
+  const calibrated = found.operating_point;
+  return element("dl", { class: "facts card" },
+    entry("Gallery", found.name),
+    entry("Subjects", found.subjects), entry("Walks", found.sequences), entry("Model", found.model.name),
+    entry("Threshold", calibrated ? calibration(calibrated) : "the model’s own"));
+}
+
+function calibration({ threshold, target_fpir, stale }) {
+  const rate = Number((100 * target_fpir).toPrecision(3));
+  return `${threshold.toFixed(4)}, calibrated for ${rate} % of strangers${stale ? ", before the latest changes" : ""}`;
+}
+
+async function turn(change) {
+  change();
+  await showSubjects();
+}
+
+async function showSubjects() {
+  const place = byId("subject-list");
+  byId("subject-pager").hidden = true;
+  await showing(place, async () => {
+    const query = { gallery: gallery(), limit: PAGE, cursor: cursors.at(-1) };
+    const page = await call("GET", "/subjects", { query });
+    place.replaceChildren(page.items.length ? subjectTable(page.items)
+      : element("p", { class: "hint" }, "Nobody is enrolled here yet."));
+    byId("subjects-before").disabled = cursors.length === 1;
+    byId("subjects-after").disabled = page.next_cursor === null;
+    byId("subjects-after").value = page.next_cursor ?? "";
+    byId("subject-pager").hidden = cursors.length === 1 && page.next_cursor === null;
+  });
+}
+
+function subjectTable(subjects) {
+  return element("table", {},
+    element("thead", {}, element("tr", {},
+      ...["Subject", "Walks", "Since"].map((name) => element("th", { scope: "col" }, name)))),
+    element("tbody", {}, ...subjects.map((one) => element("tr", {},
+      element("th", { scope: "row" }, element("button", {
+        type: "button", class: "link", onclick: () => showSubject(one.subject_id),
+      }, one.subject_id)),
+      element("td", {}, one.sequences),
+      element("td", {}, new Date(one.created_at).toLocaleDateString())))));
+}
+
+async function showSubject(subjectId) {
+  const place = byId("subject-detail");
+  await showing(place, async () => {
+    const query = { gallery: gallery() };
+    const subject = await call("GET", path`/subjects/${subjectId}`, { query });
+    const heading = element("h2", { tabindex: -1 }, subject.subject_id);
+    place.replaceChildren(element("div", { class: "card" },
+      element("div", { class: "heading" }, heading,
+        element("button", {
+          type: "button", class: "danger",
+          onclick: () => erase(`Delete ${subject.subject_id}?`,
+            `All ${subject.sequences.length} walks and their embeddings are erased, and cannot be brought back.`,
+            path`/subjects/${subject.subject_id}`, query),
+        }, "Delete subject …")),
+      element("ul", { class: "walks" }, ...subject.sequences.map((one, index) =>
+        walkOf(one, `walk ${index + 1} of ${subject.subject_id}`, details(one.metadata),
+          element("button", {
+            type: "button", class: "danger", "aria-label": `Delete walk ${index + 1} …`,
+            onclick: () => erase(`Delete walk ${index + 1} of ${subject.subject_id}?`,
+              subject.sequences.length === 1 ? "It is the last one, so the subject goes with it."
+                : "It is erased, and cannot be brought back.",
+              path`/sequences/${one.sequence_id}`),
+          }, "Delete …"))))));
+    heading.focus({ preventScroll: true });
+    bringIntoView(heading);
+  });
+}
+
+function details(metadata) {
+  const known = Object.entries(metadata);
+  return known.length ? element("p", { class: "hint" }, known.map(([name, value]) => `${name} ${value}`).join(", ")) : null;
+}
+
+async function erase(title, text, to, query = {}) {
+  if (!(await confirmed(title, text))) return;
+  const place = byId("gallery-receipt");
+  await showing(place, async () => {
+    const receipt = await call("DELETE", to, { query });
+    byId("subject-detail").replaceChildren();
+    cursors = [null];
+    place.replaceChildren(receiptOf(receipt));
+    bringIntoView(place);
+    await reread();
+  });
+}
+
+function receiptOf(receipt) {
+  const { subjects, sequences, embeddings } = receipt.erased;
+  return element("div", { class: "card notice" },
+    element("h2", {}, "Erased"),
+    element("dl", { class: "facts" },
+      entry("Gallery", receipt.gallery),
+      receipt.subject_id ? entry("Subject", receipt.subject_id) : null,
+      entry("Subjects", subjects), entry("Walks", sequences), entry("Embeddings", embeddings),
+      entry("At", new Date(receipt.erased_at).toLocaleString()),
+      entry("Receipt", element("code", {}, receipt.receipt_id))),
+    element("details", {}, element("summary", {}, "The receipt as the service gave it"),
+      element("pre", {}, JSON.stringify(receipt, null, 2))));
+}

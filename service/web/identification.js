@@ -1,0 +1,122 @@
+// Who walks there, or is it this person: the question, and the answer with its evidence.
+
+import { call } from "./api.js";
+import { announce, bringIntoView, byId, element, entry } from "./dom.js";
+import { energyImage, partEvidence, similarityBar } from "./evidence.js";
+import { sequencePlayer } from "./player.js";
+import { inWords, showing } from "./problem.js";
+import { gallery } from "./service.js";
+import { watchUploads } from "./upload.js";
+
+const SOURCES = { request: "yours", gallery: "calibrated for the gallery", model: "the model’s own" };
+
+/** Make the form work. */
+export function startIdentification() {
+  const form = byId("identify-form");
+  const file = byId("identify-file");
+  watchUploads(file, byId("identify-drop"), byId("identify-preview"));
+  form.addEventListener("change", () => {
+    const verifying = form.elements.question.value === "verify";
+    byId("identify-subject").hidden = !verifying;
+    byId("identify-top").hidden = verifying;
+    form.elements.subject_id.required = verifying;
+    form.querySelector(".primary").textContent = verifying ? "Verify" : "Identify";
+  });
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const button = form.querySelector(".primary");
+    const place = byId("identify-result");
+    button.disabled = true;
+    await showing(place, async () => {
+      const verifying = form.elements.question.value === "verify";
+      const answer = await (verifying ? verify(form, file.files[0]) : identify(form, file.files[0]));
+      place.replaceChildren(...(verifying ? verification(answer) : identification(answer)));
+      bringIntoView(place.firstChild);
+    });
+    button.disabled = false;
+  });
+}
+
+function identify(form, walk) {
+  const fields = asked(form, walk);
+  fields.set("top_k", form.elements.top_k.value || "5");
+  fields.set("explain", "true");
+  return call("POST", "/identify", { form: fields });
+}
+
+function verify(form, walk) {
+  const fields = asked(form, walk);
+  fields.set("subject_id", form.elements.subject_id.value);
+  return call("POST", "/verify", { form: fields });
+}
+
+function asked(form, walk) {
+  const fields = new FormData();
+  fields.set("sequence", walk);
+  fields.set("gallery", gallery());
+  if (form.elements.threshold.value) fields.set("threshold", form.elements.threshold.value);
+  return fields;
+}
+
+function identification(answer) {
+  const [best] = answer.candidates;
+  const match = answer.decision === "match";
+  const nearest = best ? `The nearest is ${best.subject_id}, which is not near enough.`
+    : `Nobody is enrolled in the gallery ${answer.gallery}.`;
+  return [
+    decision(match, match ? best.subject_id : "Nobody we know", match ? "Match" : "No match",
+      match ? null : nearest, best?.similarity, answer),
+    element("ol", { class: "candidates", "aria-label": "Candidates, most alike first" },
+      ...answer.candidates.map((one) => candidate(one, answer.threshold))),
+  ];
+}
+
+function verification(answer) {
+  return [
+    decision(answer.verified, answer.subject_id, answer.verified ? "Verified" : "Not verified",
+      answer.verified ? null : "Even the most similar walk of this person is not near enough.",
+      answer.similarity, answer),
+    element("ol", { class: "candidates", "aria-label": "The person’s most similar walk" },
+      candidate({ ...answer, rank: 1, margin: null }, answer.threshold)),
+  ];
+}
+
+/** The answer itself, large, and what it rests on. */
+function decision(yes, who, verdict, remark, similarity, answer) {
+  announce(`${verdict}: ${who}`);
+  const { quality, frames } = answer.probe;
+  return element("div", { class: `card decision ${yes ? "yes" : "no"}` },
+    element("p", { class: "verdict" }, verdict),
+    element("h2", {}, who),
+    remark && element("p", {}, remark),
+    element("dl", { class: "facts" },
+      similarity === undefined ? null : entry("Similarity", similarity.toFixed(3)),
+      entry("Threshold", `${answer.threshold.toFixed(3)}, ${SOURCES[answer.threshold_source]}`),
+      entry("Your walk", `${frames} frames, quality ${quality.score.toFixed(2)}`),
+      entry("Model", answer.model.name),
+      entry("Took", `${answer.took_ms.toFixed(0)} ms`)),
+    quality.issues.length ? element("p", { class: "hint" }, quality.issues.map(inWords).join("; ")) : null);
+}
+
+function candidate(one, threshold) {
+  const film = element("div", { class: "film" });
+  const play = element("button", {
+    type: "button", class: "quiet", "aria-label": `Play the walk of ${one.subject_id}`,
+    onclick: async () => {
+      play.hidden = true;
+      film.replaceChildren(await sequencePlayer(one.sequence_id, `the walk of ${one.subject_id}`));
+    },
+  }, "Play walk");
+  const parts = one.parts && element("details", { open: one.rank === 1 },
+    element("summary", {}, "What is alike, head to feet"),
+    partEvidence(one.sequence_id, one.parts, threshold));
+  return element("li", { class: "card candidate" },
+    energyImage(one.sequence_id, `Gait energy image of ${one.subject_id}`),
+    element("div", {},
+      element("div", { class: "heading" }, element("h3", {}, `${one.rank}. ${one.subject_id}`), play),
+      similarityBar(one.similarity, threshold),
+      one.margin === null ? null
+        : element("p", { class: "hint" }, one.margin < 0
+          ? `${(-one.margin).toFixed(3)} behind the first` : `${one.margin.toFixed(3)} ahead of the next person`),
+      film, parts));
+}

@@ -1,0 +1,169 @@
+// Jobs: start one, watch its curve as it comes, cancel it.
+
+import { call, path } from "./api.js";
+import { chartOf } from "./progress.js";
+import { announce, bringIntoView, byId, element } from "./dom.js";
+import { follow } from "./events.js";
+import { problemNotice, showing } from "./problem.js";
+import { allowed, gallery, has, knownGalleries, offer } from "./service.js";
+
+const FINAL = new Set(["succeeded", "failed", "cancelled"]);
+const PAGE = 10;
+const CALIBRATE = "/jobs/calibrate"; // not every version of the service has it
+let watching = new AbortController();
+let older = null;
+
+/** Make the buttons and forms work. */
+export function startJobs() {
+  submits(byId("distill-form"), "/jobs/distill", ({ elements }) => ({
+    name: elements.name.value,
+    recipe: elements.recipe.value,
+    dataset: { gallery: elements.gallery.value },
+    teachers: [...document.querySelectorAll("#teachers input:checked")].map((box) => box.value),
+    ...(elements.steps.value && { overrides: { steps: Number(elements.steps.value) } }),
+  }));
+  submits(byId("evaluate-form"), "/jobs/evaluate", ({ elements }) => ({
+    model: elements.model.value,
+    dataset: { gallery: elements.gallery.value },
+    protocol: elements.protocol.value,
+  }));
+  submits(byId("calibrate-form"), CALIBRATE, ({ elements }) => ({
+    gallery: elements.gallery.value,
+    target_fpir: Number((elements.target.value / 100).toPrecision(12)),
+  }));
+  byId("refresh-jobs").addEventListener("click", () => listJobs());
+  byId("more-jobs").addEventListener("click", () => listJobs(older));
+}
+
+/** Show the forms as they can be filled in now, and the jobs. */
+export async function showJobs() {
+  const galleries = knownGalleries().map((one) => one.name);
+  byId("calibrate-card").hidden = !has("POST", CALIBRATE);
+  for (const form of ["distill-form", "evaluate-form", "calibrate-form"]) {
+    offer(byId(form).elements.gallery, galleries.length ? galleries : ["default"], gallery());
+  }
+  offer(byId("evaluate-form").elements.protocol, allowed("EvaluateRequest", "protocol"), "cross-view");
+  await showing(byId("jobs-problem"), async () => {
+    const { items } = await call("GET", "/models");
+    const names = items.map((model) => model.name);
+    offer(byId("evaluate-form").elements.model, names);
+    const chosen = new Set([...document.querySelectorAll("#teachers input:checked")].map((box) => box.value));
+    byId("teachers").replaceChildren(...names.map((name, index) => element("label", {},
+      element("input", { type: "checkbox", value: name, checked: chosen.size ? chosen.has(name) : index === 0 }), ` ${name}`)));
+    byId("jobs-problem").replaceChildren();
+    await listJobs();
+  });
+}
+
+/** Stop following: a stream holds one of the browser's few connections. */
+export function leaveJobs() {
+  watching.abort();
+  byId("job-detail").replaceChildren();
+}
+
+function submits(form, to, request) {
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const button = form.querySelector(".primary");
+    button.disabled = true;
+    await showing(byId("jobs-problem"), async () => {
+      const job = await call("POST", to, { json: request(form) });
+      byId("jobs-problem").replaceChildren();
+      announce("The job is queued");
+      watch(job);
+      await listJobs();
+    });
+    button.disabled = false;
+  });
+}
+
+async function listJobs(cursor = null) {
+  await showing(byId("job-list"), async () => {
+    const page = await call("GET", "/jobs", { query: { limit: PAGE, cursor } });
+    older = page.next_cursor;
+    byId("more-jobs").hidden = older === null;
+    const rows = page.items.map(jobRow);
+    const body = byId("job-list").querySelector("tbody");
+    if (cursor && body) body.append(...rows);
+    else byId("job-list").replaceChildren(rows.length ? jobTable(rows)
+      : element("p", { class: "hint" }, "No job yet."));
+  });
+}
+
+function jobTable(rows) {
+  return element("table", {},
+    element("thead", {}, element("tr", {},
+      ...["Job", "State", "Done", "Started"].map((name) => element("th", { scope: "col" }, name)))),
+    element("tbody", {}, ...rows));
+}
+
+function jobRow(job) {
+  const started = new Date(job.created_at).toLocaleString([], { dateStyle: "short", timeStyle: "short" });
+  return element("tr", { "data-job": job.id },
+    element("th", { scope: "row" }, element("button", { type: "button", class: "link",
+      "aria-label": `Show the job of type ${job.type}, ${job.status}, of ${started}`, onclick: () => watch(job) },
+      job.result?.model ? `${job.type} ${job.result.model}` : job.type)),
+    element("td", {}, badge(job.status)),
+    element("td", {}, `${Math.round(100 * job.progress.fraction)} %`),
+    element("td", {}, started));
+}
+
+/** Bring the job's row up to date, if it is listed. */
+function updateRow(job) {
+  byId("job-list").querySelector(`[data-job="${job.id}"]`)?.replaceWith(jobRow(job));
+}
+
+const badge = (status) => element("span", { class: `badge ${status}` }, status);
+
+/** Follow a job from its first event to its last. */
+async function watch(job) {
+  watching.abort();
+  const mine = (watching = new AbortController());
+  const state = element("span", {}, badge(job.status));
+  const remark = element("p", { class: "hint" });
+  const outcome = element("div");
+  const chart = chartOf();
+  const cancel = element("button", { type: "button", class: "danger", hidden: FINAL.has(job.status),
+    onclick: async () => {
+      cancel.disabled = true;
+      const done = await showing(outcome, () => call("POST", path`/jobs/${job.id}/cancel`));
+      cancel.disabled = done;
+    } }, "Cancel");
+  const heading = element("h2", { tabindex: -1 }, `${job.type[0].toUpperCase()}${job.type.slice(1)} `, state);
+  byId("job-detail").replaceChildren(element("div", { class: "card" },
+    element("div", { class: "heading" }, heading, cancel),
+    element("p", { class: "hint" }, "Job ", element("code", {}, job.id)), chart.node, remark, outcome));
+  heading.focus({ preventScroll: true });
+  bringIntoView(heading);
+  try {
+    const lost = () => { remark.textContent = "The connection is lost; it is taken up again …"; };
+    const ended = (event) => event.kind === "status" && FINAL.has(event.data.status);
+    for await (const event of follow(path`/jobs/${job.id}/events`, { signal: mine.signal, ended, lost })) {
+      remark.textContent = "";
+      chart.take(event);
+      if (event.kind === "status") {
+        state.replaceChildren(badge(event.data.status));
+        announce(`The job is ${event.data.status}`);
+        if (event.data.reason) remark.textContent = event.data.reason;
+        if (ended(event)) {
+          cancel.hidden = true;
+          outcome.replaceChildren(...ending(event.data));
+        }
+        updateRow(await call("GET", path`/jobs/${job.id}`, { signal: mine.signal }));
+      }
+    }
+  } catch (error) {
+    if (error.name !== "AbortError") outcome.replaceChildren(problemNotice(error));
+  }
+}
+
+function ending({ status, result, error }) {
+  if (status === "failed") {
+    return [element("div", { class: "notice bad", role: "alert" },
+      element("strong", {}, "The job failed"), element("p", {}, error ?? "The service’s log says why."))];
+  }
+  if (status !== "succeeded" || !result) return [];
+  if (!result.model) return [element("pre", {}, JSON.stringify(result, null, 2))];
+  return [element("p", { class: "notice" }, "Made the model ", element("strong", {}, result.model),
+    ". ", element("a", { href: "#models" }, "See the models"))];
+}

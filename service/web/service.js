@@ -1,0 +1,43 @@
+// What the page knows of the service: which calls it has, which galleries, which model they use.
+
+import { call, everything } from "./api.js";
+import { byId, element } from "./dom.js";
+
+export const galleryChoice = byId("gallery-choice");
+
+/** The chosen gallery's name. */
+export const gallery = () => galleryChoice.value || "default";
+
+let description = { paths: {}, components: { schemas: {} } };
+let galleries = [];
+
+/** The galleries as last read. */
+export const knownGalleries = () => galleries;
+
+/** Whether the service has a call, by its OpenAPI document. */
+export const has = (method, to) => Boolean(description.paths[to]?.[method.toLowerCase()]);
+
+/** What a field of a request may be, by the OpenAPI document. */
+export const allowed = (schema, field) =>
+  description.components.schemas[schema]?.properties[field]?.enum ?? [];
+
+/** Read what the service can do and which galleries it has. */
+export async function learn() {
+  description = await call("GET", "/openapi.json");
+  byId("version").textContent = description.info.version;
+  await learnGalleries();
+}
+
+/** Read the galleries again, and choose `wanted` or what was chosen before. */
+export async function learnGalleries(wanted = gallery()) {
+  galleries = await everything("/galleries");
+  const names = galleries.map((one) => one.name);
+  if (!names.includes("default")) names.unshift("default");
+  offer(galleryChoice, names, wanted);
+}
+
+/** Fill a `<select>`, and choose `wanted` where it is offered. */
+export function offer(select, names, wanted = select.value) {
+  select.replaceChildren(...names.map((name) =>
+    element("option", { value: name, selected: name === wanted }, name)));
+}

@@ -1,0 +1,492 @@
+"""The page in a real browser (Debian's chromium) against the real service."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
+
+import cv2
+import httpx
+import pytest
+from playwright.sync_api import (
+    Browser,
+    FilePayload,
+    Locator,
+    Page,
+    Request,
+    expect,
+    sync_playwright,
+)
+from playwright.sync_api import Route as Reply
+
+from service.auth import Scope, create_key
+from service.client import Client
+from service.database import open_database
+from tests.e2e.deployment import Deployment
+from tests.service.walkers import walk, walker
+
+pytestmark = [pytest.mark.slow]
+
+CHROMIUM = shutil.which("chromium")
+if CHROMIUM is None:
+    pytest.skip(
+        "no chromium is on this machine, so the page was not opened in a browser: "
+        "apt-get install chromium",
+        allow_module_level=True,
+    )
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+SECTIONS = ("identify", "enrol", "gallery", "jobs", "models")
+PHONE = {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, shipped: Path) -> Iterator[Deployment]:
+    """One service for this file; each test has a gallery of its own."""
+    deployment = Deployment(tmp_path_factory.mktemp("page"), shipped)
+    deployment.start()
+    yield deployment
+    deployment.stop()
+
+
+@pytest.fixture
+def client(served: Deployment) -> Iterator[Client]:
+    with Client(served.url) as client:
+        yield client
+
+
+@pytest.fixture
+def gallery(served: Deployment, request: pytest.FixtureRequest) -> str:
+    name: str = request.node.name[5:60].rstrip("_")
+    httpx.post(f"{served.url}/galleries", json={"name": name}).raise_for_status()
+    return name
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A tab; afterwards, nothing went wrong in it and nothing came from another host."""
+    context = browser.new_context(locale="en-GB")
+    page = context.new_page()
+    page.set_default_timeout(10_000)
+    wrong: list[str] = []
+    hosts: set[str] = set()
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda line: wrong.append(line.text) if "Policy" in line.text else None)
+    page.on("request", lambda sent: hosts.add(sent.url.split("/")[2]) if _goes_out(sent) else None)
+    yield page
+    served_from = page.url.split("/")[2]
+    context.close()
+    assert wrong == []
+    assert hosts == {served_from}
+
+
+def _goes_out(request: Request) -> bool:
+    return not request.url.startswith(("blob:", "data:"))
+
+
+def opened(page: Page, served: Deployment, section: str, gallery: str = "default") -> Locator:
+    """The page at a section, with a gallery chosen; returns the section."""
+    page.goto(f"{served.url}/#{section}")
+    expect(page.locator("#ready")).to_have_text("ready, model default")
+    page.locator("#gallery-choice").select_option(gallery)
+    return page.locator(f"#{section}")
+
+
+def npz(person: int, *, phase: float = 0.0) -> FilePayload:
+    return {
+        "name": f"walk-{person}.npz",
+        "mimeType": "application/octet-stream",
+        "buffer": walk(person, phase=phase),
+    }
+
+
+def zipped(person: int) -> FilePayload:
+    file = BytesIO()
+    with ZipFile(file, "w", ZIP_DEFLATED) as archive:
+        for index, frame in enumerate(walker(person)):
+            archive.writestr(f"frame-{index}.png", cv2.imencode(".png", frame)[1].tobytes())
+    return {"name": "walk.zip", "mimeType": "application/zip", "buffer": file.getvalue()}
+
+
+def file_of(text: bytes, name: str) -> FilePayload:
+    return {"name": name, "mimeType": "application/octet-stream", "buffer": text}
+
+
+def lit(canvas: Locator) -> int:
+    """How many pixels of a player are white."""
+    count = canvas.evaluate(
+        "canvas => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height)"
+        ".data.filter((value, i) => i % 4 === 0 && value > 127).length"
+    )
+    return int(count)
+
+
+def test_a_walk_is_dropped_watched_enrolled_and_recognised(
+    page: Page, served: Deployment, gallery: str
+) -> None:
+    section = opened(page, served, "enrol", gallery)
+    for person in (1, 2):
+        section.locator("#enrol-file").set_input_files([npz(person), npz(person, phase=0.7)])
+        expect(section.locator("#enrol-preview canvas")).to_have_count(2)
+        section.get_by_label("Subject").fill(f"p{person}")
+        section.get_by_label("View").fill("090")
+        section.get_by_role("button", name="Enrol", exact=True).click()
+        result = section.locator("#enrol-result")
+        expect(result.get_by_role("heading", name=f"p{person}", exact=True)).to_be_visible()
+    expect(page.locator("#announcer")).to_have_text("Enrolled 2 walks of p2")
+    expect(result.locator("canvas")).to_have_count(2)
+    assert (
+        200 < lit(result.locator("canvas").first) < 64 * 64 / 2
+    )  # a person, as the service sees it
+
+    page.get_by_role("link", name="Identify").click()
+    section = page.locator("#identify")
+    payload = page.evaluate_handle(
+        "bytes => { const transfer = new DataTransfer();"
+        "transfer.items.add(new File([new Uint8Array(bytes)], 'dropped.npz')); return transfer; }",
+        list(walk(2)),
+    )
+    section.locator("#identify-drop").dispatch_event("drop", {"dataTransfer": payload})
+    counter = section.locator("#identify-preview .counter")
+    before = counter.inner_text()
+    expect(counter).not_to_have_text(before)  # it plays
+    section.get_by_role("button", name="Pause").click()
+    assert lit(section.locator("#identify-preview canvas")) > 500
+    section.get_by_role("button", name="Identify", exact=True).click()
+    decision = section.locator(".decision")
+    expect(decision.locator(".verdict")).to_have_text("Match")
+    expect(decision.get_by_role("heading")).to_have_text("p2")
+    expect(decision).to_contain_text("0.990, the model’s own")
+    expect(page.locator("#announcer")).to_have_text("Match: p2")
+    names = section.locator(".candidate h3")
+    expect(names).to_have_text(["1. p2", "2. p1"])
+    energy = section.get_by_alt_text("Gait energy image of p2")
+    expect(energy).to_have_js_property("naturalWidth", 44)
+    expect(section.locator(".candidate").first.locator(".parts .over")).to_have_count(4)
+    expect(section.locator(".candidate").first).to_contain_text("Head to feet, 4 parts")
+    section.get_by_role("button", name="Play the walk of p1").click()
+    expect(section.get_by_role("img", name="the walk of p1", exact=True)).to_be_visible()
+    assert page.url == f"{served.url}/#identify"  # nothing about anybody
+
+
+def test_a_threshold_of_ones_own_decides_and_a_person_can_be_verified(
+    page: Page, served: Deployment, client: Client, gallery: str
+) -> None:
+    client.enroll("anna", [("a.npz", walk(1))], gallery=gallery)
+    section = opened(page, served, "identify", gallery)
+    section.locator("#identify-file").set_input_files(npz(3))
+    section.get_by_text("Options").click()
+    section.get_by_label("Threshold").fill("1")
+    section.get_by_role("button", name="Identify", exact=True).click()
+    decision = section.locator(".decision")
+    expect(decision.locator(".verdict")).to_have_text("No match")
+    expect(decision).to_contain_text("The nearest is anna, which is not near enough.")
+    expect(decision).to_contain_text("1.000, yours")
+
+    section.get_by_label("Is it this person?").check()
+    section.get_by_label("Subject").fill("anna")
+    section.get_by_label("Threshold").fill("0.5")
+    section.locator("#identify-file").set_input_files(npz(1))
+    section.get_by_role("button", name="Verify").click()
+    expect(decision.locator(".verdict")).to_have_text("Verified")
+    expect(section.locator(".candidate")).to_have_count(1)
+
+
+def test_an_empty_gallery_says_so(page: Page, served: Deployment, gallery: str) -> None:
+    section = opened(page, served, "identify", gallery)
+    section.locator("#identify-file").set_input_files(npz(1))
+    section.get_by_role("button", name="Identify", exact=True).click()
+    expect(section.locator(".decision")).to_contain_text(
+        f"Nobody is enrolled in the gallery {gallery}"
+    )
+
+
+def test_a_refusal_says_which_file_and_what_to_do(
+    page: Page, served: Deployment, client: Client, gallery: str
+) -> None:
+    section = opened(page, served, "enrol", gallery)
+    section.get_by_label("Subject").fill("anna")
+    section.locator("#enrol-file").set_input_files([npz(1), file_of(b"Dear diary", "diary.txt")])
+    section.get_by_role("button", name="Enrol", exact=True).click()
+    alert = section.get_by_role("alert")
+    expect(alert).to_contain_text("diary.txt")
+    expect(alert).to_contain_text("send a zip or tar of images")
+    assert list(client.subjects(gallery=gallery)) == []
+
+
+def test_zips_play_and_a_damaged_one_says_why_not(page: Page, served: Deployment) -> None:
+    section = opened(page, served, "identify")
+    preview = section.locator("#identify-preview")
+    whole = zipped(1)
+    section.locator("#identify-file").set_input_files(whole)
+    expect(preview.locator(".counter")).to_contain_text("/ 40")
+    damaged = file_of(whole["buffer"][:4000], "cut.zip")
+    section.locator("#identify-file").set_input_files(damaged)
+    expect(preview).to_contain_text("It cannot be played: not a zip.")
+    section.locator("#identify-file").set_input_files(file_of(b"\x1f\x8b rest", "walk.tar.gz"))
+    expect(preview).to_contain_text("This kind of file is not played here")
+
+
+def test_a_gallery_is_paged_and_an_erasure_is_confirmed_and_shows_its_receipt(
+    page: Page, served: Deployment, client: Client, gallery: str
+) -> None:
+    for number in range(14):
+        client.enroll(f"p{number:02}", [("a.npz", walk(number))], gallery=gallery)
+    client.enroll(
+        "p13",
+        [("b.npz", walk(13, phase=0.7))],
+        gallery=gallery,
+        metadata={"note": "<img src=x onerror=document.title='hacked'>"},
+    )
+    section = opened(page, served, "gallery", gallery)
+    expect(section.locator("#gallery-summary")).to_contain_text("Subjects14Walks15")
+    rows = section.locator("#subject-list tbody tr")
+    expect(rows).to_have_count(12)
+    section.get_by_role("button", name="Next").click()
+    expect(rows).to_have_count(2)
+    expect(section.get_by_role("button", name="Next")).to_be_disabled()
+    section.get_by_role("button", name="Previous").click()
+    expect(rows).to_have_count(12)
+
+    section.get_by_label("Go to a subject").fill("p13")
+    section.get_by_role("button", name="Show").click()
+    detail = section.locator("#subject-detail")
+    expect(detail.locator(".walks > li")).to_have_count(2)
+    expect(detail).to_contain_text("note <img src=x onerror")  # text, never markup
+    expect(detail.get_by_alt_text("Gait energy image of walk 1")).to_have_js_property(
+        "naturalWidth", 44
+    )
+    dialog = page.get_by_role("dialog")
+    detail.get_by_role("button", name="Delete subject").click()
+    expect(dialog).to_contain_text("All 2 walks")
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    assert "p13" in [subject.subject_id for subject in client.subjects(gallery=gallery)]
+    detail.get_by_role("button", name="Delete subject").click()
+    dialog.get_by_role("button", name="Delete").click()
+    receipt = section.locator("#gallery-receipt")
+    expect(receipt).to_contain_text("Subjects1Walks2Embeddings2")
+    expect(section.locator("#gallery-summary")).to_contain_text("Subjects13Walks13")
+    receipt.get_by_text("The receipt as the service gave it").click()
+    assert json.loads(receipt.locator("pre").inner_text())["subject_id"] == "p13"
+    assert "p13" not in [subject.subject_id for subject in client.subjects(gallery=gallery)]
+    assert "hacked" not in page.title()
+
+
+def test_a_distillation_draws_its_curve_and_makes_a_model(
+    page: Page, served: Deployment, client: Client, gallery: str
+) -> None:
+    client.enroll("anna", [("a.npz", walk(1)), ("b.npz", walk(1, phase=0.7))], gallery=gallery)
+    section = opened(page, served, "jobs", gallery)
+    start_distillation(section, gallery, "from-the-page", steps=60)
+    detail = section.locator("#job-detail")
+    expect(detail.locator("polyline")).to_be_attached()
+    expect(detail.locator(".badge")).to_have_text("succeeded", timeout=60_000)
+    points = detail.locator("polyline").get_attribute("points")
+    assert points is not None
+    job = next(
+        job for job in client.jobs() if job.result and job.result["model"] == "from-the-page"
+    )
+    events = [event for event in client.follow(job.id) if event.kind == "progress"]
+    assert len(points.split()) == len(events) > 1
+    expect(detail.locator(".curve")).to_have_attribute(
+        "aria-label", "loss over steps: 0.0167 at step 60"
+    )
+    expect(section.locator("#job-list tbody tr").first).to_contain_text("distill from-the-page")
+    detail.get_by_role("link", name="See the models").click()
+    models = page.locator("#models")
+    expect(models.get_by_role("heading", name="from-the-page")).to_be_visible()
+    # A copy of its teacher, so of one digest with the model in use.
+    made = models.locator("article").filter(has_text="from-the-page")
+    expect(made).to_contain_text("In use by")
+
+
+def start_distillation(section: Locator, gallery: str, name: str, *, steps: int) -> None:
+    form = section.locator("#distill-form")
+    form.get_by_label("Name of the new model").fill(name)
+    form.get_by_label("Walks of the gallery").select_option(gallery)
+    form.get_by_label("default", exact=True).check()
+    form.get_by_label("Steps").fill(str(steps))
+    form.get_by_role("button", name="Start").click()
+
+
+def test_a_running_job_is_cancelled(
+    page: Page, served: Deployment, client: Client, gallery: str
+) -> None:
+    client.enroll("anna", [("a.npz", walk(1))], gallery=gallery)
+    section = opened(page, served, "jobs", gallery)
+    start_distillation(section, gallery, "never", steps=100_000)
+    detail = section.locator("#job-detail")
+    expect(detail.locator("polyline")).to_be_attached(timeout=30_000)
+    detail.get_by_role("button", name="Cancel").click()
+    expect(detail.locator(".badge")).to_have_text("cancelled", timeout=30_000)
+    expect(detail.get_by_role("button", name="Cancel")).to_be_hidden()
+    expect(section.locator("#job-list tbody tr").first).to_contain_text("cancelled")
+
+
+def test_a_refused_job_says_which_field(page: Page, served: Deployment, gallery: str) -> None:
+    section = opened(page, served, "jobs", gallery)
+    section.get_by_label("Recipe").fill("nowhere")
+    start_distillation(section, gallery, "never", steps=3)
+    expect(section.get_by_role("alert")).to_contain_text("nowhere")
+
+
+def test_what_the_service_cannot_do_is_not_offered(
+    page: Page, served: Deployment, gallery: str
+) -> None:
+    paths = httpx.get(f"{served.url}/openapi.json").json()["paths"]
+    section = opened(page, served, "jobs", gallery)
+    expect(section.get_by_text("Calibrate a gallery")).to_be_visible(
+        visible="/jobs/calibrate" in paths
+    )
+    without = {"info": {"version": "0"}, "components": {"schemas": {}}, "paths": {}}
+    page.route("**/openapi.json", lambda reply: reply.fulfill(json=without))
+    page.reload()
+    expect(section.get_by_role("heading", name="All jobs")).to_be_visible()
+    expect(page.locator("#version")).to_have_text("0")
+    expect(section.get_by_text("Calibrate a gallery")).to_be_hidden()
+
+
+def test_a_broken_stream_of_events_is_taken_up_after_the_last_event(
+    page: Page, served: Deployment, client: Client, gallery: str
+) -> None:
+    client.enroll("anna", [("a.npz", walk(1))], gallery=gallery)
+    job = client.distill(
+        recipe="demo",
+        name="resumed",
+        dataset={"gallery": gallery},
+        teachers=["default"],
+        overrides={"steps": 8, "seconds": 0.3},
+    )
+    events = list(client.follow(job.id))
+    asked: list[str | None] = []
+
+    def break_the_first(reply: Reply, request: Request) -> None:
+        asked.append(request.headers.get("last-event-id"))
+        if len(asked) > 1:
+            reply.continue_()
+            return
+        begun = "".join(
+            f"id: {event.sequence}\r\nevent: {event.kind}\r\ndata: {json.dumps(event.data)}\r\n\r\n"
+            for event in events[:5]
+        )
+        reply.fulfill(content_type="text/event-stream", body=begun + "id: 6\r\nevent: pro")
+
+    page.route("**/events", break_the_first)
+    section = opened(page, served, "jobs", gallery)
+    section.locator(f"[data-job='{job.id}']").get_by_role("button").click()
+    detail = section.locator("#job-detail")
+    expect(detail.locator(".badge")).to_have_text("succeeded")
+    points = detail.locator("polyline").get_attribute("points")
+    assert points is not None
+    progress = [event.data["step"] for event in events if event.kind == "progress"]
+    assert len(progress) >= 3
+    assert len(points.split()) == len(progress)  # none lost, none twice
+    assert asked == [None, str(events[4].sequence)]
+
+
+def test_a_service_with_keys_is_usable_and_the_key_stays_in_the_tab(
+    page: Page, tmp_path: Path, shipped: Path
+) -> None:
+    deployment = Deployment(tmp_path, shipped)
+    deployment.start().enroll("anna", [("a.npz", walk(1))])
+    try:
+        engine = open_database(f"sqlite:///{deployment.data / 'gaitid.sqlite'}")
+        _, token = create_key(engine, [Scope.ADMIN], "page")
+        _, reader = create_key(engine, [Scope.IDENTIFY], "reader")
+        engine.dispose()
+        page.goto(f"{deployment.url}/#gallery")
+        dialog = page.get_by_role("dialog", name="API key")
+        expect(dialog).to_be_visible()  # asked for, because the service wants one
+        dialog.get_by_label("Key").fill("gid_wrong")
+        page.keyboard.press("Enter")
+        expect(page.locator("#service-problem").get_by_role("alert")).to_contain_text("keys add")
+        expect(dialog).to_be_visible()
+        dialog.get_by_label("Key").fill(token)
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name="anna").click()
+        image = page.get_by_alt_text("Gait energy image of walk 1 of anna")
+        expect(image).to_have_js_property("naturalWidth", 44)
+        kept = page.evaluate("() => [JSON.stringify(localStorage), document.cookie, location.href]")
+        assert kept == ["{}", "", f"{deployment.url}/#gallery"]
+
+        page.get_by_role("button", name="API key").click()
+        dialog.get_by_label("Key").fill(reader)
+        page.keyboard.press("Enter")
+        page.get_by_role("link", name="Jobs").click()
+        refusal = page.locator("#jobs-problem").get_by_role("alert")
+        expect(refusal).to_contain_text("a key with the scope `jobs`")
+        page.get_by_role("button", name="API key").click()
+        dialog.get_by_role("button", name="Forget").click()
+        expect(dialog).to_be_visible()  # and asked for again
+        assert page.evaluate("() => sessionStorage.length") == 0
+    finally:
+        deployment.stop()
+
+
+def test_the_keyboard_reaches_everything_and_shows_where_it_is(
+    page: Page, served: Deployment
+) -> None:
+    page.goto(served.url)
+    expect(page.locator("#ready")).to_have_text("ready, model default")
+    reached = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        focused = page.locator(":focus-visible")
+        assert focused.evaluate("one => getComputedStyle(one).outlineStyle") != "none"
+        reached.append(focused.evaluate("one => one.id || one.textContent.trim() || one.name"))
+    assert reached[:7] == [
+        "Skip to the content", "Identify", "Enrol", "Gallery", "Jobs", "Models", "gallery-choice",
+    ]  # fmt: skip
+    assert {"key-button", "identify-file", "question", "Options", "Identify"} <= set(reached[7:])
+    page.get_by_role("link", name="Models").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Models", level=1)).to_be_focused()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_wider_than_a_phone(
+    browser: Browser, served: Deployment, client: Client, scheme: str
+) -> None:
+    client.enroll("somebody-with-a-rather-long-name@example.org", [("a.npz", walk(1))])
+    context = browser.new_context(viewport=PHONE, color_scheme=scheme, has_touch=True)  # type: ignore[arg-type]
+    page = context.new_page()
+    for section in SECTIONS:
+        opened(page, served, section)
+        if section == "gallery":
+            page.get_by_role("button", name="somebody-with").click()
+            expect(page.locator("#subject-detail canvas").first).to_be_visible()
+        page.wait_for_load_state("networkidle")
+        assert page.evaluate("() => document.documentElement.scrollWidth") <= PHONE["width"]
+        last = page.get_by_role("link", name="Models").bounding_box()
+        assert last is not None
+        assert last["x"] + last["width"] <= PHONE["width"]
+    ground = page.locator("body").evaluate("body => getComputedStyle(body).backgroundColor")
+    assert (ground == "rgb(16, 23, 26)") == (scheme == "dark")
+    context.close()
+
+
+def test_a_service_that_has_gone_is_said_to_be(page: Page, deployment: Deployment) -> None:
+    deployment.start()
+    section = opened(page, deployment, "models")
+    deployment.stop()
+    section.page.get_by_role("link", name="Gallery").click()
+    expect(page.locator("#subject-list").get_by_role("alert")).to_contain_text("cannot be reached")
