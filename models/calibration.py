@@ -16,20 +16,19 @@ added the same to the chance of a false match.
 
 observed       S x target >= 10: the threshold that this share of the searches reaches.
 extrapolated   S >= 20 and S x target >= 0.2: a distribution over the highest searches (a tenth, or
-               as many as 25 strangers made, but at most half). Of the generalised Pareto and the
+               as many as 12 strangers made, but at most half). Of the generalised Pareto and the
                exponential one of the same mean the higher threshold counts, because so few
-               searches cannot show that similarities end somewhere.
+               searches cannot show that similarities end somewhere; the interval has both.
 background     else the searches cannot show the rate. The checkpoint's card has thresholds from
                people it was measured on; each is one rate of a single comparison (see
                `models.impostors`), and between those the similarity is linear in the rate's
-               logarithm. The higher of that and of the gallery's own extrapolation decides; it has
-               no interval, because nothing here bounds how these people differ from those.
+               logarithm. The higher of that and of the gallery's own extrapolation decides; the
+               interval has both, and with fewer than 3 subjects there is none.
 
 On simulated people (6 walks each, 40 galleries a row: the mean rate that strangers never seen met,
-and how often the interval held the promised one): 50 subjects 10.1 % for 10 % (95 %), 2.1 % for 3 %
-(95 %), 0.5 % for 1 % (70 %, always too high a threshold); 100 subjects 0.8 % for 1 % (93 %); 300
-subjects 1.0 % for 1 % (93 %), 0.07 % for 0.1 % (80 %). Far beyond the searches it errs to the safe
-side.
+and how often the interval held the promised one): 25 subjects 10.2 % for 10 % (97 %), 0.5 % for 1 %
+(100 %); 50 subjects 3.4 % for 3 % (93 %), 1.0 % for 1 % (97 %); 100 subjects 10.2 % for 10 % (93 %),
+1.0 % for 1 % (95 %); 300 subjects 1.0 % for 1 % (95 %), 0.07 % for 0.1 % (97 %).
 """
 
 from __future__ import annotations
@@ -52,10 +51,11 @@ OBSERVED_FALSE_MATCHES: Final = 10
 LEAST_SUBJECTS: Final = 20
 LEAST_EXPECTED: Final = 0.2
 
-_TAIL_STRANGERS = 25
+_TAIL_STRANGERS = 12
 _TAIL_SHARE = 0.1
 _TAIL_MOST = 0.5
 _REPLICATES = 1000
+_LEAST_DRAWN = 3
 _BLOCK = 256
 
 
@@ -78,7 +78,7 @@ class Calibration:
 
     Attributes:
         threshold: similarity.
-        interval: of the threshold, at `CONFIDENCE`; None where `method` is "background".
+        interval: of the threshold, at `CONFIDENCE`; None with fewer than 3 subjects.
         method: see the module.
     """
 
@@ -154,12 +154,9 @@ def calibrate(
     if searches is not None and count >= LEAST_SUBJECTS and expected >= LEAST_EXPECTED:
         observed = expected >= OBSERVED_FALSE_MATCHES
         find = searches.observed if observed else searches.extrapolated
-        drawn = np.array([find(weights) for weights in _draws(count, seed)])
-        tail = (1 - CONFIDENCE) / 2
-        low, high = np.quantile(drawn, [tail, 1 - tail])
         return Calibration(
-            find(np.ones(count)),
-            (float(low), float(high)),
+            find(np.ones(count))[1],
+            _interval(find, count, seed),
             "observed" if observed else "extrapolated",
         )
     known = background_threshold(background, target_fpir, count)
@@ -169,8 +166,14 @@ def calibrate(
             f"{count} enrolled subjects cannot show a rate of {target_fpir:g}, and the model's "
             f"card has no thresholds that do; enrol {needed} subjects or ask for a higher rate"
         )
-    own = -math.inf if searches is None else searches.extrapolated(np.ones(count))
-    return Calibration(max(known, own), None, "background")
+    if searches is None:
+        return Calibration(known, None, "background")
+    own = searches.extrapolated(np.ones(count))[1]
+    interval = None
+    if count >= _LEAST_DRAWN:
+        low, high = _interval(searches.extrapolated, count, seed)
+        interval = min(low, known), max(high, known)
+    return Calibration(max(known, own), interval, "background")
 
 
 def background_threshold(
@@ -207,16 +210,21 @@ class _Searches:
         self._rate = -math.expm1(math.log1p(-target_fpir) * (count - 1) / count)
         self._tail = max(self._rate, min(_TAIL_MOST, max(_TAIL_SHARE, _TAIL_STRANGERS / count)))
 
-    def observed(self, weights: NDArray[np.float64]) -> float:
-        """The lowest similarity that no more than the rate reaches, of subjects so weighted."""
+    def observed(self, weights: NDArray[np.float64]) -> tuple[float, float]:
+        """The lowest similarity that no more than the rate reaches, of subjects so weighted.
+
+        As a pair of equals, because `extrapolated` has two.
+        """
         above = self._reaching(self._weighted(weights))
         position = self._first_at_most(above, self._rate)
         if position == len(self._values):  # more than the rate share the highest similarity
-            return float(np.nextafter(self._values[-1], np.inf))
-        return float(self._values[position])
+            found = float(np.nextafter(self._values[-1], np.inf))
+        else:
+            found = float(self._values[position])
+        return found, found
 
-    def extrapolated(self, weights: NDArray[np.float64]) -> float:
-        """What the tail's distribution reaches at the rate, at most 1."""
+    def extrapolated(self, weights: NDArray[np.float64]) -> tuple[float, float]:
+        """What the tail reaches at the rate, at most 1: by the lower law and by the higher."""
         each = self._weighted(weights)
         above = self._reaching(each)
         position = self._first_at_most(above, self._tail)
@@ -228,8 +236,9 @@ class _Searches:
         excess = self._values[tail] - self._values[edge]
         mean = float(each[tail] @ excess) / rate
         laws = (GeneralisedPareto.fit(excess, each[tail]), GeneralisedPareto(0.0, mean))
-        beyond = max(law.exceeded(np.array([self._rate / rate]))[0] for law in laws)
-        return min(1.0, float(self._values[edge] + beyond))
+        beyond = sorted(float(law.exceeded(np.array([self._rate / rate]))[0]) for law in laws)
+        low, high = (min(1.0, float(self._values[edge]) + excess) for excess in beyond)
+        return low, high
 
     def _weighted(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """How much each search counts; all of them together 1."""
@@ -246,12 +255,16 @@ class _Searches:
         return int(np.count_nonzero(shares > rate * (1 + 1e-12)))
 
 
-def _draws(subjects: int, seed: int) -> NDArray[np.float64]:
-    """How often each subject is drawn in each replicate [b, subjects]."""
-    drawn = np.random.default_rng(seed).multinomial(
-        subjects // 2, np.full(subjects, 1 / subjects), _REPLICATES
+def _interval(
+    find: Callable[[NDArray[np.float64]], tuple[float, float]], subjects: int, seed: int
+) -> tuple[float, float]:
+    """Percentiles over draws of half of the subjects, and over the laws that may hold."""
+    weights = np.random.default_rng(seed).multinomial(
+        max(2, subjects // 2), np.full(subjects, 1 / subjects), _REPLICATES
     )
-    return drawn.astype(np.float64)
+    drawn = np.array([find(row.astype(np.float64)) for row in weights])
+    tail = (1 - CONFIDENCE) / 2
+    return float(np.quantile(drawn[:, 0], tail)), float(np.quantile(drawn[:, 1], 1 - tail))
 
 
 _Compare = Callable[[slice], NDArray[np.floating[Any]]]

@@ -27,7 +27,7 @@ class OperatingPoint(BaseModel):
 
     Attributes:
         threshold: similarity from which on a search answers with a match.
-        interval: of the threshold; None where the gallery was too small to show one.
+        interval: of the threshold; None with fewer than 3 subjects.
         confidence: of the interval.
         method: how it was found, see `models.calibration`.
         target_fpir: the promised rate.
