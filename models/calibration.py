@@ -27,8 +27,8 @@ background     else the searches cannot show the rate. The checkpoint's card has
 
 On simulated people (6 walks each, 40 galleries a row: the mean rate that strangers never seen met,
 and how often the interval held the promised one): 25 subjects 10.2 % for 10 % (97 %), 0.5 % for 1 %
-(100 %); 50 subjects 3.4 % for 3 % (93 %), 1.0 % for 1 % (97 %); 100 subjects 10.2 % for 10 % (93 %),
-1.0 % for 1 % (95 %); 300 subjects 1.0 % for 1 % (95 %), 0.07 % for 0.1 % (97 %).
+(100 %); 50 subjects 3.4 % for 3 % (93 %), 1.0 % for 1 % (97 %); 100 subjects 10.2 % for 10 %
+(93 %), 1.0 % for 1 % (95 %); 300 subjects 1.0 % for 1 % (95 %), 0.07 % for 0.1 % (97 %).
 """
 
 from __future__ import annotations

@@ -58,6 +58,7 @@ class Verification:
         decide by, and whatever `Intake.embed` raises.
         """
         started = perf_counter()
+        await asyncio.to_thread(self._store.head, gallery)  # a missing gallery is said first
         await asyncio.to_thread(require_subject, self._store.engine, gallery, subject_id)
         chosen = await asyncio.to_thread(
             threshold_for, self._store, gallery, threshold, self._model
