@@ -22,8 +22,9 @@ extrapolated   S >= 20 and S x target >= 0.2: a distribution over the highest se
 background     else the searches cannot show the rate. The checkpoint's card has thresholds from
                people it was measured on; each is one rate of a single comparison (see
                `models.impostors`), and between those the similarity is linear in the rate's
-               logarithm. The higher of that and of the gallery's own extrapolation decides; the
-               interval has both, and with fewer than 3 subjects there is none.
+               logarithm. The higher of that and of the gallery's own extrapolation (exponential)
+               decides; the interval has both, and with fewer than 3 subjects there is none. Where
+               that extrapolation ends at 1, nothing can be promised.
 
 On simulated people (6 walks each, 40 galleries a row: the mean rate that strangers never seen met,
 and how often the interval held the promised one): 25 subjects 10.2 % for 10 % (97 %), 0.5 % for 1 %
@@ -169,6 +170,12 @@ def calibrate(
     if searches is None:
         return Calibration(known, None, "background")
     own = searches.extrapolated(np.ones(count))[1]
+    if own >= 1:
+        raise CannotCalibrate(
+            f"{count} enrolled subjects are too few for a rate of {target_fpir:g}: some of them "
+            "are so alike that no similarity promises it; enrol "
+            f"{LEAST_SUBJECTS} subjects or ask for a higher rate"
+        )
     interval = None
     if count >= _LEAST_DRAWN:
         low, high = _interval(searches.extrapolated, count, seed)
@@ -203,7 +210,7 @@ class _Searches:
         self, similarities: NDArray[np.float64], subject: NDArray[np.int64], target_fpir: float
     ) -> None:
         order = np.argsort(similarities, kind="stable")
-        count = int(subject.max()) + 1
+        self._count = count = int(subject.max()) + 1
         self._values = similarities[order]
         self._subject = subject[order]
         self._share = 1 / np.bincount(subject)[self._subject]
@@ -235,10 +242,12 @@ class _Searches:
             return self.observed(weights)
         excess = self._values[tail] - self._values[edge]
         mean = float(each[tail] @ excess) / rate
-        laws = (GeneralisedPareto.fit(excess, each[tail]), GeneralisedPareto(0.0, mean))
+        laws = [GeneralisedPareto(0.0, mean)]
+        if self._count >= LEAST_SUBJECTS:  # fewer show how far similarities spread, but no shape
+            laws.append(GeneralisedPareto.fit(excess, each[tail]))
         beyond = sorted(float(law.exceeded(np.array([self._rate / rate]))[0]) for law in laws)
-        low, high = (min(1.0, float(self._values[edge]) + excess) for excess in beyond)
-        return low, high
+        start = float(self._values[edge])
+        return min(1.0, start + beyond[0]), min(1.0, start + beyond[-1])
 
     def _weighted(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """How much each search counts; all of them together 1."""

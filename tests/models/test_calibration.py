@@ -162,6 +162,11 @@ def test_an_empty_gallery_has_no_threshold() -> None:
         calibrate(np.zeros(0), np.zeros(0, np.int64), 0.01, CARD)
 
 
+def test_a_small_gallery_that_no_similarity_can_serve_is_refused() -> None:
+    with pytest.raises(CannotCalibrate, match="no similarity promises it; enrol 20 subjects"):
+        calibrate(np.array([0.2, 0.2, 0.7, 0.9, 0.9]), np.arange(5), 0.001, CARD)
+
+
 @pytest.mark.parametrize("target", [0.0, 1.0, -1.0, float("nan")])
 def test_what_is_no_rate_is_refused(target: float) -> None:
     with pytest.raises(ValueError, match="rate"):
