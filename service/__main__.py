@@ -136,6 +136,40 @@ def export_gallery(
     typer.echo(f"{walks} walks")
 
 
+@app.command("calibrate-gallery", hidden=True)
+def calibrate_gallery(
+    gallery: Annotated[str, typer.Argument(help="The gallery's name.")],
+    out: Annotated[Path, typer.Argument(help="The .json to write.")],
+    checkpoint: Annotated[Path, typer.Option(exists=True, help="Folder of a checkpoint.")],
+    target_fpir: Annotated[float, typer.Option(help="The rate of false matches to promise.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Find a gallery's threshold and write it to a file: a calibration job's command."""
+    import json
+
+    from models.calibration import CannotCalibrate
+    from service.calibration import CalibrationModel, measure
+    from service.errors import NotFound
+
+    def tell(**event: Any) -> None:
+        typer.echo(json.dumps(event))
+
+    with _database(_settings(data_dir=data_dir)) as engine:
+        try:
+            model = CalibrationModel.read(checkpoint)
+            measured = measure(
+                engine,
+                gallery,
+                model,
+                target_fpir,
+                lambda done, total: tell(event="progress", step=done, total_steps=total),
+            )
+        except (NotFound, CannotCalibrate) as error:
+            raise CommandFailed(str(error)) from error
+    out.write_text(measured.model_dump_json(), encoding="utf-8")
+    tell(event="done", metrics={"threshold": measured.operating_point.threshold})
+
+
 # Checkpoints
 
 
@@ -256,6 +290,31 @@ def subjects(gallery: Gallery = "default", url: Url = _LOCAL, api_key: ApiKey = 
     with _client(url, api_key) as client:
         for subject in client.subjects(gallery=gallery):
             typer.echo(f"{subject.subject_id}  {subject.sequences} sequences")
+
+
+@app.command()
+def calibrate(
+    gallery: Gallery = "default",
+    target_fpir: Annotated[
+        float, typer.Option(help="At most this share of strangers may be matched.")
+    ] = 0.01,
+    url: Url = _LOCAL,
+    api_key: ApiKey = None,
+) -> None:
+    """Find a gallery's threshold, by a job; status 1 unless it succeeds."""
+    from service.progress import follow
+
+    with _client(url, api_key) as client:
+        job = follow(client, client.calibrate(gallery=gallery, target_fpir=target_fpir).id)
+    found = job.result
+    if job.status != "succeeded" or found is None:
+        raise CommandFailed(f"{job.status}{': ' + job.error if job.error else ''}")
+    low, high = found["interval"] or (None, None)
+    interval = "" if low is None else f", {low:.4f} to {high:.4f} at {found['confidence']:.0%}"
+    typer.echo(
+        f"threshold {found['threshold']:.4f} ({found['method']}{interval}) for "
+        f"{found['target_fpir']:g} false matches a search with {found['gallery_subjects']} enrolled"
+    )
 
 
 # Jobs and models

@@ -274,6 +274,11 @@ class Client:
         content = {"model": model, "dataset": dataset, "protocol": protocol}
         return Job.model_validate(self._post("/jobs/evaluate", json=content))
 
+    def calibrate(self, *, gallery: str = "default", target_fpir: float = 0.01) -> Job:
+        """Start the calibration of a gallery's threshold."""
+        content = {"gallery": gallery, "target_fpir": target_fpir}
+        return Job.model_validate(self._post("/jobs/calibrate", json=content))
+
     def jobs(self, *, status: str | None = None) -> Iterator[Job]:
         """All jobs, newest first."""
         return self._pages("/jobs", {"status": status} if status else {}, Job)

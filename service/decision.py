@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from service.errors import Invalid, Reason
+from service.gallery.store import GalleryStore
+from service.model_in_use import ModelInUse
+from service.operating_point import OperatingPoint
 
 ThresholdSource = Literal["request", "gallery", "model"]
 
@@ -19,31 +22,37 @@ class Threshold:
     operating_point: dict[str, Any] | None
 
 
+def threshold_for(
+    store: GalleryStore, gallery: str, requested: float | None, model: ModelInUse
+) -> Threshold:
+    """What to decide by in this gallery now; raises `NotFound` without one, else as below."""
+    gallery_id, _, kept = store.head(gallery)
+    point = OperatingPoint.of(kept)
+    subjects = 0 if point is None else store.count_subjects(gallery_id)
+    return choose_threshold(requested, point, subjects, model.digest, model.threshold)
+
+
 def choose_threshold(
     requested: float | None,
-    operating_point: dict[str, Any] | None,
+    operating_point: OperatingPoint | None,
+    subjects: int,
     digest: str,
     models_own: float | None,
 ) -> Threshold:
     """The request's threshold, else the gallery's calibrated one, else the checkpoint's own.
 
-    A gallery's operating point holds for the checkpoint it was measured with and no other. Raises
-    `Invalid` when nobody has one.
+    A gallery's operating point holds for the checkpoint it was measured with and no other; one that
+    is stale because the gallery, of `subjects` now, has grown says so and still decides. Raises
+    `Invalid` when nobody has a threshold.
     """
-    measured = (
-        operating_point
-        if operating_point is not None and operating_point.get("digest") == digest
-        else None
-    )
-    shown = (
-        None
-        if measured is None
-        else {key: value for key, value in measured.items() if key not in ("digest", "threshold")}
-    )
+    point = operating_point
+    if point is not None and point.digest != digest:
+        point = None
+    shown = None if point is None else point.shown(digest, subjects)
     if requested is not None:
         return Threshold(requested, "request", shown)
-    if measured is not None:
-        return Threshold(float(measured["threshold"]), "gallery", shown)
+    if point is not None:
+        return Threshold(point.threshold, "gallery", shown)
     if models_own is not None:
         return Threshold(models_own, "model", None)
     raise Invalid(

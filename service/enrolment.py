@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
+from service.calibration import queue_if_stale
 from service.database import new_id
 from service.gallery.records import Metadata, NewSequence, SequenceQuality
 from service.gallery.store import GalleryStore
@@ -56,6 +57,8 @@ class Enrolment:
     ) -> Enrolled:
         """Prepare and embed the walks, then add them in one transaction, in which `also` runs.
 
+        A gallery that outgrows its calibration by it is calibrated again, by a job.
+
         Raises `NotFound` for a missing gallery, and whatever `Intake.embed` raises; the gallery is
         unchanged then.
         """
@@ -74,12 +77,12 @@ class Enrolment:
             ),
             model=self._model,
         )
+
+        def finish(session: Session) -> None:
+            queue_if_stale(session, gallery, self._model.digest)
+            also(session, enrolled)
+
         await self._writers.run(
-            self._store.enrol,
-            gallery,
-            subject_id,
-            new,
-            self._model.digest,
-            lambda session: also(session, enrolled),
+            self._store.enrol, gallery, subject_id, new, self._model.digest, finish
         )
         return enrolled

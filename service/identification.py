@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from service.database import new_id
-from service.decision import Threshold, choose_threshold
+from service.decision import Threshold, threshold_for
 from service.gallery.cache import GalleryCache
 from service.gallery.followed import Candidate, Filter
 from service.gallery.records import Embedding
@@ -73,9 +73,8 @@ class Identification:
         and whatever `Intake.embed` raises.
         """
         started = perf_counter()
-        _, _, operating_point = await asyncio.to_thread(self._store.head, gallery)
-        chosen = choose_threshold(
-            threshold, operating_point, self._model.digest, self._model.threshold
+        chosen = await asyncio.to_thread(
+            threshold_for, self._store, gallery, threshold, self._model
         )
         (probe,) = await self._intake.embed([walk])
         # One subject more than asked for: a margin needs the best other one.

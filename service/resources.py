@@ -17,6 +17,7 @@ from sqlalchemy import Engine
 from models.encoder import Encoder
 from models.silhouettes.budget import DecodeLimits
 from service.batching import FrameBatcher
+from service.calibration import queue_stale
 from service.database import migrate, open_database
 from service.enrolment import Enrolment
 from service.erasure import DEFAULT_GALLERY, Erasure
@@ -122,7 +123,8 @@ async def open_resources(
             )
             stopping = Event()
             warm_up = asyncio.create_task(
-                _warm_up(store, galleries, reembedding, readiness, stopping), name="warm-up"
+                _warm_up(store, galleries, reembedding, model.digest, readiness, stopping),
+                name="warm-up",
             )
             try:
                 yield Resources(
@@ -166,6 +168,7 @@ async def _warm_up(
     store: GalleryStore,
     galleries: GalleryCache,
     reembedding: Reembedding,
+    digest: str,
     readiness: Readiness,
     stopping: Event,
 ) -> None:
@@ -194,6 +197,9 @@ async def _warm_up(
                     galleries.get(gallery_id).follow(newest)
                 except NotFound:  # erased meanwhile
                     continue
+            # The model may be another than the one that galleries were calibrated with.
+            calibrated = [item.name for item in page.items if item.operating_point is not None]
+            queue_stale(store.engine, calibrated, digest)
             if (after := page.next_key) is None:
                 return
 

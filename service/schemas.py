@@ -20,6 +20,7 @@ from service.gallery.records import (
 from service.identification import Identified
 from service.intake import EmbeddedWalk
 from service.model_in_use import ModelInUse
+from service.operating_point import OperatingPoint
 from service.verification import Verified
 
 
@@ -233,12 +234,19 @@ class GalleryAnswer(Schema):
     @classmethod
     def of(cls, record: GalleryRecord, model: ModelInUse) -> Self:
         """From a gallery's record and the model that serves it."""
+        point = OperatingPoint.of(record.operating_point)
         return cls(
             name=record.name,
             subjects=record.subjects,
             sequences=record.sequences,
             model=ModelReference.of(model),
-            operating_point=record.operating_point,
+            operating_point=None
+            if point is None
+            else {
+                "threshold": point.threshold,
+                "digest": point.digest,
+                **point.shown(model.digest, record.subjects),
+            },
             metadata=record.metadata,
             created_at=record.created_at,
         )

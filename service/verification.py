@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from service.database import new_id
-from service.decision import Threshold, choose_threshold
+from service.decision import Threshold, threshold_for
 from service.gallery.cache import GalleryCache
 from service.gallery.followed import Candidate
 from service.gallery.listing import missing_subject, require_subject
@@ -58,10 +58,10 @@ class Verification:
         decide by, and whatever `Intake.embed` raises.
         """
         started = perf_counter()
-        _, _, operating_point = await asyncio.to_thread(self._store.head, gallery)
+        await asyncio.to_thread(self._store.head, gallery)  # a missing gallery is said first
         await asyncio.to_thread(require_subject, self._store.engine, gallery, subject_id)
-        chosen = choose_threshold(
-            threshold, operating_point, self._model.digest, self._model.threshold
+        chosen = await asyncio.to_thread(
+            threshold_for, self._store, gallery, threshold, self._model
         )
         (probe,) = await self._intake.embed([walk])
         closest = await asyncio.to_thread(self._compare, gallery, subject_id, probe.embedding)

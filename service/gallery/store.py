@@ -142,6 +142,12 @@ class GalleryStore:
             )
             return _gallery_record(row, subjects, sequences)
 
+    def count_subjects(self, gallery_id: str) -> int:
+        """How many people are enrolled."""
+        query = select(func.count()).where(SubjectRow.gallery_id == gallery_id)
+        with Session(self.engine) as session:
+            return session.scalar(query) or 0
+
     # Enrolment
 
     def enrol(

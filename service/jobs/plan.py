@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+
+from sqlalchemy.orm import Session
 
 from service.database import Table
 from service.jobs.job import Job, JsonObject
@@ -32,10 +34,15 @@ def partial(output: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a job made, the rows that belong to it, and the files that are of no use any more."""
+    """What a job made, and the files that are of no use any more.
+
+    `records` are added, and `also` is called, in the transaction that ends the job; `also` may
+    raise `JobRefused`.
+    """
 
     result: JsonObject
     records: Sequence[Table] = ()
+    also: Callable[[Session], None] | None = None
     spent: Sequence[Path] = ()
 
 

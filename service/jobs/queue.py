@@ -68,30 +68,25 @@ class JobQueue:
         request: JsonObject,
         *,
         claim: str | None = None,
+        claimed_by: str = "name",
         also: Also | None = None,
     ) -> Job:
         """Add a job of type `kind`, and do what `also` does in the same transaction.
 
         `claim` names something that only one unfinished job may hold, such as the name of the model
-        that it will make; raises `Conflict` when another unfinished job holds it.
+        that it will make; raises `Conflict`, naming the field `claimed_by`, when another unfinished
+        job holds it.
         """
-        row = JobRow(
-            id=new_id(), type=kind, status=Status.QUEUED, request=request, claim=claim,
-            step=0, metrics={}, attempts=0, created_at=now(),
-        )  # fmt: skip
         try:
             with _writing(self._engine) as session:
-                session.add(row)
-                session.flush()
-                _append(session, row, "status", {"status": row.status})
-                job = _snapshot(row)
+                job = _add(session, kind, request, claim)
                 if also is not None:
                     also(session, job)
                 return job
         except IntegrityError as error:
             raise Conflict(
                 f"Another unfinished job already claims {claim}; wait for it or cancel it.",
-                Reason("name", "claimed"),
+                Reason(claimed_by, "claimed"),
                 slug="job-conflict",
             ) from error
 
@@ -206,11 +201,23 @@ class JobQueue:
                 content = event.model_dump(exclude={"event", "checkpoint"})
                 _append(session, row, event.event, content)
 
-    def succeed(self, lease: Lease, result: JsonObject, *, records: Sequence[Table] = ()) -> Job:
-        """End the job well, adding `records` in the same transaction; raises `LeaseLost`."""
+    def succeed(
+        self,
+        lease: Lease,
+        result: JsonObject,
+        *,
+        records: Sequence[Table] = (),
+        also: Callable[[Session], None] | None = None,
+    ) -> Job:
+        """End the job well, adding `records` and doing what `also` does in the same transaction.
+
+        Raises `LeaseLost`, and what `also` raises; the job then goes on as if it had not ended.
+        """
         with _writing(self._engine) as session:
             row = _held(session, lease)
             session.add_all(records)
+            if also is not None:
+                also(session)
             row.result = result
             row.step = row.total_steps if row.total_steps is not None else row.step
             row.eta_s = None
@@ -267,6 +274,27 @@ class JobQueue:
             row.status = Status.QUEUED
             row.lease_token = row.lease_expires_at = row.eta_s = None
             _append(session, row, "status", {"status": row.status, "reason": reason})
+
+
+def queue_unless_claimed(session: Session, kind: str, request: JsonObject, *, claim: str) -> None:
+    """Add a job within a transaction that holds the write lock, unless one holds the claim."""
+    if session.scalar(select(JobRow.id).where(JobRow.claim == claim)) is None:
+        try:
+            with session.begin_nested():
+                _add(session, kind, request, claim)
+        except IntegrityError:  # PostgreSQL: another transaction was a moment faster
+            return
+
+
+def _add(session: Session, kind: str, request: JsonObject, claim: str | None) -> Job:
+    row = JobRow(
+        id=new_id(), type=kind, status=Status.QUEUED, request=request, claim=claim,
+        step=0, metrics={}, attempts=0, created_at=now(),
+    )  # fmt: skip
+    session.add(row)
+    session.flush()
+    _append(session, row, "status", {"status": row.status})
+    return _snapshot(row)
 
 
 @contextmanager

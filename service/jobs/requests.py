@@ -102,6 +102,13 @@ class DistillRequest(Request):
     activate: Literal["never"] = "never"  # "if_better" comes with the activation of models
 
 
+class CalibrateRequest(Request):
+    """Find the threshold at which a gallery falsely matches a stranger at most at this rate."""
+
+    gallery: GalleryName = "default"
+    target_fpir: Annotated[float, Field(ge=1e-6, le=0.25, strict=True, allow_inf_nan=False)] = 0.01
+
+
 class EvaluateRequest(Request):
     """Measure a registered model on a dataset by a protocol."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
+from service.calibration import KIND, claim
 from service.errors import Conflict, Invalid, NotFound, Reason, Unavailable
 from service.gallery.store import missing_gallery
 from service.gallery.tables import GalleryRow
@@ -19,7 +20,13 @@ from service.jobs.distill import recipe_names, run_arguments
 from service.jobs.job import Job
 from service.jobs.queue import Also, JobQueue
 from service.jobs.reasons import plain
-from service.jobs.requests import Dataset, DistillRequest, EvaluateRequest, GalleryDataset
+from service.jobs.requests import (
+    CalibrateRequest,
+    Dataset,
+    DistillRequest,
+    EvaluateRequest,
+    GalleryDataset,
+)
 from service.model_registry import missing_model, resolve
 from service.settings import Settings
 
@@ -100,6 +107,21 @@ class Submission:
         self._require_dataset(request.dataset)
         return self._queue.enqueue("evaluate", request.model_dump(mode="json"), also=also)
 
+    def calibrate(self, request: CalibrateRequest, also: Also | None = None) -> Job:
+        """Queue a calibration.
+
+        Raises `NotFound` for a gallery that does not exist, and `Conflict` when it is being
+        calibrated already.
+        """
+        self._require_gallery(request.gallery)
+        return self._queue.enqueue(
+            KIND,
+            request.model_dump(mode="json"),
+            claim=claim(request.gallery),
+            claimed_by="gallery",
+            also=also,
+        )
+
     def _require_fitting(self, request: DistillRequest, pack: Path | None) -> None:
         wrong = self._check_recipe(run_arguments(self._settings, request, pack))
         if (
@@ -123,10 +145,7 @@ class Submission:
     def _require_dataset(self, dataset: Dataset) -> Path | None:
         """The pack; None for a gallery, which is packed when the job runs."""
         if isinstance(dataset, GalleryDataset):
-            query = select(GalleryRow.id).where(GalleryRow.name == dataset.gallery)
-            with Session(self._engine) as session:
-                if session.scalar(query) is None:
-                    raise missing_gallery(dataset.gallery)
+            self._require_gallery(dataset.gallery)
             return None
         pack = find_pack(self._settings, dataset)
         if pack is None:
@@ -137,6 +156,12 @@ class Submission:
                 slug="dataset-not-found",
             )
         return pack
+
+    def _require_gallery(self, name: str) -> None:
+        query = select(GalleryRow.id).where(GalleryRow.name == name)
+        with Session(self._engine) as session:
+            if session.scalar(query) is None:
+                raise missing_gallery(name)
 
     def _require_model(self, name: str, where: str) -> None:
         try:

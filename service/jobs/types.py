@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Engine
 
+from service.jobs.calibrate import CalibrateJob
 from service.jobs.distill import DistillJob
 from service.jobs.evaluate import EvaluateJob
 from service.jobs.plan import JobType
@@ -14,6 +15,7 @@ from service.settings import Settings
 def job_types(settings: Settings, engine: Engine) -> dict[str, JobType]:
     """What a worker of this deployment can run."""
     return {
+        "calibrate": CalibrateJob(settings),
         "distill": DistillJob(settings, ModelRegistry(settings, engine)),
         "evaluate": EvaluateJob(settings),
     }

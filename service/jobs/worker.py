@@ -108,7 +108,9 @@ class Worker:
             for step in kind.steps(job, folder):
                 self._run_step(lease, step, folder)
             outcome = kind.complete(self._queue.get(job.id), folder)
-            ended = self._queue.succeed(lease, outcome.result, records=outcome.records)
+            ended = self._queue.succeed(
+                lease, outcome.result, records=outcome.records, also=outcome.also
+            )
         except JobRefused as refusal:
             return self._queue.fail(lease, plain(str(refusal)))
         except _Cancelled:

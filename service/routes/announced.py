@@ -12,7 +12,6 @@ from service.errors import NotFound, Reason
 
 _CALLS = (
     "/jobs/audit-gallery",
-    "/jobs/calibrate",
     "/jobs/reindex",
     "/models/{name}/activate",
     "/models/rollback",

@@ -18,7 +18,7 @@ from service.fields import decode_cursor, encode_cursor
 from service.idempotency import Answer, keep
 from service.jobs.job import Job, JobEvent, Status
 from service.jobs.queue import Also, JobQueue
-from service.jobs.requests import DistillRequest, EvaluateRequest
+from service.jobs.requests import CalibrateRequest, DistillRequest, EvaluateRequest
 from service.jobs.submission import CheckRecipe, RecipeCheck, Submission
 from service.middleware.idempotency import HOLD
 from service.routes.dependencies import Held
@@ -121,6 +121,14 @@ def evaluate(
 ) -> JobAnswer:
     """Measure a registered model on a dataset."""
     return _accepted(response, jobs.evaluate(body, _keeping(request)))
+
+
+@router.post("/calibrate", status_code=202)
+def calibrate(
+    request: Request, response: Response, jobs: Submissions, body: CalibrateRequest
+) -> JobAnswer:
+    """Find the threshold at which a gallery falsely matches a stranger at most at a given rate."""
+    return _accepted(response, jobs.calibrate(body, _keeping(request)))
 
 
 @router.get("")

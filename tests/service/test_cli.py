@@ -63,7 +63,7 @@ def test_help_names_every_command(gaitid: Gaitid) -> None:
     assert status == 0
     for command in (
         "serve", "worker", "demo", "import-opengait", "embed", "export-gallery",
-        "enroll", "identify", "verify", "subjects", "jobs", "models", "keys",
+        "enroll", "identify", "verify", "subjects", "calibrate", "jobs", "models", "keys",
     ):  # fmt: skip
         assert command in out
 

@@ -381,7 +381,6 @@ def test_strange_names_of_files_come_back_printable_and_short(client: httpx.Clie
     "call",
     [
         "/jobs/audit-gallery",
-        "/jobs/calibrate",
         "/jobs/reindex",
         "/models/default/activate",
         "/models/rollback",

@@ -199,7 +199,7 @@ def test_an_evaluation_is_queued_and_refused_alike(http: httpx.Client) -> None:
     assert where(refused(http, "/jobs/evaluate", {**good, "protocol": "x"}, 422)) == ["protocol"]
 
 
-@pytest.mark.parametrize("kind", ["calibrate", "reindex", "anything"])
+@pytest.mark.parametrize("kind", ["reindex", "anything"])
 def test_job_types_that_are_not_there_are_not_found(http: httpx.Client, kind: str) -> None:
     assert http.post(f"/jobs/{kind}", json={}).status_code in (404, 405)
 

@@ -1,0 +1,54 @@
+"""Calibration: `gaitid calibrate-gallery` of a gallery as it is now, with the active model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from service import calibration
+from service.calibration import Measured
+from service.errors import NotFound
+from service.jobs.datasets import deployment, program
+from service.jobs.job import Job
+from service.jobs.plan import JobRefused, Outcome, Step, partial, scratch
+from service.jobs.requests import CalibrateRequest
+from service.model_registry import resolve
+from service.settings import Settings
+
+
+class CalibrateJob:
+    """Finds a gallery's threshold; the gallery decides by it once the job has succeeded."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def steps(self, job: Job, folder: Path) -> Sequence[Step]:
+        """Compare everybody with everybody else, in one command."""
+        request = CalibrateRequest.model_validate(job.request)
+        try:
+            checkpoint = resolve(self._settings, self._settings.model).absolute()
+        except NotFound as error:
+            raise JobRefused(f"the active model {self._settings.model!r} is not there") from error
+        out = _found(folder)
+        command = program(
+            "service", "calibrate-gallery", request.gallery, str(partial(out)),
+            "--checkpoint", str(checkpoint), "--target-fpir", repr(request.target_fpir),
+        )  # fmt: skip
+        return (Step("calibration", command, output=out, environment=deployment(self._settings)),)
+
+    def complete(self, job: Job, folder: Path) -> Outcome:
+        """Keep the threshold with the gallery that was measured, if that is still there."""
+        measured = Measured.model_validate_json(_found(folder).read_bytes())
+
+        def keep(session: Session) -> None:
+            if not calibration.keep(session, measured):
+                raise JobRefused("the gallery was erased while it was calibrated")
+
+        gallery = CalibrateRequest.model_validate(job.request).gallery
+        return Outcome({"gallery": gallery, **measured.operating_point.result()}, also=keep)
+
+
+def _found(folder: Path) -> Path:
+    return scratch(folder).absolute() / "calibration.json"

@@ -1,0 +1,81 @@
+"""What calibrating a gallery found: its threshold, what that promises, and when it is stale."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from models.calibration import Method
+
+GROWTH = 1.2
+"""A gallery that has this many times the subjects is stale: so is its rate of false matches."""
+
+
+class Rerun(BaseModel):
+    """What a gallery was like when its calibration was last queued again by itself."""
+
+    model_config = ConfigDict(frozen=True)
+
+    subjects: int
+    digest: str
+
+
+class OperatingPoint(BaseModel):
+    """A gallery's threshold as it is kept.
+
+    Attributes:
+        threshold: similarity from which on a search answers with a match.
+        interval: of the threshold; None with fewer than 3 subjects.
+        confidence: of the interval.
+        method: how it was found, see `models.calibration`.
+        target_fpir: the promised rate.
+        gallery_subjects: how many were enrolled.
+        gallery_sequences: how many sequences they had.
+        calibrated_at: when.
+        digest: of the checkpoint whose similarities these are; it says nothing of any other's.
+        rerun: set when it was found stale and a job was queued.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    threshold: float
+    interval: tuple[float, float] | None
+    confidence: float
+    method: Method
+    target_fpir: float
+    gallery_subjects: int
+    gallery_sequences: int
+    calibrated_at: datetime
+    digest: str
+    rerun: Rerun | None = None
+
+    @classmethod
+    def of(cls, kept: dict[str, Any] | None) -> Self | None:
+        """From a gallery's row."""
+        return None if kept is None else cls.model_validate(kept)
+
+    def kept(self) -> dict[str, Any]:
+        """For a gallery's row."""
+        return self.model_dump(mode="json")
+
+    def stale(self, digest: str, subjects: int) -> bool:
+        """Whether the model is another now, or the gallery has grown by a fifth."""
+        return digest != self.digest or subjects >= GROWTH * self.gallery_subjects
+
+    def due(self, digest: str, subjects: int) -> bool:
+        """Whether it is stale and nobody was asked since to calibrate the gallery as it is now."""
+        if not self.stale(digest, subjects):
+            return False
+        last = self.rerun
+        return last is None or digest != last.digest or subjects >= GROWTH * last.subjects
+
+    def result(self) -> dict[str, Any]:
+        """For clients, as the result of the job that found it."""
+        return self.model_dump(mode="json", exclude={"rerun"})
+
+    def shown(self, digest: str, subjects: int) -> dict[str, Any]:
+        """For clients, beside the threshold that it made."""
+        content = self.model_dump(mode="json", exclude={"threshold", "digest", "rerun"})
+        return {**content, "stale": self.stale(digest, subjects)}
