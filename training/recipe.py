@@ -27,10 +27,10 @@ from pydantic import (
     model_validator,
 )
 
+from models.similarity import Metric
 from training.data.options import Augmentation, Clip, OrderedClip
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-Metric = Literal["euclidean", "cosine"]
 _RENDERING = "render-"  # recipes of rendered datasets lie in the same folder
 
 

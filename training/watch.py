@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from models.networks.network import GaitNetwork
+from models.similarity import Metric
 from training.data.augmentation import plain
 from training.data.pack import Pack
 from training.evaluation import (
@@ -21,7 +22,7 @@ from training.evaluation import (
 )
 from training.evaluation.protocols import protocol_named
 from training.optimisation import Precision
-from training.recipe import Evaluation, Metric, Problem, RecipeError
+from training.recipe import Evaluation, Problem, RecipeError
 
 FRAMES_AT_ONCE = 512
 _FEW_REPLICATES = Resampling(replicates=100)  # a curve needs no fine intervals

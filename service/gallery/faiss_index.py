@@ -16,8 +16,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from models.similarity import index_vectors, part_similarity, similarity
-from service.gallery.index import Hits, Keys, Metric
+from models.similarity import Metric, index_vectors, part_similarity, similarity
+from service.gallery.index import Hits, Keys
 from service.gallery.records import Embedding
 
 GPU_MAX_K = 2048  # what a GPU index of FAISS can return

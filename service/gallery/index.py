@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.gallery.records import Embedding
 
-Metric = Literal["cosine", "euclidean"]
 Keys = NDArray[np.int64]  # [k]: whoever owns the index gives the numbers
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.similarity import part_similarity, similarity
+from models.similarity import Metric, part_similarity, similarity
 from service.gallery.faiss_index import FaissIndex
-from service.gallery.index import GalleryIndex, Metric
+from service.gallery.index import GalleryIndex
 from service.gallery.memory_index import MemoryIndex
 
 PARTS, CHANNELS = 4, 6
