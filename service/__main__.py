@@ -30,9 +30,13 @@ app = typer.Typer(
 jobs = typer.Typer(no_args_is_help=True, help="Jobs of a running service.")
 models = typer.Typer(no_args_is_help=True, help="Models of a running service.")
 keys = typer.Typer(no_args_is_help=True, help="API keys of this deployment, made on its machine.")
+encryption = typer.Typer(
+    no_args_is_help=True, help="Encryption of what this deployment keeps, on its machine."
+)
 app.add_typer(jobs, name="jobs")
 app.add_typer(models, name="models")
 app.add_typer(keys, name="keys")
+app.add_typer(encryption, name="encryption")
 
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder of the deployment's data. [GAITID_DATA_DIR, else data]")
@@ -95,7 +99,7 @@ def worker(data_dir: DataDir = None) -> None:
 
     settings = _settings(data_dir=data_dir)
     log_as_json()
-    with _database(settings) as engine:
+    with _galleries(settings) as engine:
         running = Worker(
             JobQueue.of(engine, settings),
             job_types(settings, engine),
@@ -128,7 +132,7 @@ def export_gallery(
     from service.errors import NotFound
     from service.gallery.export import export_gallery as export
 
-    with _database(_settings(data_dir=data_dir)) as engine:
+    with _galleries(_settings(data_dir=data_dir)) as engine:
         try:
             walks = export(engine, gallery, out)
         except NotFound as error:
@@ -154,7 +158,7 @@ def calibrate_gallery(
     def tell(**event: Any) -> None:
         typer.echo(json.dumps(event))
 
-    with _database(_settings(data_dir=data_dir)) as engine:
+    with _galleries(_settings(data_dir=data_dir)) as engine:
         try:
             model = CalibrationModel.read(checkpoint)
             measured = measure(
@@ -404,6 +408,12 @@ def add_key(
         list[str], typer.Option(help="enroll, identify, jobs or admin; may be repeated.")
     ],
     name: Annotated[str, typer.Option(help="Whose key it is.")] = "",
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            help="Requests it may send, such as 120/minute, or unlimited. [GAITID_RATE_LIMIT]"
+        ),
+    ] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Make a key, shown once and kept as a hash; from then on every call needs one."""
@@ -414,7 +424,10 @@ def add_key(
     if unknown:
         raise CommandFailed(f"no such scope: {', '.join(unknown)}; there are {', '.join(known)}")
     with _database(_settings(data_dir=data_dir)) as engine:
-        key, token = create_key(engine, [Scope(item) for item in scope], name)
+        try:
+            key, token = create_key(engine, [Scope(item) for item in scope], name, rate)
+        except ValueError as error:
+            raise CommandFailed(f"--rate: {error}") from error
     typer.echo(f"key {key.key_id}; it is not shown again:", err=True)
     typer.echo(token)
 
@@ -427,7 +440,9 @@ def show_keys(data_dir: DataDir = None) -> None:
     with _database(_settings(data_dir=data_dir)) as engine:
         for key in list_keys(engine):
             state = "revoked" if key.revoked_at else "active"
-            typer.echo(f"{key.key_id}  {state}  {','.join(sorted(key.scopes))}  {key.name}")
+            rate = "" if key.rate is None else f"  {key.rate}"
+            scopes = ",".join(sorted(key.scopes))
+            typer.echo(f"{key.key_id}  {state}  {scopes}{rate}  {key.name}")
 
 
 @keys.command("revoke")
@@ -442,6 +457,49 @@ def revoke_key(key_id: str, data_dir: DataDir = None) -> None:
         except NotFound as error:
             raise CommandFailed(str(error)) from error
     typer.echo(f"{key_id} revoked")
+
+
+# Encryption
+
+
+@encryption.command("new-key")
+def new_encryption_key() -> None:
+    """Print a new key for GAITID_ENCRYPTION_KEYS; whoever loses it loses what it encrypts."""
+    from service.encryption import new_secret
+
+    typer.echo(new_secret())
+
+
+@encryption.command("status")
+def encryption_status(data_dir: DataDir = None) -> None:
+    """Say how much is encrypted with which key, and how much is plain."""
+    from service.gallery.reencryption import holdings
+    from service.gallery.sealing import sealing_of
+
+    with _galleries(_settings(data_dir=data_dir)) as engine:
+        current = sealing_of(engine).key_id
+        for kept in holdings(engine):
+            name = "not encrypted" if kept.key_id is None else f"key {kept.key_id}"
+            written = "  (written with)" if kept.key_id == current else ""
+            typer.echo(f"{name}: {kept.sequences} walks, {kept.embeddings} embeddings{written}")
+
+
+@encryption.command("rotate")
+def rotate_encryption(data_dir: DataDir = None) -> None:
+    """Encrypt everything with the first key, also what is plain; the service may run meanwhile.
+
+    Run it again when it was interrupted. Afterwards the other keys are not needed any more.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from service.gallery.reencryption import reencrypt
+
+    settings = _settings(data_dir=data_dir)
+    with _galleries(settings) as engine, Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("encrypting", total=None)
+        done = reencrypt(engine, lambda done, total: bar.update(task, completed=done, total=total))
+    typer.echo(f"{done} silhouettes and embeddings encrypted")
 
 
 def _settings(**given: Any) -> Settings:
@@ -473,6 +531,21 @@ def _database(settings: Settings) -> Iterator[Engine]:
         yield engine
     finally:
         engine.dispose()
+
+
+@contextmanager
+def _galleries(settings: Settings) -> Iterator[Engine]:
+    """The database with the keys that its galleries may be encrypted with."""
+    from service.encryption import KeyTrouble, Tampered, read_keys
+    from service.gallery.sealing import unlock
+
+    try:
+        keys = read_keys(settings)
+        with _database(settings) as engine:
+            unlock(engine, keys)
+            yield engine
+    except (KeyTrouble, Tampered) as error:
+        raise CommandFailed(str(error)) from error
 
 
 @contextmanager

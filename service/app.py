@@ -84,6 +84,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         engine=engine,
         allow_unauthenticated=settings.allow_unauthenticated,
         allowed_hosts=settings.allowed_hosts,
+        rate_limit=settings.rate_limit,
+        wrong_key_rate=settings.wrong_key_rate,
     )
     app.add_middleware(RequestContext, metrics=metrics)
     app.add_middleware(HeadAsGet)

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from service.database import Table, new_id, now, writing
 from service.errors import NotFound
+from service.rates import Rate
 
 _PREFIX = "gid_"
 
@@ -40,17 +41,19 @@ class ApiKeyRow(Table):
     name: Mapped[str] = mapped_column(String(128))
     token_hash: Mapped[str] = mapped_column(String(64), unique=True)
     scopes: Mapped[list[str]] = mapped_column(JSON)
+    rate: Mapped[str | None] = mapped_column(String(32))
     created_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What may be shown of a key."""
+    """What may be shown of a key; `rate` is as in `service.rates`, None the deployment's own."""
 
     key_id: str
     name: str
     scopes: frozenset[Scope]
+    rate: str | None
     created_at: datetime
     revoked_at: datetime | None
 
@@ -59,17 +62,25 @@ class ApiKey:
         return self.revoked_at is None and (scope in self.scopes or Scope.ADMIN in self.scopes)
 
 
-def create_key(engine: Engine, scopes: Iterable[Scope], name: str = "") -> tuple[ApiKey, str]:
-    """Make a key; returns what is known of it and the token, which is never shown again."""
+def create_key(
+    engine: Engine, scopes: Iterable[Scope], name: str = "", rate: str | None = None
+) -> tuple[ApiKey, str]:
+    """Make a key; returns what is known of it and the token, which is never shown again.
+
+    `ValueError` without a scope, or for a rate that is none.
+    """
     wanted = sorted({Scope(scope) for scope in scopes})
     if not wanted:
         raise ValueError("a key needs at least one scope")
+    if rate is not None:
+        Rate.parse(rate)
     token = _PREFIX + secrets.token_urlsafe(32)
     row = ApiKeyRow(
         id=new_id(),
         name=name,
-        token_hash=_hash(token),
+        token_hash=hash_of(token),
         scopes=[str(scope) for scope in wanted],
+        rate=rate,
         created_at=now(),
         revoked_at=None,
     )
@@ -103,11 +114,12 @@ def any_key(engine: Engine) -> bool:
 def find_key(engine: Engine, token: str) -> ApiKey | None:
     """The key behind a token, unless it is unknown or revoked."""
     with Session(engine) as session:
-        row = session.scalar(select(ApiKeyRow).where(ApiKeyRow.token_hash == _hash(token)))
+        row = session.scalar(select(ApiKeyRow).where(ApiKeyRow.token_hash == hash_of(token)))
     return None if row is None or row.revoked_at is not None else _record(row)
 
 
-def _hash(token: str) -> str:
+def hash_of(token: str) -> str:
+    """What is kept of a token."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -116,6 +128,7 @@ def _record(row: ApiKeyRow) -> ApiKey:
         key_id=row.id,
         name=row.name,
         scopes=frozenset(Scope(scope) for scope in row.scopes),
+        rate=row.rate,
         created_at=row.created_at,
         revoked_at=row.revoked_at,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import sqlite3
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import DeclarativeBase
 
 from service.errors import ServiceError, StorageFull, Unavailable
+
+_log = logging.getLogger(__name__)
 
 _LOCK_WAIT_MS = 10_000  # for another process that writes; a request then says 503
 _SQLITE_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
@@ -118,6 +121,24 @@ def migrate(engine: Engine) -> None:
     with writing(engine).begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+def empty_write_ahead_log(engine: Engine) -> None:
+    """Move SQLite's log of newer pages into its file, so that no older page is left beside it.
+
+    To be called after what was deleted or replaced was committed; logs what keeps it from doing so.
+    """
+    if engine.dialect.name == "sqlite":
+        connection = engine.raw_connection()  # a checkpoint cannot run inside a transaction
+        try:
+            busy, _, _ = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.OperationalError as error:  # no space left, say: the erasure is committed
+            _log.error("the write-ahead log keeps what was erased: %s", error)
+        else:
+            if busy:
+                _log.warning("the write-ahead log keeps what was erased until the next erasure")
+        finally:
+            connection.close()
 
 
 def storage_trouble(error: Exception) -> ServiceError | None:

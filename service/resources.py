@@ -19,6 +19,7 @@ from models.silhouettes.budget import DecodeLimits
 from service.batching import FrameBatcher
 from service.calibration import queue_stale
 from service.database import migrate, open_database
+from service.encryption import read_keys
 from service.enrolment import Enrolment
 from service.erasure import DEFAULT_GALLERY, Erasure
 from service.errors import NotFound
@@ -29,6 +30,7 @@ from service.gallery.followed import FollowedGallery
 from service.gallery.index import GalleryIndex
 from service.gallery.listing import galleries as list_galleries
 from service.gallery.memory_index import MemoryIndex
+from service.gallery.sealing import unlock
 from service.gallery.store import GalleryStore
 from service.identification import Identification
 from service.intake import Intake
@@ -64,10 +66,15 @@ class Resources:
 
 
 def open_engine(settings: Settings) -> Engine:
-    """Open the deployment's database and bring its schema up to date."""
+    """Open the deployment's database, bring its schema up to date, and give it its keys.
+
+    Raises `KeyTrouble` for encryption keys that are no good, or not the database's.
+    """
+    keys = read_keys(settings)
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     engine = open_database(settings.resolved_database_url)
     migrate(engine)
+    unlock(engine, keys)
     return engine
 
 
