@@ -37,11 +37,11 @@ def holdings(engine: Engine) -> list[Kept]:
     """How many silhouettes and embeddings each key holds; every key in use is there."""
     counts: dict[str | None, list[int]] = {}
     with Session(engine) as session:
-        for key_id in session.scalars(select(EncryptionKeyRow.key_id)):
-            counts[key_id] = [0, 0]
+        for known in session.scalars(select(EncryptionKeyRow.key_id)):
+            counts[known] = [0, 0]
         for position, column in enumerate((SequenceRow.key_id, EmbeddingRow.key_id)):
             query = select(column, func.count()).group_by(column)
-            for key_id, count in session.execute(query).tuples():
+            for key_id, count in session.execute(query):
                 counts.setdefault(key_id, [0, 0])[position] = count
     ordered = sorted(counts, key=lambda key_id: (key_id is not None, key_id))
     return [Kept(key_id, *counts[key_id]) for key_id in ordered]
