@@ -17,6 +17,7 @@ import typer
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from service.audit.record import AuditRecord
     from service.client import Client
     from service.settings import Settings
 
@@ -129,10 +130,13 @@ def export_gallery(
     data_dir: DataDir = None,
 ) -> None:
     """Write a gallery's walks to a file that `python -m training pack` reads."""
+    from service.audit.entries import COMMAND, Entry
     from service.errors import NotFound
     from service.gallery.export import export_gallery as export
 
-    with _galleries(_settings(data_dir=data_dir)) as engine:
+    settings = _settings(data_dir=data_dir)
+    with _galleries(settings) as engine, _audit(settings, engine) as audit:
+        audit.changed(Entry("export_gallery", gallery), COMMAND)
         try:
             walks = export(engine, gallery, out)
         except NotFound as error:
@@ -399,6 +403,44 @@ def show_model(name: str, url: Url = _LOCAL, api_key: ApiKey = None) -> None:
         typer.echo(client.model(name).model_dump_json(indent=2))
 
 
+# The record of who did what
+
+
+@app.command()
+def audit(
+    since: Annotated[str | None, typer.Option(help="From then on, such as 2026-11-01Z.")] = None,
+    until: Annotated[str | None, typer.Option(help="Before then.")] = None,
+    gallery: Annotated[str | None, typer.Option(help="Only of this gallery.")] = None,
+    after: Annotated[int, typer.Option(min=0, help="Only lines with a higher number.")] = 0,
+    check: Annotated[
+        bool, typer.Option(help="Say instead whether the lines are unchanged; else status 1.")
+    ] = False,
+    url: Url = _LOCAL,
+    api_key: ApiKey = None,
+) -> None:
+    """Write the audit record of a running service as JSON lines."""
+    import json
+
+    from service.audit import chain
+
+    if check and gallery is not None:
+        raise CommandFailed("--check takes every line, so it cannot be told with --gallery")
+    with _client(url, api_key) as client:
+        lines = client.audit(since=since, until=until, gallery=gallery, after=after)
+        if not check:
+            for line in lines:
+                typer.echo(line)
+            return
+        try:
+            checked = chain.check(json.loads(line) for line in lines)
+        except chain.Broken as error:
+            raise CommandFailed(str(error)) from error
+    typer.echo(
+        f"{checked.lines} lines, {checked.first} to {checked.last}, unchanged; "
+        f"the last one's hash is {checked.hash}"
+    )
+
+
 # Keys
 
 
@@ -417,15 +459,22 @@ def add_key(
     data_dir: DataDir = None,
 ) -> None:
     """Make a key, shown once and kept as a hash; from then on every call needs one."""
+    from service.audit import entries
+    from service.auth import ApiKey as Key
     from service.auth import Scope, create_key
 
     known = [item.value for item in Scope]
     unknown = [item for item in scope if item not in known]
     if unknown:
         raise CommandFailed(f"no such scope: {', '.join(unknown)}; there are {', '.join(known)}")
-    with _database(_settings(data_dir=data_dir)) as engine:
+    settings = _settings(data_dir=data_dir)
+    with _database(settings) as engine, _audit(settings, engine) as audit:
+
+        def record(key: Key) -> None:
+            audit.changed(entries.key_change("add_key", key), entries.COMMAND)
+
         try:
-            key, token = create_key(engine, [Scope(item) for item in scope], name, rate)
+            key, token = create_key(engine, [Scope(item) for item in scope], name, rate, record)
         except ValueError as error:
             raise CommandFailed(f"--rate: {error}") from error
     typer.echo(f"key {key.key_id}; it is not shown again:", err=True)
@@ -448,12 +497,19 @@ def show_keys(data_dir: DataDir = None) -> None:
 @keys.command("revoke")
 def revoke_key(key_id: str, data_dir: DataDir = None) -> None:
     """Make a key useless from now on."""
+    from service.audit import entries
+    from service.auth import ApiKey as Key
     from service.auth import revoke_key as revoke
     from service.errors import NotFound
 
-    with _database(_settings(data_dir=data_dir)) as engine:
+    settings = _settings(data_dir=data_dir)
+    with _database(settings) as engine, _audit(settings, engine) as audit:
+
+        def record(key: Key) -> None:
+            audit.changed(entries.key_change("revoke_key", key), entries.COMMAND)
+
         try:
-            revoke(engine, key_id)
+            revoke(engine, key_id, record)
         except NotFound as error:
             raise CommandFailed(str(error)) from error
     typer.echo(f"{key_id} revoked")
@@ -493,10 +549,16 @@ def rotate_encryption(data_dir: DataDir = None) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
+    from service.audit.entries import COMMAND, Entry
     from service.gallery.reencryption import reencrypt
 
     settings = _settings(data_dir=data_dir)
-    with _galleries(settings) as engine, Progress(console=Console(stderr=True)) as bar:
+    with (
+        _galleries(settings) as engine,
+        _audit(settings, engine) as audit,
+        Progress(console=Console(stderr=True)) as bar,
+    ):
+        audit.changed(Entry("rotate_encryption"), COMMAND)
         task = bar.add_task("encrypting", total=None)
         done = reencrypt(engine, lambda done, total: bar.update(task, completed=done, total=total))
     typer.echo(f"{done} silhouettes and embeddings encrypted")
@@ -546,6 +608,17 @@ def _galleries(settings: Settings) -> Iterator[Engine]:
             yield engine
     except (KeyTrouble, Tampered) as error:
         raise CommandFailed(str(error)) from error
+
+
+@contextmanager
+def _audit(settings: Settings, engine: Engine) -> Iterator[AuditRecord]:
+    """The record of who did what; `engine` is the galleries' database."""
+    from contextlib import closing
+
+    from service.audit.record import AuditRecord
+
+    with closing(AuditRecord.open(settings, engine)) as audit:
+        yield audit
 
 
 @contextmanager

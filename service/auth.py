@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -62,12 +62,24 @@ class ApiKey:
         return self.revoked_at is None and (scope in self.scopes or Scope.ADMIN in self.scopes)
 
 
+Also = Callable[[ApiKey], None]
+"""Work to do before a key's change is committed; what it raises undoes the change."""
+
+
+def _nothing_else(_key: ApiKey) -> None:
+    pass
+
+
 def create_key(
-    engine: Engine, scopes: Iterable[Scope], name: str = "", rate: str | None = None
+    engine: Engine,
+    scopes: Iterable[Scope],
+    name: str = "",
+    rate: str | None = None,
+    also: Also = _nothing_else,
 ) -> tuple[ApiKey, str]:
     """Make a key; returns what is known of it and the token, which is never shown again.
 
-    `ValueError` without a scope, or for a rate that is none.
+    `also` is called in the same transaction. `ValueError` without a scope, or for no rate.
     """
     wanted = sorted({Scope(scope) for scope in scopes})
     if not wanted:
@@ -86,6 +98,8 @@ def create_key(
     )
     with Session(writing(engine), expire_on_commit=False) as session, session.begin():
         session.add(row)
+        session.flush()
+        also(_record(row))
     return _record(row), token
 
 
@@ -95,13 +109,14 @@ def list_keys(engine: Engine) -> list[ApiKey]:
         return [_record(row) for row in session.scalars(select(ApiKeyRow).order_by(ApiKeyRow.id))]
 
 
-def revoke_key(engine: Engine, key_id: str) -> ApiKey:
-    """Make a key useless from now on; raises `NotFound`."""
+def revoke_key(engine: Engine, key_id: str, also: Also = _nothing_else) -> ApiKey:
+    """Make a key useless from now on, with `also` in the transaction; raises `NotFound`."""
     with Session(writing(engine), expire_on_commit=False) as session, session.begin():
         row = session.get(ApiKeyRow, key_id)
         if row is None:
             raise NotFound(f"There is no API key {key_id!r}.")
         row.revoked_at = row.revoked_at or now()
+        also(_record(row))
     return _record(row)
 
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from threading import Event
 
@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 
 from models.encoder import Encoder
 from models.silhouettes.budget import DecodeLimits
+from service.audit.record import AuditRecord
 from service.batching import FrameBatcher
 from service.calibration import queue_stale
 from service.database import migrate, open_database
@@ -45,6 +46,8 @@ from service.writers import Writers
 
 _log = logging.getLogger(__name__)
 
+_TIDY_SECONDS = 3600.0
+
 
 @dataclass(frozen=True, slots=True)
 class Resources:
@@ -55,6 +58,7 @@ class Resources:
     encoder: Encoder
     registry: ModelRegistry
     metrics: Metrics
+    audit: AuditRecord
     readiness: Readiness
     model: ModelInUse
     store: GalleryStore
@@ -103,6 +107,7 @@ async def open_resources(
     )
     readiness = Readiness(metrics)
     with (
+        closing(AuditRecord.open(settings, engine)) as audit,
         ThreadPoolExecutor(1, "encoder") as encoders,
         ThreadPoolExecutor(settings.decode_workers, "decoder") as decoders,
     ):
@@ -133,6 +138,7 @@ async def open_resources(
                 _warm_up(store, galleries, reembedding, model.digest, readiness, stopping),
                 name="warm-up",
             )
+            tidying = asyncio.create_task(_tidy(audit), name="tidy the audit record")
             try:
                 yield Resources(
                     settings=settings,
@@ -140,6 +146,7 @@ async def open_resources(
                     encoder=encoder,
                     registry=ModelRegistry(settings, engine),
                     metrics=metrics,
+                    audit=audit,
                     readiness=readiness,
                     model=model,
                     store=store,
@@ -151,7 +158,18 @@ async def open_resources(
                 )
             finally:
                 stopping.set()
-                await warm_up
+                tidying.cancel()
+                await asyncio.gather(warm_up, tidying, return_exceptions=True)
+
+
+async def _tidy(audit: AuditRecord) -> None:
+    """Keep the record as it should be, now and then; one failure does not end it."""
+    while True:
+        try:
+            await asyncio.to_thread(audit.tidy)
+        except Exception:
+            _log.exception("the audit record could not be tidied")
+        await asyncio.sleep(_TIDY_SECONDS)
 
 
 def _new_index(settings: Settings, encoder: Encoder) -> GalleryIndex:

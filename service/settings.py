@@ -48,6 +48,10 @@ class Settings(BaseSettings):
     rate_limit: str = UNLIMITED
     wrong_key_rate: str = "30/minute"  # wrong keys that an address may send
 
+    # The record of who did what
+    audit: bool = True
+    audit_max_age_days: int | None = Field(default=None, ge=30)  # as its triggers have it
+
     # Keys for silhouettes and embeddings, of 32 bytes in URL-safe Base64 with commas between. The
     # first one is written with, all are read with. The file holds the same, for a mounted secret.
     encryption_keys: SecretStr | None = None
@@ -105,6 +109,12 @@ class Settings(BaseSettings):
     def resolved_database_url(self) -> str:
         """The database's URL; by default one SQLite file in the data folder."""
         return self.database_url or f"sqlite:///{self.data_dir / 'gaitid.sqlite'}"
+
+    @property
+    def resolved_audit_url(self) -> str:
+        """The URL of the audit record: a SQLite file of its own, or the same other database."""
+        own = self.database_url is None or self.database_url.startswith("sqlite")
+        return f"sqlite:///{self.data_dir / 'audit.sqlite'}" if own else self.resolved_database_url
 
     @property
     def datasets_dir(self) -> Path:

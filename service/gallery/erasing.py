@@ -10,7 +10,7 @@ from __future__ import annotations
 from sqlalchemy import ColumnElement, Engine, delete, func, select
 from sqlalchemy.orm import Session
 
-from service.database import empty_write_ahead_log, new_id, now, writing
+from service.database import empty_log, new_id, now, writing
 from service.gallery.listing import missing_subject
 from service.gallery.records import ErasureReceipt
 from service.gallery.store import missing_gallery, missing_sequence, raise_revision
@@ -39,7 +39,7 @@ def erase_subject(engine: Engine, gallery: str, subject_id: str) -> ErasureRecei
         )
         embeddings = _erase_sequences(session, gallery_id, revision, sequence_ids)
         _delete_subject(session, gallery_id, subject_id)
-    empty_write_ahead_log(engine)
+    empty_log(engine)
     return _receipt(gallery, subject_id, 1, sequence_ids, embeddings)
 
 
@@ -65,7 +65,7 @@ def erase_sequence(engine: Engine, sequence_id: str) -> ErasureReceipt:
         )
         if not left:
             _delete_subject(session, gallery_id, subject_id)
-    empty_write_ahead_log(engine)
+    empty_log(engine)
     return _receipt(gallery, subject_id, 0 if left else 1, (sequence_id,), embeddings)
 
 
@@ -99,7 +99,7 @@ def erase_gallery(engine: Engine, gallery: str, *, keep: bool) -> ErasureReceipt
                     created_at=now(),
                 )
             )
-    empty_write_ahead_log(engine)
+    empty_log(engine)
     return _receipt(gallery, None, len(subject_ids), sequence_ids, embeddings)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sqlalchemy import Engine, Update, delete, func, select, tuple_, update
 from sqlalchemy.orm import Session
 
-from service.database import empty_write_ahead_log, writing
+from service.database import empty_log, writing
 from service.encryption import KeyTrouble
 from service.gallery.sealing import Sealing, sealing_of
 from service.gallery.tables import EmbeddingRow, EncryptionKeyRow, SequenceRow
@@ -70,7 +70,7 @@ def reencrypt(engine: Engine, progress: Progress = lambda _done, _total: None) -
                 after, count = last
                 done += count
                 progress(done, max(done, total))
-    empty_write_ahead_log(engine)
+    empty_log(engine)
     return done
 
 

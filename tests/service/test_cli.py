@@ -63,7 +63,8 @@ def test_help_names_every_command(gaitid: Gaitid) -> None:
     assert status == 0
     for command in (
         "serve", "worker", "demo", "import-opengait", "embed", "export-gallery",
-        "enroll", "identify", "verify", "subjects", "calibrate", "jobs", "models", "keys",
+        "enroll", "identify", "verify", "subjects", "calibrate", "jobs", "models", "keys", "audit",
+        "encryption",
     ):  # fmt: skip
         assert command in out
 
