@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 import subprocess
@@ -33,7 +34,7 @@ from tests.service.requests import enrol, identify
 from tests.service.walkers import walk
 from training.data.gallery_export import GalleryExport
 
-OLD, NEW = new_secret(), new_secret()
+OLD, NEW = (base64.urlsafe_b64encode(bytes([number]) * 32).decode() for number in (1, 2))
 Serve = Callable[..., httpx.Client]
 
 
@@ -236,6 +237,11 @@ def test_keys_that_are_none_are_refused_without_being_shown(
         read_keys(settings.model_copy(update={"encryption_keys": SecretStr(text)}))
     assert OLD not in str(refused.value)
     assert OLD not in repr(with_keys(settings, OLD))
+
+
+def test_a_new_key_is_a_key_and_never_the_same(settings: Settings) -> None:
+    made = [new_secret() for _ in range(3)]
+    assert len(set(names(with_keys(settings, *made)))) == 3
 
 
 def test_keys_may_come_from_a_file(settings: Settings, tmp_path: Path) -> None:
