@@ -17,6 +17,7 @@ import typer
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from service.audit.record import AuditRecord
     from service.client import Client
     from service.settings import Settings
 
@@ -30,9 +31,13 @@ app = typer.Typer(
 jobs = typer.Typer(no_args_is_help=True, help="Jobs of a running service.")
 models = typer.Typer(no_args_is_help=True, help="Models of a running service.")
 keys = typer.Typer(no_args_is_help=True, help="API keys of this deployment, made on its machine.")
+encryption = typer.Typer(
+    no_args_is_help=True, help="Encryption of what this deployment keeps, on its machine."
+)
 app.add_typer(jobs, name="jobs")
 app.add_typer(models, name="models")
 app.add_typer(keys, name="keys")
+app.add_typer(encryption, name="encryption")
 
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder of the deployment's data. [GAITID_DATA_DIR, else data]")
@@ -95,7 +100,7 @@ def worker(data_dir: DataDir = None) -> None:
 
     settings = _settings(data_dir=data_dir)
     log_as_json()
-    with _database(settings) as engine:
+    with _galleries(settings) as engine:
         running = Worker(
             JobQueue.of(engine, settings),
             job_types(settings, engine),
@@ -125,10 +130,13 @@ def export_gallery(
     data_dir: DataDir = None,
 ) -> None:
     """Write a gallery's walks to a file that `python -m training pack` reads."""
+    from service.audit.entries import COMMAND, Entry
     from service.errors import NotFound
     from service.gallery.export import export_gallery as export
 
-    with _database(_settings(data_dir=data_dir)) as engine:
+    settings = _settings(data_dir=data_dir)
+    with _galleries(settings) as engine, _audit(settings, engine) as audit:
+        audit.changed(Entry("export_gallery", gallery), COMMAND)
         try:
             walks = export(engine, gallery, out)
         except NotFound as error:
@@ -154,7 +162,7 @@ def calibrate_gallery(
     def tell(**event: Any) -> None:
         typer.echo(json.dumps(event))
 
-    with _database(_settings(data_dir=data_dir)) as engine:
+    with _galleries(_settings(data_dir=data_dir)) as engine:
         try:
             model = CalibrationModel.read(checkpoint)
             measured = measure(
@@ -395,6 +403,44 @@ def show_model(name: str, url: Url = _LOCAL, api_key: ApiKey = None) -> None:
         typer.echo(client.model(name).model_dump_json(indent=2))
 
 
+# The record of who did what
+
+
+@app.command()
+def audit(
+    since: Annotated[str | None, typer.Option(help="From then on, such as 2026-11-01Z.")] = None,
+    until: Annotated[str | None, typer.Option(help="Before then.")] = None,
+    gallery: Annotated[str | None, typer.Option(help="Only of this gallery.")] = None,
+    after: Annotated[int, typer.Option(min=0, help="Only lines with a higher number.")] = 0,
+    check: Annotated[
+        bool, typer.Option(help="Say instead whether the lines are unchanged; else status 1.")
+    ] = False,
+    url: Url = _LOCAL,
+    api_key: ApiKey = None,
+) -> None:
+    """Write the audit record of a running service as JSON lines."""
+    import json
+
+    from service.audit import chain
+
+    if check and gallery is not None:
+        raise CommandFailed("--check takes every line, so it cannot be told with --gallery")
+    with _client(url, api_key) as client:
+        lines = client.audit(since=since, until=until, gallery=gallery, after=after)
+        if not check:
+            for line in lines:
+                typer.echo(line)
+            return
+        try:
+            checked = chain.check(json.loads(line) for line in lines)
+        except chain.Broken as error:
+            raise CommandFailed(str(error)) from error
+    typer.echo(
+        f"{checked.lines} lines, {checked.first} to {checked.last}, unchanged; "
+        f"the last one's hash is {checked.hash}"
+    )
+
+
 # Keys
 
 
@@ -404,17 +450,33 @@ def add_key(
         list[str], typer.Option(help="enroll, identify, jobs or admin; may be repeated.")
     ],
     name: Annotated[str, typer.Option(help="Whose key it is.")] = "",
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            help="Requests it may send, such as 120/minute, or unlimited. [GAITID_RATE_LIMIT]"
+        ),
+    ] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Make a key, shown once and kept as a hash; from then on every call needs one."""
+    from service.audit import entries
+    from service.auth import ApiKey as Key
     from service.auth import Scope, create_key
 
     known = [item.value for item in Scope]
     unknown = [item for item in scope if item not in known]
     if unknown:
         raise CommandFailed(f"no such scope: {', '.join(unknown)}; there are {', '.join(known)}")
-    with _database(_settings(data_dir=data_dir)) as engine:
-        key, token = create_key(engine, [Scope(item) for item in scope], name)
+    settings = _settings(data_dir=data_dir)
+    with _database(settings) as engine, _audit(settings, engine) as audit:
+
+        def record(key: Key) -> None:
+            audit.changed(entries.key_change("add_key", key), entries.COMMAND)
+
+        try:
+            key, token = create_key(engine, [Scope(item) for item in scope], name, rate, record)
+        except ValueError as error:
+            raise CommandFailed(f"--rate: {error}") from error
     typer.echo(f"key {key.key_id}; it is not shown again:", err=True)
     typer.echo(token)
 
@@ -427,21 +489,79 @@ def show_keys(data_dir: DataDir = None) -> None:
     with _database(_settings(data_dir=data_dir)) as engine:
         for key in list_keys(engine):
             state = "revoked" if key.revoked_at else "active"
-            typer.echo(f"{key.key_id}  {state}  {','.join(sorted(key.scopes))}  {key.name}")
+            rate = "" if key.rate is None else f"  {key.rate}"
+            scopes = ",".join(sorted(key.scopes))
+            typer.echo(f"{key.key_id}  {state}  {scopes}{rate}  {key.name}")
 
 
 @keys.command("revoke")
 def revoke_key(key_id: str, data_dir: DataDir = None) -> None:
     """Make a key useless from now on."""
+    from service.audit import entries
+    from service.auth import ApiKey as Key
     from service.auth import revoke_key as revoke
     from service.errors import NotFound
 
-    with _database(_settings(data_dir=data_dir)) as engine:
+    settings = _settings(data_dir=data_dir)
+    with _database(settings) as engine, _audit(settings, engine) as audit:
+
+        def record(key: Key) -> None:
+            audit.changed(entries.key_change("revoke_key", key), entries.COMMAND)
+
         try:
-            revoke(engine, key_id)
+            revoke(engine, key_id, record)
         except NotFound as error:
             raise CommandFailed(str(error)) from error
     typer.echo(f"{key_id} revoked")
+
+
+# Encryption
+
+
+@encryption.command("new-key")
+def new_encryption_key() -> None:
+    """Print a new key for GAITID_ENCRYPTION_KEYS; whoever loses it loses what it encrypts."""
+    from service.encryption import new_secret
+
+    typer.echo(new_secret())
+
+
+@encryption.command("status")
+def encryption_status(data_dir: DataDir = None) -> None:
+    """Say how much is encrypted with which key, and how much is plain."""
+    from service.gallery.reencryption import holdings
+    from service.gallery.sealing import sealing_of
+
+    with _galleries(_settings(data_dir=data_dir)) as engine:
+        current = sealing_of(engine).key_id
+        for kept in holdings(engine):
+            name = "not encrypted" if kept.key_id is None else f"key {kept.key_id}"
+            written = "  (written with)" if kept.key_id == current else ""
+            typer.echo(f"{name}: {kept.sequences} walks, {kept.embeddings} embeddings{written}")
+
+
+@encryption.command("rotate")
+def rotate_encryption(data_dir: DataDir = None) -> None:
+    """Encrypt everything with the first key, also what is plain; the service may run meanwhile.
+
+    Run it again when it was interrupted. Afterwards the other keys are not needed any more.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from service.audit.entries import COMMAND, Entry
+    from service.gallery.reencryption import reencrypt
+
+    settings = _settings(data_dir=data_dir)
+    with (
+        _galleries(settings) as engine,
+        _audit(settings, engine) as audit,
+        Progress(console=Console(stderr=True)) as bar,
+    ):
+        audit.changed(Entry("rotate_encryption"), COMMAND)
+        task = bar.add_task("encrypting", total=None)
+        done = reencrypt(engine, lambda done, total: bar.update(task, completed=done, total=total))
+    typer.echo(f"{done} silhouettes and embeddings encrypted")
 
 
 def _settings(**given: Any) -> Settings:
@@ -473,6 +593,32 @@ def _database(settings: Settings) -> Iterator[Engine]:
         yield engine
     finally:
         engine.dispose()
+
+
+@contextmanager
+def _galleries(settings: Settings) -> Iterator[Engine]:
+    """The database with the keys that its galleries may be encrypted with."""
+    from service.encryption import KeyTrouble, Tampered, read_keys
+    from service.gallery.sealing import unlock
+
+    try:
+        keys = read_keys(settings)
+        with _database(settings) as engine:
+            unlock(engine, keys)
+            yield engine
+    except (KeyTrouble, Tampered) as error:
+        raise CommandFailed(str(error)) from error
+
+
+@contextmanager
+def _audit(settings: Settings, engine: Engine) -> Iterator[AuditRecord]:
+    """The record of who did what; `engine` is the galleries' database."""
+    from contextlib import closing
+
+    from service.audit.record import AuditRecord
+
+    with closing(AuditRecord.open(settings, engine)) as audit:
+        yield audit
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from service.auth import Scope
 from service.logs import log_as_json
 from service.metrics import Metrics
 from service.middleware.access import Access
+from service.middleware.audit import Audit
 from service.middleware.body import BodyGuard
 from service.middleware.head import HeadAsGet
 from service.middleware.idempotency import Idempotency
@@ -22,6 +23,7 @@ from service.middleware.request_context import RequestContext
 from service.resources import open_engine, open_resources
 from service.routes import (
     announced,
+    audited,
     enroll,
     galleries,
     health,
@@ -65,12 +67,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         dependencies=[Depends(only_known_fields)],
     )
     problems.install(app)
-    for router in (health, page, enroll, identify, galleries, subjects, sequences):
+    for router in (health, page, enroll, identify, galleries, subjects, sequences, audited):
         app.include_router(router.router)
     for router in (jobs, models, announced):
         app.include_router(router.router, dependencies=[Depends(requires(Scope.JOBS))])
 
     # The last one added is the outermost.
+    app.add_middleware(Audit)
     app.add_middleware(Idempotency, engine=engine, writers=writers)
     app.add_middleware(
         BodyGuard,
@@ -84,6 +87,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         engine=engine,
         allow_unauthenticated=settings.allow_unauthenticated,
         allowed_hosts=settings.allowed_hosts,
+        rate_limit=settings.rate_limit,
+        wrong_key_rate=settings.wrong_key_rate,
     )
     app.add_middleware(RequestContext, metrics=metrics)
     app.add_middleware(HeadAsGet)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -18,6 +18,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from service.database import Table, new_id, now, writing
 from service.errors import NotFound
+from service.rates import Rate
 
 _PREFIX = "gid_"
 
@@ -40,17 +41,19 @@ class ApiKeyRow(Table):
     name: Mapped[str] = mapped_column(String(128))
     token_hash: Mapped[str] = mapped_column(String(64), unique=True)
     scopes: Mapped[list[str]] = mapped_column(JSON)
+    rate: Mapped[str | None] = mapped_column(String(32))
     created_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What may be shown of a key."""
+    """What may be shown of a key; `rate` is as in `service.rates`, None the deployment's own."""
 
     key_id: str
     name: str
     scopes: frozenset[Scope]
+    rate: str | None
     created_at: datetime
     revoked_at: datetime | None
 
@@ -59,22 +62,44 @@ class ApiKey:
         return self.revoked_at is None and (scope in self.scopes or Scope.ADMIN in self.scopes)
 
 
-def create_key(engine: Engine, scopes: Iterable[Scope], name: str = "") -> tuple[ApiKey, str]:
-    """Make a key; returns what is known of it and the token, which is never shown again."""
+Also = Callable[[ApiKey], None]
+"""Work to do before a key's change is committed; what it raises undoes the change."""
+
+
+def _nothing_else(_key: ApiKey) -> None:
+    pass
+
+
+def create_key(
+    engine: Engine,
+    scopes: Iterable[Scope],
+    name: str = "",
+    rate: str | None = None,
+    also: Also = _nothing_else,
+) -> tuple[ApiKey, str]:
+    """Make a key; returns what is known of it and the token, which is never shown again.
+
+    `also` is called in the same transaction. `ValueError` without a scope, or for no rate.
+    """
     wanted = sorted({Scope(scope) for scope in scopes})
     if not wanted:
         raise ValueError("a key needs at least one scope")
+    if rate is not None:
+        Rate.parse(rate)
     token = _PREFIX + secrets.token_urlsafe(32)
     row = ApiKeyRow(
         id=new_id(),
         name=name,
-        token_hash=_hash(token),
+        token_hash=hash_of(token),
         scopes=[str(scope) for scope in wanted],
+        rate=rate,
         created_at=now(),
         revoked_at=None,
     )
     with Session(writing(engine), expire_on_commit=False) as session, session.begin():
         session.add(row)
+        session.flush()
+        also(_record(row))
     return _record(row), token
 
 
@@ -84,13 +109,14 @@ def list_keys(engine: Engine) -> list[ApiKey]:
         return [_record(row) for row in session.scalars(select(ApiKeyRow).order_by(ApiKeyRow.id))]
 
 
-def revoke_key(engine: Engine, key_id: str) -> ApiKey:
-    """Make a key useless from now on; raises `NotFound`."""
+def revoke_key(engine: Engine, key_id: str, also: Also = _nothing_else) -> ApiKey:
+    """Make a key useless from now on, with `also` in the transaction; raises `NotFound`."""
     with Session(writing(engine), expire_on_commit=False) as session, session.begin():
         row = session.get(ApiKeyRow, key_id)
         if row is None:
             raise NotFound(f"There is no API key {key_id!r}.")
         row.revoked_at = row.revoked_at or now()
+        also(_record(row))
     return _record(row)
 
 
@@ -103,11 +129,12 @@ def any_key(engine: Engine) -> bool:
 def find_key(engine: Engine, token: str) -> ApiKey | None:
     """The key behind a token, unless it is unknown or revoked."""
     with Session(engine) as session:
-        row = session.scalar(select(ApiKeyRow).where(ApiKeyRow.token_hash == _hash(token)))
+        row = session.scalar(select(ApiKeyRow).where(ApiKeyRow.token_hash == hash_of(token)))
     return None if row is None or row.revoked_at is not None else _record(row)
 
 
-def _hash(token: str) -> str:
+def hash_of(token: str) -> str:
+    """What is kept of a token."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -116,6 +143,7 @@ def _record(row: ApiKeyRow) -> ApiKey:
         key_id=row.id,
         name=row.name,
         scopes=frozenset(Scope(scope) for scope in row.scopes),
+        rate=row.rate,
         created_at=row.created_at,
         revoked_at=row.revoked_at,
     )

@@ -22,6 +22,7 @@ from models.calibration import (
 )
 from models.similarity import Metric
 from service.database import now, writing
+from service.gallery.sealing import sealing_of
 from service.gallery.store import missing_gallery
 from service.gallery.tables import EmbeddingRow, GalleryRow, SequenceRow, SubjectRow
 from service.jobs.queue import queue_unless_claimed
@@ -157,10 +158,12 @@ def _read(engine: Engine, gallery: str, digest: str) -> tuple[str, _Enrolled]:
             raise missing_gallery(gallery)
         rows = session.execute(
             select(
+                SequenceRow.id,
                 SequenceRow.subject_id,
                 EmbeddingRow.parts,
                 EmbeddingRow.channels,
                 EmbeddingRow.vector,
+                EmbeddingRow.key_id,
             )
             .outerjoin(
                 EmbeddingRow,
@@ -176,9 +179,13 @@ def _read(engine: Engine, gallery: str, digest: str) -> tuple[str, _Enrolled]:
             "calibrate when the service is ready"
         )
     shape = (rows[0].parts, rows[0].channels) if rows else (1, 1)
-    vectors = np.frombuffer(b"".join(row.vector for row in rows), "<f4")
+    sealing = sealing_of(engine)
+    embeddings = np.empty((len(rows), *shape), np.float32)
+    for number, row in enumerate(rows):
+        embeddings[number] = sealing.embedding(
+            row.id, digest, row.vector, row.key_id, parts=row.parts
+        )
     _, subjects = np.unique(
         np.asarray([row.subject_id for row in rows], np.str_), return_inverse=True
     )
-    embeddings = vectors.reshape(len(rows), *shape).astype(np.float32, copy=False)
     return gallery_id, _Enrolled(embeddings, subjects)

@@ -314,6 +314,28 @@ class Client:
         """One model with its card."""
         return Model.model_validate(self._get(f"/models/{name}"))
 
+    # The record of who did what
+
+    def audit(
+        self,
+        *,
+        since: str | None = None,
+        until: str | None = None,
+        gallery: str | None = None,
+        after: int = 0,
+    ) -> Iterator[str]:
+        """Lines of JSON, oldest first: those whose number is above `after`."""
+        wanted = {"since": since, "until": until, "gallery": gallery, "cursor": str(after)}
+        params = {name: value for name, value in wanted.items() if value is not None}
+        try:
+            with self._http.stream("GET", "/audit", params=params) as response:
+                if response.is_error:
+                    response.read()
+                _raise_for_problem(response)
+                yield from response.iter_lines()
+        except httpx.TransportError as error:
+            raise ServiceUnreachable(f"{self._http.base_url}: {error}") from error
+
     def ready(self) -> bool:
         """Whether the service answers and is ready."""
         try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import logging
 import sqlite3
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import uuid_utils
 from alembic import command
@@ -16,6 +18,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import DeclarativeBase
 
 from service.errors import ServiceError, StorageFull, Unavailable
+
+_log = logging.getLogger(__name__)
 
 _LOCK_WAIT_MS = 10_000  # for another process that writes; a request then says 503
 _SQLITE_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
@@ -70,13 +74,14 @@ def new_id() -> str:
     return str(uuid_utils.uuid7())
 
 
-def open_database(url: str) -> Engine:
+def open_database(url: str, *, synchronous: Literal["FULL", "NORMAL"] = "FULL") -> Engine:
     """Connect and set what every connection needs.
 
     SQLite runs in WAL mode (readers never wait for the writer), with `synchronous=FULL` so that a
     commit that was acknowledged survives a power cut, foreign keys on, and `secure_delete` so that
     erased biometric data is overwritten in the file. A transaction takes the write lock when it
-    begins with `BEGIN IMMEDIATE` (see `writing`), never half-way.
+    begins with `BEGIN IMMEDIATE` (see `writing`), never half-way. With `synchronous="NORMAL"` a
+    commit survives the end of the process but not a power cut.
 
     Errors carry no parameters: they would bring subject ids into logs.
     """
@@ -88,7 +93,7 @@ def open_database(url: str) -> Engine:
             connection.isolation_level = None  # SQLAlchemy's "begin" event emits BEGIN, below
             for pragma in (
                 "journal_mode=WAL",
-                "synchronous=FULL",
+                f"synchronous={synchronous}",
                 "foreign_keys=ON",
                 "secure_delete=ON",
                 f"busy_timeout={_LOCK_WAIT_MS}",
@@ -111,13 +116,39 @@ def writing(engine: Engine) -> Engine:
     return engine.execution_options(write=True)
 
 
-def migrate(engine: Engine) -> None:
-    """Bring the schema to the newest version; safe when several processes start at once."""
+def migrate(engine: Engine, what: Literal["galleries", "audit"] = "galleries") -> None:
+    """Bring the schema to the newest version; safe when several processes start at once.
+
+    `what` says which of a deployment's two histories; both may be those of one database.
+    """
+    folder = Path(__file__).parent / "migrations"
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(folder))
+    if what == "audit":
+        config.set_main_option("path_separator", "newline")
+        config.set_main_option("version_locations", str(folder / "audit_versions"))
+        config.attributes["version_table"] = "audit_version"
     with writing(engine).begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+def empty_log(engine: Engine) -> None:
+    """Move SQLite's log of newer pages into its file, so that no older page is left beside it.
+
+    To be called after what was deleted or replaced was committed; logs what keeps it from doing so.
+    """
+    if engine.dialect.name == "sqlite":
+        connection = engine.raw_connection()  # a checkpoint cannot run inside a transaction
+        try:
+            busy, _, _ = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.OperationalError as error:  # no space left, say: the erasure is committed
+            _log.error("the write-ahead log keeps what was erased: %s", error)
+        else:
+            if busy:
+                _log.warning("the write-ahead log keeps what was erased until the next erasure")
+        finally:
+            connection.close()
 
 
 def storage_trouble(error: Exception) -> ServiceError | None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from threading import Event
 
@@ -16,9 +16,11 @@ from sqlalchemy import Engine
 
 from models.encoder import Encoder
 from models.silhouettes.budget import DecodeLimits
+from service.audit.record import AuditRecord
 from service.batching import FrameBatcher
 from service.calibration import queue_stale
 from service.database import migrate, open_database
+from service.encryption import read_keys
 from service.enrolment import Enrolment
 from service.erasure import DEFAULT_GALLERY, Erasure
 from service.errors import NotFound
@@ -29,6 +31,7 @@ from service.gallery.followed import FollowedGallery
 from service.gallery.index import GalleryIndex
 from service.gallery.listing import galleries as list_galleries
 from service.gallery.memory_index import MemoryIndex
+from service.gallery.sealing import unlock
 from service.gallery.store import GalleryStore
 from service.identification import Identification
 from service.intake import Intake
@@ -43,6 +46,8 @@ from service.writers import Writers
 
 _log = logging.getLogger(__name__)
 
+_TIDY_SECONDS = 3600.0
+
 
 @dataclass(frozen=True, slots=True)
 class Resources:
@@ -53,6 +58,7 @@ class Resources:
     encoder: Encoder
     registry: ModelRegistry
     metrics: Metrics
+    audit: AuditRecord
     readiness: Readiness
     model: ModelInUse
     store: GalleryStore
@@ -64,10 +70,15 @@ class Resources:
 
 
 def open_engine(settings: Settings) -> Engine:
-    """Open the deployment's database and bring its schema up to date."""
+    """Open the deployment's database, bring its schema up to date, and give it its keys.
+
+    Raises `KeyTrouble` for encryption keys that are no good, or not the database's.
+    """
+    keys = read_keys(settings)
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     engine = open_database(settings.resolved_database_url)
     migrate(engine)
+    unlock(engine, keys)
     return engine
 
 
@@ -96,6 +107,7 @@ async def open_resources(
     )
     readiness = Readiness(metrics)
     with (
+        closing(AuditRecord.open(settings, engine)) as audit,
         ThreadPoolExecutor(1, "encoder") as encoders,
         ThreadPoolExecutor(settings.decode_workers, "decoder") as decoders,
     ):
@@ -126,6 +138,7 @@ async def open_resources(
                 _warm_up(store, galleries, reembedding, model.digest, readiness, stopping),
                 name="warm-up",
             )
+            tidying = asyncio.create_task(_tidy(audit), name="tidy the audit record")
             try:
                 yield Resources(
                     settings=settings,
@@ -133,6 +146,7 @@ async def open_resources(
                     encoder=encoder,
                     registry=ModelRegistry(settings, engine),
                     metrics=metrics,
+                    audit=audit,
                     readiness=readiness,
                     model=model,
                     store=store,
@@ -144,7 +158,18 @@ async def open_resources(
                 )
             finally:
                 stopping.set()
-                await warm_up
+                tidying.cancel()
+                await asyncio.gather(warm_up, tidying, return_exceptions=True)
+
+
+async def _tidy(audit: AuditRecord) -> None:
+    """Keep the record as it should be, now and then; one failure does not end it."""
+    while True:
+        try:
+            await asyncio.to_thread(audit.tidy)
+        except Exception:
+            _log.exception("the audit record could not be tidied")
+        await asyncio.sleep(_TIDY_SECONDS)
 
 
 def _new_index(settings: Settings, encoder: Encoder) -> GalleryIndex:

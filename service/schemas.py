@@ -344,3 +344,22 @@ class ReceiptAnswer(Schema):
             sequence_ids=list(receipt.sequence_ids),
             erased_at=receipt.erased_at,
         )
+
+
+class AuditLine(Schema):
+    """One line of the audit record; `hash` covers everything but `subject_id` and `salt`."""
+
+    number: int
+    at: Timestamp
+    action: str
+    actor: Literal["key", "anyone", "command", "service"]
+    key_id: str | None
+    key_name: str | None
+    request_id: str | None
+    gallery: str | None
+    subject_id: str | None = Field(description="null also where the subject was erased")
+    salt: str | None
+    subject_commitment: str | None = Field(description="SHA-256 of `SALT SUBJECT_ID`")
+    details: dict[str, Any]
+    previous: str = Field(description="`hash` of the line before")
+    hash: str

@@ -17,6 +17,8 @@ from models import checkpoint
 from models.checkpoint import CheckpointError
 from models.encoder import find_device
 from service.app import create_app
+from service.audit.record import AuditRecord
+from service.encryption import KeyTrouble
 from service.errors import NotFound
 from service.exposure import Exposed, check_exposure
 from service.http_protocol import BoundedHttp
@@ -40,6 +42,9 @@ def _preflight(settings: Settings) -> None:
         raise CannotServe(f"GAITID_DEVICE: {str(error).splitlines()[0]}") from error
     try:
         engine = open_engine(settings)
+        AuditRecord.open(settings, engine).close()
+    except KeyTrouble as error:
+        raise CannotServe(str(error)) from error
     except (OSError, ImportError, SQLAlchemyError) as error:
         cause = getattr(error, "orig", error)
         raise CannotServe(

@@ -8,8 +8,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.rates import UNLIMITED, Rate
 
 _ROOT = Path(__file__).parent.parent
 _PREFIX = "GAITID_"
@@ -19,7 +21,10 @@ _OF_THE_CLIENT = frozenset({"URL", "API_KEY"})
 class Settings(BaseSettings):
     """Everything an operator may set, as GAITID_<NAME>."""
 
-    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
+    # A value that is refused may be a secret, so errors do not repeat it.
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True
+    )
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
@@ -38,6 +43,19 @@ class Settings(BaseSettings):
     # Host names by which such a service may be called, beside loopback, addresses and names without
     # a dot: any other name may be an attacker's that resolves to us (DNS rebinding).
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+
+    # Requests that a key may send, unless it has a rate of its own; without keys, an address.
+    rate_limit: str = UNLIMITED
+    wrong_key_rate: str = "30/minute"  # wrong keys that an address may send
+
+    # The record of who did what
+    audit: bool = True
+    audit_max_age_days: int | None = Field(default=None, ge=30)  # as its triggers have it
+
+    # Keys for silhouettes and embeddings, of 32 bytes in URL-safe Base64 with commas between. The
+    # first one is written with, all are read with. The file holds the same, for a mounted secret.
+    encryption_keys: SecretStr | None = None
+    encryption_keys_file: Path | None = None
 
     # Uploads
     max_request_bytes: PositiveInt = 64 * 2**20
@@ -68,6 +86,12 @@ class Settings(BaseSettings):
     job_max_attempts: PositiveInt = 3
     cancel_grace_seconds: PositiveFloat = 3.0
 
+    @field_validator("rate_limit", "wrong_key_rate")
+    @classmethod
+    def _rate(cls, value: str) -> str:
+        Rate.parse(value)
+        return value
+
     @field_validator("allowed_hosts", mode="before")
     @classmethod
     def _names(cls, value: object) -> object:
@@ -85,6 +109,12 @@ class Settings(BaseSettings):
     def resolved_database_url(self) -> str:
         """The database's URL; by default one SQLite file in the data folder."""
         return self.database_url or f"sqlite:///{self.data_dir / 'gaitid.sqlite'}"
+
+    @property
+    def resolved_audit_url(self) -> str:
+        """The URL of the audit record: a SQLite file of its own, or the same other database."""
+        own = self.database_url is None or self.database_url.startswith("sqlite")
+        return f"sqlite:///{self.data_dir / 'audit.sqlite'}" if own else self.resolved_database_url
 
     @property
     def datasets_dir(self) -> Path:

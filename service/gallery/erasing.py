@@ -7,13 +7,10 @@ subject, so those that do go too.
 
 from __future__ import annotations
 
-import logging
-import sqlite3
-
 from sqlalchemy import ColumnElement, Engine, delete, func, select
 from sqlalchemy.orm import Session
 
-from service.database import new_id, now, writing
+from service.database import empty_log, new_id, now, writing
 from service.gallery.listing import missing_subject
 from service.gallery.records import ErasureReceipt
 from service.gallery.store import missing_gallery, missing_sequence, raise_revision
@@ -25,8 +22,6 @@ from service.gallery.tables import (
     SubjectRow,
 )
 from service.idempotency import forget_answers_about
-
-_log = logging.getLogger(__name__)
 
 
 def erase_subject(engine: Engine, gallery: str, subject_id: str) -> ErasureReceipt:
@@ -44,7 +39,7 @@ def erase_subject(engine: Engine, gallery: str, subject_id: str) -> ErasureRecei
         )
         embeddings = _erase_sequences(session, gallery_id, revision, sequence_ids)
         _delete_subject(session, gallery_id, subject_id)
-    _empty_log(engine)
+    empty_log(engine)
     return _receipt(gallery, subject_id, 1, sequence_ids, embeddings)
 
 
@@ -70,7 +65,7 @@ def erase_sequence(engine: Engine, sequence_id: str) -> ErasureReceipt:
         )
         if not left:
             _delete_subject(session, gallery_id, subject_id)
-    _empty_log(engine)
+    empty_log(engine)
     return _receipt(gallery, subject_id, 0 if left else 1, (sequence_id,), embeddings)
 
 
@@ -104,7 +99,7 @@ def erase_gallery(engine: Engine, gallery: str, *, keep: bool) -> ErasureReceipt
                     created_at=now(),
                 )
             )
-    _empty_log(engine)
+    empty_log(engine)
     return _receipt(gallery, None, len(subject_ids), sequence_ids, embeddings)
 
 
@@ -139,20 +134,6 @@ def _delete_subject(session: Session, gallery_id: str, subject_id: str) -> None:
             SubjectRow.gallery_id == gallery_id, SubjectRow.subject_id == subject_id
         )
     )
-
-
-def _empty_log(engine: Engine) -> None:
-    if engine.dialect.name == "sqlite":
-        connection = engine.raw_connection()  # a checkpoint cannot run inside a transaction
-        try:
-            busy, _, _ = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        except sqlite3.OperationalError as error:  # no space left, say: the erasure is committed
-            _log.error("the write-ahead log keeps what was erased: %s", error)
-        else:
-            if busy:
-                _log.warning("the write-ahead log keeps what was erased until the next erasure")
-        finally:
-            connection.close()
 
 
 def _receipt(

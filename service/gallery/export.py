@@ -2,7 +2,7 @@
 
 A zip, not compressed (silhouettes are read again at once), of `gallery.json`, `sequences.jsonl`
 (`{"subject_id", "sequence_id", "metadata"}` a line) and `silhouettes/<sequence_id>.npy` (uint8
-[s, 64, 64]). The file holds biometric data: whoever asks for it removes it.
+[s, 64, 64]). The file holds biometric data, never encrypted: whoever asks for it removes it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy as np
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from service.gallery.store import missing_gallery, unpack_silhouettes
+from service.gallery.sealing import sealing_of
+from service.gallery.store import missing_gallery
 from service.gallery.tables import GalleryRow, SequenceRow
 
 _PAGE = 64
@@ -33,13 +34,14 @@ def export_gallery(engine: Engine, name: str, path: Path) -> int:
         gallery = session.scalar(select(GalleryRow).where(GalleryRow.name == name))
     if gallery is None:
         raise missing_gallery(name)
+    sealing = sealing_of(engine)
     lines: list[str] = []
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
         about = {"name": gallery.name, "revision": gallery.revision}
         file.writestr("gallery.json", json.dumps(about))
         last = ""
         while page := _page(engine, gallery, last):
-            for row, packed in page:
+            for row, kept in page:
                 last = row.id
                 entry = {
                     "subject_id": row.subject_id,
@@ -48,7 +50,7 @@ def export_gallery(engine: Engine, name: str, path: Path) -> int:
                 }
                 lines.append(json.dumps(entry))
                 buffer = io.BytesIO()
-                np.save(buffer, unpack_silhouettes(packed))
+                np.save(buffer, sealing.silhouettes(row.id, kept, row.key_id))
                 file.writestr(f"silhouettes/{row.id}.npy", buffer.getvalue())
         file.writestr("sequences.jsonl", "".join(f"{line}\n" for line in lines))
     return len(lines)
@@ -66,4 +68,4 @@ def _page(engine: Engine, gallery: GalleryRow, after: str) -> list[tuple[Sequenc
         .limit(_PAGE)
     )
     with Session(engine) as session:
-        return [(row, packed) for row, packed in session.execute(query)]
+        return [(row, kept) for row, kept in session.execute(query)]

@@ -99,14 +99,19 @@ def subject(
 
 def require_subject(engine: Engine, gallery: str, subject_id: str) -> None:
     """Raise `NotFound` unless the subject is enrolled."""
+    if not is_enrolled(engine, gallery, subject_id):
+        raise missing_subject(gallery, subject_id)
+
+
+def is_enrolled(engine: Engine, gallery: str, subject_id: str) -> bool:
+    """Whether there is such a subject in such a gallery."""
     query = (
         select(SubjectRow.subject_id)
         .join(GalleryRow, GalleryRow.id == SubjectRow.gallery_id)
         .where(GalleryRow.name == gallery, SubjectRow.subject_id == subject_id)
     )
-    with Session(engine) as session:
-        if session.scalar(query) is None:
-            raise missing_subject(gallery, subject_id)
+    with engine.connect() as connection:
+        return connection.execute(query).first() is not None
 
 
 def missing_subject(gallery: str, subject_id: str) -> NotFound:

@@ -7,13 +7,10 @@ visible in order, and a reader that has seen revision r has seen everything up t
 
 from __future__ import annotations
 
-import hashlib
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 from sqlalchemy import Engine, and_, exists, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -31,6 +28,7 @@ from service.gallery.records import (
     SequenceRecord,
     Silhouettes,
 )
+from service.gallery.sealing import Sealing, sealing_of
 from service.gallery.tables import (
     EmbeddingRow,
     ErasedSequenceRow,
@@ -39,7 +37,6 @@ from service.gallery.tables import (
     SubjectRow,
 )
 
-SIDE = 64
 _PIECE = 2048  # sequences that are read at once: at 16 x 256 channels, 32 MB
 Also = Callable[[Session], None]
 """Work to do in the same transaction; what it raises rolls everything back."""
@@ -64,23 +61,6 @@ def missing_sequence(sequence_id: str) -> NotFound:
     )
 
 
-def pack_silhouettes(silhouettes: Silhouettes) -> bytes:
-    """Compress silhouettes uint8 [s, 64, 64] for keeping; `ValueError` for any other shape."""
-    if silhouettes.dtype != np.uint8 or silhouettes.shape[1:] != (SIDE, SIDE):
-        raise ValueError(f"silhouettes must be uint8 [s, {SIDE}, {SIDE}]")
-    return zlib.compress(np.ascontiguousarray(silhouettes).tobytes(), 6)
-
-
-def unpack_silhouettes(packed: bytes) -> Silhouettes:
-    """Undo `pack_silhouettes`: uint8 [s, 64, 64]."""
-    return np.frombuffer(zlib.decompress(packed), np.uint8).reshape(-1, SIDE, SIDE)
-
-
-def content_hash(silhouettes: Silhouettes) -> str:
-    """SHA-256 of the normalised frames: the same walk in another container hashes the same."""
-    return hashlib.sha256(np.ascontiguousarray(silhouettes).tobytes()).hexdigest()
-
-
 def raise_revision(session: Session, name: str) -> tuple[str, int]:
     """Begin a change of a gallery: its id and the new revision; raises `NotFound`."""
     row = session.execute(
@@ -99,6 +79,7 @@ class GalleryStore:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self._sealing = sealing_of(engine)
 
     # Galleries
 
@@ -160,9 +141,15 @@ class GalleryStore:
     ) -> None:
         """Add sequences with their embeddings to a subject: all of them, or none."""
         at = now()
-        rows = [_sequence_row(item) for item in sequences]  # compress before taking the lock
+        # Compress and encrypt before taking the lock.
+        rows = [_sequence_row(item, self._sealing) for item in sequences]
+        embeddings = [
+            embedding_row(item.sequence_id, digest, item.embedding, self._sealing)
+            for item in sequences
+        ]
         with Session(writing(self.engine)) as session, session.begin():
             gallery_id, revision = raise_revision(session, gallery)
+            self._sealing.require_current(session)
             if session.get(SubjectRow, (gallery_id, subject_id)) is None:
                 session.add(SubjectRow(gallery_id=gallery_id, subject_id=subject_id, created_at=at))
                 session.flush()
@@ -173,9 +160,7 @@ class GalleryStore:
                 row.created_at = at
             session.add_all(rows)
             session.flush()
-            session.add_all(
-                embedding_row(item.sequence_id, digest, item.embedding) for item in sequences
-            )
+            session.add_all(embeddings)
             also(session)
 
     # Reading sequences
@@ -195,12 +180,14 @@ class GalleryStore:
     def silhouettes(self, sequence_id: str) -> Silhouettes:
         """The normalised silhouettes, uint8 [s, 64, 64]; raises `NotFound`."""
         with Session(self.engine) as session:
-            packed = session.scalar(
-                select(SequenceRow.silhouettes).where(SequenceRow.id == sequence_id)
-            )
-        if packed is None:
+            row = session.execute(
+                select(SequenceRow.silhouettes, SequenceRow.key_id).where(
+                    SequenceRow.id == sequence_id
+                )
+            ).one_or_none()
+        if row is None:
             raise missing_sequence(sequence_id)
-        return unpack_silhouettes(packed)
+        return self._sealing.silhouettes(sequence_id, row.silhouettes, row.key_id)
 
     # Following
 
@@ -241,8 +228,8 @@ class GalleryStore:
                     SequenceRow.subject_id,
                     SequenceRow.details,
                     EmbeddingRow.parts,
-                    EmbeddingRow.channels,
                     EmbeddingRow.vector,
+                    EmbeddingRow.key_id,
                 )
                 .outerjoin(
                     EmbeddingRow,
@@ -264,7 +251,9 @@ class GalleryStore:
                         row.details,
                         None
                         if row.vector is None
-                        else _embedding(row.vector, row.parts, row.channels),
+                        else self._sealing.embedding(
+                            row.id, digest, row.vector, row.key_id, parts=row.parts
+                        ),
                     )
                     for row in added
                 ),
@@ -296,26 +285,35 @@ class GalleryStore:
         """Up to `limit` sequences that this checkpoint has not embedded, oldest first."""
         with Session(self.engine) as session:
             rows = session.execute(
-                select(SequenceRow.id, SequenceRow.silhouettes)
+                select(SequenceRow.id, SequenceRow.silhouettes, SequenceRow.key_id)
                 .where(_lacks(digest))
                 .order_by(SequenceRow.id)
                 .limit(limit)
             )
-            return [(row.id, unpack_silhouettes(row.silhouettes)) for row in rows]
+            return [
+                (row.id, self._sealing.silhouettes(row.id, row.silhouettes, row.key_id))
+                for row in rows
+            ]
 
     def add_embeddings(self, digest: str, made: Iterable[tuple[str, Embedding]]) -> None:
         """Keep embeddings; skips sequences erased, or embedded by somebody else, meanwhile."""
-        embeddings = dict(made)
+        rows = {
+            sequence_id: embedding_row(sequence_id, digest, embedding, self._sealing)
+            for sequence_id, embedding in made
+        }
         with Session(writing(self.engine)) as session, session.begin():
+            self._sealing.require_current(session)
             wanted = session.scalars(
                 select(SequenceRow.id)
-                .where(SequenceRow.id.in_(list(embeddings)), _lacks(digest))
+                .where(SequenceRow.id.in_(list(rows)), _lacks(digest))
                 .with_for_update()
             )
-            session.add_all(embedding_row(key, digest, embeddings[key]) for key in wanted)
+            session.add_all(rows[sequence_id] for sequence_id in wanted)
 
 
-def embedding_row(sequence_id: str, digest: str, embedding: Embedding) -> EmbeddingRow:
+def embedding_row(
+    sequence_id: str, digest: str, embedding: Embedding, sealing: Sealing
+) -> EmbeddingRow:
     """The row for one embedding float32 [p, c]."""
     parts, channels = embedding.shape
     return EmbeddingRow(
@@ -323,7 +321,8 @@ def embedding_row(sequence_id: str, digest: str, embedding: Embedding) -> Embedd
         digest=digest,
         parts=parts,
         channels=channels,
-        vector=np.ascontiguousarray(embedding, "<f4").tobytes(),
+        vector=sealing.seal_embedding(sequence_id, digest, embedding),
+        key_id=sealing.key_id,
     )
 
 
@@ -342,10 +341,6 @@ def sequence_record(row: SequenceRow, gallery: str) -> SequenceRecord:
         content_hash=row.content_hash,
         created_at=row.created_at,
     )
-
-
-def _embedding(vector: bytes, parts: int, channels: int) -> Embedding:
-    return np.frombuffer(vector, "<f4").reshape(parts, channels).astype(np.float32, copy=False)
 
 
 def _lacks(digest: str) -> Any:
@@ -373,12 +368,13 @@ def _gallery_record(row: GalleryRow, subjects: int, sequences: int) -> GalleryRe
     )
 
 
-def _sequence_row(item: NewSequence) -> SequenceRow:
+def _sequence_row(item: NewSequence, sealing: Sealing) -> SequenceRow:
     return SequenceRow(
         id=item.sequence_id,
         frames=len(item.silhouettes),
-        silhouettes=pack_silhouettes(item.silhouettes),
-        content_hash=content_hash(item.silhouettes),
+        silhouettes=sealing.seal_silhouettes(item.sequence_id, item.silhouettes),
+        key_id=sealing.key_id,
+        content_hash=sealing.content_hash(item.silhouettes),
         quality=asdict(item.quality),
         details=item.metadata,
     )

@@ -25,6 +25,7 @@ from service.database import Table
 
 _ID = String(36)
 _DIGEST = String(64)
+_KEY = String(16)
 
 
 class GalleryRow(Table):
@@ -53,7 +54,7 @@ class SubjectRow(Table):
 
 
 class SequenceRow(Table):
-    """One enrolled walk: silhouettes uint8 [s, 64, 64] normalised, zlib-compressed."""
+    """One enrolled walk: silhouettes uint8 [s, 64, 64] normalised, as `Sealing` keeps them."""
 
     __tablename__ = "sequence"
 
@@ -63,6 +64,7 @@ class SequenceRow(Table):
     revision: Mapped[int] = mapped_column(BigInteger)
     frames: Mapped[int]
     silhouettes: Mapped[bytes] = mapped_column(LargeBinary, deferred=True)
+    key_id: Mapped[str | None] = mapped_column(_KEY)
     content_hash: Mapped[str] = mapped_column(_DIGEST)
     quality: Mapped[dict[str, Any]] = mapped_column(JSON)
     details: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)
@@ -76,11 +78,12 @@ class SequenceRow(Table):
         ),
         Index("ix_sequence_gallery_revision", "gallery_id", "revision"),
         Index("ix_sequence_gallery_subject", "gallery_id", "subject_id"),
+        Index("ix_sequence_key", "key_id"),
     )
 
 
 class EmbeddingRow(Table):
-    """What one checkpoint made of one sequence: float32 [p, c], little-endian, row by row."""
+    """What one checkpoint made of one sequence: float32 [p, c], as `Sealing` keeps it."""
 
     __tablename__ = "embedding"
 
@@ -91,6 +94,18 @@ class EmbeddingRow(Table):
     parts: Mapped[int]
     channels: Mapped[int]
     vector: Mapped[bytes] = mapped_column(LargeBinary)
+    key_id: Mapped[str | None] = mapped_column(_KEY)
+
+    __table_args__ = (Index("ix_embedding_key", "key_id"),)
+
+
+class EncryptionKeyRow(Table):
+    """A key that silhouettes or embeddings are sealed with, by its name; the key is elsewhere."""
+
+    __tablename__ = "encryption_key"
+
+    key_id: Mapped[str] = mapped_column(_KEY, primary_key=True)
+    created_at: Mapped[datetime]
 
 
 class ErasedSequenceRow(Table):

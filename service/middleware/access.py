@@ -1,27 +1,31 @@
 """Who may call: an API key once there is one; until then this machine only.
 
-This layer decides before a body is read whether the caller is known; what a known caller may do is
-asked of each route (`service.routes.access.requires`).
+This layer decides before a body is read whether the caller is known and has requests left; what a
+known caller may do is asked of each route (`service.routes.access.requires`).
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from ipaddress import ip_address
 
 from sqlalchemy import Engine
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.auth import any_key, find_key
-from service.errors import Forbidden, Malformed, NotFound, Reason, Unauthenticated
+from service.auth import ApiKey, any_key, find_key, hash_of
+from service.errors import Forbidden, Malformed, NotFound, RateLimited, Reason, Unauthenticated
 from service.exposure import is_loopback
+from service.problems import render
+from service.rates import Rate, RateLimiter, Standing, network_of
 
 CALLER = "gaitid.caller"  # in the scope: an `ApiKey`, or None while there are no keys
 _OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 PAGE_FILES = "/page/"  # what the page at / is made of
 _OPEN_PAGES = frozenset({"/", "/docs", "/openapi.json"})
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
+_MOST_REMEMBERED = 4096  # keys that were right
 
 
 class Access:
@@ -34,15 +38,25 @@ class Access:
         *,
         allow_unauthenticated: bool,
         allowed_hosts: tuple[str, ...],
+        rate_limit: str,
+        wrong_key_rate: str,
     ) -> None:
         self._app = app
         self._engine = engine
         self._has_keys = False  # once true for good: a revoked key remains
         self._allow_unauthenticated = allow_unauthenticated
         self._allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
+        self._rate_limit = rate_limit
+        self._requests = RateLimiter()
+        self._wrong_key_rate = Rate.parse(wrong_key_rate)
+        self._wrong_keys = RateLimiter()
+        self._right_keys: OrderedDict[str, None] = OrderedDict()  # hashes, latest last
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; raises `Unauthenticated` or `Forbidden`, or for an odd address."""
+        """Serve one request; raises `Unauthenticated`, `Forbidden` or `RateLimited`.
+
+        Also `Malformed` and `NotFound`, for an odd address.
+        """
         if scope["type"] == "http" and scope["path"] not in _OPEN_PATHS:
             headers = Headers(scope=scope)
             if len(headers.getlist("host")) > 1:
@@ -51,29 +65,88 @@ class Access:
                 raise NotFound("There is nothing at this address; /docs lists what there is.")
             self._has_keys = self._has_keys or await asyncio.to_thread(any_key, self._engine)
             if self._has_keys:
-                await self._authenticate(scope, headers)
+                scope[CALLER] = await self._authenticate(scope, headers)
             else:
                 self._guard_open_service(scope, headers)
                 scope[CALLER] = None
+            standing = self._standing(scope)
+            if standing is not None:
+                await self._serve_within(standing, scope, receive, send)
+                return
         await self._app(scope, receive, send)
 
-    async def _authenticate(self, scope: Scope, headers: Headers) -> None:
+    async def _authenticate(self, scope: Scope, headers: Headers) -> ApiKey | None:
         kind, _, token = headers.get("authorization", "").partition(" ")
-        path = scope["path"]
-        if not token and (path in _OPEN_PAGES or path.startswith(PAGE_FILES)):
+        token = token.strip()
+        if not token and _is_open(scope["path"]):
             # Documentation and the page are for everybody; no route behind them has a scope.
-            scope[CALLER] = None
-            return
+            return None
         key = None
         if kind.lower() == "bearer" and token:
-            key = await asyncio.to_thread(find_key, self._engine, token.strip())
+            self._refuse_guessing(scope, token)
+            key = await asyncio.to_thread(find_key, self._engine, token)
         if key is None:
+            if token and self._wrong_key_rate is not None:
+                self._wrong_keys.take(_caller_address(scope), self._wrong_key_rate)
             raise Unauthenticated(
                 "Send `Authorization: Bearer <key>` with a key that `gaitid keys add` made and "
                 "that was not revoked.",
                 Reason("Authorization", "missing" if not token else "unknown_key"),
             )
-        scope[CALLER] = key
+        self._remember(token)
+        return key
+
+    def _refuse_guessing(self, scope: Scope, token: str) -> None:
+        """Look at no more keys from an address that sent too many wrong ones.
+
+        A key that was right before is looked at all the same: a stranger behind the same proxy
+        must not lock its owner out.
+        """
+        if self._wrong_key_rate is None or hash_of(token) in self._right_keys:
+            return
+        standing = self._wrong_keys.look(_caller_address(scope), self._wrong_key_rate)
+        if standing.retry_in is not None:
+            raise RateLimited(
+                "Too many wrong API keys came from this address. Try again later.",
+                Reason("Authorization", "too_many_wrong_keys"),
+                retry_after=standing.retry_in,
+            )
+
+    def _remember(self, token: str) -> None:
+        hashed = hash_of(token)
+        self._right_keys[hashed] = None
+        self._right_keys.move_to_end(hashed)
+        if len(self._right_keys) > _MOST_REMEMBERED:
+            self._right_keys.popitem(last=False)
+
+    def _standing(self, scope: Scope) -> Standing | None:
+        """How the caller stands with this request; None for one that nobody counts."""
+        key: ApiKey | None = scope[CALLER]
+        if key is None and _is_open(scope["path"]):
+            return None
+        rate = Rate.parse(self._rate_limit if key is None or key.rate is None else key.rate)
+        if rate is None:
+            return None
+        who = f"address {_caller_address(scope)}" if key is None else f"key {key.key_id}"
+        return self._requests.take(who, rate)
+
+    async def _serve_within(
+        self, standing: Standing, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        async def send_with_standing(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(standing.headers())
+            await send(message)
+
+        if standing.retry_in is None:
+            await self._app(scope, receive, send_with_standing)
+            return
+        refusal = RateLimited(
+            f"More than {standing.rate.requests} requests in {standing.rate.seconds} s. "
+            "Wait as long as Retry-After says, and send fewer.",
+            retry_after=standing.retry_in,
+        )
+        await render(refusal)(scope, receive, send_with_standing)
 
     def _guard_open_service(self, scope: Scope, headers: Headers) -> None:
         client = scope.get("client")
@@ -108,6 +181,15 @@ class Access:
             return True
         # An address or a name without a dot is in nobody's power to point at us.
         return self._allow_unauthenticated and (_is_address(name) or "." not in name)
+
+
+def _is_open(path: str) -> bool:
+    return path in _OPEN_PAGES or path.startswith(PAGE_FILES)
+
+
+def _caller_address(scope: Scope) -> str:
+    client = scope.get("client")
+    return "" if client is None else network_of(client[0])
 
 
 def _is_address(host: str) -> bool:

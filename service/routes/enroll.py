@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 from sqlalchemy.orm import Session
 
+from service.audit import entries
 from service.auth import Scope
 from service.enrolment import Enrolled
 from service.erasure import DEFAULT_GALLERY
@@ -15,6 +16,7 @@ from service.fields import GalleryName, SubjectId, parse_metadata
 from service.idempotency import Answer, keep
 from service.middleware.idempotency import HOLD
 from service.routes.access import requires
+from service.routes.audited import record_change
 from service.routes.dependencies import HeldReady, unless_disconnected, walk
 from service.schemas import EnrolAnswer
 
@@ -45,6 +47,7 @@ async def enroll(
     def keep_answer(session: Session, enrolled: Enrolled) -> None:
         body = EnrolAnswer.of(enrolled).model_dump_json()
         keep(session, hold, Answer(201, {"content-type": "application/json"}, body))
+        record_change(request, entries.enrolment(enrolled))
 
     enrolled = await unless_disconnected(
         request,

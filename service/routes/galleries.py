@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request, Response
 from sqlalchemy.orm import Session
 
+from service.audit import entries
 from service.auth import Scope
 from service.fields import check_metadata, decode_cursor, encode_cursor
 from service.gallery.listing import galleries
@@ -14,6 +15,7 @@ from service.gallery.records import GalleryRecord
 from service.idempotency import Answer, keep
 from service.middleware.idempotency import HOLD
 from service.routes.access import requires
+from service.routes.audited import record_change, record_erasure
 from service.routes.dependencies import Held
 from service.schemas import GalleryAnswer, GalleryPage, GalleryRequest, ReceiptAnswer
 
@@ -48,6 +50,7 @@ def create_gallery(
         answer = GalleryAnswer.of(record, held.model).model_dump_json()
         headers = {"content-type": "application/json", "location": location}
         keep(session, hold, Answer(201, headers, answer))
+        record_change(request, entries.new_gallery(record))
 
     record = held.store.create(body.name, check_metadata(body.metadata, "metadata"), keep_answer)
     response.headers["Location"] = location
@@ -61,6 +64,8 @@ def show_gallery(held: Held, gallery: str) -> GalleryAnswer:
 
 
 @router.delete("/{gallery}", dependencies=[_admin])
-async def erase_gallery(held: Held, gallery: str) -> ReceiptAnswer:
+async def erase_gallery(request: Request, held: Held, gallery: str) -> ReceiptAnswer:
     """Erase a gallery with everything in it; of `default` an empty one remains."""
-    return ReceiptAnswer.of(await held.erasure.gallery(gallery))
+    receipt = await held.erasure.gallery(gallery)
+    await record_erasure(request, "gallery", receipt)
+    return ReceiptAnswer.of(receipt)

@@ -6,10 +6,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile
 
+from service.audit import entries
 from service.auth import Scope
 from service.erasure import DEFAULT_GALLERY
 from service.fields import GalleryName, SubjectId, ThresholdField, parse_filter
 from service.routes.access import requires
+from service.routes.audited import record_answer
 from service.routes.dependencies import HeldReady, unless_disconnected, walk
 from service.schemas import IdentifyAnswer, VerifyAnswer
 
@@ -46,6 +48,8 @@ async def identify(
             explain=explain,
         ),
     )
+    entry = entries.identification(identified, top_k=top_k, filtered=where is not None)
+    await record_answer(request, entry)
     # `parts` are left out unless explained; everything else that is null is said to be.
     unexplained = None if explain else {"candidates": {"__all__": {"parts"}}}
     body = IdentifyAnswer.of(identified).model_dump_json(exclude=unexplained)
@@ -66,4 +70,5 @@ async def verify(
         request,
         held.verification.verify(gallery, subject_id, walk(sequence), threshold=threshold),
     )
+    await record_answer(request, entries.verification(verified))
     return VerifyAnswer.of(verified)

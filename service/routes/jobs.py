@@ -13,6 +13,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from sqlalchemy.orm import Session
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
+from service.audit import entries
 from service.errors import Malformed, Reason
 from service.fields import decode_cursor, encode_cursor
 from service.idempotency import Answer, keep
@@ -21,6 +22,7 @@ from service.jobs.queue import Also, JobQueue
 from service.jobs.requests import CalibrateRequest, DistillRequest, EvaluateRequest
 from service.jobs.submission import CheckRecipe, RecipeCheck, Submission
 from service.middleware.idempotency import HOLD
+from service.routes.audited import record_change
 from service.routes.dependencies import Held
 from service.schemas import Schema, Timestamp
 
@@ -210,11 +212,12 @@ def _accepted(response: Response, job: Job) -> JobAnswer:
 
 
 def _keeping(request: Request) -> Also:
-    """Keeps the answer for the request's Idempotency-Key in the transaction that queues the job."""
+    """Keeps and records the answer, in the transaction that queues the job."""
     hold = request.scope.get(HOLD)
 
     def keep_answer(session: Session, job: Job) -> None:
         headers = {"content-type": "application/json", "location": f"/jobs/{job.id}"}
         keep(session, hold, Answer(202, headers, JobAnswer.of(job).model_dump_json()))
+        record_change(request, entries.job(job))
 
     return keep_answer

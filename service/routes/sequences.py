@@ -5,12 +5,15 @@ from __future__ import annotations
 from io import BytesIO
 
 import numpy as np
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request, Response
 from PIL import Image
 
 from models.silhouettes.gei import gait_energy_image
+from service.audit import entries
 from service.auth import Scope
+from service.gallery.records import Silhouettes
 from service.routes.access import requires
+from service.routes.audited import record_erasure, record_read
 from service.routes.dependencies import Held
 from service.schemas import ReceiptAnswer, SequenceAnswer
 
@@ -32,10 +35,10 @@ def show_sequence(held: Held, sequence_id: str) -> SequenceAnswer:
     response_class=Response,
     responses={200: {"content": {"application/x-npz": {}}}},
 )
-def silhouettes_as_arrays(held: Held, sequence_id: str) -> Response:
+def silhouettes_as_arrays(request: Request, held: Held, sequence_id: str) -> Response:
     """Give the normalised silhouettes back: `silhouettes`, uint8 [s, 64, 64]."""
     file = BytesIO()
-    np.savez_compressed(file, silhouettes=held.store.silhouettes(sequence_id))
+    np.savez_compressed(file, silhouettes=_given(request, held, sequence_id, "npz"))
     return Response(file.getvalue(), media_type="application/x-npz")
 
 
@@ -45,9 +48,10 @@ def silhouettes_as_arrays(held: Held, sequence_id: str) -> Response:
     response_class=Response,
     responses={200: {"content": {"image/gif": {}}}},
 )
-def silhouettes_as_film(held: Held, sequence_id: str) -> Response:
+def silhouettes_as_film(request: Request, held: Held, sequence_id: str) -> Response:
     """Show the normalised silhouettes as an animated GIF, 25 frames a second."""
-    first, *rest = (Image.fromarray(frame) for frame in held.store.silhouettes(sequence_id))
+    frames = _given(request, held, sequence_id, "gif")
+    first, *rest = (Image.fromarray(frame) for frame in frames)
     file = BytesIO()
     first.save(
         file, "GIF", save_all=True, append_images=rest, duration=_FRAME_MS, loop=0, optimize=False
@@ -61,15 +65,24 @@ def silhouettes_as_film(held: Held, sequence_id: str) -> Response:
     response_class=Response,
     responses={200: {"content": {"image/png": {}}}},
 )
-def energy_image(held: Held, sequence_id: str) -> Response:
+def energy_image(request: Request, held: Held, sequence_id: str) -> Response:
     """Show the gait energy image, 44 x 64 pixels."""
-    energy = gait_energy_image(held.store.silhouettes(sequence_id))
+    energy = gait_energy_image(_given(request, held, sequence_id, "gei"))
     file = BytesIO()
     Image.fromarray(np.rint(energy * 255).astype(np.uint8)).save(file, "PNG")
     return Response(file.getvalue(), media_type="image/png")
 
 
 @router.delete("/{sequence_id}", dependencies=[_admin])
-async def erase_sequence(held: Held, sequence_id: str) -> ReceiptAnswer:
+async def erase_sequence(request: Request, held: Held, sequence_id: str) -> ReceiptAnswer:
     """Erase a sequence, and its subject when it was the last one."""
-    return ReceiptAnswer.of(await held.erasure.sequence(sequence_id))
+    receipt = await held.erasure.sequence(sequence_id)
+    await record_erasure(request, "sequence", receipt)
+    return ReceiptAnswer.of(receipt)
+
+
+def _given(request: Request, held: Held, sequence_id: str, form: str) -> Silhouettes:
+    """A walk's silhouettes, once it is recorded to whom they were given."""
+    silhouettes = held.store.silhouettes(sequence_id)
+    record_read(request, entries.silhouettes(held.store.sequence(sequence_id), form))
+    return silhouettes

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Request
 
 from service.auth import Scope
 from service.erasure import DEFAULT_GALLERY
 from service.fields import GalleryName, decode_cursor, encode_cursor
 from service.gallery.listing import subject, subjects
 from service.routes.access import requires
+from service.routes.audited import record_erasure
 from service.routes.dependencies import Held
 from service.schemas import (
     ReceiptAnswer,
@@ -56,7 +57,12 @@ def show_subject(
 
 @router.delete("/{subject_id}", dependencies=[_admin])
 async def erase_subject(
-    held: Held, subject_id: str, gallery: Annotated[GalleryName, Query()] = DEFAULT_GALLERY
+    request: Request,
+    held: Held,
+    subject_id: str,
+    gallery: Annotated[GalleryName, Query()] = DEFAULT_GALLERY,
 ) -> ReceiptAnswer:
     """Erase a subject with every sequence."""
-    return ReceiptAnswer.of(await held.erasure.subject(gallery, subject_id))
+    receipt = await held.erasure.subject(gallery, subject_id)
+    await record_erasure(request, "subject", receipt)
+    return ReceiptAnswer.of(receipt)

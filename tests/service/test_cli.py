@@ -63,7 +63,8 @@ def test_help_names_every_command(gaitid: Gaitid) -> None:
     assert status == 0
     for command in (
         "serve", "worker", "demo", "import-opengait", "embed", "export-gallery",
-        "enroll", "identify", "verify", "subjects", "calibrate", "jobs", "models", "keys",
+        "enroll", "identify", "verify", "subjects", "calibrate", "jobs", "models", "keys", "audit",
+        "encryption",
     ):  # fmt: skip
         assert command in out
 
@@ -160,6 +161,69 @@ def test_a_key_is_shown_once_and_can_be_revoked(gaitid: Gaitid, tmp_path: Path) 
     assert gaitid("keys", "revoke", "nope", *folder)[0] == 1
     status, _, err = gaitid("keys", "add", "--scope", "everything", *folder)
     assert (status, "enroll" in err) == (1, True)
+
+
+def test_a_key_may_have_a_rate_of_its_own(gaitid: Gaitid, tmp_path: Path) -> None:
+    folder = ("--data-dir", tmp_path / "data")
+    assert gaitid("keys", "add", "--scope", "enroll", "--rate", "120/minute", *folder)[0] == 0
+    assert "active  enroll  120/minute" in gaitid("keys", "list", *folder)[1]
+    status, _, err = gaitid("keys", "add", "--scope", "enroll", "--rate", "fast", *folder)
+    assert (status, "such as 120/minute" in err) == (1, True)
+
+
+def test_the_record_is_written_as_json_lines_and_checked(
+    gaitid: Gaitid, serve: Callable[..., httpx.Client], tmp_path: Path
+) -> None:
+    service = serve()
+    service.post("/galleries", json={"name": "lab"})
+    folder = ("--data-dir", tmp_path / "data")
+    _, token, _ = gaitid("keys", "add", "--scope", "admin", "--name", "boss", *folder)
+    key_id = gaitid("keys", "list", *folder)[1].split()[0]
+    at = ("--url", service.base_url, "--api-key", token.strip())
+    status, out, err = gaitid("audit", *at)
+    assert (status, err) == (0, "")
+    created, added, read = map(json.loads, out.splitlines())
+    assert (created["action"], created["actor"], created["gallery"]) == (
+        "create_gallery", "anyone", "lab",
+    )  # fmt: skip
+    assert (added["action"], added["actor"]) == ("add_key", "command")
+    assert added["details"] == {"key_id": key_id, "name": "boss", "scopes": ["admin"]}
+    assert (read["action"], read["key_id"]) == ("read_audit", key_id)
+    assert token.strip() not in out
+    assert len(gaitid("audit", "--after", 3, *at)[1].splitlines()) == 1
+    assert gaitid("audit", "--gallery", "lab", *at)[1].count("\n") == 2
+    status, out, _ = gaitid("audit", "--check", *at)
+    assert (status, out[:25]) == (0, "6 lines, 1 to 6, unchange")
+    status, _, err = gaitid("audit", "--since", "yesterday", *at)
+    assert (status, "since" in err) == (1, True)
+    assert gaitid("audit", "--check", "--gallery", "lab", *at)[0] == 1
+
+
+def test_a_gallery_is_encrypted_and_its_key_replaced(
+    gaitid: Gaitid, serve: Callable[..., httpx.Client], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    serve().post("/enroll", data={"subject_id": "a"}, files={"sequence": ("a", walk(1))})
+    folder = ("--data-dir", tmp_path / "data")
+    status, out, _ = gaitid("encryption", "status", *folder)
+    assert (status, out) == (0, "not encrypted: 1 walks, 1 embeddings  (written with)\n")
+    status, _, err = gaitid("encryption", "rotate", *folder)
+    assert (status, "no key in GAITID_ENCRYPTION_KEYS" in err) == (1, True)
+    old, new = (gaitid("encryption", "new-key")[1].strip() for _ in range(2))
+    for keys in (old, f"{new},{old}"):
+        monkeypatch.setenv("GAITID_ENCRYPTION_KEYS", keys)
+        status, out, err = gaitid("encryption", "rotate", *folder)
+        assert (status, out) == (0, "2 silhouettes and embeddings encrypted\n")
+        assert keys not in err
+        (line,) = gaitid("encryption", "status", *folder)[1].splitlines()
+        assert line.endswith(": 1 walks, 1 embeddings  (written with)")
+    monkeypatch.setenv("GAITID_ENCRYPTION_KEYS", new)
+    assert gaitid("export-gallery", "default", tmp_path / "out.zip", *folder)[0] == 0
+    monkeypatch.setenv("GAITID_ENCRYPTION_KEYS", old)
+    for command in (("worker",), ("export-gallery", "default", tmp_path / "other.zip")):
+        status, _, err = gaitid(*command, *folder)
+        assert (status, "the galleries are encrypted with the key" in err) == (1, True)
+        assert err.count("\n") == 1
 
 
 def test_people_are_enrolled_identified_and_verified(

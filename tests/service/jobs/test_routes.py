@@ -2,6 +2,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from fastapi import Depends, FastAPI
 from sqlalchemy import Engine
 
 from service import problems
+from service.audit.record import AuditRecord
 from service.client import Client, JobEvent
 from service.errors import Reason
 from service.gallery.store import GalleryStore
@@ -74,12 +76,13 @@ def http(settings: Settings, engine: Engine, check: FakeCheck) -> Iterator[httpx
     problems.install(app)
     app.include_router(jobs.router)
     app.include_router(models.router)
+    audit = AuditRecord.open(settings, engine)
     app.state.resources = SimpleNamespace(
-        engine=engine, settings=settings, registry=ModelRegistry(settings, engine)
+        engine=engine, settings=settings, registry=ModelRegistry(settings, engine), audit=audit
     )
     app.dependency_overrides[jobs.recipe_check] = lambda: check
     GalleryStore(engine).ensure("default")
-    with serving(app) as url, httpx.Client(base_url=url) as client:
+    with closing(audit), serving(app) as url, httpx.Client(base_url=url) as client:
         yield client
 
 

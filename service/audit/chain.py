@@ -1,0 +1,79 @@
+"""What makes a change of the record evident: every line's hash covers the line before.
+
+Nobody's id is hashed itself, but a commitment to it: SHA-256 of a random salt and the id. Erasing a
+person takes id and salt away, after which the commitment tells nothing and the chain still holds.
+
+Only the standard library is imported here: whoever keeps an export can check it with this file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+BEGINNING: Final = "0" * 64
+"""What the first line of a record names as the hash before it."""
+
+_NOT_HASHED = frozenset({"hash", "subject_id", "salt"})
+
+
+class Broken(Exception):
+    """The record was changed; the text says at which line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What was checked: `first` and `last` are numbers of lines, None of an empty record."""
+
+    lines: int
+    first: int | None
+    last: int | None
+    hash: str | None
+
+
+def commitment(subject_id: str, salt: str) -> str:
+    """What stands for a subject in the chain."""
+    return hashlib.sha256(f"{salt} {subject_id}".encode()).hexdigest()
+
+
+def line_hash(line: Mapping[str, Any]) -> str:
+    """The hash of a line, which names the hash before it in `previous`."""
+    content = {name: value for name, value in line.items() if name not in _NOT_HASHED}
+    return hashlib.sha256(canonical(content).encode()).hexdigest()
+
+
+def canonical(value: object) -> str:
+    """The one JSON text of a value."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def check(lines: Iterable[Mapping[str, Any]]) -> Checked:
+    """Check that lines follow each other unchanged; raises `Broken`.
+
+    They may begin anywhere, and the last ones may be missing: that only shows against a hash that
+    was noted elsewhere.
+    """
+    count = 0
+    first = None
+    before: Mapping[str, Any] | None = None
+    for line in lines:
+        number = line["number"]
+        if before is None:
+            first = number
+        elif number != before["number"] + 1 or line["previous"] != before["hash"]:
+            raise Broken(f"line {number} does not follow line {before['number']}")
+        if line_hash(line) != line["hash"]:
+            raise Broken(f"line {number} was changed")
+        if line["subject_id"] is not None and (
+            line["salt"] is None
+            or commitment(line["subject_id"], line["salt"]) != line["subject_commitment"]
+        ):
+            raise Broken(f"line {number} names another subject than it did")
+        before = line
+        count += 1
+    if before is None:
+        return Checked(0, None, None, None)
+    return Checked(count, first, before["number"], before["hash"])

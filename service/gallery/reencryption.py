@@ -1,0 +1,155 @@
+"""Encrypt what is kept with the first key: what is plain, or sealed with another one.
+
+In pieces, while the service runs. What is done carries the first key's name, so an interrupted run
+is continued by the next. Silhouettes and embeddings never change otherwise, so a piece is read and
+sealed without a lock, and written where nobody was faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Engine, Update, delete, func, select, tuple_, update
+from sqlalchemy.orm import Session
+
+from service.database import empty_log, writing
+from service.encryption import KeyTrouble
+from service.gallery.sealing import Sealing, sealing_of
+from service.gallery.tables import EmbeddingRow, EncryptionKeyRow, SequenceRow
+
+_PIECE = 64  # rows: at 16 x 256 channels, 1 MB of embeddings
+
+Progress = Callable[[int, int], None]
+"""Told how many rows are done, of how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What one key holds; `key_id` is None for what is plain."""
+
+    key_id: str | None
+    sequences: int
+    embeddings: int
+
+
+def holdings(engine: Engine) -> list[Kept]:
+    """How many silhouettes and embeddings each key holds; every key in use is there."""
+    counts: dict[str | None, list[int]] = {}
+    with Session(engine) as session:
+        for known in session.scalars(select(EncryptionKeyRow.key_id)):
+            counts[known] = [0, 0]
+        for position, column in enumerate((SequenceRow.key_id, EmbeddingRow.key_id)):
+            query = select(column, func.count()).group_by(column)
+            for key_id, count in session.execute(query):
+                counts.setdefault(key_id, [0, 0])[position] = count
+    ordered = sorted(counts, key=lambda key_id: (key_id is not None, key_id))
+    return [Kept(key_id, *counts[key_id]) for key_id in ordered]
+
+
+def reencrypt(engine: Engine, progress: Progress = lambda _done, _total: None) -> int:
+    """Seal everything with the engine's first key, then forget the others; the number of rows.
+
+    Afterwards no row, and no page of the database's files, needs another key or is plain. Raises
+    `KeyTrouble` without a key, and what opening a row raises.
+    """
+    sealing = sealing_of(engine)
+    if sealing.key_id is None:
+        raise KeyTrouble("there is no key in GAITID_ENCRYPTION_KEYS to encrypt with")
+    done = 0
+    total = sum(
+        kept.sequences + kept.embeddings
+        for kept in holdings(engine)
+        if kept.key_id != sealing.key_id
+    )
+    # Again until nothing is left: a process that was not restarted yet may still add to it.
+    while not _retire_others(engine, sealing.key_id):
+        for piece in (_sequences, _embeddings):
+            after: tuple[str, ...] = ("", "")
+            while (last := piece(engine, sealing, after)) is not None:
+                after, count = last
+                done += count
+                progress(done, max(done, total))
+    empty_log(engine)
+    return done
+
+
+def _sequences(
+    engine: Engine, sealing: Sealing, after: tuple[str, ...]
+) -> tuple[tuple[str, ...], int] | None:
+    """Seal the next silhouettes; the last one's key and how many, None when there are no more."""
+    query = (
+        select(SequenceRow.id, SequenceRow.silhouettes, SequenceRow.key_id)
+        .where(SequenceRow.id > after[0], SequenceRow.key_id.is_distinct_from(sealing.key_id))
+        .order_by(SequenceRow.id)
+        .limit(_PIECE)
+    )
+    with Session(engine) as session:
+        rows = session.execute(query).all()
+    changes = [
+        update(SequenceRow)
+        .where(SequenceRow.id == row.id, SequenceRow.key_id.is_not_distinct_from(row.key_id))
+        .values(
+            silhouettes=sealing.reseal_silhouettes(row.id, row.silhouettes, row.key_id),
+            key_id=sealing.key_id,
+            content_hash=sealing.content_hash(
+                sealing.silhouettes(row.id, row.silhouettes, row.key_id)
+            ),
+        )
+        for row in rows
+    ]
+    _write(engine, sealing, changes)
+    return ((rows[-1].id,), len(rows)) if rows else None
+
+
+def _embeddings(
+    engine: Engine, sealing: Sealing, after: tuple[str, ...]
+) -> tuple[tuple[str, ...], int] | None:
+    """The same for embeddings."""
+    place = tuple_(EmbeddingRow.sequence_id, EmbeddingRow.digest)
+    query = (
+        select(
+            EmbeddingRow.sequence_id, EmbeddingRow.digest, EmbeddingRow.vector, EmbeddingRow.key_id
+        )
+        .where(place > after, EmbeddingRow.key_id.is_distinct_from(sealing.key_id))
+        .order_by(EmbeddingRow.sequence_id, EmbeddingRow.digest)
+        .limit(_PIECE)
+    )
+    with Session(engine) as session:
+        rows = session.execute(query).all()
+    changes = [
+        update(EmbeddingRow)
+        .where(
+            EmbeddingRow.sequence_id == row.sequence_id,
+            EmbeddingRow.digest == row.digest,
+            EmbeddingRow.key_id.is_not_distinct_from(row.key_id),
+        )
+        .values(
+            vector=sealing.reseal_embedding(row.sequence_id, row.digest, row.vector, row.key_id),
+            key_id=sealing.key_id,
+        )
+        for row in rows
+    ]
+    _write(engine, sealing, changes)
+    return ((rows[-1].sequence_id, rows[-1].digest), len(rows)) if rows else None
+
+
+def _write(engine: Engine, sealing: Sealing, changes: Sequence[Update]) -> None:
+    if changes:
+        with Session(writing(engine)) as session, session.begin():
+            sealing.require_current(session)
+            for change in changes:
+                session.execute(change)
+
+
+def _retire_others(engine: Engine, key_id: str) -> bool:
+    """Forget every other key, unless something is still kept with one, or plain."""
+    with Session(writing(engine)) as session, session.begin():
+        # Locks the keys, so that whoever writes with one of them waits, or was waited for.
+        session.scalars(select(EncryptionKeyRow).with_for_update()).all()
+        for column in (SequenceRow.key_id, EmbeddingRow.key_id):
+            left = select(column).where(column.is_distinct_from(key_id)).limit(1)
+            if session.execute(left).first() is not None:
+                return False
+        session.execute(delete(EncryptionKeyRow).where(EncryptionKeyRow.key_id != key_id))
+        return True

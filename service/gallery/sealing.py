@@ -1,0 +1,175 @@
+"""Silhouettes and embeddings as they are kept: plain, or encrypted with a key of the deployment's.
+
+Whoever writes or reads them goes through the `Sealing` of the engine. A row's `key_id` names the
+key that it was sealed with, None where it is plain, so both may lie side by side while a gallery is
+being encrypted or its keys are changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from sqlalchemy import Engine, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from service.database import now, writing
+from service.encryption import EncryptionKey, KeyTrouble
+from service.errors import Unavailable
+from service.gallery.records import Embedding, Silhouettes
+from service.gallery.tables import EncryptionKeyRow
+
+SIDE = 64
+_OPTION = "sealing"  # of an engine
+
+
+class Sealing:
+    """Seals with the first of its keys and opens with any; without keys it keeps things plain."""
+
+    def __init__(self, keys: Sequence[EncryptionKey] = ()) -> None:
+        self._keys = {key.key_id: key for key in keys}
+        self._current = keys[0] if keys else None
+
+    @property
+    def key_id(self) -> str | None:
+        """What rows that are sealed now carry as their `key_id`."""
+        return None if self._current is None else self._current.key_id
+
+    def require_current(self, session: Session) -> None:
+        """Raise `Unavailable` unless this is still how the gallery is written.
+
+        For the transaction that writes: a process that was not restarted since the gallery was
+        encrypted, or since its key was replaced, must not add to it.
+        """
+        in_use = select(EncryptionKeyRow.key_id).with_for_update(read=True)
+        known = set(session.scalars(in_use))
+        if known if self._current is None else self.key_id not in known:
+            raise Unavailable(
+                "This process has not got the encryption key that the gallery is written with. "
+                "Its operator must restart it with the current GAITID_ENCRYPTION_KEYS.",
+                slug="encryption-key-missing",
+            )
+
+    def seal_silhouettes(self, sequence_id: str, silhouettes: Silhouettes) -> bytes:
+        """Silhouettes uint8 [s, 64, 64] for keeping; `ValueError` for any other shape."""
+        if silhouettes.dtype != np.uint8 or silhouettes.shape[1:] != (SIDE, SIDE):
+            raise ValueError(f"silhouettes must be uint8 [s, {SIDE}, {SIDE}]")
+        packed = zlib.compress(np.ascontiguousarray(silhouettes).tobytes(), 6)
+        return self._seal(packed, _silhouettes_of(sequence_id))
+
+    def silhouettes(self, sequence_id: str, kept: bytes, key_id: str | None) -> Silhouettes:
+        """Undo `seal_silhouettes`: uint8 [s, 64, 64]; raises as `embedding` does."""
+        packed = self._open(kept, key_id, _silhouettes_of(sequence_id))
+        return np.frombuffer(zlib.decompress(packed), np.uint8).reshape(-1, SIDE, SIDE)
+
+    def seal_embedding(self, sequence_id: str, digest: str, embedding: Embedding) -> bytes:
+        """An embedding [p, c] for keeping: float32, little-endian, row by row."""
+        vector = np.ascontiguousarray(embedding, "<f4").tobytes()
+        return self._seal(vector, _embedding_of(sequence_id, digest))
+
+    def embedding(
+        self, sequence_id: str, digest: str, kept: bytes, key_id: str | None, *, parts: int
+    ) -> Embedding:
+        """Undo `seal_embedding`: float32 [p, c].
+
+        Raises `Unavailable` without the key, and `encryption.Tampered` for what was not sealed as
+        this checkpoint's embedding of this sequence.
+        """
+        vector = self._open(kept, key_id, _embedding_of(sequence_id, digest))
+        return np.frombuffer(vector, "<f4").reshape(parts, -1).astype(np.float32, copy=False)
+
+    def content_hash(self, silhouettes: Silhouettes) -> str:
+        """A hash of the normalised frames: the same walk in another container hashes the same.
+
+        With encryption a keyed one, since a plain hash tells whoever has a walk that it is here.
+        """
+        return _content_hash(self._current, silhouettes)
+
+    def content_hashes(self, silhouettes: Silhouettes) -> tuple[str, ...]:
+        """Every hash that this walk may be kept under: by any of the keys, or from before them."""
+        keys = (*self._keys.values(), None)
+        return tuple(_content_hash(key, silhouettes) for key in keys)
+
+    def reseal_silhouettes(self, sequence_id: str, kept: bytes, key_id: str | None) -> bytes:
+        """The same silhouettes, sealed with the first key."""
+        about = _silhouettes_of(sequence_id)
+        return self._seal(self._open(kept, key_id, about), about)
+
+    def reseal_embedding(
+        self, sequence_id: str, digest: str, kept: bytes, key_id: str | None
+    ) -> bytes:
+        """The same embedding, sealed with the first key."""
+        about = _embedding_of(sequence_id, digest)
+        return self._seal(self._open(kept, key_id, about), about)
+
+    def _seal(self, plain: bytes, about: bytes) -> bytes:
+        return plain if self._current is None else self._current.encrypt(plain, about)
+
+    def _open(self, kept: bytes, key_id: str | None, about: bytes) -> bytes:
+        if key_id is None:
+            return kept
+        key = self._keys.get(key_id)
+        if key is None:
+            raise Unavailable(
+                f"A walk is encrypted with the key {key_id}, which this process was not given. "
+                "Its operator must restart it with that key in GAITID_ENCRYPTION_KEYS.",
+                slug="encryption-key-missing",
+            )
+        return key.decrypt(kept, about)
+
+
+_PLAIN = Sealing()
+
+
+def sealing_of(engine: Engine) -> Sealing:
+    """How this engine's galleries are kept: plain, unless `unlock` gave it keys."""
+    sealing: Sealing = engine.get_execution_options().get(_OPTION, _PLAIN)
+    return sealing
+
+
+def unlock(engine: Engine, keys: Sequence[EncryptionKey]) -> None:
+    """Give the engine its keys, and note which one it seals with from now on.
+
+    Raises `KeyTrouble` when the database is written with a key that is not among them.
+    """
+    with Session(engine) as session:
+        in_use = set(session.scalars(select(EncryptionKeyRow.key_id)))
+    missing = sorted(in_use - {key.key_id for key in keys})
+    if missing:
+        named = ", ".join(missing)
+        what = f"{'the key' if len(missing) == 1 else 'the keys'} {named}"
+        have = ", ".join(key.key_id for key in keys)
+        raise KeyTrouble(
+            f"the galleries are encrypted with {what}, "
+            + (f"and GAITID_ENCRYPTION_KEYS lists {have}" if have else "and there is no key here")
+            + f"; add {what} to GAITID_ENCRYPTION_KEYS"
+        )
+    if keys and keys[0].key_id not in in_use:
+        _note(engine, keys[0])
+    engine.update_execution_options(**{_OPTION: Sealing(keys)})
+
+
+def _note(engine: Engine, key: EncryptionKey) -> None:
+    try:
+        with Session(writing(engine)) as session, session.begin():
+            if session.get(EncryptionKeyRow, key.key_id) is None:
+                session.add(EncryptionKeyRow(key_id=key.key_id, created_at=now()))
+    except IntegrityError:  # PostgreSQL: another process was a moment faster
+        with Session(engine) as session:
+            session.get_one(EncryptionKeyRow, key.key_id)
+
+
+def _content_hash(key: EncryptionKey | None, silhouettes: Silhouettes) -> str:
+    content = np.ascontiguousarray(silhouettes).tobytes()
+    return hashlib.sha256(content).hexdigest() if key is None else key.keyed_hash(content)
+
+
+def _silhouettes_of(sequence_id: str) -> bytes:
+    return f"silhouettes {sequence_id}".encode()
+
+
+def _embedding_of(sequence_id: str, digest: str) -> bytes:
+    return f"embedding {sequence_id} {digest}".encode()

@@ -1,0 +1,98 @@
+"""How routes add to the audit record, and the record itself as an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from itertools import islice
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import StreamingResponse
+from pydantic import AwareDatetime
+
+from service.audit import entries
+from service.audit.entries import Actor, Entry
+from service.auth import Scope
+from service.fields import GalleryName
+from service.gallery.records import ErasureReceipt
+from service.middleware.access import CALLER
+from service.middleware.audit import RECORDED
+from service.routes.access import requires
+from service.routes.dependencies import Held, resources
+from service.schemas import AuditLine
+
+router = APIRouter(prefix="/audit", tags=["audit"], dependencies=[Depends(requires(Scope.ADMIN))])
+MEDIA_TYPE = "application/x-ndjson"
+_PIECE = 500  # lines
+
+
+async def record_answer(request: Request, entry: Entry) -> None:
+    """Record something that was read, before it is sent."""
+    await resources(request).audit.answered(entry, _caller(request))
+    request.scope[RECORDED] = True
+
+
+def record_change(request: Request, entry: Entry) -> None:
+    """Record a change, for the transaction that makes it."""
+    resources(request).audit.changed(entry, _caller(request))
+    request.scope[RECORDED] = True
+
+
+def record_read(request: Request, entry: Entry) -> None:
+    """The same as `record_answer`, for routes that run in a thread."""
+    resources(request).audit.read(entry, _caller(request))
+
+
+async def record_erasure(
+    request: Request, what: Literal["subject", "sequence", "gallery"], receipt: ErasureReceipt
+) -> None:
+    """Forget whom it erased, and record an erasure that was committed."""
+    audit = resources(request).audit
+
+    def forget_and_record() -> None:
+        if what == "gallery":
+            audit.forget(receipt.gallery)
+        elif receipt.subjects and receipt.subject_id is not None:
+            audit.forget(receipt.gallery, receipt.subject_id)
+        audit.changed(entries.erasure(what, receipt), _caller(request))
+
+    await asyncio.to_thread(forget_and_record)
+    request.scope[RECORDED] = True
+
+
+def _caller(request: Request) -> Actor:
+    return Actor.of(request.scope.get(CALLER))
+
+
+@router.get(
+    "",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "One JSON object a line, oldest first.",
+            "content": {MEDIA_TYPE: {"schema": AuditLine.model_json_schema()}},
+        }
+    },
+)
+async def read_audit(
+    request: Request,
+    held: Held,
+    since: Annotated[AwareDatetime | None, Query(description="From then on.")] = None,
+    until: Annotated[AwareDatetime | None, Query(description="Before then.")] = None,
+    gallery: Annotated[GalleryName | None, Query()] = None,
+    cursor: Annotated[
+        int, Query(ge=0, le=2**63 - 1, description="The `number` of the last line you have.")
+    ] = 0,
+) -> StreamingResponse:
+    """Give the record of who did what, as it is now; reading it is recorded, too."""
+    await record_answer(request, Entry("read_audit", gallery))
+    lines = held.audit.lines(after=cursor, since=since, until=until, gallery=gallery)
+    return StreamingResponse(_encoded(lines), media_type=MEDIA_TYPE)
+
+
+def _encoded(lines: Iterator[dict[str, object]]) -> Iterator[str]:
+    # Many at a time, because each piece that is sent costs a change of threads.
+    while piece := list(islice(lines, _PIECE)):
+        yield "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in piece)
