@@ -119,8 +119,7 @@ def draw_style(
 
     # Legs
     # In the open, people stride further than on the marked paths of the recordings.
-    longer = 1.0 + 0.36 * spread
-    gains[_THIGHS, _PITCH] *= longer * factor(0.11) * factor(0.03, 2)
+    gains[_THIGHS, _PITCH] *= 1.36**spread * factor(0.11) * factor(0.03, 2)
     gains[_SHANKS, _PITCH] *= factor(0.13) * factor(0.03, 2)
     gains[_FEET, _PITCH] *= factor(0.2) * factor(0.04, 2)
     pair(_THIGHS, _PITCH, shift(0.04), shift(0.015, 2))
