@@ -196,6 +196,37 @@ def pack(
 
 
 @app.command()
+def discriminant(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a trained checkpoint.")],
+    dataset: Annotated[Path, typer.Option(help="Packed dataset of the people it was trained on.")],
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoint to make.")],
+    channels: Annotated[int, typer.Option(min=1, help="Of an embedding's part.")] = 32,
+    shrinkage: Annotated[
+        float, typer.Option(min=0.0, help="How little the variance seen within people is trusted.")
+    ] = 0.1,
+    sequences: Annotated[
+        int | None, typer.Option(min=2, help="Only about so many walks, of whole people.")
+    ] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="To embed on.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Shorten embeddings to the directions that tell people apart (linear discriminants)."""
+    with _reporting(as_json) as (reporter, _):
+        from training.refinement import refine
+
+        refine(
+            checkpoint,
+            dataset,
+            out,
+            reporter,
+            channels=channels,
+            shrinkage=shrinkage,
+            sequences=sequences,
+            device=device,
+        )
+
+
+@app.command()
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a trained checkpoint.")],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint to make.")],

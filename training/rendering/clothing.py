@@ -188,7 +188,7 @@ def dressed(body: Body, outfit: Outfit, carried: Carried | None) -> Body:
         + outfit.legs * both("shank")
         + outfit.shoes * both("foot", "toes")
         + outfit.hair * share("head")
-        + outfit.collar * share("neck")
+        + (outfit.collar - 0.008) * share("neck")
     )
     normals = body.normals
     vertices = body.vertices + off[:, None] * normals
@@ -348,7 +348,7 @@ def _shoulders(body: Body, outfit: Outfit) -> list[Part]:
     cloth = 0.5 * (outfit.shirt + outfit.sleeves)
     shoulders = []
     for side, outward in (("left", 1.0), ("right", -1.0)):
-        centre = body.joints[BONE[f"{side}_arm"]] + np.array([0.0, outward * 0.01, -0.025])
+        centre = body.joints[BONE[f"{side}_arm"]] + np.array([0.0, outward * 0.02, -0.018])
         half = (0.048 + cloth, 0.042 + cloth, 0.046 + cloth)
         shoulders.append(_rounded(centre, half, f"{side}_arm"))
     return shoulders

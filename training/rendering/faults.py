@@ -80,7 +80,7 @@ def draw_faults(rng: np.random.Generator, *, frames: int, severity: float) -> Fa
     # Background subtraction takes the soft border and the clothes' own shadow in: outlines are
     # rather too thick.
     grow = float(rng.triangular(-0.006, 0.005, 0.02)) * min(severity, 1.0)
-    if not happens(0.85):
+    if not happens(0.8):
         return Faults(ragged=0.1 * float(severity > 0), grow=grow)
     missing, missing_frames = (0.0, 0.0), (0, 0)
     if happens(0.3):
@@ -92,13 +92,13 @@ def draw_faults(rng: np.random.Generator, *, frames: int, severity: float) -> Fa
         missing_frames = (int(rng.integers(0, frames - length + 1)), length)
     return Faults(
         ragged=float(rng.uniform(0.0, 0.35)),
-        block=float(rng.uniform(0.012, 0.03)),
-        coarse=rng.random() < 0.5,
+        block=float(rng.uniform(0.008, 0.025)),
+        coarse=happens(0.25),
         grow=grow,
-        opening=float(rng.uniform(0.012, 0.028)) if rng.random() < 0.6 else 0.0,
+        opening=float(rng.uniform(0.01, 0.022)) if happens(0.5) else 0.0,
         lost=float(rng.uniform(0.01, 0.11)) if happens(0.75) else 0.0,
         flicker=float(rng.uniform(0.0, 0.5)),
-        band=float(rng.choice([0.13, 0.17, rng.uniform(0.2, 0.9)])) if happens(0.3) else -1.0,
+        band=float(rng.choice([0.11, 0.14, rng.uniform(0.2, 0.9)])) if happens(0.35) else -1.0,
         band_height=float(rng.uniform(0.01, 0.05)),
         missing=missing,
         missing_frames=missing_frames,

@@ -118,7 +118,8 @@ def draw_style(
         offsets[bones, axis] += both + each
 
     # Legs
-    gains[_THIGHS, _PITCH] *= 1.05 * factor(0.13) * factor(0.03, 2)
+    # In the open, people stride further than on the marked paths of the recordings.
+    gains[_THIGHS, _PITCH] *= 1.36**spread * factor(0.11) * factor(0.03, 2)
     gains[_SHANKS, _PITCH] *= factor(0.13) * factor(0.03, 2)
     gains[_FEET, _PITCH] *= factor(0.2) * factor(0.04, 2)
     pair(_THIGHS, _PITCH, shift(0.04), shift(0.015, 2))
@@ -189,7 +190,7 @@ def jittered(style: GaitStyle, rng: np.random.Generator, *, amount: float) -> Ga
 
 def _within(swing: Floats) -> Floats:
     """Keep flexion about the mean `[s, b, 3]` to what walking people do, at most."""
-    for bones, most in ((_ARMS, 0.6), (_FOREARMS, 0.45), (_THIGHS, 0.62), (_SHANKS, 0.85)):
+    for bones, most in ((_ARMS, 0.6), (_FOREARMS, 0.45), (_THIGHS, 0.78), (_SHANKS, 0.85)):
         reach = np.abs(swing[:, bones, _PITCH]).max(axis=0)
         swing[:, bones, _PITCH] *= np.minimum(1.0, most / np.maximum(reach, 1e-9))
     return swing

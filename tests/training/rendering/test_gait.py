@@ -32,7 +32,6 @@ def test_without_spread_a_walker_walks_as_recorded(walkers: dict[str, list[GaitC
     recorded = walkers[name][0].pose
     for bone in ("left_thigh", "left_shank"):
         flexion = pose[:, BONE[bone], 1]
-        # 5 % more than recorded is the model's own default
         assert np.ptp(flexion) == pytest.approx(np.ptp(recorded[:, BONE[bone], 1]), rel=0.07)
 
 

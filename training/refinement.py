@@ -1,0 +1,108 @@
+"""Make a trained checkpoint's embeddings shorter and better, by `training.discriminant`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from models import checkpoint
+from models.checkpoint import Card
+from models.encoder import find_device
+from models.networks.network import GaitNetwork
+from models.registry import build
+from training import provenance
+from training.data.pack import Pack
+from training.discriminant import discriminant, folded
+from training.events import Done, Reporter
+from training.optimisation import Precision
+from training.recipe import Problem, RecipeError
+from training.watch import embed
+
+_SEED = 0
+
+
+def refine(
+    source: Path,
+    dataset: Path,
+    out: Path,
+    reporter: Reporter,
+    *,
+    channels: int,
+    shrinkage: float,
+    sequences: int | None = None,
+    device: str = "auto",
+) -> Card:
+    """Write the checkpoint with its embeddings reduced to what tells people apart.
+
+    Args:
+        source: folder of a trained checkpoint.
+        dataset: packed walks of the people it was trained on; of its partition, the training part.
+        out: folder of the new checkpoint.
+        reporter: told where it lies.
+        channels: of a part of the new embeddings.
+        shrinkage: see `training.discriminant.discriminant`.
+        sequences: about how many walks to use, of whole people drawn with a fixed seed; None: all.
+        device: where the network runs.
+
+    Returns:
+        The new card, without the figures and thresholds of the old one: they are of other
+        embeddings.
+
+    Raises:
+        RecipeError: the dataset does not allow so many channels.
+        models.checkpoint.CheckpointError: the source cannot be read or the target not be written.
+        training.data.pack.PackError: the dataset cannot be used.
+    """
+    network, card = checkpoint.load(source, "cpu")
+    walks = _drawn(Pack.open(dataset), sequences)
+    where = find_device(device)
+    bare = _before_neck(network).to(where).eval()
+    embeddings = embed(bare, walks, Precision.choose("auto", where), mirror=False)
+    try:
+        found = discriminant(embeddings, walks.labels, channels, shrinkage=shrinkage)
+    except ValueError as error:
+        raise RecipeError([Problem("--channels", str(error))]) from error
+    shorter = folded(network, found)
+    written = checkpoint.save(
+        out,
+        shorter,
+        Card.of(
+            shorter,
+            name=card.name,
+            metric="cosine",
+            input=card.input,
+            mirror=card.mirror,
+            training={
+                **card.training,
+                "discriminant": {
+                    "checkpoint": card.digest,
+                    "dataset": {"name": walks.path.name, "content_hash": walks.content_hash},
+                    "subjects": len(walks.subjects),
+                    "sequences": len(walks),
+                    "shrinkage": shrinkage,
+                    "commit": provenance.commit(),
+                },
+            },
+            notes=card.notes,
+        ),
+    )
+    reporter.report(Done(str(out), {}))
+    return written
+
+
+def _drawn(pack: Pack, sequences: int | None) -> Pack:
+    if pack.partition is not None:
+        pack = pack.subset(pack.partition.train)
+    if sequences is None or sequences >= len(pack):
+        return pack
+    people = max(2, round(len(pack.subjects) * sequences / len(pack)))
+    order = np.random.default_rng(_SEED).permutation(len(pack.subjects))
+    return pack.subset(pack.subjects[index] for index in order[:people])
+
+
+def _before_neck(network: GaitNetwork) -> GaitNetwork:
+    config = network.config.model_dump(mode="json")
+    plain = build(network.config.architecture, {**config, "embedding_source": "embedding"})
+    plain.load_state_dict(network.state_dict())
+    return plain
