@@ -35,9 +35,12 @@ from service.intake import Intake
 from service.metrics import Metrics
 from service.model_in_use import ModelInUse
 from service.model_registry import ModelRegistry, resolve
+from service.portability import Portability
 from service.readiness import Readiness
 from service.reembedding import Reembedding
+from service.retention import Retention
 from service.settings import Settings
+from service.training_record import TrainingRecord
 from service.verification import Verification
 from service.writers import Writers
 
@@ -61,6 +64,7 @@ class Resources:
     identification: Identification
     verification: Verification
     erasure: Erasure
+    portability: Portability
 
 
 def open_engine(settings: Settings) -> Engine:
@@ -121,6 +125,11 @@ async def open_resources(
                 clean=settings.clean_silhouettes,
                 max_pending=settings.max_pending,
             )
+            registry = ModelRegistry(settings, engine)
+            record = TrainingRecord.of(settings.data_dir)
+            sweeping = asyncio.create_task(
+                Retention(settings, store, writers, galleries).run(), name="retention"
+            )
             stopping = Event()
             warm_up = asyncio.create_task(
                 _warm_up(store, galleries, reembedding, model.digest, readiness, stopping),
@@ -131,7 +140,7 @@ async def open_resources(
                     settings=settings,
                     engine=engine,
                     encoder=encoder,
-                    registry=ModelRegistry(settings, engine),
+                    registry=registry,
                     metrics=metrics,
                     readiness=readiness,
                     model=model,
@@ -140,10 +149,13 @@ async def open_resources(
                     enrolment=Enrolment(store, writers, intake, model),
                     identification=Identification(store, galleries, intake, model, metrics),
                     verification=Verification(store, galleries, intake, model, metrics),
-                    erasure=Erasure(store, writers, galleries),
+                    erasure=Erasure(store, writers, galleries, record, settings.jobs_dir),
+                    portability=Portability(settings, store, writers, registry),
                 )
             finally:
                 stopping.set()
+                sweeping.cancel()
+                await asyncio.gather(sweeping, return_exceptions=True)
                 await warm_up
 
 

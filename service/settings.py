@@ -49,6 +49,7 @@ class Settings(BaseSettings):
     max_uploads: PositiveInt = 32  # requests with files at once; they are spooled to disk
     max_upload_idle_seconds: PositiveFloat = 30.0  # without a byte of an unfinished body
     max_json_bytes: PositiveInt = 2**20  # of a request whose body is JSON
+    max_import_bytes: PositiveInt = 4 * 2**30  # of a gallery that is imported; kept in data_dir
     decode_workers: PositiveInt = 2  # each may hold max_decoded_bytes
     clean_silhouettes: bool = True
 
@@ -67,6 +68,10 @@ class Settings(BaseSettings):
     lease_seconds: PositiveFloat = 30.0
     job_max_attempts: PositiveInt = 3
     cancel_grace_seconds: PositiveFloat = 3.0
+
+    # Retention
+    sweep_seconds: PositiveFloat = 3600.0  # between two looks for what is too old
+    job_retention_days: PositiveInt = 30  # of an ended job's folder
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod
