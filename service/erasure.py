@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 from service.errors import NotFound
 from service.gallery import erasing
 from service.gallery.cache import GalleryCache
 from service.gallery.records import ErasureReceipt
 from service.gallery.store import GalleryStore
-from service.jobs.leftovers import remove_walks
+from service.jobs.leftovers import remove_leftovers, remove_walks
+from service.jobs.queue import JobQueue
+from service.settings import Settings
 from service.training_record import TrainingRecord
 from service.writers import Writers
 
@@ -26,13 +27,14 @@ class Erasure:
         writers: Writers,
         galleries: GalleryCache,
         record: TrainingRecord,
-        jobs_dir: Path,
+        settings: Settings,
     ) -> None:
         self._store = store
         self._writers = writers
         self._galleries = galleries
         self._record = record
-        self._jobs_dir = jobs_dir
+        self._jobs = JobQueue.of(store.engine, settings)
+        self._jobs_dir = settings.jobs_dir
 
     async def subject(self, gallery: str, subject_id: str) -> ErasureReceipt:
         """Erase a subject with every sequence, and the embeddings held in this process."""
@@ -61,11 +63,15 @@ class Erasure:
             models_of=self._record.models,
         )
         self._galleries.drop(gallery_id)
-        await asyncio.to_thread(remove_walks, self._jobs_dir, receipt.jobs)
+        await asyncio.to_thread(self._clear_jobs, receipt)
         return receipt
 
-    def _forget(self, receipt: ErasureReceipt) -> None:
+    def _clear_jobs(self, receipt: ErasureReceipt) -> None:
         remove_walks(self._jobs_dir, receipt.jobs)
+        remove_leftovers(self._jobs, self._jobs_dir)
+
+    def _forget(self, receipt: ErasureReceipt) -> None:
+        self._clear_jobs(receipt)
         # Other processes follow at their next search; this one need not keep it until then.
         try:
             gallery_id, newest, _ = self._store.head(receipt.gallery)

@@ -149,7 +149,7 @@ async def open_resources(
                     enrolment=Enrolment(store, writers, intake, model),
                     identification=Identification(store, galleries, intake, model, metrics),
                     verification=Verification(store, galleries, intake, model, metrics),
-                    erasure=Erasure(store, writers, galleries, record, settings.jobs_dir),
+                    erasure=Erasure(store, writers, galleries, record, settings),
                     portability=Portability(settings, store, writers, registry),
                 )
             finally:

@@ -64,6 +64,7 @@ def test_help_names_every_command(gaitid: Gaitid) -> None:
     for command in (
         "serve", "worker", "demo", "import-opengait", "embed", "export-gallery",
         "enroll", "identify", "verify", "subjects", "calibrate", "jobs", "models", "keys",
+        "export", "import",
     ):  # fmt: skip
         assert command in out
 
