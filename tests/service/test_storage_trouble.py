@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import signal
 import socket
 import sqlite3
@@ -77,6 +78,45 @@ def test_a_full_disk_is_507_and_nothing_is_half_written(serve: Serve, tmp_path: 
     with closing(sqlite3.connect(tmp_path / "data" / "gaitid.sqlite")) as database:
         assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert database.execute("PRAGMA foreign_key_check").fetchall() == []
+
+
+def test_an_import_that_fills_the_disk_is_507_and_leaves_nothing(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pragma_of_every_connection(UNLIMITED) as change:
+        client = serve()
+        enrol(client, "anna", *(walk(1, phase=phase) for phase in range(9)))
+        file = client.get("/galleries/default/export").content
+        # In the transaction.
+        change("max_page_count=1")
+        refused = client.put("/galleries/copy/import", content=file)
+        assert problem(refused, 507)["type"] == "/problems/storage-full"
+        change(UNLIMITED)
+        # While the file arrives, and while it is looked through.
+        for room in (1000, len(file) + 1000):
+            monkeypatch.setattr("service.portability.TemporaryFile", small_disk(room))
+            problem(client.put("/galleries/copy/import", content=file), 507)
+        monkeypatch.undo()
+        problem(client.get("/galleries/copy"), 404)
+        assert client.put("/galleries/copy/import", content=file).status_code == 201
+        assert client.get("/galleries/copy").json()["sequences"] == 9
+
+
+def small_disk(room: int) -> Callable[..., Any]:
+    """Temporary files of which all together take so many bytes."""
+
+    class Small(io.BytesIO):
+        def __init__(self, **_: object) -> None:
+            super().__init__()
+
+        def write(self, data: Any) -> int:
+            nonlocal room
+            room -= len(data)
+            if room < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+    return Small
 
 
 def test_an_upload_that_finds_no_space_to_be_spooled_is_507() -> None:
