@@ -116,6 +116,10 @@ def small_disk(room: int) -> Callable[..., Any]:
                 raise OSError(errno.ENOSPC, "No space left on device")
             return super().write(data)
 
+        def writelines(self, pieces: Any) -> None:
+            for piece in pieces:
+                self.write(piece)
+
     return Small
 
 
