@@ -38,6 +38,7 @@ from service.model_registry import ModelRegistry, resolve
 from service.portability import Portability
 from service.readiness import Readiness
 from service.reembedding import Reembedding
+from service.reserve import Reserve
 from service.retention import Retention
 from service.settings import Settings
 from service.training_record import TrainingRecord
@@ -127,8 +128,9 @@ async def open_resources(
             )
             registry = ModelRegistry(settings, engine)
             record = TrainingRecord.of(settings.data_dir)
+            reserve = Reserve(settings.reserve_file, settings.reserve_bytes)
             sweeping = asyncio.create_task(
-                Retention(settings, store, writers, galleries).run(), name="retention"
+                Retention(settings, store, writers, galleries, reserve).run(), name="retention"
             )
             stopping = Event()
             warm_up = asyncio.create_task(
@@ -149,7 +151,7 @@ async def open_resources(
                     enrolment=Enrolment(store, writers, intake, model),
                     identification=Identification(store, galleries, intake, model, metrics),
                     verification=Verification(store, galleries, intake, model, metrics),
-                    erasure=Erasure(store, writers, galleries, record, settings),
+                    erasure=Erasure(store, writers, galleries, record, reserve, settings),
                     portability=Portability(settings, store, writers, registry),
                 )
             finally:

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Final
 
 from sqlalchemy import select
@@ -25,6 +26,7 @@ from service.gallery.store import GalleryStore
 from service.gallery.tables import GalleryRow
 from service.jobs.leftovers import remove_leftovers, remove_old
 from service.jobs.queue import JobQueue
+from service.reserve import Reserve
 from service.settings import Settings
 from service.writers import Writers
 
@@ -50,12 +52,14 @@ class Retention:
         store: GalleryStore,
         writers: Writers,
         galleries: GalleryCache,
+        reserve: Reserve,
         clock: Callable[[], datetime] = now,
     ) -> None:
         self._settings = settings
         self._store = store
         self._writers = writers
         self._galleries = galleries
+        self._reserve = reserve
         self._clock = clock
 
     async def run(self) -> None:
@@ -85,7 +89,8 @@ class Retention:
             before = sequences
             while True:
                 erased, vanished = await self._writers.run(
-                    erase_older, self._store.engine, gallery_id, at, _AT_ONCE
+                    self._reserve.spend,
+                    partial(erase_older, self._store.engine, gallery_id, at, _AT_ONCE),
                 )
                 sequences += erased
                 subjects += vanished
@@ -118,4 +123,5 @@ class Retention:
         queue = JobQueue.of(self._store.engine, self._settings)
         folders = self._settings.jobs_dir
         remove_leftovers(queue, folders)
+        self._reserve.fill()  # if an erasure has used it and could not
         return remove_old(queue, folders, at - timedelta(days=self._settings.job_retention_days))

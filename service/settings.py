@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _ROOT = Path(__file__).parent.parent
@@ -72,6 +72,7 @@ class Settings(BaseSettings):
     # Retention
     sweep_seconds: PositiveFloat = 3600.0  # between two looks for what is too old
     job_retention_days: PositiveInt = 30  # of an ended job's folder
+    reserve_bytes: NonNegativeInt = 16 * 2**20  # of the disk, so that a full one can be erased from
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod
@@ -100,6 +101,11 @@ class Settings(BaseSettings):
     def models_dir(self) -> Path:
         """Where this deployment keeps the checkpoints it made or was given."""
         return self.data_dir / "models"
+
+    @property
+    def reserve_file(self) -> Path:
+        """What holds the space that erasures may need."""
+        return self.data_dir / "reserve"
 
     @property
     def jobs_dir(self) -> Path:

@@ -19,6 +19,7 @@ from service.gallery.cache import GalleryCache
 from service.gallery.records import NewSequence, SequenceQuality
 from service.gallery.store import GalleryStore
 from service.jobs.queue import JobQueue
+from service.reserve import Reserve
 from service.retention import Retention, Swept
 from service.settings import Settings
 from service.writers import Writers
@@ -53,7 +54,8 @@ def sweep(settings: Settings, store: GalleryStore) -> Iterator[Callable[[datetim
 
     def run(at: datetime) -> Swept:
         galleries = GalleryCache(never, max_bytes=1)  # type: ignore[arg-type]
-        retention = Retention(settings, store, writers, galleries, clock=lambda: at)
+        reserve = Reserve(settings.reserve_file, settings.reserve_bytes)
+        retention = Retention(settings, store, writers, galleries, reserve, clock=lambda: at)
         return asyncio.run(retention.sweep())
 
     yield run

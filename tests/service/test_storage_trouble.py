@@ -7,6 +7,7 @@ import io
 import signal
 import socket
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -16,11 +17,13 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from sqlalchemy import Pool, event
+from sqlalchemy import Engine, Pool, event
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 import service.database
 from service.problems import render_http
+from service.reserve import Reserve
 from service.serving import CannotServe
 from service.serving import serve as serve_forever
 from service.settings import Settings
@@ -78,6 +81,65 @@ def test_a_full_disk_is_507_and_nothing_is_half_written(serve: Serve, tmp_path: 
     with closing(sqlite3.connect(tmp_path / "data" / "gaitid.sqlite")) as database:
         assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert database.execute("PRAGMA foreign_key_check").fetchall() == []
+
+
+@contextmanager
+def full_while(path: Path) -> Iterator[None]:
+    """A disk on which no row can be deleted while the file is there."""
+
+    def refuse(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("DELETE FROM sequence") and path.exists():
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise OperationalError(statement, None, error)
+
+    event.listen(Engine, "before_cursor_execute", refuse)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "before_cursor_execute", refuse)
+
+
+def test_a_full_disk_can_be_erased_from_with_the_space_reserved_for_that(
+    serve: Serve, tmp_path: Path
+) -> None:
+    client = serve(reserve_bytes=50_000)
+    reserve = tmp_path / "data" / "reserve"
+    enrol(client, "anna", walk(1))
+    enrol(client, "bert", walk(2))
+    deadline = time.monotonic() + 20
+    while not reserve.exists() or reserve.stat().st_size < 50_000:  # the first sweep takes it
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert reserve.stat().st_size == 50_000
+    assert reserve.stat().st_blocks * 512 >= 50_000
+    with full_while(reserve):
+        assert client.delete("/subjects/anna").status_code == 200
+    assert client.get("/subjects").json()["items"][0]["subject_id"] == "bert"
+    assert reserve.stat().st_size == 50_000  # taken again
+    with full_while(tmp_path):  # and that was not enough
+        problem(client.delete("/subjects/bert"), 507)
+    assert client.get("/subjects/bert").status_code == 200
+
+
+def test_a_service_without_a_reserve_keeps_none(serve: Serve, tmp_path: Path) -> None:
+    client = serve(reserve_bytes=0)
+    enrol(client, "anna", walk(1))
+    with full_while(tmp_path):
+        problem(client.delete("/subjects/anna"), 507)
+    assert not (tmp_path / "data" / "reserve").exists()
+
+
+def test_a_disk_with_no_room_for_a_reserve_is_said_and_survived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    Reserve(tmp_path / "reserve", 4096).fill()
+    assert "no space to reserve" in caplog.text
+    assert not (tmp_path / "reserve").exists()
 
 
 def test_an_import_that_fills_the_disk_is_507_and_leaves_nothing(
