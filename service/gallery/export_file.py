@@ -242,7 +242,7 @@ class ExportFile:
                 f"{name} is larger than {_MOST_LIST_BYTES} bytes.", Reason(name, "too_large")
             )
         number = 0
-        with self._zip.open(member) as lines:
+        with self._open(member) as lines:
             while line := self._take(name, lines):
                 number += 1
                 where = f"{name} line {number}"
@@ -254,6 +254,12 @@ class ExportFile:
                     raise _broken(where, _first(error)) from error
                 _check_time(where, record.created_at)
                 yield where, record
+
+    def _open(self, member: zipfile.ZipInfo) -> IO[bytes]:
+        try:
+            return self._zip.open(member)
+        except Exception as error:  # zipfile has no common error over broken input
+            raise _broken(member.filename, "it cannot be unpacked") from error
 
     @staticmethod
     def _take(name: str, lines: IO[bytes]) -> bytes:

@@ -230,7 +230,8 @@ class JobQueue:
         """End the job badly; raises `LeaseLost`."""
         with _writing(self._engine) as session:
             row = _held(session, lease)
-            _fail(session, row, reason)
+            # Without its walks a job fails in many ways, of which none is the reason.
+            _fail(session, row, ERASED if row.error == ERASED else reason)
             return _snapshot(row)
 
     def stopped(self, lease: Lease) -> Job:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 import json
 import struct
+import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import numpy as np
 import pytest
 from sqlalchemy.orm import Session
 
+from service import portability
 from service.auth import Scope, create_key
 from service.client import Client, Refused, ServiceUnreachable
 from service.database import open_database, writing
@@ -407,6 +410,12 @@ def doubled(content: Members) -> bytes:
     return file.getvalue()
 
 
+def renamed(file: bytes) -> bytes:
+    """The list of sequences has another name in its own header than in the directory."""
+    start = file.index(b"sequences.jsonl")
+    return file[:start] + b"S" + file[start + 1 :]
+
+
 NO_EXPORT: dict[str, Callable[[Members], bytes]] = {
     "nothing": lambda _: b"",
     "text": lambda _: b"not a zip at all",
@@ -417,6 +426,7 @@ NO_EXPORT: dict[str, Callable[[Members], bytes]] = {
     "an encrypted export": lambda c: encrypted(packed(c)),
     "an export packed otherwise": lambda c: packed(c, zipfile.ZIP_LZMA),
     "a member twice": doubled,
+    "a member under two names": lambda c: renamed(packed(c)),
     "damage in the middle": lambda c: (
         (file := packed(c))[: len(file) // 2] + bytes(64) + file[len(file) // 2 + 64 :]
     ),
@@ -444,6 +454,43 @@ def test_bombs_are_refused_before_they_are_unpacked(
     struct.pack_into("<I", file, len(file) - 10, 2**31)
     body = problem(put(shared, "copy", bytes(file)), 413)
     assert body["errors"][0]["reason"] == "too_many_sequences"
+
+
+def test_one_gallery_is_imported_at_a_time(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = serve()
+    file = export(client)
+    begun, go_on = threading.Event(), threading.Event()
+    receive = portability._receive
+
+    async def announced(body: AsyncIterator[bytes], into: IO[bytes]) -> None:
+        begun.set()
+        await receive(body, into)
+
+    def slowly() -> Iterator[bytes]:
+        yield file[:100]
+        go_on.wait(20)
+        yield file[100:]
+
+    monkeypatch.setattr(portability, "_receive", announced)
+    with ThreadPoolExecutor(1) as other, httpx.Client(base_url=client.base_url) as slow:
+        first_import = other.submit(
+            lambda: slow.put("/galleries/first/import", content=slowly(), timeout=30)
+        )
+        assert begun.wait(20)
+        refused = put(client, "second", file)
+        go_on.set()
+        assert problem(refused, 503)["type"] == "/problems/overloaded"
+        assert int(refused.headers["retry-after"]) >= 1
+        assert first_import.result().status_code == 201
+    assert put(client, "second", file).status_code == 201
+
+
+def test_asking_for_the_head_of_an_export_makes_none(serve: Serve) -> None:
+    client = serve()
+    fill(client)
+    answer = client.head("/galleries/lab/export")
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert client.get("/healthz").status_code == 200
 
 
 def test_a_walk_longer_than_this_service_takes_is_413(tmp_path: Path, models: Path) -> None:

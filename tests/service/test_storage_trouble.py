@@ -279,6 +279,14 @@ def test_a_database_that_cannot_be_opened_is_one_sentence_at_start(settings: Set
 
 
 @pytest.mark.usefixtures("own_signals")
+def test_a_damaged_key_of_the_receipts_is_one_sentence_at_start(settings: Settings) -> None:
+    settings.data_dir.mkdir(parents=True)
+    (settings.data_dir / "receipts.key").write_bytes(b"not a key")
+    with pytest.raises(CannotServe, match=r"receipts\.key in the data folder does not hold a key"):
+        _start(settings)
+
+
+@pytest.mark.usefixtures("own_signals")
 def test_a_damaged_checkpoint_is_one_sentence_at_start(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "models" / "default")
     with (tmp_path / "models" / "default" / "weights.safetensors").open("r+b") as weights:
