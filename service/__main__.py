@@ -129,9 +129,10 @@ def export_gallery(
     out: Annotated[Path, typer.Argument(help="The .zip to write.")],
     data_dir: DataDir = None,
 ) -> None:
-    """Write a gallery's walks to a file that `python -m training pack` reads."""
+    """Write a gallery's walks to a file, out of the database, as jobs do to train on them."""
     from service.audit.entries import COMMAND, Entry
     from service.errors import NotFound
+    from service.gallery.export import GalleryChanged
     from service.gallery.export import export_gallery as export
 
     settings = _settings(data_dir=data_dir)
@@ -139,7 +140,7 @@ def export_gallery(
         audit.changed(Entry("export_gallery", gallery), COMMAND)
         try:
             walks = export(engine, gallery, out)
-        except NotFound as error:
+        except (NotFound, GalleryChanged) as error:
             raise CommandFailed(str(error)) from error
     typer.echo(f"{walks} walks")
 
@@ -322,6 +323,48 @@ def calibrate(
     typer.echo(
         f"threshold {found['threshold']:.4f} ({found['method']}{interval}) for "
         f"{found['target_fpir']:g} false matches a search with {found['gallery_subjects']} enrolled"
+    )
+
+
+# Whole galleries
+
+
+@app.command("export")
+def export_whole_gallery(
+    gallery: Annotated[str, typer.Argument(help="The gallery's name.")],
+    out: Annotated[Path, typer.Argument(dir_okay=False, help="The .zip to write.")],
+    embeddings: Annotated[
+        bool, typer.Option(help="With the models' embeddings, which are made again otherwise.")
+    ] = True,
+    url: Url = _LOCAL,
+    api_key: ApiKey = None,
+) -> None:
+    """Bring a whole gallery of a running service home as one file."""
+    from service.progress import transfer
+
+    with _complaints(), _client(url, api_key) as client, transfer(gallery, None) as transferred:
+        client.export_gallery(gallery, out, embeddings=embeddings, transferred=transferred)
+    typer.echo(f"{out}: {out.stat().st_size} bytes")
+
+
+@app.command("import")
+def import_whole_gallery(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="An export.")],
+    gallery: Annotated[str, typer.Option(help="Name of the gallery to make.")],
+    url: Url = _LOCAL,
+    api_key: ApiKey = None,
+) -> None:
+    """Make a new gallery of an exported one."""
+    from service.progress import transfer
+
+    with (
+        _client(url, api_key) as client,
+        transfer(file.name, file.stat().st_size) as transferred,
+    ):
+        made = client.import_gallery(file, gallery, transferred=transferred)
+    typer.echo(
+        f"{made.gallery.name}: {made.gallery.subjects} subjects, {made.gallery.sequences} "
+        f"sequences, {made.sequence_ids} ids, {made.embeddings['taken']} embeddings taken over"
     )
 
 

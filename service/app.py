@@ -31,6 +31,7 @@ from service.routes import (
     jobs,
     models,
     page,
+    portability,
     sequences,
     subjects,
 )
@@ -67,7 +68,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         dependencies=[Depends(only_known_fields)],
     )
     problems.install(app)
-    for router in (health, page, enroll, identify, galleries, subjects, sequences, audited):
+    for router in (
+        health,
+        page,
+        enroll,
+        identify,
+        galleries,
+        portability,
+        subjects,
+        sequences,
+        audited,
+    ):
         app.include_router(router.router)
     for router in (jobs, models, announced):
         app.include_router(router.router, dependencies=[Depends(requires(Scope.JOBS))])
@@ -79,6 +90,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         BodyGuard,
         max_bytes=settings.max_request_bytes,
         max_json_bytes=settings.max_json_bytes,
+        max_import_bytes=settings.max_import_bytes,
         max_uploads=settings.max_uploads,
         max_idle_seconds=settings.max_upload_idle_seconds,
     )

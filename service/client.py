@@ -7,11 +7,12 @@ Refused              the service answered with a problem: status, slug, detail, 
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -20,6 +21,7 @@ Walk = Path | tuple[str, bytes]
 """One walk to upload: a file, or a name and its bytes."""
 
 _RECONNECTS = 10
+_PIECE = 2**18
 _Page = TypeVar("_Page", bound="_Model")
 
 
@@ -163,6 +165,26 @@ class Model(_Model):
     card: dict[str, Any] = {}
 
 
+class ImportedGallery(_Model):
+    """One gallery, as an import has made it."""
+
+    name: str
+    subjects: int
+    sequences: int
+
+
+class Import(_Model):
+    """What an import has made; `sequence_ids` are "kept" or "new"."""
+
+    gallery: ImportedGallery
+    sequence_ids: str
+    embeddings: dict[str, int]
+
+
+Transferred = Callable[[int], object]
+"""Told how many more bytes have gone over the wire."""
+
+
 class Client:
     """A connection to one service. To be closed, or used in a `with`."""
 
@@ -245,6 +267,53 @@ class Client:
     def subjects(self, *, gallery: str = "default") -> Iterator[Subject]:
         """Everybody who is enrolled."""
         return self._pages("/subjects", {"gallery": gallery}, Subject)
+
+    # Whole galleries
+
+    def export_gallery(
+        self,
+        gallery: str,
+        path: Path,
+        *,
+        embeddings: bool = True,
+        transferred: Transferred = lambda _count: None,
+    ) -> None:
+        """Bring a whole gallery home as one file, which appears when it is complete."""
+        partial = path.with_name(f".{path.name}.part")
+        params = {"embeddings": str(embeddings).lower()}
+        try:
+            with self._http.stream("GET", f"/galleries/{gallery}/export", params=params) as answer:
+                if answer.is_error:
+                    answer.read()
+                _raise_for_problem(answer)
+                # Biometric data: for this user only, from the first byte.
+                with _private(partial) as file:
+                    for piece in answer.iter_bytes():
+                        file.write(piece)
+                        transferred(len(piece))
+            partial.replace(path)
+        except httpx.TransportError as error:
+            raise ServiceUnreachable(f"{self._http.base_url}: {error}") from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def import_gallery(
+        self, path: Path, gallery: str, *, transferred: Transferred = lambda _count: None
+    ) -> Import:
+        """Make a new gallery of an exported one."""
+        with path.open("rb") as file:
+            content = self._answer(
+                "PUT",
+                f"/galleries/{gallery}/import",
+                content=_pieces(file, transferred),
+                headers={
+                    "Content-Type": "application/zip",
+                    "Content-Length": str(path.stat().st_size),
+                },
+                # The whole file is looked through before the answer comes.
+                timeout=httpx.Timeout(self._http.timeout.write, read=None),
+            )
+        return Import.model_validate(content)
 
     # Jobs and models
 
@@ -384,6 +453,16 @@ class Client:
 def _upload(walk: Walk) -> tuple[str, tuple[str, bytes]]:
     name, content = (walk.name, walk.read_bytes()) if isinstance(walk, Path) else walk
     return "sequence", (name, content)
+
+
+def _private(path: Path) -> IO[bytes]:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+
+
+def _pieces(file: IO[bytes], transferred: Transferred) -> Iterator[bytes]:
+    while piece := file.read(_PIECE):
+        yield piece
+        transferred(len(piece))
 
 
 def _raise_for_problem(response: httpx.Response) -> None:

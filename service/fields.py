@@ -43,6 +43,14 @@ GalleryName = Annotated[
         description="1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or digit.",
     ),
 ]
+MaxAgeDays = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=36_500,
+        description="Days after its enrolment at which a sequence is erased by itself.",
+    ),
+]
 ThresholdField = Annotated[
     float,
     Field(

@@ -14,6 +14,8 @@ the two and the client retries after the hold.
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -26,6 +28,10 @@ from service.errors import Conflict, Invalid, Reason
 
 HOLD = timedelta(minutes=2)
 KEPT = timedelta(hours=24)
+_PAGE = 500
+# Whatever an answer's JSON has in quotes and could be an id: found at every quote, so that one
+# within a text does not hide what follows it.
+_QUOTED = re.compile(r'"(?=([A-Za-z0-9._:@-]{1,128})")')
 
 
 class IdempotencyRow(Table):
@@ -151,12 +157,36 @@ def keep(session: Session, hold: Hold | None, answer: Answer) -> None:
         )
 
 
-def forget_answers_about(session: Session, subject_ids: list[str]) -> None:
-    """Delete kept answers that name one of these subjects (they are erased)."""
-    for subject_id in subject_ids:
+def forget_answers_about(session: Session, names: Collection[str]) -> None:
+    """Delete kept answers that name one of these subjects or sequences (they are erased)."""
+    erased = frozenset(names)
+    kept = select(IdempotencyRow.key_hash, IdempotencyRow.body).where(
+        IdempotencyRow.status.is_not(None)
+    )
+    naming = [
+        row.key_hash
+        for row in session.execute(kept.execution_options(yield_per=_PAGE))
+        if not erased.isdisjoint(_QUOTED.findall(row.body))
+    ]
+    _delete_answers(session, naming)
+
+
+def forget_answers_at(session: Session, location: str) -> None:
+    """Delete kept answers that made what was there, which is erased."""
+    kept = select(IdempotencyRow.key_hash, IdempotencyRow.headers).where(
+        IdempotencyRow.status.is_not(None)
+    )
+    rows = session.execute(kept.execution_options(yield_per=_PAGE))
+    _delete_answers(
+        session, [row.key_hash for row in rows if row.headers.get("location") == location]
+    )
+
+
+def _delete_answers(session: Session, key_hashes: Sequence[str]) -> None:
+    for start in range(0, len(key_hashes), _PAGE):
         session.execute(
             delete(IdempotencyRow).where(
-                IdempotencyRow.body.contains(f'"{subject_id}"', autoescape=True)
+                IdempotencyRow.key_hash.in_(key_hashes[start : start + _PAGE])
             )
         )
 

@@ -170,6 +170,10 @@ class ModelRegistry:
             _flush(target.parent)
         return ModelRow(name=name, digest=digest, job_id=job_id, metrics=metrics, created_at=now())
 
+    def withdraw(self, name: str) -> None:
+        """Remove a model that `add_trained` copied and that is not to be registered after all."""
+        shutil.rmtree(self._settings.models_dir / name)
+
     def _names(self) -> Iterator[str]:
         for folder in (self._settings.shipped_models_dir, self._settings.models_dir):
             if folder.is_dir():

@@ -1,15 +1,20 @@
-"""A job's progress as a bar in a terminal."""
+"""Progress as a bar in a terminal: of a job, of a file that goes over the wire."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 
 from service.client import Client, Job
@@ -44,6 +49,22 @@ def follow(client: Client, job_id: str, *, console: Console | None = None) -> Jo
                 case "evaluation":
                     bar.update(task, figures=figures(event.data["metrics"], most=2))
     return client.job(job_id)
+
+
+@contextmanager
+def transfer(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar over bytes on stderr; the total may be unknown. Yields what to tell of new ones."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )
+    with bar:
+        task = bar.add_task(description, total=total)
+        yield lambda count: bar.advance(task, count)
 
 
 def figures(metrics: dict[str, object], *, most: int | None = None) -> str:

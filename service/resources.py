@@ -38,9 +38,13 @@ from service.intake import Intake
 from service.metrics import Metrics
 from service.model_in_use import ModelInUse
 from service.model_registry import ModelRegistry, resolve
+from service.portability import Portability
 from service.readiness import Readiness
 from service.reembedding import Reembedding
+from service.reserve import Reserve
+from service.retention import Retention
 from service.settings import Settings
+from service.training_record import TrainingRecord
 from service.verification import Verification
 from service.writers import Writers
 
@@ -67,6 +71,7 @@ class Resources:
     identification: Identification
     verification: Verification
     erasure: Erasure
+    portability: Portability
 
 
 def open_engine(settings: Settings) -> Engine:
@@ -133,6 +138,12 @@ async def open_resources(
                 clean=settings.clean_silhouettes,
                 max_pending=settings.max_pending,
             )
+            registry = ModelRegistry(settings, engine)
+            record = TrainingRecord.of(settings.data_dir)
+            reserve = Reserve(settings.reserve_file, settings.reserve_bytes)
+            sweeping = asyncio.create_task(
+                Retention(settings, store, writers, galleries, reserve).run(), name="retention"
+            )
             stopping = Event()
             warm_up = asyncio.create_task(
                 _warm_up(store, galleries, reembedding, model.digest, readiness, stopping),
@@ -144,7 +155,7 @@ async def open_resources(
                     settings=settings,
                     engine=engine,
                     encoder=encoder,
-                    registry=ModelRegistry(settings, engine),
+                    registry=registry,
                     metrics=metrics,
                     audit=audit,
                     readiness=readiness,
@@ -154,12 +165,14 @@ async def open_resources(
                     enrolment=Enrolment(store, writers, intake, model),
                     identification=Identification(store, galleries, intake, model, metrics),
                     verification=Verification(store, galleries, intake, model, metrics),
-                    erasure=Erasure(store, writers, galleries),
+                    erasure=Erasure(store, writers, galleries, record, reserve, settings),
+                    portability=Portability(settings, store, writers, registry),
                 )
             finally:
                 stopping.set()
                 tidying.cancel()
-                await asyncio.gather(warm_up, tidying, return_exceptions=True)
+                sweeping.cancel()
+                await asyncio.gather(warm_up, tidying, sweeping, return_exceptions=True)
 
 
 async def _tidy(audit: AuditRecord) -> None:

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
 from service.enrolment import Enrolled
-from service.fields import GalleryName
+from service.fields import GalleryName, MaxAgeDays
+from service.gallery.importing import Imported
 from service.gallery.records import (
     ErasureReceipt,
     GalleryRecord,
@@ -218,6 +219,13 @@ class GalleryRequest(Schema):
 
     name: GalleryName
     metadata: dict[str, Any] = Field(default={}, description="A flat object of scalars.")
+    max_age_days: MaxAgeDays | None = None
+
+
+class GalleryChange(Schema):
+    """The body of PATCH /galleries/{gallery}."""
+
+    max_age_days: MaxAgeDays | None
 
 
 class GalleryAnswer(Schema):
@@ -229,6 +237,9 @@ class GalleryAnswer(Schema):
     model: ModelReference
     operating_point: dict[str, Any] | None
     metadata: Metadata
+    max_age_days: int | None = Field(
+        description="Days after which a sequence is erased by itself; null: never."
+    )
     created_at: Timestamp
 
     @classmethod
@@ -248,7 +259,29 @@ class GalleryAnswer(Schema):
                 **point.shown(model.digest, record.subjects),
             },
             metadata=record.metadata,
+            max_age_days=record.max_age_days,
             created_at=record.created_at,
+        )
+
+
+class ImportAnswer(Schema):
+    """What an import has made.
+
+    `sequence_ids` are `new` when any of those in the file is taken here. Of the embeddings `left`
+    is what no model here has made; what is missing is made when it is first needed.
+    """
+
+    gallery: GalleryAnswer
+    sequence_ids: Literal["kept", "new"]
+    embeddings: dict[Literal["taken", "left"], int]
+
+    @classmethod
+    def of(cls, imported: Imported, model: ModelInUse) -> Self:
+        """From the use case's result."""
+        return cls(
+            gallery=GalleryAnswer.of(imported.gallery, model),
+            sequence_ids="kept" if imported.ids_kept else "new",
+            embeddings={"taken": imported.embeddings, "left": imported.embeddings_left},
         )
 
 
@@ -320,13 +353,19 @@ class SubjectWithSequences(Schema):
 
 
 class ReceiptAnswer(Schema):
-    """What an erasure took away."""
+    """What an erasure took away, and what it could not reach."""
 
     receipt_id: str
     gallery: str
     subject_id: str | None
     erased: dict[Literal["subjects", "sequences", "embeddings"], int]
     sequence_ids: list[str]
+    models: list[str] = Field(
+        description="Models that learned from an erased subject, directly or through a teacher."
+    )
+    jobs: list[str] = Field(
+        description="Jobs that were cancelled because they worked on walks of the gallery."
+    )
     erased_at: Timestamp
 
     @classmethod
@@ -342,6 +381,8 @@ class ReceiptAnswer(Schema):
                 "embeddings": receipt.embeddings,
             },
             sequence_ids=list(receipt.sequence_ids),
+            models=list(receipt.models),
+            jobs=list(receipt.jobs),
             erased_at=receipt.erased_at,
         )
 

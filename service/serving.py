@@ -28,6 +28,7 @@ from service.listening import url_of
 from service.model_registry import resolve
 from service.resources import open_engine
 from service.settings import Settings
+from service.training_record import BrokenKey, TrainingRecord
 
 
 class CannotServe(Exception):
@@ -54,7 +55,8 @@ def _preflight(settings: Settings) -> None:
     try:
         check_exposure(settings, engine)
         checkpoint.load(resolve(settings, settings.model))
-    except (Exposed, NotFound, CheckpointError) as error:
+        TrainingRecord.of(settings.data_dir)
+    except (Exposed, NotFound, CheckpointError, BrokenKey) as error:
         raise CannotServe(str(error)) from error
     finally:
         engine.dispose()

@@ -8,7 +8,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, field_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.rates import UNLIMITED, Rate
@@ -67,6 +74,7 @@ class Settings(BaseSettings):
     max_uploads: PositiveInt = 32  # requests with files at once; they are spooled to disk
     max_upload_idle_seconds: PositiveFloat = 30.0  # without a byte of an unfinished body
     max_json_bytes: PositiveInt = 2**20  # of a request whose body is JSON
+    max_import_bytes: PositiveInt = 4 * 2**30  # of a gallery that is imported; kept in data_dir
     decode_workers: PositiveInt = 2  # each may hold max_decoded_bytes
     clean_silhouettes: bool = True
 
@@ -85,6 +93,11 @@ class Settings(BaseSettings):
     lease_seconds: PositiveFloat = 30.0
     job_max_attempts: PositiveInt = 3
     cancel_grace_seconds: PositiveFloat = 3.0
+
+    # Retention
+    sweep_seconds: PositiveFloat = 3600.0  # between two looks for what is too old
+    job_retention_days: PositiveInt = 30  # of an ended job's folder
+    reserve_bytes: NonNegativeInt = 16 * 2**20  # of the disk, so that a full one can be erased from
 
     @field_validator("rate_limit", "wrong_key_rate")
     @classmethod
@@ -125,6 +138,11 @@ class Settings(BaseSettings):
     def models_dir(self) -> Path:
         """Where this deployment keeps the checkpoints it made or was given."""
         return self.data_dir / "models"
+
+    @property
+    def reserve_file(self) -> Path:
+        """What holds the space that erasures may need."""
+        return self.data_dir / "reserve"
 
     @property
     def jobs_dir(self) -> Path:

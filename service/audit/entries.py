@@ -101,6 +101,16 @@ def new_gallery(gallery: GalleryRecord) -> Entry:
     return Entry("create_gallery", gallery.name)
 
 
+def export(gallery: str, *, embeddings: bool) -> Entry:
+    """A whole gallery that was given out."""
+    return Entry("export_gallery", gallery, details={"embeddings": embeddings})
+
+
+def imported(gallery: GalleryRecord) -> Entry:
+    """A whole gallery that was taken in."""
+    return Entry("import_gallery", gallery.name, details={"sequences": gallery.sequences})
+
+
 def erasure(what: Literal["subject", "sequence", "gallery"], receipt: ErasureReceipt) -> Entry:
     """What went, by number: who it was is not to be found any more."""
     return Entry(

@@ -2,10 +2,14 @@
 
 SQLite overwrites what it deletes (`secure_delete`); the write-ahead log still holds older pages,
 so it is emptied into the database afterwards. Answers kept for idempotency keys may name a
-subject, so those that do go too.
+subject or a sequence, so those that do go too, and jobs that work on copies of the gallery's walks
+are cancelled.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, Engine, delete, func, select
 from sqlalchemy.orm import Session
@@ -21,10 +25,20 @@ from service.gallery.tables import (
     SequenceRow,
     SubjectRow,
 )
-from service.idempotency import forget_answers_about
+from service.idempotency import forget_answers_about, forget_answers_at
+from service.jobs.queue import cancel_those_that_hold
+
+ModelsOf = Callable[[Session, str, Sequence[str]], tuple[str, ...]]
+"""The names of the models that learned from any of these subjects of a gallery."""
 
 
-def erase_subject(engine: Engine, gallery: str, subject_id: str) -> ErasureReceipt:
+def _none_known(_session: Session, _gallery: str, _subject_ids: Sequence[str]) -> tuple[str, ...]:
+    return ()
+
+
+def erase_subject(
+    engine: Engine, gallery: str, subject_id: str, models_of: ModelsOf = _none_known
+) -> ErasureReceipt:
     """Erase a subject with every sequence; raises `NotFound`."""
     with Session(writing(engine)) as session, session.begin():
         gallery_id, revision = raise_revision(session, gallery)
@@ -38,12 +52,16 @@ def erase_subject(engine: Engine, gallery: str, subject_id: str) -> ErasureRecei
             )
         )
         embeddings = _erase_sequences(session, gallery_id, revision, sequence_ids)
-        _delete_subject(session, gallery_id, subject_id)
+        _delete_subjects(session, gallery_id, [subject_id])
+        jobs = cancel_those_that_hold(session, gallery)
+        models = models_of(session, gallery, [subject_id])
     empty_log(engine)
-    return _receipt(gallery, subject_id, 1, sequence_ids, embeddings)
+    return _receipt(gallery, subject_id, 1, sequence_ids, embeddings, models, jobs)
 
 
-def erase_sequence(engine: Engine, sequence_id: str) -> ErasureReceipt:
+def erase_sequence(
+    engine: Engine, sequence_id: str, models_of: ModelsOf = _none_known
+) -> ErasureReceipt:
     """Erase a sequence, and its subject when it was the last one; raises `NotFound`."""
     with Session(writing(engine)) as session, session.begin():
         where = session.execute(
@@ -58,19 +76,21 @@ def erase_sequence(engine: Engine, sequence_id: str) -> ErasureReceipt:
         if session.get(SequenceRow, sequence_id) is None:  # erased while we waited for our turn
             raise missing_sequence(sequence_id)
         embeddings = _erase_sequences(session, gallery_id, revision, (sequence_id,))
-        left = session.scalar(
-            select(func.count()).where(
-                SequenceRow.gallery_id == gallery_id, SequenceRow.subject_id == subject_id
-            )
-        )
-        if not left:
-            _delete_subject(session, gallery_id, subject_id)
+        vanished = _without_sequences(session, gallery_id, [subject_id])
+        _delete_subjects(session, gallery_id, vanished)
+        jobs = cancel_those_that_hold(session, gallery)
+        models = models_of(session, gallery, [subject_id])
     empty_log(engine)
-    return _receipt(gallery, subject_id, 0 if left else 1, (sequence_id,), embeddings)
+    return _receipt(gallery, subject_id, len(vanished), (sequence_id,), embeddings, models, jobs)
 
 
-def erase_gallery(engine: Engine, gallery: str, *, keep: bool) -> ErasureReceipt:
-    """Erase a gallery with everything in it; with `keep` an empty one of that name remains."""
+def erase_gallery(
+    engine: Engine, gallery: str, *, keep: bool, models_of: ModelsOf = _none_known
+) -> ErasureReceipt:
+    """Erase a gallery with everything in it.
+
+    With `keep` an empty one of that name remains, which keeps what it gets for as long.
+    """
     with Session(writing(engine)) as session, session.begin():
         row = session.scalar(select(GalleryRow).where(GalleryRow.name == gallery).with_for_update())
         if row is None:
@@ -86,7 +106,9 @@ def erase_gallery(engine: Engine, gallery: str, *, keep: bool) -> ErasureReceipt
             )
         )
         embeddings = _count_embeddings(session, SequenceRow.gallery_id == row.id)
-        forget_answers_about(session, subject_ids)
+        forget_answers_about(session, [*subject_ids, *sequence_ids])
+        forget_answers_at(session, f"/galleries/{gallery}")
+        max_age_days = row.max_age_days
         session.execute(delete(GalleryRow).where(GalleryRow.id == row.id))
         if keep:
             session.add(
@@ -96,11 +118,44 @@ def erase_gallery(engine: Engine, gallery: str, *, keep: bool) -> ErasureReceipt
                     revision=0,
                     details={},
                     operating_point=None,
+                    max_age_days=max_age_days,
                     created_at=now(),
                 )
             )
+        jobs = cancel_those_that_hold(session, gallery)
+        models = models_of(session, gallery, subject_ids)
     empty_log(engine)
-    return _receipt(gallery, None, len(subject_ids), sequence_ids, embeddings)
+    return _receipt(gallery, None, len(subject_ids), sequence_ids, embeddings, models, jobs)
+
+
+def erase_older(engine: Engine, gallery_id: str, at: datetime, most: int) -> tuple[int, int]:
+    """Erase up to `most` sequences that were enrolled before the gallery's maximum age.
+
+    Returns how many sequences and subjects went; nothing when the gallery has no such age, is gone,
+    or has nothing so old. Jobs that work on a copy of the walks go on, because they end by
+    themselves and a gallery that loses its oldest every hour would never see one finish. The
+    write-ahead log is left for the caller to empty.
+    """
+    with Session(writing(engine)) as session, session.begin():
+        gallery = session.get(GalleryRow, gallery_id, with_for_update=True)
+        if gallery is None or gallery.max_age_days is None:
+            return 0, 0
+        rows = session.execute(
+            select(SequenceRow.id, SequenceRow.subject_id)
+            .where(
+                SequenceRow.gallery_id == gallery_id,
+                SequenceRow.created_at < at - timedelta(days=gallery.max_age_days),
+            )
+            .order_by(SequenceRow.created_at)
+            .limit(most)
+        ).all()
+        if not rows:
+            return 0, 0
+        _, revision = raise_revision(session, gallery.name)
+        _erase_sequences(session, gallery_id, revision, tuple(row.id for row in rows))
+        vanished = _without_sequences(session, gallery_id, {row.subject_id for row in rows})
+        _delete_subjects(session, gallery_id, vanished)
+        return len(rows), len(vanished)
 
 
 def _erase_sequences(
@@ -114,6 +169,7 @@ def _erase_sequences(
         session.add(
             ErasedSequenceRow(gallery_id=gallery_id, sequence_id=sequence_id, revision=revision)
         )
+    forget_answers_about(session, sequence_ids)
     return embeddings
 
 
@@ -127,13 +183,25 @@ def _count_embeddings(session: Session, of: ColumnElement[bool]) -> int:
     return session.scalar(query) or 0
 
 
-def _delete_subject(session: Session, gallery_id: str, subject_id: str) -> None:
-    forget_answers_about(session, [subject_id])
-    session.execute(
-        delete(SubjectRow).where(
-            SubjectRow.gallery_id == gallery_id, SubjectRow.subject_id == subject_id
-        )
+def _without_sequences(
+    session: Session, gallery_id: str, subject_ids: Collection[str]
+) -> Sequence[str]:
+    left = (
+        select(SequenceRow.subject_id)
+        .where(SequenceRow.gallery_id == gallery_id, SequenceRow.subject_id.in_(subject_ids))
+        .distinct()
     )
+    return sorted(set(subject_ids) - set(session.scalars(left)))
+
+
+def _delete_subjects(session: Session, gallery_id: str, subject_ids: Sequence[str]) -> None:
+    if subject_ids:
+        forget_answers_about(session, subject_ids)
+        session.execute(
+            delete(SubjectRow).where(
+                SubjectRow.gallery_id == gallery_id, SubjectRow.subject_id.in_(subject_ids)
+            )
+        )
 
 
 def _receipt(
@@ -142,6 +210,8 @@ def _receipt(
     subjects: int,
     sequence_ids: tuple[str, ...],
     embeddings: int,
+    models: tuple[str, ...],
+    jobs: tuple[str, ...],
 ) -> ErasureReceipt:
     return ErasureReceipt(
         receipt_id=new_id(),
@@ -150,5 +220,7 @@ def _receipt(
         subjects=subjects,
         sequence_ids=sequence_ids,
         embeddings=embeddings,
+        models=models,
+        jobs=jobs,
         erased_at=now(),
     )

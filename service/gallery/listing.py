@@ -36,6 +36,7 @@ def galleries(engine: Engine, *, limit: int, after: str | None) -> Page[GalleryR
                 sequences=sequences,
                 metadata=row.details,
                 operating_point=row.operating_point,
+                max_age_days=row.max_age_days,
                 created_at=row.created_at,
             )
             for row, subjects, sequences in session.execute(query)

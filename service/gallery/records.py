@@ -48,6 +48,7 @@ class GalleryRecord:
     sequences: int
     metadata: Metadata
     operating_point: dict[str, Any] | None
+    max_age_days: int | None
     created_at: datetime
 
 
@@ -104,7 +105,12 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class ErasureReceipt:
-    """What an erasure took away."""
+    """What an erasure took away, and what it could not.
+
+    Attributes:
+        models: names of the models that learned from an erased subject.
+        jobs: ids of the jobs that were cancelled because they held walks of the gallery.
+    """
 
     receipt_id: str
     gallery: str
@@ -112,4 +118,6 @@ class ErasureReceipt:
     subjects: int
     sequence_ids: tuple[str, ...]
     embeddings: int
+    models: tuple[str, ...]
+    jobs: tuple[str, ...]
     erased_at: datetime

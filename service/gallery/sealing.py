@@ -55,15 +55,12 @@ class Sealing:
 
     def seal_silhouettes(self, sequence_id: str, silhouettes: Silhouettes) -> bytes:
         """Silhouettes uint8 [s, 64, 64] for keeping; `ValueError` for any other shape."""
-        if silhouettes.dtype != np.uint8 or silhouettes.shape[1:] != (SIDE, SIDE):
-            raise ValueError(f"silhouettes must be uint8 [s, {SIDE}, {SIDE}]")
-        packed = zlib.compress(np.ascontiguousarray(silhouettes).tobytes(), 6)
-        return self._seal(packed, _silhouettes_of(sequence_id))
+        return self._seal(packed(silhouettes), _silhouettes_of(sequence_id))
 
     def silhouettes(self, sequence_id: str, kept: bytes, key_id: str | None) -> Silhouettes:
         """Undo `seal_silhouettes`: uint8 [s, 64, 64]; raises as `embedding` does."""
-        packed = self._open(kept, key_id, _silhouettes_of(sequence_id))
-        return np.frombuffer(zlib.decompress(packed), np.uint8).reshape(-1, SIDE, SIDE)
+        plain = self._open(kept, key_id, _silhouettes_of(sequence_id))
+        return np.frombuffer(zlib.decompress(plain), np.uint8).reshape(-1, SIDE, SIDE)
 
     def seal_embedding(self, sequence_id: str, digest: str, embedding: Embedding) -> bytes:
         """An embedding [p, c] for keeping: float32, little-endian, row by row."""
@@ -86,12 +83,12 @@ class Sealing:
 
         With encryption a keyed one, since a plain hash tells whoever has a walk that it is here.
         """
-        return _content_hash(self._current, silhouettes)
+        return content_hash(silhouettes, self._current)
 
     def content_hashes(self, silhouettes: Silhouettes) -> tuple[str, ...]:
         """Every hash that this walk may be kept under: by any of the keys, or from before them."""
         keys = (*self._keys.values(), None)
-        return tuple(_content_hash(key, silhouettes) for key in keys)
+        return tuple(content_hash(silhouettes, key) for key in keys)
 
     def reseal_silhouettes(self, sequence_id: str, kept: bytes, key_id: str | None) -> bytes:
         """The same silhouettes, sealed with the first key."""
@@ -119,6 +116,13 @@ class Sealing:
                 slug="encryption-key-missing",
             )
         return key.decrypt(kept, about)
+
+
+def packed(silhouettes: Silhouettes) -> bytes:
+    """Silhouettes uint8 [s, 64, 64] as plain rows keep them; `ValueError` for any other shape."""
+    if silhouettes.dtype != np.uint8 or silhouettes.shape[1:] != (SIDE, SIDE):
+        raise ValueError(f"silhouettes must be uint8 [s, {SIDE}, {SIDE}]")
+    return zlib.compress(np.ascontiguousarray(silhouettes).tobytes(), 6)
 
 
 _PLAIN = Sealing()
@@ -162,7 +166,8 @@ def _note(engine: Engine, key: EncryptionKey) -> None:
             session.get_one(EncryptionKeyRow, key.key_id)
 
 
-def _content_hash(key: EncryptionKey | None, silhouettes: Silhouettes) -> str:
+def content_hash(silhouettes: Silhouettes, key: EncryptionKey | None = None) -> str:
+    """SHA-256 of the normalised frames, keyed if there is a key."""
     content = np.ascontiguousarray(silhouettes).tobytes()
     return hashlib.sha256(content).hexdigest() if key is None else key.keyed_hash(content)
 

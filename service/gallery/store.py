@@ -52,6 +52,15 @@ def missing_gallery(name: str) -> NotFound:
     )
 
 
+def gallery_exists(name: str) -> Conflict:
+    """The error for a gallery whose name is taken."""
+    return Conflict(
+        f"The gallery {name!r} exists already. Choose another name, or use it as it is.",
+        Reason("name", "exists"),
+        slug="gallery-exists",
+    )
+
+
 def missing_sequence(sequence_id: str) -> NotFound:
     """The error for a sequence that does not exist."""
     return NotFound(
@@ -93,10 +102,15 @@ class GalleryStore:
             self.head(name)
 
     def create(
-        self, name: str, metadata: Metadata, also: Callable[[Session, GalleryRecord], None]
+        self,
+        name: str,
+        metadata: Metadata,
+        max_age_days: int | None,
+        also: Callable[[Session, GalleryRecord], None],
     ) -> GalleryRecord:
         """Create an empty gallery; raises `Conflict` when the name is taken."""
         row = _new_gallery(name, metadata)
+        row.max_age_days = max_age_days
         try:
             with Session(writing(self.engine)) as session, session.begin():
                 session.add(row)
@@ -104,11 +118,7 @@ class GalleryStore:
                 record = _gallery_record(row, 0, 0)
                 also(session, record)
         except IntegrityError as error:
-            raise Conflict(
-                f"The gallery {name!r} exists already. Choose another name, or use it as it is.",
-                Reason("name", "exists"),
-                slug="gallery-exists",
-            ) from error
+            raise gallery_exists(name) from error
         return record
 
     def gallery(self, name: str) -> GalleryRecord:
@@ -122,6 +132,18 @@ class GalleryStore:
                 for table in (SubjectRow, SequenceRow)
             )
             return _gallery_record(row, subjects, sequences)
+
+    def keep_for(self, name: str, max_age_days: int | None) -> None:
+        """Set how long a gallery keeps its sequences (None: for ever); raises `NotFound`."""
+        changed = (
+            update(GalleryRow)
+            .where(GalleryRow.name == name)
+            .values(max_age_days=max_age_days)
+            .returning(GalleryRow.id)
+        )
+        with Session(writing(self.engine)) as session, session.begin():
+            if session.scalar(changed) is None:
+                raise missing_gallery(name)
 
     def count_subjects(self, gallery_id: str) -> int:
         """How many people are enrolled."""
@@ -364,6 +386,7 @@ def _gallery_record(row: GalleryRow, subjects: int, sequences: int) -> GalleryRe
         sequences=sequences,
         metadata=row.details,
         operating_point=row.operating_point,
+        max_age_days=row.max_age_days,
         created_at=row.created_at,
     )
 

@@ -38,6 +38,8 @@ class GalleryRow(Table):
     revision: Mapped[int] = mapped_column(BigInteger)
     details: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)
     operating_point: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    # Sequences that were enrolled longer ago are erased; None keeps them.
+    max_age_days: Mapped[int | None]
     created_at: Mapped[datetime]
 
 
@@ -79,6 +81,7 @@ class SequenceRow(Table):
         Index("ix_sequence_gallery_revision", "gallery_id", "revision"),
         Index("ix_sequence_gallery_subject", "gallery_id", "subject_id"),
         Index("ix_sequence_key", "key_id"),
+        Index("ix_sequence_gallery_created", "gallery_id", "created_at"),
     )
 
 

@@ -34,7 +34,7 @@ def dataset_steps(
         if found is None:
             raise JobRefused(f"the dataset {dataset!r} is no longer there")
         return (), found
-    export, pack = scratch(folder) / "gallery.zip", scratch(folder) / "dataset.pack"
+    export, pack = gallery_export(folder), scratch(folder) / "dataset.pack"
     return (
         Step(
             "exporting the gallery",
@@ -50,6 +50,11 @@ def dataset_steps(
             output=pack,
         ),
     ), pack
+
+
+def gallery_export(folder: Path) -> Path:
+    """Where a job has the walks of the gallery that is its dataset."""
+    return scratch(folder) / "gallery.zip"
 
 
 def program(module: str, *arguments: str) -> tuple[str, ...]:

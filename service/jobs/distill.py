@@ -6,21 +6,28 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
 from service.errors import NotFound, ServiceError
-from service.jobs.datasets import dataset_steps, device, program
+from service.jobs.datasets import dataset_steps, device, gallery_export, program
 from service.jobs.job import Job
 from service.jobs.plan import JobRefused, Outcome, Step, partial, scratch
-from service.jobs.requests import DistillRequest, Override
+from service.jobs.queue import ERASED
+from service.jobs.requests import DistillRequest, GalleryDataset, Override
+from service.jobs.tables import JobRow
 from service.model_registry import ModelRegistry, resolve
 from service.settings import Settings
+from service.training_record import TrainingRecord, exported_subjects
 
 
 class DistillJob:
     """Makes a model from teachers."""
 
-    def __init__(self, settings: Settings, models: ModelRegistry) -> None:
+    def __init__(self, settings: Settings, models: ModelRegistry, record: TrainingRecord) -> None:
         self._settings = settings
         self._models = models
+        self._record = record
 
     def steps(self, job: Job, folder: Path) -> Sequence[Step]:
         """Export and pack the gallery if that is the dataset, train, export what was trained."""
@@ -43,17 +50,40 @@ class DistillJob:
         )
 
     def complete(self, job: Job, folder: Path) -> Outcome:
-        """Register the model under the name that was asked for."""
-        name = DistillRequest.model_validate(job.request).name
+        """Register the model under the name that was asked for, and whom it learned from."""
+        request = DistillRequest.model_validate(job.request)
+        name = request.name
+        _refuse_erased(job.error)
+        gallery, subject_ids = None, frozenset[str]()
+        if isinstance(request.dataset, GalleryDataset):
+            gallery = request.dataset.gallery
+            subject_ids = frozenset(exported_subjects(gallery_export(folder)))
+        ancestors = [*request.teachers, *filter(None, [request.student])]
         try:
             row = self._models.add_trained(name, _model(folder), job_id=job.id, metrics=job.metrics)
         except ServiceError as error:
             raise JobRefused(f"the model could not be registered: {error}") from error
+
+        def record(session: Session) -> None:
+            try:
+                _refuse_erased(session.scalar(select(JobRow.error).where(JobRow.id == job.id)))
+            except JobRefused:
+                self._models.withdraw(name)
+                raise
+            self._record.add(session, name, gallery, subject_ids, ancestors)
+
         return Outcome(
             {"model": name, "digest": row.digest},
             records=(row,),
+            also=record,
             spent=(_run(folder) / "state.pt", _checkpoint(folder)),
         )
+
+
+def _refuse_erased(error: str | None) -> None:
+    """Let no model come of walks that were erased while it learned from them."""
+    if error == ERASED:
+        raise JobRefused(ERASED)
 
 
 def run_arguments(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from sqlalchemy.orm import Session
 
 from service.database import Table
 from service.jobs.job import Job, JsonObject
+
+_TRIES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,24 @@ class Outcome:
 def scratch(folder: Path) -> Path:
     """The part of a job's folder that is removed when the job has ended."""
     return folder / "scratch"
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that somebody else may be removing, or still writing to, if it is there."""
+
+    def forgive_gone(_function: object, _path: str, raised: tuple[Any, ...]) -> None:
+        if not isinstance(raised[1], FileNotFoundError):
+            raise raised[1]
+
+    for _ in range(_TRIES):
+        try:
+            shutil.rmtree(folder, onerror=forgive_gone)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:  # else a file appeared meanwhile
+                raise
+        if not folder.exists():
+            return
+    raise OSError(errno.ENOTEMPTY, "files appear as fast as they are removed")
 
 
 class JobRefused(Exception):

@@ -26,6 +26,7 @@ from service.jobs.job import Progress as JobProgress
 from service.jobs.tables import JobEventRow, JobRow
 from service.settings import Settings
 
+ERASED = "some of the walks that it was working on were erased; start it again"
 Also = Callable[[Session, Job], None]
 """Work to do in the same transaction; what it raises rolls everything back."""
 
@@ -219,6 +220,7 @@ class JobQueue:
             if also is not None:
                 also(session)
             row.result = result
+            row.error = None  # it may have been cancelled, and too late
             row.step = row.total_steps if row.total_steps is not None else row.step
             row.eta_s = None
             _end(session, row, Status.SUCCEEDED)
@@ -228,7 +230,8 @@ class JobQueue:
         """End the job badly; raises `LeaseLost`."""
         with _writing(self._engine) as session:
             row = _held(session, lease)
-            _fail(session, row, reason)
+            # Without its walks a job fails in many ways, of which none is the reason.
+            _fail(session, row, ERASED if row.error == ERASED else reason)
             return _snapshot(row)
 
     def stopped(self, lease: Lease) -> Job:
@@ -252,6 +255,12 @@ class JobQueue:
             row.attempts -= 1
             self._return(session, row, "the worker was stopped")
             return _snapshot(row)
+
+    def ended_before(self, moment: datetime) -> frozenset[str]:
+        """Ids of the jobs that ended before a moment."""
+        query = select(JobRow.id).where(JobRow.finished_at < moment)
+        with Session(self._engine) as session:
+            return frozenset(session.scalars(query))
 
     def unfinished(self) -> frozenset[str]:
         """Ids of all jobs that have not ended."""
@@ -284,6 +293,33 @@ def queue_unless_claimed(session: Session, kind: str, request: JsonObject, *, cl
                 _add(session, kind, request, claim)
         except IntegrityError:  # PostgreSQL: another transaction was a moment faster
             return
+
+
+def cancel_those_that_hold(session: Session, gallery: str) -> tuple[str, ...]:
+    """Cancel the jobs that have begun on a gallery's walks, within a transaction that erases some.
+
+    A job that has not begun finds the gallery as it is then, and is left alone. The ids of those
+    that were cancelled, or are to be, come back.
+    """
+    held = session.scalars(
+        select(JobRow)
+        .where(JobRow.status.in_([status for status in Status if not status.final]))
+        .where(JobRow.attempts > 0)
+        .order_by(JobRow.id)
+        .with_for_update()
+    )
+    cancelled = []
+    for row in held:
+        if row.request.get("dataset") != {"gallery": gallery}:
+            continue
+        row.error = ERASED
+        if row.status == Status.QUEUED:
+            _end(session, row, Status.CANCELLED)
+        elif row.status == Status.RUNNING:
+            row.status = Status.CANCELLING
+            _append(session, row, "status", {"status": row.status})
+        cancelled.append(row.id)
+    return tuple(cancelled)
 
 
 def _add(session: Session, kind: str, request: JsonObject, claim: str | None) -> Job:

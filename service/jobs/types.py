@@ -10,12 +10,15 @@ from service.jobs.evaluate import EvaluateJob
 from service.jobs.plan import JobType
 from service.model_registry import ModelRegistry
 from service.settings import Settings
+from service.training_record import TrainingRecord
 
 
 def job_types(settings: Settings, engine: Engine) -> dict[str, JobType]:
     """What a worker of this deployment can run."""
     return {
         "calibrate": CalibrateJob(settings),
-        "distill": DistillJob(settings, ModelRegistry(settings, engine)),
+        "distill": DistillJob(
+            settings, ModelRegistry(settings, engine), TrainingRecord.of(settings.data_dir)
+        ),
         "evaluate": EvaluateJob(settings),
     }

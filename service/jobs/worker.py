@@ -22,7 +22,8 @@ from service.jobs.child import Child
 from service.jobs.events import Failed, Progress, RunEvent
 from service.jobs.guard import LOCKED
 from service.jobs.job import Job, Status
-from service.jobs.plan import JobRefused, JobType, Step, partial, scratch
+from service.jobs.leftovers import remove_leftovers
+from service.jobs.plan import JobRefused, JobType, Step, partial, remove_folder, scratch
 from service.jobs.queue import JobQueue, Lease, LeaseLost
 from service.jobs.reasons import OUTPUT, last_error_line, plain
 
@@ -71,7 +72,7 @@ class Worker:
 
     def run(self) -> None:
         """Run jobs until `stop` is called."""
-        self._sweep()
+        remove_leftovers(self._queue, self._folders)
         while not self._stop.is_set():
             if not self.run_one():
                 self._stop.wait(self._poll_s)
@@ -96,7 +97,7 @@ class Worker:
         job = self._attempt(lease, folder)
         # Only now: an attempt that is killed before its end is recorded is made again from these.
         if job.status.final:
-            shutil.rmtree(scratch(folder))
+            remove_folder(scratch(folder))
         return job
 
     def _attempt(self, lease: Lease, folder: Path) -> Job:
@@ -160,14 +161,6 @@ class Worker:
             raise _verdict(step, status, plain(why))
         if step.output is not None:
             partial(step.output).replace(step.output)
-
-    def _sweep(self) -> None:
-        """Remove the scratch of ended jobs that a killed worker left behind."""
-        folders = list(self._folders.iterdir()) if self._folders.exists() else []
-        unfinished = self._queue.unfinished()
-        for folder in folders:
-            if folder.name not in unfinished and scratch(folder).exists():
-                shutil.rmtree(scratch(folder))
 
 
 class _Relay:

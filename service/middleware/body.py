@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
@@ -11,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import Malformed, Reason, TooLarge, Unavailable, UnsupportedCoding
 
+_IMPORT = re.compile(r"/galleries/[^/]+/import")
 _LONGEST_BOUNDARY = 200  # RFC 2046 allows 70 characters
 
 
@@ -34,6 +36,7 @@ class BodyGuard:
         *,
         max_bytes: int,
         max_json_bytes: int,
+        max_import_bytes: int,
         max_uploads: int,
         max_idle_seconds: float,
     ) -> None:
@@ -43,6 +46,7 @@ class BodyGuard:
         self._uploads = 0
         self._max_bytes = max_bytes
         self._max_json_bytes = max_json_bytes
+        self._max_import_bytes = max_import_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -57,7 +61,10 @@ class BodyGuard:
                 "Content-Encoding; archives may be compressed.",
                 Reason("Content-Encoding", "unsupported"),
             )
-        limit = self._max_json_bytes if boundary is None else self._max_bytes
+        if scope["method"] == "PUT" and _IMPORT.fullmatch(scope["path"]):
+            limit = self._max_import_bytes
+        else:
+            limit = self._max_json_bytes if boundary is None else self._max_bytes
         announced = headers.get("content-length", "")
         if announced.isascii() and announced.isdigit() and int(announced[:20]) > limit:
             raise TooLarge(_over(limit), slug="request-too-large")

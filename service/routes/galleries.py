@@ -17,7 +17,7 @@ from service.middleware.idempotency import HOLD
 from service.routes.access import requires
 from service.routes.audited import record_change, record_erasure
 from service.routes.dependencies import Held
-from service.schemas import GalleryAnswer, GalleryPage, GalleryRequest, ReceiptAnswer
+from service.schemas import GalleryAnswer, GalleryChange, GalleryPage, GalleryRequest, ReceiptAnswer
 
 router = APIRouter(prefix="/galleries", tags=["galleries"])
 _reader = Depends(requires(Scope.IDENTIFY, Scope.ENROLL))
@@ -52,7 +52,8 @@ def create_gallery(
         keep(session, hold, Answer(201, headers, answer))
         record_change(request, entries.new_gallery(record))
 
-    record = held.store.create(body.name, check_metadata(body.metadata, "metadata"), keep_answer)
+    metadata = check_metadata(body.metadata, "metadata")
+    record = held.store.create(body.name, metadata, body.max_age_days, keep_answer)
     response.headers["Location"] = location
     return GalleryAnswer.of(record, held.model)
 
@@ -60,6 +61,13 @@ def create_gallery(
 @router.get("/{gallery}", dependencies=[_reader])
 def show_gallery(held: Held, gallery: str) -> GalleryAnswer:
     """Show one gallery."""
+    return GalleryAnswer.of(held.store.gallery(gallery), held.model)
+
+
+@router.patch("/{gallery}", dependencies=[_admin])
+def change_gallery(held: Held, gallery: str, body: GalleryChange) -> GalleryAnswer:
+    """Set how long a gallery keeps its sequences; null keeps them until somebody erases them."""
+    held.store.keep_for(gallery, body.max_age_days)
     return GalleryAnswer.of(held.store.gallery(gallery), held.model)
 
 

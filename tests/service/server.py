@@ -21,7 +21,13 @@ from service.settings import Settings
 def settings_for(data_dir: Path, models: Path, **changes: Any) -> Settings:
     """Settings that stay within a test's own folder."""
     return Settings(
-        **{"data_dir": data_dir, "shipped_models_dir": models, "device": "cpu", **changes}
+        **{
+            "data_dir": data_dir,
+            "shipped_models_dir": models,
+            "device": "cpu",
+            "reserve_bytes": 4096,
+            **changes,
+        }
     )
 
 

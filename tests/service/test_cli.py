@@ -64,7 +64,7 @@ def test_help_names_every_command(gaitid: Gaitid) -> None:
     for command in (
         "serve", "worker", "demo", "import-opengait", "embed", "export-gallery",
         "enroll", "identify", "verify", "subjects", "calibrate", "jobs", "models", "keys", "audit",
-        "encryption",
+        "encryption", "export", "import",
     ):  # fmt: skip
         assert command in out
 
@@ -241,6 +241,30 @@ def test_people_are_enrolled_identified_and_verified(
     status, _, err = at("verify", "nobody", walks(1))
     assert status == 1
     assert "nobody" in err
+
+
+def test_a_gallery_is_brought_home_and_put_in_again(
+    at: Gaitid, shared: httpx.Client, tmp_path: Path
+) -> None:
+    shared.post("/galleries", json={"name": "lab"})
+    files = {"sequence": ("w.npz", walk(5))}
+    shared.post("/enroll", data={"subject_id": "cli-5", "gallery": "lab"}, files=files)
+    out = tmp_path / "lab.zip"
+    status, said, _ = at("export", "lab", out)
+    assert (status, said) == (0, f"{out}: {out.stat().st_size} bytes\n")
+    bare = tmp_path / "bare.zip"
+    assert at("export", "lab", bare, "--no-embeddings")[0] == 0
+    assert bare.stat().st_size < out.stat().st_size
+    status, said, _ = at("import", out, "--gallery", "home")
+    assert (status, said) == (
+        0, "home: 1 subjects, 1 sequences, new ids, 1 embeddings taken over\n",
+    )  # fmt: skip
+    status, _, err = at("import", out, "--gallery", "home")
+    assert status == 1
+    assert "exists already" in err
+    assert at("export", "nope", tmp_path / "nope.zip")[0] == 1
+    assert not (tmp_path / "nope.zip").exists()
+    assert at("export", "lab", tmp_path / "no" / "folder.zip")[0] == 1
 
 
 def test_models_and_jobs_are_shown(at: Gaitid) -> None:

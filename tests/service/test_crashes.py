@@ -17,9 +17,17 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.database import migrate, open_database
+from service.errors import NotFound
+from service.gallery.export import export_gallery
+from service.gallery.store import GalleryStore
+from tests.service.jobs.galleries import enrol as enrol_some
 from tests.service.requests import contents, enrol, identify
 from tests.service.server import wait_until
 from tests.service.walkers import walk
+
+ROOT = Path(__file__).parents[2]
+KILLED_IMPORT = Path(__file__).parent / "killed_import.py"
 
 
 @contextmanager
@@ -38,7 +46,7 @@ def process(data_dir: Path, models: Path) -> Iterator[tuple[subprocess.Popen[byt
     running = subprocess.Popen(
         [*command, "--port", str(port), "--no-access-log"],
         env=environment,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         stderr=subprocess.DEVNULL,
     )
     address = f"http://127.0.0.1:{port}"
@@ -103,3 +111,65 @@ def test_after_kill_9_every_acknowledged_enrolment_is_found_and_nothing_half_don
         listed = {item["subject_id"] for item in answer["candidates"]}
         assert listed <= subjects
         assert len(listed) == min(100, len(subjects))
+
+
+def test_an_import_killed_in_the_middle_of_its_transaction_leaves_nothing(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'gaitid.sqlite'}"
+    engine = open_database(url)
+    migrate(engine)
+    store = GalleryStore(engine)
+    store.ensure("default")
+    for subject in ("anna", "bert"):
+        enrol_some(store, "default", subject, 200)
+    export_gallery(engine, "default", tmp_path / "lab.zip")
+
+    def import_it(after: int) -> int:
+        lab = str(tmp_path / "lab.zip")
+        command = [sys.executable, str(KILLED_IMPORT), url, lab, str(after)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, env=environment, timeout=60, check=False).returncode
+
+    assert import_it(after=300) == -signal.SIGKILL  # a first batch has been written by then
+    with pytest.raises(NotFound):
+        store.gallery("copy")
+    assert store.gallery("default").sequences == 400
+    with engine.connect() as connection:
+        sequences = connection.exec_driver_sql("SELECT count(*) FROM sequence").scalar_one()
+        assert sequences == 400
+        assert connection.exec_driver_sql("PRAGMA integrity_check").scalar_one() == "ok"
+    assert import_it(after=400) == 0
+    assert store.gallery("copy").sequences == 400
+    engine.dispose()
+
+
+@pytest.mark.timeout(120)
+def test_a_service_killed_while_an_import_arrives_leaves_no_file(
+    tmp_path: Path, models: Path
+) -> None:
+    def unexpected() -> list[str]:
+        names = {path.name for path in tmp_path.iterdir()}
+        return sorted(
+            name for name in names - {"receipts.key", "reserve"} if "gaitid.sqlite" not in name
+        )
+
+    with process(tmp_path, models) as (running, address):
+        with httpx.Client(base_url=address) as client:
+            enrol(client, "anna", walk(1))
+            file = client.get("/galleries/default/export").content
+
+        def half() -> Iterator[bytes]:
+            yield file[: len(file) // 2] + bytes(3 * 2**20)
+            time.sleep(0.3)  # let it arrive
+            running.send_signal(signal.SIGKILL)
+            running.wait(10)
+            yield file
+
+        with pytest.raises(httpx.TransportError):
+            httpx.put(f"{address}/galleries/copy/import", content=half(), timeout=20)
+    assert unexpected() == []
+
+    with process(tmp_path, models) as (_, address), httpx.Client(base_url=address) as client:
+        assert [item["name"] for item in client.get("/galleries").json()["items"]] == ["default"]
+        assert client.put("/galleries/copy/import", content=file).status_code == 201
+        assert client.get("/galleries/copy").json()["sequences"] == 1
+        assert unexpected() == []

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 import signal
 import socket
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -15,11 +17,13 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from sqlalchemy import Pool, event
+from sqlalchemy import Engine, Pool, event
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 import service.database
 from service.problems import render_http
+from service.reserve import Reserve
 from service.serving import CannotServe
 from service.serving import serve as serve_forever
 from service.settings import Settings
@@ -103,6 +107,108 @@ def test_without_the_record_searches_go_on_with_a_full_disk(serve: Serve) -> Non
         for _ in range(100):
             assert identify(client, walk(1)).status_code == 200
         change(UNLIMITED)
+
+
+@contextmanager
+def full_while(path: Path) -> Iterator[None]:
+    """A disk on which no row can be deleted while the file is there."""
+
+    def refuse(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("DELETE FROM sequence") and path.exists():
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise OperationalError(statement, None, error)
+
+    event.listen(Engine, "before_cursor_execute", refuse)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "before_cursor_execute", refuse)
+
+
+def test_a_full_disk_can_be_erased_from_with_the_space_reserved_for_that(
+    serve: Serve, tmp_path: Path
+) -> None:
+    client = serve(reserve_bytes=50_000)
+    reserve = tmp_path / "data" / "reserve"
+    enrol(client, "anna", walk(1))
+    enrol(client, "bert", walk(2))
+    deadline = time.monotonic() + 20
+    while not reserve.exists() or reserve.stat().st_size < 50_000:  # the first sweep takes it
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert reserve.stat().st_size == 50_000
+    assert reserve.stat().st_blocks * 512 >= 50_000
+    with full_while(reserve):
+        assert client.delete("/subjects/anna").status_code == 200
+    assert client.get("/subjects").json()["items"][0]["subject_id"] == "bert"
+    assert reserve.stat().st_size == 50_000  # taken again
+    with full_while(tmp_path):  # and that was not enough
+        problem(client.delete("/subjects/bert"), 507)
+    assert client.get("/subjects/bert").status_code == 200
+
+
+def test_a_service_without_a_reserve_keeps_none(serve: Serve, tmp_path: Path) -> None:
+    client = serve(reserve_bytes=0)
+    enrol(client, "anna", walk(1))
+    with full_while(tmp_path):
+        problem(client.delete("/subjects/anna"), 507)
+    assert not (tmp_path / "data" / "reserve").exists()
+
+
+def test_a_disk_with_no_room_for_a_reserve_is_said_and_survived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    Reserve(tmp_path / "reserve", 4096).fill()
+    assert "no space to reserve" in caplog.text
+    assert not (tmp_path / "reserve").exists()
+
+
+def test_an_import_that_fills_the_disk_is_507_and_leaves_nothing(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pragma_of_every_connection(UNLIMITED) as change:
+        client = serve()
+        enrol(client, "anna", *(walk(1, phase=phase) for phase in range(9)))
+        file = client.get("/galleries/default/export").content
+        # In the transaction.
+        change("max_page_count=1")
+        refused = client.put("/galleries/copy/import", content=file)
+        assert problem(refused, 507)["type"] == "/problems/storage-full"
+        change(UNLIMITED)
+        # While the file arrives, and while it is looked through.
+        for room in (1000, len(file) + 1000):
+            monkeypatch.setattr("service.portability.TemporaryFile", small_disk(room))
+            problem(client.put("/galleries/copy/import", content=file), 507)
+        monkeypatch.undo()
+        problem(client.get("/galleries/copy"), 404)
+        assert client.put("/galleries/copy/import", content=file).status_code == 201
+        assert client.get("/galleries/copy").json()["sequences"] == 9
+
+
+def small_disk(room: int) -> Callable[..., Any]:
+    """Temporary files of which all together take so many bytes."""
+
+    class Small(io.BytesIO):
+        def __init__(self, **_: object) -> None:
+            super().__init__()
+
+        def write(self, data: Any) -> int:
+            nonlocal room
+            room -= len(data)
+            if room < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+        def writelines(self, pieces: Any) -> None:
+            for piece in pieces:
+                self.write(piece)
+
+    return Small
 
 
 def test_an_upload_that_finds_no_space_to_be_spooled_is_507() -> None:
@@ -196,6 +302,14 @@ def _start(settings: Settings) -> None:
 def test_a_database_that_cannot_be_opened_is_one_sentence_at_start(settings: Settings) -> None:
     (settings.data_dir / "gaitid.sqlite").mkdir(parents=True)
     with pytest.raises(CannotServe, match="the database cannot be opened: unable to open"):
+        _start(settings)
+
+
+@pytest.mark.usefixtures("own_signals")
+def test_a_damaged_key_of_the_receipts_is_one_sentence_at_start(settings: Settings) -> None:
+    settings.data_dir.mkdir(parents=True)
+    (settings.data_dir / "receipts.key").write_bytes(b"not a key")
+    with pytest.raises(CannotServe, match=r"receipts\.key in the data folder does not hold a key"):
         _start(settings)
 
 

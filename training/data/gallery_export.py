@@ -6,7 +6,6 @@ A zip of `gallery.json`, `sequences.jsonl` (`{"subject_id", "sequence_id", "meta
 
 from __future__ import annotations
 
-import io
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from models.array_file import read_array
 from training.data.pack import SIDE
 
 _INDEX = "sequences.jsonl"
@@ -23,10 +23,6 @@ _MOST_FRAMES = 10_000
 _MOST_SEQUENCE_BYTES = _MOST_FRAMES * SIDE * SIDE + 4096  # and the header
 _MOST_INDEX_BYTES = 512 * 2**20
 _MOST_BYTES = 256 * 2**30
-_HEADER_READERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
 _ID = r"^[^/\\\x00-\x1f]{1,256}$"
 
 
@@ -122,7 +118,9 @@ class GalleryExport:
         """
         name = _member(sequence_id)
         try:
-            return _read_npy(self._read(name, _MOST_SEQUENCE_BYTES))
+            return np.asarray(
+                read_array(self._read(name, _MOST_SEQUENCE_BYTES), np.uint8, (None, SIDE, SIDE))
+            )
         except ValueError as error:
             raise BrokenExport(f"{name}: {error}") from error
 
@@ -138,19 +136,3 @@ class GalleryExport:
 
 def _member(sequence_id: str) -> str:
     return f"silhouettes/{sequence_id}.npy"
-
-
-def _read_npy(data: bytes) -> npt.NDArray[np.uint8]:
-    """An array uint8 [s, 64, 64] from a .npy, without numpy allocating what its header claims."""
-    file = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(file)
-        shape, fortran, dtype = _HEADER_READERS[version](file)
-    except Exception as error:  # numpy tokenizes the header as Python: its errors are many
-        raise ValueError("its header is not that of an array") from error
-    if dtype != np.uint8 or fortran or len(shape) != 3 or shape[1:] != (SIDE, SIDE):
-        raise ValueError(f"uint8 [s, {SIDE}, {SIDE}] expected, not {dtype} {list(shape)}")
-    raw = data[file.tell() :]
-    if shape[0] < 1 or len(raw) != shape[0] * SIDE * SIDE:
-        raise ValueError(f"its bytes do not fill an array of shape {list(shape)}")
-    return np.frombuffer(raw, np.uint8).reshape(shape)

@@ -8,7 +8,7 @@ from alembic import op
 from service.database import UtcDateTime
 
 revision = "0006_access"
-down_revision = "0002_jobs"
+down_revision = "0005_retention"
 branch_labels = None
 depends_on = None
 

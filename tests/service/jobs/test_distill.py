@@ -1,19 +1,26 @@
 """A distillation's steps and its end, with a quick stand-in for the training program."""
 
+import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
 
 from service.database import migrate, open_database
+from service.gallery.erasing import erase_subject
 from service.gallery.store import GalleryStore
 from service.jobs.job import Job, Status
-from service.jobs.queue import JobQueue
+from service.jobs.leftovers import remove_walks
+from service.jobs.queue import ERASED, JobQueue
 from service.jobs.types import job_types
 from service.jobs.worker import Worker
 from service.model_registry import ModelRegistry, Source
 from service.settings import Settings
+from service.training_record import TrainedSubjectRow, TrainingRecord
 from tests.e2e.deployment import QUICK_TRAINING, until
 from tests.service.jobs.galleries import enrol
 
@@ -36,7 +43,7 @@ class KilledBeforeTheCommit(JobQueue):
 
 @pytest.fixture
 def settings(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.setenv("PYTHONPATH", str(QUICK_TRAINING))
+    monkeypatch.setenv("PYTHONPATH", str(QUICK_TRAINING), prepend=os.pathsep)
     monkeypatch.chdir(tmp_path)  # so that `-m training` does not find the repository's first
     return Settings(data_dir=tmp_path / "data", shipped_models_dir=models)
 
@@ -89,6 +96,70 @@ def test_a_distillation_registers_what_was_exported_and_keeps_only_its_logs(
     left = {path.name for path in (folder / "run").iterdir()}
     assert "tensorboard" in left
     assert not left & {"state.pt", "checkpoint"}
+
+
+def test_whom_a_model_learned_from_is_kept_until_a_receipt_needs_it(
+    settings: Settings, engine: Engine, worker: Callable[..., Worker]
+) -> None:
+    queue = JobQueue(engine, lease_seconds=30.0, max_attempts=3)
+    queue.enqueue("distill", REQUEST)
+    assert worker().run_one()
+    queue.enqueue("distill", {**REQUEST, "name": "heir", "dataset": "pack", "student": "mine"})
+    pack = settings.datasets_dir / "pack"
+    pack.mkdir(parents=True)
+    (pack / "index.json").write_text("{}")
+    assert worker().run_one()
+    models_of = TrainingRecord.of(settings.data_dir).models
+    assert erase_subject(engine, "default", "a", models_of).models == ("heir", "mine")
+    for _ in range(2):
+        enrol(GalleryStore(engine), "default", "b", 1)
+        assert erase_subject(engine, "default", "b", models_of).models == ()
+
+
+def test_an_erasure_stops_the_training_on_the_erased(
+    settings: Settings, engine: Engine, worker: Callable[..., Worker]
+) -> None:
+    queue = JobQueue(engine, lease_seconds=30.0, max_attempts=3)
+    job = queue.enqueue("distill", {**REQUEST, "overrides": {"steps": 1000, "seconds": 0.05}})
+    running = threading.Thread(target=worker().run_one)
+    running.start()
+    until(lambda: queue.get(job.id).progress.step > 2, "the training has begun")
+    folder = settings.jobs_dir / job.id
+    receipt = erase_subject(engine, "default", "a")
+    remove_walks(settings.jobs_dir, receipt.jobs)
+    assert not (folder / "scratch").exists()
+    running.join(20)
+    assert receipt.jobs == (job.id,)
+    ended = queue.get(job.id)
+    assert (ended.status, ended.error) == (Status.CANCELLED, ERASED)
+    assert not (folder / "scratch").exists()
+    assert not (settings.models_dir / "mine").exists()
+
+
+@pytest.mark.parametrize("moment", ["before the model is moved", "after it"])
+def test_no_model_comes_of_walks_that_were_erased_when_the_training_had_just_ended(
+    settings: Settings, engine: Engine, worker: Callable[..., Worker], moment: str
+) -> None:
+    class Erasing(JobQueue):
+        def get(self, job_id: str) -> Job:  # what the worker asks before it moves the model
+            if moment == "before the model is moved":
+                erase_subject(engine, "default", "a")
+            return super().get(job_id)
+
+        def succeed(self, *arguments: Any, **named: Any) -> Job:
+            if moment == "after it":
+                erase_subject(engine, "default", "a")
+            return super().succeed(*arguments, **named)
+
+    queue = JobQueue(engine, lease_seconds=30.0, max_attempts=3)
+    job = queue.enqueue("distill", REQUEST)
+    assert worker(Erasing).run_one()
+    ended = queue.get(job.id)
+    assert (ended.status, ended.error) == (Status.FAILED, ERASED)
+    assert not (settings.models_dir / "mine").exists()
+    assert ModelRegistry(settings, engine).all() != []
+    with Session(engine) as session:
+        assert session.scalars(select(TrainedSubjectRow)).all() == []
 
 
 def test_a_worker_killed_after_it_moved_the_model_is_followed_by_one_that_ends_the_job(

@@ -1,0 +1,38 @@
+"""What jobs leave in their folders, and when it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from datetime import datetime
+from pathlib import Path
+
+from service.jobs.plan import remove_folder, scratch
+from service.jobs.queue import JobQueue
+
+
+def remove_leftovers(queue: JobQueue, folders: Path) -> None:
+    """Remove the scratch of ended jobs, which a killed worker left behind."""
+    present = list(_present(folders))  # before asking: a job that is new now is not ended
+    unfinished = queue.unfinished()
+    for folder in present:
+        if folder.name not in unfinished:
+            remove_folder(scratch(folder))
+
+
+def remove_walks(folders: Path, job_ids: Collection[str]) -> None:
+    """Remove copies of walks at once, under the feet of jobs that are being cancelled."""
+    for job_id in job_ids:
+        remove_folder(scratch(folders / job_id))
+
+
+def remove_old(queue: JobQueue, folders: Path, before: datetime) -> int:
+    """Remove the folders of jobs that ended before a moment and return how many there were."""
+    ended = queue.ended_before(before)
+    old = [folder for folder in _present(folders) if folder.name in ended]
+    for folder in old:
+        remove_folder(folder)
+    return len(old)
+
+
+def _present(folders: Path) -> Iterator[Path]:
+    return folders.iterdir() if folders.exists() else iter(())

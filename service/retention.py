@@ -1,0 +1,127 @@
+"""What is kept no longer than it may be: old sequences of galleries, old jobs' folders.
+
+A sequence's age counts from its enrolment. `captured_at` in the metadata is what a client claims,
+if it claims anything, and would let a sequence be kept for ever by a typing error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Final
+
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from service.database import empty_log, now
+from service.errors import NotFound
+from service.gallery.cache import GalleryCache
+from service.gallery.erasing import erase_older
+from service.gallery.store import GalleryStore
+from service.gallery.tables import GalleryRow
+from service.jobs.leftovers import remove_leftovers, remove_old
+from service.jobs.queue import JobQueue
+from service.reserve import Reserve
+from service.settings import Settings
+from service.writers import Writers
+
+_AT_ONCE: Final = 200  # sequences in one transaction, so that enrolments get their turn
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """How much a sweep has removed."""
+
+    sequences: int = 0
+    subjects: int = 0
+    job_folders: int = 0
+
+
+class Retention:
+    """Sweeps now and then. Any number of processes may: what one has removed, no other finds."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: GalleryStore,
+        writers: Writers,
+        galleries: GalleryCache,
+        reserve: Reserve,
+        clock: Callable[[], datetime] = now,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._writers = writers
+        self._galleries = galleries
+        self._reserve = reserve
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Sweep at once and then after every interval, until cancelled."""
+        while True:
+            try:
+                swept = await self.sweep()
+            except (OSError, SQLAlchemyError):  # a full disk, say: the next one may succeed
+                _log.exception("the sweep was cut short")
+            else:
+                if swept != Swept():
+                    _log.info(
+                        "swept",
+                        extra={
+                            "sequences": swept.sequences,
+                            "subjects": swept.subjects,
+                            "job_folders": swept.job_folders,
+                        },
+                    )
+            await asyncio.sleep(self._settings.sweep_seconds)
+
+    async def sweep(self) -> Swept:
+        """Remove everything that is too old now."""
+        at = self._clock()
+        sequences = subjects = 0
+        for gallery_id, name in await asyncio.to_thread(self._limited):
+            before = sequences
+            while True:
+                erased, vanished = await self._writers.run(
+                    self._reserve.spend,
+                    partial(erase_older, self._store.engine, gallery_id, at, _AT_ONCE),
+                )
+                sequences += erased
+                subjects += vanished
+                if erased < _AT_ONCE:
+                    break
+            if sequences > before:
+                await asyncio.to_thread(self._follow, gallery_id, name)
+        if sequences:
+            await self._writers.run(empty_log, self._store.engine)
+        folders = await asyncio.to_thread(self._tidy_jobs, at)
+        return Swept(sequences, subjects, folders)
+
+    def _limited(self) -> list[tuple[str, str]]:
+        query = select(GalleryRow.id, GalleryRow.name).where(GalleryRow.max_age_days.is_not(None))
+        with Session(self._store.engine) as session:
+            return [(row.id, row.name) for row in session.execute(query)]
+
+    def _follow(self, gallery_id: str, name: str) -> None:
+        """Let go of the embeddings in memory; other processes do at their next search."""
+        held = self._galleries.held(gallery_id)
+        if held is None:
+            return
+        try:
+            _, newest, _ = self._store.head(name)
+            held.follow(newest)
+        except NotFound:  # erased meanwhile
+            self._galleries.drop(gallery_id)
+
+    def _tidy_jobs(self, at: datetime) -> int:
+        queue = JobQueue.of(self._store.engine, self._settings)
+        folders = self._settings.jobs_dir
+        remove_leftovers(queue, folders)
+        self._reserve.fill()  # if an erasure has used it and could not
+        return remove_old(queue, folders, at - timedelta(days=self._settings.job_retention_days))

@@ -1,0 +1,39 @@
+"""Imports an export and dies of SIGKILL in the middle of the transaction that adds it.
+
+usage: killed_import.py DATABASE_URL EXPORT AFTER (how many reads of the tape)
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from service.database import open_database
+from service.gallery.export_file import ExportFile
+from service.gallery.importing import Tape, add, check
+from service.gallery.sealing import Sealing
+
+url, file, after = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+
+
+class Fatal(Tape):
+    """A tape that ends its reader."""
+
+    reads = 0
+
+    def read(self) -> bytes:
+        """The next one, and after so many none."""
+        self.reads += 1
+        if self.reads > after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read()
+
+
+with (
+    file.open("rb") as opened,
+    TemporaryFile() as copies,
+    ExportFile(opened, max_frames=1000) as export,
+):
+    tape = Fatal(copies)
+    add(open_database(url), "copy", export, check(export, tape, {}, Sealing()), tape)

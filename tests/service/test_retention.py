@@ -1,0 +1,190 @@
+"""What is too old goes by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import numpy as np
+import pytest
+from sqlalchemy import Engine
+
+from service.database import migrate, new_id, now, open_database
+from service.gallery.cache import GalleryCache
+from service.gallery.records import NewSequence, SequenceQuality
+from service.gallery.store import GalleryStore
+from service.jobs.queue import JobQueue
+from service.reserve import Reserve
+from service.retention import Retention, Swept
+from service.settings import Settings
+from service.writers import Writers
+from tests.service.jobs.galleries import enrol as enrol_some
+from tests.service.requests import contents, enrol, identify, problem
+from tests.service.walkers import walk
+
+Serve = Callable[..., httpx.Client]
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def engine(settings: Settings) -> Iterator[Engine]:
+    settings.data_dir.mkdir(parents=True)
+    engine = open_database(settings.resolved_database_url)
+    migrate(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def store(engine: Engine) -> GalleryStore:
+    return GalleryStore(engine)
+
+
+@pytest.fixture
+def sweep(settings: Settings, store: GalleryStore) -> Iterator[Callable[[datetime], Swept]]:
+    writers = Writers()
+
+    def never(_gallery_id: str) -> None:
+        raise AssertionError("nothing is searched here")
+
+    def run(at: datetime) -> Swept:
+        galleries = GalleryCache(never, max_bytes=1)  # type: ignore[arg-type]
+        reserve = Reserve(settings.reserve_file, settings.reserve_bytes)
+        retention = Retention(settings, store, writers, galleries, reserve, clock=lambda: at)
+        return asyncio.run(retention.sweep())
+
+    yield run
+    writers.close()
+
+
+def create(store: GalleryStore, name: str, max_age_days: int | None) -> None:
+    store.create(name, {}, max_age_days, lambda *_: None)
+
+
+def test_what_is_older_than_the_gallery_keeps_it_goes_with_its_subject(
+    store: GalleryStore, sweep: Callable[[datetime], Swept], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create(store, "week", 7)
+    create(store, "ever", None)
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    for day, subject in ((0, "old"), (0, "both"), (5, "both"), (5, "young")):
+        moment = start + day * DAY
+        monkeypatch.setattr("service.gallery.store.now", lambda moment=moment: moment)
+        enrol_some(store, "week", subject, 2)
+        enrol_some(store, "ever", subject, 2)
+    _, revision, _ = store.head("week")
+
+    assert sweep(start + 7 * DAY) == Swept()
+    assert store.head("week")[1] == revision  # nothing happened, so nobody has to follow
+    assert sweep(start + 7 * DAY + timedelta(seconds=1)) == Swept(sequences=4, subjects=1)
+    assert store.head("week")[1] == revision + 1
+    assert (store.gallery("week").subjects, store.gallery("week").sequences) == (2, 4)
+    assert sweep(start + 7.5 * DAY) == Swept()
+    assert sweep(start + 13 * DAY) == Swept(sequences=4, subjects=2)
+    assert store.gallery("ever").sequences == 8
+
+
+def test_what_a_client_says_of_when_a_walk_was_filmed_is_not_its_age(
+    store: GalleryStore, sweep: Callable[[datetime], Swept]
+) -> None:
+    create(store, "week", 7)
+    sequence = NewSequence(
+        sequence_id=new_id(),
+        silhouettes=np.zeros((1, 64, 64), np.uint8),
+        quality=SequenceQuality(1.0),
+        metadata={"captured_at": "1999-01-01T00:00:00Z"},
+        embedding=np.ones((2, 4), np.float32),
+    )
+    store.enrol("week", "a", [sequence], "digest", lambda _session: None)
+    assert sweep(now() + 6 * DAY) == Swept()
+    assert sweep(now() + 8 * DAY) == Swept(sequences=1, subjects=1)
+
+
+def test_a_long_gallery_is_swept_in_pieces_and_by_several_at_once(
+    store: GalleryStore,
+    sweep: Callable[[datetime], Swept],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.retention._AT_ONCE", 7)
+    create(store, "week", 7)
+    for subject in "abc":
+        enrol_some(store, "week", subject, 11)
+    later = now() + 8 * DAY
+    with ThreadPoolExecutor(3) as processes:
+        swept = list(processes.map(lambda _: sweep(later), range(3)))
+    assert sum(one.sequences for one in swept) == 33
+    assert sum(one.subjects for one in swept) == 3
+    assert store.gallery("week").sequences == 0
+
+
+def test_the_folder_of_an_ended_job_goes_after_its_days_and_no_other(
+    settings: Settings, engine: Engine, sweep: Callable[[datetime], Swept]
+) -> None:
+    queue = JobQueue.of(engine, settings)
+    ended, running, _queued = (queue.enqueue("evaluate", {}) for _ in range(3))
+    for job in (ended, running):
+        lease = queue.lease()
+        assert lease is not None
+        assert lease.job.id == job.id
+        (settings.jobs_dir / job.id / "scratch").mkdir(parents=True)
+        (settings.jobs_dir / job.id / "log.txt").write_text("…")
+        if job is ended:
+            queue.fail(lease, "no reason")
+    (settings.jobs_dir / "somebody's").mkdir()
+
+    assert sweep(now() + 29 * DAY) == Swept()
+    assert not (settings.jobs_dir / ended.id / "scratch").exists()  # a killed worker's
+    assert (settings.jobs_dir / ended.id / "log.txt").exists()
+    assert sweep(now() + 31 * DAY) == Swept(job_folders=1)
+    assert {path.name for path in settings.jobs_dir.iterdir()} == {running.id, "somebody's"}
+    assert (settings.jobs_dir / running.id / "scratch").exists()
+    assert queue.get(ended.id).error == "no reason"  # the job itself is still known
+
+
+def test_a_running_service_sweeps_and_says_how_much(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = serve(sweep_seconds=0.05)
+    made = client.post("/galleries", json={"name": "lab", "max_age_days": 30}).json()
+    assert made["max_age_days"] == 30
+    enrol(client, "a-private-id", walk(1), gallery="lab")
+    assert len(identify(client, walk(1), gallery="lab").json()["candidates"]) == 1
+    with caplog.at_level(logging.INFO):
+        monkeypatch.setattr("service.gallery.store.now", lambda: now() - 31 * DAY)
+        enrol(client, "another-private-id", walk(2), gallery="lab")
+        deadline = time.monotonic() + 20
+        while client.get("/galleries/lab").json()["subjects"] > 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        while not [record for record in caplog.records if record.message == "swept"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    (record,) = [record for record in caplog.records if record.message == "swept"]
+    assert (record.sequences, record.subjects) == (1, 1)  # type: ignore[attr-defined]
+    assert "private" not in caplog.text
+    assert set(contents(client, "lab")) == {"", "a-private-id"}
+    listed = identify(client, walk(2), gallery="lab").json()["candidates"]
+    assert [item["subject_id"] for item in listed] == ["a-private-id"]
+
+
+def test_how_long_a_gallery_keeps_its_sequences_can_be_changed(shared: httpx.Client) -> None:
+    assert shared.get("/galleries/default").json()["max_age_days"] is None
+    answer = shared.patch("/galleries/default", json={"max_age_days": 90})
+    assert answer.status_code == 200
+    assert answer.json() == shared.get("/galleries/default").json()
+    assert answer.json()["max_age_days"] == 90
+    # An emptied default keeps what it gets for as long as before.
+    shared.delete("/galleries/default")
+    assert shared.get("/galleries/default").json()["max_age_days"] == 90
+    assert shared.patch("/galleries/default", json={"max_age_days": None}).status_code == 200
+    assert shared.get("/galleries").json()["items"][0]["max_age_days"] is None
+    for wrong in ({}, {"max_age_days": 0}, {"max_age_days": 36501}, {"max_age_days": "9 days"}):
+        problem(shared.patch("/galleries/default", json=wrong), 422)
+    problem(shared.patch("/galleries/default", json={"max_age_days": 1, "name": "x"}), 422)
+    problem(shared.patch("/galleries/nope", json={"max_age_days": 1}), 404)
+    problem(shared.post("/galleries", json={"name": "y", "max_age_days": -1}), 422)
