@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from service.database import new_id, now, writing
 from service.errors import Conflict, NotFound, Reason
+from service.gallery.coverage import label
 from service.gallery.records import (
     Changes,
     Embedding,
@@ -43,6 +44,11 @@ SIDE = 64
 _PIECE = 2048  # sequences that are read at once: at 16 x 256 channels, 32 MB
 Also = Callable[[Session], None]
 """Work to do in the same transaction; what it raises rolls everything back."""
+Admit = Callable[[Session, str, int], Collection[str]]
+"""Chooses the sequences to add, by id, in an enrolment's turn to make the gallery's new revision.
+
+Everything up to the revision before is committed, and nothing changes until the transaction ends.
+"""
 
 
 def missing_gallery(name: str) -> NotFound:
@@ -157,12 +163,17 @@ class GalleryStore:
         sequences: Sequence[NewSequence],
         digest: str,
         also: Also,
+        admit: Admit | None = None,
     ) -> None:
-        """Add sequences with their embeddings to a subject: all of them, or none."""
+        """Add sequences with their embeddings to a subject: all that `admit` chooses, or none."""
         at = now()
         rows = [_sequence_row(item) for item in sequences]  # compress before taking the lock
         with Session(writing(self.engine)) as session, session.begin():
             gallery_id, revision = raise_revision(session, gallery)
+            if admit is not None:
+                admitted = admit(session, gallery_id, revision)
+                rows = [row for row in rows if row.id in admitted]
+                sequences = [item for item in sequences if item.sequence_id in admitted]
             if session.get(SubjectRow, (gallery_id, subject_id)) is None:
                 session.add(SubjectRow(gallery_id=gallery_id, subject_id=subject_id, created_at=at))
                 session.flush()
@@ -381,4 +392,6 @@ def _sequence_row(item: NewSequence) -> SequenceRow:
         content_hash=content_hash(item.silhouettes),
         quality=asdict(item.quality),
         details=item.metadata,
+        view=label(item.metadata.get("view")),
+        condition=label(item.metadata.get("condition")),
     )
