@@ -25,6 +25,7 @@ from service.gallery.tables import (
     SubjectRow,
 )
 from service.idempotency import forget_answers_about
+from service.jobs.audit_findings import forget_findings
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ def erase_subject(engine: Engine, gallery: str, subject_id: str) -> ErasureRecei
             )
         )
         embeddings = _erase_sequences(session, gallery_id, revision, sequence_ids)
+        forget_findings(session, gallery, sequence_ids)
         _delete_subject(session, gallery_id, subject_id)
     _empty_log(engine)
     return _receipt(gallery, subject_id, 1, sequence_ids, embeddings)
@@ -63,6 +65,7 @@ def erase_sequence(engine: Engine, sequence_id: str) -> ErasureReceipt:
         if session.get(SequenceRow, sequence_id) is None:  # erased while we waited for our turn
             raise missing_sequence(sequence_id)
         embeddings = _erase_sequences(session, gallery_id, revision, (sequence_id,))
+        forget_findings(session, gallery, (sequence_id,))
         left = session.scalar(
             select(func.count()).where(
                 SequenceRow.gallery_id == gallery_id, SequenceRow.subject_id == subject_id
@@ -92,6 +95,7 @@ def erase_gallery(engine: Engine, gallery: str, *, keep: bool) -> ErasureReceipt
         )
         embeddings = _count_embeddings(session, SequenceRow.gallery_id == row.id)
         forget_answers_about(session, subject_ids)
+        forget_findings(session, gallery)
         session.execute(delete(GalleryRow).where(GalleryRow.id == row.id))
         if keep:
             session.add(
