@@ -160,7 +160,7 @@ def _said(conflict: ConflictingWalk) -> str:
     compared = (
         f"and nothing of {conflict.subject_id!r} is enrolled"
         if conflict.own is None
-        else f"to its own only {conflict.own.similarity:.3f}"
+        else f"to {conflict.subject_id!r} only {conflict.own.similarity:.3f}"
     )
     return (
         f"{conflict.name} may be {other.subject_id!r}: the similarity is {other.similarity:.3f}, "

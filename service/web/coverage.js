@@ -8,14 +8,14 @@ const ADVICE = {
   name_the_view: "Say the view with each walk, so that missing ones can be named.",
 };
 
-/** What a subject's coverage says, or nothing where all is well and nothing is labelled. */
+/** What a subject's coverage says, and what to enrol next. */
 export function coverageOf({ sequences, views, conditions, missing_views, missing_conditions, advice }) {
   const walks = sequences === 1 ? "1 walk" : `${sequences} walks`;
   const have = [views.length ? `views ${views.join(", ")}` : null,
     conditions.length ? `conditions ${conditions.join(", ")}` : null].filter(Boolean);
   const missing = [
-    missing_views.length ? `Others here are enrolled in the views ${missing_views.join(", ")}, too.` : null,
-    missing_conditions.length ? `Others here are enrolled in the conditions ${missing_conditions.join(", ")}, too.` : null,
+    missing_views.length ? `Others here also have views: ${missing_views.join(", ")}.` : null,
+    missing_conditions.length ? `Others here also have conditions: ${missing_conditions.join(", ")}.` : null,
   ];
   const remarks = [...advice.map((code) => ADVICE[code] ?? code), ...missing].filter(Boolean);
   return element("div", { class: "coverage" },

@@ -254,7 +254,7 @@ def test_a_walk_that_may_be_somebody_else_s_is_asked_about_and_enrolled_when_mea
     expect(result.locator(".verdict")).to_have_text("Enrolled")
     expect(result.locator(".coverage")).to_contain_text("Covered: 1 walk; views 090.")
     expect(result.locator(".coverage")).to_contain_text("Enrol another walk")
-    expect(result.locator(".coverage")).to_contain_text("in the views 000, too")
+    expect(result.locator(".coverage")).to_contain_text("Others here also have views: 000.")
     expect(result).to_contain_text("may be somebody who is enrolled already")
 
     section.locator("#enrol-file").set_input_files(npz(1))
