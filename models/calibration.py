@@ -37,13 +37,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.impostors import GeneralisedPareto, comparison_rate
-from models.similarity import Metric, index_vectors
+from models.nearest import nearest
+from models.similarity import Metric
 
 Method = Literal["observed", "extrapolated", "background"]
 
@@ -57,7 +58,6 @@ _TAIL_SHARE = 0.1
 _TAIL_MOST = 0.5
 _REPLICATES = 1000
 _LEAST_DRAWN = 3
-_BLOCK = 256
 
 
 class CannotCalibrate(ValueError):
@@ -96,7 +96,7 @@ def stranger_similarities(
 ) -> NDArray[np.float64]:
     """The highest similarity of each sequence to one of another subject.
 
-    Exact, in blocks: memory stays at a few hundred rows of n similarities beside the embeddings.
+    Exact, in blocks: see `models.nearest`.
 
     Args:
         embeddings: [n, p, c].
@@ -110,17 +110,8 @@ def stranger_similarities(
     Raises:
         ValueError: the shapes don't fit.
     """
-    if embeddings.ndim != 3 or subjects.shape != embeddings.shape[:1]:
-        raise ValueError(f"{list(embeddings.shape)} embeddings of {list(subjects.shape)} subjects")
-    compare = _cosine(embeddings) if metric == "cosine" else _nearness(embeddings)
-    highest = np.empty(len(subjects))
-    for start in range(0, len(subjects), _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        similarities = compare(rows)
-        similarities[subjects[rows, None] == subjects[None, :]] = -np.inf
-        highest[rows] = similarities.max(axis=1)
-        progress(min(start + _BLOCK, len(subjects)))
-    return highest
+    _, others = nearest(embeddings, subjects, metric, progress)
+    return others.similarity
 
 
 def calibrate(
@@ -274,30 +265,3 @@ def _interval(
     drawn = np.array([find(row.astype(np.float64)) for row in weights])
     tail = (1 - CONFIDENCE) / 2
     return float(np.quantile(drawn[:, 0], tail)), float(np.quantile(drawn[:, 1], 1 - tail))
-
-
-_Compare = Callable[[slice], NDArray[np.floating[Any]]]
-
-
-def _cosine(embeddings: NDArray[np.float32]) -> _Compare:
-    vectors = index_vectors(embeddings)
-    return lambda rows: vectors[rows] @ vectors.T
-
-
-def _nearness(embeddings: NDArray[np.float32]) -> _Compare:
-    # Squared distances by expansion lose half the digits: double precision has them to spare.
-    parts = np.ascontiguousarray(embeddings.transpose(1, 0, 2)).astype(np.float64)
-    squares = (parts * parts).sum(axis=2)
-
-    def compare(rows: slice) -> NDArray[np.floating[Any]]:
-        total = np.zeros((len(squares[0][rows]), len(squares[0])))
-        for part, square in zip(parts, squares, strict=True):
-            squared = part[rows] @ part.T
-            squared *= -2
-            squared += square[rows, None]
-            squared += square[None, :]
-            np.maximum(squared, 0, out=squared)
-            total += np.sqrt(squared, out=squared)
-        return 1 / (1 + total / len(parts))
-
-    return compare

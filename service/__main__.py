@@ -179,6 +179,37 @@ def calibrate_gallery(
     tell(event="done", metrics={"threshold": measured.operating_point.threshold})
 
 
+@app.command("audit-gallery", hidden=True)
+def audit_gallery(
+    gallery: Annotated[str, typer.Argument(help="The gallery's name.")],
+    out: Annotated[Path, typer.Argument(help="The .json to write.")],
+    checkpoint: Annotated[Path, typer.Option(exists=True, help="Folder of a checkpoint.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Audit a gallery and write what was found to a file: an audit job's command."""
+    import json
+
+    from service.errors import NotFound
+    from service.gallery_audit import AuditModel, CannotAudit
+    from service.gallery_audit import audit as carry_out
+
+    def tell(**event: Any) -> None:
+        typer.echo(json.dumps(event))
+
+    with _database(_settings(data_dir=data_dir)) as engine:
+        try:
+            audited = carry_out(
+                engine,
+                gallery,
+                AuditModel.read(checkpoint),
+                lambda done, total: tell(event="progress", step=done, total_steps=total),
+            )
+        except (NotFound, CannotAudit) as error:
+            raise CommandFailed(str(error)) from error
+    out.write_text(audited.model_dump_json(), encoding="utf-8")
+    tell(event="done", metrics=audited.audit.totals.model_dump())
+
+
 # Checkpoints
 
 
@@ -247,15 +278,23 @@ def enroll(
     subject_id: str,
     walks: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False)],
     gallery: Gallery = "default",
+    accept_conflict: Annotated[
+        bool, typer.Option("--accept-conflict", help="Also walks that may be another subject's.")
+    ] = False,
     url: Url = _LOCAL,
     api_key: ApiKey = None,
 ) -> None:
     """Enrol walks of one person."""
     with _client(url, api_key) as client:
-        enrolment = client.enroll(subject_id, walks, gallery=gallery)
+        enrolment = client.enroll(
+            subject_id, walks, gallery=gallery, accept_conflict=accept_conflict
+        )
     for sequence in enrolment.sequences:
         issues = ", ".join(sequence.quality.issues) or "no issues"
-        typer.echo(f"{sequence.sequence_id}  {sequence.frames} frames  {issues}")
+        again = "  already enrolled" if sequence.already_enrolled else ""
+        typer.echo(f"{sequence.sequence_id}  {sequence.frames} frames  {issues}{again}")
+    for conflict in enrolment.conflicts:
+        typer.echo(f"{conflict.where} may be {conflict.other.subject_id}", err=True)
 
 
 @app.command()
@@ -324,6 +363,36 @@ def calibrate(
         f"threshold {found['threshold']:.4f} ({found['method']}{interval}) for "
         f"{found['target_fpir']:g} false matches a search with {found['gallery_subjects']} enrolled"
     )
+
+
+@app.command("check-gallery")
+def check_gallery(gallery: Gallery = "default", url: Url = _LOCAL, api_key: ApiKey = None) -> None:
+    """List what in a gallery attracts other people, by a job; status 1 unless it succeeds."""
+    from service.progress import follow
+
+    with _client(url, api_key) as client:
+        job = follow(client, client.audit_gallery(gallery=gallery).id)
+    found = job.result
+    if job.status != "succeeded" or found is None:
+        raise CommandFailed(f"{job.status}{': ' + job.error if job.error else ''}")
+    typer.echo(
+        f"{found['gallery_sequences']} sequences of {found['gallery_subjects']} subjects, "
+        f"threshold {found['threshold']:.4f} ({found['threshold_source']})"
+    )
+    for one in found["nearer_to_another"]:
+        other = one["other"]
+        typer.echo(
+            f"nearer to another  {one['similarity']:.3f}  {one['subject_id']} {one['sequence_id']}"
+            f"  {other['subject_id']} {other['sequence_id']}"
+        )
+    for one in found["pairs"]:
+        first, second = (member["subject_id"] for member in one["members"])
+        typer.echo(f"perhaps one person  {one['similarity']:.3f}  {first}  {second}")
+    for one in found["hubs"]:
+        typer.echo(f"attracts {one['attracts']} subjects  {one['subject_id']} {one['sequence_id']}")
+    for one in found["poor"]:
+        issues = ", ".join(one["issues"]) or "no issues"
+        typer.echo(f"poor  {one['score']:.2f}  {one['subject_id']} {one['sequence_id']}  {issues}")
 
 
 # Whole galleries

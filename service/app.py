@@ -133,5 +133,10 @@ def _with_problems(schema: dict[str, Any]) -> dict[str, Any]:
     for path in schema.get("paths", {}).values():
         for operation in path.values():
             operation["responses"].pop("422", None)
+            for status, response in operation["responses"].items():
+                if status >= "400":  # a problem with members of its own
+                    response["content"] = {
+                        problems.MEDIA_TYPE: response["content"]["application/json"]
+                    }
             operation["responses"]["default"] = answer
     return schema

@@ -41,14 +41,32 @@ class Fault(_Model):
     reason: str
 
 
+class Resemblance(_Model):
+    """How alike a walk is to a subject."""
+
+    subject_id: str
+    similarity: float | None
+    sequence_id: str | None
+
+
+class EnrolmentConflict(_Model):
+    """A walk that may be another subject's."""
+
+    where: str
+    reason: str
+    own: Resemblance
+    other: Resemblance
+
+
 class Problem(_Model):
-    """RFC 9457 problem details."""
+    """RFC 9457 problem details; `conflicts` where an enrolment was refused for them."""
 
     type: str = "about:blank"
     title: str = ""
     status: int
     detail: str = ""
     errors: list[Fault] = []
+    conflicts: list[EnrolmentConflict] = []
 
 
 class Refused(Exception):
@@ -74,14 +92,28 @@ class EnrolledSequence(_Model):
     sequence_id: str
     frames: int
     quality: Quality
+    already_enrolled: bool = False
+
+
+class Coverage(_Model):
+    """In which views and conditions a subject is enrolled, and what is missing."""
+
+    sequences: int
+    views: list[str]
+    conditions: list[str]
+    missing_views: list[str]
+    missing_conditions: list[str]
+    advice: list[str]
 
 
 class Enrolment(_Model):
-    """What an enrolment added."""
+    """What an enrolment added, and which conflicts it did in spite of."""
 
     gallery: str
     subject_id: str
     sequences: list[EnrolledSequence]
+    conflicts: list[EnrolmentConflict] = []
+    coverage: Coverage | None = None
 
 
 class Candidate(_Model):
@@ -226,9 +258,12 @@ class Client:
         *,
         gallery: str = "default",
         metadata: Mapping[str, Any] | None = None,
+        accept_conflict: bool = False,
     ) -> Enrolment:
-        """Enrol walks of one person."""
+        """Enrol walks of one person; with `accept_conflict` also such as may be another's."""
         fields = {"subject_id": subject_id, "gallery": gallery}
+        if accept_conflict:
+            fields["accept_conflict"] = "true"
         if metadata:
             fields["metadata"] = json.dumps(metadata)
         files = [_upload(walk) for walk in walks]
@@ -347,6 +382,10 @@ class Client:
         """Start the calibration of a gallery's threshold."""
         content = {"gallery": gallery, "target_fpir": target_fpir}
         return Job.model_validate(self._post("/jobs/calibrate", json=content))
+
+    def audit_gallery(self, *, gallery: str = "default") -> Job:
+        """Start the audit of a gallery."""
+        return Job.model_validate(self._post("/jobs/audit-gallery", json={"gallery": gallery}))
 
     def jobs(self, *, status: str | None = None) -> Iterator[Job]:
         """All jobs, newest first."""

@@ -3,49 +3,70 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
 from service.calibration import queue_if_stale
+from service.conflict import ConflictingWalk
 from service.database import new_id
+from service.gallery.coverage import Coverage, coverage
 from service.gallery.records import Metadata, NewSequence, SequenceQuality
+from service.gallery.sealing import sealing_of
 from service.gallery.store import GalleryStore
-from service.intake import Intake, Walk
+from service.intake import Intake, Walk, shown
 from service.model_in_use import ModelInUse
+from service.protection import Admission, GalleryChanged, Offered, Protection, Seen
 from service.writers import Writers
 
 
 @dataclass(frozen=True, slots=True)
 class EnrolledSequence:
-    """One sequence that is in the gallery now."""
+    """One sequence that is in the gallery now; or was, before it was sent again."""
 
     sequence_id: str
     frames: int
     quality: SequenceQuality
+    already_enrolled: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Enrolled:
-    """What an enrolment added."""
+    """What an enrolment added, and how the subject is covered now."""
 
     gallery: str
     subject_id: str
     sequences: tuple[EnrolledSequence, ...]
+    conflicts: tuple[ConflictingWalk, ...]
+    coverage: Coverage
     model: ModelInUse
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was added."""
+        return not all(item.already_enrolled for item in self.sequences)
+
+
+Also = Callable[[Session, Enrolled], None]
 
 
 class Enrolment:
     """The use case behind POST /enroll."""
 
     def __init__(
-        self, store: GalleryStore, writers: Writers, intake: Intake, model: ModelInUse
+        self,
+        store: GalleryStore,
+        writers: Writers,
+        intake: Intake,
+        model: ModelInUse,
+        protection: Protection,
     ) -> None:
         self._store = store
         self._writers = writers
         self._intake = intake
         self._model = model
+        self._protection = protection
 
     async def enrol(
         self,
@@ -53,36 +74,117 @@ class Enrolment:
         subject_id: str,
         walks: Sequence[Walk],
         metadata: Metadata,
-        also: Callable[[Session, Enrolled], None],
+        also: Also,
+        *,
+        accept_conflict: bool = False,
     ) -> Enrolled:
         """Prepare and embed the walks, then add them in one transaction, in which `also` runs.
 
-        A gallery that outgrows its calibration by it is calibrated again, by a job.
+        A walk that the subject has already is not added again. A gallery that outgrows its
+        calibration by it is calibrated again, by a job.
 
-        Raises `NotFound` for a missing gallery, and whatever `Intake.embed` raises; the gallery is
+        Raises `NotFound` for a missing gallery, `EnrolmentConflict` for walks that may be another
+        subject's unless that is accepted, and whatever `Intake.embed` raises; the gallery is
         unchanged then.
         """
         await asyncio.to_thread(self._store.head, gallery)  # before the work, not only after it
         embedded = await self._intake.embed(walks)
-        new = [
-            NewSequence(new_id(), walk.silhouettes, walk.quality, metadata, walk.embedding)
-            for walk in embedded
+        sealing = sealing_of(self._store.engine)
+        offered = [
+            Offered.of(
+                shown(walk.name),
+                NewSequence(new_id(), item.silhouettes, item.quality, metadata, item.embedding),
+                sealing,
+            )
+            for walk, item in zip(walks, embedded, strict=True)
         ]
-        enrolled = Enrolled(
-            gallery=gallery,
-            subject_id=subject_id,
-            sequences=tuple(
-                EnrolledSequence(item.sequence_id, len(item.silhouettes), item.quality)
-                for item in new
-            ),
-            model=self._model,
+        return await self._writers.run(
+            self._add, gallery, subject_id, offered, also, accept_conflict=accept_conflict
         )
+
+    def _add(
+        self,
+        gallery: str,
+        subject_id: str,
+        offered: Sequence[Offered],
+        also: Also,
+        *,
+        accept_conflict: bool,
+    ) -> Enrolled:
+        while True:
+            seen = self._protection.look(gallery, subject_id, offered)
+            attempt = _Attempt(
+                self._protection, self._model, gallery, subject_id, offered, seen, accept_conflict
+            )
+            try:
+                return attempt.carry_out(self._store, also)
+            except GalleryChanged:  # an erasure took what the walks had just been compared with
+                continue
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One transaction that adds the walks, after they were compared with the gallery."""
+
+    protection: Protection
+    model: ModelInUse
+    gallery: str
+    subject_id: str
+    offered: Sequence[Offered]
+    seen: Seen
+    accept_conflict: bool
+
+    def carry_out(self, store: GalleryStore, also: Also) -> Enrolled:
+        """Raises `GalleryChanged`, and what `Protection.admit` and `also` raise."""
+        decided: list[tuple[str, Admission]] = []
+        answers: list[Enrolled] = []
+
+        def admit(session: Session, gallery_id: str, revision: int) -> Collection[str]:
+            admission = self.protection.admit(
+                session,
+                gallery_id,
+                revision,
+                self.subject_id,
+                self.offered,
+                self.seen,
+                accept_conflict=self.accept_conflict,
+            )
+            decided.append((gallery_id, admission))
+            return admission.added
 
         def finish(session: Session) -> None:
-            queue_if_stale(session, gallery, self._model.digest)
-            also(session, enrolled)
+            queue_if_stale(session, self.gallery, self.model.digest)
+            ((gallery_id, admission),) = decided
+            answers.append(self._answer(admission, coverage(session, gallery_id, self.subject_id)))
+            also(session, answers[0])
 
-        await self._writers.run(
-            self._store.enrol, gallery, subject_id, new, self._model.digest, finish
+        store.enrol(
+            self.gallery,
+            self.subject_id,
+            [one.sequence for one in self.offered],
+            self.model.digest,
+            finish,
+            admit,
         )
-        return enrolled
+        return answers[0]
+
+    def _answer(self, admission: Admission, covered: Coverage) -> Enrolled:
+        added = set(admission.added)
+        sequences = []
+        for one, sequence_id in zip(self.offered, admission.ids, strict=True):
+            sequences.append(
+                EnrolledSequence(
+                    sequence_id=sequence_id,
+                    frames=len(one.sequence.silhouettes),
+                    quality=one.sequence.quality,
+                    already_enrolled=one.sequence.sequence_id not in added,
+                )
+            )
+        return Enrolled(
+            gallery=self.gallery,
+            subject_id=self.subject_id,
+            sequences=tuple(sequences),
+            conflicts=admission.conflicts,
+            coverage=covered,
+            model=self.model,
+        )

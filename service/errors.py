@@ -16,8 +16,9 @@ ServiceError
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,10 @@ class ServiceError(Exception):
         self.reasons = reasons
         self.problem_slug = slug or type(self).slug
         self.retry_after = retry_after
+
+    def members(self) -> Mapping[str, Any]:
+        """What the problem document says beside its standard members, ready for JSON."""
+        return {}
 
 
 class Malformed(ServiceError):

@@ -164,7 +164,7 @@ def refusal(refused: Sequence[tuple[Walk, SequenceError]]) -> ServiceError:
     """One error for all walks that were refused: the first one's kind, every one's reasons."""
     reasons = [reason for walk, error in refused for reason in _reasons(walk, error)]
     walk, error = refused[0]
-    detail = f"{_shown(walk.name)}: {error}"
+    detail = f"{shown(walk.name)}: {error}"
     if len(refused) > 1:
         detail += f" ({len(refused)} files were refused; see `errors`)"
     match error:
@@ -181,14 +181,14 @@ def refusal(refused: Sequence[tuple[Walk, SequenceError]]) -> ServiceError:
 
 
 def _reasons(walk: Walk, error: SequenceError) -> list[Reason]:
-    name = _shown(walk.name)
+    name = shown(walk.name)
     if isinstance(error, PoorSequence):
         return [Reason(name, code) for code in error.reasons]
-    where = f"{name}: {_shown(error.where)}" if error.where else name
+    where = f"{name}: {shown(error.where)}" if error.where else name
     return [Reason(where, error.reason)]
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
     """A name from a stranger, fit for an answer: printable and not too long."""
     printable = "".join(
         character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from models.similarity import Metric
+
 
 @dataclass(frozen=True, slots=True)
 class ModelInUse:
-    """Name and digest for answers; the card's own threshold for decisions."""
+    """Name and digest for answers; the card's own threshold and metric for decisions."""
 
     name: str
     digest: str
     threshold: float | None
+    metric: Metric

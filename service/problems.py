@@ -27,8 +27,9 @@ def problem(
     detail: str,
     reasons: Sequence[Reason] = (),
     headers: Mapping[str, str] | None = None,
+    members: Mapping[str, Any] | None = None,
 ) -> JSONResponse:
-    """A problem document as a response."""
+    """A problem document as a response; `members` are its own beside the standard ones."""
     return JSONResponse(
         {
             "type": f"/problems/{slug}",
@@ -39,6 +40,7 @@ def problem(
                 {"where": reason.where, "reason": reason.reason}
                 for reason in reasons[:_MOST_REASONS]
             ],
+            **(members or {}),
         },
         status_code=status,
         headers=dict(headers or {}),
@@ -54,7 +56,13 @@ def render(error: ServiceError) -> JSONResponse:
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     return problem(
-        error.status, error.problem_slug, error.title, error.detail, error.reasons, headers
+        error.status,
+        error.problem_slug,
+        error.title,
+        error.detail,
+        error.reasons,
+        headers,
+        error.members(),
     )
 
 

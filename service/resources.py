@@ -39,6 +39,7 @@ from service.metrics import Metrics
 from service.model_in_use import ModelInUse
 from service.model_registry import ModelRegistry, resolve
 from service.portability import Portability
+from service.protection import Protection
 from service.readiness import Readiness
 from service.reembedding import Reembedding
 from service.reserve import Reserve
@@ -100,7 +101,7 @@ async def open_resources(
     torch.set_num_threads(settings.embed_threads)
     encoder = Encoder.open(resolve(settings, settings.model), settings.device)
     # Under the name that GET /models lists, whatever its card is called.
-    model = ModelInUse(settings.model, encoder.digest, encoder.card.threshold)
+    model = ModelInUse(settings.model, encoder.digest, encoder.card.threshold, encoder.card.metric)
     store = GalleryStore(engine)
     store.ensure(DEFAULT_GALLERY)
     reembedding = Reembedding(store, encoder.encode, model.digest)
@@ -162,7 +163,9 @@ async def open_resources(
                     model=model,
                     store=store,
                     galleries=galleries,
-                    enrolment=Enrolment(store, writers, intake, model),
+                    enrolment=Enrolment(
+                        store, writers, intake, model, Protection(store, galleries, model)
+                    ),
                     identification=Identification(store, galleries, intake, model, metrics),
                     verification=Verification(store, galleries, intake, model, metrics),
                     erasure=Erasure(store, writers, galleries, record, reserve, settings),

@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
+from service.conflict import ConflictingWalk, ConflictReason, Resemblance
 from service.enrolment import Enrolled
 from service.fields import GalleryName, MaxAgeDays
+from service.gallery.coverage import Advice, Coverage
 from service.gallery.importing import Imported
 from service.gallery.records import (
     ErasureReceipt,
@@ -80,19 +82,92 @@ class QualityAnswer(Schema):
 
 
 class EnrolledSequenceAnswer(Schema):
-    """One sequence that was enrolled."""
+    """One sequence that was enrolled, or had been already."""
 
     sequence_id: str
     frames: int
     quality: QualityAnswer
+    already_enrolled: bool = Field(
+        description="the subject had this very walk; it was not added again"
+    )
+
+
+class CoverageAnswer(Schema):
+    """In which views and conditions a subject is enrolled, and what is missing."""
+
+    sequences: int
+    views: list[str]
+    conditions: list[str]
+    missing_views: list[str] = Field(description="in use in the gallery, most used first")
+    missing_conditions: list[str] = Field(description="in use in the gallery, most used first")
+    advice: list[Advice]
+
+    @classmethod
+    def of(cls, covered: Coverage) -> Self:
+        """From a subject's coverage."""
+        return cls(
+            sequences=covered.sequences,
+            views=list(covered.views),
+            conditions=list(covered.conditions),
+            missing_views=list(covered.missing_views),
+            missing_conditions=list(covered.missing_conditions),
+            advice=list(covered.advice),
+        )
+
+
+class ResemblanceAnswer(Schema):
+    """How alike a walk is to a subject, by the most similar sequence."""
+
+    subject_id: str
+    similarity: float | None = Field(description="null when there is nothing to compare with")
+    sequence_id: str | None = Field(description="null for another walk of the same request")
+
+    @classmethod
+    def of(cls, subject_id: str, found: Resemblance | None) -> Self:
+        """From what was found, if anything was."""
+        if found is None:
+            return cls(subject_id=subject_id, similarity=None, sequence_id=None)
+        return cls(
+            subject_id=subject_id, similarity=found.similarity, sequence_id=found.sequence_id
+        )
+
+
+class ConflictAnswer(Schema):
+    """A walk that may be another subject's, or is enrolled as another's already."""
+
+    where: str
+    reason: ConflictReason
+    own: ResemblanceAnswer
+    other: ResemblanceAnswer
+
+    @classmethod
+    def of(cls, conflict: ConflictingWalk) -> Self:
+        """From a conflict."""
+        return cls(
+            where=conflict.name,
+            reason=conflict.reason,
+            own=ResemblanceAnswer.of(conflict.subject_id, conflict.own),
+            other=ResemblanceAnswer.of(conflict.other.subject_id, conflict.other),
+        )
+
+
+class EnrolConflictProblem(Problem):
+    """A 409 of POST /enroll; `conflicts` and `threshold` are those of an enrolment conflict."""
+
+    conflicts: list[ConflictAnswer] = []
+    threshold: float | None = None
 
 
 class EnrolAnswer(Schema):
-    """What POST /enroll added."""
+    """What POST /enroll added, and how the subject is covered now."""
 
     gallery: str
     subject_id: str
     sequences: list[EnrolledSequenceAnswer]
+    conflicts: list[ConflictAnswer] = Field(
+        description="that were accepted, or (`matches_another`) are no reason to refuse"
+    )
+    coverage: CoverageAnswer
     model: ModelReference
 
     @classmethod
@@ -106,9 +181,12 @@ class EnrolAnswer(Schema):
                     sequence_id=item.sequence_id,
                     frames=item.frames,
                     quality=QualityAnswer.of(item.quality),
+                    already_enrolled=item.already_enrolled,
                 )
                 for item in enrolled.sequences
             ],
+            conflicts=[ConflictAnswer.of(item) for item in enrolled.conflicts],
+            coverage=CoverageAnswer.of(enrolled.coverage),
             model=ModelReference.of(enrolled.model),
         )
 
@@ -349,6 +427,7 @@ class SubjectWithSequences(Schema):
     subject_id: str
     gallery: str
     sequences: list[SequenceAnswer]
+    coverage: CoverageAnswer
     created_at: Timestamp
 
 

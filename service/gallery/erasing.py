@@ -26,6 +26,7 @@ from service.gallery.tables import (
     SubjectRow,
 )
 from service.idempotency import forget_answers_about, forget_answers_at
+from service.jobs.audit_findings import forget_findings
 from service.jobs.queue import cancel_those_that_hold
 
 ModelsOf = Callable[[Session, str, Sequence[str]], tuple[str, ...]]
@@ -52,6 +53,7 @@ def erase_subject(
             )
         )
         embeddings = _erase_sequences(session, gallery_id, revision, sequence_ids)
+        forget_findings(session, gallery, sequence_ids)
         _delete_subjects(session, gallery_id, [subject_id])
         jobs = cancel_those_that_hold(session, gallery)
         models = models_of(session, gallery, [subject_id])
@@ -76,6 +78,7 @@ def erase_sequence(
         if session.get(SequenceRow, sequence_id) is None:  # erased while we waited for our turn
             raise missing_sequence(sequence_id)
         embeddings = _erase_sequences(session, gallery_id, revision, (sequence_id,))
+        forget_findings(session, gallery, (sequence_id,))
         vanished = _without_sequences(session, gallery_id, [subject_id])
         _delete_subjects(session, gallery_id, vanished)
         jobs = cancel_those_that_hold(session, gallery)
@@ -108,6 +111,7 @@ def erase_gallery(
         embeddings = _count_embeddings(session, SequenceRow.gallery_id == row.id)
         forget_answers_about(session, [*subject_ids, *sequence_ids])
         forget_answers_at(session, f"/galleries/{gallery}")
+        forget_findings(session, gallery)
         max_age_days = row.max_age_days
         session.execute(delete(GalleryRow).where(GalleryRow.id == row.id))
         if keep:
@@ -152,7 +156,9 @@ def erase_older(engine: Engine, gallery_id: str, at: datetime, most: int) -> tup
         if not rows:
             return 0, 0
         _, revision = raise_revision(session, gallery.name)
-        _erase_sequences(session, gallery_id, revision, tuple(row.id for row in rows))
+        sequence_ids = tuple(row.id for row in rows)
+        _erase_sequences(session, gallery_id, revision, sequence_ids)
+        forget_findings(session, gallery.name, sequence_ids)
         vanished = _without_sequences(session, gallery_id, {row.subject_id for row in rows})
         _delete_subjects(session, gallery_id, vanished)
         return len(rows), len(vanished)

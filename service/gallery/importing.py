@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from service.database import new_id, writing
 from service.errors import Reason
+from service.gallery.coverage import label
 from service.gallery.export import SUBJECTS
 from service.gallery.export_file import BrokenExport, EmbeddingShape, ExportedSequence, ExportFile
 from service.gallery.records import GalleryRecord
@@ -220,6 +221,8 @@ def _add_sequences(
                 key_id=sealing.key_id,
                 quality=sequence.quality.model_dump(),
                 details=sequence.metadata,
+                view=label(sequence.metadata.get("view")),
+                condition=label(sequence.metadata.get("condition")),
                 created_at=sequence.created_at,
             )
         )

@@ -9,6 +9,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from service.errors import NotFound, Reason
+from service.gallery.coverage import Coverage, coverage
 from service.gallery.records import GalleryRecord, Page, SequenceRecord, SubjectRecord
 from service.gallery.store import missing_gallery, sequence_record
 from service.gallery.tables import GalleryRow, SequenceRow, SubjectRow
@@ -78,8 +79,8 @@ def subjects(engine: Engine, gallery: str, *, limit: int, after: str | None) -> 
 
 def subject(
     engine: Engine, gallery: str, subject_id: str
-) -> tuple[SubjectRecord, tuple[SequenceRecord, ...]]:
-    """A subject and its sequences, oldest first; raises `NotFound`."""
+) -> tuple[SubjectRecord, tuple[SequenceRecord, ...], Coverage]:
+    """A subject, its sequences, oldest first, and what they cover; raises `NotFound`."""
     with Session(engine) as session:
         gallery_id = session.scalar(select(GalleryRow.id).where(GalleryRow.name == gallery))
         if gallery_id is None:
@@ -95,7 +96,11 @@ def subject(
                 .order_by(SequenceRow.id)
             )
         )
-        return SubjectRecord(gallery, subject_id, len(sequences), row.created_at), sequences
+        return (
+            SubjectRecord(gallery, subject_id, len(sequences), row.created_at),
+            sequences,
+            coverage(session, gallery_id, subject_id),
+        )
 
 
 def require_subject(engine: Engine, gallery: str, subject_id: str) -> None:

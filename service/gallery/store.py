@@ -7,7 +7,7 @@ visible in order, and a reader that has seen revision r has seen everything up t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from service.database import new_id, now, writing
 from service.errors import Conflict, NotFound, Reason
+from service.gallery.coverage import label
 from service.gallery.records import (
     Changes,
     Embedding,
@@ -40,6 +41,11 @@ from service.gallery.tables import (
 _PIECE = 2048  # sequences that are read at once: at 16 x 256 channels, 32 MB
 Also = Callable[[Session], None]
 """Work to do in the same transaction; what it raises rolls everything back."""
+Admit = Callable[[Session, str, int], Collection[str]]
+"""Chooses the sequences to add, by id, in an enrolment's turn to make the gallery's new revision.
+
+Everything up to the revision before is committed, and nothing changes until the transaction ends.
+"""
 
 
 def missing_gallery(name: str) -> NotFound:
@@ -160,8 +166,9 @@ class GalleryStore:
         sequences: Sequence[NewSequence],
         digest: str,
         also: Also,
+        admit: Admit | None = None,
     ) -> None:
-        """Add sequences with their embeddings to a subject: all of them, or none."""
+        """Add sequences with their embeddings to a subject: all that `admit` chooses, or none."""
         at = now()
         # Compress and encrypt before taking the lock.
         rows = [_sequence_row(item, self._sealing) for item in sequences]
@@ -172,6 +179,10 @@ class GalleryStore:
         with Session(writing(self.engine)) as session, session.begin():
             gallery_id, revision = raise_revision(session, gallery)
             self._sealing.require_current(session)
+            if admit is not None:
+                admitted = admit(session, gallery_id, revision)
+                rows = [row for row in rows if row.id in admitted]
+                embeddings = [row for row in embeddings if row.sequence_id in admitted]
             if session.get(SubjectRow, (gallery_id, subject_id)) is None:
                 session.add(SubjectRow(gallery_id=gallery_id, subject_id=subject_id, created_at=at))
                 session.flush()
@@ -400,4 +411,6 @@ def _sequence_row(item: NewSequence, sealing: Sealing) -> SequenceRow:
         content_hash=sealing.content_hash(item.silhouettes),
         quality=asdict(item.quality),
         details=item.metadata,
+        view=label(item.metadata.get("view")),
+        condition=label(item.metadata.get("condition")),
     )

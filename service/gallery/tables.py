@@ -18,6 +18,7 @@ from sqlalchemy import (
     Index,
     LargeBinary,
     String,
+    Text,
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -56,7 +57,10 @@ class SubjectRow(Table):
 
 
 class SequenceRow(Table):
-    """One enrolled walk: silhouettes uint8 [s, 64, 64] normalised, as `Sealing` keeps them."""
+    """One enrolled walk: silhouettes uint8 [s, 64, 64] normalised, as `Sealing` keeps them.
+
+    `view` and `condition` repeat what the metadata says, where an index finds it.
+    """
 
     __tablename__ = "sequence"
 
@@ -70,6 +74,8 @@ class SequenceRow(Table):
     content_hash: Mapped[str] = mapped_column(_DIGEST)
     quality: Mapped[dict[str, Any]] = mapped_column(JSON)
     details: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)
+    view: Mapped[str | None] = mapped_column(Text)
+    condition: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime]
 
     __table_args__ = (
@@ -82,6 +88,8 @@ class SequenceRow(Table):
         Index("ix_sequence_gallery_subject", "gallery_id", "subject_id"),
         Index("ix_sequence_key", "key_id"),
         Index("ix_sequence_gallery_created", "gallery_id", "created_at"),
+        Index("ix_sequence_gallery_content", "gallery_id", "content_hash"),
+        Index("ix_sequence_gallery_coverage", "gallery_id", "view", "condition"),
     )
 
 

@@ -41,7 +41,7 @@ class Outcome:
     """What a job made, and the files that are of no use any more.
 
     `records` are added, and `also` is called, in the transaction that ends the job; `also` may
-    raise `JobRefused`.
+    raise `JobRefused` and may still change the `result`, which is recorded after it.
     """
 
     result: JsonObject

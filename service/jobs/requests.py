@@ -109,6 +109,12 @@ class CalibrateRequest(Request):
     target_fpir: Annotated[float, Field(ge=1e-6, le=0.25, strict=True, allow_inf_nan=False)] = 0.01
 
 
+class AuditRequest(Request):
+    """List what in a gallery attracts other people."""
+
+    gallery: GalleryName = "default"
+
+
 class EvaluateRequest(Request):
     """Measure a registered model on a dataset by a protocol."""
 

@@ -15,12 +15,15 @@ from service.calibration import KIND, claim
 from service.errors import Conflict, Invalid, NotFound, Reason, Unavailable
 from service.gallery.store import missing_gallery
 from service.gallery.tables import GalleryRow
+from service.jobs.audit import claim as claim_audit
+from service.jobs.audit_findings import KIND as AUDIT
 from service.jobs.datasets import find_pack, program
 from service.jobs.distill import recipe_names, run_arguments
 from service.jobs.job import Job
 from service.jobs.queue import Also, JobQueue
 from service.jobs.reasons import plain
 from service.jobs.requests import (
+    AuditRequest,
     CalibrateRequest,
     Dataset,
     DistillRequest,
@@ -118,6 +121,21 @@ class Submission:
             KIND,
             request.model_dump(mode="json"),
             claim=claim(request.gallery),
+            claimed_by="gallery",
+            also=also,
+        )
+
+    def audit(self, request: AuditRequest, also: Also | None = None) -> Job:
+        """Queue an audit.
+
+        Raises `NotFound` for a gallery that does not exist, and `Conflict` when it is being audited
+        already.
+        """
+        self._require_gallery(request.gallery)
+        return self._queue.enqueue(
+            AUDIT,
+            request.model_dump(mode="json"),
+            claim=claim_audit(request.gallery),
             claimed_by="gallery",
             also=also,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Engine
 
+from service.jobs.audit import AuditJob
 from service.jobs.calibrate import CalibrateJob
 from service.jobs.distill import DistillJob
 from service.jobs.evaluate import EvaluateJob
@@ -16,6 +17,7 @@ from service.training_record import TrainingRecord
 def job_types(settings: Settings, engine: Engine) -> dict[str, JobType]:
     """What a worker of this deployment can run."""
     return {
+        "audit-gallery": AuditJob(settings),
         "calibrate": CalibrateJob(settings),
         "distill": DistillJob(
             settings, ModelRegistry(settings, engine), TrainingRecord.of(settings.data_dir)

@@ -11,7 +11,6 @@ from fastapi import APIRouter, Request
 from service.errors import NotFound, Reason
 
 _CALLS = (
-    "/jobs/audit-gallery",
     "/jobs/reindex",
     "/models/{name}/activate",
     "/models/rollback",

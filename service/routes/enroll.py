@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile
 from sqlalchemy.orm import Session
 
 from service.audit import entries
@@ -18,14 +18,28 @@ from service.middleware.idempotency import HOLD
 from service.routes.access import requires
 from service.routes.audited import record_change
 from service.routes.dependencies import HeldReady, unless_disconnected, walk
-from service.schemas import EnrolAnswer
+from service.schemas import EnrolAnswer, EnrolConflictProblem
 
 router = APIRouter(tags=["recognition"], dependencies=[Depends(requires(Scope.ENROLL))])
 
 
-@router.post("/enroll", status_code=201)
+@router.post(
+    "/enroll",
+    status_code=201,
+    responses={
+        200: {
+            "model": EnrolAnswer,
+            "description": "Nothing was added: the subject had every walk already.",
+        },
+        409: {
+            "model": EnrolConflictProblem,
+            "description": "A walk may be another subject's, or its Idempotency-Key is in use.",
+        },
+    },
+)
 async def enroll(
     request: Request,
+    response: Response,
     held: HeldReady,
     subject_id: Annotated[SubjectId, Form()],
     sequence: Annotated[list[UploadFile], File(description="One walk each, 1 to 50 files.")],
@@ -34,6 +48,9 @@ async def enroll(
         str | None,
         Form(description='A JSON object of scalars, such as {"view": "090"}, for every file.'),
     ] = None,
+    accept_conflict: Annotated[
+        bool, Form(description="Enrol also walks that may be another subject's.")
+    ] = False,
 ) -> EnrolAnswer:
     """Enrol walks of one person: all of them, or none when one is refused."""
     most = held.settings.max_sequences_per_request
@@ -46,8 +63,8 @@ async def enroll(
 
     def keep_answer(session: Session, enrolled: Enrolled) -> None:
         body = EnrolAnswer.of(enrolled).model_dump_json()
-        keep(session, hold, Answer(201, {"content-type": "application/json"}, body))
         record_change(request, entries.enrolment(enrolled))
+        keep(session, hold, Answer(_status(enrolled), {"content-type": "application/json"}, body))
 
     enrolled = await unless_disconnected(
         request,
@@ -57,6 +74,12 @@ async def enroll(
             [walk(upload, position) for position, upload in enumerate(sequence)],
             details,
             keep_answer,
+            accept_conflict=accept_conflict,
         ),
     )
+    response.status_code = _status(enrolled)
     return EnrolAnswer.of(enrolled)
+
+
+def _status(enrolled: Enrolled) -> int:
+    return 201 if enrolled.changed else 200

@@ -19,7 +19,7 @@ from service.fields import decode_cursor, encode_cursor
 from service.idempotency import Answer, keep
 from service.jobs.job import Job, JobEvent, Status
 from service.jobs.queue import Also, JobQueue
-from service.jobs.requests import CalibrateRequest, DistillRequest, EvaluateRequest
+from service.jobs.requests import AuditRequest, CalibrateRequest, DistillRequest, EvaluateRequest
 from service.jobs.submission import CheckRecipe, RecipeCheck, Submission
 from service.middleware.idempotency import HOLD
 from service.routes.audited import record_change
@@ -131,6 +131,14 @@ def calibrate(
 ) -> JobAnswer:
     """Find the threshold at which a gallery falsely matches a stranger at most at a given rate."""
     return _accepted(response, jobs.calibrate(body, _keeping(request)))
+
+
+@router.post("/audit-gallery", status_code=202)
+def audit_gallery(
+    request: Request, response: Response, jobs: Submissions, body: AuditRequest
+) -> JobAnswer:
+    """List what in a gallery attracts other people: misplaced, doubled and poor sequences."""
+    return _accepted(response, jobs.audit(body, _keeping(request)))
 
 
 @router.get("")

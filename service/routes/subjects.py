@@ -14,6 +14,7 @@ from service.routes.access import requires
 from service.routes.audited import record_erasure
 from service.routes.dependencies import Held
 from service.schemas import (
+    CoverageAnswer,
     ReceiptAnswer,
     SequenceAnswer,
     SubjectAnswer,
@@ -45,12 +46,13 @@ def list_subjects(
 def show_subject(
     held: Held, subject_id: str, gallery: Annotated[GalleryName, Query()] = DEFAULT_GALLERY
 ) -> SubjectWithSequences:
-    """Show a subject and its sequences."""
-    record, sequences = subject(held.engine, gallery, subject_id)
+    """Show a subject, its sequences, and which views and conditions are missing."""
+    record, sequences, covered = subject(held.engine, gallery, subject_id)
     return SubjectWithSequences(
         subject_id=record.subject_id,
         gallery=record.gallery,
         sequences=[SequenceAnswer.of(item) for item in sequences],
+        coverage=CoverageAnswer.of(covered),
         created_at=record.created_at,
     )
 

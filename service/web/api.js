@@ -5,9 +5,9 @@ const KEY = "gaitid.key";
 
 /** An error of the service, or that it cannot be reached. */
 export class Problem extends Error {
-  constructor({ type = "", title, detail = "", status = 0, errors = [] }, retryAfter = null) {
+  constructor({ type = "", title, detail = "", status = 0, errors = [], ...members }, retryAfter = null) {
     super(title);
-    Object.assign(this, { type, title, detail, status, errors, retryAfter });
+    Object.assign(this, members, { type, title, detail, status, errors, retryAfter });
   }
 }
 

@@ -1,6 +1,7 @@
 // The page: which section is shown, which gallery is chosen, the API key, how the service is.
 
 import { call, key } from "./api.js";
+import { resetAudit } from "./audit.js";
 import { byId } from "./dom.js";
 import { startEnrolment } from "./enrolment.js";
 import { showGallery, startGallery } from "./gallery.js";
@@ -13,7 +14,7 @@ import { galleryChoice, learn } from "./service.js";
 const sections = {
   identify: {},
   enrol: {},
-  gallery: { show: showGallery },
+  gallery: { show: showGallery, leave: resetAudit },
   jobs: { show: showJobs, leave: leaveJobs },
   models: { show: showModels },
 };

@@ -1,6 +1,8 @@
 // Enrolling walks of one person.
 
 import { call } from "./api.js";
+import { conflictList, conflictNotice } from "./conflict.js";
+import { coverageOf } from "./coverage.js";
 import { announce, bringIntoView, byId, element, whenSeen } from "./dom.js";
 import { energyImage } from "./evidence.js";
 import { sequencePlayer } from "./player.js";
@@ -18,17 +20,30 @@ export function startEnrolment() {
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     const button = form.querySelector(".primary");
-    const place = byId("enrol-result");
     button.disabled = true;
-    await showing(place, async () => {
-      const answer = await call("POST", "/enroll", { form: fields(form, file.files) });
-      place.replaceChildren(enrolled(answer));
-      bringIntoView(place.firstChild);
+    await enrol(fields(form, file.files), () => {
       file.value = "";
       byId("enrol-preview").replaceChildren();
-      await learnGalleries();
     });
     button.disabled = false;
+  });
+}
+
+/** Send what was filled in, and once more where conflicts are accepted; `done` when it is enrolled. */
+async function enrol(sent, done) {
+  const place = byId("enrol-result");
+  await showing(place, async () => {
+    try {
+      const answer = await call("POST", "/enroll", { form: sent });
+      place.replaceChildren(enrolled(answer));
+      done();
+    } catch (error) {
+      if (!error.type?.endsWith("/enrolment-conflict")) throw error;
+      sent.set("accept_conflict", "true");
+      place.replaceChildren(conflictNotice(error, () => enrol(sent, done)));
+    }
+    bringIntoView(place.firstChild);
+    await learnGalleries();
   });
 }
 
@@ -45,14 +60,19 @@ function fields(form, walks) {
 
 function enrolled(answer) {
   const walks = answer.sequences.length === 1 ? "1 walk" : `${answer.sequences.length} walks`;
-  announce(`Enrolled ${walks} of ${answer.subject_id}`);
+  const added = answer.sequences.some((one) => !one.already_enrolled);
+  const verdict = added ? "Enrolled" : "Already enrolled";
+  announce(`${verdict} ${walks} of ${answer.subject_id}`);
   return element("div", { class: "card decision yes" },
-    element("p", { class: "verdict" }, "Enrolled"),
+    element("p", { class: "verdict" }, verdict),
     element("h2", {}, answer.subject_id),
     element("p", {}, `${walks} in the gallery ${answer.gallery}, with the model ${answer.model.name}.`),
+    answer.coverage ? coverageOf(answer.coverage) : null,
+    answer.conflicts?.length ? element("div", { class: "notice bad" },
+      element("strong", {}, "This may be somebody who is enrolled already"), conflictList(answer.conflicts)) : null,
     element("ul", { class: "walks" }, ...answer.sequences.map((one, index) => {
       const name = `walk ${index + 1} of ${answer.subject_id}`;
-      return walkOf(one, name);
+      return walkOf(one, name, one.already_enrolled ? element("p", { class: "badge" }, "already enrolled") : null);
     })));
 }
 

@@ -1,7 +1,9 @@
 // The chosen gallery: its subjects a page at a time, one subject's walks, erasure with its receipt.
 
 import { call, path } from "./api.js";
+import { resetAudit, startAudit } from "./audit.js";
 import { confirmed } from "./confirmation.js";
+import { coverageOf } from "./coverage.js";
 import { announce, bringIntoView, byId, element, entry } from "./dom.js";
 import { walkOf } from "./enrolment.js";
 import { showing } from "./problem.js";
@@ -14,6 +16,7 @@ let cursors = [null]; // of the pages up to the one shown, for the way back
 export function startGallery() {
   byId("subjects-after").addEventListener("click", () => turn(() => cursors.push(byId("subjects-after").value)));
   byId("subjects-before").addEventListener("click", () => turn(() => cursors.pop()));
+  startAudit(showSubject);
   byId("find-form").addEventListener("submit", (event) => {
     event.preventDefault();
     showSubject(event.target.elements.subject_id.value);
@@ -41,6 +44,7 @@ export async function showGallery() {
   cursors = [null];
   byId("subject-detail").replaceChildren();
   byId("gallery-receipt").replaceChildren();
+  resetAudit();
   await reread();
 }
 
@@ -113,6 +117,7 @@ async function showSubject(subjectId) {
             `All ${subject.sequences.length} walks and their embeddings are erased, and cannot be brought back.`,
             path`/subjects/${subject.subject_id}`, query),
         }, "Delete subject …")),
+      subject.coverage ? coverageOf(subject.coverage) : null,
       element("ul", { class: "walks" }, ...subject.sequences.map((one, index) =>
         walkOf(one, `walk ${index + 1} of ${subject.subject_id}`, details(one.metadata),
           element("button", {

@@ -1,6 +1,7 @@
 // Jobs: start one, watch its curve as it comes, cancel it.
 
 import { call, path } from "./api.js";
+import { auditOf } from "./audit.js";
 import { chartOf } from "./progress.js";
 import { announce, bringIntoView, byId, element } from "./dom.js";
 import { follow } from "./events.js";
@@ -163,6 +164,7 @@ function ending({ status, result, error }) {
       element("strong", {}, "The job failed"), element("p", {}, error ?? "The service’s log says why."))];
   }
   if (status !== "succeeded" || !result) return [];
+  if (result.totals) return [auditOf(result)];
   if (!result.model) return [element("pre", {}, JSON.stringify(result, null, 2))];
   return [element("p", { class: "notice" }, "Made the model ", element("strong", {}, result.model),
     ". ", element("a", { href: "#models" }, "See the models"))];

@@ -233,6 +233,58 @@ def test_a_refusal_says_which_file_and_what_to_do(
     assert list(client.subjects(gallery=gallery)) == []
 
 
+def test_a_walk_that_may_be_somebody_else_s_is_asked_about_and_enrolled_when_meant(
+    page: Page, served: Deployment, client: Client, gallery: str
+) -> None:
+    client.enroll("anna", [("a.npz", walk(1))], gallery=gallery, metadata={"view": "000"})
+    section = opened(page, served, "enrol", gallery)
+    section.get_by_label("Subject").fill("bert")
+    section.get_by_label("View").fill("090")
+    section.locator("#enrol-file").set_input_files(npz(1))
+    section.get_by_role("button", name="Enrol", exact=True).click()
+    alert = section.get_by_role("alert")
+    expect(alert).to_contain_text("is enrolled already as anna")
+    expect(alert).to_contain_text("Similarity to anna: 1.000; to bert: nothing to compare with")
+    expect(alert.get_by_alt_text("Gait energy image of anna")).to_have_js_property(
+        "naturalWidth", 44
+    )
+    assert [one.subject_id for one in client.subjects(gallery=gallery)] == ["anna"]
+    alert.get_by_role("button", name="Enrol anyway").click()
+    result = section.locator("#enrol-result")
+    expect(result.locator(".verdict")).to_have_text("Enrolled")
+    expect(result.locator(".coverage")).to_contain_text("Covered: 1 walk; views 090.")
+    expect(result.locator(".coverage")).to_contain_text("Enrol another walk")
+    expect(result.locator(".coverage")).to_contain_text("Others here also have views: 000.")
+    expect(result).to_contain_text("may be somebody who is enrolled already")
+
+    section.locator("#enrol-file").set_input_files(npz(1))
+    section.get_by_role("button", name="Enrol", exact=True).click()
+    expect(result.locator(".verdict")).to_have_text("Already enrolled")
+    expect(result.locator(".walks .badge")).to_have_text("already enrolled")
+    assert [one.sequences for one in client.subjects(gallery=gallery)] == [1, 1]
+
+
+def test_an_audit_lists_who_may_be_one_person_and_leads_to_them(
+    page: Page, served: Deployment, client: Client, gallery: str
+) -> None:
+    client.enroll("anna", [("a.npz", walk(1))], gallery=gallery)
+    client.enroll("bert", [("a.npz", walk(1))], gallery=gallery, accept_conflict=True)
+    section = opened(page, served, "gallery", gallery)
+    section.get_by_role("button", name="Audit this gallery").click()
+    found = section.locator("#audit-result")
+    pairs = found.locator("table").filter(has_text="Subjects who may be one person: 1")
+    expect(pairs.locator("tbody td")).to_have_text(["anna", "bert", "1.000"], timeout=60_000)
+    expect(found).to_contain_text("Walks that are nearer to another person: 2")
+    pairs.get_by_role("button", name="bert").click()
+    detail = section.locator("#subject-detail")
+    expect(detail.get_by_role("heading", name="bert")).to_be_visible()
+    expect(detail.locator(".coverage")).to_contain_text("Say the view with each walk")
+
+    page.get_by_role("link", name="Jobs").click()
+    page.locator("#job-list tbody tr").first.get_by_role("button").click()
+    expect(page.locator("#job-detail .audit")).to_contain_text("Subjects who may be one person: 1")
+
+
 def test_zips_play_and_a_damaged_one_says_why_not(page: Page, served: Deployment) -> None:
     section = opened(page, served, "identify")
     preview = section.locator("#identify-preview")
@@ -250,12 +302,15 @@ def test_a_gallery_is_paged_and_an_erasure_is_confirmed_and_shows_its_receipt(
     page: Page, served: Deployment, client: Client, gallery: str
 ) -> None:
     for number in range(14):
-        client.enroll(f"p{number:02}", [("a.npz", walk(number))], gallery=gallery)
+        client.enroll(
+            f"p{number:02}", [("a.npz", walk(number))], gallery=gallery, accept_conflict=True
+        )
     client.enroll(
         "p13",
         [("b.npz", walk(13, phase=0.7))],
         gallery=gallery,
         metadata={"note": "<img src=x onerror=document.title='hacked'>"},
+        accept_conflict=True,
     )
     section = opened(page, served, "gallery", gallery)
     expect(section.locator("#gallery-summary")).to_contain_text("Subjects14Walks15")

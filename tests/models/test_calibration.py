@@ -50,8 +50,8 @@ def test_blocks_make_no_difference(metric: Metric, monkeypatch: pytest.MonkeyPat
     embeddings = np.random.default_rng(0).standard_normal((600, 2, 4)).astype(np.float32)
     done: list[int] = []
     whole = stranger_similarities(embeddings, np.arange(600), metric, done.append)
-    assert done == [256, 512, 600]
-    monkeypatch.setattr("models.calibration._BLOCK", 7)
+    assert done == [512, 600]
+    monkeypatch.setattr("models.nearest._BLOCK", 7)
     np.testing.assert_allclose(
         stranger_similarities(embeddings, np.arange(600), metric), whole, rtol=1e-6
     )

@@ -22,9 +22,13 @@ def test_who_was_enrolled_is_identified(serve: Serve, index: str) -> None:
         answer = enrol(client, f"s{person}", walk(person), walk(person, phase=1.0))
         assert answer.status_code == 201, answer.text
         body = answer.json()
-        assert set(body) == {"gallery", "subject_id", "sequences", "model"}
+        assert set(body) == {
+            "gallery", "subject_id", "sequences", "conflicts", "coverage", "model",
+        }  # fmt: skip
         assert [item["frames"] for item in body["sequences"]] == [40, 40]
-        assert set(body["sequences"][0]) == {"sequence_id", "frames", "quality"}
+        assert set(body["sequences"][0]) == {
+            "sequence_id", "frames", "quality", "already_enrolled",
+        }  # fmt: skip
 
     answer = identify(client, walk(2))
 

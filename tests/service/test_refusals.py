@@ -380,7 +380,6 @@ def test_strange_names_of_files_come_back_printable_and_short(client: httpx.Clie
 @pytest.mark.parametrize(
     "call",
     [
-        "/jobs/audit-gallery",
         "/jobs/reindex",
         "/models/default/activate",
         "/models/rollback",

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0005_retention"
-down_revision = "0002_jobs"
+down_revision = "0004_protection"
 branch_labels = None
 depends_on = None
 

@@ -1,0 +1,61 @@
+"""Audits: `gaitid audit-gallery` of a gallery as it is now, with the active model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from service.errors import NotFound
+from service.gallery_audit import Audited
+from service.jobs.audit_findings import forget_findings, keep_enrolled
+from service.jobs.datasets import deployment, program
+from service.jobs.job import Job
+from service.jobs.plan import JobRefused, Outcome, Step, partial, scratch
+from service.jobs.requests import AuditRequest
+from service.model_registry import resolve
+from service.settings import Settings
+
+
+def claim(gallery: str) -> str:
+    """What only one unfinished audit of a gallery may hold."""
+    return f"audit:{gallery}"
+
+
+class AuditJob:
+    """Lists what in a gallery attracts other people."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def steps(self, job: Job, folder: Path) -> Sequence[Step]:
+        """Compare everybody with everybody else, in one command."""
+        request = AuditRequest.model_validate(job.request)
+        try:
+            checkpoint = resolve(self._settings, self._settings.model).absolute()
+        except NotFound as error:
+            raise JobRefused(f"the active model {self._settings.model!r} is not there") from error
+        out = _found(folder)
+        command = program(
+            "service", "audit-gallery", request.gallery, str(partial(out)),
+            "--checkpoint", str(checkpoint),
+        )  # fmt: skip
+        return (Step("audit", command, output=out, environment=deployment(self._settings)),)
+
+    def complete(self, job: Job, folder: Path) -> Outcome:
+        """Take over what was found, less what was erased meanwhile."""
+        audited = Audited.model_validate_json(_found(folder).read_bytes())
+        result = audited.audit.model_dump(mode="json")
+        gallery = AuditRequest.model_validate(job.request).gallery
+
+        def settle(session: Session) -> None:
+            if not keep_enrolled(session, audited.gallery_id, result):
+                raise JobRefused("the gallery was erased while it was audited")
+            forget_findings(session, gallery)  # of earlier audits
+
+        return Outcome(result, also=settle)
+
+
+def _found(folder: Path) -> Path:
+    return scratch(folder).absolute() / "audit.json"

@@ -1,0 +1,86 @@
+"""The findings of audits name people: those who are erased go from them as well.
+
+Only a gallery's newest audit keeps its lists, so there is one to look through. They are in the
+job's result and in the event that ended it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any, Final
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service.gallery.tables import GalleryRow, SequenceRow
+from service.jobs.job import JsonObject
+from service.jobs.tables import JobEventRow, JobRow
+
+KIND: Final = "audit-gallery"
+"""The type of the jobs."""
+
+_LISTS: Final = ("nearer_to_another", "hubs", "pairs", "poor")
+
+
+def forget_findings(
+    session: Session, gallery: str, sequence_ids: Collection[str] | None = None
+) -> None:
+    """Take what names these sequences, or all of it, out of a gallery's audits."""
+    rows = session.scalars(
+        select(JobRow).where(
+            JobRow.type == KIND,
+            JobRow.request["gallery"].as_string() == gallery,
+            JobRow.result.is_not(None),
+        )
+    )
+    for row in rows:
+        if row.result is None or not any(row.result[name] for name in _LISTS):
+            continue
+        row.result = _without(row.result, sequence_ids)
+        events = select(JobEventRow).where(JobEventRow.job_id == row.id)
+        for event in session.scalars(events):
+            if event.data.get("result"):
+                result = _without(event.data["result"], sequence_ids)
+                event.data = {**event.data, "result": result}
+
+
+def keep_enrolled(session: Session, gallery_id: str, result: JsonObject) -> bool:
+    """Take out of a new audit, in place, what was erased since; False when the gallery was.
+
+    For the transaction that ends the job: an erasure comes before it, or finds its findings.
+    """
+    gallery = select(GalleryRow.id).where(GalleryRow.id == gallery_id).with_for_update()
+    if session.scalar(gallery) is None:
+        return False
+    named = {one for name in _LISTS for entry in result[name] for one in _named(entry)}
+    there = set(session.scalars(select(SequenceRow.id).where(SequenceRow.id.in_(named))))
+    result.update(_without(result, named - there))
+    return True
+
+
+def _without(result: JsonObject, sequence_ids: Collection[str] | None) -> JsonObject:
+    kept = {
+        name: []
+        if sequence_ids is None
+        else [entry for entry in result[name] if _named(entry).isdisjoint(sequence_ids)]
+        for name in _LISTS
+    }
+    return {**result, **kept}
+
+
+def _named(entry: Any) -> frozenset[str]:
+    """Every sequence that an entry names, however deep."""
+    return frozenset(_ids(entry))
+
+
+def _ids(value: Any) -> Iterator[str]:
+    match value:
+        case {"sequence_id": str(sequence_id), **rest}:
+            yield sequence_id
+            yield from _ids(rest)
+        case dict():
+            for item in value.values():
+                yield from _ids(item)
+        case list() | tuple():
+            for item in value:
+                yield from _ids(item)
