@@ -317,7 +317,7 @@ def test_the_command_follows_the_job_and_lists_the_findings(
     thread.start()
     try:
         for gallery, status in (("default", 0), ("none", 1)):
-            monkeypatch.setattr(sys, "argv", ["gaitid", "audit", "--gallery", gallery])
+            monkeypatch.setattr(sys, "argv", ["gaitid", "check-gallery", "--gallery", gallery])
             with pytest.raises(SystemExit) as leaving:
                 main()
             assert (leaving.value.code or 0) == status
