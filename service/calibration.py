@@ -122,15 +122,21 @@ def claim(gallery: str) -> str:
 def queue_if_stale(session: Session, gallery: str, digest: str) -> None:
     """Queue a calibration when the gallery's is stale; at most one for each time it became so.
 
+    `digest` is of the deployment's own model, for a gallery that has not been given another one.
+
     For a transaction that holds the write lock, such as that of an enrolment. A re-run that failed
     is not tried again before the gallery has grown by another fifth or the model is another.
     """
     row = session.execute(
-        select(GalleryRow.id, GalleryRow.operating_point).where(GalleryRow.name == gallery)
+        select(GalleryRow.id, GalleryRow.operating_point, GalleryRow.active_digest).where(
+            GalleryRow.name == gallery
+        )
     ).one_or_none()
     point = None if row is None else OperatingPoint.of(row.operating_point)
     if row is None or point is None:
         return
+    # A process may go on with the old model for a moment after the gallery got another one.
+    digest = row.active_digest or digest
     subjects = session.scalar(select(func.count()).where(SubjectRow.gallery_id == row.id)) or 0
     if not point.due(digest, subjects):
         return

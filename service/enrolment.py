@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
+from service.active_models import ActiveModels
 from service.calibration import queue_if_stale
 from service.database import new_id
 from service.gallery.records import Metadata, NewSequence, SequenceQuality
@@ -40,12 +40,12 @@ class Enrolment:
     """The use case behind POST /enroll."""
 
     def __init__(
-        self, store: GalleryStore, writers: Writers, intake: Intake, model: ModelInUse
+        self, store: GalleryStore, writers: Writers, intake: Intake, models: ActiveModels
     ) -> None:
         self._store = store
         self._writers = writers
         self._intake = intake
-        self._model = model
+        self._models = models
 
     async def enrol(
         self,
@@ -59,11 +59,12 @@ class Enrolment:
 
         A gallery that outgrows its calibration by it is calibrated again, by a job.
 
-        Raises `NotFound` for a missing gallery, and whatever `Intake.embed` raises; the gallery is
-        unchanged then.
+        Raises `NotFound` for a missing gallery, and whatever `ActiveModels.using` and
+        `Intake.embed` raise; the gallery is unchanged then.
         """
-        await asyncio.to_thread(self._store.head, gallery)  # before the work, not only after it
-        embedded = await self._intake.embed(walks)
+        async with self._models.using(gallery) as loaded:
+            model = loaded.model
+            embedded = await self._intake.embed(walks, loaded.batcher)
         new = [
             NewSequence(new_id(), walk.silhouettes, walk.quality, metadata, walk.embedding)
             for walk in embedded
@@ -75,14 +76,12 @@ class Enrolment:
                 EnrolledSequence(item.sequence_id, len(item.silhouettes), item.quality)
                 for item in new
             ),
-            model=self._model,
+            model=model,
         )
 
         def finish(session: Session) -> None:
-            queue_if_stale(session, gallery, self._model.digest)
+            queue_if_stale(session, gallery, model.digest)
             also(session, enrolled)
 
-        await self._writers.run(
-            self._store.enrol, gallery, subject_id, new, self._model.digest, finish
-        )
+        await self._writers.run(self._store.enrol, gallery, subject_id, new, model.digest, finish)
         return enrolled

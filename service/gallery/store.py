@@ -14,7 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Engine, and_, exists, func, select, update
+from sqlalchemy import ColumnElement, Engine, and_, exists, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -26,6 +26,7 @@ from service.gallery.records import (
     FollowedSequence,
     GalleryRecord,
     Metadata,
+    ModelPin,
     NewSequence,
     SequenceQuality,
     SequenceRecord,
@@ -120,7 +121,7 @@ class GalleryStore:
             with Session(writing(self.engine)) as session, session.begin():
                 session.add(row)
                 session.flush()
-                record = _gallery_record(row, 0, 0)
+                record = gallery_record(row, 0, 0)
                 also(session, record)
         except IntegrityError as error:
             raise Conflict(
@@ -140,7 +141,7 @@ class GalleryStore:
                 session.scalar(select(func.count()).where(table.gallery_id == row.id)) or 0
                 for table in (SubjectRow, SequenceRow)
             )
-            return _gallery_record(row, subjects, sequences)
+            return gallery_record(row, subjects, sequences)
 
     def count_subjects(self, gallery_id: str) -> int:
         """How many people are enrolled."""
@@ -216,6 +217,24 @@ class GalleryStore:
             raise missing_gallery(name)
         return row.id, row.revision, row.operating_point
 
+    def operating_point(self, name: str, digest: str) -> tuple[str, dict[str, Any] | None]:
+        """A gallery's id and what it decides by under this checkpoint; raises `NotFound`.
+
+        After a swap that is the previous one for a process that still answers with the old model.
+        """
+        with Session(self.engine) as session:
+            row = session.execute(
+                select(
+                    GalleryRow.id, GalleryRow.operating_point, GalleryRow.previous_operating_point
+                ).where(GalleryRow.name == name)
+            ).one_or_none()
+        if row is None:
+            raise missing_gallery(name)
+        for kept in (row.operating_point, row.previous_operating_point):
+            if kept is not None and kept["digest"] == digest:
+                return row.id, kept
+        return row.id, None
+
     def changes(self, gallery_id: str, since: int, digest: str) -> Changes:
         """What came and what went after revision `since`, with this checkpoint's embeddings.
 
@@ -284,24 +303,28 @@ class GalleryStore:
 
     # Embeddings of another checkpoint
 
-    def count_without(self, digest: str) -> int:
-        """How many sequences this checkpoint has not embedded."""
+    def count_without(self, digest: str, gallery_id: str | None = None) -> int:
+        """How many sequences, of this gallery or of all, this checkpoint has not embedded."""
+        query = select(func.count()).select_from(SequenceRow).where(lacks(digest))
+        if gallery_id is not None:
+            query = query.where(SequenceRow.gallery_id == gallery_id)
         with Session(self.engine) as session:
-            return (
-                session.scalar(select(func.count()).select_from(SequenceRow).where(_lacks(digest)))
-                or 0
-            )
+            return session.scalar(query) or 0
 
-    def some_without(self, digest: str, limit: int) -> list[tuple[str, Silhouettes]]:
-        """Up to `limit` sequences that this checkpoint has not embedded, oldest first."""
+    def some_without(
+        self, digest: str, limit: int, gallery_id: str | None = None, after: str = ""
+    ) -> list[tuple[str, Silhouettes]]:
+        """Up to `limit` sequences that this checkpoint has not embedded, by id, after an id."""
+        query = (
+            select(SequenceRow.id, SequenceRow.silhouettes)
+            .where(lacks(digest), SequenceRow.id > after)
+            .order_by(SequenceRow.id)
+            .limit(limit)
+        )
+        if gallery_id is not None:
+            query = query.where(SequenceRow.gallery_id == gallery_id)
         with Session(self.engine) as session:
-            rows = session.execute(
-                select(SequenceRow.id, SequenceRow.silhouettes)
-                .where(_lacks(digest))
-                .order_by(SequenceRow.id)
-                .limit(limit)
-            )
-            return [(row.id, unpack_silhouettes(row.silhouettes)) for row in rows]
+            return [(row.id, unpack_silhouettes(row.silhouettes)) for row in session.execute(query)]
 
     def add_embeddings(self, digest: str, made: Iterable[tuple[str, Embedding]]) -> None:
         """Keep embeddings; skips sequences erased, or embedded by somebody else, meanwhile."""
@@ -309,7 +332,7 @@ class GalleryStore:
         with Session(writing(self.engine)) as session, session.begin():
             wanted = session.scalars(
                 select(SequenceRow.id)
-                .where(SequenceRow.id.in_(list(embeddings)), _lacks(digest))
+                .where(SequenceRow.id.in_(list(embeddings)), lacks(digest))
                 .with_for_update()
             )
             session.add_all(embedding_row(key, digest, embeddings[key]) for key in wanted)
@@ -348,7 +371,8 @@ def _embedding(vector: bytes, parts: int, channels: int) -> Embedding:
     return np.frombuffer(vector, "<f4").reshape(parts, channels).astype(np.float32, copy=False)
 
 
-def _lacks(digest: str) -> Any:
+def lacks(digest: str) -> ColumnElement[bool]:
+    """The condition that a sequence has no embedding of this checkpoint."""
     return ~exists().where(
         EmbeddingRow.sequence_id == SequenceRow.id, EmbeddingRow.digest == digest
     )
@@ -360,7 +384,8 @@ def _new_gallery(name: str, metadata: Metadata) -> GalleryRow:
     )
 
 
-def _gallery_record(row: GalleryRow, subjects: int, sequences: int) -> GalleryRecord:
+def gallery_record(row: GalleryRow, subjects: int, sequences: int) -> GalleryRecord:
+    """A gallery's row as a record."""
     return GalleryRecord(
         gallery_id=row.id,
         name=row.name,
@@ -370,7 +395,14 @@ def _gallery_record(row: GalleryRow, subjects: int, sequences: int) -> GalleryRe
         metadata=row.details,
         operating_point=row.operating_point,
         created_at=row.created_at,
+        active=pin(row.active_model, row.active_digest),
+        previous=pin(row.previous_model, row.previous_digest),
     )
+
+
+def pin(name: str | None, digest: str | None) -> ModelPin | None:
+    """A model as a gallery's row names it."""
+    return None if name is None or digest is None else ModelPin(name, digest)
 
 
 def _sequence_row(item: NewSequence) -> SequenceRow:

@@ -28,7 +28,11 @@ _DIGEST = String(64)
 
 
 class GalleryRow(Table):
-    """One gallery. Its id is never used again, so a new gallery of an old name is another one."""
+    """One gallery. Its id is never used again, so a new gallery of an old name is another one.
+
+    `active_*` null: the deployment's own model; `previous_*` null: nothing to roll back to. Indexes
+    of another `index_epoch` are to be built anew.
+    """
 
     __tablename__ = "gallery"
 
@@ -37,6 +41,12 @@ class GalleryRow(Table):
     revision: Mapped[int] = mapped_column(BigInteger)
     details: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)
     operating_point: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    active_model: Mapped[str | None] = mapped_column(String(64))
+    active_digest: Mapped[str | None] = mapped_column(_DIGEST)
+    previous_model: Mapped[str | None] = mapped_column(String(64))
+    previous_digest: Mapped[str | None] = mapped_column(_DIGEST)
+    previous_operating_point: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    index_epoch: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[datetime]
 
 
