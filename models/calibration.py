@@ -112,7 +112,7 @@ def stranger_similarities(
     """
     if embeddings.ndim != 3 or subjects.shape != embeddings.shape[:1]:
         raise ValueError(f"{list(embeddings.shape)} embeddings of {list(subjects.shape)} subjects")
-    compare = _cosine(embeddings) if metric == "cosine" else _nearness(embeddings)
+    compare = comparing(embeddings, metric)
     highest = np.empty(len(subjects))
     for start in range(0, len(subjects), _BLOCK):
         rows = slice(start, start + _BLOCK)
@@ -277,6 +277,11 @@ def _interval(
 
 
 _Compare = Callable[[slice], NDArray[np.floating[Any]]]
+
+
+def comparing(embeddings: NDArray[np.float32], metric: Metric) -> _Compare:
+    """What gives the similarities of some rows of embeddings [n, p, c] to all, [rows, n]."""
+    return _cosine(embeddings) if metric == "cosine" else _nearness(embeddings)
 
 
 def _cosine(embeddings: NDArray[np.float32]) -> _Compare:

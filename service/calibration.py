@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
-from sqlalchemy import Engine, and_, func, select, update
+from sqlalchemy import Engine, and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from models.calibration import (
@@ -101,10 +101,17 @@ def measure(
 
 
 def keep(session: Session, measured: Measured) -> bool:
-    """Make it what the gallery decides by; False when that gallery was erased meanwhile."""
+    """Make it what the gallery decides by.
+
+    False when that gallery was erased meanwhile, or given a model whose similarities these are not.
+    """
+    digest = measured.operating_point.digest
     changed = session.execute(
         update(GalleryRow)
-        .where(GalleryRow.id == measured.gallery_id)
+        .where(
+            GalleryRow.id == measured.gallery_id,
+            or_(GalleryRow.active_digest.is_(None), GalleryRow.active_digest == digest),
+        )
         .values(operating_point=measured.operating_point.kept())
         .returning(GalleryRow.id)
     )

@@ -65,6 +65,7 @@ class Resources:
     model: ModelInUse  # the deployment's own, with which galleries start
     store: GalleryStore
     models: ActiveModels
+    writers: Writers
     enrolment: Enrolment
     identification: Identification
     verification: Verification
@@ -174,6 +175,7 @@ async def open_resources(
                     model=own,
                     store=store,
                     models=models,
+                    writers=writers,
                     enrolment=Enrolment(store, writers, intake, models),
                     identification=Identification(store, models, intake, metrics),
                     verification=Verification(store, models, intake, metrics),

@@ -93,6 +93,12 @@ def lock_gallery(session: Session, gallery_id: str) -> bool:
     return session.scalar(row) is not None
 
 
+def count_sequences(session: Session, gallery_id: str) -> int:
+    """How many sequences the gallery has."""
+    query = select(func.count()).select_from(SequenceRow)
+    return session.scalar(query.where(SequenceRow.gallery_id == gallery_id)) or 0
+
+
 def count_lacking(session: Session, gallery_id: str, digest: str) -> int:
     """How many sequences of the gallery this checkpoint has not embedded."""
     query = select(func.count()).select_from(SequenceRow)

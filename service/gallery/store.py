@@ -367,6 +367,11 @@ def sequence_record(row: SequenceRow, gallery: str) -> SequenceRecord:
     )
 
 
+def embedding_of(row: EmbeddingRow) -> Embedding:
+    """The embedding float32 [p, c] in a row."""
+    return _embedding(row.vector, row.parts, row.channels)
+
+
 def _embedding(vector: bytes, parts: int, channels: int) -> Embedding:
     return np.frombuffer(vector, "<f4").reshape(parts, channels).astype(np.float32, copy=False)
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sqlalchemy.orm import Session
+
 from service.errors import NotFound, ServiceError
-from service.jobs.datasets import dataset_steps, device, program
-from service.jobs.job import Job
+from service.jobs.activate import KIND, claim
+from service.jobs.datasets import dataset_steps, deployment, device, program
+from service.jobs.job import Job, JsonObject
 from service.jobs.plan import JobRefused, Outcome, Step, partial, scratch
-from service.jobs.requests import DistillRequest, Override
+from service.jobs.queue import queue_unless_claimed
+from service.jobs.requests import ActivateRequest, DistillRequest, Override
+from service.jobs.verdict import Verdict
 from service.model_registry import ModelRegistry, resolve
 from service.settings import Settings
 
@@ -25,7 +30,9 @@ class DistillJob:
     def steps(self, job: Job, folder: Path) -> Sequence[Step]:
         """Export and pack the gallery if that is the dataset, train, export what was trained."""
         request = DistillRequest.model_validate(job.request)
-        before, pack = dataset_steps(self._settings, request.dataset, folder)
+        before, pack = dataset_steps(
+            self._settings, request.dataset, folder, hold_out=request.holds_out
+        )
         try:
             what = run_arguments(self._settings, request, pack)
         except NotFound as error:
@@ -36,24 +43,64 @@ class DistillJob:
             "training", "export", str(_checkpoint(folder)), "--out", str(partial(model)),
             "--name", request.name,
         )  # fmt: skip
+        verdict = _verdict(folder)
+        compare = program(
+            "service", "compare-models", request.target, str(partial(verdict)),
+            "--checkpoint", str(model), "--pack", str(pack.absolute()),
+        )  # fmt: skip
+        judging = Step(
+            "comparison", compare, output=verdict, environment=deployment(self._settings)
+        )
         return (
             *before,
             Step("training", train, environment=device(self._settings)),
             Step("export", export, output=model, environment=device(self._settings)),
+            *((judging,) if request.activate == "if_better" else ()),
         )
 
     def complete(self, job: Job, folder: Path) -> Outcome:
-        """Register the model under the name that was asked for."""
-        name = DistillRequest.model_validate(job.request).name
+        """Register the model under the name that was asked for; queue its activation if better."""
+        request = DistillRequest.model_validate(job.request)
+        name = request.name
         try:
             row = self._models.add_trained(name, _model(folder), job_id=job.id, metrics=job.metrics)
         except ServiceError as error:
             raise JobRefused(f"the model could not be registered: {error}") from error
+        result: JsonObject = {"model": name, "digest": row.digest}
+        activate = None
+        if request.activate == "if_better":
+            verdict = Verdict.model_validate_json(_verdict(folder).read_bytes())
+            result |= {"gallery": request.target, **verdict.model_dump(exclude={"gallery_id"})}
+            result["activation"] = None
+            activate = _queue_activation(request, verdict, result)
         return Outcome(
-            {"model": name, "digest": row.digest},
+            result,
             records=(row,),
+            also=activate,
             spent=(_run(folder) / "state.pt", _checkpoint(folder)),
         )
+
+
+def _queue_activation(
+    request: DistillRequest, verdict: Verdict, result: JsonObject
+) -> Callable[[Session], None]:
+    """What queues the activation of a better model, and says so in the result, if it can be."""
+
+    def queue(session: Session) -> None:
+        if not verdict.better:
+            return
+        content = ActivateRequest(
+            name=request.name, gallery=request.target, instead_of=verdict.against["digest"]
+        )
+        job = queue_unless_claimed(
+            session, KIND, content.model_dump(mode="json"), claim=claim(request.target)
+        )
+        if job is None:
+            result["reason"] += "; not activated, because another job changes the gallery now"
+        else:
+            result["activation"] = job.id
+
+    return queue
 
 
 def run_arguments(
@@ -97,6 +144,10 @@ def _run(folder: Path) -> Path:
 
 def _checkpoint(folder: Path) -> Path:
     return _run(folder) / "checkpoint"
+
+
+def _verdict(folder: Path) -> Path:
+    return scratch(folder).absolute() / "verdict.json"
 
 
 def _model(folder: Path) -> Path:

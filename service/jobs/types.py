@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from sqlalchemy import Engine
 
+from service.jobs.activate import ActivateJob
 from service.jobs.calibrate import CalibrateJob
 from service.jobs.distill import DistillJob
 from service.jobs.evaluate import EvaluateJob
 from service.jobs.plan import JobType
+from service.jobs.reindex import ReindexJob
 from service.model_registry import ModelRegistry
 from service.settings import Settings
 
@@ -15,7 +17,9 @@ from service.settings import Settings
 def job_types(settings: Settings, engine: Engine) -> dict[str, JobType]:
     """What a worker of this deployment can run."""
     return {
-        "calibrate": CalibrateJob(settings),
+        "activate": ActivateJob(settings),
+        "calibrate": CalibrateJob(settings, engine),
         "distill": DistillJob(settings, ModelRegistry(settings, engine)),
         "evaluate": EvaluateJob(settings),
+        "reindex": ReindexJob(settings),
     }

@@ -12,6 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -22,6 +23,7 @@ from service.jobs.child import Child
 from service.jobs.events import Failed, Progress, RunEvent
 from service.jobs.guard import LOCKED
 from service.jobs.job import Job, Status
+from service.jobs.lane import Lane
 from service.jobs.plan import JobRefused, JobType, Step, partial, scratch
 from service.jobs.queue import JobQueue, Lease, LeaseLost
 from service.jobs.reasons import OUTPUT, last_error_line, plain
@@ -42,7 +44,11 @@ class _Crashed(Exception):
 
 
 class Worker:
-    """Runs jobs of the given types, one at a time."""
+    """Runs jobs of the given types, one at a time.
+
+    A command may end its own job, in the transaction that does the job's work (an activation's swap
+    does), and go on tidying up: it is then awaited like any other.
+    """
 
     def __init__(
         self,
@@ -52,12 +58,14 @@ class Worker:
         folders: Path,
         grace_s: float,
         poll_s: float = 0.25,
+        lane: Lane | None = None,
     ) -> None:
-        """Run jobs of `types` in subfolders of `folders`.
+        """Run jobs of `types` in subfolders of `folders`; of one lane only, or of all.
 
         `grace_s` is the time that a child has between SIGTERM and SIGKILL, `poll_s` the time
         between two looks at the database.
         """
+        self._lane = lane
         self._queue = queue
         self._types = types
         self._folders = folders
@@ -78,7 +86,7 @@ class Worker:
 
     def run_one(self) -> bool:
         """Run the oldest queued job, if there is one, and say whether there was."""
-        lease = self._queue.lease()
+        lease = self._queue.lease(self._lane)
         if lease is None:
             return False
         _log.info("job %s (%s): attempt %d", lease.job.id, lease.job.type, lease.job.attempts)
@@ -96,7 +104,7 @@ class Worker:
         job = self._attempt(lease, folder)
         # Only now: an attempt that is killed before its end is recorded is made again from these.
         if job.status.final:
-            shutil.rmtree(scratch(folder))
+            _clear(folder)
         return job
 
     def _attempt(self, lease: Lease, folder: Path) -> Job:
@@ -107,7 +115,10 @@ class Worker:
                 raise JobRefused(f"this worker cannot run jobs of type {job.type!r}")
             for step in kind.steps(job, folder):
                 self._run_step(lease, step, folder)
-            outcome = kind.complete(self._queue.get(job.id), folder)
+            job = self._queue.get(job.id)
+            if job.status.final:  # a command ended its own job
+                return job
+            outcome = kind.complete(job, folder)
             ended = self._queue.succeed(
                 lease, outcome.result, records=outcome.records, also=outcome.also
             )
@@ -119,7 +130,12 @@ class Worker:
             return self._queue.release(lease)
         except _Crashed as crash:
             return self._queue.retry(lease, str(crash))
-        except (LeaseLost, SQLAlchemyError):
+        except LeaseLost:
+            ended = self._queue.get(job.id)
+            if ended.status is Status.SUCCEEDED:  # by its own command, with the work it did
+                return ended
+            raise
+        except SQLAlchemyError:
             raise
         except Exception as error:  # one bad job must not take the worker along
             _log.exception("job %s", job.id)
@@ -145,8 +161,13 @@ class Worker:
             try:
                 while not child.ended():
                     stopping = self._stop.wait(self._poll_s)
-                    relay.send(child.lines(0.0))
-                    if relay.status() is Status.CANCELLING:
+                    try:
+                        relay.send(child.lines(0.0))
+                        status_now = relay.status()
+                    except LeaseLost:
+                        self._leave_alone(child, lease)
+                        raise
+                    if status_now is Status.CANCELLING:
                         child.stop(self._grace_s)
                         raise _Cancelled
                     if stopping:
@@ -161,13 +182,19 @@ class Worker:
         if step.output is not None:
             partial(step.output).replace(step.output)
 
+    def _leave_alone(self, child: Child, lease: Lease) -> None:
+        """Let a command that has ended its own job tidy up."""
+        ended = self._queue.get(lease.job.id).status is Status.SUCCEEDED
+        while ended and not child.ended() and not self._stop.wait(self._poll_s):
+            child.lines(0.0)
+
     def _sweep(self) -> None:
         """Remove the scratch of ended jobs that a killed worker left behind."""
         folders = list(self._folders.iterdir()) if self._folders.exists() else []
         unfinished = self._queue.unfinished()
         for folder in folders:
             if folder.name not in unfinished and scratch(folder).exists():
-                shutil.rmtree(scratch(folder))
+                _clear(folder)
 
 
 class _Relay:
@@ -218,6 +245,11 @@ def _verdict(step: Step, status: int, reason: str) -> JobRefused | _Crashed:
     if status > 128:
         return _Crashed(f"{step.name} was ended by signal {status - 128}{said}")
     return JobRefused(f"{step.name} failed{said or f' with status {status}'}")
+
+
+def _clear(folder: Path) -> None:
+    with suppress(FileNotFoundError):  # another lane's worker sweeps as well
+        shutil.rmtree(scratch(folder))
 
 
 def _remove(path: Path) -> None:

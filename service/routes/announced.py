@@ -10,12 +10,7 @@ from fastapi import APIRouter, Request
 
 from service.errors import NotFound, Reason
 
-_CALLS = (
-    "/jobs/audit-gallery",
-    "/jobs/reindex",
-    "/models/{name}/activate",
-    "/models/rollback",
-)
+_CALLS = ("/jobs/audit-gallery",)
 
 router = APIRouter(include_in_schema=False)
 

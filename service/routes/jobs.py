@@ -18,7 +18,12 @@ from service.fields import decode_cursor, encode_cursor
 from service.idempotency import Answer, keep
 from service.jobs.job import Job, JobEvent, Status
 from service.jobs.queue import Also, JobQueue
-from service.jobs.requests import CalibrateRequest, DistillRequest, EvaluateRequest
+from service.jobs.requests import (
+    CalibrateRequest,
+    DistillRequest,
+    EvaluateRequest,
+    ReindexRequest,
+)
 from service.jobs.submission import CheckRecipe, RecipeCheck, Submission
 from service.middleware.idempotency import HOLD
 from service.routes.dependencies import Held
@@ -112,7 +117,7 @@ def distill(
     request: Request, response: Response, jobs: Submissions, body: DistillRequest
 ) -> JobAnswer:
     """Train a student from registered teachers by a recipe; the result is a registered model."""
-    return _accepted(response, jobs.distill(body, _keeping(request)))
+    return accepted(response, jobs.distill(body, keeping(request)))
 
 
 @router.post("/evaluate", status_code=202)
@@ -120,7 +125,7 @@ def evaluate(
     request: Request, response: Response, jobs: Submissions, body: EvaluateRequest
 ) -> JobAnswer:
     """Measure a registered model on a dataset."""
-    return _accepted(response, jobs.evaluate(body, _keeping(request)))
+    return accepted(response, jobs.evaluate(body, keeping(request)))
 
 
 @router.post("/calibrate", status_code=202)
@@ -128,7 +133,15 @@ def calibrate(
     request: Request, response: Response, jobs: Submissions, body: CalibrateRequest
 ) -> JobAnswer:
     """Find the threshold at which a gallery falsely matches a stranger at most at a given rate."""
-    return _accepted(response, jobs.calibrate(body, _keeping(request)))
+    return accepted(response, jobs.calibrate(body, keeping(request)))
+
+
+@router.post("/reindex", status_code=202)
+def reindex(
+    request: Request, response: Response, jobs: Submissions, body: ReindexRequest
+) -> JobAnswer:
+    """Complete a gallery's embeddings under its model, and build its indexes anew."""
+    return accepted(response, jobs.reindex(body, keeping(request)))
 
 
 @router.get("")
@@ -204,12 +217,13 @@ def _sequence(last_event_id: str | None) -> int:
     return min(int(last_event_id), _LARGEST_SEQUENCE)
 
 
-def _accepted(response: Response, job: Job) -> JobAnswer:
+def accepted(response: Response, job: Job) -> JobAnswer:
+    """The answer to whoever started a job, which says where the job is."""
     response.headers["Location"] = f"/jobs/{job.id}"
     return JobAnswer.of(job)
 
 
-def _keeping(request: Request) -> Also:
+def keeping(request: Request) -> Also:
     """Keeps the answer for the request's Idempotency-Key in the transaction that queues the job."""
     hold = request.scope.get(HOLD)
 

@@ -10,6 +10,7 @@ down_revision = "0002_jobs"
 branch_labels = None
 depends_on = None
 
+
 def upgrade() -> None:
     """Add the columns; every gallery goes on with the deployment's model."""
     for column in (
