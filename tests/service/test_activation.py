@@ -148,3 +148,209 @@ def test_a_gallery_is_given_another_model_and_back_and_others_keep_theirs(
     assert client.post("/models/rollback").status_code == 202
     assert answers_with(client, "other")["threshold"] == 0.982
     assert answers_with(restarted, "other")["threshold"] == 0.982  # another process notices too
+
+
+def test_searches_during_an_activation_never_see_two_models_and_nobody_waits(
+    serve: Serve, settings: Settings, engine: Engine
+) -> None:
+    one, two = serve(), serve()  # two processes' worth of state on one data folder
+    fill(one)
+    thresholds = {"default": 0.991, "other": 0.982, "third": 0.973}
+    parts = {"default": 4, "other": 8, "third": 4}
+    references = {model["name"]: model["digest"] for model in one.get("/models").json()["items"]}
+    seen: list[tuple[str, float]] = []
+    faults: list[object] = []
+    stop = threading.Event()
+
+    def ask(url: httpx.URL, number: int) -> None:
+        with httpx.Client(base_url=url, timeout=30) as client:
+            turn = 0
+            while not stop.is_set():
+                turn += 1
+                began = time.monotonic()
+                if turn % 4 == 0:  # read your own write, whichever model embeds it
+                    who = f"new-{number}-{turn}"
+                    enrolled = enrol(client, who, walk(20 + turn % 7, phase=number / 3))
+                    if enrolled.status_code != 201:
+                        faults.append(enrolled.text)
+                    subjects = client.get(f"/subjects/{who}").status_code
+                    listed = identify(client, walk(20 + turn % 7, phase=number / 3), top_k="100")
+                    names = {item["subject_id"] for item in listed.json()["candidates"]}
+                    if subjects != 200 or who not in names:
+                        faults.append((who, listed.text))
+                answer = identify(client, walk(1), explain="true")
+                body = answer.json()
+                if answer.status_code != 200:
+                    faults.append(body)
+                    continue
+                name = body["model"]["name"]
+                best = body["candidates"][0]
+                if (
+                    body["model"]["digest"] != references[name]
+                    or body["threshold"] != thresholds[name]
+                    or {len(item["parts"]) for item in body["candidates"]} != {parts[name]}
+                    or best["subject_id"] != "p1"
+                    or abs(best["similarity"] - 1) > 1e-4  # its own walk, by the same model
+                ):
+                    faults.append(body)
+                seen.append((name, time.monotonic() - began))
+
+    threads = [
+        threading.Thread(target=ask, args=(client.base_url, number))
+        for number, client in enumerate((one, one, two, two))
+    ]
+    with working(settings, engine):
+        for thread in threads:
+            thread.start()
+        try:
+            for name in ("other", "third"):
+                job = ended(one, one.post(f"/models/{name}/activate"))
+                assert (job["status"], job["error"]) == ("succeeded", None)
+                for client in (one, two):
+                    answers_with(client, name)
+            ended(two, two.post("/models/rollback"))
+            for client in (one, two):
+                answers_with(client, "other")
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+    assert not faults, faults[:3]
+    assert {name for name, _ in seen} == {"default", "other", "third"}
+    store = GalleryStore(engine)
+    assert store.count_without(references["other"]) == 0 or identify(one, walk(1)).is_success
+    with engine.connect() as connection:
+        kept = {row[0] for row in connection.exec_driver_sql("SELECT digest FROM embedding")}
+    assert kept <= {references["other"], references["third"], references["default"]}
+
+
+def test_what_cannot_be_activated_or_rolled_back_is_refused(
+    serve: Serve, settings: Settings, engine: Engine
+) -> None:
+    client = serve()
+    assert problem(client.post("/models/rollback"), 409)["type"] == "/problems/no-previous-model"
+    assert problem(client.post("/models/rollback", json={"gallery": "none"}), 404)
+    assert problem(client.post("/models/nope/activate"), 404)["errors"][0]["where"] == "name"
+    assert problem(client.post("/models/other/activate", json={"gallery": "none"}), 404)
+    assert problem(client.post("/models/other/activate", json={"colour": "red"}), 422)
+    already = client.post("/models/default/activate", json={"gallery": "default"})
+    assert problem(already, 409)["type"] == "/problems/model-active"
+    first = client.post("/models/other/activate")
+    assert first.status_code == 202
+    again = client.post("/models/third/activate")
+    assert problem(again, 409)["type"] == "/problems/job-conflict"
+    assert problem(client.post("/jobs/reindex", json={"gallery": "default"}), 409)
+    assert client.post(f"/jobs/{first.json()['id']}/cancel").json()["status"] == "cancelled"
+    assert identify(client, walk(1)).json()["model"]["name"] == "default"
+
+
+def test_a_retried_rollback_with_its_key_goes_back_once(
+    serve: Serve, settings: Settings, engine: Engine
+) -> None:
+    client = serve()
+    fill(client)
+    with working(settings, engine):
+        ended(client, client.post("/models/other/activate"))
+    headers = {"Idempotency-Key": "back"}
+    first = client.post("/models/rollback", headers=headers)
+    again = client.post("/models/rollback", headers=headers)
+    assert (first.status_code, again.json()) == (202, first.json())
+    assert client.get("/galleries/default").json()["model"]["name"] == "default"
+
+
+def test_the_calibrated_threshold_changes_with_the_model_and_back(
+    serve: Serve, settings: Settings, engine: Engine
+) -> None:
+    client = serve()
+    for person in range(20):
+        enrol(client, f"p{person}", walk(person), walk(person, phase=1.0))
+    with working(settings, engine):
+        ended(client, client.post("/jobs/calibrate", json={"target_fpir": 0.1}))
+        old = identify(client, walk(1)).json()
+        assert old["threshold_source"] == "gallery"
+        activated = ended(client, client.post("/models/other/activate"))
+        found = activated["result"]["operating_point"]
+        new = answers_with(client, "other")
+    assert (new["threshold_source"], new["threshold"]) == ("gallery", found["threshold"])
+    assert new["operating_point"]["stale"] is False
+    assert new["threshold"] != old["threshold"]
+    ended(client, client.post("/models/rollback"))
+    back = identify(client, walk(1)).json()
+    for key in ("model", "threshold", "threshold_source", "operating_point"):
+        assert back[key] == old[key]
+    assert client.get("/jobs", params={"status": "queued"}).json()["items"] == []
+
+
+def test_a_rollback_does_not_wait_for_jobs_and_ends_an_activation_under_way(
+    serve: Serve, settings: Settings, engine: Engine
+) -> None:
+    client = serve()
+    fill(client)
+    with working(settings, engine):
+        ended(client, client.post("/models/other/activate"))
+    waiting = client.post("/models/third/activate")  # queued: nobody works
+    assert client.post("/models/rollback").json()["status"] == "succeeded"
+    assert identify(client, walk(1)).json()["model"]["name"] == "default"
+    with working(settings, engine):
+        job = ended(client, waiting)
+    # It compares with whatever is active when it runs; only a rollback under its feet stops it.
+    assert job["status"] == "succeeded"
+    assert job["result"]["previous"]["name"] == "default"
+
+
+def test_a_reindex_makes_embeddings_whole_again_and_drops_those_nobody_needs(
+    serve: Serve, settings: Settings, engine: Engine
+) -> None:
+    client = serve()
+    fill(client)
+    with engine.begin() as connection:
+        (broken, lost, *_), *_ = [
+            [row[0] for row in connection.exec_driver_sql("SELECT id FROM sequence ORDER BY id")]
+        ]
+        for statement in (
+            f"UPDATE embedding SET vector = zeroblob(8) WHERE sequence_id = '{broken}'",
+            f"DELETE FROM embedding WHERE sequence_id = '{lost}'",
+            "INSERT INTO embedding SELECT sequence_id, 'old', 1, 1, vector FROM embedding",
+        ):
+            connection.exec_driver_sql(statement)
+    with working(settings, engine):
+        job = ended(client, client.post("/jobs/reindex", json={"gallery": "default"}))
+    assert job["error"] is None
+    done = job["result"]
+    assert (done["repaired"], done["embedded"], done["dropped"]) == (1, 2, 2 * PEOPLE - 1)
+    time.sleep(1.5)  # the index is built anew behind the searches
+    assert identify(client, walk(0)).json()["candidates"][0]["subject_id"] == "p0"
+    assert identify(serve(), walk(0)).json()["candidates"][0]["subject_id"] == "p0"
+
+
+def test_a_gallery_whose_model_is_gone_says_so_and_the_others_are_served(
+    serve: Serve, settings: Settings, engine: Engine
+) -> None:
+    client = serve()
+    client.post("/galleries", json={"name": "lab"})
+    fill(client)
+    save_tiny_model(settings.models_dir / "mine", seed=7)
+    with working(settings, engine):
+        ended(client, client.post("/models/mine/activate", json={"gallery": "lab"}))
+    (settings.models_dir / "mine" / "card.json").unlink()
+    restarted = serve()
+    refused = problem(identify(restarted, walk(1), gallery="lab"), 503)
+    assert refused["type"] == "/problems/model-unavailable"
+    assert identify(restarted, walk(1)).status_code == 200
+    assert restarted.post("/models/rollback", json={"gallery": "lab"}).status_code == 202
+    assert identify(restarted, walk(1), gallery="lab").status_code == 200
+
+
+def test_a_checkpoint_replaced_on_disk_is_followed_at_the_next_start(
+    serve: Serve, settings: Settings, engine: Engine
+) -> None:
+    client = serve()
+    fill(client)
+    save_tiny_model(settings.models_dir / "mine", seed=7)
+    with working(settings, engine):
+        ended(client, client.post("/models/mine/activate"))
+    digest = save_tiny_model(settings.models_dir / "mine", seed=8).digest
+    restarted = serve()
+    answer = identify(restarted, walk(1)).json()
+    assert (answer["model"]["digest"], answer["candidates"][0]["subject_id"]) == (digest, "p1")
+    assert restarted.get("/galleries/default").json()["model"]["digest"] == digest

@@ -1,5 +1,6 @@
 """A distillation's steps and its end, with a quick stand-in for the training program."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,7 +37,9 @@ class KilledBeforeTheCommit(JobQueue):
 
 @pytest.fixture
 def settings(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.setenv("PYTHONPATH", str(QUICK_TRAINING))
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    paths = [str(QUICK_TRAINING), *filter(None, inherited)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     monkeypatch.chdir(tmp_path)  # so that `-m training` does not find the repository's first
     return Settings(data_dir=tmp_path / "data", shipped_models_dir=models)
 
