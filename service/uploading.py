@@ -15,7 +15,7 @@ from typing import IO
 
 import numpy as np
 
-from models.checkpoint import CARD, MAX_CARD_BYTES, WEIGHTS, CheckpointError, CheckpointMismatch
+from models.checkpoint import CARD, MAX_CARD_BYTES, WEIGHTS, CheckpointError
 from models.encoder import Encoder
 from service.database import new_id
 from service.errors import Invalid, Reason, TooLarge
@@ -69,8 +69,6 @@ def _try(folder: Path) -> None:
     try:
         encoder = Encoder.open(folder, "cpu", "float32")
         embedding = encoder.encode([np.full(_TRIAL, 255, np.uint8)])
-    except CheckpointMismatch as error:
-        raise _refused(error, folder, "weights") from error
     except CheckpointError as error:
         at_card = str(folder / CARD) in str(error)
         raise _refused(error, folder, "card" if at_card else "weights") from error
