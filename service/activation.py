@@ -53,7 +53,8 @@ from service.reembedding import Reembedding
 from service.settings import Settings
 
 _LATE_AT_MOST = 16  # embedded while the others wait to enrol: a fraction of a second
-_FIGURES_AT_MOST = 64  # of a card, in a job's result
+_EVALUATIONS_AT_MOST = 16  # of a card, in a job's result
+_FIGURES_AT_MOST = 32  # of an evaluation
 
 Progress = Callable[[int, int], None]
 """Told how many sequences are done, of how many."""
@@ -153,7 +154,10 @@ class Activation:
         pairs = read_pairs(self._engine, row.gallery_id, subjects, new.digest, old.digest)
         if pairs is None:
             return None
-        metric = read_card(resolve(self._settings, old.name))["metric"]
+        try:
+            metric = read_card(resolve(self._settings, old.name))["metric"]
+        except NotFound:  # the old model is gone, which may be why another one is wanted
+            return None
         return compare_rank1(
             Side(pairs.new, encoder.card.metric), Side(pairs.old, metric), pairs.subjects
         )
@@ -171,12 +175,11 @@ class Activation:
         return measured.operating_point if measured.gallery_id == row.gallery_id else None
 
     def _figures(self, pin: ModelPin) -> JsonObject:
-        """The numbers of a card's evaluations, by their path, a bounded number of them."""
+        """What the model reached in the evaluations on its card."""
         try:
-            metrics = read_card(resolve(self._settings, pin.name)).get("metrics", {})
+            return figures(read_card(resolve(self._settings, pin.name)).get("metrics"))
         except NotFound:
             return {}
-        return dict(list(_numbers(metrics, ""))[:_FIGURES_AT_MOST])
 
     def _embed_late_ones(self, session: Session, gallery_id: str, encoder: Encoder) -> None:
         late = count_lacking(session, gallery_id, encoder.digest)
@@ -234,12 +237,21 @@ def _still_there(settings: Settings, model: ModelPin) -> bool:
     return digest == model.digest
 
 
-def _numbers(value: Any, path: str) -> list[tuple[str, float]]:
-    if isinstance(value, bool):
-        return []
-    if isinstance(value, int | float):
-        return [(path, value)]
-    if isinstance(value, dict):
-        inner = ((f"{path}.{key}" if path else str(key), item) for key, item in value.items())
-        return [pair for name, item in inner for pair in _numbers(item, name)]
-    return []
+def figures(metrics: Any) -> JsonObject:
+    """The figures among a card's metrics, a bounded number of them.
+
+    Plain numbers, and of each evaluation that `python -m training export` put there the first row:
+    `[value, low, high]` by figure.
+    """
+    found: JsonObject = {}
+    for name, value in metrics.items() if isinstance(metrics, dict) else ():
+        if len(found) == _EVALUATIONS_AT_MOST:
+            break
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            found[name] = value
+        rows = value.get("rows") if isinstance(value, dict) else None
+        if isinstance(rows, dict) and rows:
+            first = next(iter(rows.values()))
+            if isinstance(first, dict):
+                found[name] = dict(list(first.items())[:_FIGURES_AT_MOST])
+    return found

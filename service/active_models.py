@@ -127,11 +127,15 @@ class ActiveModels:
     async def follow_now(self, gallery: str) -> None:
         """Exchange a gallery's model without waiting for a look, if that takes a moment only.
 
-        Else it goes on in the background. Raises `NotFound`.
+        Else it goes on in the background. The swap has happened, so nothing is raised for a model
+        that cannot be loaded (the log says so) or a gallery that is gone by now.
         """
-        row = await asyncio.to_thread(pinned, self._store.engine, gallery)
-        self._failed_at.pop(row.gallery_id, None)
-        await self.model_of(row)
+        try:
+            row = await asyncio.to_thread(pinned, self._store.engine, gallery)
+            self._failed_at.pop(row.gallery_id, None)
+            await self.model_of(row)
+        except (NotFound, ModelUnavailable):
+            return
         exchange = self._exchanges.get(row.gallery_id)
         if exchange is not None:
             await asyncio.wait({exchange}, timeout=_AT_ONCE_S)

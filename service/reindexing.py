@@ -19,7 +19,7 @@ from models.encoder import Encoder
 from service.activation import active_pin
 from service.database import writing
 from service.gallery.pins import pinned, prune
-from service.gallery.store import GalleryStore
+from service.gallery.store import GalleryStore, embedding_of
 from service.gallery.tables import EmbeddingRow, SequenceRow
 from service.model_registry import resolve
 from service.reembedding import Reembedding
@@ -107,6 +107,8 @@ def _drop_broken(engine: Engine, gallery_id: str, digest: str, shape: tuple[int,
 
 
 def _broken(row: EmbeddingRow, shape: tuple[int, int]) -> bool:
-    if (row.parts, row.channels) != shape or len(row.vector) != 4 * shape[0] * shape[1]:
+    try:
+        embedding = embedding_of(row)
+    except ValueError:  # its bytes do not fill its shape
         return True
-    return not np.isfinite(np.frombuffer(row.vector, "<f4")).all()
+    return embedding.shape != shape or not np.isfinite(embedding).all()

@@ -306,6 +306,20 @@ def test_only_embeddings_of_the_two_last_models_are_kept(
     assert kept == {(digest, SEQUENCES), (other, SEQUENCES)}
 
 
+def test_the_figures_of_a_card_are_its_numbers_and_its_evaluations_first_rows() -> None:
+    evaluation = {"subjects": 9, "rows": {"mine": {"rank-1": [0.5, 0.4, 0.6]}, "other": {}}}
+    metrics = {
+        "rank1": 0.75,
+        "note": "text",
+        "good": True,
+        "on test": evaluation,
+        "odd": {"rows": 3},
+    }
+    assert activation.figures(metrics) == {"rank1": 0.75, "on test": {"rank-1": [0.5, 0.4, 0.6]}}
+    assert activation.figures(None) == activation.figures({}) == {}
+    assert len(activation.figures({str(number): number for number in range(1000)})) < 100
+
+
 def embedded(engine: Engine, digest: str) -> int:
     with Session(engine) as session:
         query = select(func.count()).where(EmbeddingRow.digest == digest)

@@ -27,6 +27,7 @@ from service.model_in_use import ModelInUse
 from service.model_pool import LoadedModel, ModelPool, ModelUnavailable
 from service.model_registry import read_card, resolve
 from service.settings import Settings
+from service.writers import Writers
 from tests.service.conftest import save_tiny_model
 from tests.service.requests import enrol, identify
 from tests.service.walkers import walk
@@ -147,7 +148,7 @@ def test_a_model_that_was_loaded_before_the_start_is_not_loaded_again(
 
     async def start() -> str:
         engine = resources.open_engine(settings)
-        writers = resources.Writers()
+        writers = Writers()
         async with resources.open_resources(
             settings, engine, writers, Metrics(), encoder
         ) as opened:
