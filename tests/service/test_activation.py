@@ -331,6 +331,7 @@ def test_a_gallery_whose_model_is_gone_says_so_and_the_others_are_served(
     client = serve()
     client.post("/galleries", json={"name": "lab"})
     fill(client)
+    fill(client, "lab")
     save_tiny_model(settings.models_dir / "mine", seed=7)
     with working(settings, engine):
         ended(client, client.post("/models/mine/activate", json={"gallery": "lab"}))

@@ -381,9 +381,6 @@ def test_strange_names_of_files_come_back_printable_and_short(client: httpx.Clie
     "call",
     [
         "/jobs/audit-gallery",
-        "/jobs/reindex",
-        "/models/default/activate",
-        "/models/rollback",
     ],
 )
 def test_a_call_of_a_later_version_is_404(client: httpx.Client, call: str) -> None:
