@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 from service.enrolment import Enrolled
-from service.fields import GalleryName
+from service.fields import METADATA_SCHEMA, GalleryName
 from service.gallery.records import (
     ErasureReceipt,
     GalleryRecord,
@@ -217,7 +217,9 @@ class GalleryRequest(Schema):
     """The body of POST /galleries."""
 
     name: GalleryName
-    metadata: dict[str, Any] = Field(default={}, description="A flat object of scalars.")
+    metadata: Annotated[dict[str, Any], WithJsonSchema(METADATA_SCHEMA)] = Field(
+        default={}, description="A flat object of scalars."
+    )
 
 
 class GalleryAnswer(Schema):
