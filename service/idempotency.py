@@ -151,12 +151,12 @@ def keep(session: Session, hold: Hold | None, answer: Answer) -> None:
         )
 
 
-def forget_answers_about(session: Session, subject_ids: list[str]) -> None:
-    """Delete kept answers that name one of these subjects (they are erased)."""
-    for subject_id in subject_ids:
+def forget_answers_about(session: Session, ids: list[str]) -> None:
+    """Delete kept answers that name one of these subjects or sequences (they are erased)."""
+    for erased in ids:
         session.execute(
             delete(IdempotencyRow).where(
-                IdempotencyRow.body.contains(f'"{subject_id}"', autoescape=True)
+                IdempotencyRow.body.contains(f'"{erased}"', autoescape=True)
             )
         )
 

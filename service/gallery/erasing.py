@@ -63,6 +63,8 @@ def erase_sequence(engine: Engine, sequence_id: str) -> ErasureReceipt:
         if session.get(SequenceRow, sequence_id) is None:  # erased while we waited for our turn
             raise missing_sequence(sequence_id)
         embeddings = _erase_sequences(session, gallery_id, revision, (sequence_id,))
+        # Else the walk, sent again with its key, would be said to be enrolled as what is gone.
+        forget_answers_about(session, [sequence_id])
         left = session.scalar(
             select(func.count()).where(
                 SequenceRow.gallery_id == gallery_id, SequenceRow.subject_id == subject_id

@@ -30,6 +30,10 @@ class Script(httpx.MockTransport):
             raise answer
         return answer(request) if callable(answer) else answer
 
+    def handle(self, request: httpx.Request) -> httpx.Response:
+        """In the place of a real transport's method."""
+        return self._answer(request)
+
     @property
     def keys(self) -> list[str | None]:
         """The Idempotency-Key of every request."""
