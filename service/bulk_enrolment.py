@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,12 @@ def walks_in(folder: Path) -> list[WalkOnDisk]:
 
 
 def enrol_all(
-    client: Client, walks: list[WalkOnDisk], gallery: str, *, in_flight: int
+    client: Client,
+    walks: list[WalkOnDisk],
+    gallery: str,
+    *,
+    in_flight: int,
+    accept_conflict: bool = False,
 ) -> Iterator[Outcome]:
     """Enrol walks, some at once, and tell of each what became of it, in order.
 
@@ -124,14 +130,15 @@ def enrol_all(
     """
     waiting = iter(walks)
     under_way: deque[Future[Outcome]] = deque()
+    enrol = partial(_enrol, client, gallery=gallery, accept_conflict=accept_conflict)
     with ThreadPoolExecutor(in_flight, "enrol") as pool:
         try:
             for walk in islice(waiting, in_flight):
-                under_way.append(pool.submit(_enrol, client, walk, gallery))
+                under_way.append(pool.submit(enrol, walk))
             while under_way:
                 outcome = under_way.popleft().result()
                 for walk in islice(waiting, 1):
-                    under_way.append(pool.submit(_enrol, client, walk, gallery))
+                    under_way.append(pool.submit(enrol, walk))
                 yield outcome
         finally:
             for future in under_way:
@@ -177,7 +184,7 @@ def content_of(walk: WalkOnDisk) -> bytes:
     return archive.getvalue()
 
 
-def _enrol(client: Client, walk: WalkOnDisk, gallery: str) -> Outcome:
+def _enrol(client: Client, walk: WalkOnDisk, *, gallery: str, accept_conflict: bool) -> Outcome:
     try:
         metadata, content = metadata_of(walk), content_of(walk)
         enrolment = client.enroll(
@@ -186,17 +193,26 @@ def _enrol(client: Client, walk: WalkOnDisk, gallery: str) -> Outcome:
             [("walk", content)],
             gallery=gallery,
             metadata=metadata,
-            idempotency_key=_key(gallery, walk.subject_id, metadata, content),
+            accept_conflict=accept_conflict,
+            idempotency_key=_key(gallery, walk.subject_id, metadata, content, accept_conflict),
         )
     except (UnusableWalk, OSError) as error:
         return Outcome(walk, refused=str(error))
     except _REFUSALS as error:
         return Outcome(walk, refused=_reason(error))
-    return Outcome(walk, enrolment.sequences[0].sequence_id, known=enrolment.replayed)
+    (sequence,) = enrolment.sequences
+    known = enrolment.replayed or sequence.already_enrolled
+    return Outcome(walk, sequence.sequence_id, known=known)
 
 
-def _key(gallery: str, subject_id: str, metadata: dict[str, Any], content: bytes) -> str:
-    described = json.dumps([gallery, subject_id, metadata], sort_keys=True).encode()
+def _key(
+    gallery: str,
+    subject_id: str,
+    metadata: dict[str, Any],
+    content: bytes,
+    accept_conflict: bool,
+) -> str:
+    described = json.dumps([gallery, subject_id, metadata, accept_conflict]).encode()
     return f"walk-{hashlib.sha256(described + hashlib.sha256(content).digest()).hexdigest()}"
 
 

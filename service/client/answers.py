@@ -44,20 +44,51 @@ class Quality(Answer):
 
 
 class EnrolledSequence(Answer):
-    """One sequence that was enrolled."""
+    """One sequence that was enrolled, now or (the very same walk) before."""
 
     sequence_id: str
     frames: int
     quality: Quality
+    already_enrolled: bool = False
+
+
+class Resemblance(Answer):
+    """How alike a walk is to a subject."""
+
+    subject_id: str
+    similarity: float | None
+    sequence_id: str | None
+
+
+class EnrolmentConflict(Answer):
+    """A walk that may be another subject's."""
+
+    where: str
+    reason: str
+    own: Resemblance
+    other: Resemblance
+
+
+class Coverage(Answer):
+    """In which views and conditions a subject is enrolled, and what is missing."""
+
+    sequences: int
+    views: list[str]
+    conditions: list[str]
+    missing_views: list[str]
+    missing_conditions: list[str]
+    advice: list[str]
 
 
 class Enrolment(Answer):
-    """What an enrolment added."""
+    """What an enrolment added, and which conflicts it did in spite of."""
 
     gallery: str
     subject_id: str
     sequences: list[EnrolledSequence]
     model: ModelReference
+    conflicts: list[EnrolmentConflict] = []
+    coverage: Coverage | None = None
     replayed: bool = False
     """Whether this is the answer that an earlier request with the same key had."""
 
@@ -131,6 +162,15 @@ class Gallery(Answer):
     operating_point: dict[str, Any] | None
     metadata: dict[str, Any]
     created_at: datetime
+    max_age_days: int | None = None
+
+
+class Import(Answer):
+    """What an import has made; `sequence_ids` are "kept" or "new", embeddings "taken" or "left"."""
+
+    gallery: Gallery
+    sequence_ids: str
+    embeddings: dict[str, int]
 
 
 class Subject(Answer):
@@ -161,10 +201,14 @@ class SubjectDetails(Answer):
     gallery: str
     sequences: list[Sequence]
     created_at: datetime
+    coverage: Coverage | None = None
 
 
 class ErasureReceipt(Answer):
-    """What an erasure took away: `erased` counts subjects, sequences and embeddings."""
+    """What an erasure took away: `erased` counts subjects, sequences and embeddings.
+
+    `models` learned from an erased subject; `jobs` were cancelled because they were about to.
+    """
 
     receipt_id: str
     gallery: str
@@ -172,6 +216,8 @@ class ErasureReceipt(Answer):
     erased: dict[str, int]
     sequence_ids: list[str]
     erased_at: datetime
+    models: list[str] = []
+    jobs: list[str] = []
 
 
 class JobProgress(Answer):
@@ -221,7 +267,7 @@ class JobEvent(Answer):
 
 
 class Model(Answer):
-    """One registered model and its card."""
+    """One registered model, its card, and the galleries that use it or may go back to it."""
 
     name: str
     source: str
@@ -230,6 +276,8 @@ class Model(Answer):
     card: dict[str, Any]
     job_id: str | None
     created_at: datetime | None
+    active_in: list[str] = []
+    previous_in: list[str] = []
 
 
 class Health(Answer):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ from service.client.answers import (
     Gallery,
     Health,
     Identification,
+    Import,
     Job,
     Model,
     Page,
@@ -26,7 +28,23 @@ from service.client.answers import (
     SubjectDetails,
     Verification,
 )
-from service.client.call import Call, Events, Pages, Upload, answered, at, paged, streamed
+from service.client.call import (
+    Call,
+    Download,
+    Events,
+    LargeFile,
+    Lines,
+    Pages,
+    Transferred,
+    Upload,
+    answered,
+    at,
+    ignored,
+    lined,
+    paged,
+    saved,
+    streamed,
+)
 
 _DEFAULT_GALLERY = "default"
 _PAGE = "200"  # items asked for at once
@@ -50,10 +68,12 @@ class Calls:
         *,
         gallery: str = _DEFAULT_GALLERY,
         metadata: Metadata | None = None,
+        accept_conflict: bool = False,
         idempotency_key: str | None = None,
     ) -> Call[Enrolment]:
         """Enrol walks of one person: all of them, or none when one is refused.
 
+        With `accept_conflict` also such as may be another person's.
         With the same `idempotency_key` the same walks are enrolled once in 24 hours, however often
         this is called.
         """
@@ -61,7 +81,12 @@ class Calls:
             method="POST",
             path="/enroll",
             read=Enrolment.of,
-            form={"subject_id": subject_id, "gallery": gallery, "metadata": _json(metadata)},
+            form={
+                "subject_id": subject_id,
+                "gallery": gallery,
+                "metadata": _json(metadata),
+                "accept_conflict": "true" if accept_conflict else None,
+            },
             files=[("sequence", walk) for walk in walks],
             key=idempotency_key,
         )
@@ -127,10 +152,50 @@ class Calls:
         return Call(method="GET", path=at("/galleries/{}", name), read=Gallery.of)
 
     @answered
-    def create_gallery(self, name: str, *, metadata: Metadata | None = None) -> Call[Gallery]:
-        """Create an empty gallery."""
-        content = {"name": name, "metadata": dict(metadata or {})}
+    def create_gallery(
+        self, name: str, *, metadata: Metadata | None = None, max_age_days: int | None = None
+    ) -> Call[Gallery]:
+        """Create an empty gallery, which erases what is older than `max_age_days`."""
+        content: dict[str, Any] = {"name": name, "metadata": dict(metadata or {})}
+        if max_age_days is not None:
+            content["max_age_days"] = max_age_days
         return Call(method="POST", path="/galleries", read=Gallery.of, json=content)
+
+    @answered
+    def change_gallery(self, name: str, *, max_age_days: int | None) -> Call[Gallery]:
+        """Set how long a gallery keeps its sequences; None for ever."""
+        content = {"max_age_days": max_age_days}
+        path = at("/galleries/{}", name)
+        return Call(method="PATCH", path=path, read=Gallery.of, json=content)
+
+    @saved
+    def export_gallery(
+        self,
+        name: str,
+        to: Path,
+        *,
+        embeddings: bool = True,
+        transferred: Transferred = ignored,
+    ) -> Download:
+        """Bring a whole gallery home as one file, which appears when it is complete."""
+        return Download(
+            path=at("/galleries/{}/export", name),
+            to=to,
+            query={"embeddings": "true" if embeddings else "false"},
+            transferred=transferred,
+        )
+
+    @answered
+    def import_gallery(
+        self, file: Path, name: str, *, transferred: Transferred = ignored
+    ) -> Call[Import]:
+        """Make a new gallery of an exported one."""
+        return Call(
+            method="PUT",
+            path=at("/galleries/{}/import", name),
+            read=Import.of,
+            file=LargeFile(file, "application/zip", transferred),
+        )
 
     @answered
     def erase_gallery(self, name: str) -> Call[ErasureReceipt]:
@@ -232,6 +297,11 @@ class Calls:
         return _job("/jobs/calibrate", {"gallery": gallery, "target_fpir": target_fpir})
 
     @answered
+    def audit_gallery(self, *, gallery: str = _DEFAULT_GALLERY) -> Call[Job]:
+        """Start the audit of a gallery: what in it attracts other people."""
+        return _job("/jobs/audit-gallery", {"gallery": gallery})
+
+    @answered
     def reindex(self, *, gallery: str = _DEFAULT_GALLERY) -> Call[Job]:
         """Start making a gallery's embeddings and index anew."""
         return _job("/jobs/reindex", {"gallery": gallery})
@@ -280,6 +350,11 @@ class Calls:
         )
 
     @answered
+    def remove_model(self, name: str) -> Call[None]:
+        """Remove a model that no gallery uses or may go back to."""
+        return Call(method="DELETE", path=at("/models/{}", name), read=_nothing)
+
+    @answered
     def activate(self, name: str, *, gallery: str = _DEFAULT_GALLERY) -> Call[Job]:
         """Start serving a gallery with a model, once everything is embedded with it."""
         return _job(at("/models/{}/activate", name), {"gallery": gallery})
@@ -290,6 +365,19 @@ class Calls:
         return _job("/models/rollback", {"gallery": gallery})
 
     # The service itself
+
+    @lined
+    def audit(
+        self,
+        *,
+        since: str | None = None,
+        until: str | None = None,
+        gallery: str | None = None,
+        after: int = 0,
+    ) -> Lines:
+        """The record of who did what: lines of JSON, oldest first, numbered above `after`."""
+        query = {"since": since, "until": until, "gallery": gallery, "cursor": str(after)}
+        return Lines(path="/audit", query=query)
 
     @answered
     def health(self) -> Call[Health]:
@@ -317,6 +405,10 @@ def _json(value: Mapping[str, Any] | None) -> str | None:
 
 def _content(response: httpx.Response) -> bytes:
     return response.content
+
+
+def _nothing(_response: httpx.Response) -> None:
+    return None
 
 
 def _text(response: httpx.Response) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
-from contextlib import aclosing, closing
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -16,7 +16,7 @@ from httpx_sse import EventSource
 from pydantic import ValidationError
 
 from service.client.answers import Answer, JobEvent
-from service.client.call import Call, Events, Pages
+from service.client.call import Call, Download, Events, Lines, Pages, given
 from service.client.calls import Calls
 from service.client.failures import (
     ClientError,
@@ -117,19 +117,39 @@ class Client(Calls):
             if not history.complete:
                 time.sleep(history.pause(broken))
 
+    def read_lines(self, lines: Lines) -> Iterator[str]:
+        """A long text, line by line."""
+        with self._streaming(lines.path, params=given(lines.query)) as response:
+            yield from response.iter_lines()
+
+    def save(self, download: Download) -> None:
+        """Bring a file home; when that fails, nothing is there."""
+        with (
+            self._streaming(download.path, params=given(download.query)) as response,
+            download.writing() as write,
+        ):
+            for piece in response.iter_bytes():
+                write(piece)
+
     def _once(self, call: Call[T], content: Mapping[str, Any]) -> T:
+        body = None if call.file is None else call.file.pieces()
         with told_as_unreachable(self._http.base_url):
-            response = self._http.request(**content)
+            response = self._http.request(**content, content=body)
         return _answer(call, response)
 
-    def _listen(self, history: History) -> Generator[JobEvent]:
+    @contextmanager
+    def _streaming(self, path: str, **options: Any) -> Iterator[httpx.Response]:
         with (
             told_as_unreachable(self._http.base_url),
-            self._http.stream("GET", history.path, headers=history.headers) as response,
+            self._http.stream("GET", path, **options) as response,
         ):
             if not response.is_success:
                 response.read()
                 raise_for_problem(response)
+            yield response
+
+    def _listen(self, history: History) -> Generator[JobEvent]:
+        with self._streaming(history.path, headers=history.headers) as response:
             history.begin(response)
             if not history.complete:
                 for sent in EventSource(response).iter_sse():
@@ -212,23 +232,42 @@ class AsyncClient(Calls):
             if not history.complete:
                 await anyio.sleep(history.pause(broken))
 
+    async def read_lines(self, lines: Lines) -> AsyncIterator[str]:
+        """A long text, line by line."""
+        async with self._streaming(lines.path, params=given(lines.query)) as response:
+            async for line in response.aiter_lines():
+                yield line
+
+    async def save(self, download: Download) -> None:
+        """Bring a file home; when that fails, nothing is there."""
+        async with self._streaming(download.path, params=given(download.query)) as response:
+            with download.writing() as write:
+                async for piece in response.aiter_bytes():
+                    await anyio.to_thread.run_sync(write, piece)
+
     async def _once(self, call: Call[T], content: Mapping[str, Any]) -> T:
+        body = None if call.file is None else call.file.pieces_awaited()
         with told_as_unreachable(self._http.base_url):
-            response = await self._http.request(**content)
+            response = await self._http.request(**content, content=body)
         return _answer(call, response)
 
-    async def _listen(self, history: History) -> AsyncGenerator[JobEvent]:
+    @asynccontextmanager
+    async def _streaming(self, path: str, **options: Any) -> AsyncIterator[httpx.Response]:
         with told_as_unreachable(self._http.base_url):
-            async with self._http.stream("GET", history.path, headers=history.headers) as response:
+            async with self._http.stream("GET", path, **options) as response:
                 if not response.is_success:
                     await response.aread()
                     raise_for_problem(response)
-                history.begin(response)
-                if not history.complete:
-                    async with aclosing(EventSource(response).aiter_sse()) as arriving:
-                        async for sent in arriving:
-                            if sent.data:
-                                yield history.take(sent)
+                yield response
+
+    async def _listen(self, history: History) -> AsyncGenerator[JobEvent]:
+        async with self._streaming(history.path, headers=history.headers) as response:
+            history.begin(response)
+            if not history.complete:
+                async with aclosing(EventSource(response).aiter_sse()) as arriving:
+                    async for sent in arriving:
+                        if sent.data:
+                            yield history.take(sent)
 
 
 def _options(url: str, api_key: str | None, timeout_s: float) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from email.utils import parsedate_to_datetime
 import httpx
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from service.client.answers import EnrolmentConflict
+
 _NEVER_SENT = (
     httpx.ConnectError,
     httpx.ConnectTimeout,
@@ -66,7 +68,7 @@ class Fault(BaseModel):
 
 
 class Problem(BaseModel):
-    """RFC 9457 problem details."""
+    """RFC 9457 problem details; `conflicts` where an enrolment was refused for them."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -75,6 +77,7 @@ class Problem(BaseModel):
     status: int
     detail: str = ""
     errors: list[Fault] = []
+    conflicts: list[EnrolmentConflict] = []
 
 
 class Refused(ClientError):

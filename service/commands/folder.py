@@ -24,6 +24,7 @@ def enroll(
     api_key: str | None,
     *,
     in_flight: int,
+    accept_conflict: bool,
     as_json: bool,
 ) -> None:
     """Enrol a folder; raises `typer.Exit` with 1 when a walk was refused."""
@@ -54,7 +55,9 @@ def enroll(
         )
         with bar:
             task = bar.add_task("", total=len(walks), refused=0)
-            for outcome in enrol_all(client, walks, gallery, in_flight=in_flight):
+            for outcome in enrol_all(
+                client, walks, gallery, in_flight=in_flight, accept_conflict=accept_conflict
+            ):
                 outcomes.append(outcome)
                 if as_json:
                     _print(folder, outcome)

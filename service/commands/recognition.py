@@ -37,6 +37,9 @@ def enroll(
     metadata: Annotated[
         str | None, typer.Option(help='A JSON object, such as {"view": "090"}, of the person.')
     ] = None,
+    accept_conflict: Annotated[
+        bool, typer.Option("--accept-conflict", help="Also walks that may be another person's.")
+    ] = False,
     in_flight: Annotated[
         int, typer.Option(min=1, max=32, help="Walks of a folder that are sent at once.")
     ] = 4,
@@ -58,11 +61,23 @@ def enroll(
             raise CommandFailed(
                 "--metadata is for one person; a folder has WALK.json for each walk"
             )
-        folder.enroll(Path(who), gallery, url, api_key, in_flight=in_flight, as_json=as_json)
+        folder.enroll(
+            Path(who),
+            gallery,
+            url,
+            api_key,
+            in_flight=in_flight,
+            accept_conflict=accept_conflict,
+            as_json=as_json,
+        )
         return
     with connected(url, api_key) as client:
         enrolment = client.enroll(
-            who, walks, gallery=gallery, metadata=_object("--metadata", metadata)
+            who,
+            walks,
+            gallery=gallery,
+            metadata=_object("--metadata", metadata),
+            accept_conflict=accept_conflict,
         )
     if as_json:
         print_answer(enrolment)

@@ -18,13 +18,25 @@ from pydantic import BaseModel
 
 from service.app import create_app
 from service.client import AsyncClient, Client, UnexpectedAnswer
-from service.client.call import Call, Events, Pages, answered, at, paged, streamed
+from service.client.call import (
+    Call,
+    Download,
+    Events,
+    Lines,
+    Pages,
+    answered,
+    at,
+    lined,
+    paged,
+    saved,
+    streamed,
+)
 from service.client.calls import Calls
-from service.routes import announced
 from service.settings import Settings
 from tests.service.client.answering import Script, async_client, client, problem
 
 WALK = ("walk.npz", b"walk")
+HERE = Path(__file__)
 ARGUMENTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "enroll": (("anna", [WALK]), {"metadata": {"view": "090"}}),
     "identify": ((WALK,), {"filter": {"view": ["000"]}, "threshold": 0.5, "explain": True}),
@@ -32,6 +44,9 @@ ARGUMENTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "galleries": ((), {}),
     "gallery": (("lab",), {}),
     "create_gallery": (("lab",), {}),
+    "change_gallery": (("lab",), {"max_age_days": 30}),
+    "export_gallery": (("lab", HERE.with_name("never.zip")), {}),
+    "import_gallery": ((HERE, "lab"), {}),
     "erase_gallery": (("lab",), {}),
     "subjects": ((), {}),
     "subject": (("anna",), {}),
@@ -53,6 +68,7 @@ ARGUMENTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     ),
     "evaluate": ((), {"model": "m", "dataset": "d"}),
     "calibrate": ((), {}),
+    "audit_gallery": ((), {}),
     "reindex": ((), {}),
     "jobs": ((), {"status": "queued"}),
     "job": (("j1",), {}),
@@ -61,14 +77,32 @@ ARGUMENTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "models": ((), {}),
     "model": (("m",), {}),
     "upload_model": (("m",), {"weights": WALK, "card": ("card.json", b"{}")}),
+    "remove_model": (("m",), {}),
     "activate": (("m",), {}),
     "rollback": ((), {}),
     "health": ((), {}),
     "readiness": ((), {}),
     "metrics": ((), {}),
+    "audit": ((), {"gallery": "lab"}),
 }
-PLANNED = {("POST", path) for path in announced._CALLS} | {("POST", "/models")}
+PLANNED = {
+    ("POST", "/jobs/audit-gallery"),
+    ("POST", "/jobs/reindex"),
+    ("POST", "/models/{name}/activate"),
+    ("POST", "/models/rollback"),
+    ("GET", "/audit"),
+    ("PATCH", "/galleries/{name}"),
+    ("GET", "/galleries/{name}/export"),
+    ("PUT", "/galleries/{name}/import"),
+    ("POST", "/models"),
+    ("DELETE", "/models/{name}"),
+}
 """Calls of the interface that are not carried out yet."""
+UNSTRUCTURED = {
+    *("silhouettes", "film", "energy_image", "follow", "metrics"),
+    *("audit", "export_gallery", "remove_model"),
+}
+"""Calls whose answers are no JSON object."""
 
 
 def described(name: str) -> Call[Any]:
@@ -79,8 +113,11 @@ def described(name: str) -> Call[Any]:
         case Pages():
             return found.call(None)
         case Events():
+            path = at("/jobs/{}/events", found.job_id)
+            return Call(method="GET", path=path, read=lambda answer: answer)
+        case Lines() | Download():
             return Call(
-                method="GET", path=at("/jobs/{}/events", found.job_id), read=lambda answer: answer
+                method="GET", path=found.path, query=found.query, read=lambda answer: answer
             )
     assert isinstance(found, Call)
     return found
@@ -104,7 +141,7 @@ def operation(interface: dict[str, Any], call: Call[Any]) -> tuple[str, dict[str
 
 
 def test_the_arguments_of_these_tests_are_for_every_call() -> None:
-    kinds = (answered, paged, streamed)
+    kinds = (answered, paged, streamed, lined, saved)
     assert set(ARGUMENTS) == {name for name, item in vars(Calls).items() if isinstance(item, kinds)}
 
 
@@ -128,7 +165,7 @@ def test_a_call_is_one_of_the_interface_with_fields_that_it_takes(
     call = described(name)
     found = operation(interface, call)
     if found is None:
-        template = re.sub(r"^/models/m/", "/models/{name}/", call.path)
+        template = re.sub(r"^/(models/m|galleries/lab)(?=/|$)", _named, call.path)
         assert (call.method, template) in PLANNED
         return
     _, documented = found
@@ -151,10 +188,14 @@ def test_an_answer_has_the_fields_that_the_interface_says(
     found = operation(interface, call)
     kind = getattr(call.read, "__self__", None)
     if found is None or not (isinstance(kind, type) and issubclass(kind, BaseModel)):
-        assert found is None or name in {"silhouettes", "film", "energy_image", "follow", "metrics"}
+        assert found is None or name in UNSTRUCTURED
         return
-    (success,) = (answer for status, answer in found[1]["responses"].items() if status[0] == "2")
+    success = next(answer for status, answer in found[1]["responses"].items() if status[0] == "2")
     compare(interface, kind, success["content"]["application/json"], name)
+
+
+def _named(found: re.Match[str]) -> str:
+    return f"/{found[1].split('/')[0]}/{{name}}"
 
 
 def compare(interface: dict[str, Any], kind: type[BaseModel], body: Any, where: str) -> None:
