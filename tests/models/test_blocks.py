@@ -4,11 +4,18 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils import (
+    convert_conv2d_weight_memory_format,
+    convert_conv3d_weight_memory_format,
+)
 
 from models.networks.blocks import (
     ResidualBlock,
     ResidualBlock3d,
     ResidualBlockP3d,
+    Shortcut,
     as_clips,
     as_frames,
     fold_batch_norm,
@@ -41,6 +48,35 @@ def test_a_block_changes_width_and_size_and_never_time(
     out = block(4, width, stride)(maps)
     out = as_clips(out, 3) if block is ResidualBlock else out
     assert out.shape == (2, width, 3, 8 // stride, 6 // stride)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(6, 5), (7, 4)])
+def test_a_shortcut_is_a_strided_pointwise_convolution(size: tuple[int, int], stride: int) -> None:
+    shortcut = Shortcut(nn.Conv3d(3, 5, 1, bias=False), stride).eval()
+    clips = torch.randn(2, 3, 4, *size)
+    wanted = functional.conv3d(clips, shortcut.conv.weight, stride=(1, stride, stride))
+    found = shortcut(clips)
+    assert found.shape == wanted.shape
+    torch.testing.assert_close(found, shortcut.norm(wanted))
+
+
+@pytest.mark.parametrize("block", [ResidualBlock, ResidualBlockP3d, ResidualBlock3d])
+def test_channels_last_changes_no_gradient_of_a_narrow_block(block: type[ResidualBlock]) -> None:
+    # Here torch's strided pointwise convolution would crash, see `Shortcut`.
+    plain = block(4, 8, 2)
+    last = copy.deepcopy(plain)
+    convert_conv2d_weight_memory_format(last, torch.channels_last)
+    convert_conv3d_weight_memory_format(last, torch.channels_last_3d)
+    for clips in (torch.randn(n, 4, 5, 16, 12) for n in (3, 8, 5)):
+        maps = as_frames(clips) if block is ResidualBlock else clips
+        results = []
+        for network in (plain, last):
+            network.zero_grad()
+            out = network(maps)
+            out.square().mean().backward()
+            results.append([out, *(weights.grad for weights in network.parameters())])
+        torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "config"), NETWORKS)
