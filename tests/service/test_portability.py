@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import struct
@@ -15,12 +16,14 @@ from typing import IO, Any
 import httpx
 import numpy as np
 import pytest
+from pydantic import SecretStr
 from sqlalchemy.orm import Session
 
 from service import portability
 from service.auth import Scope, create_key
 from service.client import Client, Refused, ServiceUnreachable
 from service.database import open_database, writing
+from service.encryption import new_secret
 from service.gallery.erasing import erase_subject
 from service.gallery.export import GalleryChanged, stream_gallery
 from service.gallery.tables import GalleryRow
@@ -121,6 +124,32 @@ def test_a_gallery_comes_out_as_it_went_in(serve: Serve, tmp_path: Path) -> None
     assert found["candidates"][0]["subject_id"] == "bert"
     assert found["candidates"][0]["similarity"] > 0.9999
     assert found["threshold_source"] == "gallery"
+
+
+def test_an_encrypted_gallery_goes_out_plain_and_comes_in_encrypted(
+    serve: Serve, tmp_path: Path
+) -> None:
+    client = serve(encryption_keys=SecretStr(new_secret()))
+    fill(client)
+    file = export(client, "lab")
+    walks = lines(members(file)["sequences.jsonl"])
+    with zipfile.ZipFile(io.BytesIO(file)) as archive:
+        for line in walks:
+            frames = np.load(archive.open(f"silhouettes/{line['sequence_id']}.npy"))
+            assert hashlib.sha256(frames.tobytes()).hexdigest() == line["content_hash"]
+
+    assert put(client, "copy", file).status_code == 201
+
+    assert nameless(export(client, "copy")) == nameless(file)
+    engine = open_database(f"sqlite:///{tmp_path / 'data' / 'gaitid.sqlite'}")
+    with engine.connect() as connection:
+        for table in ("sequence", "embedding"):
+            plain = f"SELECT count(*) FROM {table} WHERE key_id IS NULL"  # noqa: S608
+            assert connection.exec_driver_sql(plain).scalar_one() == 0
+    engine.dispose()
+    # Known again by its content, whatever key that is hashed with.
+    again = enrol(client, "anna", walk(1), gallery="copy").json()
+    assert again["sequences"][0]["already_enrolled"] is True
 
 
 def test_the_same_gallery_makes_the_same_file_and_restored_keeps_its_ids(serve: Serve) -> None:
