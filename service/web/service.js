@@ -36,8 +36,8 @@ export async function learnGalleries(wanted = gallery()) {
   offer(galleryChoice, names, wanted);
 }
 
-/** Fill a `<select>`, and choose `wanted` where it is offered. */
-export function offer(select, names, wanted = select.value) {
-  select.replaceChildren(...names.map((name) =>
-    element("option", { value: name, selected: name === wanted }, name)));
+/** Fill a `<select>` with values `inWords`, and choose `wanted` where it is offered. */
+export function offer(select, values, wanted = select.value, inWords = String) {
+  select.replaceChildren(...values.map((value) =>
+    element("option", { value, selected: value === wanted }, inWords(value))));
 }
