@@ -90,9 +90,11 @@ def serve(
 
 @app.command()
 def worker(data_dir: DataDir = None) -> None:
-    """Run jobs, one at a time, until told to stop."""
+    """Run jobs until told to stop: one that trains, and one of the others beside it."""
     import signal
 
+    from service.jobs.crew import Crew
+    from service.jobs.lane import LANES
     from service.jobs.queue import JobQueue
     from service.jobs.types import job_types
     from service.jobs.worker import Worker
@@ -101,11 +103,17 @@ def worker(data_dir: DataDir = None) -> None:
     settings = _settings(data_dir=data_dir)
     log_as_json()
     with _galleries(settings) as engine:
-        running = Worker(
-            JobQueue.of(engine, settings),
-            job_types(settings, engine),
-            folders=settings.jobs_dir,
-            grace_s=settings.cancel_grace_seconds,
+        running = Crew(
+            [
+                Worker(
+                    JobQueue.of(engine, settings),
+                    job_types(settings, engine),
+                    folders=settings.jobs_dir,
+                    grace_s=settings.cancel_grace_seconds,
+                    lane=lane,
+                )
+                for lane in LANES
+            ]
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: running.stop())
@@ -196,7 +204,7 @@ def audit_gallery(
     def tell(**event: Any) -> None:
         typer.echo(json.dumps(event))
 
-    with _database(_settings(data_dir=data_dir)) as engine:
+    with _galleries(_settings(data_dir=data_dir)) as engine:
         try:
             audited = carry_out(
                 engine,
@@ -208,6 +216,79 @@ def audit_gallery(
             raise CommandFailed(str(error)) from error
     out.write_text(audited.model_dump_json(), encoding="utf-8")
     tell(event="done", metrics=audited.audit.totals.model_dump())
+
+
+@app.command("activate-model", hidden=True)
+def activate_model(job_id: str, data_dir: DataDir = None) -> None:
+    """Re-embed a gallery and swap its model: an activation job's command, which ends the job."""
+    from service.activation import Activation, CannotActivate
+    from service.audit.entries import SERVICE, Entry
+    from service.errors import ServiceError
+    from service.jobs.queue import JobQueue
+
+    settings = _settings(data_dir=data_dir)
+    with _galleries(settings) as engine, _audit(settings, engine) as audit:
+
+        def record(entry: Entry) -> None:
+            audit.changed(entry, SERVICE)
+
+        queue = JobQueue.of(engine, settings)
+        try:
+            Activation(settings, engine, queue, _tell_steps, record).run(job_id)
+        except (ServiceError, CannotActivate) as error:
+            raise CommandFailed(str(error)) from error
+
+
+@app.command("reindex-gallery", hidden=True)
+def reindex_gallery(
+    gallery: Annotated[str, typer.Argument(help="The gallery's name.")],
+    out: Annotated[Path, typer.Argument(help="The .json to write.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Check and complete a gallery's embeddings: a reindex job's command."""
+    from service.errors import ServiceError
+    from service.reindexing import CannotReindex, reindex
+
+    settings = _settings(data_dir=data_dir)
+    with _galleries(settings) as engine:
+        try:
+            done = reindex(settings, engine, gallery, _tell_steps)
+        except (ServiceError, CannotReindex) as error:
+            raise CommandFailed(str(error)) from error
+    out.write_text(done.model_dump_json(), encoding="utf-8")
+
+
+@app.command("hold-out", hidden=True)
+def hold_out(
+    export: Annotated[Path, typer.Argument(exists=True, help="A file of export-gallery's.")],
+    out: Annotated[Path, typer.Argument(help="The partition's .json to write.")],
+) -> None:
+    """Say whom a training may learn and whom not: a command of a distillation that is compared."""
+    from service.holding_out import partition_of
+
+    with _complaints():
+        out.write_text(partition_of(export), encoding="utf-8")
+
+
+@app.command("compare-models", hidden=True)
+def compare_models(
+    gallery: Annotated[str, typer.Argument(help="The gallery's name.")],
+    out: Annotated[Path, typer.Argument(help="The .json to write.")],
+    checkpoint: Annotated[Path, typer.Option(exists=True, help="Folder of the new checkpoint.")],
+    pack: Annotated[Path, typer.Option(exists=True, help="What it was trained on.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Compare a new model with a gallery's own on people it was not trained on."""
+    from service.errors import ServiceError
+    from service.gate import judge
+
+    settings = _settings(data_dir=data_dir)
+    with _galleries(settings) as engine, _complaints():
+        try:
+            verdict = judge(settings, engine, gallery, checkpoint, pack, _tell_steps)
+        except ServiceError as error:
+            raise CommandFailed(str(error)) from error
+    out.write_text(verdict.model_dump_json(), encoding="utf-8")
 
 
 # Checkpoints
@@ -692,6 +773,13 @@ def _settings(**given: Any) -> Settings:
             for item in error.errors()
         )
         raise CommandFailed(wrong) from error
+
+
+def _tell_steps(done: int, total: int) -> None:
+    """An event as a training's, for the worker that reads our standard output."""
+    import json
+
+    typer.echo(json.dumps({"event": "progress", "step": done, "total_steps": total}))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from models.encoder import Encoder
 from service import problems
 from service.auth import Scope
 from service.logs import log_as_json
@@ -22,7 +23,6 @@ from service.middleware.idempotency import Idempotency
 from service.middleware.request_context import RequestContext
 from service.resources import open_engine, open_resources
 from service.routes import (
-    announced,
     audited,
     enroll,
     galleries,
@@ -41,8 +41,11 @@ from service.settings import Settings
 from service.writers import Writers
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """Make the application; without settings they come from the environment (GAITID_*)."""
+def create_app(settings: Settings | None = None, encoder: Encoder | None = None) -> FastAPI:
+    """Make the application; without settings they come from the environment (GAITID_*).
+
+    `encoder` is of the deployment's own model, for who has loaded it already.
+    """
     settings = settings or Settings()
     engine = open_engine(settings)
     metrics = Metrics()
@@ -51,7 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         log_as_json()
-        async with open_resources(settings, engine, writers, metrics) as resources:
+        async with open_resources(settings, engine, writers, metrics, encoder) as resources:
             app.state.resources = resources
             yield
         writers.close()
@@ -80,7 +83,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         audited,
     ):
         app.include_router(router.router)
-    for router in (jobs, models, announced):
+    for router in (jobs, models):
         app.include_router(router.router, dependencies=[Depends(requires(Scope.JOBS))])
 
     # The last one added is the outermost.

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
-from sqlalchemy import Engine, and_, func, select, update
+from sqlalchemy import Engine, and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from models.calibration import (
@@ -106,10 +106,17 @@ def measure(
 
 
 def keep(session: Session, measured: Measured) -> bool:
-    """Make it what the gallery decides by; False when that gallery was erased meanwhile."""
+    """Make it what the gallery decides by.
+
+    False when that gallery was erased meanwhile, or given a model whose similarities these are not.
+    """
+    digest = measured.operating_point.digest
     changed = session.execute(
         update(GalleryRow)
-        .where(GalleryRow.id == measured.gallery_id)
+        .where(
+            GalleryRow.id == measured.gallery_id,
+            or_(GalleryRow.active_digest.is_(None), GalleryRow.active_digest == digest),
+        )
         .values(operating_point=measured.operating_point.kept())
         .returning(GalleryRow.id)
     )
@@ -127,15 +134,21 @@ def claim(gallery: str) -> str:
 def queue_if_stale(session: Session, gallery: str, digest: str) -> None:
     """Queue a calibration when the gallery's is stale; at most one for each time it became so.
 
+    `digest` is of the deployment's own model, for a gallery that has not been given another one.
+
     For a transaction that holds the write lock, such as that of an enrolment. A re-run that failed
     is not tried again before the gallery has grown by another fifth or the model is another.
     """
     row = session.execute(
-        select(GalleryRow.id, GalleryRow.operating_point).where(GalleryRow.name == gallery)
+        select(GalleryRow.id, GalleryRow.operating_point, GalleryRow.active_digest).where(
+            GalleryRow.name == gallery
+        )
     ).one_or_none()
     point = None if row is None else OperatingPoint.of(row.operating_point)
     if row is None or point is None:
         return
+    # A process may go on with the old model for a moment after the gallery got another one.
+    digest = row.active_digest or digest
     subjects = session.scalar(select(func.count()).where(SubjectRow.gallery_id == row.id)) or 0
     if not point.due(digest, subjects):
         return

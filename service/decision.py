@@ -26,7 +26,7 @@ def threshold_for(
     store: GalleryStore, gallery: str, requested: float | None, model: ModelInUse
 ) -> Threshold:
     """What to decide by in this gallery now; raises `NotFound` without one, else as below."""
-    gallery_id, _, kept = store.head(gallery)
+    gallery_id, kept = store.operating_point(gallery, model.digest)
     point = OperatingPoint.of(kept)
     subjects = 0 if point is None else store.count_subjects(gallery_id)
     return choose_threshold(requested, point, subjects, model.digest, model.threshold)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
+from service.active_models import ActiveModels
 from service.calibration import queue_if_stale
 from service.conflict import ConflictingWalk
 from service.database import new_id
@@ -17,6 +17,7 @@ from service.gallery.sealing import sealing_of
 from service.gallery.store import GalleryStore
 from service.intake import Intake, Walk, shown
 from service.model_in_use import ModelInUse
+from service.model_pool import LoadedModel
 from service.protection import Admission, GalleryChanged, Offered, Protection, Seen
 from service.writers import Writers
 
@@ -55,18 +56,12 @@ class Enrolment:
     """The use case behind POST /enroll."""
 
     def __init__(
-        self,
-        store: GalleryStore,
-        writers: Writers,
-        intake: Intake,
-        model: ModelInUse,
-        protection: Protection,
+        self, store: GalleryStore, writers: Writers, intake: Intake, models: ActiveModels
     ) -> None:
         self._store = store
         self._writers = writers
         self._intake = intake
-        self._model = model
-        self._protection = protection
+        self._models = models
 
     async def enrol(
         self,
@@ -84,23 +79,31 @@ class Enrolment:
         calibration by it is calibrated again, by a job.
 
         Raises `NotFound` for a missing gallery, `EnrolmentConflict` for walks that may be another
-        subject's unless that is accepted, and whatever `Intake.embed` raises; the gallery is
-        unchanged then.
+        subject's unless that is accepted, and whatever `ActiveModels.using` and `Intake.embed`
+        raise; the gallery is unchanged then.
         """
-        await asyncio.to_thread(self._store.head, gallery)  # before the work, not only after it
-        embedded = await self._intake.embed(walks)
-        sealing = sealing_of(self._store.engine)
-        offered = [
-            Offered.of(
-                shown(walk.name),
-                NewSequence(new_id(), item.silhouettes, item.quality, metadata, item.embedding),
-                sealing,
+        # One model throughout, whatever becomes active meanwhile: what the walks are compared with
+        # is what the same model made of the gallery.
+        async with self._models.using(gallery) as loaded:
+            embedded = await self._intake.embed(walks, loaded.batcher)
+            sealing = sealing_of(self._store.engine)
+            offered = [
+                Offered.of(
+                    shown(walk.name),
+                    NewSequence(new_id(), item.silhouettes, item.quality, metadata, item.embedding),
+                    sealing,
+                )
+                for walk, item in zip(walks, embedded, strict=True)
+            ]
+            return await self._writers.run(
+                self._add,
+                gallery,
+                subject_id,
+                offered,
+                also,
+                loaded,
+                accept_conflict=accept_conflict,
             )
-            for walk, item in zip(walks, embedded, strict=True)
-        ]
-        return await self._writers.run(
-            self._add, gallery, subject_id, offered, also, accept_conflict=accept_conflict
-        )
 
     def _add(
         self,
@@ -108,13 +111,18 @@ class Enrolment:
         subject_id: str,
         offered: Sequence[Offered],
         also: Also,
+        loaded: LoadedModel,
         *,
         accept_conflict: bool,
     ) -> Enrolled:
+        model = loaded.model
+        protection = Protection(
+            self._store, lambda gallery_id: self._models.index(gallery_id, loaded), model
+        )
         while True:
-            seen = self._protection.look(gallery, subject_id, offered)
+            seen = protection.look(gallery, subject_id, offered)
             attempt = _Attempt(
-                self._protection, self._model, gallery, subject_id, offered, seen, accept_conflict
+                protection, model, gallery, subject_id, offered, seen, accept_conflict
             )
             try:
                 return attempt.carry_out(self._store, also)

@@ -78,6 +78,5 @@ class Erasure:
             gallery_id, newest, _ = self._store.head(receipt.gallery)
         except NotFound:  # the whole gallery went meanwhile
             return
-        held = self._galleries.held(gallery_id)
-        if held is not None:
+        for held in self._galleries.held(gallery_id).values():
             held.follow(newest)

@@ -6,15 +6,16 @@ import asyncio
 from dataclasses import dataclass
 from time import perf_counter
 
+from service.active_models import ActiveModels
 from service.database import new_id
 from service.decision import Threshold, threshold_for
-from service.gallery.cache import GalleryCache
 from service.gallery.followed import Candidate, Filter
 from service.gallery.records import Embedding
 from service.gallery.store import GalleryStore
 from service.intake import EmbeddedWalk, Intake, Walk
 from service.metrics import Metrics
 from service.model_in_use import ModelInUse
+from service.model_pool import LoadedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +47,13 @@ class Identification:
     def __init__(
         self,
         store: GalleryStore,
-        galleries: GalleryCache,
+        models: ActiveModels,
         intake: Intake,
-        model: ModelInUse,
         metrics: Metrics,
     ) -> None:
         self._store = store
-        self._galleries = galleries
+        self._models = models
         self._intake = intake
-        self._model = model
         self._metrics = metrics
 
     async def identify(
@@ -70,17 +69,17 @@ class Identification:
         """Rank the subjects most similar to the walk, and decide.
 
         Raises `NotFound` for a missing gallery, `Invalid` when there is no threshold to decide by,
-        and whatever `Intake.embed` raises.
+        and whatever `ActiveModels.using` and `Intake.embed` raise.
         """
         started = perf_counter()
-        chosen = await asyncio.to_thread(
-            threshold_for, self._store, gallery, threshold, self._model
-        )
-        (probe,) = await self._intake.embed([walk])
-        # One subject more than asked for: a margin needs the best other one.
-        best = await asyncio.to_thread(
-            self._search, gallery, probe.embedding, max(top_k, 1) + 1, where, explain
-        )
+        async with self._models.using(gallery) as loaded:
+            model = loaded.model
+            chosen = await asyncio.to_thread(threshold_for, self._store, gallery, threshold, model)
+            (probe,) = await self._intake.embed([walk], loaded.batcher)
+            # One subject more than asked for: a margin needs the best other one.
+            best = await asyncio.to_thread(
+                self._search, gallery, loaded, probe.embedding, max(top_k, 1) + 1, where, explain
+            )
         match = bool(best) and best[0].similarity >= chosen.value
         self._metrics.decisions.labels("match" if match else "no_match").inc()
         return Identified(
@@ -90,16 +89,22 @@ class Identification:
             threshold=chosen,
             candidates=rank(best)[:top_k],
             probe=probe,
-            model=self._model,
+            model=model,
             seconds=perf_counter() - started,
         )
 
     def _search(
-        self, gallery: str, probe: Embedding, subjects: int, where: Filter | None, explain: bool
+        self,
+        gallery: str,
+        loaded: LoadedModel,
+        probe: Embedding,
+        subjects: int,
+        where: Filter | None,
+        explain: bool,
     ) -> list[Candidate]:
         with self._metrics.search_seconds.time():
             gallery_id, newest, _ = self._store.head(gallery)
-            followed = self._galleries.get(gallery_id)
+            followed = self._models.index(gallery_id, loaded)
             return followed.search(newest, probe, subjects, where=where, explain=explain)
 
 

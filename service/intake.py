@@ -68,7 +68,6 @@ class Intake:
 
     def __init__(
         self,
-        batcher: FrameBatcher,
         decoders: ThreadPoolExecutor,
         limits: DecodeLimits,
         metrics: Metrics,
@@ -76,7 +75,6 @@ class Intake:
         clean: bool,
         max_pending: int,
     ) -> None:
-        self._batcher = batcher
         self._decoders = decoders
         self._limits = limits
         self._metrics = metrics
@@ -84,17 +82,15 @@ class Intake:
         self._max_pending = max_pending
         self._pending = 0
 
-    async def embed(self, walks: Sequence[Walk]) -> list[EmbeddedWalk]:
-        """Decode, prepare and embed every walk, or raise for those that are no good.
+    async def embed(self, walks: Sequence[Walk], batcher: FrameBatcher) -> list[EmbeddedWalk]:
+        """Decode, prepare and embed (in `batcher`) every walk, or raise for those that are no good.
 
         Raises the `ServiceError` of the first walk that is refused, with a reason for each one
         that is; `Unavailable` when too much is waiting already.
         """
         with self._admitted(len(walks)):
             prepared = await self._prepare(walks)
-            tasks = [
-                asyncio.ensure_future(self._batcher.submit(item.silhouettes)) for item in prepared
-            ]
+            tasks = [asyncio.ensure_future(batcher.submit(item.silhouettes)) for item in prepared]
             try:
                 embeddings = await asyncio.gather(*tasks)
             finally:

@@ -39,6 +39,13 @@ class Metrics:
             "gaitid_decisions_total", "Identifications by decision.", ["decision"],
             registry=self.registry,
         )  # fmt: skip
+        self.model_exchanges = Counter(
+            "gaitid_model_exchanges_total", "Changes of a gallery's model, by how they ended.",
+            ["outcome"], registry=self.registry,
+        )  # fmt: skip
+        self.models_loaded = Gauge(
+            "gaitid_models_loaded", "Checkpoints in memory.", registry=self.registry
+        )
         self.pending = Gauge(
             "gaitid_pending_sequences",
             "Sequences being decoded or embedded, or waiting for it.",

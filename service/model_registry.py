@@ -11,18 +11,21 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 
-from sqlalchemy import JSON, Engine, ForeignKey, String, select
+from sqlalchemy import JSON, Engine, ForeignKey, String, delete, or_, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from service.database import Table, now
+from service.database import Table, new_id, now, writing
 from service.errors import Conflict, NotFound, Reason
-from service.jobs.job import JsonObject
+from service.gallery.pins import pinned
+from service.gallery.tables import GalleryRow
+from service.jobs.job import JsonObject, Status
+from service.jobs.tables import JobRow
 from service.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -30,6 +33,10 @@ _log = logging.getLogger(__name__)
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _CARD = "card.json"
 _MOST_CARD_BYTES = 2**20
+
+
+Also = Callable[[str], None]
+"""Work to do before a model of this digest is added; what it raises prevents that."""
 
 
 class Source(StrEnum):
@@ -79,6 +86,15 @@ def resolve(settings: Settings, name: str) -> Path:
             if (folder / name / _CARD).is_file():
                 return folder / name
     raise missing_model(name, "name")
+
+
+def active_checkpoint(settings: Settings, engine: Engine, gallery: str) -> Path:
+    """The folder of the model that a gallery is searched with, absolute.
+
+    Raises `NotFound` for the gallery or the model.
+    """
+    active = pinned(engine, gallery).active
+    return resolve(settings, settings.model if active is None else active.name).absolute()
 
 
 def missing_model(name: str, where: str) -> NotFound:
@@ -155,24 +171,88 @@ class ModelRegistry:
         with Session(self._engine) as session:
             taken = session.scalar(select(ModelRow.name).where(ModelRow.name == name)) is not None
         if taken or (self._settings.shipped_models_dir / name).exists():
-            raise Conflict(f"a model called {name!r} exists already", Reason("name", "taken"))
+            raise _taken(name)
         if target.exists():
             if read_card(target)["digest"] != digest:
-                raise Conflict(f"a model called {name!r} exists already", Reason("name", "taken"))
+                raise _taken(name)
         else:
             incoming = self._settings.models_dir / f".incoming-{job_id}"
             shutil.rmtree(incoming, ignore_errors=True)
             incoming.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(checkpoint, incoming)
-            for path in (*incoming.iterdir(), incoming):
-                _flush(path)
-            incoming.rename(target)
-            _flush(target.parent)
+            self._move_in(incoming, target)
         return ModelRow(name=name, digest=digest, job_id=job_id, metrics=metrics, created_at=now())
 
     def withdraw(self, name: str) -> None:
         """Remove a model that `add_trained` copied and that is not to be registered after all."""
         shutil.rmtree(self._settings.models_dir / name)
+
+    def add_uploaded(self, name: str, checkpoint: Path, also: Also) -> RegisteredModel:
+        """Move a checkpoint folder on the same file system among the models; raises `Conflict`.
+
+        The folder appears in one rename, complete, and only where there is none. `also` is told the
+        digest within the transaction.
+        """
+        target = self._settings.models_dir / name
+        with Session(writing(self._engine)) as session, session.begin():  # one upload at a time
+            if (
+                session.get(ModelRow, name) is not None
+                or target.exists()
+                or (self._settings.shipped_models_dir / name).exists()
+                or session.scalar(select(JobRow.id).where(JobRow.claim == f"model:{name}"))
+            ):
+                raise _taken(name)
+            digest = read_card(checkpoint)["digest"]
+            session.add(ModelRow(name=name, digest=digest, metrics={}, created_at=now()))
+            session.flush()
+            also(digest)
+            self._move_in(checkpoint, target)
+        return self.show(name)
+
+    def remove(self, name: str, also: Callable[[], None]) -> None:
+        """Remove a model that nobody needs; `also` is called within the transaction.
+
+        Raises `NotFound`, and `Conflict` for one that ships with the program, with which galleries
+        start, that is active or previous in a gallery, or that an unfinished job names.
+        """
+        path = resolve(self._settings, name)
+        if path.parent == self._settings.shipped_models_dir:
+            raise _in_use(name, "it ships with the program")
+        if name == self._settings.model:
+            raise _in_use(name, "galleries start with it (GAITID_MODEL)")
+        gone = path.with_name(f".removed-{new_id()}")
+        with Session(writing(self._engine)) as session, session.begin():
+            gallery = session.scalar(
+                select(GalleryRow.name).where(
+                    or_(GalleryRow.active_model == name, GalleryRow.previous_model == name)
+                )
+            )
+            if gallery is not None:
+                raise _in_use(name, f"the gallery {gallery!r} uses it, or may go back to it")
+            if name in self._named_by_jobs(session):
+                raise _in_use(name, "a job that has not ended uses it")
+            session.execute(delete(ModelRow).where(ModelRow.name == name))
+            also()
+            path.rename(gone)
+        shutil.rmtree(gone)
+
+    @staticmethod
+    def _named_by_jobs(session: Session) -> set[str]:
+        unfinished = [status for status in Status if not status.final]
+        named: set[str] = set()
+        for request in session.scalars(select(JobRow.request).where(JobRow.status.in_(unfinished))):
+            named |= {
+                *request.get("teachers", ()),
+                *filter(None, (request.get(key) for key in ("name", "model", "student"))),
+            }
+        return named
+
+    @staticmethod
+    def _move_in(folder: Path, target: Path) -> None:
+        for path in (*folder.iterdir(), folder):
+            _flush(path)
+        folder.rename(target)
+        _flush(target.parent)
 
     def _names(self) -> Iterator[str]:
         for folder in (self._settings.shipped_models_dir, self._settings.models_dir):
@@ -180,6 +260,20 @@ class ModelRegistry:
                 for entry in folder.iterdir():
                     if re.fullmatch(NAME, entry.name) and (entry / _CARD).is_file():
                         yield entry.name
+
+
+def _taken(name: str) -> Conflict:
+    return Conflict(
+        f"a model called {name!r} exists already", Reason("name", "taken"), slug="model-exists"
+    )
+
+
+def _in_use(name: str, why: str) -> Conflict:
+    return Conflict(
+        f"The model {name!r} cannot be removed: {why}.",
+        Reason("name", "in_use"),
+        slug="model-in-use",
+    )
 
 
 def _no_constant(name: str) -> None:

@@ -8,7 +8,7 @@ one, whichever that is, sees the first one's walks.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,8 +26,7 @@ from service.conflict import (
 )
 from service.decision import threshold_for
 from service.errors import Invalid
-from service.gallery.cache import GalleryCache
-from service.gallery.followed import Candidate
+from service.gallery.followed import Candidate, FollowedGallery
 from service.gallery.records import Embedding, FollowedSequence, NewSequence
 from service.gallery.sealing import Sealing, content_hash
 from service.gallery.store import GalleryStore
@@ -92,11 +91,17 @@ class Admission:
 
 
 class Protection:
-    """Looks at walks before they are enrolled, and decides in the enrolment's turn."""
+    """Looks at walks before they are enrolled, and decides in the enrolment's turn.
 
-    def __init__(self, store: GalleryStore, galleries: GalleryCache, model: ModelInUse) -> None:
+    Under one model: the one that embedded the walks.
+    """
+
+    def __init__(
+        self, store: GalleryStore, index: Callable[[str], FollowedGallery], model: ModelInUse
+    ) -> None:
+        """`index` gives what this model made of the gallery with an id."""
         self._store = store
-        self._galleries = galleries
+        self._index = index
         self._model = model
 
     def look(self, gallery: str, subject_id: str, offered: Sequence[Offered]) -> Seen:
@@ -106,7 +111,7 @@ class Protection:
         except Invalid:  # nobody can say what a match is, so nobody is mistaken for anybody
             threshold = None
         gallery_id, newest, _ = self._store.head(gallery)
-        followed = self._galleries.get(gallery_id)
+        followed = self._index(gallery_id)
         walks = []
         for one in offered:
             probe = one.sequence.embedding

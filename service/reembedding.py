@@ -1,6 +1,7 @@
 """Embed what is stored with a checkpoint that has not seen it yet.
 
-The checkpoint may have been replaced on disk, or another process may enrol with another one.
+It may be about to be activated, it may have been replaced on disk, or another process may enrol
+with another one. Every piece is kept at once, so whoever is interrupted resumes where it was.
 """
 
 from __future__ import annotations
@@ -23,15 +24,25 @@ class Reembedding:
         self._encode = encode
         self._digest = digest
 
-    def everything(self, say: Callable[[int, int], None]) -> int:
-        """Embed every sequence that lacks it; `say` hears how many are done, of how many."""
-        total = self._store.count_without(self._digest)
+    def everything(self, say: Callable[[int, int], None], gallery_id: str | None = None) -> int:
+        """Embed every sequence, of this gallery or of all, that lacks it.
+
+        `say` hears how many are done, of how many. Returns how many were embedded.
+        """
+        total = self._store.count_without(self._digest, gallery_id)
         done = 0
-        while batch := self._store.some_without(self._digest, _AT_ONCE):
-            say(done, max(total, done + len(batch)))
-            self._embed(batch)
-            done += len(batch)
-        return done
+        after = ""
+        while True:
+            batch = self._store.some_without(self._digest, _AT_ONCE, gallery_id, after)
+            if batch:
+                say(done, max(total, done + len(batch)))
+                self._embed(batch)
+                done += len(batch)
+                after = batch[-1][0]
+            elif after:  # what was enrolled meanwhile may have ids before the last one's
+                after = ""
+            else:
+                return done
 
     def some(self, sequence_ids: Sequence[str]) -> dict[str, Embedding]:
         """Embed these sequences; those erased meanwhile are missing from the answer."""

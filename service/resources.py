@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from threading import Event
 
 import faiss
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from sqlalchemy import Engine
 
 from models.encoder import Encoder
 from models.silhouettes.budget import DecodeLimits
+from service.active_models import ActiveModels
 from service.audit.record import AuditRecord
 from service.batching import FrameBatcher
 from service.calibration import queue_stale
@@ -23,23 +26,24 @@ from service.database import migrate, open_database
 from service.encryption import read_keys
 from service.enrolment import Enrolment
 from service.erasure import DEFAULT_GALLERY, Erasure
-from service.errors import NotFound
+from service.errors import NotFound, Unavailable
 from service.exposure import check_exposure
 from service.gallery.cache import GalleryCache
 from service.gallery.faiss_index import FaissIndex
 from service.gallery.followed import FollowedGallery
 from service.gallery.index import GalleryIndex
-from service.gallery.listing import galleries as list_galleries
 from service.gallery.memory_index import MemoryIndex
+from service.gallery.pins import PinnedGallery, adopt, every_gallery
+from service.gallery.records import Silhouettes
 from service.gallery.sealing import unlock
 from service.gallery.store import GalleryStore
 from service.identification import Identification
 from service.intake import Intake
 from service.metrics import Metrics
 from service.model_in_use import ModelInUse
+from service.model_pool import LoadedModel, ModelPool, ModelUnavailable
 from service.model_registry import ModelRegistry, resolve
 from service.portability import Portability
-from service.protection import Protection
 from service.readiness import Readiness
 from service.reembedding import Reembedding
 from service.reserve import Reserve
@@ -54,20 +58,24 @@ _log = logging.getLogger(__name__)
 _TIDY_SECONDS = 3600.0
 
 
+class ShuttingDown(Unavailable):
+    """The service stops: nothing more is embedded."""
+
+
 @dataclass(frozen=True, slots=True)
 class Resources:
     """What routes reach through `request.app.state.resources`."""
 
     settings: Settings
     engine: Engine
-    encoder: Encoder
     registry: ModelRegistry
     metrics: Metrics
     audit: AuditRecord
     readiness: Readiness
-    model: ModelInUse
+    model: ModelInUse  # the deployment's own, with which galleries start
     store: GalleryStore
-    galleries: GalleryCache
+    models: ActiveModels
+    writers: Writers
     enrolment: Enrolment
     identification: Identification
     verification: Verification
@@ -88,46 +96,78 @@ def open_engine(settings: Settings) -> Engine:
     return engine
 
 
+def open_encoder(settings: Settings, name: str) -> Encoder:
+    """Load the model called `name`; raises `NotFound` and what loading a checkpoint raises."""
+    torch.set_num_threads(settings.embed_threads)
+    return Encoder.open(resolve(settings, name), settings.device)
+
+
 @asynccontextmanager
 async def open_resources(
-    settings: Settings, engine: Engine, writers: Writers, metrics: Metrics
+    settings: Settings,
+    engine: Engine,
+    writers: Writers,
+    metrics: Metrics,
+    encoder: Encoder | None = None,
 ) -> AsyncIterator[Resources]:
     """Load the model and put everything together; indexes load behind `readiness`.
 
-    Raises `Exposed` for a service that would be open to strangers, and what loading a checkpoint
-    raises when the active model cannot be loaded.
+    `encoder` is of the deployment's own model, for who has loaded it already. Raises `Exposed` for
+    a service that would be open to strangers, and what loading a checkpoint raises when that model
+    cannot be loaded.
     """
     check_exposure(settings, engine)
-    torch.set_num_threads(settings.embed_threads)
-    encoder = Encoder.open(resolve(settings, settings.model), settings.device)
+    encoder = encoder or open_encoder(settings, settings.model)
     # Under the name that GET /models lists, whatever its card is called.
-    model = ModelInUse(settings.model, encoder.digest, encoder.card.threshold, encoder.card.metric)
+    own = ModelInUse(settings.model, encoder.digest, encoder.card.threshold, encoder.card.metric)
     store = GalleryStore(engine)
     store.ensure(DEFAULT_GALLERY)
-    reembedding = Reembedding(store, encoder.encode, model.digest)
-    galleries = GalleryCache(
-        lambda gallery_id: FollowedGallery(
-            gallery_id, model.digest, _new_index(settings, encoder), store, reembedding.some
-        ),
-        max_bytes=settings.index_memory_bytes,
-    )
+    galleries = GalleryCache(max_bytes=settings.index_memory_bytes)
     readiness = Readiness(metrics)
+    stopping = Event()
     with (
         closing(AuditRecord.open(settings, engine)) as audit,
         ThreadPoolExecutor(1, "encoder") as encoders,
         ThreadPoolExecutor(settings.decode_workers, "decoder") as decoders,
     ):
-        async with FrameBatcher(
-            encoder.encode,
-            encoders,
-            max_frames=settings.batch_frames,
-            max_wait=settings.batch_wait_ms / 1000,
-            max_pending=max(settings.max_pending, settings.max_sequences_per_request),
-            observe_queue=metrics.queue_seconds.observe,
-            observe_run=metrics.embed_seconds.observe,
-        ) as batcher:
+
+        def new_batcher(encoder: Encoder) -> FrameBatcher:
+            return FrameBatcher(
+                encoder.encode,
+                encoders,  # one for all models: they share the device
+                max_frames=settings.batch_frames,
+                max_wait=settings.batch_wait_ms / 1000,
+                max_pending=max(settings.max_pending, settings.max_sequences_per_request),
+                observe_queue=metrics.queue_seconds.observe,
+                observe_run=metrics.embed_seconds.observe,
+            )
+
+        def reembedding(loaded: LoadedModel) -> Reembedding:
+            def encode(walks: Sequence[Silhouettes]) -> NDArray[np.float32]:
+                if stopping.is_set():
+                    raise ShuttingDown("The service is shutting down.", retry_after=5.0)
+                return loaded.encoder.encode(walks)
+
+            return Reembedding(store, encode, loaded.digest)
+
+        def follow(gallery_id: str, loaded: LoadedModel) -> FollowedGallery:
+            index = _new_index(settings, loaded.encoder)
+            missing = reembedding(loaded).some
+            return FollowedGallery(gallery_id, loaded.digest, index, store, missing)
+
+        async with (
+            ModelPool(
+                lambda name: open_encoder(settings, name),
+                new_batcher,
+                own,
+                encoder,
+                metrics,
+                most=settings.max_models,
+                dropped=lambda loaded: models.forget(loaded),
+            ) as pool,
+            ActiveModels(store, pool, galleries, follow, metrics) as models,
+        ):
             intake = Intake(
-                batcher,
                 decoders,
                 DecodeLimits(
                     max_frames=settings.max_frames,
@@ -145,29 +185,25 @@ async def open_resources(
             sweeping = asyncio.create_task(
                 Retention(settings, store, writers, galleries, reserve).run(), name="retention"
             )
-            stopping = Event()
             warm_up = asyncio.create_task(
-                _warm_up(store, galleries, reembedding, model.digest, readiness, stopping),
-                name="warm-up",
+                _WarmUp(store, models, reembedding, readiness, stopping).run(), name="warm-up"
             )
             tidying = asyncio.create_task(_tidy(audit), name="tidy the audit record")
             try:
                 yield Resources(
                     settings=settings,
                     engine=engine,
-                    encoder=encoder,
                     registry=registry,
                     metrics=metrics,
                     audit=audit,
                     readiness=readiness,
-                    model=model,
+                    model=own,
                     store=store,
-                    galleries=galleries,
-                    enrolment=Enrolment(
-                        store, writers, intake, model, Protection(store, galleries, model)
-                    ),
-                    identification=Identification(store, galleries, intake, model, metrics),
-                    verification=Verification(store, galleries, intake, model, metrics),
+                    models=models,
+                    writers=writers,
+                    enrolment=Enrolment(store, writers, intake, models),
+                    identification=Identification(store, models, intake, metrics),
+                    verification=Verification(store, models, intake, metrics),
                     erasure=Erasure(store, writers, galleries, record, reserve, settings),
                     portability=Portability(settings, store, writers, registry),
                 )
@@ -201,55 +237,59 @@ def _new_index(settings: Settings, encoder: Encoder) -> GalleryIndex:
     )
 
 
-class _Stopped(Exception):
-    """The service stops before it was ready."""
+@dataclass(frozen=True, slots=True)
+class _WarmUp:
+    """Embeds what the galleries' models have not embedded, then loads the galleries' indexes."""
 
+    store: GalleryStore
+    models: ActiveModels
+    reembedding: Callable[[LoadedModel], Reembedding]
+    readiness: Readiness
+    stopping: Event
 
-async def _warm_up(
-    store: GalleryStore,
-    galleries: GalleryCache,
-    reembedding: Reembedding,
-    digest: str,
-    readiness: Readiness,
-    stopping: Event,
-) -> None:
-    """Embed what the active model has not embedded, then load the galleries' indexes."""
+    async def run(self) -> None:
+        """Do it, and say how far it is; afterwards the service is ready."""
+        try:
+            for row in await asyncio.to_thread(every_gallery, self.store.engine):
+                self._say("The galleries are being loaded.")
+                await self._load(row)
+        except ShuttingDown:
+            _log.info("stopped before it was ready")
+        except Exception:
+            _log.exception("the service cannot become ready")
+            self.readiness.says("The service could not load its galleries; its log says why.")
+        else:
+            self.readiness.done()
 
-    def say(text: str) -> None:
-        if stopping.is_set():
-            raise _Stopped
-        readiness.says(text)
+    async def _load(self, row: PinnedGallery) -> None:
+        try:
+            loaded = await self.models.model_of(row)
+        except ModelUnavailable as error:  # the other galleries are none the worse for it
+            _log.error("a gallery cannot be searched: %s", error)
+            return
+        try:
+            await asyncio.to_thread(self._embed_and_follow, row, loaded)
+        except NotFound:  # erased meanwhile
+            return
 
-    def load() -> None:
-        made = reembedding.everything(
-            lambda done, total: say(
+    def _embed_and_follow(self, row: PinnedGallery, loaded: LoadedModel) -> None:
+        made = self.reembedding(loaded).everything(
+            lambda done, total: self._say(
                 f"The active model is new here: {done} of {total} sequences are embedded with it."
-            )
+            ),
+            row.gallery_id,
         )
         if made:
             _log.info("embedded stored sequences with the active model", extra={"sequences": made})
-        after: str | None = None
-        while True:
-            page = list_galleries(store.engine, limit=100, after=after)
-            for record in page.items:
-                say("The galleries are being loaded.")
-                try:
-                    gallery_id, newest, _ = store.head(record.name)
-                    galleries.get(gallery_id).follow(newest)
-                except NotFound:  # erased meanwhile
-                    continue
-            # The model may be another than the one that galleries were calibrated with.
-            calibrated = [item.name for item in page.items if item.operating_point is not None]
-            queue_stale(store.engine, calibrated, digest)
-            if (after := page.next_key) is None:
-                return
+        if row.active is not None and row.active.digest != loaded.digest:
+            _log.warning("the model %r was replaced on disk", row.active.name)
+            adopt(self.store.engine, row.gallery_id, row.active, loaded.digest)
+        _, newest, point = self.store.head(row.name)
+        self.models.index(row.gallery_id, loaded).follow(newest)
+        if point is not None:  # the model may be another than the one it was calibrated with
+            queue_stale(self.store.engine, [row.name], loaded.digest)
 
-    try:
-        await asyncio.to_thread(load)
-    except _Stopped:
-        _log.info("stopped before it was ready")
-    except Exception:
-        _log.exception("the service cannot become ready")
-        readiness.says("The service could not load its galleries; its log says why.")
-    else:
-        readiness.done()
+    def _say(self, text: str) -> None:
+        if self.stopping.is_set():
+            raise ShuttingDown("The service is shutting down.", retry_after=5.0)
+        self.readiness.says(text)

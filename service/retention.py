@@ -111,11 +111,12 @@ class Retention:
     def _follow(self, gallery_id: str, name: str) -> None:
         """Let go of the embeddings in memory; other processes do at their next search."""
         held = self._galleries.held(gallery_id)
-        if held is None:
+        if not held:
             return
         try:
             _, newest, _ = self._store.head(name)
-            held.follow(newest)
+            for index in held.values():  # one for each model that it is searched with
+                index.follow(newest)
         except NotFound:  # erased meanwhile
             self._galleries.drop(gallery_id)
 

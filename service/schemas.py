@@ -16,6 +16,7 @@ from service.gallery.records import (
     ErasureReceipt,
     GalleryRecord,
     Metadata,
+    ModelPin,
     SequenceQuality,
     SequenceRecord,
     SubjectRecord,
@@ -64,7 +65,7 @@ class ModelReference(Schema):
     digest: str
 
     @classmethod
-    def of(cls, model: ModelInUse) -> Self:
+    def of(cls, model: ModelInUse | ModelPin) -> Self:
         """From the model in use."""
         return cls(name=model.name, digest=model.digest)
 
@@ -312,7 +313,8 @@ class GalleryAnswer(Schema):
     name: str
     subjects: int
     sequences: int
-    model: ModelReference
+    model: ModelReference = Field(description="the active one")
+    previous_model: ModelReference | None = Field(description="what a rollback goes back to")
     operating_point: dict[str, Any] | None
     metadata: Metadata
     max_age_days: int | None = Field(
@@ -321,14 +323,16 @@ class GalleryAnswer(Schema):
     created_at: Timestamp
 
     @classmethod
-    def of(cls, record: GalleryRecord, model: ModelInUse) -> Self:
-        """From a gallery's record and the model that serves it."""
+    def of(cls, record: GalleryRecord, own: ModelInUse) -> Self:
+        """From a gallery's record and the deployment's own model."""
         point = OperatingPoint.of(record.operating_point)
+        model = record.active or own
         return cls(
             name=record.name,
             subjects=record.subjects,
             sequences=record.sequences,
             model=ModelReference.of(model),
+            previous_model=None if record.previous is None else ModelReference.of(record.previous),
             operating_point=None
             if point is None
             else {

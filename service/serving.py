@@ -13,9 +13,8 @@ from typing import NoReturn
 import uvicorn
 from sqlalchemy.exc import SQLAlchemyError
 
-from models import checkpoint
 from models.checkpoint import CheckpointError
-from models.encoder import find_device
+from models.encoder import Encoder, find_device
 from service.app import create_app
 from service.audit.record import AuditRecord
 from service.encryption import KeyTrouble
@@ -25,8 +24,7 @@ from service.http_protocol import BoundedHttp
 from service.jobs.datasets import deployment, program
 from service.jobs.supervisor import WorkerSupervisor
 from service.listening import url_of
-from service.model_registry import resolve
-from service.resources import open_engine
+from service.resources import open_encoder, open_engine
 from service.settings import Settings
 from service.training_record import BrokenKey, TrainingRecord
 
@@ -35,8 +33,11 @@ class CannotServe(Exception):
     """The service cannot start as it is configured; the text says what to change."""
 
 
-def _preflight(settings: Settings) -> None:
-    """Say in one sentence what would otherwise be a traceback out of the starting application."""
+def _preflight(settings: Settings) -> Encoder:
+    """The deployment's own model, loaded.
+
+    Says in one sentence what would otherwise be a traceback out of the starting application.
+    """
     try:
         find_device(settings.device)
     except ValueError as error:
@@ -54,8 +55,8 @@ def _preflight(settings: Settings) -> None:
         ) from error
     try:
         check_exposure(settings, engine)
-        checkpoint.load(resolve(settings, settings.model))
         TrainingRecord.of(settings.data_dir)
+        return open_encoder(settings, settings.model)
     except (Exposed, NotFound, CheckpointError, BrokenKey) as error:
         raise CannotServe(str(error)) from error
     finally:
@@ -92,9 +93,9 @@ def serve(settings: Settings, listener: socket.socket, *, with_worker: bool) -> 
         signal.signal(number, _leave)
     with ExitStack() as stack:
         stack.enter_context(listener)
-        _preflight(settings)
+        encoder = _preflight(settings)
         config = uvicorn.Config(
-            create_app(settings),
+            create_app(settings, encoder),
             http=BoundedHttp,
             ws="none",
             access_log=False,

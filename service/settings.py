@@ -41,6 +41,7 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     index: Literal["faiss", "memory"] = "faiss"
     model: str = "default"  # the registered model that galleries start with
+    max_models: int = Field(default=4, ge=3)  # loaded at once, for all galleries
     shipped_models_dir: Path = _ROOT / "models" / "checkpoints"
     recipes_dir: Path = _ROOT / "training" / "recipes"
 

@@ -6,9 +6,9 @@ import asyncio
 from dataclasses import dataclass
 from time import perf_counter
 
+from service.active_models import ActiveModels
 from service.database import new_id
 from service.decision import Threshold, threshold_for
-from service.gallery.cache import GalleryCache
 from service.gallery.followed import Candidate
 from service.gallery.listing import missing_subject, require_subject
 from service.gallery.records import Embedding
@@ -16,6 +16,7 @@ from service.gallery.store import GalleryStore
 from service.intake import EmbeddedWalk, Intake, Walk
 from service.metrics import Metrics
 from service.model_in_use import ModelInUse
+from service.model_pool import LoadedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +39,13 @@ class Verification:
     def __init__(
         self,
         store: GalleryStore,
-        galleries: GalleryCache,
+        models: ActiveModels,
         intake: Intake,
-        model: ModelInUse,
         metrics: Metrics,
     ) -> None:
         self._store = store
-        self._galleries = galleries
+        self._models = models
         self._intake = intake
-        self._model = model
         self._metrics = metrics
 
     async def verify(
@@ -55,16 +54,17 @@ class Verification:
         """Compare the walk with every sequence of one subject, and decide by the best.
 
         Raises `NotFound` for a missing gallery or subject, `Invalid` when there is no threshold to
-        decide by, and whatever `Intake.embed` raises.
+        decide by, and whatever `ActiveModels.using` and `Intake.embed` raise.
         """
         started = perf_counter()
-        await asyncio.to_thread(self._store.head, gallery)  # a missing gallery is said first
-        await asyncio.to_thread(require_subject, self._store.engine, gallery, subject_id)
-        chosen = await asyncio.to_thread(
-            threshold_for, self._store, gallery, threshold, self._model
-        )
-        (probe,) = await self._intake.embed([walk])
-        closest = await asyncio.to_thread(self._compare, gallery, subject_id, probe.embedding)
+        async with self._models.using(gallery) as loaded:  # a missing gallery is said first
+            model = loaded.model
+            await asyncio.to_thread(require_subject, self._store.engine, gallery, subject_id)
+            chosen = await asyncio.to_thread(threshold_for, self._store, gallery, threshold, model)
+            (probe,) = await self._intake.embed([walk], loaded.batcher)
+            closest = await asyncio.to_thread(
+                self._compare, gallery, loaded, subject_id, probe.embedding
+            )
         if closest is None:
             raise missing_subject(gallery, subject_id)
         return Verified(
@@ -74,11 +74,13 @@ class Verification:
             threshold=chosen,
             closest=closest,
             probe=probe,
-            model=self._model,
+            model=model,
             seconds=perf_counter() - started,
         )
 
-    def _compare(self, gallery: str, subject_id: str, probe: Embedding) -> Candidate | None:
+    def _compare(
+        self, gallery: str, loaded: LoadedModel, subject_id: str, probe: Embedding
+    ) -> Candidate | None:
         with self._metrics.search_seconds.time():
             gallery_id, newest, _ = self._store.head(gallery)
-            return self._galleries.get(gallery_id).compare(newest, probe, subject_id)
+            return self._models.index(gallery_id, loaded).compare(newest, probe, subject_id)

@@ -85,7 +85,6 @@ def test_the_table_of_calls_lists_every_call_and_no_other(calls: set[str]) -> No
 
 def test_what_is_listed_as_not_implemented_is_not_there(calls: set[str]) -> None:
     absent = set(CALL.findall(section(page("api.md"), "Not implemented")))
-    assert absent
     assert not absent & calls
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # a command that records one line need not load what decodes 
     from service.auth import ApiKey
     from service.decision import Threshold
     from service.enrolment import Enrolled
-    from service.gallery.records import ErasureReceipt, GalleryRecord, SequenceRecord
+    from service.gallery.records import ErasureReceipt, GalleryRecord, ModelPin, SequenceRecord
     from service.identification import Identified
     from service.jobs.job import Job
     from service.model_in_use import ModelInUse
@@ -140,6 +140,23 @@ def job(queued: Job) -> Entry:
     return Entry(f"job_{queued.type}", gallery, None, {"job_id": queued.id} | details)
 
 
+def model_change(
+    action: Literal["activate_model", "rollback_model"],
+    gallery: str,
+    job_id: str,
+    *,
+    old: ModelPin,
+    new: ModelPin,
+) -> Entry:
+    """A gallery that is searched with another model from now on."""
+    return Entry(action, gallery, None, {"job_id": job_id, "from": _model(old), "to": _model(new)})
+
+
+def model(action: Literal["add_model", "remove_model"], name: str, **details: str) -> Entry:
+    """A model that was uploaded or removed."""
+    return Entry(action, details={"name": name, **details})
+
+
 def key_change(action: Literal["add_key", "revoke_key"], key: ApiKey) -> Entry:
     """A key that was made or revoked; never its secret."""
     return Entry(
@@ -157,5 +174,5 @@ def _decided_by(threshold: Threshold, model: ModelInUse, seconds: float) -> dict
     }
 
 
-def _model(model: ModelInUse) -> dict[str, str]:
+def _model(model: ModelInUse | ModelPin) -> dict[str, str]:
     return {"name": model.name, "digest": model.digest}

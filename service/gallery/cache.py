@@ -4,43 +4,71 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from service.gallery.followed import FollowedGallery
 
 
 class GalleryCache:
-    """Followed galleries by gallery id; the least recently used make room.
+    """Followed galleries by gallery id and checkpoint digest; the least recently used make room.
 
-    A gallery that is dropped while somebody searches it stays alive until that search is done. The
-    gallery asked for last is kept whatever its size.
+    While a gallery's model changes, and as long as there is room afterwards, it is held under two
+    checkpoints. A gallery that is dropped while somebody searches it stays alive until that search
+    is done. The gallery asked for last is kept whatever its size.
     """
 
-    def __init__(self, make: Callable[[str], FollowedGallery], *, max_bytes: int) -> None:
-        self._make = make
+    def __init__(self, *, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._galleries: OrderedDict[str, FollowedGallery] = OrderedDict()
+        self._galleries: OrderedDict[tuple[str, str], FollowedGallery] = OrderedDict()
 
-    def get(self, gallery_id: str) -> FollowedGallery:
-        """The gallery, new and empty (it follows at its first search) if it was not held."""
+    def get(
+        self, gallery_id: str, digest: str, make: Callable[[], FollowedGallery]
+    ) -> FollowedGallery:
+        """The gallery under a checkpoint; if it was not held, a new one that follows when asked."""
         with self._lock:
-            gallery = self._galleries.get(gallery_id)
+            gallery = self._galleries.get((gallery_id, digest))
             if gallery is None:
-                gallery = self._galleries[gallery_id] = self._make(gallery_id)
-            self._galleries.move_to_end(gallery_id)
+                gallery = self._galleries[gallery_id, digest] = make()
+            self._galleries.move_to_end((gallery_id, digest))
             self._make_room()
             return gallery
 
-    def held(self, gallery_id: str) -> FollowedGallery | None:
-        """The gallery if it is in memory; asking does not count as use."""
+    def replace(self, gallery_id: str, digest: str, gallery: FollowedGallery) -> None:
+        """Hold this one from now on in the place of the one that is held."""
         with self._lock:
-            return self._galleries.get(gallery_id)
+            self._galleries[gallery_id, digest] = gallery
+            self._make_room()
 
-    def drop(self, gallery_id: str) -> None:
-        """Forget a gallery that was erased."""
+    def held(self, gallery_id: str) -> dict[str, FollowedGallery]:
+        """The gallery as it is in memory, by digest; asking does not count as use."""
         with self._lock:
-            self._galleries.pop(gallery_id, None)
+            return {
+                digest: gallery
+                for (held_id, digest), gallery in self._galleries.items()
+                if held_id == gallery_id
+            }
+
+    def has_room_for(self, galleries: Iterable[FollowedGallery]) -> bool:
+        """Whether as much as these take could be held as well."""
+        wanted = sum(gallery.nbytes for gallery in galleries)
+        with self._lock:
+            held = sum(gallery.nbytes for gallery in self._galleries.values())
+        return held + wanted <= self._max_bytes
+
+    def drop(self, gallery_id: str, digest: str | None = None) -> None:
+        """Forget a gallery that was erased, or what a checkpoint made of it."""
+        with self._lock:
+            for key in list(self._galleries):
+                if key[0] == gallery_id and digest in (None, key[1]):
+                    del self._galleries[key]
+
+    def drop_model(self, digest: str) -> None:
+        """Forget what a checkpoint made of any gallery."""
+        with self._lock:
+            for key in list(self._galleries):
+                if key[1] == digest:
+                    del self._galleries[key]
 
     def __len__(self) -> int:
         return len(self._galleries)

@@ -73,6 +73,13 @@ class FollowedGallery:
         """Roughly how much memory the index takes."""
         return self._index.nbytes
 
+    def same_as(self, other: FollowedGallery) -> bool:
+        """Whether both hold the same sequences; also True where they stand at other revisions."""
+        with self._lock:
+            revision, held = self._revision, set(self._keys)
+        with other._lock:
+            return revision != other._revision or held == other._keys.keys()
+
     def follow(self, newest: int) -> None:
         """Apply what happened up to revision `newest`, at least."""
         with self._lock:

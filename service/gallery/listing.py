@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from service.errors import NotFound, Reason
 from service.gallery.coverage import Coverage, coverage
 from service.gallery.records import GalleryRecord, Page, SequenceRecord, SubjectRecord
-from service.gallery.store import missing_gallery, sequence_record
+from service.gallery.store import gallery_record, missing_gallery, sequence_record
 from service.gallery.tables import GalleryRow, SequenceRow, SubjectRow
 
 
@@ -29,17 +29,7 @@ def galleries(engine: Engine, *, limit: int, after: str | None) -> Page[GalleryR
         query = query.where(GalleryRow.name > after)
     with Session(engine) as session:
         records = [
-            GalleryRecord(
-                gallery_id=row.id,
-                name=row.name,
-                revision=row.revision,
-                subjects=subjects,
-                sequences=sequences,
-                metadata=row.details,
-                operating_point=row.operating_point,
-                max_age_days=row.max_age_days,
-                created_at=row.created_at,
-            )
+            gallery_record(row, subjects, sequences)
             for row, subjects, sequences in session.execute(query)
         ]
     more = len(records) > limit

@@ -38,6 +38,14 @@ class NewSequence:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelPin:
+    """A model by its name, and exactly which one of that name."""
+
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class GalleryRecord:
     """One gallery and how much is in it."""
 
@@ -50,6 +58,8 @@ class GalleryRecord:
     operating_point: dict[str, Any] | None
     max_age_days: int | None
     created_at: datetime
+    active: ModelPin | None = None  # None: the deployment's own
+    previous: ModelPin | None = None
 
 
 @dataclass(frozen=True, slots=True)

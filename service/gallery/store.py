@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Engine, and_, exists, func, select, update
+from sqlalchemy import ColumnElement, Engine, and_, exists, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -24,6 +24,7 @@ from service.gallery.records import (
     FollowedSequence,
     GalleryRecord,
     Metadata,
+    ModelPin,
     NewSequence,
     SequenceQuality,
     SequenceRecord,
@@ -121,7 +122,7 @@ class GalleryStore:
             with Session(writing(self.engine)) as session, session.begin():
                 session.add(row)
                 session.flush()
-                record = _gallery_record(row, 0, 0)
+                record = gallery_record(row, 0, 0)
                 also(session, record)
         except IntegrityError as error:
             raise gallery_exists(name) from error
@@ -137,7 +138,7 @@ class GalleryStore:
                 session.scalar(select(func.count()).where(table.gallery_id == row.id)) or 0
                 for table in (SubjectRow, SequenceRow)
             )
-            return _gallery_record(row, subjects, sequences)
+            return gallery_record(row, subjects, sequences)
 
     def keep_for(self, name: str, max_age_days: int | None) -> None:
         """Set how long a gallery keeps its sequences (None: for ever); raises `NotFound`."""
@@ -236,6 +237,24 @@ class GalleryStore:
             raise missing_gallery(name)
         return row.id, row.revision, row.operating_point
 
+    def operating_point(self, name: str, digest: str) -> tuple[str, dict[str, Any] | None]:
+        """A gallery's id and what it decides by under this checkpoint; raises `NotFound`.
+
+        After a swap that is the previous one for a process that still answers with the old model.
+        """
+        with Session(self.engine) as session:
+            row = session.execute(
+                select(
+                    GalleryRow.id, GalleryRow.operating_point, GalleryRow.previous_operating_point
+                ).where(GalleryRow.name == name)
+            ).one_or_none()
+        if row is None:
+            raise missing_gallery(name)
+        for kept in (row.operating_point, row.previous_operating_point):
+            if kept is not None and kept["digest"] == digest:
+                return row.id, kept
+        return row.id, None
+
     def changes(self, gallery_id: str, since: int, digest: str) -> Changes:
         """What came and what went after revision `since`, with this checkpoint's embeddings.
 
@@ -306,26 +325,30 @@ class GalleryStore:
 
     # Embeddings of another checkpoint
 
-    def count_without(self, digest: str) -> int:
-        """How many sequences this checkpoint has not embedded."""
+    def count_without(self, digest: str, gallery_id: str | None = None) -> int:
+        """How many sequences, of this gallery or of all, this checkpoint has not embedded."""
+        query = select(func.count()).select_from(SequenceRow).where(lacks(digest))
+        if gallery_id is not None:
+            query = query.where(SequenceRow.gallery_id == gallery_id)
         with Session(self.engine) as session:
-            return (
-                session.scalar(select(func.count()).select_from(SequenceRow).where(_lacks(digest)))
-                or 0
-            )
+            return session.scalar(query) or 0
 
-    def some_without(self, digest: str, limit: int) -> list[tuple[str, Silhouettes]]:
-        """Up to `limit` sequences that this checkpoint has not embedded, oldest first."""
+    def some_without(
+        self, digest: str, limit: int, gallery_id: str | None = None, after: str = ""
+    ) -> list[tuple[str, Silhouettes]]:
+        """Up to `limit` sequences that this checkpoint has not embedded, by id, after an id."""
+        query = (
+            select(SequenceRow.id, SequenceRow.silhouettes, SequenceRow.key_id)
+            .where(lacks(digest), SequenceRow.id > after)
+            .order_by(SequenceRow.id)
+            .limit(limit)
+        )
+        if gallery_id is not None:
+            query = query.where(SequenceRow.gallery_id == gallery_id)
         with Session(self.engine) as session:
-            rows = session.execute(
-                select(SequenceRow.id, SequenceRow.silhouettes, SequenceRow.key_id)
-                .where(_lacks(digest))
-                .order_by(SequenceRow.id)
-                .limit(limit)
-            )
             return [
                 (row.id, self._sealing.silhouettes(row.id, row.silhouettes, row.key_id))
-                for row in rows
+                for row in session.execute(query)
             ]
 
     def add_embeddings(self, digest: str, made: Iterable[tuple[str, Embedding]]) -> None:
@@ -338,7 +361,7 @@ class GalleryStore:
             self._sealing.require_current(session)
             wanted = session.scalars(
                 select(SequenceRow.id)
-                .where(SequenceRow.id.in_(list(rows)), _lacks(digest))
+                .where(SequenceRow.id.in_(list(rows)), lacks(digest))
                 .with_for_update()
             )
             session.add_all(rows[sequence_id] for sequence_id in wanted)
@@ -376,7 +399,13 @@ def sequence_record(row: SequenceRow, gallery: str) -> SequenceRecord:
     )
 
 
-def _lacks(digest: str) -> Any:
+def embedding_of(row: EmbeddingRow, sealing: Sealing) -> Embedding:
+    """The embedding float32 [p, c] in a row; raises as `Sealing.embedding` does."""
+    return sealing.embedding(row.sequence_id, row.digest, row.vector, row.key_id, parts=row.parts)
+
+
+def lacks(digest: str) -> ColumnElement[bool]:
+    """The condition that a sequence has no embedding of this checkpoint."""
     return ~exists().where(
         EmbeddingRow.sequence_id == SequenceRow.id, EmbeddingRow.digest == digest
     )
@@ -388,7 +417,8 @@ def _new_gallery(name: str, metadata: Metadata) -> GalleryRow:
     )
 
 
-def _gallery_record(row: GalleryRow, subjects: int, sequences: int) -> GalleryRecord:
+def gallery_record(row: GalleryRow, subjects: int, sequences: int) -> GalleryRecord:
+    """A gallery's row as a record."""
     return GalleryRecord(
         gallery_id=row.id,
         name=row.name,
@@ -399,7 +429,14 @@ def _gallery_record(row: GalleryRow, subjects: int, sequences: int) -> GalleryRe
         operating_point=row.operating_point,
         max_age_days=row.max_age_days,
         created_at=row.created_at,
+        active=pin(row.active_model, row.active_digest),
+        previous=pin(row.previous_model, row.previous_digest),
     )
+
+
+def pin(name: str | None, digest: str | None) -> ModelPin | None:
+    """A model as a gallery's row names it."""
+    return None if name is None or digest is None else ModelPin(name, digest)
 
 
 def _sequence_row(item: NewSequence, sealing: Sealing) -> SequenceRow:

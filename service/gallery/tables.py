@@ -30,7 +30,11 @@ _KEY = String(16)
 
 
 class GalleryRow(Table):
-    """One gallery. Its id is never used again, so a new gallery of an old name is another one."""
+    """One gallery. Its id is never used again, so a new gallery of an old name is another one.
+
+    `active_*` null: the deployment's own model; `previous_*` null: nothing to roll back to. Indexes
+    of another `index_epoch` are to be built anew.
+    """
 
     __tablename__ = "gallery"
 
@@ -41,6 +45,12 @@ class GalleryRow(Table):
     operating_point: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     # Sequences that were enrolled longer ago are erased; None keeps them.
     max_age_days: Mapped[int | None]
+    active_model: Mapped[str | None] = mapped_column(String(64))
+    active_digest: Mapped[str | None] = mapped_column(_DIGEST)
+    previous_model: Mapped[str | None] = mapped_column(String(64))
+    previous_digest: Mapped[str | None] = mapped_column(_DIGEST)
+    previous_operating_point: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    index_epoch: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[datetime]
 
 

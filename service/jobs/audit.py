@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from service.errors import NotFound
@@ -14,7 +15,7 @@ from service.jobs.datasets import deployment, program
 from service.jobs.job import Job
 from service.jobs.plan import JobRefused, Outcome, Step, partial, scratch
 from service.jobs.requests import AuditRequest
-from service.model_registry import resolve
+from service.model_registry import active_checkpoint
 from service.settings import Settings
 
 
@@ -26,16 +27,17 @@ def claim(gallery: str) -> str:
 class AuditJob:
     """Lists what in a gallery attracts other people."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, engine: Engine) -> None:
         self._settings = settings
+        self._engine = engine
 
     def steps(self, job: Job, folder: Path) -> Sequence[Step]:
         """Compare everybody with everybody else, in one command."""
         request = AuditRequest.model_validate(job.request)
         try:
-            checkpoint = resolve(self._settings, self._settings.model).absolute()
+            checkpoint = active_checkpoint(self._settings, self._engine, request.gallery)
         except NotFound as error:
-            raise JobRefused(f"the active model {self._settings.model!r} is not there") from error
+            raise JobRefused(str(error)) from error
         out = _found(folder)
         command = program(
             "service", "audit-gallery", request.gallery, str(partial(out)),

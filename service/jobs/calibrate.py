@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from service import calibration
@@ -14,23 +15,24 @@ from service.jobs.datasets import deployment, program
 from service.jobs.job import Job
 from service.jobs.plan import JobRefused, Outcome, Step, partial, scratch
 from service.jobs.requests import CalibrateRequest
-from service.model_registry import resolve
+from service.model_registry import active_checkpoint
 from service.settings import Settings
 
 
 class CalibrateJob:
     """Finds a gallery's threshold; the gallery decides by it once the job has succeeded."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, engine: Engine) -> None:
         self._settings = settings
+        self._engine = engine
 
     def steps(self, job: Job, folder: Path) -> Sequence[Step]:
         """Compare everybody with everybody else, in one command."""
         request = CalibrateRequest.model_validate(job.request)
         try:
-            checkpoint = resolve(self._settings, self._settings.model).absolute()
+            checkpoint = active_checkpoint(self._settings, self._engine, request.gallery)
         except NotFound as error:
-            raise JobRefused(f"the active model {self._settings.model!r} is not there") from error
+            raise JobRefused(str(error)) from error
         out = _found(folder)
         command = program(
             "service", "calibrate-gallery", request.gallery, str(partial(out)),
@@ -44,7 +46,9 @@ class CalibrateJob:
 
         def keep(session: Session) -> None:
             if not calibration.keep(session, measured):
-                raise JobRefused("the gallery was erased while it was calibrated")
+                raise JobRefused(
+                    "the gallery was erased or given another model while it was calibrated"
+                )
 
         gallery = CalibrateRequest.model_validate(job.request).gallery
         return Outcome({"gallery": gallery, **measured.operating_point.result()}, also=keep)

@@ -22,12 +22,12 @@ def find_pack(settings: Settings, name: str) -> Path | None:
 
 
 def dataset_steps(
-    settings: Settings, dataset: Dataset, folder: Path
+    settings: Settings, dataset: Dataset, folder: Path, *, hold_out: bool = False
 ) -> tuple[tuple[Step, ...], Path]:
     """The steps that make a dataset ready, and the pack that is there afterwards.
 
     A gallery is exported and packed into the job's scratch, once: a job that resumes goes on with
-    the walks that it began with.
+    the walks that it began with. With `hold_out` a fifth of its people is not trained on.
     """
     if not isinstance(dataset, GalleryDataset):
         found = find_pack(settings, dataset)
@@ -35,6 +35,15 @@ def dataset_steps(
             raise JobRefused(f"the dataset {dataset!r} is no longer there")
         return (), found
     export, pack = gallery_export(folder), scratch(folder) / "dataset.pack"
+    partition = scratch(folder) / "partition.json"
+    packing = ["pack", str(export), "--out", str(partial(pack)), "--format", "gallery"]
+    if hold_out:
+        packing += ["--partition", str(partition)]
+    splitting = Step(
+        "holding people out",
+        program("service", "hold-out", str(export), str(partial(partition))),
+        output=partition,
+    )
     return (
         Step(
             "exporting the gallery",
@@ -42,11 +51,10 @@ def dataset_steps(
             output=export,
             environment=deployment(settings),
         ),
+        *((splitting,) if hold_out else ()),
         Step(
             "packing the gallery",
-            program(
-                "training", "pack", str(export), "--out", str(partial(pack)), "--format", "gallery"
-            ),
+            program("training", *packing),
             output=pack,
         ),
     ), pack
@@ -68,8 +76,13 @@ def device(settings: Settings) -> Mapping[str, str]:
 
 
 def deployment(settings: Settings) -> Mapping[str, str]:
-    """The environment in which another process of ours finds the same database."""
-    environment = {"GAITID_DATA_DIR": str(settings.data_dir)}
+    """The environment in which another process of ours finds the same database and models."""
+    environment = {
+        "GAITID_DATA_DIR": str(settings.data_dir),
+        "GAITID_SHIPPED_MODELS_DIR": str(settings.shipped_models_dir.absolute()),
+        "GAITID_MODEL": settings.model,
+        "GAITID_DEVICE": settings.device,
+    }
     if settings.database_url is not None:
         environment["GAITID_DATABASE_URL"] = settings.database_url
     return environment

@@ -10,12 +10,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.errors import NotFound, ServiceError
-from service.jobs.datasets import dataset_steps, device, gallery_export, program
-from service.jobs.job import Job
+from service.jobs.activate import KIND, claim
+from service.jobs.datasets import dataset_steps, deployment, device, gallery_export, program
+from service.jobs.job import Job, JsonObject
 from service.jobs.plan import JobRefused, Outcome, Step, partial, scratch
-from service.jobs.queue import ERASED
-from service.jobs.requests import DistillRequest, GalleryDataset, Override
+from service.jobs.queue import ERASED, queue_unless_claimed
+from service.jobs.requests import ActivateRequest, DistillRequest, GalleryDataset, Override
 from service.jobs.tables import JobRow
+from service.jobs.verdict import Verdict
 from service.model_registry import ModelRegistry, resolve
 from service.settings import Settings
 from service.training_record import TrainingRecord, exported_subjects
@@ -32,7 +34,9 @@ class DistillJob:
     def steps(self, job: Job, folder: Path) -> Sequence[Step]:
         """Export and pack the gallery if that is the dataset, train, export what was trained."""
         request = DistillRequest.model_validate(job.request)
-        before, pack = dataset_steps(self._settings, request.dataset, folder)
+        before, pack = dataset_steps(
+            self._settings, request.dataset, folder, hold_out=request.holds_out
+        )
         try:
             what = run_arguments(self._settings, request, pack)
         except NotFound as error:
@@ -43,14 +47,26 @@ class DistillJob:
             "training", "export", str(_checkpoint(folder)), "--out", str(partial(model)),
             "--name", request.name,
         )  # fmt: skip
+        verdict = _verdict(folder)
+        compare = program(
+            "service", "compare-models", request.target, str(partial(verdict)),
+            "--checkpoint", str(model), "--pack", str(pack.absolute()),
+        )  # fmt: skip
+        judging = Step(
+            "comparison", compare, output=verdict, environment=deployment(self._settings)
+        )
         return (
             *before,
             Step("training", train, environment=device(self._settings)),
             Step("export", export, output=model, environment=device(self._settings)),
+            *((judging,) if request.activate == "if_better" else ()),
         )
 
     def complete(self, job: Job, folder: Path) -> Outcome:
-        """Register the model under the name that was asked for, and whom it learned from."""
+        """Register the model, and whom it was given to learn from; queue its activation if better.
+
+        The people held out count: the job had their walks, and they had a say in what it made.
+        """
         request = DistillRequest.model_validate(job.request)
         name = request.name
         _refuse_erased(job.error)
@@ -63,19 +79,27 @@ class DistillJob:
             row = self._models.add_trained(name, _model(folder), job_id=job.id, metrics=job.metrics)
         except ServiceError as error:
             raise JobRefused(f"the model could not be registered: {error}") from error
+        result: JsonObject = {"model": name, "digest": row.digest}
+        verdict: Verdict | None = None
+        if request.activate == "if_better":
+            verdict = Verdict.model_validate_json(_verdict(folder).read_bytes())
+            result |= {"gallery": request.target, **verdict.model_dump(exclude={"gallery_id"})}
+            result["activation"] = None
 
-        def record(session: Session) -> None:
+        def settle(session: Session) -> None:
             try:
                 _refuse_erased(session.scalar(select(JobRow.error).where(JobRow.id == job.id)))
             except JobRefused:
                 self._models.withdraw(name)
                 raise
             self._record.add(session, name, gallery, subject_ids, ancestors)
+            if verdict is not None and verdict.better:
+                _queue_activation(session, request, verdict, result)
 
         return Outcome(
-            {"model": name, "digest": row.digest},
+            result,
             records=(row,),
-            also=record,
+            also=settle,
             spent=(_run(folder) / "state.pt", _checkpoint(folder)),
         )
 
@@ -84,6 +108,22 @@ def _refuse_erased(error: str | None) -> None:
     """Let no model come of walks that were erased while it learned from them."""
     if error == ERASED:
         raise JobRefused(ERASED)
+
+
+def _queue_activation(
+    session: Session, request: DistillRequest, verdict: Verdict, result: JsonObject
+) -> None:
+    """Queue the activation of a better model, and say so in the result, if it can be."""
+    content = ActivateRequest(
+        name=request.name, gallery=request.target, instead_of=verdict.against["digest"]
+    )
+    job = queue_unless_claimed(
+        session, KIND, content.model_dump(mode="json"), claim=claim(request.target)
+    )
+    if job is None:
+        result["reason"] += "; not activated, because another job changes the gallery now"
+    else:
+        result["activation"] = job.id
 
 
 def run_arguments(
@@ -127,6 +167,10 @@ def _run(folder: Path) -> Path:
 
 def _checkpoint(folder: Path) -> Path:
     return _run(folder) / "checkpoint"
+
+
+def _verdict(folder: Path) -> Path:
+    return scratch(folder).absolute() / "verdict.json"
 
 
 def _model(folder: Path) -> Path:

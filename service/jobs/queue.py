@@ -23,6 +23,7 @@ from service.gallery.records import Page
 from service.jobs.events import Done, Evaluation, Failed, Progress, RunEvent, Start
 from service.jobs.job import Job, JobEvent, JsonObject, Status
 from service.jobs.job import Progress as JobProgress
+from service.jobs.lane import Lane
 from service.jobs.tables import JobEventRow, JobRow
 from service.settings import Settings
 
@@ -144,13 +145,18 @@ class JobQueue:
 
     # What workers do
 
-    def lease(self) -> Lease | None:
-        """Take the oldest queued job, if there is one.
+    def lease(self, lane: Lane | None = None) -> Lease | None:
+        """Take the oldest queued job, of this lane or of any, if there is one.
 
         Jobs whose lease ran out (their worker was killed, or cut off) are dealt with first: queued
         again, cancelled when that was asked for, or failed after too many attempts.
         """
-        if not self._anything_to_do():
+        taken = [JobRow.status == Status.QUEUED]
+        if lane is not None:
+            taken.append(
+                JobRow.type.in_(lane.kinds) if lane.only else JobRow.type.not_in(lane.kinds)
+            )
+        if not self._anything_to_do(and_(*taken)):
             return None
         with _writing(self._engine) as session:
             for lost in session.scalars(
@@ -160,7 +166,7 @@ class JobQueue:
             session.flush()
             row = session.scalars(
                 select(JobRow)
-                .where(JobRow.status == Status.QUEUED)
+                .where(*taken)
                 .order_by(JobRow.id)
                 .limit(1)
                 .with_for_update(skip_locked=True)
@@ -173,6 +179,17 @@ class JobQueue:
             row.lease_expires_at = now() + self._lease
             row.started_at = row.started_at or now()
             _append(session, row, "status", {"status": row.status, "attempt": row.attempts})
+            return Lease(_snapshot(row), row.lease_token)
+
+    def lease_of(self, job_id: str) -> Lease:
+        """The lease on a running job, for the command that its worker started.
+
+        Such a command may end its own job. Raises `LeaseLost` when nobody runs the job now.
+        """
+        with Session(self._engine) as session:
+            row = session.get(JobRow, job_id)
+            if row is None or row.status != Status.RUNNING or row.lease_token is None:
+                raise LeaseLost(job_id)
             return Lease(_snapshot(row), row.lease_token)
 
     def heartbeat(self, lease: Lease) -> None:
@@ -219,11 +236,7 @@ class JobQueue:
             session.add_all(records)
             if also is not None:
                 also(session)
-            row.result = result
-            row.error = None  # it may have been cancelled, and too late
-            row.step = row.total_steps if row.total_steps is not None else row.step
-            row.eta_s = None
-            _end(session, row, Status.SUCCEEDED)
+            _succeed(session, row, result)
             return _snapshot(row)
 
     def fail(self, lease: Lease, reason: str) -> Job:
@@ -268,9 +281,9 @@ class JobQueue:
         with Session(self._engine) as session:
             return frozenset(session.scalars(query))
 
-    def _anything_to_do(self) -> bool:
+    def _anything_to_do(self, taken: ColumnElement[bool]) -> bool:
         """Look without the write lock, because an idle worker asks several times a second."""
-        query = select(JobRow.id).where(or_(JobRow.status == Status.QUEUED, _expired(now())))
+        query = select(JobRow.id).where(or_(taken, _expired(now())))
         with Session(self._engine) as session:
             return session.scalars(query.limit(1)).first() is not None
 
@@ -285,14 +298,32 @@ class JobQueue:
             _append(session, row, "status", {"status": row.status, "reason": reason})
 
 
-def queue_unless_claimed(session: Session, kind: str, request: JsonObject, *, claim: str) -> None:
+def queue_unless_claimed(
+    session: Session, kind: str, request: JsonObject, *, claim: str
+) -> Job | None:
     """Add a job within a transaction that holds the write lock, unless one holds the claim."""
     if session.scalar(select(JobRow.id).where(JobRow.claim == claim)) is None:
         try:
             with session.begin_nested():
-                _add(session, kind, request, claim)
+                return _add(session, kind, request, claim)
         except IntegrityError:  # PostgreSQL: another transaction was a moment faster
-            return
+            return None
+    return None
+
+
+def add_done(session: Session, kind: str, request: JsonObject, result: JsonObject) -> Job:
+    """Record, within the transaction that did it, a job that needed no worker."""
+    job = _add(session, kind, request, None)
+    row = session.get_one(JobRow, job.id)
+    row.started_at = row.created_at
+    _succeed(session, row, result)
+    return _snapshot(row)
+
+
+def require_running(session: Session, lease: Lease) -> None:
+    """Raise `LeaseLost` when the job is being cancelled, or is another runner's."""
+    if _held(session, lease).status != Status.RUNNING:
+        raise LeaseLost(lease.job.id)
 
 
 def cancel_those_that_hold(session: Session, gallery: str) -> tuple[str, ...]:
@@ -381,6 +412,13 @@ def _apply(row: JobRow, event: RunEvent) -> None:
             row.metrics = {**row.metrics, **event.metrics}
         case Failed():
             pass
+
+
+def _succeed(session: Session, row: JobRow, result: JsonObject) -> None:
+    row.result = result
+    row.error = None  # it may have been cancelled, and too late
+    row.step = row.total_steps if row.total_steps is not None else row.step
+    _end(session, row, Status.SUCCEEDED)
 
 
 def _fail(session: Session, row: JobRow, reason: str) -> None:

@@ -99,7 +99,39 @@ class DistillRequest(Request):
     teachers: Annotated[list[ModelName], Field(min_length=1, max_length=8)]
     student: ModelName | None = None
     overrides: Annotated[dict[OverrideKey, Override], Field(max_length=64)] = {}
-    activate: Literal["never"] = "never"  # "if_better" comes with the activation of models
+    activate: Literal["never", "if_better"] = "never"
+    gallery: GalleryName | None = Field(
+        default=None,
+        description="Where it is activated if better: by default the dataset's, else `default`.",
+    )
+
+    @property
+    def target(self) -> str:
+        """The gallery whose model the new one may become."""
+        of_dataset = self.dataset.gallery if isinstance(self.dataset, GalleryDataset) else "default"
+        return self.gallery or of_dataset
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether a fifth of the dataset's people is kept for comparing."""
+        return self.activate == "if_better"
+
+
+class GalleryChoice(Request):
+    """Which gallery is meant."""
+
+    gallery: GalleryName = "default"
+
+
+class ActivateRequest(GalleryChoice):
+    """Give a gallery another model; `instead_of` is the digest it was compared with, if any."""
+
+    name: ModelName
+    instead_of: str | None = None
+
+
+class ReindexRequest(GalleryChoice):
+    """Make a gallery's embeddings complete and its indexes equal to the database."""
 
 
 class CalibrateRequest(Request):

@@ -8,13 +8,18 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pydantic import BaseModel
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from service.calibration import KIND, claim
 from service.errors import Conflict, Invalid, NotFound, Reason, Unavailable
+from service.gallery.pins import pinned
 from service.gallery.store import missing_gallery
 from service.gallery.tables import GalleryRow
+from service.holding_out import who_saw_everybody
+from service.jobs.activate import KIND as KIND_OF_ACTIVATION
+from service.jobs.activate import claim as claim_on_embeddings
 from service.jobs.audit import claim as claim_audit
 from service.jobs.audit_findings import KIND as AUDIT
 from service.jobs.datasets import find_pack, program
@@ -23,14 +28,16 @@ from service.jobs.job import Job
 from service.jobs.queue import Also, JobQueue
 from service.jobs.reasons import plain
 from service.jobs.requests import (
+    ActivateRequest,
     AuditRequest,
     CalibrateRequest,
     Dataset,
     DistillRequest,
     EvaluateRequest,
     GalleryDataset,
+    ReindexRequest,
 )
-from service.model_registry import missing_model, resolve
+from service.model_registry import missing_model, read_card, resolve
 from service.settings import Settings
 
 CheckRecipe = Callable[[Sequence[str]], Sequence[Reason]]
@@ -99,6 +106,8 @@ class Submission:
             self._require_model(teacher, f"teachers[{position}]")
         if request.student is not None:
             self._require_model(request.student, "student")
+        if request.activate == "if_better":
+            self._require_fair_comparison(request)
         self._require_free(request.name)
         self._require_fitting(request, pack)
         content = request.model_dump(mode="json")
@@ -139,6 +148,57 @@ class Submission:
             claimed_by="gallery",
             also=also,
         )
+
+    def activate(self, name: str, gallery: str, also: Also | None = None) -> Job:
+        """Queue the activation of a model in a gallery.
+
+        Raises `NotFound` for a model or gallery that does not exist, `Conflict` when the model is
+        active there already, or another job changes the gallery's embeddings.
+        """
+        self._require_model(name, "name")
+        active = pinned(self._engine, gallery).active
+        digest = read_card(resolve(self._settings, name))["digest"]
+        own = resolve(self._settings, self._settings.model)
+        if digest == (active.digest if active else read_card(own)["digest"]):
+            raise Conflict(
+                f"The model {name!r} is active in the gallery {gallery!r} already.",
+                Reason("name", "active"),
+                slug="model-active",
+            )
+        request = ActivateRequest(name=name, gallery=gallery)
+        return self._enqueue_for(KIND_OF_ACTIVATION, gallery, request, also)
+
+    def reindex(self, request: ReindexRequest, also: Also | None = None) -> Job:
+        """Queue a reindexing.
+
+        Raises `NotFound` for a gallery that does not exist, `Conflict` when another job changes its
+        embeddings.
+        """
+        self._require_gallery(request.gallery)
+        return self._enqueue_for("reindex", request.gallery, request, also)
+
+    def _enqueue_for(self, kind: str, gallery: str, request: BaseModel, also: Also | None) -> Job:
+        return self._queue.enqueue(
+            kind,
+            request.model_dump(mode="json"),
+            claim=claim_on_embeddings(gallery),
+            claimed_by="gallery",
+            also=also,
+        )
+
+    def _require_fair_comparison(self, request: DistillRequest) -> None:
+        self._require_gallery(request.target)
+        ancestors = [*request.teachers, *filter(None, [request.student])]
+        with Session(self._engine) as session:
+            seen_by = who_saw_everybody(session, ancestors, request.target)
+        if seen_by is not None:
+            raise Conflict(
+                f"The model {seen_by!r} was trained on everybody in the gallery "
+                f"{request.target!r}, so nobody is left to compare on. Use other teachers, or "
+                'leave `activate` at "never" and judge for yourself.',
+                Reason("activate", "held_out_people_were_seen"),
+                slug="no-fair-comparison",
+            )
 
     def _require_fitting(self, request: DistillRequest, pack: Path | None) -> None:
         wrong = self._check_recipe(run_arguments(self._settings, request, pack))

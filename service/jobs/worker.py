@@ -22,6 +22,7 @@ from service.jobs.child import Child
 from service.jobs.events import Failed, Progress, RunEvent
 from service.jobs.guard import LOCKED
 from service.jobs.job import Job, Status
+from service.jobs.lane import Lane
 from service.jobs.leftovers import remove_leftovers
 from service.jobs.plan import JobRefused, JobType, Step, partial, remove_folder, scratch
 from service.jobs.queue import JobQueue, Lease, LeaseLost
@@ -43,7 +44,11 @@ class _Crashed(Exception):
 
 
 class Worker:
-    """Runs jobs of the given types, one at a time."""
+    """Runs jobs of the given types, one at a time.
+
+    A command may end its own job, in the transaction that does the job's work (an activation's swap
+    does), and go on tidying up: it is then awaited like any other.
+    """
 
     def __init__(
         self,
@@ -53,12 +58,14 @@ class Worker:
         folders: Path,
         grace_s: float,
         poll_s: float = 0.25,
+        lane: Lane | None = None,
     ) -> None:
-        """Run jobs of `types` in subfolders of `folders`.
+        """Run jobs of `types` in subfolders of `folders`; of one lane only, or of all.
 
         `grace_s` is the time that a child has between SIGTERM and SIGKILL, `poll_s` the time
         between two looks at the database.
         """
+        self._lane = lane
         self._queue = queue
         self._types = types
         self._folders = folders
@@ -79,7 +86,7 @@ class Worker:
 
     def run_one(self) -> bool:
         """Run the oldest queued job, if there is one, and say whether there was."""
-        lease = self._queue.lease()
+        lease = self._queue.lease(self._lane)
         if lease is None:
             return False
         _log.info("job %s (%s): attempt %d", lease.job.id, lease.job.type, lease.job.attempts)
@@ -108,7 +115,10 @@ class Worker:
                 raise JobRefused(f"this worker cannot run jobs of type {job.type!r}")
             for step in kind.steps(job, folder):
                 self._run_step(lease, step, folder)
-            outcome = kind.complete(self._queue.get(job.id), folder)
+            job = self._queue.get(job.id)
+            if job.status.final:  # a command ended its own job
+                return job
+            outcome = kind.complete(job, folder)
             ended = self._queue.succeed(
                 lease, outcome.result, records=outcome.records, also=outcome.also
             )
@@ -120,7 +130,12 @@ class Worker:
             return self._queue.release(lease)
         except _Crashed as crash:
             return self._queue.retry(lease, str(crash))
-        except (LeaseLost, SQLAlchemyError):
+        except LeaseLost:
+            ended = self._queue.get(job.id)
+            if ended.status is Status.SUCCEEDED:  # by its own command, with the work it did
+                return ended
+            raise
+        except SQLAlchemyError:
             raise
         except Exception as error:  # one bad job must not take the worker along
             _log.exception("job %s", job.id)
@@ -146,8 +161,13 @@ class Worker:
             try:
                 while not child.ended():
                     stopping = self._stop.wait(self._poll_s)
-                    relay.send(child.lines(0.0))
-                    if relay.status() is Status.CANCELLING:
+                    try:
+                        relay.send(child.lines(0.0))
+                        status_now = relay.status()
+                    except LeaseLost:
+                        self._leave_alone(child, lease)
+                        raise
+                    if status_now is Status.CANCELLING:
                         child.stop(self._grace_s)
                         raise _Cancelled
                     if stopping:
@@ -161,6 +181,12 @@ class Worker:
             raise _verdict(step, status, plain(why))
         if step.output is not None:
             partial(step.output).replace(step.output)
+
+    def _leave_alone(self, child: Child, lease: Lease) -> None:
+        """Let a command that has ended its own job tidy up."""
+        ended = self._queue.get(lease.job.id).status is Status.SUCCEEDED
+        while ended and not child.ended() and not self._stop.wait(self._poll_s):
+            child.lines(0.0)
 
 
 class _Relay:

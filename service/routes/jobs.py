@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import cache, partial
 from typing import Annotated, Any, Literal, Self
 
@@ -14,12 +14,19 @@ from sqlalchemy.orm import Session
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from service.audit import entries
+from service.audit.entries import Entry
 from service.errors import Malformed, Reason
 from service.fields import decode_cursor, encode_cursor
 from service.idempotency import Answer, keep
 from service.jobs.job import Job, JobEvent, Status
 from service.jobs.queue import Also, JobQueue
-from service.jobs.requests import AuditRequest, CalibrateRequest, DistillRequest, EvaluateRequest
+from service.jobs.requests import (
+    AuditRequest,
+    CalibrateRequest,
+    DistillRequest,
+    EvaluateRequest,
+    ReindexRequest,
+)
 from service.jobs.submission import CheckRecipe, RecipeCheck, Submission
 from service.middleware.idempotency import HOLD
 from service.routes.audited import record_change
@@ -114,7 +121,7 @@ def distill(
     request: Request, response: Response, jobs: Submissions, body: DistillRequest
 ) -> JobAnswer:
     """Train a student from registered teachers by a recipe; the result is a registered model."""
-    return _accepted(response, jobs.distill(body, _keeping(request)))
+    return accepted(response, jobs.distill(body, keeping(request)))
 
 
 @router.post("/evaluate", status_code=202)
@@ -122,7 +129,7 @@ def evaluate(
     request: Request, response: Response, jobs: Submissions, body: EvaluateRequest
 ) -> JobAnswer:
     """Measure a registered model on a dataset."""
-    return _accepted(response, jobs.evaluate(body, _keeping(request)))
+    return accepted(response, jobs.evaluate(body, keeping(request)))
 
 
 @router.post("/calibrate", status_code=202)
@@ -130,7 +137,15 @@ def calibrate(
     request: Request, response: Response, jobs: Submissions, body: CalibrateRequest
 ) -> JobAnswer:
     """Find the threshold at which a gallery falsely matches a stranger at most at a given rate."""
-    return _accepted(response, jobs.calibrate(body, _keeping(request)))
+    return accepted(response, jobs.calibrate(body, keeping(request)))
+
+
+@router.post("/reindex", status_code=202)
+def reindex(
+    request: Request, response: Response, jobs: Submissions, body: ReindexRequest
+) -> JobAnswer:
+    """Complete a gallery's embeddings under its model, and build its indexes anew."""
+    return accepted(response, jobs.reindex(body, keeping(request)))
 
 
 @router.post("/audit-gallery", status_code=202)
@@ -138,7 +153,7 @@ def audit_gallery(
     request: Request, response: Response, jobs: Submissions, body: AuditRequest
 ) -> JobAnswer:
     """List what in a gallery attracts other people: misplaced, doubled and poor sequences."""
-    return _accepted(response, jobs.audit(body, _keeping(request)))
+    return accepted(response, jobs.audit(body, keeping(request)))
 
 
 @router.get("")
@@ -214,18 +229,19 @@ def _sequence(last_event_id: str | None) -> int:
     return min(int(last_event_id), _LARGEST_SEQUENCE)
 
 
-def _accepted(response: Response, job: Job) -> JobAnswer:
+def accepted(response: Response, job: Job) -> JobAnswer:
+    """The answer to whoever started a job, which says where the job is."""
     response.headers["Location"] = f"/jobs/{job.id}"
     return JobAnswer.of(job)
 
 
-def _keeping(request: Request) -> Also:
+def keeping(request: Request, entry: Callable[[Job], Entry] = entries.job) -> Also:
     """Keeps and records the answer, in the transaction that queues the job."""
     hold = request.scope.get(HOLD)
 
     def keep_answer(session: Session, job: Job) -> None:
         headers = {"content-type": "application/json", "location": f"/jobs/{job.id}"}
         keep(session, hold, Answer(202, headers, JobAnswer.of(job).model_dump_json()))
-        record_change(request, entries.job(job))
+        record_change(request, entry(job))
 
     return keep_answer

@@ -23,10 +23,12 @@ TINY = {
 }
 
 
-def save_tiny_model(directory: Path, *, seed: int = 0, threshold: float | None = 0.99) -> Card:
+def save_tiny_model(
+    directory: Path, *, seed: int = 0, threshold: float | None = 0.99, **changes: int
+) -> Card:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = registry.build("gaitbase", TINY)
+        network = registry.build("gaitbase", {**TINY, **changes})
     card = Card.of(network, name="tiny", metric="cosine", threshold=threshold)
     return checkpoint.save(directory, network, card)
 

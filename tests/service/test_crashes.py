@@ -148,9 +148,7 @@ def test_a_service_killed_while_an_import_arrives_leaves_no_file(
 ) -> None:
     def unexpected() -> list[str]:
         names = {path.name for path in tmp_path.iterdir()}
-        return sorted(
-            name for name in names - {"receipts.key", "reserve"} if ".sqlite" not in name
-        )
+        return sorted(name for name in names - {"receipts.key", "reserve"} if ".sqlite" not in name)
 
     with process(tmp_path, models) as (running, address):
         with httpx.Client(base_url=address) as client:

@@ -249,13 +249,18 @@ def store(engine: Engine) -> GalleryStore:
 
 @pytest.fixture
 def protection(store: GalleryStore) -> Protection:
-    galleries = GalleryCache(
-        lambda gallery_id: FollowedGallery(
-            gallery_id, "d", MemoryIndex(2, 4, "cosine"), store, lambda _: {}
-        ),
-        max_bytes=1 << 20,
-    )
-    return Protection(store, galleries, ModelInUse("m", "d", 0.9, "cosine"))
+    galleries = GalleryCache(max_bytes=1 << 20)
+
+    def index(gallery_id: str) -> FollowedGallery:
+        return galleries.get(
+            gallery_id,
+            "d",
+            lambda: FollowedGallery(
+                gallery_id, "d", MemoryIndex(2, 4, "cosine"), store, lambda _: {}
+            ),
+        )
+
+    return Protection(store, index, ModelInUse("m", "d", 0.9, "cosine"))
 
 
 def direction(axis: int) -> Embedding:

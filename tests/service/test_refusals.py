@@ -377,20 +377,6 @@ def test_strange_names_of_files_come_back_printable_and_short(client: httpx.Clie
     assert len(where) < 120
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        "/jobs/reindex",
-        "/models/default/activate",
-        "/models/rollback",
-    ],
-)
-def test_a_call_of_a_later_version_is_404(client: httpx.Client, call: str) -> None:
-    body = problem(client.post(call, json={}), 404)
-    assert body["type"] == "/problems/not-available"
-    assert body["errors"][0]["where"] == call
-
-
 @pytest.mark.parametrize("coding", ["gzip", "br", "deflate", "gzip, identity"])
 def test_a_compressed_body_is_415_and_says_to_send_it_plain(
     client: httpx.Client, coding: str

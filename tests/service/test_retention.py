@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -16,7 +16,9 @@ from sqlalchemy import Engine
 
 from service.database import migrate, new_id, now, open_database
 from service.gallery.cache import GalleryCache
-from service.gallery.records import NewSequence, SequenceQuality
+from service.gallery.followed import FollowedGallery
+from service.gallery.memory_index import MemoryIndex
+from service.gallery.records import Embedding, NewSequence, SequenceQuality
 from service.gallery.store import GalleryStore
 from service.jobs.queue import JobQueue
 from service.reserve import Reserve
@@ -49,11 +51,8 @@ def store(engine: Engine) -> GalleryStore:
 def sweep(settings: Settings, store: GalleryStore) -> Iterator[Callable[[datetime], Swept]]:
     writers = Writers()
 
-    def never(_gallery_id: str) -> None:
-        raise AssertionError("nothing is searched here")
-
     def run(at: datetime) -> Swept:
-        galleries = GalleryCache(never, max_bytes=1)  # type: ignore[arg-type]
+        galleries = GalleryCache(max_bytes=1)
         reserve = Reserve(settings.reserve_file, settings.reserve_bytes)
         retention = Retention(settings, store, writers, galleries, reserve, clock=lambda: at)
         return asyncio.run(retention.sweep())
@@ -103,6 +102,35 @@ def test_what_a_client_says_of_when_a_walk_was_filmed_is_not_its_age(
     store.enrol("week", "a", [sequence], "digest", lambda _session: None)
     assert sweep(now() + 6 * DAY) == Swept()
     assert sweep(now() + 8 * DAY) == Swept(sequences=1, subjects=1)
+
+
+def test_a_sweep_lets_go_of_what_every_model_made_of_the_walks(
+    settings: Settings, store: GalleryStore
+) -> None:
+    create(store, "week", 7)
+    enrol_some(store, "week", "a", 3)
+    galleries = GalleryCache(max_bytes=1 << 20)
+    gallery_id, newest, _ = store.head("week")
+    indexes = []
+    for digest in ("digest", "of another model"):
+        index = MemoryIndex(2, 4, "cosine")
+        galleries.replace(
+            gallery_id, digest, FollowedGallery(gallery_id, digest, index, store, embed_ones)
+        )
+        galleries.held(gallery_id)[digest].follow(newest)
+        indexes.append(index)
+    assert [len(index) for index in indexes] == [3, 3]
+    writers = Writers()
+    reserve = Reserve(settings.reserve_file, settings.reserve_bytes)
+    later = now() + 8 * DAY
+    retention = Retention(settings, store, writers, galleries, reserve, clock=lambda: later)
+    assert asyncio.run(retention.sweep()) == Swept(sequences=3, subjects=1)
+    assert [len(index) for index in indexes] == [0, 0]
+    writers.close()
+
+
+def embed_ones(sequence_ids: Sequence[str]) -> dict[str, Embedding]:
+    return {sequence_id: np.ones((2, 4), np.float32) for sequence_id in sequence_ids}
 
 
 def test_a_long_gallery_is_swept_in_pieces_and_by_several_at_once(

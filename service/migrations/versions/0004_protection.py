@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0004_protection"
-down_revision = "0002_jobs"
+down_revision = "0003_activation"
 branch_labels = None
 depends_on = None
 

@@ -67,16 +67,18 @@ class Process:
             self.embedded += sequence_ids
             return reembedding.some(sequence_ids)
 
-        self.cache = GalleryCache(
-            lambda gallery_id: FollowedGallery(
-                gallery_id, digest, MemoryIndex(PARTS, CHANNELS, "cosine"), self.store, embed
-            ),
-            max_bytes=2**20,
-        )
+        def make(gallery_id: str) -> FollowedGallery:
+            index = MemoryIndex(PARTS, CHANNELS, "cosine")
+            return FollowedGallery(gallery_id, digest, index, self.store, embed)
+
+        self.digest = digest
+        self.make = make
+        self.cache = GalleryCache(max_bytes=2**20)
 
     def finds(self, seed: int, subjects: int = 10) -> list[str]:
         gallery_id, newest, _ = self.store.head("default")
-        found = self.cache.get(gallery_id).search(newest, embedding(seed), subjects)
+        followed = self.cache.get(gallery_id, self.digest, lambda: self.make(gallery_id))
+        found = followed.search(newest, embedding(seed), subjects)
         return [candidate.subject_id for candidate in found]
 
 
@@ -163,17 +165,30 @@ def test_the_cache_drops_what_was_not_searched_for_longest(engine: Engine) -> No
         store.ensure(name)
         store.enrol(name, "anna", [sequence(1)], "d", nothing)
     size = PARTS * CHANNELS * 4
-    cache = GalleryCache(
-        lambda gallery_id: FollowedGallery(
-            gallery_id, "d", MemoryIndex(PARTS, CHANNELS, "cosine"), store, lambda ids: {}
-        ),
-        max_bytes=2 * size,
-    )
+    cache = GalleryCache(max_bytes=2 * size)
     ids = {name: store.head(name)[0] for name in ("a", "b", "c")}
+
+    def get(name: str, digest: str = "d") -> FollowedGallery:
+        return cache.get(
+            ids[name],
+            digest,
+            lambda: FollowedGallery(
+                ids[name], digest, MemoryIndex(PARTS, CHANNELS, "cosine"), store, lambda _: {}
+            ),
+        )
+
     for name in ("a", "b", "a", "c"):
-        cache.get(ids[name]).search(store.head(name)[1], embedding(1), 1)
-    cache.get(ids["c"])
-    assert [name for name in ids if cache.held(ids[name]) is not None] == ["a", "c"]
+        get(name).search(store.head(name)[1], embedding(1), 1)
+    get("c")
+    assert [name for name in ids if cache.held(ids[name])] == ["a", "c"]
+    assert not cache.has_room_for([get("a")])
+    get("a", "another model")
+    assert set(cache.held(ids["a"])) == {"d", "another model"}
+    cache.drop_model("d")
+    assert cache.has_room_for([get("a", "another model")])
+    assert set(cache.held(ids["a"])) == {"another model"}
+    cache.drop(ids["a"])
+    assert len(cache) == 0
 
 
 def test_a_long_history_is_followed_in_pieces(

@@ -298,7 +298,7 @@ def test_a_gallery_erased_while_it_is_calibrated_fails_the_job_and_its_successor
     assert Worker(queue, types, folders=settings.jobs_dir, grace_s=0.5, poll_s=0.05).run_one()
     ended = queue.get(job.id)
     assert ended.status is Status.FAILED
-    assert ended.error == "the gallery was erased while it was calibrated"
+    assert ended.error == "the gallery was erased or given another model while it was calibrated"
     assert operating_point(client) is None
 
 

@@ -68,9 +68,12 @@ def test_the_description_of_the_api_has_every_route_of_jobs_and_models(
         "/jobs/calibrate",
         "/jobs/distill",
         "/jobs/evaluate",
+        "/jobs/reindex",
         "/jobs/{job_id}",
         "/jobs/{job_id}/cancel",
         "/jobs/{job_id}/events",
         "/models",
+        "/models/rollback",
         "/models/{name}",
+        "/models/{name}/activate",
     }

@@ -142,7 +142,8 @@ def test_a_distillation_is_queued_and_its_location_answers(
         ({"name": ""}, 422, "name"),
         ({"name": "big"}, 409, "name"),
         ({"name": "other"}, 409, "name"),
-        ({"activate": "if_better"}, 422, "activate"),
+        ({"activate": "always"}, 422, "activate"),
+        ({"activate": "if_better", "gallery": "none"}, 404, "gallery"),
         ({"surprise": 1}, 422, "surprise"),
         ({"overrides": {"data.dataset": "/etc"}}, 422, "overrides.data.dataset.[key]"),
         (
@@ -202,7 +203,7 @@ def test_an_evaluation_is_queued_and_refused_alike(http: httpx.Client) -> None:
     assert where(refused(http, "/jobs/evaluate", {**good, "protocol": "x"}, 422)) == ["protocol"]
 
 
-@pytest.mark.parametrize("kind", ["reindex", "anything"])
+@pytest.mark.parametrize("kind", ["activate", "anything"])
 def test_job_types_that_are_not_there_are_not_found(http: httpx.Client, kind: str) -> None:
     assert http.post(f"/jobs/{kind}", json={}).status_code in (404, 405)
 

@@ -36,6 +36,8 @@ match command:
         pack = Path(option("--out"))
         pack.mkdir()
         shutil.copy(arguments[0], pack / "index.json")
+        if partition := option("--partition"):
+            shutil.copy(partition, pack / "partition.json")
     case "export":
         shutil.copytree(arguments[0], option("--out"))
     case "distill":

@@ -1,0 +1,247 @@
+"""A distillation that may replace a gallery's model: whom it learns, and what lets it."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sqlalchemy import Engine
+
+from models import checkpoint, registry
+from models.checkpoint import Card
+from service.database import migrate, new_id, open_database
+from service.errors import Conflict
+from service.gallery.erasing import erase_subject
+from service.gallery.export import export_gallery
+from service.gallery.pins import pinned
+from service.gallery.records import NewSequence, SequenceQuality
+from service.gallery.store import GalleryStore
+from service.holding_out import is_held_out, partition_of, trained_on
+from service.jobs.job import Job, Status
+from service.jobs.queue import ERASED, JobQueue
+from service.jobs.requests import DistillRequest
+from service.jobs.submission import Submission
+from service.jobs.types import job_types
+from service.jobs.worker import Worker
+from service.settings import Settings
+from service.training_record import TrainingRecord
+from tests.e2e.deployment import QUICK_TRAINING
+from tests.service.conftest import TINY, save_tiny_model
+
+HELD_OUT = [f"h{number}" for number in range(200) if is_held_out(f"h{number}")][:12]
+LEARNT = [f"l{number}" for number in range(20) if not is_held_out(f"l{number}")][:4]
+
+
+def save_blind_model(directory: Path) -> Card:
+    """A model to which all people are one."""
+    network = registry.build("gaitbase", TINY)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    card = Card.of(network, name="blind", metric="cosine", threshold=0.5)
+    return checkpoint.save(directory, network, card)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    save_blind_model(folder / "default")
+    save_tiny_model(folder / "teacher", seed=1)
+    save_blind_model(folder / "blind")
+    return folder
+
+
+@pytest.fixture
+def settings(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    paths = [str(QUICK_TRAINING), *filter(None, inherited)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    monkeypatch.chdir(tmp_path)  # so that `-m training` does not find the repository's first
+    return Settings(data_dir=tmp_path / "data", shipped_models_dir=models, device="cpu")
+
+
+@pytest.fixture
+def engine(settings: Settings) -> Iterator[Engine]:
+    settings.data_dir.mkdir()
+    engine = open_database(settings.resolved_database_url)
+    migrate(engine)
+    store = GalleryStore(engine)
+    store.ensure("default")
+    for number, subject in enumerate([*HELD_OUT, *LEARNT]):
+        enrol(store, subject, number)
+    yield engine
+    engine.dispose()
+
+
+def enrol(store: GalleryStore, subject: str, number: int) -> None:
+    """Two walks that are nearly the same picture, another one for each person."""
+    rng = np.random.default_rng(number)
+    picture = rng.random((64, 64)) < rng.uniform(0.1, 0.9)
+    new = []
+    for walk in range(2):
+        frames = np.repeat(np.where(picture, np.uint8(255), np.uint8(0))[None], 3, axis=0)
+        frames[walk, :2] = 255
+        embedding = np.zeros((4, 16), np.float32)
+        new.append(NewSequence(new_id(), frames, SequenceQuality(1.0), {}, embedding))
+    store.enrol("default", subject, new, "another digest", lambda _: None)
+
+
+def request(**changes: object) -> DistillRequest:
+    content = {
+        "recipe": "demo",
+        "name": "mine",
+        "dataset": {"gallery": "default"},
+        "teachers": ["teacher"],
+        "activate": "if_better",
+    }
+    return DistillRequest.model_validate({**content, **changes})
+
+
+@pytest.fixture
+def submit(settings: Settings, engine: Engine) -> Callable[[DistillRequest], Job]:
+    queue = JobQueue.of(engine, settings)
+    return Submission(settings, engine, queue, lambda _: ()).distill
+
+
+@pytest.fixture
+def worker(settings: Settings, engine: Engine) -> Worker:
+    queue = JobQueue.of(engine, settings)
+    types = job_types(settings, engine)
+    return Worker(queue, types, folders=settings.jobs_dir, grace_s=0.5, poll_s=0.05)
+
+
+@pytest.mark.slow
+def test_a_student_that_is_better_on_people_it_did_not_learn_is_activated(
+    settings: Settings,
+    engine: Engine,
+    worker: Worker,
+    submit: Callable[[DistillRequest], Job],
+) -> None:
+    queue = JobQueue.of(engine, settings)
+    job = submit(request())
+    assert worker.run_one()
+    ended = queue.get(job.id)
+    assert (ended.status, ended.error) == (Status.SUCCEEDED, None)
+    result = ended.result
+    assert result is not None
+    assert result["better"], result["reason"]
+    assert result["against"]["name"] == "default"
+    assert result["comparison"]["subjects"] == len(HELD_OUT)
+    assert result["comparison"]["interval"][0] > 0
+    log = (settings.jobs_dir / job.id / "log.txt").read_text()
+    assert log.index("holding people out") < log.index("packing") < log.index("comparison")
+
+    activation = queue.get(result["activation"])
+    assert (activation.type, activation.status) == ("activate", Status.QUEUED)
+    assert worker.run_one()
+    activated = queue.get(activation.id)
+    assert (activated.status, activated.error) == (Status.SUCCEEDED, None)
+    active = pinned(engine, "default").active
+    assert active is not None
+    assert (active.name, active.digest) == ("mine", result["digest"])
+
+
+@pytest.mark.slow
+def test_receipts_of_the_people_held_out_and_of_those_learnt_name_the_model(
+    settings: Settings,
+    engine: Engine,
+    worker: Worker,
+    submit: Callable[[DistillRequest], Job],
+) -> None:
+    submit(request())
+    assert worker.run_one()
+    enrol(GalleryStore(engine), "later", 99)
+    models_of = TrainingRecord.of(settings.data_dir).models
+    for subject, models in ((HELD_OUT[0], ("mine",)), (LEARNT[0], ("mine",)), ("later", ())):
+        assert erase_subject(engine, "default", subject, models_of).models == models
+
+
+@pytest.mark.slow
+def test_a_better_student_of_somebody_erased_meanwhile_is_neither_registered_nor_activated(
+    settings: Settings,
+    engine: Engine,
+    worker: Worker,
+    submit: Callable[[DistillRequest], Job],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queue = JobQueue.of(engine, settings)
+    job = submit(request())
+    succeed = JobQueue.succeed
+
+    def erase_and_succeed(self: JobQueue, *args: Any, **kwargs: Any) -> Job:
+        erase_subject(engine, "default", LEARNT[0])
+        return succeed(self, *args, **kwargs)
+
+    monkeypatch.setattr(JobQueue, "succeed", erase_and_succeed)
+    assert worker.run_one()
+    ended = queue.get(job.id)
+    assert (ended.status, ended.error) == (Status.FAILED, ERASED)
+    assert not (settings.models_dir / "mine").exists()
+    assert queue.lease() is None
+
+
+@pytest.mark.slow
+def test_a_student_that_is_not_better_is_registered_and_not_activated(
+    settings: Settings,
+    engine: Engine,
+    worker: Worker,
+    submit: Callable[[DistillRequest], Job],
+) -> None:
+    queue = JobQueue.of(engine, settings)
+    job = submit(request(teachers=["blind"]))
+    assert worker.run_one()
+    result = queue.get(job.id).result
+    assert result is not None
+    assert (result["better"], result["activation"]) == (False, None)
+    assert "not shown to be better" in result["reason"]
+    assert queue.lease() is None
+    assert pinned(engine, "default").active is None
+    assert (settings.models_dir / "mine").is_dir()
+
+
+def test_the_people_held_out_are_a_fifth_and_always_the_same(
+    engine: Engine, tmp_path: Path
+) -> None:
+    share = sum(is_held_out(f"person {number}") for number in range(5000)) / 5000
+    assert 0.18 < share < 0.22
+    export_gallery(engine, "default", tmp_path / "gallery.zip")
+    pack = tmp_path / "made.pack"
+    pack.mkdir()
+    (pack / "partition.json").write_text(partition_of(tmp_path / "gallery.zip"))
+    assert trained_on(pack) == set(LEARNT)
+    assert json.loads((pack / "partition.json").read_text())["TEST_SET"] == sorted(HELD_OUT)
+
+
+def test_a_pack_without_a_partition_is_learnt_whole_and_what_is_none_is_refused(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "index.json").write_text(
+        json.dumps({"sequences": [{"subject": "a"}, {"subject": "b"}, {"subject": "a"}]})
+    )
+    assert trained_on(tmp_path) == {"a", "b"}
+    (tmp_path / "index.json").write_text('{"frames": 3}')
+    with pytest.raises(ValueError, match="not a pack"):
+        trained_on(tmp_path)
+    (tmp_path / "not.zip").write_text("no")
+    with pytest.raises(ValueError, match="not a gallery export"):
+        partition_of(tmp_path / "not.zip")
+
+
+def test_a_teacher_that_learnt_everybody_leaves_nobody_to_compare_on(
+    settings: Settings,
+    engine: Engine,
+    worker: Worker,
+    submit: Callable[[DistillRequest], Job],
+) -> None:
+    submit(request(name="greedy", activate="never"))
+    assert worker.run_one()
+    with pytest.raises(Conflict, match="'greedy' was trained on everybody"):
+        submit(request(teachers=["greedy"]))
+    with pytest.raises(Conflict, match="'greedy' was trained on everybody"):
+        submit(request(student="greedy"))
+    GalleryStore(engine).ensure("lab")
+    assert submit(request(teachers=["greedy"], gallery="lab")).status is Status.QUEUED

@@ -1,0 +1,120 @@
+"""Two lanes: a short job does not wait behind a training."""
+
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from service.jobs.crew import Crew
+from service.jobs.job import Job, Status
+from service.jobs.lane import LANES
+from service.jobs.plan import Outcome, Step
+from service.jobs.queue import JobQueue
+from service.jobs.types import job_types
+from service.jobs.worker import Worker
+from service.settings import Settings
+from tests.e2e.deployment import until
+from tests.service.jobs.fake_worker import RUN
+
+
+class Running:
+    """A job that runs the fake run for as long as its request says."""
+
+    def steps(self, job: Job, folder: Path) -> Sequence[Step]:
+        options = [part for key, value in job.request.items() for part in (f"--{key}", str(value))]
+        return [Step("run", (sys.executable, str(RUN), str(folder / "run"), *options))]
+
+    def complete(self, job: Job, folder: Path) -> Outcome:
+        return Outcome({})
+
+
+def crew_of(queue: JobQueue, folders: Path) -> Crew:
+    types = {kind: Running() for kind in ("distill", "calibrate")}
+    return Crew(
+        [
+            Worker(queue, types, folders=folders, grace_s=0.5, poll_s=0.02, lane=lane)
+            for lane in LANES
+        ]
+    )
+
+
+def test_a_short_job_ends_while_a_long_one_runs_and_stopping_gives_the_long_one_back(
+    open_queue: Callable[..., JobQueue], tmp_path: Path
+) -> None:
+    queue = open_queue()
+    long = queue.enqueue("distill", {"steps": 1000, "seconds": 0.1})
+    short = queue.enqueue("calibrate", {"steps": 1})
+    crew = crew_of(queue, tmp_path / "jobs")
+    thread = threading.Thread(target=crew.run)
+    thread.start()
+    try:
+        until(lambda: queue.get(short.id).status is Status.SUCCEEDED, "the short job ends")
+        until(lambda: queue.get(long.id).progress.step > 0, "the long job runs")
+        assert queue.get(long.id).status is Status.RUNNING
+    finally:
+        crew.stop()
+        thread.join(20)
+    assert queue.get(long.id).status is Status.QUEUED
+
+
+def test_every_type_of_job_has_one_lane(
+    open_queue: Callable[..., JobQueue], settings: Settings
+) -> None:
+    queue = open_queue()
+    engine = queue._engine
+    settings.data_dir.mkdir()
+    kinds = [*job_types(settings, engine), "of a later version"]
+    for kind in kinds:
+        queue.enqueue(kind, {})
+        leases = [queue.lease(lane) for lane in LANES]
+        (lease,) = [lease for lease in leases if lease is not None]
+        assert lease.job.type == kind
+        assert (leases[0] is not None) == (kind in ("distill", "evaluate"))
+        queue.succeed(lease, {})
+
+
+def test_a_crew_ends_when_one_of_its_workers_fails(
+    open_queue: Callable[..., JobQueue], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = JobQueue.lease
+
+    def fail_in_one(self: JobQueue, lane: object = None) -> object:
+        if lane is LANES[0]:
+            raise OSError("the database is gone")
+        return lease(self, LANES[1])
+
+    monkeypatch.setattr(JobQueue, "lease", fail_in_one)
+    with pytest.raises(OSError, match="gone"):
+        crew_of(open_queue(), tmp_path / "jobs").run()
+
+
+class EndsItself:
+    """A job whose command ends it, and then goes on tidying up."""
+
+    def __init__(self, queue: JobQueue) -> None:
+        self._queue = queue
+
+    def steps(self, job: Job, folder: Path) -> Sequence[Step]:
+        lease = self._queue.lease_of(job.id)
+        self._queue.succeed(lease, {"done": True})
+        mark = folder / "tidied"
+        script = f"import time, pathlib; time.sleep(0.5); pathlib.Path({str(mark)!r}).touch()"
+        return [Step("run", (sys.executable, "-c", script))]
+
+    def complete(self, job: Job, folder: Path) -> Outcome:
+        raise AssertionError("the job has ended")
+
+
+def test_a_command_that_ended_its_own_job_may_tidy_up(
+    open_queue: Callable[..., JobQueue], tmp_path: Path
+) -> None:
+    queue = open_queue()
+    job = queue.enqueue("own", {})
+    worker = Worker(queue, {"own": EndsItself(queue)}, folders=tmp_path, grace_s=0.5, poll_s=0.02)
+    assert worker.run_one()
+    ended = queue.get(job.id)
+    assert (ended.status, ended.result) == (Status.SUCCEEDED, {"done": True})
+    assert (tmp_path / job.id / "tidied").exists()
+    assert not (tmp_path / job.id / "scratch").exists()
