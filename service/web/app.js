@@ -1,12 +1,13 @@
 // The page: which section is shown, which gallery is chosen, the API key, how the service is.
 
+import { leaveActivation } from "./activation.js";
 import { call, key } from "./api.js";
 import { byId } from "./dom.js";
 import { startEnrolment } from "./enrolment.js";
 import { leaveGallery, showGallery, startGallery } from "./gallery.js";
 import { startIdentification } from "./identification.js";
 import { showJobs, startJobs, leaveJobs } from "./jobs.js";
-import { showModels } from "./models.js";
+import { showModels, startModels } from "./models.js";
 import { showing } from "./problem.js";
 import { galleryChoice, learn } from "./service.js";
 
@@ -15,7 +16,7 @@ const sections = {
   enrol: {},
   gallery: { show: showGallery, leave: leaveGallery },
   jobs: { show: showJobs, leave: leaveJobs },
-  models: { show: showModels },
+  models: { show: showModels, leave: leaveActivation },
 };
 let shown = null;
 
@@ -78,6 +79,7 @@ startIdentification();
 startEnrolment();
 startGallery();
 startJobs();
+startModels();
 labelKeyButton();
 await greet();
 go({ focus: false });

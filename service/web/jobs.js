@@ -21,6 +21,7 @@ export function startJobs() {
     recipe: elements.recipe.value,
     dataset: { gallery: elements.gallery.value },
     teachers: [...document.querySelectorAll("#teachers input:checked")].map((box) => box.value),
+    activate: elements.activate.value,
     ...(elements.steps.value && { overrides: { steps: Number(elements.steps.value) } }),
   }));
   submits(byId("evaluate-form"), "/jobs/evaluate", ({ elements }) => ({
@@ -75,6 +76,14 @@ function submits(form, to, request) {
       await listJobs();
     });
     button.disabled = false;
+  });
+}
+
+/** Watch a job that another one has queued. */
+async function watchNext(id) {
+  await showing(byId("jobs-problem"), async () => {
+    watch(await call("GET", path`/jobs/${id}`));
+    await listJobs();
   });
 }
 
@@ -148,7 +157,7 @@ async function watch(job) {
         if (event.data.reason) remark.textContent = event.data.reason;
         if (ended(event)) {
           cancel.hidden = true;
-          outcome.replaceChildren(...outcomeOf(event.data));
+          outcome.replaceChildren(...outcomeOf(job.type, event.data, watchNext));
         }
         updateRow(await call("GET", path`/jobs/${job.id}`, { signal: mine.signal }));
       }

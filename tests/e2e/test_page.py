@@ -34,6 +34,7 @@ from service.gallery.records import NewSequence, SequenceQuality
 from service.gallery.store import GalleryStore
 from service.gallery.tables import GalleryRow
 from tests.e2e.deployment import Deployment
+from tests.service.conftest import save_tiny_model
 from tests.service.walkers import walk, walker
 
 pytestmark = [pytest.mark.slow]
@@ -565,9 +566,73 @@ def test_a_distillation_draws_its_curve_and_makes_a_model(
     detail.get_by_role("link", name="See the models").click()
     models = page.locator("#models")
     expect(models.get_by_role("heading", name="from-the-page")).to_be_visible()
-    # A copy of its teacher, so of one digest with the model in use.
     made = models.locator("article").filter(has_text="from-the-page")
-    expect(made).to_contain_text("In use by")
+    expect(made).not_to_contain_text("Active in")
+    # A copy of its teacher, so there is nothing to change.
+    made.get_by_role("button", name=f"Activate in {gallery}").click()
+    expect(models.get_by_role("alert")).to_contain_text("active")
+    made.get_by_role("button", name="Remove from-the-page").click()
+    page.get_by_role("dialog").get_by_role("button", name="Remove").click()
+    expect(made).to_have_count(0)
+
+
+def test_a_checkpoint_is_added_activated_compared_and_taken_back(
+    page: Page, served: Deployment, client: Client, gallery: str, tmp_path: Path
+) -> None:
+    for person in range(3):
+        walks = [("a.npz", walk(person)), ("b.npz", walk(person, phase=0.7))]
+        client.enroll(f"p{person}", walks, gallery=gallery, accept_conflict=True)
+    save_tiny_model(tmp_path / "other", seed=7)
+    section = opened(page, served, "models", gallery)
+    active = section.locator("#active-model")
+    expect(active).to_contain_text(f"The gallery {gallery} is searched with default.")
+    expect(active.get_by_role("button")).to_have_count(0)  # there is nothing to go back to
+
+    section.get_by_text("Add a model").click()
+    section.get_by_label("Its name here").fill("other")
+    section.get_by_label("Weights").set_input_files(tmp_path / "other" / "weights.safetensors")
+    section.get_by_label("Card").set_input_files(file_of(b"{}", "card.json"))
+    section.get_by_role("button", name="Add", exact=True).click()
+    expect(section.get_by_role("alert")).to_contain_text("not a checkpoint that can serve")
+    section.get_by_label("Card").set_input_files(tmp_path / "other" / "card.json")
+    section.get_by_role("button", name="Add", exact=True).click()
+    expect(section.locator("#checkpoint-result")).to_contain_text("Added other.")
+
+    card = section.locator("article").filter(has=page.get_by_role("heading", name="other"))
+    card.get_by_role("button", name=f"Activate in {gallery}").click()
+    outcome = section.locator("#activation-result")
+    expect(outcome).to_contain_text(f"{gallery} was given other in place of default.")
+    expect(outcome.locator(".share")).to_have_count(2)
+    expect(outcome.locator(".comparison")).to_contain_text("6 walks of 3 people")
+    expect(outcome.locator(".comparison")).to_contain_text("Same first answer")
+    expect(active).to_contain_text("is searched with other.")
+    expect(card).to_contain_text(f"Active in the gallery {gallery}.")
+    expect(card.get_by_role("button")).to_have_count(0)  # neither again nor away
+    assert shown_gallery(served, gallery)["model"]["name"] == "other"
+
+    active.get_by_role("button", name="Go back to default").click()
+    expect(active).to_contain_text("is searched with default.")
+    expect(outcome).to_contain_text(f"{gallery} was given default in place of other.")
+    assert shown_gallery(served, gallery)["model"]["name"] == "default"
+
+    page.get_by_role("link", name="Jobs").click()
+    rows = page.locator("#job-list tbody tr")
+    rows.filter(has_text="activate other").get_by_role("button").click()
+    expect(page.locator("#job-detail .comparison")).to_contain_text("6 walks of 3 people")
+
+
+def test_a_distillation_says_whether_the_new_model_is_better(
+    page: Page, served: Deployment, client: Client, gallery: str
+) -> None:
+    client.enroll("anna", [("a.npz", walk(1)), ("b.npz", walk(1, phase=0.7))], gallery=gallery)
+    section = opened(page, served, "jobs", gallery)
+    section.get_by_label("Activate it in that gallery, if it is better").check()
+    start_distillation(section, gallery, "maybe-better", steps=5)
+    detail = section.locator("#job-detail")
+    expect(detail).to_contain_text("It is not activated", timeout=2 * PATIENCE_MS)
+    expect(detail).to_contain_text("10 are needed to show anything")
+    expect(detail.locator("polyline")).to_be_attached()
+    assert shown_gallery(served, gallery)["model"]["name"] == "default"
 
 
 def start_distillation(section: Locator, gallery: str, name: str, *, steps: int) -> None:
