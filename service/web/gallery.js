@@ -102,6 +102,7 @@ async function showSubjects() {
   await showing(place, async () => {
     const query = { gallery: gallery(), limit: PAGE, cursor: cursors.at(-1) };
     const page = await call("GET", "/subjects", { query });
+    if (query.gallery !== gallery()) return; // another one was chosen meanwhile, and is on its way
     place.replaceChildren(page.items.length ? subjectTable(page.items)
       : element("p", { class: "hint" }, "Nobody is enrolled here yet."));
     byId("subjects-before").disabled = cursors.length === 1;

@@ -359,6 +359,25 @@ def test_a_gallery_is_paged_and_an_erasure_is_confirmed_and_shows_its_receipt(
     assert "hacked" not in page.title()
 
 
+def test_a_gallery_chosen_while_the_page_still_reads_stays_chosen(
+    page: Page, served: Deployment, client: Client, gallery: str
+) -> None:
+    client.enroll("anna", [("a.npz", walk(1))], gallery=gallery)
+    opened(page, served, "enrol")
+    slow: list[Reply] = []
+    page.route("**/galleries?*", lambda reply: slow.append(reply))
+    page.get_by_role("link", name="Gallery").click()
+    page.locator("#gallery-choice").select_option(gallery)
+    expect(page.locator("#gallery-summary[aria-busy]")).to_be_attached()
+    page.unroute("**/galleries?*")
+    for reply in slow:
+        reply.continue_()
+    section = page.locator("#gallery")
+    expect(section.locator("#gallery-summary")).to_contain_text(f"Gallery{gallery}")
+    expect(section.locator("#subject-list tbody th")).to_have_text(["anna"])
+    expect(page.locator("#gallery-choice")).to_have_value(gallery)
+
+
 def test_a_gallery_is_calibrated_and_its_curve_says_what_other_rates_would_ask_for(
     page: Page, served: Deployment, gallery: str
 ) -> None:
@@ -454,18 +473,18 @@ def test_how_long_walks_are_kept_is_shown_and_a_shorter_time_is_confirmed(
     section.get_by_text("Keep, save, bring in, delete").click()
     days = section.get_by_label("Days after the enrolment")
     days.fill("90")
-    section.get_by_role("button", name="Save").click()
+    section.get_by_role("button", name="Save", exact=True).click()
     dialog = page.get_by_role("dialog")
     expect(dialog).to_contain_text("Keep walks for 90 days only?")
     page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
     assert shown_gallery(served, gallery)["max_age_days"] is None
-    section.get_by_role("button", name="Save").click()
+    section.get_by_role("button", name="Save", exact=True).click()
     dialog.get_by_role("button", name="Erase what is older").click()
     expect(summary).to_contain_text("for 90 days")
     assert shown_gallery(served, gallery)["max_age_days"] == 90
     days.fill("")  # kept longer, so nothing is asked
-    section.get_by_role("button", name="Save").click()
+    section.get_by_role("button", name="Save", exact=True).click()
     expect(summary).to_contain_text("until somebody erases them")
     assert shown_gallery(served, gallery)["max_age_days"] is None
 
