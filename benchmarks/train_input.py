@@ -23,11 +23,13 @@ import numpy.typing as npt
 import torch
 
 from benchmarks import machine
+from benchmarks.plain_loop import augment_frames, pick
 from training.data import Augmentation, OrderedClip, Pack, pack_dataset
 from training.data.augmentation import augment, generator
 from training.data.batches import BatchSource
 
-SUBJECTS, SEQUENCES, FRAMES, SKIP = 16, 4, 30, 10
+SUBJECTS, SEQUENCES, FRAMES = 16, 4, 30
+CLIP = OrderedClip(frames=FRAMES, skip=10)
 WALK_FRAMES = 80
 STEPS = 20
 Silhouettes = npt.NDArray[np.uint8]
@@ -57,7 +59,7 @@ def ours(pack: Pack, augmentation: Augmentation) -> Callable[[int], None]:
         pack,
         subjects=SUBJECTS,
         sequences=SEQUENCES,
-        clip=OrderedClip(frames=FRAMES, skip=SKIP),
+        clip=CLIP,
         seed=0,
     )
 
@@ -76,34 +78,10 @@ def frame_by_frame(folder: Path, augmentation: Augmentation) -> Callable[[int], 
         batch = []
         for choice in rng.choice(len(files), SUBJECTS * SEQUENCES, replace=False):
             frames: Silhouettes = pickle.loads(files[choice].read_bytes())  # noqa: S301  our own
-            start = rng.integers(0, len(frames) - FRAMES - SKIP + 1)
-            kept = np.sort(rng.choice(FRAMES + SKIP, FRAMES, replace=False)) + start
-            batch.append(_augment_frames(frames[kept].astype(np.float32), augmentation, rng))
+            batch.append(augment_frames(pick(frames, CLIP, rng), augmentation, rng))
         torch.from_numpy(np.stack(batch))
 
     return step
-
-
-def _augment_frames(
-    frames: npt.NDArray[np.float32], augmentation: Augmentation, rng: np.random.Generator
-) -> npt.NDArray[np.float32]:
-    if rng.random() < augmentation.perspective:
-        insets = rng.integers(0, augmentation.perspective_columns, 4)
-        corners = np.array([[10, 0], [54, 0], [54, 64], [10, 64]], np.float32)
-        shown = corners.copy()
-        shown[:, 0] += insets * np.array([1, -1, -1, 1])
-        matrix = cv2.getPerspectiveTransform(shown, corners)
-        frames = np.stack([cv2.warpPerspective(frame, matrix, (64, 64)) for frame in frames])
-    frames = frames[..., 10:54] / np.float32(255)
-    if rng.random() < augmentation.flip:
-        frames = frames[..., ::-1]
-    if rng.random() < augmentation.rotate:
-        angle = rng.uniform(-augmentation.rotate_degrees, augmentation.rotate_degrees)
-        turn = cv2.getRotationMatrix2D((22, 32), angle, 1)
-        frames = np.stack(
-            [cv2.warpAffine(np.ascontiguousarray(frame), turn, (44, 64)) for frame in frames]
-        )
-    return np.ascontiguousarray(frames)
 
 
 def samples_per_second(paths: dict[str, Callable[[int], None]]) -> dict[str, float]:

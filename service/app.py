@@ -8,7 +8,6 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import Depends, FastAPI
-from fastapi.openapi.utils import get_openapi
 
 from models.encoder import Encoder
 from service import problems
@@ -21,6 +20,7 @@ from service.middleware.body import BodyGuard
 from service.middleware.head import HeadAsGet
 from service.middleware.idempotency import Idempotency
 from service.middleware.request_context import RequestContext
+from service.openapi import openapi, operation_id
 from service.resources import open_engine, open_resources
 from service.routes import (
     audited,
@@ -36,7 +36,6 @@ from service.routes import (
     subjects,
 )
 from service.routes.access import only_known_fields, requires
-from service.schemas import Problem
 from service.settings import Settings
 from service.writers import Writers
 
@@ -68,6 +67,7 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
         docs_url=None,  # `service.routes.health` has a page that needs no other host
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=operation_id,
         dependencies=[Depends(only_known_fields)],
     )
     problems.install(app)
@@ -108,38 +108,10 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
     app.add_middleware(RequestContext, metrics=metrics)
     app.add_middleware(HeadAsGet)
 
-    def openapi() -> dict[str, Any]:
+    def describe() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _with_problems(
-                get_openapi(
-                    title=app.title, version=app.version, summary=app.summary, routes=app.routes
-                )
-            )
+            app.openapi_schema = openapi(app)
         return app.openapi_schema
 
-    app.openapi = openapi  # type: ignore[method-assign]
+    app.openapi = describe  # type: ignore[method-assign]
     return app
-
-
-def _with_problems(schema: dict[str, Any]) -> dict[str, Any]:
-    """Say of every operation that its errors are problem documents, validation included."""
-    components = schema.setdefault("components", {}).setdefault("schemas", {})
-    for name in ("HTTPValidationError", "ValidationError"):
-        components.pop(name, None)
-    problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-    components.update(problem.pop("$defs"))
-    components["Problem"] = problem
-    answer = {
-        "description": "An error (RFC 9457)",
-        "content": {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-    }
-    for path in schema.get("paths", {}).values():
-        for operation in path.values():
-            operation["responses"].pop("422", None)
-            for status, response in operation["responses"].items():
-                if status >= "400":  # a problem with members of its own
-                    response["content"] = {
-                        problems.MEDIA_TYPE: response["content"]["application/json"]
-                    }
-            operation["responses"]["default"] = answer
-    return schema

@@ -23,7 +23,7 @@ from typing import IO, cast
 from rich.console import Console
 from rich.table import Table
 
-from service.client import Client, Identification, Job, Refused, ServiceUnreachable
+from service.client import Client, ClientError, Identification, Job
 from service.jobs.datasets import program
 from service.jobs.guard import command_line
 from service.progress import figures, follow
@@ -72,7 +72,7 @@ def run(console: Console | None = None, *, environment: Mapping[str, str] | None
         with (
             tempfile.TemporaryDirectory(prefix="gaitid-demo-") as folder,
             _service(Path(folder), environment or {}) as url,
-            Client(url, timeout_s=120.0) as client,
+            Client(url, api_key="", timeout_s=120.0) as client,
         ):
             console.print(f"The service listens on {url}")
             people = choose(WALKS)
@@ -80,7 +80,7 @@ def run(console: Console | None = None, *, environment: Mapping[str, str] | None
             answers = _identify(client, people, console)
             job = _distil(client, console)
         _summarise(console, answers, job, time.perf_counter() - begin)
-    except (Refused, ServiceUnreachable) as error:
+    except ClientError as error:
         raise DemoFailed(str(error)) from error
     judge(answers, job)
 
@@ -199,7 +199,7 @@ def _service(folder: Path, changes: Mapping[str, str]) -> Iterator[str]:
         )
         try:
             url = _announced(cast(IO[bytes], process.stdout), folder / "service.log")
-            with Client(url) as client:
+            with Client(url, api_key="") as client:
                 deadline = time.monotonic() + _START_S
                 while not client.ready():
                     if time.monotonic() > deadline:

@@ -91,8 +91,10 @@ def _type(field: Json) -> str:
         return str(field["$ref"]).rpartition("/")[2]
     if "enum" in field:
         return " | ".join(map(str, field["enum"]))
-    if field.get("contentMediaType") or field.get("format") == "binary":
+    if field.get("contentMediaType") == "application/octet-stream":
         return "file"
+    if field.get("contentMediaType") == "application/json":
+        return "JSON object in a string"
     if "items" in field:
         return f"list of {_type(field['items'])}"
     kind = str(field.get("type", "any"))

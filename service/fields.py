@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import math
+import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 
 from service.errors import Invalid, Reason
 from service.gallery.followed import Filter
@@ -19,7 +19,7 @@ _MOST_FIELDS = 64
 _MOST_VALUES = 100
 _LONGEST_NAME = 64
 _LONGEST_TEXT = 1024
-_LARGEST_INTEGER = 2**53  # what every JSON reader keeps exactly
+_LARGEST_NUMBER = 2**53  # up to which every JSON reader keeps integers exactly
 
 
 def _addressable(value: str) -> str:
@@ -58,6 +58,66 @@ ThresholdField = Annotated[
         le=1,
         allow_inf_nan=False,
         description="Similarity from which on two walks count as one person's, -1 to 1.",
+    ),
+]
+
+
+def _with_a_date(value: object) -> object:
+    """Refuse bare numbers, which would be taken for seconds since 1970."""
+    if not isinstance(value, str) or re.match(r"\d{4}-\d{2}-\d{2}", value) is None:
+        raise ValueError("must be a date and time with a zone, such as 2026-11-01T00:00:00Z")
+    return value
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_with_a_date)]
+
+PRINTABLE = rf"^( |[^\p{{C}}\p{{Z}}]){{1,{_LONGEST_NAME}}}$"
+_SCALAR_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": ["boolean", "null"]},
+        {"type": "number", "minimum": -_LARGEST_NUMBER, "maximum": _LARGEST_NUMBER},
+        {"type": "string", "maxLength": _LONGEST_TEXT, "pattern": r"^[^\x00]*$"},
+    ]
+}
+METADATA_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "maxProperties": _MOST_FIELDS,
+    "propertyNames": {"pattern": PRINTABLE},
+    "additionalProperties": _SCALAR_SCHEMA,
+}
+"""What `parse_metadata` takes, as JSON Schema."""
+FILTER_SCHEMA: dict[str, Any] = {
+    **METADATA_SCHEMA,
+    "additionalProperties": {
+        "anyOf": [
+            *_SCALAR_SCHEMA["anyOf"],
+            {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": _MOST_VALUES,
+                "items": _SCALAR_SCHEMA,
+            },
+        ]
+    },
+}
+"""What `parse_filter` takes."""
+
+
+def json_in_a_string(schema: dict[str, Any]) -> dict[str, Any]:
+    """The JSON Schema of a form field that holds JSON."""
+    return {
+        "contentMediaType": "application/json",
+        "contentSchema": schema,
+        "maxLength": MAX_METADATA_BYTES,
+    }
+
+
+Cursor = Annotated[
+    str,
+    Field(
+        max_length=512,
+        description="`next_cursor` of the page before, unchanged.",
+        json_schema_extra={"format": "cursor"},
     ),
 ]
 
@@ -156,9 +216,7 @@ def _scalar(where: str, value: Any) -> Scalar:
             return value
         case str() if len(value) <= _LONGEST_TEXT and _storable(value):
             return value
-        case int() if abs(value) <= _LARGEST_INTEGER:
-            return value
-        case float() if math.isfinite(value):
+        case int() | float() if abs(value) <= _LARGEST_NUMBER:  # so neither infinite nor NaN
             return value
         case list() | dict():
             raise _refused(where, "must be text, a number, true, false or null")

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from service.database import storage_trouble
 from service.errors import Reason, ServiceError
@@ -97,10 +98,23 @@ _FRAMEWORKS = {
 }
 
 
-async def _frameworks(_request: Request, error: Exception) -> JSONResponse:
+async def _frameworks(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         raise error
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and (methods := _methods(request)):
+        error.headers = {"Allow": ", ".join(methods)}
     return render_http(error)
+
+
+def _methods(request: Request) -> list[str]:
+    """Every method of an address that is documented; the framework names its first route's only."""
+    paths = request.app.openapi()["paths"]
+    matching = [path for path in paths if compile_path(path)[0].match(request.url.path)]
+    if not matching:
+        return []
+    closest = min(matching, key=lambda path: path.count("{"))
+    methods = {method.upper() for method in paths[closest]}
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 
 def render_http(error: HTTPException) -> JSONResponse:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 from service.conflict import ConflictingWalk, ConflictReason, Resemblance
 from service.enrolment import Enrolled
-from service.fields import GalleryName, MaxAgeDays
+from service.fields import METADATA_SCHEMA, GalleryName, MaxAgeDays
 from service.gallery.coverage import Advice, Coverage
 from service.gallery.importing import Imported
 from service.gallery.records import (
@@ -297,7 +297,9 @@ class GalleryRequest(Schema):
     """The body of POST /galleries."""
 
     name: GalleryName
-    metadata: dict[str, Any] = Field(default={}, description="A flat object of scalars.")
+    metadata: Annotated[dict[str, Any], WithJsonSchema(METADATA_SCHEMA)] = Field(
+        default={}, description="A flat object of scalars."
+    )
     max_age_days: MaxAgeDays | None = None
 
 

@@ -83,11 +83,6 @@ def test_the_table_of_calls_lists_every_call_and_no_other(calls: set[str]) -> No
     assert documented - NOT_IN_OPENAPI == calls
 
 
-def test_what_is_listed_as_not_implemented_is_not_there(calls: set[str]) -> None:
-    absent = set(CALL.findall(section(page("api.md"), "Not implemented")))
-    assert not absent & calls
-
-
 def test_every_kind_of_problem_is_in_the_table_of_errors() -> None:
     named = {
         slug
@@ -95,7 +90,7 @@ def test_every_kind_of_problem_is_in_the_table_of_errors() -> None:
         for slug in re.findall(r'\bslug="([a-z-]+)"', file.read_text(encoding="utf-8"))
     }
     kinds = {kind.slug for kind in every_error(ServiceError)}
-    listed = section(page("api.md"), "Errors") + section(page("api.md"), "Not implemented")
+    listed = section(page("api.md"), "Errors")
     assert named
     assert named | kinds <= set(re.findall(r"`([a-z-]+)`", listed))
 

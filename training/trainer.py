@@ -66,11 +66,11 @@ class Trainer:
             # torch has none for the CPU: there each process normalises by its own sequences.
             nn.SyncBatchNorm.convert_sync_batchnorm(self._learner)  # type: ignore[no-untyped-call]
         for network in (self._learner, *(teacher.network for teacher in self._teachers)):
-            lay_out_for_convolution(network, group.device)
+            lay_out_for_convolution(network)
         self._average: MovingAverage | None = None
         if recipe.average is not None:
             copy = untrained_like(self._student).to(group.device)
-            lay_out_for_convolution(copy, group.device)
+            lay_out_for_convolution(copy)
             self._average = MovingAverage(self._student, copy, recipe.average)
         self._optimiser: Optimizer = make_optimiser(recipe.optimiser, self._learner)
         self._objective = Objective(recipe.terms, recipe.distillation, group.gather)

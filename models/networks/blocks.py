@@ -7,8 +7,6 @@ from one to the other without a copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -46,6 +44,23 @@ class ConvNorm(nn.Module):
         self.norm = nn.Identity()
 
 
+class Shortcut(ConvNorm):
+    """A pointwise convolution of every `stride`-th row and column, and the normalisation behind it.
+
+    The pixels are picked before and not by the convolution: the strided pointwise convolution of
+    torch 2.13's CPU backward writes outside its memory (a segmentation fault) where few channels
+    are laid out last, and is slower wherever it does not.
+    """
+
+    def __init__(self, conv: Conv, stride: int) -> None:
+        super().__init__(conv)
+        self.stride = stride
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Convolve and normalise what is kept of frames or clips."""
+        return super().forward(maps[..., :: self.stride, :: self.stride])
+
+
 def as_clips(frames: Tensor, clip_length: int) -> Tensor:
     """See frames `[n*s, c, h, w]` as clips `[n, c, s, h, w]`, s = `clip_length`."""
     return frames.reshape(-1, clip_length, *frames.shape[1:]).transpose(1, 2)
@@ -56,15 +71,15 @@ def as_frames(clips: Tensor) -> Tensor:
     return clips.transpose(1, 2).flatten(0, 1)
 
 
-def conv2d(channels_in: int, channels_out: int, *, kernel: int = 3, stride: int = 1) -> ConvNorm:
-    """A square convolution of frames, padded to keep the size at stride 1."""
-    return ConvNorm(nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=False))
+def conv2d(channels_in: int, channels_out: int, *, stride: int = 1) -> ConvNorm:
+    """A 3x3 convolution of frames, padded to keep the size at stride 1."""
+    return ConvNorm(nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False))
 
 
-def conv3d(channels_in: int, channels_out: int, *, kernel: int = 3, stride: int = 1) -> ConvNorm:
-    """A cubic convolution of clips; the stride applies to rows and columns, never to time."""
+def conv3d(channels_in: int, channels_out: int, *, stride: int = 1) -> ConvNorm:
+    """A 3x3x3 convolution of clips; the stride applies to rows and columns, never to time."""
     strides = (1, stride, stride)
-    return ConvNorm(nn.Conv3d(channels_in, channels_out, kernel, strides, kernel // 2, bias=False))
+    return ConvNorm(nn.Conv3d(channels_in, channels_out, 3, strides, 1, bias=False))
 
 
 class ResidualBlock(nn.Module):
@@ -74,7 +89,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.first = conv2d(channels_in, channels_out, stride=stride)
         self.second = conv2d(channels_out, channels_out)
-        self.shortcut = _shortcut(conv2d, channels_in, channels_out, stride)
+        self.shortcut = _shortcut(nn.Conv2d, channels_in, channels_out, stride)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Map frames `[f, c, h, w]` to `[f, c', h / stride, w / stride]`."""
@@ -96,7 +111,7 @@ class ResidualBlockP3d(nn.Module):
             nn.Conv2d(channels_out, channels_out, (3, 1), padding=(1, 0), bias=False)
         )
         self.second = conv2d(channels_out, channels_out)
-        self.shortcut = _shortcut(conv2d, channels_in, channels_out, stride)
+        self.shortcut = _shortcut(nn.Conv2d, channels_in, channels_out, stride)
 
     def forward(self, clips: Tensor) -> Tensor:
         """Map clips `[n, c, s, h, w]` to `[n, c', s, h / stride, w / stride]`."""
@@ -116,7 +131,7 @@ class ResidualBlock3d(nn.Module):
         super().__init__()
         self.first = conv3d(channels_in, channels_out, stride=stride)
         self.second = conv3d(channels_out, channels_out)
-        self.shortcut = _shortcut(conv3d, channels_in, channels_out, stride)
+        self.shortcut = _shortcut(nn.Conv3d, channels_in, channels_out, stride)
 
     def forward(self, clips: Tensor) -> Tensor:
         """Map clips `[n, c, s, h, w]` to `[n, c', s, h / stride, w / stride]`."""
@@ -147,8 +162,8 @@ def fold_batch_norm(network: nn.Module) -> None:
 
 
 def _shortcut(
-    conv: Callable[..., ConvNorm], channels_in: int, channels_out: int, stride: int
-) -> ConvNorm | nn.Identity:
+    conv: type[nn.Conv2d | nn.Conv3d], channels_in: int, channels_out: int, stride: int
+) -> Shortcut | nn.Identity:
     if stride == 1 and channels_in == channels_out:
         return nn.Identity()
-    return conv(channels_in, channels_out, kernel=1, stride=stride)
+    return Shortcut(conv(channels_in, channels_out, 1, bias=False), stride)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -12,7 +11,9 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    JsonValue,
     Tag,
+    WithJsonSchema,
 )
 
 from service.fields import GalleryName
@@ -20,6 +21,7 @@ from service.model_registry import NAME
 
 _PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _LONGEST_TEXT = 256
+_LARGEST_NUMBER = 2**53
 _KEY = r"^[a-z_]{1,40}(\.([a-z_]{1,40}|[0-9]{1,3})){0,5}$"
 # These say where files are, which is for the fields `dataset`, `teachers` and `student` to say.
 _PLACES = ("data.dataset", "student.checkpoint", "teachers")
@@ -37,9 +39,7 @@ def _plain_value(value: object) -> object:
         match item:
             case bool():
                 pass
-            case int() if abs(item) <= 2**53:
-                pass
-            case float() if math.isfinite(item):
+            case int() | float() if abs(item) <= _LARGEST_NUMBER:  # neither infinite nor NaN
                 pass
             case str() if len(item) <= _LONGEST_TEXT and "\0" not in item:
                 pass
@@ -55,8 +55,24 @@ def _kind_of_dataset(value: object) -> str:
 ModelName = Annotated[str, Field(pattern=NAME)]
 OverrideKey = Annotated[str, Field(pattern=_KEY), AfterValidator(_not_a_place)]
 Scalar = bool | int | float | str
+_SCALAR_SCHEMA = {
+    "anyOf": [
+        {"type": "boolean"},
+        {"type": "number", "minimum": -_LARGEST_NUMBER, "maximum": _LARGEST_NUMBER},
+        {"type": "string", "maxLength": _LONGEST_TEXT, "pattern": r"^[^\x00]*$"},
+    ]
+}
 Override = Annotated[
-    Scalar | Annotated[list[Scalar], Field(max_length=64)], BeforeValidator(_plain_value)
+    Scalar | Annotated[list[Scalar], Field(max_length=64)],
+    BeforeValidator(_plain_value),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                *_SCALAR_SCHEMA["anyOf"],
+                {"type": "array", "maxItems": 64, "items": _SCALAR_SCHEMA},
+            ]
+        }
+    ),
 ]
 Protocol = Literal[
     "casia-b",
@@ -77,6 +93,10 @@ class Request(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _example(**fields: JsonValue) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [fields]})
+
+
 class GalleryDataset(Request):
     """What is enrolled in a gallery when the job starts, as a dataset."""
 
@@ -93,12 +113,19 @@ Dataset = Annotated[
 class DistillRequest(Request):
     """Train a student from teachers by a recipe, and register it as the model `name`."""
 
+    model_config = _example(
+        recipe="demo", name="my-student", dataset={"gallery": "default"}, teachers=["default"]
+    )
+
     recipe: Annotated[str, Field(pattern=_PLAIN_NAME)]
     name: ModelName
     dataset: Dataset
     teachers: Annotated[list[ModelName], Field(min_length=1, max_length=8)]
     student: ModelName | None = None
-    overrides: Annotated[dict[OverrideKey, Override], Field(max_length=64)] = {}
+    overrides: Annotated[
+        dict[OverrideKey, Override],
+        Field(max_length=64, json_schema_extra={"additionalProperties": False}),
+    ] = {}
     activate: Literal["never", "if_better"] = "never"
     gallery: GalleryName | None = Field(
         default=None,
@@ -149,6 +176,8 @@ class AuditRequest(Request):
 
 class EvaluateRequest(Request):
     """Measure a registered model on a dataset by a protocol."""
+
+    model_config = _example(model="default", dataset={"gallery": "default"}, protocol="cross-view")
 
     model: ModelName
     dataset: Dataset

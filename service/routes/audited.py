@@ -10,12 +10,11 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import StreamingResponse
-from pydantic import AwareDatetime
 
 from service.audit import entries
 from service.audit.entries import Actor, Entry
 from service.auth import Scope
-from service.fields import GalleryName
+from service.fields import GalleryName, Moment
 from service.gallery.records import ErasureReceipt
 from service.middleware.access import CALLER
 from service.middleware.audit import RECORDED
@@ -79,8 +78,8 @@ def _caller(request: Request) -> Actor:
 async def read_audit(
     request: Request,
     held: Held,
-    since: Annotated[AwareDatetime | None, Query(description="From then on.")] = None,
-    until: Annotated[AwareDatetime | None, Query(description="Before then.")] = None,
+    since: Annotated[Moment | None, Query(description="From then on.")] = None,
+    until: Annotated[Moment | None, Query(description="Before then.")] = None,
     gallery: Annotated[GalleryName | None, Query()] = None,
     cursor: Annotated[
         int, Query(ge=0, le=2**63 - 1, description="The `number` of the last line you have.")
@@ -95,4 +94,5 @@ async def read_audit(
 def _encoded(lines: Iterator[dict[str, object]]) -> Iterator[str]:
     # Many at a time, because each piece that is sent costs a change of threads.
     while piece := list(islice(lines, _PIECE)):
-        yield "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in piece)
+        # In ASCII, because many readers end lines at other characters than a newline as well.
+        yield "".join(json.dumps(line) + "\n" for line in piece)

@@ -12,7 +12,13 @@ from service.auth import Scope
 from service.enrolment import Enrolled
 from service.erasure import DEFAULT_GALLERY
 from service.errors import Reason, TooLarge
-from service.fields import GalleryName, SubjectId, parse_metadata
+from service.fields import (
+    METADATA_SCHEMA,
+    GalleryName,
+    SubjectId,
+    json_in_a_string,
+    parse_metadata,
+)
 from service.idempotency import Answer, keep
 from service.middleware.idempotency import HOLD
 from service.routes.access import requires
@@ -42,11 +48,16 @@ async def enroll(
     response: Response,
     held: HeldReady,
     subject_id: Annotated[SubjectId, Form()],
-    sequence: Annotated[list[UploadFile], File(description="One walk each, 1 to 50 files.")],
+    sequence: Annotated[
+        list[UploadFile], File(min_length=1, description="One walk each, 1 to 50 files.")
+    ],
     gallery: Annotated[GalleryName, Form()] = DEFAULT_GALLERY,
     metadata: Annotated[
         str | None,
-        Form(description='A JSON object of scalars, such as {"view": "090"}, for every file.'),
+        Form(
+            description='A JSON object of scalars, such as {"view": "090"}, for every file.',
+            json_schema_extra=json_in_a_string(METADATA_SCHEMA),
+        ),
     ] = None,
     accept_conflict: Annotated[
         bool, Form(description="Enrol also walks that may be another subject's.")

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from service.audit import entries
 from service.auth import Scope
-from service.fields import check_metadata, decode_cursor, encode_cursor
+from service.fields import Cursor, check_metadata, decode_cursor, encode_cursor
 from service.gallery.listing import galleries
 from service.gallery.records import GalleryRecord
 from service.idempotency import Answer, keep
@@ -28,7 +28,7 @@ _admin = Depends(requires(Scope.ADMIN))
 def list_galleries(
     held: Held,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
-    cursor: Annotated[str | None, Query(max_length=512)] = None,
+    cursor: Annotated[Cursor | None, Query()] = None,
 ) -> GalleryPage:
     """List galleries by name."""
     page = galleries(held.engine, limit=limit, after=decode_cursor(cursor))

@@ -9,7 +9,14 @@ from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFil
 from service.audit import entries
 from service.auth import Scope
 from service.erasure import DEFAULT_GALLERY
-from service.fields import GalleryName, SubjectId, ThresholdField, parse_filter
+from service.fields import (
+    FILTER_SCHEMA,
+    GalleryName,
+    SubjectId,
+    ThresholdField,
+    json_in_a_string,
+    parse_filter,
+)
 from service.routes.access import requires
 from service.routes.audited import record_answer
 from service.routes.dependencies import HeldReady, unless_disconnected, walk
@@ -32,6 +39,7 @@ async def identify(
             alias="filter",
             description="A JSON object: only sequences whose metadata equal it, such as "
             '{"view": ["000", "180"]}; a list means any of its values.',
+            json_schema_extra=json_in_a_string(FILTER_SCHEMA),
         ),
     ] = None,
     explain: Annotated[bool, Form(description="Add the similarity of each part.")] = False,

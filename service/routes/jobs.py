@@ -16,7 +16,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from service.audit import entries
 from service.audit.entries import Entry
 from service.errors import Malformed, Reason
-from service.fields import decode_cursor, encode_cursor
+from service.fields import Cursor, decode_cursor, encode_cursor
 from service.idempotency import Answer, keep
 from service.jobs.job import Job, JobEvent, Status
 from service.jobs.queue import Also, JobQueue
@@ -38,6 +38,10 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
 _POLL_S = 0.4
 _PING_S = 10
 _LARGEST_SEQUENCE = 2**31 - 1
+_LAST_EVENT_ID = Header(
+    description="`id` of the last event that was received.",
+    json_schema_extra={"pattern": "^[0-9]{0,10}$"},
+)
 
 
 class ProgressAnswer(Schema):
@@ -161,7 +165,7 @@ def list_jobs(
     queue: Queue,
     status: Status | None = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
-    cursor: Annotated[str | None, Query(max_length=512)] = None,
+    cursor: Annotated[Cursor | None, Query()] = None,
 ) -> JobPage:
     """List jobs, newest first."""
     page = queue.page(status=status, limit=limit, cursor=decode_cursor(cursor))
@@ -191,7 +195,7 @@ def cancel_job(queue: Queue, job_id: str) -> JobAnswer:
     },
 )
 def follow_job(
-    queue: Queue, job_id: str, last_event_id: Annotated[str | None, Header()] = None
+    queue: Queue, job_id: str, last_event_id: Annotated[str | None, _LAST_EVENT_ID] = None
 ) -> Response:
     """Follow a job: server-sent events numbered from 1, from the start or after Last-Event-ID."""
     after = _sequence(last_event_id)

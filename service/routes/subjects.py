@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request
 
 from service.auth import Scope
 from service.erasure import DEFAULT_GALLERY
-from service.fields import GalleryName, decode_cursor, encode_cursor
+from service.fields import Cursor, GalleryName, decode_cursor, encode_cursor
 from service.gallery.listing import subject, subjects
 from service.routes.access import requires
 from service.routes.audited import record_erasure
@@ -32,7 +32,7 @@ def list_subjects(
     held: Held,
     gallery: Annotated[GalleryName, Query()] = DEFAULT_GALLERY,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
-    cursor: Annotated[str | None, Query(max_length=512)] = None,
+    cursor: Annotated[Cursor | None, Query()] = None,
 ) -> SubjectPage:
     """List a gallery's subjects by id."""
     page = subjects(held.engine, gallery, limit=limit, after=decode_cursor(cursor))

@@ -569,7 +569,7 @@ def test_a_distillation_draws_its_curve_and_makes_a_model(
     section = opened(page, served, "jobs", gallery)
     start_distillation(section, gallery, "from-the-page", steps=60)
     detail = section.locator("#job-detail")
-    expect(detail.locator("polyline")).to_be_attached()
+    expect(detail.locator("polyline")).to_be_attached(timeout=30_000)
     expect(detail.locator(".badge")).to_have_text("succeeded", timeout=60_000)
     points = detail.locator("polyline").get_attribute("points")
     assert points is not None

@@ -157,6 +157,7 @@ def test_the_record_is_read_by_time_by_gallery_and_from_where_one_was(serve: Ser
     assert lines(client, since=third)[0]["number"] == 3
     assert [line["number"] for line in lines(client, until=third)] == [1, 2]
     problem(client.get("/audit", params={"since": "2026-01-01T00:00:00"}), 422)  # which zone?
+    problem(client.get("/audit", params={"until": "0.5"}), 422)  # seconds since when?
     problem(client.get("/audit", params={"cursor": "x"}), 422)
 
 

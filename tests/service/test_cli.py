@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import socket
@@ -12,6 +13,7 @@ import pytest
 
 from service.__main__ import main
 from service.settings import Settings
+from tests.service.client.answering import Script, a_job
 from tests.service.walkers import walk
 
 Gaitid = Callable[..., tuple[int, str, str]]
@@ -63,8 +65,9 @@ def test_help_names_every_command(gaitid: Gaitid) -> None:
     assert status == 0
     for command in (
         "serve", "worker", "demo", "import-opengait", "embed", "export-gallery",
-        "enroll", "identify", "verify", "subjects", "calibrate", "jobs", "models", "keys", "audit",
-        "encryption", "export", "import",
+        "enroll", "identify", "verify", "calibrate", "check-gallery", "status", "galleries",
+        "subjects", "sequences", "jobs", "models", "keys", "audit", "encryption", "export",
+        "import",
     ):  # fmt: skip
         assert command in out
 
@@ -230,17 +233,49 @@ def test_people_are_enrolled_identified_and_verified(
     at: Gaitid, walks: Callable[..., Path]
 ) -> None:
     for person in (1, 2):
-        status, out, err = at("enroll", f"cli-{person}", walks(person), walks(person, 0.7))
-        assert (status, err) == (0, "")
-        assert out.count("40 frames") == 2
-    status, out, _ = at("identify", walks(1, 0.3))
+        both = (walks(person), walks(person, 0.7))
+        status, out, _ = at("enroll", f"cli-{person}", *both, "--accept-conflict")
+        assert status == 0
+        assert [row.split()[1] for row in out.splitlines()[1:]] == ["40", "40"]
+    status, out, _ = at("identify", walks(1, 0.3), "--explain")
     assert (status, out.split()[0]) == (0, "match")
-    assert out.splitlines()[1].split()[2] == "cli-1"
-    assert "cli-2  2 sequences" in at("subjects")[1]
+    best = out.splitlines()[2].split()
+    assert best[2] == "cli-1"
+    assert len(best) == 4 + 4  # a similarity for each of the tiny model's parts
+    assert ["cli-2", "2"] in [row.split()[:2] for row in at("subjects", "list")[1].splitlines()]
     assert at("verify", "cli-1", walks(1, 0.3))[0] == 0
     status, _, err = at("verify", "nobody", walks(1))
     assert status == 1
     assert "nobody" in err
+
+
+def test_a_walk_that_is_enrolled_already_is_said_to_be(
+    at: Gaitid, walks: Callable[..., Path]
+) -> None:
+    assert at("galleries", "create", "cli-twice")[0] == 0
+    enroll = ("--gallery", "cli-twice", "--metadata", '{"view": "090"}')
+    assert "already enrolled" not in at("enroll", "anna", walks(1), *enroll)[1]
+    assert "already enrolled" in at("enroll", "anna", walks(1), *enroll)[1]
+    status, out, err = at("enroll", "bert", walks(1), *enroll)
+    assert (status, out) == (1, "")
+    assert "anna" in err
+    assert "409 enrolment-conflict" in err
+    status, _, err = at("enroll", "bert", walks(1), *enroll, "--accept-conflict")
+    assert status == 0
+    assert "may be anna" in err
+
+
+def test_a_gallery_keeps_what_it_gets_as_long_as_it_is_told(
+    at: Gaitid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = json.loads(at("galleries", "create", "cli-kept", "--max-age-days", 30)[1])
+    assert made["max_age_days"] == 30
+    keep = ("galleries", "keep", "cli-kept")
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    assert at(*keep, "--max-age-days", 7)[0] == 1
+    assert json.loads(at("galleries", "show", "cli-kept")[1])["max_age_days"] == 30
+    assert json.loads(at(*keep, "--max-age-days", 7, "--yes")[1])["max_age_days"] == 7
+    assert json.loads(at(*keep)[1])["max_age_days"] is None
 
 
 def test_a_gallery_is_brought_home_and_put_in_again(
@@ -268,19 +303,99 @@ def test_a_gallery_is_brought_home_and_put_in_again(
 
 
 def test_models_and_jobs_are_shown(at: Gaitid) -> None:
-    assert at("models", "list")[1].startswith("default  shipped  ")
+    assert at("models", "list")[1].splitlines()[1].split()[:2] == ["default", "shipped"]
     assert json.loads(at("models", "show", "default")[1])["card"]["name"] == "tiny"
-    assert at("jobs", "list")[:2] == (0, "")
+    assert at("jobs", "list", "--status", "running", "--json")[:2] == (0, "")
     for command in ("show", "cancel", "follow"):
         status, _, err = at("jobs", command, "nope")
         assert status == 1
         assert "There is no job 'nope'" in err
     status, _, err = at(
-        "jobs", "distill", "nope", "--name", "m", "--teacher", "default", "--gallery", "default"
+        "jobs",
+        "submit",
+        "distill",
+        "nope",
+        "--name",
+        "m",
+        "--teacher",
+        "default",
+        "--gallery",
+        "default",
     )
     assert status == 1
     assert "recipe: not_found" in err
-    assert at("jobs", "distill", "demo", "--name", "m", "--teacher", "default")[0] == 1
+    assert at("jobs", "submit", "distill", "demo", "--name", "m", "--teacher", "default")[0] == 1
+
+
+def test_answers_are_json_for_programs(at: Gaitid, walks: Callable[..., Path]) -> None:
+    metadata = ("--metadata", '{"view": "090"}')
+    enrolled = json.loads(
+        at("enroll", "cli-json", walks(5), *metadata, "--accept-conflict", "--json")[1]
+    )
+    (sequence,) = enrolled["sequences"]
+    found = json.loads(
+        at("identify", walks(5, 0.3), "--json", "--filter", '{"view": "090"}', "--top-k", "100")[1]
+    )
+    assert [item["subject_id"] for item in found["candidates"]] == ["cli-json"]
+    assert json.loads(at("verify", "cli-json", walks(5), "--json")[1])["verified"] is True
+    lines = at("subjects", "list", "--json")[1].splitlines()
+    assert "cli-json" in [json.loads(line)["subject_id"] for line in lines]
+    shown = json.loads(at("sequences", "show", sequence["sequence_id"])[1])
+    assert shown["metadata"] == {"view": "090"}
+    assert json.loads(at("status", "--json")[1])["model"]["name"] == "default"
+    status, _, err = at("identify", walks(5), "--filter", "view=090")
+    assert (status, "--filter is not JSON" in err) == (1, True)
+
+
+def test_silhouettes_are_written_to_files(
+    at: Gaitid, walks: Callable[..., Path], tmp_path: Path
+) -> None:
+    enrolled = json.loads(at("enroll", "cli-film", walks(6), "--accept-conflict", "--json")[1])
+    sequence = enrolled["sequences"][0]["sequence_id"]
+    for name, magic in (("a.npz", b"PK"), ("a.gif", b"GIF8"), ("a.PNG", b"\x89PNG")):
+        assert at("sequences", "download", sequence, tmp_path / name)[0] == 0
+        assert (tmp_path / name).read_bytes().startswith(magic)
+    status, _, err = at("sequences", "download", sequence, tmp_path / "a.mp4")
+    assert (status, ".npz, .gif or .png?" in err) == (1, True)
+
+
+def test_what_is_erased_is_asked_about_and_gone(
+    at: Gaitid, walks: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert at("galleries", "create", "cli-lab")[0] == 0
+    for person in ("a", "b"):
+        both = (walks(1), walks(1, 0.5), "--gallery", "cli-lab", "--accept-conflict")
+        assert at("enroll", person, *both)[0] == 0
+    rows = at("subjects", "show", "a", "--gallery", "cli-lab", "--json")[1].splitlines()
+    sequence = json.loads(rows[0])["sequence_id"]
+    assert at("sequences", "delete", sequence, "--yes")[0] == 0
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    assert at("subjects", "delete", "a", "--gallery", "cli-lab")[0] == 1
+    table = at("galleries", "list")[1].splitlines()
+    assert ["cli-lab", "2", "3"] in [row.split()[:3] for row in table]
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    receipt = json.loads(at("subjects", "delete", "a", "--gallery", "cli-lab")[1])
+    assert receipt["erased"]["sequences"] == 1
+    assert json.loads(at("galleries", "delete", "cli-lab", "-y")[1])["gallery"] == "cli-lab"
+    status, _, err = at("galleries", "show", "cli-lab")
+    assert status == 1
+    assert "404 gallery-not-found" in err
+    assert "request " in err
+
+
+def test_jobs_are_submitted_listed_and_cancelled(at: Gaitid) -> None:
+    status, out, err = at("jobs", "submit", "calibrate", "--target-fpir", "0.1")
+    assert (status, err) == (0, "")
+    job = out.strip()
+    assert json.loads(at("jobs", "show", job)[1])["status"] == "queued"
+    assert job in at("jobs", "list", "--status", "queued")[1]
+    assert at("jobs", "cancel", job)[:2] == (0, "cancelled\n")
+    status, out, err = at("jobs", "follow", job, "--json")
+    assert [json.loads(line)["data"]["status"] for line in out.splitlines()] == [
+        "queued",
+        "cancelled",
+    ]
+    assert (status, f"the job {job} cancelled" in err) == (1, True)
 
 
 def test_a_service_that_is_not_there_is_said_plainly(
@@ -288,7 +403,7 @@ def test_a_service_that_is_not_there_is_said_plainly(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         port = nobody.getsockname()[1]
-    status, _, err = gaitid("subjects", "--url", f"http://127.0.0.1:{port}")
+    status, _, err = gaitid("subjects", "list", "--url", f"http://127.0.0.1:{port}")
     assert status == 1
     assert f"http://127.0.0.1:{port}" in err
     assert "Traceback" not in err
@@ -320,3 +435,62 @@ def test_a_file_that_is_no_opengait_checkpoint_is_refused(gaitid: Gaitid, tmp_pa
     assert status == 1
     assert "model.pt" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_word_of_the_service_cannot_rule_the_terminal(
+    gaitid: Gaitid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evil = {"name": "\x1b[2J[bold]m", "source": "s", "digest": "d", "metrics": {}, "card": {}}
+    page = {"items": [{**evil, "job_id": None, "created_at": None}], "next_cursor": None}
+    monkeypatch.setattr(
+        httpx.HTTPTransport, "handle_request", lambda *_: httpx.Response(200, json=page)
+    )
+    status, out, _ = gaitid("models", "list", "--url", "http://gait.test")
+    assert status == 0
+    assert "\x1b" not in out
+    assert "[2J[bold]m" in out
+
+
+@pytest.mark.parametrize("command", [("activate", "m"), ("rollback",)])
+def test_a_model_is_activated_by_a_job(
+    gaitid: Gaitid, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    script = Script(a_job(status="queued"))
+    monkeypatch.setattr(httpx.HTTPTransport, "handle_request", script.handle)
+    status, out, _ = gaitid(
+        "models", *command, "--gallery", "lab", "--no-wait", "--url", "http://gait.test"
+    )
+    assert (status, json.loads(out)["status"]) == (0, "queued")
+    assert script.requests[0].url.path == f"/models/{'/'.join(reversed(command))}"
+    assert json.loads(script.requests[0].content) == {"gallery": "lab"}
+
+
+def test_a_model_is_removed_when_that_is_confirmed(
+    gaitid: Gaitid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Script(httpx.Response(204))
+    monkeypatch.setattr(httpx.HTTPTransport, "handle_request", script.handle)
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    where = ("--url", "http://gait.test")
+    assert gaitid("models", "delete", "mine", *where)[0] == 1
+    assert script.requests == []
+    status, out, _ = gaitid("models", "delete", "mine", "--yes", *where)
+    assert (status, out) == (0, "mine removed\n")
+    (request,) = script.requests
+    assert (request.method, request.url.path) == ("DELETE", "/models/mine")
+
+
+def test_a_checkpoint_is_uploaded_as_a_model(
+    gaitid: Gaitid, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = {"name": "mine", "source": "imported", "digest": "d", "metrics": {}, "card": {}}
+    answer = httpx.Response(201, json={**model, "job_id": None, "created_at": None})
+    script = Script(answer)
+    monkeypatch.setattr(httpx.HTTPTransport, "handle_request", script.handle)
+    status, out, _ = gaitid(
+        "models", "upload", "mine", models / "default", "--url", "http://gait.test"
+    )
+    assert (status, json.loads(out)["name"]) == (0, "mine")
+    body = script.requests[0].content
+    for file in ("weights.safetensors", "card.json"):
+        assert (models / "default" / file).read_bytes() in body

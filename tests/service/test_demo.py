@@ -1,11 +1,12 @@
 """The demo's own judgement; `tests/e2e` runs the whole of it."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from service.client import Identification, Job, JobProgress
+from service.client import Identification, Job, JobProgress, ModelReference, Probe, Quality
 from service.demo import Answers, DemoFailed, choose, judge
 from service.demo_walks import WALKS
 
@@ -15,7 +16,10 @@ STRANGER = Identification(
     decision="no_match",
     threshold=0.9,
     threshold_source="model",
+    operating_point=None,
     candidates=[],
+    probe=Probe(frames=40, quality=Quality(score=1.0, issues=[])),
+    model=ModelReference(name="default", digest="d" * 64),
     took_ms=1.0,
 )
 GOOD = Answers(rank1=1.0, matched=1.0, strangers=[STRANGER], latencies_ms=[1.0, 2.0])
@@ -27,6 +31,9 @@ DONE = Job(
     metrics={},
     result={"model": "m"},
     error=None,
+    created_at=datetime(2026, 11, 22, tzinfo=UTC),
+    started_at=None,
+    finished_at=None,
 )
 
 

@@ -1,0 +1,226 @@
+"""Enrolling a folder of walks over HTTP, so that it can be done again after whatever happened.
+
+```
+FOLDER/SUBJECT/WALK.zip      any format that can be uploaded, any ending
+FOLDER/SUBJECT/WALK/*.png    or a folder with an image for each frame
+FOLDER/SUBJECT/WALK.json     optional: the walk's metadata, a JSON object of scalars
+```
+Without WALK.json a name VIEW_CONDITION gives `view` and `condition`, as `python -m training pack`
+reads them. Names that start with a dot are left alone.
+
+Nothing is remembered here. A walk's Idempotency-Key is a hash of what is sent, so that the service
+answers a second request for the same walk with what the first one enrolled. Nothing is doubled when
+this process or the service is killed, or when two of them enrol the same folder at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import zipfile
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from service.client import (
+    BadRequest,
+    Client,
+    Conflict,
+    Invalid,
+    Refused,
+    TooLarge,
+    UnsupportedMedia,
+)
+
+_IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
+_SUBJECT = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
+_VIEW_CONDITION = re.compile(r"(?P<view>[^_.][^_]*)_(?P<condition>[^_.]+)")
+_COMPRESSED = (".gz", ".bz2", ".xz")
+_LARGEST_SIDE_FILE = 64 * 2**10
+_EARLIEST = (1980, 1, 1, 0, 0, 0)  # of a zip's times: the same frames make the same file
+_REFUSALS = (BadRequest, Conflict, Invalid, TooLarge, UnsupportedMedia)
+"""What the service says of a walk; anything else is said of every walk, and ends it all."""
+
+
+class UnusableFolder(ValueError):
+    """The folder holds nobody; the text begins with what is at fault."""
+
+
+class UnusableWalk(ValueError):
+    """A walk that cannot be sent as it lies there."""
+
+
+@dataclass(frozen=True, slots=True)
+class WalkOnDisk:
+    """A walk and whose it is: a file, or a folder of frames."""
+
+    subject_id: str
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The walk's name without the endings that say what it is packed in."""
+        if self.path.is_dir():
+            return self.path.name
+        stem = Path(self.path.name)
+        return stem.with_suffix("").stem if stem.suffix in _COMPRESSED else stem.stem
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a walk.
+
+    Attributes:
+        walk: which one.
+        sequence_id: what it is enrolled as; None when it was refused.
+        known: whether it had been enrolled before.
+        refused: why it was refused, else None.
+    """
+
+    walk: WalkOnDisk
+    sequence_id: str | None = None
+    known: bool = False
+    refused: str | None = None
+
+
+def walks_in(folder: Path) -> list[WalkOnDisk]:
+    """Every walk of a folder, in the order of names.
+
+    Raises:
+        UnusableFolder: there is none, a folder's name is no subject id, or a side file has no walk.
+    """
+    walks: list[WalkOnDisk] = []
+    for person in _visible(folder):
+        if not person.is_dir():
+            continue
+        if not _SUBJECT.fullmatch(person.name):
+            raise UnusableFolder(f"{person}: its name is not 1 to 128 of A-Z a-z 0-9 . _ : @ -")
+        found = _visible(person)
+        own = [WalkOnDisk(person.name, path) for path in found if path.suffix != ".json"]
+        names = {walk.name for walk in own}
+        for path in found:
+            if path.suffix == ".json" and path.stem not in names:
+                raise UnusableFolder(f"{path}: there is no walk of that name beside it")
+        walks += own
+    if not walks:
+        raise UnusableFolder(f"{folder}: no walks found, which lie in FOLDER/SUBJECT/WALK.zip")
+    return walks
+
+
+def enrol_all(
+    client: Client,
+    walks: list[WalkOnDisk],
+    gallery: str,
+    *,
+    in_flight: int,
+    accept_conflict: bool = False,
+) -> Iterator[Outcome]:
+    """Enrol walks, some at once, and tell of each what became of it, in order.
+
+    Raises:
+        ClientError: what would befall all that follow, such as a missing gallery or a service that
+            does not come back. Walks that were under way may be enrolled; do it again.
+    """
+    waiting = iter(walks)
+    under_way: deque[Future[Outcome]] = deque()
+    enrol = partial(_enrol, client, gallery=gallery, accept_conflict=accept_conflict)
+    with ThreadPoolExecutor(in_flight, "enrol") as pool:
+        try:
+            for walk in islice(waiting, in_flight):
+                under_way.append(pool.submit(enrol, walk))
+            while under_way:
+                outcome = under_way.popleft().result()
+                for walk in islice(waiting, 1):
+                    under_way.append(pool.submit(enrol, walk))
+                yield outcome
+        finally:
+            for future in under_way:
+                future.cancel()
+
+
+def metadata_of(walk: WalkOnDisk) -> dict[str, Any]:
+    """A walk's metadata: from its side file, else from its name; raises `UnusableWalk`."""
+    side = walk.path.with_name(f"{walk.name}.json")
+    if side.is_file():
+        if side.stat().st_size > _LARGEST_SIDE_FILE:
+            raise UnusableWalk(f"{side.name} is larger than any metadata")
+        try:
+            value = json.loads(side.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise UnusableWalk(f"{side.name} is not JSON") from error
+        if not isinstance(value, dict):
+            raise UnusableWalk(f"{side.name} is not a JSON object")
+        return value
+    name = _VIEW_CONDITION.fullmatch(walk.name)
+    return {} if name is None else name.groupdict()
+
+
+def content_of(walk: WalkOnDisk) -> bytes:
+    """What is uploaded: the file, or a zip of the frames, always the same for the same frames.
+
+    Raises:
+        UnusableWalk: a folder without images, or with another folder in it.
+        OSError: it cannot be read.
+    """
+    if not walk.path.is_dir():
+        return walk.path.read_bytes()
+    found = _visible(walk.path)
+    frames = [path for path in found if path.suffix.lower() in _IMAGES]
+    if not frames:
+        raise UnusableWalk("there are no images in it")
+    if any(path.is_dir() for path in found):
+        raise UnusableWalk("there is a folder among the frames")
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as target:
+        for path in frames:
+            target.writestr(zipfile.ZipInfo(path.name, _EARLIEST), path.read_bytes())
+    return archive.getvalue()
+
+
+def _enrol(client: Client, walk: WalkOnDisk, *, gallery: str, accept_conflict: bool) -> Outcome:
+    try:
+        metadata, content = metadata_of(walk), content_of(walk)
+        enrolment = client.enroll(
+            walk.subject_id,
+            # The whole request goes with the key, so a file's own name may not be in it.
+            [("walk", content)],
+            gallery=gallery,
+            metadata=metadata,
+            accept_conflict=accept_conflict,
+            idempotency_key=_key(gallery, walk.subject_id, metadata, content, accept_conflict),
+        )
+    except (UnusableWalk, OSError) as error:
+        return Outcome(walk, refused=str(error))
+    except _REFUSALS as error:
+        return Outcome(walk, refused=_reason(error))
+    (sequence,) = enrolment.sequences
+    known = enrolment.replayed or sequence.already_enrolled
+    return Outcome(walk, sequence.sequence_id, known=known)
+
+
+def _key(
+    gallery: str,
+    subject_id: str,
+    metadata: dict[str, Any],
+    content: bytes,
+    accept_conflict: bool,
+) -> str:
+    described = json.dumps([gallery, subject_id, metadata, accept_conflict]).encode()
+    return f"walk-{hashlib.sha256(described + hashlib.sha256(content).digest()).hexdigest()}"
+
+
+def _reason(error: Refused) -> str:
+    codes = ", ".join(dict.fromkeys(fault.reason for fault in error.errors))
+    detail = error.detail.removeprefix("sequence[0] walk: ")
+    return f"{detail} ({codes})" if codes and codes != detail else detail
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))

@@ -1,0 +1,109 @@
+"""A typed client of the REST interface, for the command line, the demo and other programs.
+
+```
+with Client("http://127.0.0.1:8000") as client:
+    client.enroll("anna", [Path("walk.zip")])
+    answer = client.identify(Path("other.zip"))
+    for event in client.follow(client.calibrate().id): ...
+
+async with AsyncClient("http://127.0.0.1:8000") as client:
+    await client.enroll("anna", [Path("walk.zip")])
+    async for subject in client.subjects(): ...
+```
+Both have the same calls, those of `service.client.calls.Calls`. It imports nothing of the service.
+"""
+
+from service.client.answers import (
+    Candidate,
+    Coverage,
+    EnrolledSequence,
+    Enrolment,
+    EnrolmentConflict,
+    ErasureReceipt,
+    Gallery,
+    Health,
+    Identification,
+    Import,
+    Job,
+    JobEvent,
+    JobProgress,
+    Model,
+    ModelReference,
+    Probe,
+    Quality,
+    Readiness,
+    Resemblance,
+    Sequence,
+    Subject,
+    SubjectDetails,
+    Verification,
+)
+from service.client.call import Upload
+from service.client.connection import AsyncClient, Client
+from service.client.failures import (
+    BadRequest,
+    ClientError,
+    Conflict,
+    Fault,
+    Forbidden,
+    Invalid,
+    NotFound,
+    Problem,
+    RateLimited,
+    Refused,
+    ServiceUnreachable,
+    StorageFull,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    UnexpectedAnswer,
+    UnsupportedMedia,
+)
+from service.client.retries import Retries
+
+__all__ = [
+    "AsyncClient",
+    "BadRequest",
+    "Candidate",
+    "Client",
+    "ClientError",
+    "Conflict",
+    "Coverage",
+    "EnrolledSequence",
+    "Enrolment",
+    "EnrolmentConflict",
+    "ErasureReceipt",
+    "Fault",
+    "Forbidden",
+    "Gallery",
+    "Health",
+    "Identification",
+    "Import",
+    "Invalid",
+    "Job",
+    "JobEvent",
+    "JobProgress",
+    "Model",
+    "ModelReference",
+    "NotFound",
+    "Probe",
+    "Problem",
+    "Quality",
+    "RateLimited",
+    "Readiness",
+    "Refused",
+    "Resemblance",
+    "Retries",
+    "Sequence",
+    "ServiceUnreachable",
+    "StorageFull",
+    "Subject",
+    "SubjectDetails",
+    "TooLarge",
+    "Unauthenticated",
+    "Unavailable",
+    "UnexpectedAnswer",
+    "UnsupportedMedia",
+    "Upload",
+    "Verification",
+]

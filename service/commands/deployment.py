@@ -1,0 +1,74 @@
+"""What commands need that work on this machine's deployment: its settings and its database."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from service.commands.failure import CommandFailed
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from service.audit.record import AuditRecord
+    from service.settings import Settings
+
+
+def settings_from(**given: Any) -> Settings:
+    """Settings from the environment, under what the command line gives."""
+    from pydantic import ValidationError
+
+    from service.settings import Settings, misspelt
+
+    if complaints := misspelt(os.environ):
+        raise CommandFailed("; ".join(complaints))
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"GAITID_{'_'.join(str(part) for part in item['loc']).upper()}: {item['msg']}"
+            for item in error.errors()
+        )
+        raise CommandFailed(wrong) from error
+
+
+@contextmanager
+def database(settings: Settings) -> Iterator[Engine]:
+    """The deployment's database, with today's tables; it is made where there is none."""
+    from service.database import migrate, open_database
+
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    engine = open_database(settings.resolved_database_url)
+    try:
+        migrate(engine)
+        yield engine
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def galleries(settings: Settings) -> Iterator[Engine]:
+    """The database with the keys that its galleries may be encrypted with."""
+    from service.encryption import KeyTrouble, Tampered, read_keys
+    from service.gallery.sealing import unlock
+
+    try:
+        keys = read_keys(settings)
+        with database(settings) as engine:
+            unlock(engine, keys)
+            yield engine
+    except (KeyTrouble, Tampered) as error:
+        raise CommandFailed(str(error)) from error
+
+
+@contextmanager
+def audit_record(settings: Settings, engine: Engine) -> Iterator[AuditRecord]:
+    """The record of who did what; `engine` is the galleries' database."""
+    from contextlib import closing
+
+    from service.audit.record import AuditRecord
+
+    with closing(AuditRecord.open(settings, engine)) as record:
+        yield record

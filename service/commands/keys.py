@@ -1,0 +1,91 @@
+"""`gaitid keys`: API keys, made on the deployment's machine with its database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from service.commands.deployment import audit_record, database, settings_from
+from service.commands.failure import CommandFailed
+from service.commands.options import DataDir
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from service.auth import ApiKey
+
+app = typer.Typer(no_args_is_help=True, help="API keys of this deployment, made on its machine.")
+
+
+@app.command("add")
+def add(
+    scope: Annotated[
+        list[str], typer.Option(help="enroll, identify, jobs or admin; may be repeated.")
+    ],
+    name: Annotated[str, typer.Option(help="Whose key it is.")] = "",
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            help="Requests it may send, such as 120/minute, or unlimited. [GAITID_RATE_LIMIT]"
+        ),
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Make a key, shown once and kept as a hash; from then on every call needs one."""
+    from service.auth import Scope, create_key
+
+    known = [item.value for item in Scope]
+    unknown = [item for item in scope if item not in known]
+    if unknown:
+        raise CommandFailed(f"no such scope: {', '.join(unknown)}; there are {', '.join(known)}")
+    scopes = [Scope(item) for item in scope]
+    with _recorded("add_key", data_dir) as (engine, record):
+        try:
+            key, token = create_key(engine, scopes, name, rate, record)
+        except ValueError as error:
+            raise CommandFailed(f"--rate: {error}") from error
+    typer.echo(f"key {key.key_id}; it is not shown again:", err=True)
+    typer.echo(token)
+
+
+@app.command("list")
+def show_all(data_dir: DataDir = None) -> None:
+    """List keys, without the secrets, which nobody knows."""
+    from service.auth import list_keys
+
+    with database(settings_from(data_dir=data_dir)) as engine:
+        for key in list_keys(engine):
+            state = "revoked" if key.revoked_at else "active"
+            rate = "" if key.rate is None else f"  {key.rate}"
+            scopes = ",".join(sorted(key.scopes))
+            typer.echo(f"{key.key_id}  {state}  {scopes}{rate}  {key.name}")
+
+
+@app.command("revoke")
+def revoke(key_id: str, data_dir: DataDir = None) -> None:
+    """Make a key useless from now on."""
+    from service.auth import revoke_key
+    from service.errors import NotFound
+
+    with _recorded("revoke_key", data_dir) as (engine, record):
+        try:
+            revoke_key(engine, key_id, record)
+        except NotFound as error:
+            raise CommandFailed(str(error)) from error
+    typer.echo(f"{key_id} revoked")
+
+
+@contextmanager
+def _recorded(
+    action: Literal["add_key", "revoke_key"], data_dir: Path | None
+) -> Iterator[tuple[Engine, Callable[[ApiKey], None]]]:
+    """The database, and what writes a change of a key to the audit record."""
+    from service.audit.entries import COMMAND, key_change
+
+    settings = settings_from(data_dir=data_dir)
+    with database(settings) as engine, audit_record(settings, engine) as record:
+        yield engine, lambda key: record.changed(key_change(action, key), COMMAND)
