@@ -28,12 +28,12 @@ export async function learn() {
   await learnGalleries();
 }
 
-/** Read the galleries again, and choose `wanted` or what was chosen before. */
-export async function learnGalleries(wanted = gallery()) {
+/** Read the galleries again, and choose `wanted`, or keep what is chosen by then. */
+export async function learnGalleries(wanted = null) {
   galleries = await everything("/galleries");
   const names = galleries.map((one) => one.name);
   if (!names.includes("default")) names.unshift("default");
-  offer(galleryChoice, names, wanted);
+  offer(galleryChoice, names, wanted ?? gallery());
 }
 
 /** Fill a `<select>` with values `inWords`, and choose `wanted` where it is offered. */
