@@ -125,8 +125,8 @@ def page(result: dict[str, object], datasets: dict[str, dict[str, Any]]) -> str:
         "Of the people of a dataset some are enrolled with all their walks; the gallery is "
         "calibrated as `POST /jobs/calibrate` does; everybody else, whom the calibration never "
         f"saw, is searched in it. Means of {result['draws']} draws of who is enrolled. What the "
-        "columns `method` and `interval` mean is in [operations.md](operations.md#calibration); "
-        "draws with `none` failed and are left out. "
+        "columns `method` and `interval` mean, and the curve of a gallery, is in "
+        "[operations.md](operations.md#calibration); draws with `none` failed and are left out. "
         "Draws share people, and strangers are few, so the observed rates have a spread of their "
         "own, which `interval holds it` counts against the calibration.",
         f"Checkpoint {result['checkpoint']}; written by `python -m benchmarks.calibration`.",

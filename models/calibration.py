@@ -35,7 +35,8 @@ and how often the interval held the promised one): 25 subjects 10.2 % for 10 % (
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -49,6 +50,8 @@ from models.similarity import Metric
 Method = Literal["observed", "extrapolated", "background"]
 
 CONFIDENCE: Final = 0.95
+CURVE: Final = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+"""The rates of a curve."""
 OBSERVED_FALSE_MATCHES: Final = 10
 LEAST_SUBJECTS: Final = 20
 LEAST_EXPECTED: Final = 0.2
@@ -172,6 +175,26 @@ def calibrate(
         low, high = _interval(searches.extrapolated, count, seed)
         interval = min(low, known), max(high, known)
     return Calibration(max(known, own), interval, "background")
+
+
+def calibration_curve(
+    similarities: NDArray[np.float64],
+    subjects: NDArray[np.int64],
+    background: Sequence[KnownThreshold] = (),
+    *,
+    seed: int = 0,
+) -> dict[float, Calibration]:
+    """What `calibrate` finds for each rate of `CURVE`, highest first.
+
+    A rate that neither the gallery nor the card can show is left out. Each is found by itself, with
+    the method that fits it, so where the methods change the thresholds need not rise.
+    """
+    found: dict[float, Calibration] = {}
+    for target in CURVE:
+        # One rate that cannot be shown says nothing of the others.
+        with suppress(CannotCalibrate):
+            found[target] = calibrate(similarities, subjects, target, background, seed=seed)
+    return found
 
 
 def background_threshold(

@@ -18,6 +18,7 @@ from models.calibration import (
     CannotCalibrate,
     KnownThreshold,
     calibrate,
+    calibration_curve,
     stranger_similarities,
 )
 from models.similarity import Metric
@@ -27,7 +28,7 @@ from service.gallery.store import missing_gallery
 from service.gallery.tables import EmbeddingRow, GalleryRow, SequenceRow, SubjectRow
 from service.jobs.queue import queue_unless_claimed
 from service.model_registry import read_card
-from service.operating_point import OperatingPoint, Rerun
+from service.operating_point import CurvePoint, OperatingPoint, Rerun
 
 
 class CalibrationModel(BaseModel):
@@ -87,6 +88,8 @@ def measure(
         enrolled.embeddings, enrolled.subjects, model.metric, lambda done: progress(done, total)
     )
     found = calibrate(similarities, enrolled.subjects, target_fpir, model.thresholds)
+    curve = calibration_curve(similarities, enrolled.subjects, model.thresholds)
+    curve[target_fpir] = found
     point = OperatingPoint(
         threshold=found.threshold,
         interval=found.interval,
@@ -97,6 +100,7 @@ def measure(
         gallery_sequences=total,
         calibrated_at=now(),
         digest=model.digest,
+        curve=tuple(CurvePoint.of(*item) for item in sorted(curve.items(), reverse=True)),
     )
     return Measured(gallery_id=gallery_id, operating_point=point)
 

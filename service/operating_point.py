@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from models.calibration import Method
+from models.calibration import Calibration, Method
 
 GROWTH = 1.2
 """A gallery that has this many times the subjects is stale: so is its rate of false matches."""
+
+_LONGEST_CURVE = 16  # of an import; a calibration makes seven at most
 
 
 class Rerun(BaseModel):
@@ -20,6 +22,38 @@ class Rerun(BaseModel):
 
     subjects: int
     digest: str
+
+
+class CurvePoint(BaseModel):
+    """What calibrating the same gallery at the same time for another rate would have found.
+
+    Attributes:
+        target_fpir: the rate.
+        threshold: similarity.
+        low: where its interval begins; None with fewer than 3 subjects.
+        high: where it ends.
+        method: how it was found; another rate may take another method.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    target_fpir: float
+    threshold: float
+    low: float | None
+    high: float | None
+    method: Method
+
+    @classmethod
+    def of(cls, target_fpir: float, found: Calibration) -> Self:
+        """From what was found for a rate."""
+        low, high = found.interval or (None, None)
+        return cls(
+            target_fpir=target_fpir,
+            threshold=found.threshold,
+            low=low,
+            high=high,
+            method=found.method,
+        )
 
 
 class OperatingPoint(BaseModel):
@@ -35,6 +69,8 @@ class OperatingPoint(BaseModel):
         gallery_sequences: how many sequences they had.
         calibrated_at: when.
         digest: of the checkpoint whose similarities these are; it says nothing of any other's.
+        curve: thresholds for other rates, highest rate first, and for this one; only those that the
+            gallery or the card can show. Empty where it was found by an earlier version.
         rerun: set when it was found stale and a job was queued.
     """
 
@@ -49,6 +85,7 @@ class OperatingPoint(BaseModel):
     gallery_sequences: int
     calibrated_at: datetime
     digest: str
+    curve: Annotated[tuple[CurvePoint, ...], Field(max_length=_LONGEST_CURVE)] = ()
     rerun: Rerun | None = None
 
     @classmethod
@@ -57,8 +94,8 @@ class OperatingPoint(BaseModel):
         return None if kept is None else cls.model_validate(kept)
 
     def kept(self) -> dict[str, Any]:
-        """For a gallery's row."""
-        return self.model_dump(mode="json")
+        """For a gallery's row; one without a curve as it was kept before there were any."""
+        return self.model_dump(mode="json", exclude=None if self.curve else {"curve"})
 
     def stale(self, digest: str, subjects: int) -> bool:
         """Whether the model is another now, or the gallery has grown by a fifth."""
@@ -77,5 +114,5 @@ class OperatingPoint(BaseModel):
 
     def shown(self, digest: str, subjects: int) -> dict[str, Any]:
         """For clients, beside the threshold that it made."""
-        content = self.model_dump(mode="json", exclude={"threshold", "digest", "rerun"})
+        content = self.model_dump(mode="json", exclude={"threshold", "digest", "curve", "rerun"})
         return {**content, "stale": self.stale(digest, subjects)}

@@ -340,6 +340,7 @@ class GalleryAnswer(Schema):
             else {
                 "threshold": point.threshold,
                 "digest": point.digest,
+                "curve": [item.model_dump(mode="json") for item in point.curve],
                 **point.shown(model.digest, record.subjects),
             },
             metadata=record.metadata,

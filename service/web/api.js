@@ -23,7 +23,7 @@ export function path(strings, ...parts) {
 }
 
 /** Send a request; throws `Problem` unless it was answered well. */
-export async function send(method, to, { query = {}, form, json, headers = {}, signal } = {}) {
+export async function send(method, to, { query = {}, body, json, headers = {}, signal } = {}) {
   const url = new URL(to.replace(/^\//, ""), BASE);
   for (const [name, value] of Object.entries(query)) {
     if (value !== null && value !== "") url.searchParams.set(name, value);
@@ -32,10 +32,10 @@ export async function send(method, to, { query = {}, form, json, headers = {}, s
   const used = key.get();
   if (used) all.Authorization = `Bearer ${used}`;
   if (json !== undefined) all["Content-Type"] = "application/json";
-  const body = json === undefined ? form : JSON.stringify(json);
+  const sent = json === undefined ? body : JSON.stringify(json); // a form or a file says its own type
   let answer;
   try {
-    answer = await fetch(url, { method, headers: all, body, signal, credentials: "omit" });
+    answer = await fetch(url, { method, headers: all, body: sent, signal, credentials: "omit" });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem({

@@ -1,22 +1,22 @@
 // The page: which section is shown, which gallery is chosen, the API key, how the service is.
 
+import { leaveActivation } from "./activation.js";
 import { call, key } from "./api.js";
-import { resetAudit } from "./audit.js";
 import { byId } from "./dom.js";
 import { startEnrolment } from "./enrolment.js";
-import { showGallery, startGallery } from "./gallery.js";
+import { leaveGallery, showGallery, startGallery } from "./gallery.js";
 import { startIdentification } from "./identification.js";
 import { showJobs, startJobs, leaveJobs } from "./jobs.js";
-import { showModels } from "./models.js";
+import { showModels, startModels } from "./models.js";
 import { showing } from "./problem.js";
 import { galleryChoice, learn } from "./service.js";
 
 const sections = {
   identify: {},
   enrol: {},
-  gallery: { show: showGallery, leave: resetAudit },
+  gallery: { show: showGallery, leave: leaveGallery },
   jobs: { show: showJobs, leave: leaveJobs },
-  models: { show: showModels },
+  models: { show: showModels, leave: leaveActivation },
 };
 let shown = null;
 
@@ -71,7 +71,7 @@ byId("key-dialog").addEventListener("close", async () => {
 });
 addEventListener("key-needed", askForKey);
 addEventListener("hashchange", () => go());
-galleryChoice.addEventListener("change", () => sections[shown].show?.());
+galleryChoice.addEventListener("change", () => sections[shown]?.show?.()); // nothing is shown until it is ready
 // A walk dropped beside its field would otherwise replace the page.
 for (const kind of ["dragover", "drop"]) addEventListener(kind, (event) => event.preventDefault());
 
@@ -79,6 +79,7 @@ startIdentification();
 startEnrolment();
 startGallery();
 startJobs();
+startModels();
 labelKeyButton();
 await greet();
 go({ focus: false });

@@ -1,50 +1,23 @@
 // Auditing a gallery: which walks attract other people, who may be one person, what is poor.
 
-import { call, path } from "./api.js";
-import { announce, byId, element, entry } from "./dom.js";
-import { follow } from "./events.js";
-import { inWords, problemNotice } from "./problem.js";
+import { byId, element, entry } from "./dom.js";
+import { inWords } from "./problem.js";
+import { runner } from "./running.js";
 import { gallery, has } from "./service.js";
 
 const AUDIT = "/jobs/audit-gallery"; // not every version of the service has it
-const FINAL = new Set(["succeeded", "failed", "cancelled"]);
-let watching = new AbortController();
+const audits = runner(byId("audit-result"), "audit", (busy) => { byId("audit-start").disabled = busy; });
 
 /** Make the button work; `choose` is called with a subject that somebody wants to see. */
 export function startAudit(choose) {
-  byId("audit-start").addEventListener("click", () => carryOut(choose));
+  byId("audit-start").addEventListener("click", () =>
+    audits.run(AUDIT, { gallery: gallery() }, (result) => auditOf(result, choose)));
 }
 
 /** Offer an audit where there is one, and show none. */
 export function resetAudit() {
-  watching.abort();
-  byId("audit-start").disabled = false;
+  audits.leave();
   byId("audit-card").hidden = !has("POST", AUDIT);
-  byId("audit-result").replaceChildren();
-}
-
-async function carryOut(choose) {
-  watching.abort();
-  const mine = (watching = new AbortController());
-  const place = byId("audit-result");
-  const bar = element("progress", { max: 1, "aria-label": "Progress of the audit" });
-  place.replaceChildren(bar);
-  byId("audit-start").disabled = true;
-  try {
-    const { id } = await call("POST", AUDIT, { json: { gallery: gallery() }, signal: mine.signal });
-    const ended = (event) => event.kind === "status" && FINAL.has(event.data.status);
-    for await (const event of follow(path`/jobs/${id}/events`, { signal: mine.signal, ended })) {
-      if (event.kind === "progress") bar.value = event.data.step / event.data.total_steps;
-    }
-    if (mine.signal.aborted) return;
-    const job = await call("GET", path`/jobs/${id}`, { signal: mine.signal });
-    place.replaceChildren(job.result ? auditOf(job.result, choose)
-      : element("div", { class: "notice bad", role: "alert" }, job.error ?? `The audit was ${job.status}.`));
-    announce("The audit has ended");
-  } catch (error) {
-    if (error.name !== "AbortError") place.replaceChildren(problemNotice(error));
-  }
-  if (watching === mine) byId("audit-start").disabled = false;
 }
 
 /** What an audit found; with `choose`, subjects are buttons. */

@@ -34,7 +34,7 @@ async function enrol(sent, done) {
   const place = byId("enrol-result");
   await showing(place, async () => {
     try {
-      const answer = await call("POST", "/enroll", { form: sent });
+      const answer = await call("POST", "/enroll", { body: sent });
       place.replaceChildren(enrolled(answer));
       done();
     } catch (error) {

@@ -2,11 +2,16 @@
 
 import { call, path } from "./api.js";
 import { resetAudit, startAudit } from "./audit.js";
+import { leaveCalibration, showCalibration, startCalibration } from "./calibration.js";
 import { confirmed } from "./confirmation.js";
 import { coverageOf } from "./coverage.js";
 import { announce, bringIntoView, byId, element, entry } from "./dom.js";
 import { walkOf } from "./enrolment.js";
+import { percent } from "./figures.js";
+import { resetPortability, startPortability } from "./portability.js";
 import { showing } from "./problem.js";
+import { receiptOf } from "./receipt.js";
+import { keptFor, showRetention, startRetention } from "./retention.js";
 import { gallery, knownGalleries, learnGalleries } from "./service.js";
 
 const PAGE = 12;
@@ -17,6 +22,12 @@ export function startGallery() {
   byId("subjects-after").addEventListener("click", () => turn(() => cursors.push(byId("subjects-after").value)));
   byId("subjects-before").addEventListener("click", () => turn(() => cursors.pop()));
   startAudit(showSubject);
+  startCalibration(reread);
+  startRetention(reread);
+  startPortability(async (name) => {
+    await learnGalleries(name);
+    await showGallery();
+  });
   byId("find-form").addEventListener("submit", (event) => {
     event.preventDefault();
     showSubject(event.target.elements.subject_id.value);
@@ -44,8 +55,15 @@ export async function showGallery() {
   cursors = [null];
   byId("subject-detail").replaceChildren();
   byId("gallery-receipt").replaceChildren();
-  resetAudit();
+  resetPortability();
+  leaveGallery();
   await reread();
+}
+
+/** Stop following the jobs that were started here; they go on. */
+export function leaveGallery() {
+  resetAudit();
+  leaveCalibration();
 }
 
 async function reread() {
@@ -54,6 +72,8 @@ async function reread() {
     const found = knownGalleries().find((one) => one.name === gallery());
     byId("gallery-summary").replaceChildren(found ? summary(found)
       : element("p", { class: "hint" }, "This gallery begins with the first walk enrolled in it."));
+    showCalibration(found);
+    showRetention(found);
   });
   await showSubjects();
 }
@@ -63,12 +83,12 @@ function summary(found) {
   return element("dl", { class: "facts card" },
     entry("Gallery", found.name),
     entry("Subjects", found.subjects), entry("Walks", found.sequences), entry("Model", found.model.name),
-    entry("Threshold", calibrated ? calibration(calibrated) : "the model’s own"));
+    entry("Threshold", calibrated ? calibration(calibrated) : "the model’s own"),
+    entry("Walks are kept", keptFor(found.max_age_days)));
 }
 
 function calibration({ threshold, target_fpir, stale }) {
-  const rate = Number((100 * target_fpir).toPrecision(3));
-  return `${threshold.toFixed(4)}, calibrated for ${rate} % of strangers${stale ? ", before the latest changes" : ""}`;
+  return `${threshold.toFixed(4)}, calibrated for ${percent(target_fpir)} of strangers${stale ? ", out of date" : ""}`;
 }
 
 async function turn(change) {
@@ -82,6 +102,7 @@ async function showSubjects() {
   await showing(place, async () => {
     const query = { gallery: gallery(), limit: PAGE, cursor: cursors.at(-1) };
     const page = await call("GET", "/subjects", { query });
+    if (query.gallery !== gallery()) return; // another one was chosen meanwhile, and is on its way
     place.replaceChildren(page.items.length ? subjectTable(page.items)
       : element("p", { class: "hint" }, "Nobody is enrolled here yet."));
     byId("subjects-before").disabled = cursors.length === 1;
@@ -148,18 +169,4 @@ async function erase(title, text, to, query = {}) {
     bringIntoView(place);
     await reread();
   });
-}
-
-function receiptOf(receipt) {
-  const { subjects, sequences, embeddings } = receipt.erased;
-  return element("div", { class: "card notice" },
-    element("h2", {}, "Erased"),
-    element("dl", { class: "facts" },
-      entry("Gallery", receipt.gallery),
-      receipt.subject_id ? entry("Subject", receipt.subject_id) : null,
-      entry("Subjects", subjects), entry("Walks", sequences), entry("Embeddings", embeddings),
-      entry("At", new Date(receipt.erased_at).toLocaleString()),
-      entry("Receipt", element("code", {}, receipt.receipt_id))),
-    element("details", {}, element("summary", {}, "The receipt as the service gave it"),
-      element("pre", {}, JSON.stringify(receipt, null, 2))));
 }

@@ -41,13 +41,13 @@ function identify(form, walk) {
   const fields = asked(form, walk);
   fields.set("top_k", form.elements.top_k.value || "5");
   fields.set("explain", "true");
-  return call("POST", "/identify", { form: fields });
+  return call("POST", "/identify", { body: fields });
 }
 
 function verify(form, walk) {
   const fields = asked(form, walk);
   fields.set("subject_id", form.elements.subject_id.value);
-  return call("POST", "/verify", { form: fields });
+  return call("POST", "/verify", { body: fields });
 }
 
 function asked(form, walk) {

@@ -1,14 +1,14 @@
 // Jobs: start one, watch its curve as it comes, cancel it.
 
 import { call, path } from "./api.js";
-import { auditOf } from "./audit.js";
 import { chartOf } from "./progress.js";
 import { announce, bringIntoView, byId, element } from "./dom.js";
 import { follow } from "./events.js";
+import { outcomeOf } from "./outcome.js";
 import { problemNotice, showing } from "./problem.js";
+import { FINAL } from "./running.js";
 import { allowed, gallery, has, knownGalleries, offer } from "./service.js";
 
-const FINAL = new Set(["succeeded", "failed", "cancelled"]);
 const PAGE = 10;
 const CALIBRATE = "/jobs/calibrate"; // not every version of the service has it
 let watching = new AbortController();
@@ -21,6 +21,7 @@ export function startJobs() {
     recipe: elements.recipe.value,
     dataset: { gallery: elements.gallery.value },
     teachers: [...document.querySelectorAll("#teachers input:checked")].map((box) => box.value),
+    activate: elements.activate.value,
     ...(elements.steps.value && { overrides: { steps: Number(elements.steps.value) } }),
   }));
   submits(byId("evaluate-form"), "/jobs/evaluate", ({ elements }) => ({
@@ -75,6 +76,14 @@ function submits(form, to, request) {
       await listJobs();
     });
     button.disabled = false;
+  });
+}
+
+/** Watch a job that another one has queued. */
+async function watchNext(id) {
+  await showing(byId("jobs-problem"), async () => {
+    watch(await call("GET", path`/jobs/${id}`));
+    await listJobs();
   });
 }
 
@@ -148,7 +157,7 @@ async function watch(job) {
         if (event.data.reason) remark.textContent = event.data.reason;
         if (ended(event)) {
           cancel.hidden = true;
-          outcome.replaceChildren(...ending(event.data));
+          outcome.replaceChildren(...outcomeOf(job.type, event.data, watchNext));
         }
         updateRow(await call("GET", path`/jobs/${job.id}`, { signal: mine.signal }));
       }
@@ -156,16 +165,4 @@ async function watch(job) {
   } catch (error) {
     if (error.name !== "AbortError") outcome.replaceChildren(problemNotice(error));
   }
-}
-
-function ending({ status, result, error }) {
-  if (status === "failed") {
-    return [element("div", { class: "notice bad", role: "alert" },
-      element("strong", {}, "The job failed"), element("p", {}, error ?? "The service’s log says why."))];
-  }
-  if (status !== "succeeded" || !result) return [];
-  if (result.totals) return [auditOf(result)];
-  if (!result.model) return [element("pre", {}, JSON.stringify(result, null, 2))];
-  return [element("p", { class: "notice" }, "Made the model ", element("strong", {}, result.model),
-    ". ", element("a", { href: "#models" }, "See the models"))];
 }

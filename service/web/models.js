@@ -1,28 +1,46 @@
 // The models that the service knows: what they are, what they reached, where they decide.
 
-import { call } from "./api.js";
-import { byId, element, entry } from "./dom.js";
+import { activate, activeModel, leaveActivation, startActivation } from "./activation.js";
+import { call, path, send } from "./api.js";
+import { startCheckpoints } from "./checkpoint.js";
+import { confirmed } from "./confirmation.js";
+import { announce, byId, element, entry } from "./dom.js";
 import { showing } from "./problem.js";
 import { figuresOf, numbers } from "./progress.js";
-import { knownGalleries } from "./service.js";
+import { gallery, learnGalleries } from "./service.js";
 
-/** List the models. */
+/** Make the buttons and the form work. */
+export function startModels() {
+  startActivation(listModels);
+  startCheckpoints(listModels);
+}
+
+/** Show the chosen gallery’s model and every other. */
 export async function showModels() {
+  leaveActivation();
+  await listModels();
+}
+
+async function listModels() {
   const place = byId("model-list");
   await showing(place, async () => {
+    await learnGalleries();
     const { items } = await call("GET", "/models");
+    byId("active-model").replaceChildren(activeModel());
+    byId("checkpoint-result").replaceChildren();
     place.replaceChildren(...items.map(modelCard));
   });
 }
 
 function modelCard(model) {
   const { card } = model;
-  const used = knownGalleries().filter((one) => one.model.digest === model.digest).map((one) => one.name);
+  const { active_in: active, previous_in: previous } = model;
   const metrics = numbers(model.metrics);
   return element("article", { class: "card model" },
     element("div", { class: "heading" }, element("h2", {}, model.name),
       element("span", { class: "badge" }, model.source)),
-    used.length ? element("p", {}, `In use by ${used.length === 1 ? "the gallery" : "the galleries"} ${used.join(", ")}.`) : null,
+    active.length ? element("p", {}, `Active in ${listed(active)}.`) : null,
+    previous.length ? element("p", { class: "hint" }, `Kept for going back: ${listed(previous)} had it before.`) : null,
     element("dl", { class: "facts" },
       entry("Network", card.architecture),
       entry("Parts", `${card.parts} × ${card.channels}`),
@@ -33,7 +51,24 @@ function modelCard(model) {
     metrics.length ? element("h3", {}, "What it reached") : null,
     element("dl", { class: "facts" }, ...figuresOf(metrics)),
     card.thresholds?.length ? thresholds(card.thresholds) : null,
-    card.notes ? element("p", { class: "hint" }, card.notes) : null);
+    card.notes ? element("p", { class: "hint" }, card.notes) : null,
+    element("p", { class: "row" },
+      active.includes(gallery()) ? null : element("button", { type: "button", class: "changes-model",
+        onclick: () => activate(model.name) }, `Activate in ${gallery()}`),
+      model.source === "shipped" || active.length || previous.length ? null : element("button", { type: "button", class: "danger",
+        "aria-label": `Remove ${model.name} …`, onclick: () => remove(model.name) }, "Remove …")));
+}
+
+const listed = (names) => `${names.length === 1 ? "the gallery" : "the galleries"} ${names.join(", ")}`;
+
+async function remove(name) {
+  if (!(await confirmed(`Remove the model ${name}?`, "Its files are deleted, and cannot be brought back.", "Remove"))) return;
+  const place = byId("checkpoint-result");
+  await showing(place, async () => {
+    await send("DELETE", path`/models/${name}`);
+    announce(`The model ${name} is removed`);
+    await listModels();
+  });
 }
 
 /** Thresholds by how many strangers may be taken for somebody, and by how many people are enrolled. */

@@ -1,7 +1,8 @@
 // How far a job is: a bar, the curve of one metric, and the figures of evaluations.
 
-import { curve, short } from "./chart.js";
+import { curve } from "./chart.js";
 import { element } from "./dom.js";
+import { short } from "./figures.js";
 import { offer } from "./service.js";
 
 /** A chart that takes a job's events as they come: `{node, take(event)}`. */

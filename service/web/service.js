@@ -28,16 +28,16 @@ export async function learn() {
   await learnGalleries();
 }
 
-/** Read the galleries again, and choose `wanted` or what was chosen before. */
-export async function learnGalleries(wanted = gallery()) {
+/** Read the galleries again, and choose `wanted`, or keep what is chosen by then. */
+export async function learnGalleries(wanted = null) {
   galleries = await everything("/galleries");
   const names = galleries.map((one) => one.name);
   if (!names.includes("default")) names.unshift("default");
-  offer(galleryChoice, names, wanted);
+  offer(galleryChoice, names, wanted ?? gallery());
 }
 
-/** Fill a `<select>`, and choose `wanted` where it is offered. */
-export function offer(select, names, wanted = select.value) {
-  select.replaceChildren(...names.map((name) =>
-    element("option", { value: name, selected: name === wanted }, name)));
+/** Fill a `<select>` with values `inWords`, and choose `wanted` where it is offered. */
+export function offer(select, values, wanted = select.value, inWords = String) {
+  select.replaceChildren(...values.map((value) =>
+    element("option", { value, selected: value === wanted }, inWords(value))));
 }

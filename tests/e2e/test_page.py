@@ -6,10 +6,12 @@ import shutil
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
 
 import cv2
 import httpx
+import numpy as np
 import pytest
 from playwright.sync_api import (
     Browser,
@@ -17,15 +19,22 @@ from playwright.sync_api import (
     Locator,
     Page,
     Request,
+    ViewportSize,
     expect,
     sync_playwright,
 )
 from playwright.sync_api import Route as Reply
+from sqlalchemy import update
+from sqlalchemy.orm import Session
 
 from service.auth import Scope, create_key
 from service.client import Client
-from service.database import open_database
+from service.database import new_id, open_database, writing
+from service.gallery.records import NewSequence, SequenceQuality
+from service.gallery.store import GalleryStore
+from service.gallery.tables import GalleryRow
 from tests.e2e.deployment import Deployment
+from tests.service.conftest import save_tiny_model
 from tests.service.walkers import walk, walker
 
 pytestmark = [pytest.mark.slow]
@@ -48,7 +57,9 @@ FLAGS = [
     "--disable-sync",
 ]
 SECTIONS = ("identify", "enrol", "gallery", "jobs", "models")
-PHONE = {"width": 390, "height": 844}
+PHONES: list[ViewportSize] = [{"width": 390, "height": 844}, {"width": 320, "height": 640}]
+PATIENCE_MS = 30_000  # the machine may be busy
+expect.set_options(timeout=PATIENCE_MS)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +87,8 @@ def client(served: Deployment) -> Iterator[Client]:
 
 @pytest.fixture
 def gallery(served: Deployment, request: pytest.FixtureRequest) -> str:
-    name: str = request.node.name[5:60].rstrip("_")
+    whole = re.sub(r"\W+", "-", request.node.name.removeprefix("test_"))
+    name = f"{whole[:30]}{whole[30:][-30:]}".rstrip("-_")
     httpx.post(f"{served.url}/galleries", json={"name": name}).raise_for_status()
     return name
 
@@ -86,7 +98,7 @@ def page(browser: Browser) -> Iterator[Page]:
     """A tab; afterwards, nothing went wrong in it and nothing came from another host."""
     context = browser.new_context(locale="en-GB")
     page = context.new_page()
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(PATIENCE_MS)
     wrong: list[str] = []
     hosts: set[str] = set()
     page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -347,6 +359,208 @@ def test_a_gallery_is_paged_and_an_erasure_is_confirmed_and_shows_its_receipt(
     assert "hacked" not in page.title()
 
 
+def test_a_gallery_chosen_while_the_page_still_reads_stays_chosen(
+    page: Page, served: Deployment, client: Client, gallery: str
+) -> None:
+    client.enroll("anna", [("a.npz", walk(1))], gallery=gallery)
+    opened(page, served, "enrol")
+    slow: list[Reply] = []
+    page.route("**/galleries?*", lambda reply: slow.append(reply))
+    page.get_by_role("link", name="Gallery").click()
+    page.locator("#gallery-choice").select_option(gallery)
+    expect(page.locator("#gallery-summary[aria-busy]")).to_be_attached()
+    page.unroute("**/galleries?*")  # which lets those that wait go on
+    assert slow
+    section = page.locator("#gallery")
+    expect(section.locator("#gallery-summary")).to_contain_text(f"Gallery{gallery}")
+    expect(section.locator("#subject-list tbody th")).to_have_text(["anna"])
+    expect(page.locator("#gallery-choice")).to_have_value(gallery)
+
+
+def test_a_gallery_is_calibrated_and_its_curve_says_what_other_rates_would_ask_for(
+    page: Page, served: Deployment, gallery: str
+) -> None:
+    enrol_crowd(served, gallery, 24)
+    section = opened(page, served, "gallery", gallery)
+    card = section.locator("#calibration-card")
+    expect(card).to_contain_text("Not calibrated: the model’s own threshold decides")
+    target = card.get_by_label("Strangers matched, at most")
+    expect(target).to_have_value("0.01")
+    target.select_option("10 %")
+    card.get_by_role("button", name="Calibrate").click()
+    expect(card.get_by_role("status")).to_contain_text("Calibrated: the threshold is")
+    point = shown_gallery(served, gallery)["operating_point"]
+    assert point["target_fpir"] == 0.1
+    threshold = f"{point['threshold']:.4f}"
+    expect(card).to_contain_text(
+        f"At most 10 % of people who are not enrolled reach a similarity of {threshold}"
+    )
+    expect(section.locator("#gallery-summary")).to_contain_text(f"{threshold}, calibrated for 10 %")
+    expect(card).to_contain_text("24 people, 72 walks")
+    picture = card.locator("svg.thresholds")
+    expect(picture.locator("circle")).to_have_count(4)  # so few people show nothing below 1 %
+    expect(picture.locator("circle.chosen")).to_have_count(1)
+    expect(picture.locator("text.chosen")).to_have_text("10 %")
+    expect(picture).to_have_attribute(
+        "aria-label", re.compile(f"{point['threshold']:.3f} for 10 %")
+    )
+    heights = picture.locator("circle").evaluate_all(
+        "all => all.map((one) => Number(one.getAttribute('cy')))"
+    )
+    assert heights == sorted(heights, reverse=True)  # the rarer, the higher up
+    low, high = point["interval"]
+    expect(card.locator("tr[aria-current]")).to_have_text(
+        f"10 %{point['threshold']:.3f}{low:.3f} – {high:.3f}extended from here"
+    )
+
+    page.get_by_role("link", name="Jobs").click()
+    page.locator("#job-list tbody tr").first.get_by_role("button").click()
+    expect(page.locator("#job-detail svg.thresholds circle")).to_have_count(4)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"gallery_subjects": 9}, "There were 9 people when this was measured, and there are 24"),
+        ({"digest": "another"}, "another than the one this was measured with"),
+    ],
+    ids=["grown", "another-model"],
+)
+def test_a_calibration_that_is_out_of_date_says_why(
+    page: Page, served: Deployment, gallery: str, change: dict[str, Any], why: str
+) -> None:
+    enrol_crowd(served, gallery, 24)
+    digest = shown_gallery(served, gallery)["model"]["digest"]
+    point = {
+        "threshold": 0.71, "interval": None, "confidence": 0.95, "method": "observed",
+        "target_fpir": 0.02, "gallery_subjects": 24, "gallery_sequences": 72, "digest": digest,
+        "calibrated_at": "2026-11-22T12:19:08Z", "rerun": {"subjects": 24, "digest": digest},
+    }  # fmt: skip
+    engine = open_database(f"sqlite:///{served.data / 'gaitid.sqlite'}")
+    with Session(writing(engine)) as session, session.begin():
+        session.execute(
+            update(GalleryRow)
+            .where(GalleryRow.name == gallery)
+            .values(operating_point={**point, **change})
+        )
+    engine.dispose()
+    section = opened(page, served, "gallery", gallery)
+    card = section.locator("#calibration-card")
+    expect(card.locator(".notice")).to_contain_text(why)
+    expect(card).to_contain_text("Calibrate again to see what other rates would ask for.")
+    expect(card.get_by_label("Strangers matched, at most")).to_have_value("0.02")
+    expect(section.locator("#gallery-summary")).to_contain_text("2 % of strangers, out of date")
+
+
+def test_a_gallery_that_cannot_be_calibrated_says_what_it_takes(
+    page: Page, served: Deployment, gallery: str
+) -> None:
+    enrol_crowd(served, gallery, 2)
+    section = opened(page, served, "gallery", gallery)
+    card = section.locator("#calibration-card")
+    card.get_by_role("button", name="Calibrate").click()
+    expect(card.get_by_role("alert")).to_contain_text("enrol 20 subjects")
+    expect(card.get_by_role("button", name="Calibrate")).to_be_enabled()
+
+
+def test_how_long_walks_are_kept_is_shown_and_a_shorter_time_is_confirmed(
+    page: Page, served: Deployment, gallery: str
+) -> None:
+    section = opened(page, served, "gallery", gallery)
+    summary = section.locator("#gallery-summary")
+    expect(summary).to_contain_text("until somebody erases them")
+    section.get_by_text("Keep, save, bring in, delete").click()
+    days = section.get_by_label("Days after the enrolment")
+    days.fill("90")
+    section.get_by_role("button", name="Save", exact=True).click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("Keep walks for 90 days only?")
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    assert shown_gallery(served, gallery)["max_age_days"] is None
+    section.get_by_role("button", name="Save", exact=True).click()
+    dialog.get_by_role("button", name="Erase what is older").click()
+    expect(summary).to_contain_text("for 90 days")
+    assert shown_gallery(served, gallery)["max_age_days"] == 90
+    days.fill("")  # kept longer, so nothing is asked
+    section.get_by_role("button", name="Save", exact=True).click()
+    expect(summary).to_contain_text("until somebody erases them")
+    assert shown_gallery(served, gallery)["max_age_days"] is None
+
+
+def test_a_gallery_is_saved_as_a_file_and_brought_in_again(
+    page: Page, served: Deployment, client: Client, gallery: str, tmp_path: Path
+) -> None:
+    client.enroll("anna", [("a.npz", walk(1)), ("b.npz", walk(1, phase=0.7))], gallery=gallery)
+    section = opened(page, served, "gallery", gallery)
+    section.get_by_text("Keep, save, bring in, delete").click()
+    with page.expect_download() as saved:
+        section.get_by_role("button", name="Export").click()
+    assert saved.value.suggested_filename == f"{gallery}.zip"
+    file = tmp_path / "saved (1).zip"
+    saved.value.save_as(file)
+    expect(section.locator("#export-problem")).to_contain_text(f"{gallery}.zip, 0.")
+
+    section.get_by_label("Saved file").set_input_files(file)
+    name = section.get_by_label("Name it gets here")
+    expect(name).to_have_value("saved")
+    name.fill(gallery)
+    section.get_by_role("button", name="Import").click()
+    result = section.locator("#import-result")
+    expect(result.get_by_role("alert")).to_contain_text("exists")
+    name.fill(f"{gallery[:50]}-again")
+    section.get_by_role("button", name="Import").click()
+    expect(result).to_contain_text("1 person, 2 walks. The walks have new ids")
+    expect(page.locator("#gallery-choice")).to_have_value(f"{gallery[:50]}-again")
+    expect(section.locator("#gallery-summary")).to_contain_text("Subjects1Walks2")
+
+    cut = file_of(file.read_bytes()[:3000], "cut.zip")
+    section.get_by_label("Saved file").set_input_files(cut)
+    section.get_by_role("button", name="Import").click()
+    expect(result.get_by_role("alert")).to_be_visible()
+    expect(page.locator("#gallery-choice option", has_text="cut")).to_have_count(0)
+
+
+def test_a_receipt_names_the_models_that_learned_from_who_is_erased(
+    page: Page, served: Deployment, client: Client, gallery: str
+) -> None:
+    client.enroll("anna", [("a.npz", walk(1)), ("b.npz", walk(1, phase=0.7))], gallery=gallery)
+    job = client.distill(
+        recipe="demo", name="learned", dataset={"gallery": gallery}, teachers=["default"]
+    )
+    list(client.follow(job.id))
+    assert client.job(job.id).status == "succeeded"
+    section = opened(page, served, "gallery", gallery)
+    section.get_by_role("button", name="anna").click()
+    section.get_by_role("button", name="Delete subject").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    receipt = section.locator("#gallery-receipt")
+    expect(receipt).to_contain_text("A model has learned from anna")
+    expect(receipt.locator("li")).to_have_text(["learned"])
+    receipt.get_by_role("link", name="See the models").click()
+    expect(page.get_by_role("heading", name="learned", exact=True)).to_be_visible()
+
+
+def enrol_crowd(served: Deployment, gallery: str, people: int) -> None:
+    """Enrol by made-up embeddings, straight into the database: real walks of so many take long."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((people, 1, 4, 16))  # as the tiny model has parts and channels
+    crowd = (centres + 0.3 * rng.standard_normal((people, 3, 4, 16))).astype(np.float32)
+    digest = shown_gallery(served, gallery)["model"]["digest"]
+    engine = open_database(f"sqlite:///{served.data / 'gaitid.sqlite'}")
+    for number, walks in enumerate(crowd):
+        sequences = [
+            NewSequence(new_id(), np.zeros((1, 64, 64), np.uint8), SequenceQuality(1.0), {}, one)
+            for one in walks
+        ]
+        GalleryStore(engine).enrol(gallery, f"p{number}", sequences, digest, lambda _: None)
+    engine.dispose()
+
+
+def shown_gallery(served: Deployment, gallery: str) -> Any:
+    return httpx.get(f"{served.url}/galleries/{gallery}").raise_for_status().json()
+
+
 def test_a_distillation_draws_its_curve_and_makes_a_model(
     page: Page, served: Deployment, client: Client, gallery: str
 ) -> None:
@@ -370,9 +584,73 @@ def test_a_distillation_draws_its_curve_and_makes_a_model(
     detail.get_by_role("link", name="See the models").click()
     models = page.locator("#models")
     expect(models.get_by_role("heading", name="from-the-page")).to_be_visible()
-    # A copy of its teacher, so of one digest with the model in use.
     made = models.locator("article").filter(has_text="from-the-page")
-    expect(made).to_contain_text("In use by")
+    expect(made).not_to_contain_text("Active in")
+    # A copy of its teacher, so there is nothing to change.
+    made.get_by_role("button", name=f"Activate in {gallery}").click()
+    expect(models.get_by_role("alert")).to_contain_text("active")
+    made.get_by_role("button", name="Remove from-the-page").click()
+    page.get_by_role("dialog").get_by_role("button", name="Remove").click()
+    expect(made).to_have_count(0)
+
+
+def test_a_checkpoint_is_added_activated_compared_and_taken_back(
+    page: Page, served: Deployment, client: Client, gallery: str, tmp_path: Path
+) -> None:
+    for person in range(3):
+        walks = [("a.npz", walk(person)), ("b.npz", walk(person, phase=0.7))]
+        client.enroll(f"p{person}", walks, gallery=gallery, accept_conflict=True)
+    save_tiny_model(tmp_path / "other", seed=7)
+    section = opened(page, served, "models", gallery)
+    active = section.locator("#active-model")
+    expect(active).to_contain_text(f"The gallery {gallery} is searched with default.")
+    expect(active.get_by_role("button")).to_have_count(0)  # there is nothing to go back to
+
+    section.get_by_text("Add a model").click()
+    section.get_by_label("Its name here").fill("other")
+    section.get_by_label("Weights").set_input_files(tmp_path / "other" / "weights.safetensors")
+    section.get_by_label("Card").set_input_files(file_of(b"{}", "card.json"))
+    section.get_by_role("button", name="Add", exact=True).click()
+    expect(section.get_by_role("alert")).to_contain_text("not a checkpoint that can serve")
+    section.get_by_label("Card").set_input_files(tmp_path / "other" / "card.json")
+    section.get_by_role("button", name="Add", exact=True).click()
+    expect(section.locator("#checkpoint-result")).to_contain_text("Added other.")
+
+    card = section.locator("article").filter(has=page.get_by_role("heading", name="other"))
+    card.get_by_role("button", name=f"Activate in {gallery}").click()
+    outcome = section.locator("#activation-result")
+    expect(outcome).to_contain_text(f"{gallery} was given other in place of default.")
+    expect(outcome.locator(".share")).to_have_count(2)
+    expect(outcome.locator(".comparison")).to_contain_text("6 walks of 3 people")
+    expect(outcome.locator(".comparison")).to_contain_text("Same first answer")
+    expect(active).to_contain_text("is searched with other.")
+    expect(card).to_contain_text(f"Active in the gallery {gallery}.")
+    expect(card.get_by_role("button")).to_have_count(0)  # neither again nor away
+    assert shown_gallery(served, gallery)["model"]["name"] == "other"
+
+    active.get_by_role("button", name="Go back to default").click()
+    expect(active).to_contain_text("is searched with default.")
+    expect(outcome).to_contain_text(f"{gallery} was given default in place of other.")
+    assert shown_gallery(served, gallery)["model"]["name"] == "default"
+
+    page.get_by_role("link", name="Jobs").click()
+    rows = page.locator("#job-list tbody tr")
+    rows.filter(has_text="activate other").get_by_role("button").click()
+    expect(page.locator("#job-detail .comparison")).to_contain_text("6 walks of 3 people")
+
+
+def test_a_distillation_says_whether_the_new_model_is_better(
+    page: Page, served: Deployment, client: Client, gallery: str
+) -> None:
+    client.enroll("anna", [("a.npz", walk(1)), ("b.npz", walk(1, phase=0.7))], gallery=gallery)
+    section = opened(page, served, "jobs", gallery)
+    section.get_by_label("Activate it in that gallery, if it is better").check()
+    start_distillation(section, gallery, "maybe-better", steps=5)
+    detail = section.locator("#job-detail")
+    expect(detail).to_contain_text("It is not activated", timeout=2 * PATIENCE_MS)
+    expect(detail).to_contain_text("10 are needed to show anything")
+    expect(detail.locator("polyline")).to_be_attached()
+    assert shown_gallery(served, gallery)["model"]["name"] == "default"
 
 
 def start_distillation(section: Locator, gallery: str, name: str, *, steps: int) -> None:
@@ -518,23 +796,24 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is(
     expect(page.get_by_role("heading", name="Models", level=1)).to_be_focused()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("scheme", "phone"), [("light", PHONES[0]), ("dark", PHONES[1])])
 def test_nothing_is_wider_than_a_phone(
-    browser: Browser, served: Deployment, client: Client, scheme: str
+    browser: Browser, served: Deployment, client: Client, scheme: str, phone: ViewportSize
 ) -> None:
     client.enroll("somebody-with-a-rather-long-name@example.org", [("a.npz", walk(1))])
-    context = browser.new_context(viewport=PHONE, color_scheme=scheme, has_touch=True)  # type: ignore[arg-type]
+    context = browser.new_context(viewport=phone, color_scheme=scheme, has_touch=True)  # type: ignore[arg-type]
     page = context.new_page()
     for section in SECTIONS:
         opened(page, served, section)
         if section == "gallery":
+            page.get_by_text("Keep, save, bring in, delete").click()
             page.get_by_role("button", name="somebody-with").click()
             expect(page.locator("#subject-detail canvas").first).to_be_visible()
         page.wait_for_load_state("networkidle")
-        assert page.evaluate("() => document.documentElement.scrollWidth") <= PHONE["width"]
+        assert page.evaluate("() => document.documentElement.scrollWidth") <= phone["width"]
         last = page.get_by_role("link", name="Models").bounding_box()
         assert last is not None
-        assert last["x"] + last["width"] <= PHONE["width"]
+        assert last["x"] + last["width"] <= phone["width"]
     ground = page.locator("body").evaluate("body => getComputedStyle(body).backgroundColor")
     assert (ground == "rgb(16, 23, 26)") == (scheme == "dark")
     context.close()

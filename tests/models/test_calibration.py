@@ -5,10 +5,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from models.calibration import (
+    CURVE,
     CannotCalibrate,
     KnownThreshold,
     background_threshold,
     calibrate,
+    calibration_curve,
     stranger_similarities,
 )
 from models.similarity import Metric, similarity
@@ -189,3 +191,23 @@ def test_the_cards_thresholds_hold_for_other_sizes(
     found = background_threshold(CARD, target, size)
     assert found == (None if expected is None else pytest.approx(expected, abs=0.003))
     assert background_threshold((), target, size) is None
+
+
+def test_a_curve_has_what_each_of_its_rates_would_be_calibrated_to() -> None:
+    values, subjects = np.random.default_rng(0).random(400) / 2, np.arange(400)
+    curve = calibration_curve(values, subjects)
+    assert list(curve) == list(CURVE)
+    for target, found in curve.items():
+        assert found == calibrate(values, subjects, target)
+        assert found.interval is not None
+        assert found.interval[0] < found.threshold < found.interval[1]
+    assert {found.method for found in curve.values()} == {"observed", "extrapolated"}
+
+
+def test_a_curve_ends_where_the_gallery_and_the_card_can_show_no_more() -> None:
+    values, subjects = np.random.default_rng(0).random(50) / 2, np.arange(50)
+    assert list(calibration_curve(values, subjects)) == [0.3, 0.1, 0.03, 0.01]
+    with_card = calibration_curve(values, subjects, CARD)
+    assert list(with_card) == list(CURVE)
+    assert with_card[0.001].method == "background"
+    assert calibration_curve(np.empty(0), np.empty(0, np.int64), CARD) == {}

@@ -3,7 +3,7 @@ from datetime import UTC, datetime
 import pytest
 
 from service.decision import choose_threshold
-from service.operating_point import OperatingPoint, Rerun
+from service.operating_point import CurvePoint, OperatingPoint, Rerun
 
 POINT = OperatingPoint(
     threshold=0.62,
@@ -15,6 +15,7 @@ POINT = OperatingPoint(
     gallery_sequences=420,
     calibrated_at=datetime(2026, 11, 22, tzinfo=UTC),
     digest="mine",
+    curve=(CurvePoint(target_fpir=0.01, threshold=0.62, low=0.6, high=0.65, method="observed"),),
 )
 
 
@@ -40,6 +41,15 @@ def test_a_rerun_is_due_once_for_every_time_it_becomes_stale() -> None:
 def test_what_is_kept_comes_back() -> None:
     assert OperatingPoint.of(POINT.kept()) == POINT
     assert OperatingPoint.of(None) is None
+
+
+def test_one_that_was_kept_before_there_were_curves_comes_back_as_it_was() -> None:
+    kept = POINT.kept()
+    del kept["curve"]
+    before = OperatingPoint.of(kept)
+    assert before is not None
+    assert before.curve == ()
+    assert before.kept() == kept
 
 
 def test_the_gallerys_threshold_decides_before_the_models_and_after_the_requests() -> None:

@@ -104,6 +104,10 @@ def test_identify_and_verify_decide_by_the_calibrated_threshold_also_after_a_res
     assert (found["gallery"], found["method"]) == ("default", "extrapolated")
     assert found["interval"][0] < found["threshold"] < found["interval"][1]
     assert job["metrics"] == {"threshold": found["threshold"]}
+    curve = {point["target_fpir"]: point for point in found["curve"]}
+    assert list(curve) == [0.3, 0.1, 0.03, 0.01]  # 25 people show no rate below 0.8 %
+    assert (curve[0.1]["low"], curve[0.1]["high"]) == tuple(found["interval"])
+    assert (curve[0.1]["threshold"], curve[0.1]["method"]) == (found["threshold"], "extrapolated")
 
     def check(client: httpx.Client) -> None:
         for body in (identify(client, walk(1)).json(), verify(client, "anna", walk(1)).json()):
@@ -114,9 +118,11 @@ def test_identify_and_verify_decide_by_the_calibrated_threshold_also_after_a_res
             assert (point["gallery_subjects"], point["gallery_sequences"]) == (25, 24 * WALKS + 1)
             assert point["interval"] == found["interval"]
             assert point["calibrated_at"].endswith("Z")
+            assert "curve" not in point
         shown = operating_point(client)
         assert (shown["threshold"], shown["stale"]) == (found["threshold"], False)
         assert shown["digest"] == body["model"]["digest"]
+        assert shown["curve"] == found["curve"]
 
     check(client)
     assert identify(client, walk(1), threshold="0.2").json()["threshold_source"] == "request"
@@ -267,6 +273,9 @@ def test_a_tiny_gallery_takes_the_threshold_of_a_card_that_has_one(
     }
     found = measure(engine, "default", CalibrationModel.model_validate(card), 0.01).operating_point
     assert (found.threshold, found.interval, found.method) == (0.8, None, "background")
+    assert [(point.target_fpir, point.low) for point in found.curve] == [
+        (0.3, None), (0.1, None), (0.03, None), (0.01, None),
+    ]  # fmt: skip
 
 
 def test_a_gallery_erased_while_it_is_calibrated_fails_the_job_and_its_successor_gets_nothing(
