@@ -29,6 +29,6 @@ function learned({ subject_id }, models) {
   return element("div", { class: "notice warm" },
     element("strong", {}, `${models.length === 1 ? "A model has" : `${models.length} models have`} learned from ${whom}`),
     element("ul", {}, ...models.map((name) => element("li", {}, name))),
-    element("p", {}, "They stay as they are. ", element("a", { href: "#models" }, "See the models"),
-      " and train again without, where that is asked of you."));
+    element("p", {}, `Erasing has not changed ${models.length === 1 ? "it" : "them"}. `,
+      element("a", { href: "#models" }, "See the models"), " to remove what must not stay."));
 }
