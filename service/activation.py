@@ -30,6 +30,7 @@ from models.encoder import Encoder
 from service.audit import entries
 from service.audit.entries import Entry
 from service.calibration import CalibrationModel, measure, queue_if_stale
+from service.carrying_over import TARGET_FPIR, carry_over
 from service.database import writing
 from service.errors import Conflict, NotFound, Reason
 from service.gallery.pins import (
@@ -126,7 +127,7 @@ class Activation:
         reembedding = Reembedding(self._store, encoder.encode, new.digest)
         embedded = reembedding.everything(self._progress, row.gallery_id)
         compared = self._compare(row, encoder, new, old)
-        point = self._calibrate(row, CalibrationModel.read(folder))
+        point = self._operating_point(row, CalibrationModel.read(folder), old)
         result: JsonObject = {
             "gallery": row.name,
             "model": new.name,
@@ -177,17 +178,36 @@ class Activation:
             Side(pairs.new, encoder.card.metric), Side(pairs.old, metric), pairs.subjects
         )
 
-    def _calibrate(self, row: PinnedGallery, model: CalibrationModel) -> OperatingPoint | None:
-        """The new model's operating point at the gallery's own target, so that none is missed."""
+    def _operating_point(
+        self, row: PinnedGallery, new: CalibrationModel, old: ModelPin
+    ) -> OperatingPoint | None:
+        """The new model's, at the gallery's own target; None where its card's threshold decides."""
         _, _, kept = self._store.head(row.name)
         before = OperatingPoint.of(kept)
-        if before is None:
+        if before is None and new.threshold is not None:
             return None
+        target = TARGET_FPIR if before is None else before.target_fpir
         try:
-            measured = measure(self._engine, row.name, model, before.target_fpir)
-        except CannotCalibrate:  # the job that is queued with the swap will say why, or succeed
-            return None
+            measured = measure(self._engine, row.name, new, target)
+        except CannotCalibrate:
+            return None if new.threshold is not None else self._carried(row, new, old, target)
         return measured.operating_point if measured.gallery_id == row.gallery_id else None
+
+    def _carried(
+        self, row: PinnedGallery, new: CalibrationModel, old: ModelPin, target: float
+    ) -> OperatingPoint | None:
+        """Else searches that were decided so far would find no threshold after the swap."""
+        _, _, kept = self._store.head(row.name)
+        before = OperatingPoint.of(kept)
+        try:
+            model = CalibrationModel.read(resolve(self._settings, old.name))
+        except NotFound:
+            return None
+        known = before is not None and before.digest == old.digest
+        threshold = before.threshold if before is not None and known else model.threshold
+        if threshold is None or model.digest != old.digest:
+            return None
+        return carry_over(self._engine, row.gallery_id, threshold, new, model, target)
 
     def _figures(self, pin: ModelPin) -> JsonObject:
         """What the model reached in the evaluations on its card."""

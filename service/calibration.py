@@ -38,6 +38,7 @@ class CalibrationModel(BaseModel):
 
     digest: str
     metric: Metric
+    threshold: float | None = None
     thresholds: tuple[KnownThreshold, ...] = ()
 
     @classmethod

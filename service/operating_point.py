@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -63,8 +63,9 @@ class OperatingPoint(BaseModel):
         threshold: similarity from which on a search answers with a match.
         interval: of the threshold; None with fewer than 3 subjects.
         confidence: of the interval.
-        method: how it was found, see `models.calibration`.
-        target_fpir: the promised rate.
+        method: how it was found, see `models.calibration`, or that it was carried over from another
+            model, see `service.carrying_over`.
+        target_fpir: the promised rate; of a threshold that was carried over, the rate to promise.
         gallery_subjects: how many were enrolled.
         gallery_sequences: how many sequences they had.
         calibrated_at: when.
@@ -79,7 +80,7 @@ class OperatingPoint(BaseModel):
     threshold: float
     interval: tuple[float, float] | None
     confidence: float
-    method: Method
+    method: Method | Literal["carried"]
     target_fpir: float
     gallery_subjects: int
     gallery_sequences: int

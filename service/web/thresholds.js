@@ -9,6 +9,7 @@ const METHODS = {
   observed: "seen here",
   extrapolated: "extended from here",
   background: "partly from others",
+  carried: "carried over from another model",
 };
 
 const figure = (similarity) => similarity.toFixed(3);

@@ -38,6 +38,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny_model(folder / "default", threshold=0.991)
     save_tiny_model(folder / "other", seed=1, threshold=0.982, parts=8)
     save_tiny_model(folder / "third", seed=2, threshold=0.973)
+    save_tiny_model(folder / "bare", seed=3, threshold=None)
     return folder
 
 
@@ -332,6 +333,22 @@ def test_the_calibrated_threshold_changes_with_the_model_and_back(
     for key in ("model", "threshold", "threshold_source", "operating_point"):
         assert back[key] == old[key]
     assert client.get("/jobs", params={"status": "queued"}).json()["items"] == []
+
+
+def test_a_small_gallery_keeps_deciding_with_a_model_that_brings_no_threshold(
+    serve: Serve, settings: Settings, engine: Engine
+) -> None:
+    client = serve()
+    for person in range(4):
+        enrol(client, f"p{person}", walk(person), walk(person, phase=1.0))
+    with working(settings, engine):
+        activated = ended(client, client.post("/models/bare/activate"))
+        found = activated["result"]["operating_point"]
+        answer = answers_with(client, "bare")
+    assert (found["method"], found["interval"], found["curve"]) == ("carried", None, [])
+    assert (answer["threshold_source"], answer["threshold"]) == ("gallery", found["threshold"])
+    ended(client, client.post("/models/rollback"))
+    assert identify(client, walk(1)).json()["threshold_source"] == "model"
 
 
 def test_a_rollback_does_not_wait_for_jobs_and_ends_an_activation_under_way(
