@@ -11,7 +11,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
-NAMES = ("embedding", "identify", "access", "train_input", "train_step")
+NAMES = ("embedding", "identify", "activation", "access", "train_input", "train_step")
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
