@@ -227,6 +227,25 @@ def discriminant(
 
 
 @app.command()
+def grow(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a trained checkpoint.")],
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoint to make.")],
+    layers: Annotated[
+        tuple[int, int, int, int], typer.Option(help="Blocks of each of the four stages.")
+    ] = (1, 4, 4, 1),
+    mode: Annotated[
+        Literal["2d", "p3d"], typer.Option(help="Whether new convolutions see time as well.")
+    ] = "p3d",
+    as_json: Json = False,
+) -> None:
+    """Make a trained network deeper without changing what it computes, to train it further."""
+    with _reporting(as_json) as (reporter, _):
+        from training.growth import grow as grow_checkpoint
+
+        grow_checkpoint(checkpoint, out, reporter, layers=layers, mode=mode)
+
+
+@app.command()
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a trained checkpoint.")],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint to make.")],

@@ -1,0 +1,105 @@
+"""A deeper network that begins as the trained one it grows out of.
+
+Blocks are added that change nothing at first: the last normalisation of each new residual branch
+has weight 0, so that the branch adds zero. Training goes on from what the smaller network knows
+instead of from noise (function-preserving growth, arXiv 1511.05641; zero-weight branches, arXiv
+1706.02677), which is what makes a deep teacher affordable on a CPU.
+"""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from models import checkpoint
+from models.checkpoint import Card
+from models.networks.blocks import ResidualBlockP3d
+from models.networks.deepgaitv2 import STRIDES, DeepGaitV2Config, build_deepgaitv2
+from models.networks.network import FrameBackbone, GaitNetwork
+from training import provenance
+from training.events import Done, Reporter
+from training.recipe import Problem, RecipeError
+
+Layers = tuple[int, int, int, int]
+
+
+@torch.no_grad()
+def grown(network: GaitNetwork, layers: Layers, mode: Literal["2d", "p3d"] = "p3d") -> GaitNetwork:
+    """A DeepGaitV2 of the same widths, which computes what `network` computes.
+
+    Args:
+        network: of 2-D residual blocks: a GaitBase, or a DeepGaitV2 of mode 2d.
+        layers: blocks of each stage, at least as many as it has.
+        mode: p3d adds to each block behind the first stage a convolution over time as well.
+
+    Raises:
+        ValueError: the network is of another kind, or deeper than asked for.
+    """
+    config = network.config
+    if not isinstance(network.backbone, FrameBackbone):
+        raise ValueError("only networks of 2-D blocks can grow; this one reads time already")
+    if getattr(config, "strides", STRIDES) != STRIDES:
+        raise ValueError(f"only networks of strides {STRIDES} can become a DeepGaitV2")
+    if any(has > wanted for has, wanted in zip(config.layers, layers, strict=True)):
+        raise ValueError(f"{config.layers} blocks cannot become {layers}: growing only adds")
+    shared = config.model_dump(exclude={"strides", "layers", "mode"})
+    deeper = build_deepgaitv2(DeepGaitV2Config(**shared, layers=layers, mode=mode))
+    deeper.head.load_state_dict(network.head.state_dict())
+    deeper.backbone.stem.load_state_dict(network.backbone.stem.state_dict())
+    for old_stage, new_stage in zip(network.backbone.stages, _stages(deeper), strict=True):
+        for old, new in zip_longest(old_stage, new_stage):
+            _begin_as(new, old)
+    return deeper.train(network.training)
+
+
+def grow(
+    source: Path, out: Path, reporter: Reporter, *, layers: Layers, mode: Literal["2d", "p3d"]
+) -> Card:
+    """Write the checkpoint of the deeper network, to be named by a recipe as `student.checkpoint`.
+
+    Raises:
+        RecipeError: this checkpoint cannot grow so.
+        models.checkpoint.CheckpointError: the source cannot be read or the target not be written.
+    """
+    network, card = checkpoint.load(source, "cpu")
+    try:
+        deeper = grown(network, layers, mode)
+    except ValueError as error:
+        raise RecipeError([Problem("--layers", str(error))]) from error
+    origin = {"checkpoint": card.digest, "commit": provenance.commit()}
+    written = checkpoint.save(
+        out,
+        deeper,
+        Card.of(
+            deeper,
+            name=card.name,
+            metric=card.metric,
+            input=card.input,
+            mirror=card.mirror,
+            training={**card.training, "grown": origin},
+            notes=card.notes,
+        ),
+    )
+    reporter.report(Done(str(out), {}))
+    return written
+
+
+def _stages(network: GaitNetwork) -> list[nn.Sequential]:
+    backbone = network.backbone
+    if isinstance(backbone, FrameBackbone):
+        return list(backbone.stages)  # type: ignore[arg-type]
+    return [backbone.frame_stage, *backbone.clip_stages]  # type: ignore[list-item]
+
+
+def _begin_as(block: nn.Module, old: nn.Module | None) -> None:
+    """Make a block compute what `old` does; where there was none, what goes in."""
+    if isinstance(block, ResidualBlockP3d):
+        nn.init.zeros_(block.temporal.norm.weight)  # type: ignore[arg-type]
+    if old is None:
+        nn.init.zeros_(block.second.norm.weight)
+    else:
+        block.load_state_dict({**block.state_dict(), **old.state_dict()})
