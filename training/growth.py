@@ -97,9 +97,9 @@ def _stages(network: GaitNetwork) -> list[nn.Sequential]:
 
 def _begin_as(block: nn.Module, old: nn.Module | None) -> None:
     """Make a block compute what `old` does; where there was none, what goes in."""
+    if old is None:
+        nn.init.zeros_(block.second.norm.weight)  # type: ignore[union-attr, arg-type]
+        return
+    block.load_state_dict({**block.state_dict(), **old.state_dict()})
     if isinstance(block, ResidualBlockP3d):
         nn.init.zeros_(block.temporal.norm.weight)  # type: ignore[arg-type]
-    if old is None:
-        nn.init.zeros_(block.second.norm.weight)
-    else:
-        block.load_state_dict({**block.state_dict(), **old.state_dict()})
