@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from pydantic import JsonValue
 from torch import nn
 
 from models import checkpoint
@@ -50,7 +51,7 @@ def grown(network: GaitNetwork, layers: Layers, mode: Literal["2d", "p3d"] = "p3
     deeper = build_deepgaitv2(DeepGaitV2Config(**shared, layers=layers, mode=mode))
     deeper.head.load_state_dict(network.head.state_dict())
     deeper.backbone.stem.load_state_dict(network.backbone.stem.state_dict())
-    for old_stage, new_stage in zip(network.backbone.stages, _stages(deeper), strict=True):
+    for old_stage, new_stage in zip(_stages(network), _stages(deeper), strict=True):
         for old, new in zip_longest(old_stage, new_stage):
             _begin_as(new, old)
     return deeper.train(network.training)
@@ -70,7 +71,7 @@ def grow(
         deeper = grown(network, layers, mode)
     except ValueError as error:
         raise RecipeError([Problem("--layers", str(error))]) from error
-    origin = {"checkpoint": card.digest, "commit": provenance.commit()}
+    origin: dict[str, JsonValue] = {"checkpoint": card.digest, "commit": provenance.commit()}
     written = checkpoint.save(
         out,
         deeper,

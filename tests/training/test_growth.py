@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from models import checkpoint
+from models.checkpoint import Card
+from models.networks.network import GaitNetwork
+from models.registry import build
+from training import provenance
+from training.__main__ import app
+from training.growth import Layers, grown
+
+SMALL = {"channels": [4, 6, 6, 8], "embedding_channels": 5, "parts": 4, "identities": 3}
+
+
+def trained(architecture: str = "gaitbase", **config: object) -> GaitNetwork:
+    """A network whose batch statistics and normalisations are not those it was born with."""
+    torch.manual_seed(0)
+    network = build(architecture, {**SMALL, **config})
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias)
+    with torch.no_grad():
+        network.train()(walks())
+    return network.eval()
+
+
+def walks() -> torch.Tensor:
+    return (torch.rand(3, 7, 64, 44, generator=torch.Generator().manual_seed(1)) > 0.5).float()
+
+
+@pytest.mark.parametrize("mode", ["2d", "p3d"])
+@pytest.mark.parametrize(
+    "source", [{}, {"architecture": "deepgaitv2", "mode": "2d", "layers": [1, 2, 1, 1]}]
+)
+def test_a_grown_network_begins_as_the_one_it_grew_out_of(
+    mode: Literal["2d", "p3d"], source: dict[str, Any]
+) -> None:
+    small = trained(**source)
+    deep = grown(small, (1, 3, 2, 1), mode)
+    assert deep.config.layers == (1, 3, 2, 1)
+    assert not deep.training
+    with torch.no_grad():
+        before, after = small(walks()), deep(walks())
+    torch.testing.assert_close(after.embeddings, before.embeddings)
+    torch.testing.assert_close(after.logits, before.logits)
+
+
+def test_a_grown_network_learns_in_every_block_from_the_first_step_or_the_second() -> None:
+    deep = grown(trained(), (1, 2, 2, 1)).train()
+    optimiser = torch.optim.SGD(deep.parameters(), lr=0.1)
+    for _ in range(2):  # the weight of a normalisation moves first, then what lies behind it
+        optimiser.zero_grad()
+        deep(walks()).logits.square().sum().backward()
+        optimiser.step()
+    still = [
+        name
+        for name, weights in deep.backbone.named_parameters()
+        if weights.grad is None or not bool(weights.grad.any())
+    ]
+    assert still == []
+    deep.eval()
+    with torch.no_grad():
+        backwards = deep(walks().flip(1)).embeddings
+        assert not torch.allclose(deep(walks()).embeddings, backwards), "time is still not read"
+
+
+@pytest.mark.parametrize(
+    ("source", "layers", "reason"),
+    [
+        ({"layers": [1, 2, 1, 1]}, (1, 1, 1, 1), "growing only adds"),
+        ({"architecture": "deepgaitv2", "mode": "p3d"}, (1, 2, 2, 1), "reads time already"),
+        ({"strides": [1, 2, 1, 1]}, (1, 2, 2, 1), "strides"),
+    ],
+)
+def test_what_cannot_grow_is_refused(source: dict[str, Any], layers: Layers, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        grown(trained(**source), layers)
+
+
+def test_the_command_writes_a_checkpoint_that_keeps_identities_and_names_its_origin(
+    tmp_path: Path,
+) -> None:
+    small = trained()
+    card = Card.of(small, name="s", metric="cosine", training={"identity_hash": "abc"})
+    origin = checkpoint.save(tmp_path / "small", small, card)
+    command = ["grow", str(tmp_path / "small"), "--out", str(tmp_path / "deep")]
+    result = CliRunner().invoke(app, [*command, "--layers", "1", "2", "2", "1"])
+    assert result.exit_code == 0, result.output
+    deep, card = checkpoint.load(tmp_path / "deep")
+    assert (card.architecture, card.identities) == ("deepgaitv2", 3)
+    assert card.training["identity_hash"] == "abc"
+    assert card.training["grown"] == {"checkpoint": origin.digest, "commit": provenance.commit()}
+    with torch.no_grad():
+        torch.testing.assert_close(deep(walks()).logits, small(walks()).logits)
+    refused = CliRunner().invoke(app, [*command, "--layers", "0", "2", "2", "1"])
+    assert refused.exit_code == 2
