@@ -11,15 +11,10 @@ every answer is checked to be of one model: its digest, its threshold, and its o
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +25,7 @@ import torch
 
 from benchmarks import machine
 from benchmarks.embedding import SHIPPED
+from benchmarks.serving import server
 from models import checkpoint, registry
 from models.checkpoint import Card
 from models.silhouettes import DecodeLimits, decode, prepare
@@ -104,27 +100,6 @@ def _another(walk: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArr
     return np.where(rng.random(moved.shape) < 0.02, np.uint8(0), moved)
 
 
-@contextmanager
-def server(data_dir: Path, models: Path) -> Iterator[httpx.Client]:
-    """The real service with its worker, ready."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "service", "serve", "--port", "0", "--data-dir", str(data_dir)],
-        env={**os.environ, "GAITID_SHIPPED_MODELS_DIR": str(models)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        announced = process.stdout.readline() if process.stdout else ""
-        with httpx.Client(base_url=announced.rsplit(" ", 1)[-1].strip(), timeout=120) as client:
-            while client.get("/readyz").status_code != 200:
-                time.sleep(0.1)
-            yield client
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
 def identify(url: httpx.URL, walk: bytes, digests: dict[str, float], load: Load,
              stop: threading.Event) -> None:  # fmt: skip
     """One client: one identification after the other, each answer checked."""
@@ -155,7 +130,7 @@ def measure(sequences: int, clients: int) -> dict[str, object]:
         walk = sorted(WALKS.glob("**/*.zip"))[0].read_bytes()
         digests = {old.digest: old.threshold, new.digest: new.threshold}
         load, stop = Load(), threading.Event()
-        with server(data_dir, models) as client:
+        with server(data_dir, models / "default", worker=True) as client:
             client.post(
                 "/enroll", data={"subject_id": "me"}, files={"sequence": ("walk", walk)}
             ).raise_for_status()

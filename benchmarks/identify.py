@@ -11,14 +11,9 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -27,6 +22,7 @@ import numpy.typing as npt
 
 from benchmarks import machine
 from benchmarks.embedding import SHIPPED
+from benchmarks.serving import server
 from models import checkpoint
 from service.database import new_id
 from service.demo_walks import WALKS
@@ -67,33 +63,6 @@ def fill(data_dir: Path, sequences: int, parts: int, channels: int, digest: str)
     engine.dispose()
 
 
-@contextmanager
-def server(data_dir: Path, checkpoint_dir: Path) -> Iterator[httpx.Client]:
-    """The real service in a process of its own, ready."""
-    environment = {
-        **os.environ,
-        "GAITID_SHIPPED_MODELS_DIR": str(checkpoint_dir.parent),
-        "GAITID_MODEL": checkpoint_dir.name,
-    }
-    command = [sys.executable, "-m", "service", "serve", "--no-worker", "--port", "0"]
-    process = subprocess.Popen(
-        [*command, "--data-dir", str(data_dir)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        announced = process.stdout.readline() if process.stdout else ""
-        with httpx.Client(base_url=announced.rsplit(" ", 1)[-1].strip(), timeout=60) as client:
-            while client.get("/readyz").status_code != 200:
-                time.sleep(0.1)
-            yield client
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
 def measure(checkpoint_dir: Path) -> dict[str, object]:
     """Latency seen by a client, and how many identifications a second four clients get."""
     card = checkpoint.read_card(checkpoint_dir)
@@ -105,7 +74,7 @@ def measure(checkpoint_dir: Path) -> dict[str, object]:
         with tempfile.TemporaryDirectory() as folder:
             data_dir = Path(folder) / "data"
             fill(data_dir, size, card.parts, card.channels, card.digest)
-            with server(data_dir, checkpoint_dir) as client:
+            with server(data_dir, checkpoint_dir, worker=False) as client:
                 rows[f"{size} enrolled"] = {
                     "raw walk": _latency(client, walk),
                     "prepared walk": _latency(client, prepared.getvalue()),

@@ -190,21 +190,26 @@ class Activation:
         try:
             measured = measure(self._engine, row.name, new, target)
         except CannotCalibrate:
-            return None if new.threshold is not None else self._carried(row, new, old, target)
+            return (
+                None if new.threshold is not None else self._carried(row, new, old, before, target)
+            )
         return measured.operating_point if measured.gallery_id == row.gallery_id else None
 
     def _carried(
-        self, row: PinnedGallery, new: CalibrationModel, old: ModelPin, target: float
+        self,
+        row: PinnedGallery,
+        new: CalibrationModel,
+        old: ModelPin,
+        before: OperatingPoint | None,
+        target: float,
     ) -> OperatingPoint | None:
         """Else searches that were decided so far would find no threshold after the swap."""
-        _, _, kept = self._store.head(row.name)
-        before = OperatingPoint.of(kept)
         try:
             model = CalibrationModel.read(resolve(self._settings, old.name))
         except NotFound:
             return None
-        known = before is not None and before.digest == old.digest
-        threshold = before.threshold if before is not None and known else model.threshold
+        calibrated = before is not None and before.digest == old.digest
+        threshold = before.threshold if before is not None and calibrated else model.threshold
         if threshold is None or model.digest != old.digest:
             return None
         return carry_over(self._engine, row.gallery_id, threshold, new, model, target)

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
-from sqlalchemy import Engine, and_, func, or_, select, update
+from sqlalchemy import Engine, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from models.calibration import (
@@ -24,8 +24,8 @@ from models.calibration import (
 from models.similarity import Metric
 from service.database import now, writing
 from service.gallery.sealing import sealing_of
-from service.gallery.store import missing_gallery
-from service.gallery.tables import EmbeddingRow, GalleryRow, SequenceRow, SubjectRow
+from service.gallery.store import missing_gallery, sequences_under
+from service.gallery.tables import GalleryRow, SequenceRow, SubjectRow
 from service.jobs.queue import queue_unless_claimed
 from service.model_registry import read_card
 from service.operating_point import CurvePoint, OperatingPoint, Rerun
@@ -175,18 +175,7 @@ def _read(engine: Engine, gallery: str, digest: str) -> tuple[str, _Enrolled]:
         if gallery_id is None:
             raise missing_gallery(gallery)
         rows = session.execute(
-            select(
-                SequenceRow.id,
-                SequenceRow.subject_id,
-                EmbeddingRow.parts,
-                EmbeddingRow.channels,
-                EmbeddingRow.vector,
-                EmbeddingRow.key_id,
-            )
-            .outerjoin(
-                EmbeddingRow,
-                and_(EmbeddingRow.sequence_id == SequenceRow.id, EmbeddingRow.digest == digest),
-            )
+            sequences_under(digest)
             .where(SequenceRow.gallery_id == gallery_id)
             .order_by(SequenceRow.id)
         ).all()

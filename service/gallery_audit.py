@@ -23,7 +23,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
-from sqlalchemy import Engine, and_, select
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from models.nearest import Nearest, nearest
@@ -32,8 +32,8 @@ from service.database import now
 from service.decision import ThresholdSource, choose_threshold
 from service.errors import Invalid
 from service.gallery.sealing import sealing_of
-from service.gallery.store import missing_gallery
-from service.gallery.tables import EmbeddingRow, GalleryRow, SequenceRow
+from service.gallery.store import missing_gallery, sequences_under
+from service.gallery.tables import GalleryRow, SequenceRow
 from service.model_registry import read_card
 from service.operating_point import OperatingPoint
 
@@ -303,21 +303,7 @@ def _read(engine: Engine, gallery: str, model: AuditModel) -> _Enrolled:
             raise missing_gallery(gallery)
         gallery_id, point = row
         for item in session.execute(
-            select(
-                SequenceRow.id,
-                SequenceRow.subject_id,
-                SequenceRow.quality,
-                EmbeddingRow.parts,
-                EmbeddingRow.channels,
-                EmbeddingRow.vector,
-                EmbeddingRow.key_id,
-            )
-            .outerjoin(
-                EmbeddingRow,
-                and_(
-                    EmbeddingRow.sequence_id == SequenceRow.id, EmbeddingRow.digest == model.digest
-                ),
-            )
+            sequences_under(model.digest, SequenceRow.quality)
             .where(SequenceRow.gallery_id == gallery_id)
             .order_by(SequenceRow.id),
             execution_options={"yield_per": _PIECE},

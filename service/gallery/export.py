@@ -30,7 +30,7 @@ from sqlalchemy import ColumnElement, Engine, and_, case, exists, select
 from sqlalchemy.orm import Session
 
 from service.gallery.sealing import content_hash, sealing_of
-from service.gallery.store import missing_gallery
+from service.gallery.store import embedding_of, missing_gallery
 from service.gallery.tables import (
     EmbeddingRow,
     ErasedSequenceRow,
@@ -250,10 +250,9 @@ def _embeddings(
     )
     with Session(engine) as session:
         rows = session.scalars(query).all()
+    sealing = sealing_of(engine)
     for row in rows:
-        embedding = sealing_of(engine).embedding(
-            row.sequence_id, row.digest, row.vector, row.key_id, parts=row.parts
-        )
+        embedding = embedding_of(row, sealing)
         yield embedding_member(row.digest, row.sequence_id), embedding.astype("<f4")
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import IO, Final, TypeVar
 
+import numpy as np
 from sqlalchemy import Engine, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -23,8 +24,8 @@ from service.gallery.export import SUBJECTS
 from service.gallery.export_file import BrokenExport, EmbeddingShape, ExportedSequence, ExportFile
 from service.gallery.records import GalleryRecord
 from service.gallery.sealing import Sealing, packed, sealing_of
-from service.gallery.store import gallery_exists
-from service.gallery.tables import EmbeddingRow, GalleryRow, SequenceRow, SubjectRow
+from service.gallery.store import embedding_row, gallery_exists
+from service.gallery.tables import GalleryRow, SequenceRow, SubjectRow
 
 _AT_ONCE: Final = 256  # rows that are in memory; also what one revision adds
 _LENGTH = struct.Struct("<I")
@@ -228,16 +229,8 @@ def _add_sequences(
         )
         for digest, shape in checked.kept.items():
             if vector := tape.read():
-                embeddings.append(
-                    EmbeddingRow(
-                        sequence_id=sequence_id,
-                        digest=digest,
-                        parts=shape.parts,
-                        channels=shape.channels,
-                        vector=sealing.reseal_embedding(sequence_id, digest, vector, None),
-                        key_id=sealing.key_id,
-                    )
-                )
+                embedding = np.frombuffer(vector, "<f4").reshape(shape.parts, shape.channels)
+                embeddings.append(embedding_row(sequence_id, digest, embedding, sealing))
     session.add_all(rows)
     session.flush()
     session.add_all(embeddings)

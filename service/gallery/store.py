@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, and_, exists, func, select, update
+from sqlalchemy import ColumnElement, Engine, Select, and_, exists, func, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from service.database import new_id, now, writing
 from service.errors import Conflict, NotFound, Reason
@@ -275,18 +275,7 @@ class GalleryStore:
             if beyond is not None:  # a revision is never split
                 newest = max(beyond - 1, since + 1)
             added = session.execute(
-                select(
-                    SequenceRow.id,
-                    SequenceRow.subject_id,
-                    SequenceRow.details,
-                    EmbeddingRow.parts,
-                    EmbeddingRow.vector,
-                    EmbeddingRow.key_id,
-                )
-                .outerjoin(
-                    EmbeddingRow,
-                    and_(EmbeddingRow.sequence_id == SequenceRow.id, EmbeddingRow.digest == digest),
-                )
+                sequences_under(digest, SequenceRow.details)
                 .where(
                     SequenceRow.gallery_id == gallery_id,
                     SequenceRow.revision > since,
@@ -402,6 +391,24 @@ def sequence_record(row: SequenceRow, gallery: str) -> SequenceRecord:
 def embedding_of(row: EmbeddingRow, sealing: Sealing) -> Embedding:
     """The embedding float32 [p, c] in a row; raises as `Sealing.embedding` does."""
     return sealing.embedding(row.sequence_id, row.digest, row.vector, row.key_id, parts=row.parts)
+
+
+def sequences_under(digest: str, *columns: InstrumentedAttribute[Any]) -> Select[tuple[Any, ...]]:
+    """Sequences with what a checkpoint made of each: `vector` is None where it has made nothing.
+
+    Columns are the sequence's `id` and `subject_id`, those that are asked for, and the embedding's
+    `parts`, `channels`, `vector` and `key_id`, for `Sealing.embedding`.
+    """
+    embedding = (
+        EmbeddingRow.parts,
+        EmbeddingRow.channels,
+        EmbeddingRow.vector,
+        EmbeddingRow.key_id,
+    )
+    return select(SequenceRow.id, SequenceRow.subject_id, *columns, *embedding).outerjoin(
+        EmbeddingRow,
+        and_(EmbeddingRow.sequence_id == SequenceRow.id, EmbeddingRow.digest == digest),
+    )
 
 
 def lacks(digest: str) -> ColumnElement[bool]:

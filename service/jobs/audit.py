@@ -8,14 +8,12 @@ from pathlib import Path
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from service.errors import NotFound
 from service.gallery_audit import Audited
 from service.jobs.audit_findings import forget_findings, keep_enrolled
-from service.jobs.datasets import deployment, program
 from service.jobs.job import Job
-from service.jobs.plan import JobRefused, Outcome, Step, partial, scratch
+from service.jobs.measuring import measuring_step
+from service.jobs.plan import JobRefused, Outcome, Step, scratch
 from service.jobs.requests import AuditRequest
-from service.model_registry import active_checkpoint
 from service.settings import Settings
 
 
@@ -34,16 +32,10 @@ class AuditJob:
     def steps(self, job: Job, folder: Path) -> Sequence[Step]:
         """Compare everybody with everybody else, in one command."""
         request = AuditRequest.model_validate(job.request)
-        try:
-            checkpoint = active_checkpoint(self._settings, self._engine, request.gallery)
-        except NotFound as error:
-            raise JobRefused(str(error)) from error
-        out = _found(folder)
-        command = program(
-            "service", "audit-gallery", request.gallery, str(partial(out)),
-            "--checkpoint", str(checkpoint),
+        step = measuring_step(
+            self._settings, self._engine, "audit", request.gallery, _found(folder), "audit-gallery",
         )  # fmt: skip
-        return (Step("audit", command, output=out, environment=deployment(self._settings)),)
+        return (step,)
 
     def complete(self, job: Job, folder: Path) -> Outcome:
         """Take over what was found, less what was erased meanwhile."""

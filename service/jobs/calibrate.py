@@ -10,12 +10,10 @@ from sqlalchemy.orm import Session
 
 from service import calibration
 from service.calibration import Measured
-from service.errors import NotFound
-from service.jobs.datasets import deployment, program
 from service.jobs.job import Job
-from service.jobs.plan import JobRefused, Outcome, Step, partial, scratch
+from service.jobs.measuring import measuring_step
+from service.jobs.plan import JobRefused, Outcome, Step, scratch
 from service.jobs.requests import CalibrateRequest
-from service.model_registry import active_checkpoint
 from service.settings import Settings
 
 
@@ -29,16 +27,11 @@ class CalibrateJob:
     def steps(self, job: Job, folder: Path) -> Sequence[Step]:
         """Compare everybody with everybody else, in one command."""
         request = CalibrateRequest.model_validate(job.request)
-        try:
-            checkpoint = active_checkpoint(self._settings, self._engine, request.gallery)
-        except NotFound as error:
-            raise JobRefused(str(error)) from error
-        out = _found(folder)
-        command = program(
-            "service", "calibrate-gallery", request.gallery, str(partial(out)),
-            "--checkpoint", str(checkpoint), "--target-fpir", repr(request.target_fpir),
+        step = measuring_step(
+            self._settings, self._engine, "calibration", request.gallery, _found(folder),
+            "calibrate-gallery", "--target-fpir", repr(request.target_fpir),
         )  # fmt: skip
-        return (Step("calibration", command, output=out, environment=deployment(self._settings)),)
+        return (step,)
 
     def complete(self, job: Job, folder: Path) -> Outcome:
         """Keep the threshold with the gallery that was measured, if that is still there."""
