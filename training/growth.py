@@ -93,7 +93,7 @@ def _stages(network: GaitNetwork) -> list[nn.Sequential]:
     backbone = network.backbone
     if isinstance(backbone, FrameBackbone):
         return list(backbone.stages)  # type: ignore[arg-type]
-    return [backbone.frame_stage, *backbone.clip_stages]  # type: ignore[list-item]
+    return [backbone.frame_stage, *backbone.clip_stages]
 
 
 def _begin_as(block: nn.Module, old: nn.Module | None) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from models.networks.network import GaitNetwork
+from models.outputs import GaitOutput
 from training.data.augmentation import augment, generator
 from training.data.batches import Batch, join
 from training.distributed import Group
@@ -33,6 +34,22 @@ from training.teachers import ask
 
 class TrainingFailed(RuntimeError):
     """The run cannot go on: its numbers are no longer numbers."""
+
+
+class Lesson(NamedTuple):
+    """What a step learns from. n sequences.
+
+    Attributes:
+        clips: float in [0, 1], as networks take them, see `GaitNetwork.forward`.
+        lengths: frames of each sequence where they differ, else None.
+        labels: int64 [n].
+        answers: what each teacher makes of the clips.
+    """
+
+    clips: Tensor
+    lengths: tuple[int, ...] | None
+    labels: Tensor
+    answers: tuple[GaitOutput, ...]
 
 
 class Trainer:
@@ -83,16 +100,31 @@ class Trainer:
 
     def train(self, batch: Batch) -> tuple[Loss, Learned]:
         """Take one step on a batch."""
+        return self.learn(self.teach(batch))
+
+    def teach(self, batch: Batch) -> Lesson:
+        """What a step learns from: the batch's clips, augmented, and the teachers' answers.
+
+        It depends on recipe and step alone, so trainers that differ in their terms can share it.
+        """
+        began = time.monotonic()
+        random = generator(self._recipe.seed, batch.step, self._group.rank)
+        views = augment(batch.silhouettes, self._recipe.data.augmentation, random)
+        clips = join(views, batch.lengths)
+        answers = ask(self._teachers, clips, batch.lengths, self.precision)
+        self.seconds += time.monotonic() - began
+        return Lesson(clips, batch.lengths, batch.labels, answers)
+
+    def learn(self, lesson: Lesson) -> tuple[Loss, Learned]:
+        """Take one step."""
         began = time.monotonic()
         recipe = self._recipe
         self._learner.train()
-        random = generator(recipe.seed, batch.step, self._group.rank)
-        views = augment(batch.silhouettes, recipe.data.augmentation, random)
-        clips = join(views, batch.lengths)
-        lessons = ask(self._teachers, clips, batch.lengths, self.precision)
         with self.precision.autocast():
-            learned = self._embed(clips, batch.lengths)
-        loss = self._objective(learned, batch.labels, lessons, progress=self.step / recipe.steps)
+            learned = self._embed(lesson.clips, lesson.lengths)
+        loss = self._objective(
+            learned, lesson.labels, lesson.answers, progress=self.step / recipe.steps
+        )
         self._optimiser.zero_grad()
         loss.total.backward()  # type: ignore[no-untyped-call]
         if recipe.clip_gradient is not None:
