@@ -1,13 +1,18 @@
-"""Which objective makes the better student? Arms that differ in nothing but their terms.
+"""Which objective makes the better student? Arms that differ in nothing but their objective.
 
-    python -m benchmarks.distillation RECIPE --dataset train.pack --teacher T [--student S] \
+    python -m benchmarks.distillation RECIPE --dataset train.pack --teacher T [--student S]
         --test rendered=test.pack:cross-view real-dev=real-dev.pack:nine-pairs --out RUNS
+        [--arms NAME …] [--seeds 3] [--set KEY=VALUE …] [--results FILE.json]
 
-All arms of a seed take their steps side by side on the very same clips, and the teacher is asked
-once for all of them, so a difference between two arms is one of their objectives. RECIPE gives
-network, batches, optimiser and steps; the terms are those below. Each arm's mean over seeds is
-compared with the arm of labels alone, paired: one draw of test subjects for both. Seeds that are
-finished are not trained again.
+All arms of a seed begin with the same weights and take their steps side by side on the very same
+clips, and the teacher is asked once for all of them, so a difference between two arms is one of
+their objectives: terms, weights and ramp, as `ARMS` has them. RECIPE gives network, batches,
+optimiser and steps. Of a test pack with a partition the `TEST_SET` is judged.
+
+Each arm's mean over seeds is compared with the arm of labels alone, paired: one draw of test
+subjects for both. So an interval tells how a figure would move with other people, not with other
+seeds; those stand beside it, one by one. An arm and seed that is finished is not trained again,
+unless RUNS has it from another recipe, dataset, teacher or student: that is refused.
 """
 
 from __future__ import annotations
@@ -30,13 +35,20 @@ from training import provenance
 from training.data.batches import BatchSource
 from training.data.pack import Pack
 from training.distributed import Group, join
-from training.evaluation import EmbeddedSequences, Resampling
+from training.evaluation import (
+    EmbeddedSequences,
+    Resampling,
+    embed_pack,
+    labels_of,
+    protocol_named,
+    tested_walks,
+)
 from training.evaluation.bootstrap import Estimate, percentile_estimate, subject_weights
-from training.evaluation.evaluate import embed_pack, labels_of
-from training.evaluation.protocols import Retrieval, protocol_named
-from training.preparation import card, prepare
-from training.recipe import Recipe, load
-from training.trainer import Trainer
+from training.evaluation.protocols import EvaluationProtocol, Retrieval
+from training.meter import Meter
+from training.preparation import Preparation, card, prepare, without_places
+from training.recipe import Problem, Recipe, RecipeError, load
+from training.trainer import Trainer, require_finite
 
 ALONE: Final = "labels alone"
 _TRIPLET: Final = {"kind": "triplet"}
@@ -64,76 +76,129 @@ ARMS: Final[Mapping[str, tuple[list[Any], Mapping[str, Any]]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Test:
-    """A data set to judge on, and by which protocol."""
+@dataclass(frozen=True, eq=False)
+class Exam:
+    """Walks to judge on, and by which protocol."""
 
     name: str
-    pack: Path
+    walks: Pack
     protocol: str
-    mirror: bool
+    rule: EvaluationProtocol
 
     @classmethod
-    def parse(cls, text: str) -> Test:
-        """Read `NAME=PACK:PROTOCOL`; probes are mirrored where the protocol does so."""
+    def parse(cls, text: str) -> Exam:
+        """Read `NAME=PACK:PROTOCOL`. What does not fit shows now, not after hours of training.
+
+        Raises:
+            argparse.ArgumentTypeError: there is no such pack or protocol, or they do not fit.
+        """
         name, _, rest = text.partition("=")
         pack, _, protocol = rest.rpartition(":")
-        return cls(name, Path(pack), protocol, protocol_named(protocol).mirror)
+        try:
+            rule = protocol_named(protocol)
+            walks = tested_walks(Pack.open(Path(pack)))
+            rule.split(labels_of(walks))
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text}: {error}") from error
+        return cls(name, walks, protocol, rule)
+
+
+def recipe_of(base: Recipe, arm: str, seed: int) -> Recipe:
+    """The run of one arm and seed: by its card anybody can take it again."""
+    terms, distillation = ARMS[arm]
+    changed = {"seed": seed, "terms": terms, "distillation": distillation}
+    recipe = Recipe.model_validate({**base.model_dump(), **changed})
+    return recipe if recipe.distils else recipe.model_copy(update={"teachers": ()})
+
+
+def finished(folder: Path, recipe: Recipe, preparation: Preparation) -> bool:
+    """Whether a folder holds what this run would make.
+
+    Raises:
+        RecipeError: it holds another run's.
+        models.checkpoint.CheckpointError: it holds no checkpoint.
+    """
+    if not folder.exists():
+        return False
+    found: Mapping[str, Any] = checkpoint.read_card(folder).training
+    made = (
+        found["recipe"],
+        found["dataset"]["content_hash"],
+        found["identity_hash"],
+        found["started_from"],
+        [teacher["digest"] for teacher in found["teachers"]],
+    )
+    wanted = (
+        without_places(recipe).model_dump(mode="json"),
+        preparation.train.content_hash,
+        preparation.identities,
+        preparation.origin,
+        [teacher.digest for teacher in preparation.teachers],
+    )
+    if made != wanted:
+        reason = f"{folder} is of another recipe, dataset, teacher or student; choose another --out"
+        raise RecipeError([Problem("--out", reason)])
+    return True
 
 
 def train(base: Recipe, arms: Sequence[str], seed: int, out: Path, group: Group) -> None:
-    """Train every arm with one seed, side by side."""
-    trainers: dict[str, Trainer] = {}
-    prepared = {}
+    """Train every arm that is not finished, with one seed, side by side."""
+    prepared: dict[str, tuple[Recipe, Preparation]] = {}
     for arm in arms:
-        terms, distillation = ARMS[arm]
-        changed = {"seed": seed, "terms": terms, "distillation": distillation}
-        recipe = Recipe.model_validate({**base.model_dump(), **changed})
-        prepared[arm] = (recipe, prepare(recipe, group.device))
-        trainers[arm] = Trainer(*prepared[arm], group)
-    first = trainers[arms[0]]
+        recipe = recipe_of(base, arm, seed)
+        preparation = prepare(recipe, group.device)
+        if not finished(_folder(out, arm, seed), recipe, preparation):
+            prepared[arm] = (recipe, preparation)
+    if not prepared:
+        return
+    trainers = {arm: Trainer(*parts, group) for arm, parts in prepared.items()}
+    # The arm of labels alone has no teacher to ask: one that has teaches all.
+    teaching = max(prepared, key=lambda arm: prepared[arm][0].distils)
     source = BatchSource(
-        prepared[arms[0]][1].train,
+        prepared[teaching][1].train,
         subjects=base.batch.subjects,
         sequences=base.batch.sequences,
         clip=base.data.clip,
         seed=seed,
         device=group.device,
     )
-    losses: dict[str, dict[str, float]] = {}
+    meters = {arm: Meter(base.steps, 0, {}) for arm in prepared}
     for batch in source.iterate(start=0, stop=base.steps):
-        lesson = first.teach(batch)
+        lesson = trainers[teaching].teach(batch)
         for arm, trainer in trainers.items():
-            loss, _ = trainer.learn(lesson)
-            losses[arm] = {name: round(float(value), 4) for name, value in loss.parts.items()}
-        if first.step % base.log_every == 0:
-            print(json.dumps({"seed": seed, "step": first.step, **losses}), file=sys.stderr)
+            meters[arm].add(*trainer.learn(lesson), lesson.labels)
+        done = trainers[teaching].step
+        if done % base.log_every == 0 or done == base.steps:
+            means = {arm: meters[arm].read(done, t.rate).metrics for arm, t in trainers.items()}
+            print(json.dumps({"seed": seed, "step": done, **means}), file=sys.stderr)
+            for metrics in means.values():
+                require_finite(metrics["loss"], done)
     for arm, trainer in trainers.items():
-        recipe, preparation = prepared[arm]
         described = card(
             trainer.result,
-            recipe,
-            preparation,
+            *prepared[arm],
             name=arm,
             seconds=trainer.seconds,
             processes=1,
             precision=trainer.precision,
-            losses=losses[arm],
+            losses=meters[arm].last,
             metrics={},
             thresholds=(),
         )
         checkpoint.save(_folder(out, arm, seed), trainer.result, described)
 
 
-def judge(folder: Path, test: Test, device: torch.device) -> Retrieval:
+def judge(folder: Path, test: Exam, device: torch.device) -> Retrieval:
     """What a checkpoint finds, compared as its card says."""
     encoder = Encoder.open(folder, device=str(device), precision="float32")
-    pack = Pack.open(test.pack)
-    mirrored = embed_pack(encoder, pack, mirror=True) if test.mirror else None
+    mirrors = test.rule.mirror and not encoder.card.mirror  # an average of both is its own mirror
     method = EmbeddedSequences(
-        encoder.card.name, embed_pack(encoder, pack), encoder.card.metric, mirrored
+        encoder.card.name,
+        embed_pack(encoder, test.walks),
+        encoder.card.metric,
+        embed_pack(encoder, test.walks, mirror=True) if mirrors else None,
     )
-    return protocol_named(test.protocol).run(labels_of(pack), method)
+    return test.rule.run(labels_of(test.walks), method)
 
 
 def compare(
@@ -164,7 +229,7 @@ def main() -> None:
     parser.add_argument("--dataset", type=Path, required=True)
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--student", type=Path, help="checkpoint that every arm starts from")
-    parser.add_argument("--test", nargs="+", type=Test.parse, required=True)
+    parser.add_argument("--test", nargs="+", type=Exam.parse, required=True)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
@@ -181,9 +246,7 @@ def main() -> None:
     group, resampling = join(), Resampling()
     tables: dict[str, object] = {}
     for seed in range(arguments.seeds):
-        missing = [a for a in arguments.arms if not _folder(arguments.out, a, seed).exists()]
-        if missing:
-            train(base, missing, seed, arguments.out, group)
+        train(base, arguments.arms, seed, arguments.out, group)
     for test in arguments.test:
         found = {
             arm: [
@@ -194,7 +257,7 @@ def main() -> None:
         }
         teacher = {"teacher": [judge(arguments.teacher, test, group.device)]}
         tables[test.name] = {
-            "dataset": Pack.open(test.pack).content_hash,
+            "dataset": test.walks.content_hash,
             "protocol": test.protocol,
             **compare({**teacher, **found}, resampling),
         }
@@ -202,9 +265,14 @@ def main() -> None:
         {
             "machine": machine.describe(),
             "commit": provenance.commit(),
+            "recipe": base.description,
+            "dataset": Pack.open(arguments.dataset).content_hash,
             "steps": base.steps,
             "sequences a step": base.batch.subjects * base.batch.sequences,
             "teacher": checkpoint.read_card(arguments.teacher).digest,
+            "student": checkpoint.read_card(arguments.student).digest
+            if arguments.student
+            else None,
             "seeds": arguments.seeds,
             **tables,
         },

@@ -158,7 +158,7 @@ def card(
     """
     pack = preparation.train
     training: dict[str, JsonValue] = {
-        "recipe": _without_places(recipe).model_dump(mode="json"),
+        "recipe": without_places(recipe).model_dump(mode="json"),
         "seed": recipe.seed,
         "steps": recipe.steps,
         "commit": provenance.commit(),
@@ -191,7 +191,7 @@ def card(
     )
 
 
-def _without_places(recipe: Recipe) -> Recipe:
+def without_places(recipe: Recipe) -> Recipe:
     """The recipe with names for paths: a card travels to where those mean nothing."""
     data, student = recipe.data, recipe.student
     return recipe.model_copy(

@@ -21,6 +21,7 @@ from training.evaluation.evaluate import (
     evaluate_checkpoint,
     evaluate_embeddings,
     labels_of,
+    tested_walks,
 )
 from training.evaluation.protocols import PROTOCOLS, ProtocolMismatch, protocol_named
 from training.evaluation.report import console_tables, markdown
@@ -42,4 +43,5 @@ __all__ = [
     "labels_of",
     "markdown",
     "protocol_named",
+    "tested_walks",
 ]

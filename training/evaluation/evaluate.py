@@ -143,8 +143,7 @@ def evaluate_checkpoint(
     resampling = resampling or Resampling()
     mirror = rule.mirror if mirror is None else mirror
     baselines = rule.baselines if baselines is None else baselines
-    opened = Pack.open(pack)
-    test = opened if opened.partition is None else opened.subset(opened.partition.test)
+    test = tested_walks(Pack.open(pack))
     sequences = labels_of(test)
     rule.split(sequences)  # a mismatch shows before an hour of embedding
 
@@ -185,16 +184,26 @@ def evaluate_checkpoint(
     )
 
 
+def tested_walks(pack: Pack) -> Pack:
+    """The sequences of the `TEST_SET` of a pack's partition; all when it has no partition.
+
+    Raises:
+        PackError: the pack has none of them.
+    """
+    return pack if pack.partition is None else pack.subset(pack.partition.test)
+
+
 def labels_of(pack: Pack) -> LabelledSequences:
     """The labels of a pack's sequences, with the field's list of probes where it has one."""
     records = pack.sequences
-    listed = None if pack.partition is None else pack.partition.probes
+    probes = None if pack.partition is None else pack.partition.probes
+    listed = None if probes is None else frozenset(probes)
     names = (f"{record.subject}-{record.condition}-{record.view}" for record in records)
     return LabelledSequences.of(
         [record.subject for record in records],
         [record.condition for record in records],
         [record.view for record in records],
-        None if listed is None else [name in frozenset(listed) for name in names],
+        None if listed is None else [name in listed for name in names],
     )
 
 
