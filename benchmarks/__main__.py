@@ -1,4 +1,7 @@
-"""Run every benchmark; write benchmarks/results/NAME.json and the tables of docs/benchmarks.md."""
+"""Run the benchmarks that need nothing; write benchmarks/results/NAME.json and docs/benchmarks.md.
+
+Those that need data sets are run by hand.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,10 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 NAMES = ("embedding", "identify", "activation", "access", "train_input", "train_step")
+SERVED = ("identify", "activation")
+"""Here a service computes, in another process than the one whose threads a result tells."""
+BY_HAND = Path(__file__).parent / "by_hand.md"
+"""What the page says of the benchmarks that need data sets."""
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
@@ -38,8 +45,9 @@ def _spread(row: dict[str, Any]) -> dict[str, Any]:
 
 def page(results: dict[str, dict[str, Any]]) -> str:
     """docs/benchmarks.md from the results of every benchmark."""
-    machine = next(result["machine"] for result in results.values() if "machine" in result)
-    about = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in machine.items() if value)
+    machine = next(iter(results.values()))["machine"]
+    shared = {key: value for key, value in machine.items() if key != "torch_threads" and value}
+    about = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shared.items())
     parts = [
         "# Benchmarks",
         "`make bench` writes this page and `benchmarks/results/*.json`. Figures of one table were "
@@ -49,9 +57,11 @@ def page(results: dict[str, dict[str, Any]]) -> str:
     ]
     for name, result in results.items():
         title = result["benchmark"]
-        parts += [f"## {title[0].upper()}{title[1:]}", f"`python -m benchmarks.{name}`"]
+        threads = "" if name in SERVED else f", torch threads {result['machine']['torch_threads']}"
+        parts.append(f"## {title[0].upper()}{title[1:]}")
+        parts.append(f"`python -m benchmarks.{name}`{threads}")
         parts.append(table(result["rows"]))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, BY_HAND.read_text(encoding="utf-8")])
 
 
 def main() -> None:

@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import typer
+from typer.core import TyperGroup
 
+from benchmarks.__main__ import BY_HAND
 from service.app import create_app
 from service.errors import ServiceError
 from service.settings import Settings
+from training.__main__ import app as training
 from training.evaluation import PROTOCOLS
-from training.recipe import DistillationTerm, LabelTerm
+from training.recipe import DistillationTerm, LabelTerm, load, shipped
+from training.rendering.recipe import RenderRecipe
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -103,6 +108,81 @@ def test_every_recipe_is_named() -> None:
     recipes = {file.stem for file in (ROOT / "training" / "recipes").glob("*.toml")}
     assert recipes
     assert recipes <= set(re.findall(r"`([\w-]+)`", page("training.md")))
+
+
+def test_the_table_of_recipes_gives_their_steps() -> None:
+    table = section(page("training.md"), "Recipes")
+    rows = re.findall(r"^\| `([\w-]+)` \| .* \| ([\d,]+) \|$", table, re.MULTILINE)
+    assert {name: int(steps.replace(",", "")) for name, steps in rows} == {
+        name: load(name).steps for name in shipped()
+    }
+
+
+def test_the_table_of_rendered_datasets_gives_their_people_and_walks() -> None:
+    table = section(page("training.md"), "Rendered walkers")
+    rows = re.findall(r"^\| `(render-\w+)` \| ([\d,]+) \| ([^|]*) \|", table, re.MULTILINE)
+    found = {name: [int(n.replace(",", "")), *numbers(walks)] for name, n, walks in rows}
+    recipes = {
+        file.stem: RenderRecipe.load(file)
+        for file in (ROOT / "training" / "recipes").glob("render-*.toml")
+    }
+    assert found == {
+        name: [r.identities, r.walks.normal, r.walks.bag, r.walks.coat]
+        for name, r in recipes.items()
+    }
+
+
+def numbers(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", text)]
+
+
+def training_commands() -> dict[str, set[str]]:
+    """The options of every command of `python -m training`."""
+    group = typer.main.get_command(training)
+    assert isinstance(group, TyperGroup)
+    return {
+        name: {
+            option
+            for parameter in command.params
+            for option in (*parameter.opts, *parameter.secondary_opts)
+            if option.startswith("--")
+        }
+        for name, command in group.commands.items()
+    }
+
+
+def test_every_command_of_training_and_each_of_its_options_is_named() -> None:
+    text = page("training.md")
+    listed = re.findall(r"`([\w-]+)`", text[: text.index("What a distillation")])
+    commands = training_commands()
+    assert set(listed) == set(commands)
+    for name, options in commands.items():
+        for option in options:
+            if option.startswith("--no-") and f"--{option[5:]}" in options:
+                continue  # said with the other of the two, where it matters
+            assert re.search(rf"{option}\b", text), f"{name} {option}"
+
+
+@pytest.mark.parametrize("source", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_of_training_in_documents_exist_with_their_options(source: Path) -> None:
+    text = source.read_text(encoding="utf-8")
+    commands = training_commands()
+    call = r"python -m training ([a-z-]+)((?:\\\n|[^`\n#])*)"
+    signature = r"`python -m training ([a-z-]+)([^`]*)`"
+    for name, rest in re.findall(call, text) + re.findall(signature, text):
+        assert name in commands, name
+        assert set(re.findall(r"--[a-z][a-z-]*", rest)) <= commands[name], name
+
+
+def test_every_benchmark_is_named() -> None:
+    text = page("benchmarks.md")
+    scripts = {
+        file.stem
+        for file in (ROOT / "benchmarks").glob("*.py")
+        if 'if __name__ == "__main__"' in file.read_text("utf-8") and file.stem != "__main__"
+    }
+    assert scripts == set(re.findall(r"`python -m benchmarks\.(\w+)`", text))
+    assert text.endswith(BY_HAND.read_text(encoding="utf-8"))
 
 
 def test_every_protocol_is_described() -> None:

@@ -54,8 +54,8 @@ class Objective:
         terms: weighted terms.
         distillation: how teachers are combined, aligned and ramped up.
         gather: brings the rows of all processes together, differentiably, for terms that compare
-            sequences
-            with each other; the others are means over sequences, which DDP averages by itself.
+            sequences with each other; the others are means over sequences, which DDP averages by
+            itself.
     """
 
     def __init__(

@@ -11,9 +11,12 @@ from models import checkpoint
 from models.checkpoint import Card
 from models.networks.network import GaitNetwork
 from models.registry import build
+from tests.training.runs import TINY, run
 from training import provenance
 from training.__main__ import app
-from training.growth import Layers, grown
+from training.events import Silent
+from training.growth import Layers, grow, grown
+from training.recipe import load
 
 SMALL = {"channels": [4, 6, 6, 8], "embedding_channels": 5, "parts": 4, "identities": 3}
 
@@ -101,3 +104,24 @@ def test_the_command_writes_a_checkpoint_that_keeps_identities_and_names_its_ori
         torch.testing.assert_close(deep(walks()).logits, small(walks()).logits)
     refused = CliRunner().invoke(app, [*command, "--layers", "0", "2", "2", "1"])
     assert refused.exit_code == 2
+
+
+def test_a_student_learns_from_the_teacher_that_grew_out_of_a_small_network(
+    pack: Path, tmp_path: Path
+) -> None:
+    """The walk-through of docs/training.md."""
+    network, *rest = TINY
+    run(load("student-cpu", settings=TINY, dataset=pack), tmp_path / "small")
+    small = tmp_path / "small/checkpoint"
+    grow(small, tmp_path / "grown", Silent(), layers=(1, 4, 4, 1), mode="p3d")
+    teacher = load("teacher-cpu", settings=rest, dataset=pack, student=tmp_path / "grown")
+    run(teacher, tmp_path / "teacher")
+    taught = [tmp_path / "teacher/checkpoint"]
+    run(
+        load("gaitkd-corrected", settings=[network, *rest], dataset=pack, teachers=taught),
+        tmp_path / "student",
+    )
+    card = checkpoint.read_card(tmp_path / "student/checkpoint")
+    digest = checkpoint.read_card(taught[0]).digest
+    assert card.training["teachers"] == [{"name": "tiny", "digest": digest}]
+    assert set(card.training["losses"]) >= {"logit", "boundary", "ranking"}  # type: ignore[arg-type]
