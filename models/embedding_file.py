@@ -31,7 +31,8 @@ def embed_prepared(checkpoint_dir: Path, in_npz: Path, out_npz: Path) -> int:
         checkpoint_dir: the checkpoint.
         in_npz: `silhouettes` uint8 `[n, s, h, w]`, h and w as the card's input (64 x 44).
         out_npz: gets `embeddings` float32 `[n, c, p]`, what the checkpoint compares, not
-            normalised unless its configuration says so, and `logits` float32 `[n, k, p]`.
+            normalised unless its configuration says so, and `logits` float32 `[n, k, p]` of the
+            walks as they are, not mirrored.
 
     Returns:
         n.
@@ -47,9 +48,12 @@ def embed_prepared(checkpoint_dir: Path, in_npz: Path, out_npz: Path) -> int:
     walks_per_call = max(1, FRAMES_PER_CALL // silhouettes.shape[1])
     with torch.inference_mode():
         for start in range(0, len(silhouettes), walks_per_call):
-            batch = torch.from_numpy(silhouettes[start : start + walks_per_call])
-            output = network(batch.float() / 255)
-            embeddings.append(network.matching(output.embeddings).numpy())
+            batch = torch.from_numpy(silhouettes[start : start + walks_per_call]).float() / 255
+            output = network(batch)
+            compared = network.matching(output.embeddings)
+            if card.mirror:
+                compared = (compared + network.matching(network(batch.flip(-1)).embeddings)) / 2
+            embeddings.append(compared.numpy())
             logits.append(output.logits.numpy())
     with out_npz.open("wb") as file:
         np.savez(file, embeddings=np.concatenate(embeddings), logits=np.concatenate(logits))

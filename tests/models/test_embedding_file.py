@@ -53,7 +53,12 @@ def test_prepared_walks_equal_the_goldens_through_both_commands(tmp_path: Path, 
         assert goldens.relative_error(found, wanted) <= goldens.TOLERANCE
 
 
-def test_more_walks_than_fit_in_one_call_keep_their_order(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mirror", [False, True])
+def test_more_walks_than_fit_in_one_call_keep_their_order_and_are_what_a_service_compares(
+    mirror: bool, tmp_path: Path
+) -> None:
+    network, model = small("gaitbase", {}), tmp_path / "model"
+    checkpoint.save(model, network, Card.of(network, name="m", metric="cosine", mirror=mirror))
     silhouettes = np.random.default_rng(0).integers(0, 256, (9, 15, 64, 44), np.uint8)
     np.savez(tmp_path / "in.npz", silhouettes=silhouettes)
     embed_prepared(model, tmp_path / "in.npz", tmp_path / "out.npz")
