@@ -110,17 +110,21 @@ def test_a_student_learns_from_the_teacher_that_grew_out_of_a_small_network(
     pack: Path, tmp_path: Path
 ) -> None:
     """The walk-through of docs/training.md."""
-    network, *rest = TINY
+    _, *rest = TINY
     run(load("student-cpu", settings=TINY, dataset=pack), tmp_path / "small")
     small = tmp_path / "small/checkpoint"
     grow(small, tmp_path / "grown", Silent(), layers=(1, 4, 4, 1), mode="p3d")
     teacher = load("teacher-cpu", settings=rest, dataset=pack, student=tmp_path / "grown")
     run(teacher, tmp_path / "teacher")
     taught = [tmp_path / "teacher/checkpoint"]
-    run(
-        load("gaitkd-corrected", settings=[network, *rest], dataset=pack, teachers=taught),
-        tmp_path / "student",
+    student = load(
+        "student-distilled-cpu",
+        settings=rest,
+        dataset=pack,
+        teachers=taught,
+        student=tmp_path / "small/checkpoint",
     )
+    run(student, tmp_path / "student")
     card = checkpoint.read_card(tmp_path / "student/checkpoint")
     digest = checkpoint.read_card(taught[0]).digest
     assert card.training["teachers"] == [{"name": "tiny", "digest": digest}]
