@@ -266,6 +266,7 @@ def main() -> None:
             "machine": machine.describe(),
             "commit": provenance.commit(),
             "recipe": base.description,
+            "settings": arguments.set,
             "dataset": Pack.open(arguments.dataset).content_hash,
             "steps": base.steps,
             "sequences a step": base.batch.subjects * base.batch.sequences,

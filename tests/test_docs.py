@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-import typer
 from typer.core import TyperGroup
+from typer.main import get_command
 
 from benchmarks.__main__ import BY_HAND
 from service.app import create_app
@@ -138,7 +138,7 @@ def numbers(text: str) -> list[int]:
 
 def training_commands() -> dict[str, set[str]]:
     """The options of every command of `python -m training`."""
-    group = typer.main.get_command(training)
+    group = get_command(training)
     assert isinstance(group, TyperGroup)
     return {
         name: {

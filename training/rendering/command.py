@@ -75,7 +75,8 @@ def render(
 
     Raises:
         FileNotFoundError: no recipe, or no recordings.
-        ValueError: a recipe that is none, a limit below 1, or no recordings named.
+        ValueError: a recipe that is none, a limit below 1 or below what was begun, or no recordings
+            named.
     """
     plan = RenderRecipe.load(_found(recipe))
     folder = mocap or plan.mocap
@@ -89,6 +90,11 @@ def render(
         if any(record.metadata.get("recipe") != plan.digest for record in writer.sequences):
             raise ValueError(f"{out} was begun with another recipe; remove .{out.name}.partial")
         already = Counter(record.subject for record in writer.sequences)
+        if len(already) > identities:
+            raise ValueError(
+                f"{out} was begun with {len(already)} identities, more than {identities}; "
+                f"raise the limit or remove .{out.name}.partial"
+            )
         names = [f"{plan.split}-{number:05d}" for number in range(identities)]
         # The last identity that was begun may be incomplete: it is drawn again and its first walks
         # are skipped.

@@ -105,6 +105,18 @@ def test_a_rendering_is_not_finished_with_another_recipe(
         render(recipe, out, workers=1, mocap=mocap)
 
 
+def test_a_rendering_is_not_finished_with_fewer_identities_than_it_has(
+    recipe: Path, mocap: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "fewer.pack"
+    made = {"recipe": RenderRecipe.load(recipe).digest}
+    with PackWriter(out, "binary") as writer:
+        for subject in ("train-00000", "train-00001"):
+            writer.add(subject, "nm-01", "090", np.zeros((8, 64, 64), np.uint8), made)
+    with pytest.raises(ValueError, match="begun with 2 identities"):
+        render(recipe, out, workers=1, mocap=mocap, limit=1)
+
+
 def test_progress_is_json_lines_for_machines(
     recipe: Path,
     mocap: Path,
