@@ -409,6 +409,16 @@ def test_a_service_that_is_not_there_is_said_plainly(
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    "command",
+    [("jobs", "show"), ("jobs", "follow", "--json"), ("galleries", "delete", "--yes")],
+)
+def test_a_name_that_is_empty_is_said_plainly(gaitid: Gaitid, command: tuple[str, ...]) -> None:
+    status, out, err = gaitid(*command, "")
+    assert (status, out) == (1, "")
+    assert err == "gaitid: '' cannot be part of an address\n"
+
+
 def test_walks_are_embedded_in_any_upload_format(
     gaitid: Gaitid, models: Path, walks: Callable[..., Path], tmp_path: Path
 ) -> None:
