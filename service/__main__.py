@@ -70,7 +70,7 @@ def main() -> None:
         app()
     except CommandFailed as error:
         typer.echo(f"gaitid: {error}", err=True)
-        sys.exit(1)
+        sys.exit(error.status)
 
 
 if __name__ == "__main__":

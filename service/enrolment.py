@@ -43,11 +43,6 @@ class Enrolled:
     coverage: Coverage
     model: ModelInUse
 
-    @property
-    def changed(self) -> bool:
-        """Whether anything was added."""
-        return not all(item.already_enrolled for item in self.sequences)
-
 
 Also = Callable[[Session, Enrolled], None]
 

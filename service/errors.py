@@ -120,6 +120,12 @@ class Unavailable(ServiceError):
 
     status, slug, title = 503, "unavailable", "Not available right now"
 
+    def __init__(
+        self, detail: str, *reasons: Reason, retry_after: float, slug: str | None = None
+    ) -> None:
+        """As every error; `retry_after`, in seconds, is in every answer with this status."""
+        super().__init__(detail, *reasons, slug=slug, retry_after=retry_after)
+
 
 class StorageFull(ServiceError):
     """There is no space left to write to; what is stored can still be read."""

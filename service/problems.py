@@ -142,7 +142,7 @@ async def _validation(_request: Request, error: Exception) -> JSONResponse:
             "The body is not JSON.",
             [Reason("body", _sentence(item)) for item in errors],
         )
-    reasons = [Reason(_where(item["loc"]), _sentence(item)) for item in errors]
+    reasons = [_reason(item) for item in errors]
     named = ", ".join(list(dict.fromkeys(reason.where for reason in reasons))[:_MOST_NAMED])
     return problem(
         422,
@@ -151,6 +151,13 @@ async def _validation(_request: Request, error: Exception) -> JSONResponse:
         f"Correct {named} and send the request again; /docs describes every field.",
         reasons,
     )
+
+
+def _reason(item: Mapping[str, Any]) -> Reason:
+    if len(item["loc"]) == 1 and isinstance(item.get("input"), bytes):
+        # The framework reads as JSON only what is said to be: `curl -d` alone says it is a form.
+        return Reason("Content-Type", "must be application/json")
+    return Reason(_where(item["loc"]), _sentence(item))
 
 
 def _where(location: Sequence[str | int]) -> str:

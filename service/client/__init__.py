@@ -58,6 +58,7 @@ from service.client.failures import (
     Unavailable,
     UnexpectedAnswer,
     UnsupportedMedia,
+    UnusableName,
 )
 from service.client.retries import Retries
 
@@ -104,6 +105,7 @@ __all__ = [
     "Unavailable",
     "UnexpectedAnswer",
     "UnsupportedMedia",
+    "UnusableName",
     "Upload",
     "Verification",
 ]

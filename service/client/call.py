@@ -36,6 +36,7 @@ import anyio
 import httpx
 
 from service.client.answers import Answer, JobEvent, Page
+from service.client.failures import UnusableName
 
 if TYPE_CHECKING:
     from service.client.connection import AsyncClient, Client
@@ -208,11 +209,11 @@ def at(template: str, *values: str) -> str:
     """A path with each `{}` replaced; whatever a value holds stays within its segment.
 
     Raises:
-        ValueError: a value that no address can carry, such as `..`.
+        UnusableName: a value that no address can carry, such as `..`.
     """
     for value in values:
         if value in ("", ".", ".."):
-            raise ValueError(f"{value!r} cannot be part of an address")
+            raise UnusableName(f"{value!r} cannot be part of an address")
     return template.format(*(quote(value, safe="") for value in values))
 
 

@@ -280,6 +280,9 @@ def _options(url: str, api_key: str | None, timeout_s: float) -> dict[str, Any]:
         base = httpx.URL(url)
     except httpx.InvalidURL as error:
         raise ValueError(f"{url!r} is not a URL: {error}") from error
+    if base.scheme not in ("http", "https") or not base.host:
+        # Else every call would be tried again and again, as if nobody were at home.
+        raise ValueError(f"{url!r} is not a URL such as http://127.0.0.1:8000")
     return {
         "base_url": base,
         "headers": {"Authorization": f"Bearer {key}"} if key else {},

@@ -3,6 +3,7 @@
 ClientError
 ├── ServiceUnreachable     nothing answers at the URL, or the connection broke
 ├── UnexpectedAnswer       something answers that is not GaitID, or not as it should
+├── UnusableName           nothing is asked: no address can carry such a name
 └── Refused                the service answered with a problem: status, slug, detail, errors
     ├── BadRequest         400  the request cannot be read
     ├── Unauthenticated    401  no key, or an unknown one
@@ -56,6 +57,10 @@ class ServiceUnreachable(ClientError):
 
 class UnexpectedAnswer(ClientError):
     """What answers at the URL is not this service, or another version of it."""
+
+
+class UnusableName(ClientError, ValueError):
+    """A name that is empty, `.` or `..` leads to another address than the one that is meant."""
 
 
 class Fault(BaseModel):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from service.commands.connection import connected
-from service.commands.failure import CommandFailed
+from service.commands.failure import CommandFailed, WrongUsage
 from service.commands.options import LOCAL, ApiKey, Url
 
 app = typer.Typer()
@@ -32,7 +32,7 @@ def audit(
     from service.audit import chain
 
     if check and gallery is not None:
-        raise CommandFailed("--check takes every line, so it cannot be told with --gallery")
+        raise WrongUsage("--check takes every line, so it cannot be told with --gallery")
     with connected(url, api_key) as client:
         lines = client.audit(since=since, until=until, gallery=gallery, after=after)
         if not check:

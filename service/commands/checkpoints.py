@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from service.commands.failure import CommandFailed, complaints
+from service.commands.failure import WrongUsage, complaints
 
 app = typer.Typer()
 
@@ -60,7 +60,7 @@ def embed(
     from models.embedding_file import embed_prepared, embed_walks
 
     if (normalised is None) == (not walks):
-        raise CommandFailed("give walks, or --normalised, and not both")
+        raise WrongUsage("give walks, or --normalised, and not both")
     with complaints():
         if normalised is not None:
             count = embed_prepared(checkpoint, normalised, out)

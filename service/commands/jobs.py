@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from service.commands.connection import connected, followed, require_success
-from service.commands.failure import CommandFailed
+from service.commands.failure import WrongUsage
 from service.commands.options import LOCAL, ApiKey, AsJson, Gallery, TargetFpir, Url, Wait
 from service.commands.output import print_answer, print_list, print_table, printable
 
@@ -83,6 +84,12 @@ def distill(
     dataset: Pack = None,
     gallery: Enrolled = None,
     student: Annotated[str | None, typer.Option(help="A registered model to start from.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Changes the recipe, such as steps=500; repeatable."
+        ),
+    ] = None,
     activate: Annotated[str | None, typer.Option(help="never, or if_better.")] = None,
     activate_in: Annotated[
         str | None, typer.Option(help="In which gallery. [the dataset's, else default]")
@@ -93,6 +100,7 @@ def distill(
 ) -> None:
     """Train a student from teachers by a recipe."""
     source = _source(dataset, gallery)
+    changes = dict(map(_override, overrides or ()))
     with connected(url, api_key) as client:
         job = client.distill(
             recipe=recipe,
@@ -100,6 +108,7 @@ def distill(
             dataset=source,
             teachers=teacher,
             student=student,
+            overrides=changes,
             activate=activate,
             activate_in=activate_in,
         )
@@ -223,8 +232,19 @@ def _likeness(similarity: float, other: Mapping[str, Any]) -> str:
 
 def _source(dataset: str | None, gallery: str | None) -> str | dict[str, str]:
     if (dataset is None) == (gallery is None):
-        raise CommandFailed("give --dataset or --gallery, and not both")
+        raise WrongUsage("give --dataset or --gallery, and not both")
     return dataset if dataset is not None else {"gallery": str(gallery)}
+
+
+def _override(text: str) -> tuple[str, Any]:
+    """A change of a recipe: its key, and a JSON value or else a word."""
+    key, equals, value = text.partition("=")
+    if not (key.strip() and equals):
+        raise WrongUsage(f"--set {printable(text)}: a change is written KEY=VALUE")
+    try:
+        return key.strip(), json.loads(value, parse_constant=str)  # no request can carry NaN
+    except ValueError:
+        return key.strip(), value
 
 
 def _started(client: Client, job: Job, *, wait: bool) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from service.commands.deployment import audit_record, database, settings_from
-from service.commands.failure import CommandFailed
+from service.commands.failure import CommandFailed, WrongUsage
 from service.commands.options import DataDir
 
 if TYPE_CHECKING:
@@ -41,13 +41,13 @@ def add(
     known = [item.value for item in Scope]
     unknown = [item for item in scope if item not in known]
     if unknown:
-        raise CommandFailed(f"no such scope: {', '.join(unknown)}; there are {', '.join(known)}")
+        raise WrongUsage(f"no such scope: {', '.join(unknown)}; there are {', '.join(known)}")
     scopes = [Scope(item) for item in scope]
     with _recorded("add_key", data_dir) as (engine, record):
         try:
             key, token = create_key(engine, scopes, name, rate, record)
         except ValueError as error:
-            raise CommandFailed(f"--rate: {error}") from error
+            raise WrongUsage(f"--rate: {error}") from error
     typer.echo(f"key {key.key_id}; it is not shown again:", err=True)
     typer.echo(token)
 

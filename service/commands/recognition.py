@@ -10,7 +10,7 @@ import typer
 
 from service.commands import folder
 from service.commands.connection import connected
-from service.commands.failure import CommandFailed
+from service.commands.failure import WrongUsage
 from service.commands.options import (
     LOCAL,
     ApiKey,
@@ -56,11 +56,9 @@ def enroll(
     """
     if not walks:
         if not Path(who).is_dir():
-            raise CommandFailed(f"{who!r} is no folder; to enrol one person give walks as well")
+            raise WrongUsage(f"{who!r} is no folder; to enrol one person give walks as well")
         if metadata is not None:
-            raise CommandFailed(
-                "--metadata is for one person; a folder has WALK.json for each walk"
-            )
+            raise WrongUsage("--metadata is for one person; a folder has WALK.json for each walk")
         folder.enroll(
             Path(who),
             gallery,
@@ -174,7 +172,7 @@ def _object(option: str, text: str | None) -> dict[str, Any] | None:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise CommandFailed(f"{option} is not JSON: {error}") from error
+        raise WrongUsage(f"{option} is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise CommandFailed(f"{option} must be a JSON object")
+        raise WrongUsage(f"{option} must be a JSON object")
     return value

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from service.commands.connection import confirm, connected
-from service.commands.failure import CommandFailed, complaints
+from service.commands.failure import WrongUsage, complaints
 from service.commands.options import LOCAL, ApiKey, Url, Yes
 from service.commands.output import print_answer
 
@@ -41,7 +41,7 @@ def download(
             case ".png":
                 content = client.energy_image(sequence_id)
             case _:
-                raise CommandFailed(f"{out}: .npz, .gif or .png?")
+                raise WrongUsage(f"{out}: .npz, .gif or .png?")
     with complaints():
         out.write_bytes(content)
     typer.echo(f"{out}: {len(content)} bytes")

@@ -24,6 +24,7 @@ from service.gallery.tables import EncryptionKeyRow
 
 SIDE = 64
 _OPTION = "sealing"  # of an engine
+_RESTART_S = 60.0  # what an operator needs at least: more than clients wait by themselves
 
 
 class Sealing:
@@ -51,6 +52,7 @@ class Sealing:
                 "This process has not got the encryption key that the gallery is written with. "
                 "Its operator must restart it with the current GAITID_ENCRYPTION_KEYS.",
                 slug="encryption-key-missing",
+                retry_after=_RESTART_S,
             )
 
     def seal_silhouettes(self, sequence_id: str, silhouettes: Silhouettes) -> bytes:
@@ -114,6 +116,7 @@ class Sealing:
                 f"A walk is encrypted with the key {key_id}, which this process was not given. "
                 "Its operator must restart it with that key in GAITID_ENCRYPTION_KEYS.",
                 slug="encryption-key-missing",
+                retry_after=_RESTART_S,
             )
         return key.decrypt(kept, about)
 

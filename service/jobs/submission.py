@@ -66,7 +66,9 @@ class RecipeCheck:
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise Unavailable("The recipe could not be checked in time; try again.") from error
+            raise Unavailable(
+                "The recipe could not be checked in time; try again.", retry_after=10.0
+            ) from error
         finally:
             self._slots.release()
         if answer.returncode == 0:

@@ -10,10 +10,13 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import StreamingResponse
+from sqlalchemy.exc import SQLAlchemyError
 
 from service.audit import entries
 from service.audit.entries import Actor, Entry
 from service.auth import Scope
+from service.database import storage_trouble
+from service.errors import Reason, StorageFull
 from service.fields import GalleryName, Moment
 from service.gallery.records import ErasureReceipt
 from service.middleware.access import CALLER
@@ -21,6 +24,13 @@ from service.middleware.audit import RECORDED
 from service.routes.access import requires
 from service.routes.dependencies import Held, resources
 from service.schemas import AuditLine
+
+
+class ErasureUnrecorded(StorageFull):
+    """An erasure that was made, but could not be recorded: not to be tried again, as a 503 is."""
+
+    slug, title = "erasure-unrecorded", "Erased, but not recorded"
+
 
 router = APIRouter(prefix="/audit", tags=["audit"], dependencies=[Depends(requires(Scope.ADMIN))])
 MEDIA_TYPE = "application/x-ndjson"
@@ -47,7 +57,10 @@ def record_read(request: Request, entry: Entry) -> None:
 async def record_erasure(
     request: Request, what: Literal["subject", "sequence", "gallery"], receipt: ErasureReceipt
 ) -> None:
-    """Forget whom it erased, and record an erasure that was committed."""
+    """Forget whom it erased, and record an erasure that was committed.
+
+    Raises `ErasureUnrecorded`.
+    """
     audit = resources(request).audit
 
     def forget_and_record() -> None:
@@ -57,7 +70,17 @@ async def record_erasure(
             audit.forget(receipt.gallery, receipt.subject_id)
         audit.changed(entries.erasure(what, receipt), _caller(request))
 
-    await asyncio.to_thread(forget_and_record)
+    try:
+        await asyncio.to_thread(forget_and_record)
+    except (OSError, SQLAlchemyError) as error:
+        if storage_trouble(error) is None:
+            raise
+        raise ErasureUnrecorded(
+            f"Erased for good, with {len(receipt.sequence_ids)} sequences, but the audit record "
+            f"could not be written to say so: note the receipt {receipt.receipt_id}, free space "
+            "where the service keeps its data, and do not send the request again.",
+            Reason("audit", "not_recorded"),
+        ) from error
     request.scope[RECORDED] = True
 
 

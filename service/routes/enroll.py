@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 from sqlalchemy.orm import Session
 
 from service.audit import entries
@@ -33,10 +33,6 @@ router = APIRouter(tags=["recognition"], dependencies=[Depends(requires(Scope.EN
     "/enroll",
     status_code=201,
     responses={
-        200: {
-            "model": EnrolAnswer,
-            "description": "Nothing was added: the subject had every walk already.",
-        },
         409: {
             "model": EnrolConflictProblem,
             "description": "A walk may be another subject's, or its Idempotency-Key is in use.",
@@ -45,7 +41,6 @@ router = APIRouter(tags=["recognition"], dependencies=[Depends(requires(Scope.EN
 )
 async def enroll(
     request: Request,
-    response: Response,
     held: HeldReady,
     subject_id: Annotated[SubjectId, Form()],
     sequence: Annotated[
@@ -75,7 +70,7 @@ async def enroll(
     def keep_answer(session: Session, enrolled: Enrolled) -> None:
         body = EnrolAnswer.of(enrolled).model_dump_json()
         record_change(request, entries.enrolment(enrolled))
-        keep(session, hold, Answer(_status(enrolled), {"content-type": "application/json"}, body))
+        keep(session, hold, Answer(201, {"content-type": "application/json"}, body))
 
     enrolled = await unless_disconnected(
         request,
@@ -88,9 +83,4 @@ async def enroll(
             accept_conflict=accept_conflict,
         ),
     )
-    response.status_code = _status(enrolled)
     return EnrolAnswer.of(enrolled)
-
-
-def _status(enrolled: Enrolled) -> int:
-    return 201 if enrolled.changed else 200

@@ -205,7 +205,11 @@ def follow_job(
 
 
 async def _follow(queue: JobQueue, job_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
-    """Events as they come, until one says that the job has ended."""
+    """Events as they come, until one says that the job has ended.
+
+    Whoever claims to have seen more than there is would wait for that one in vain.
+    """
+    ended = False
     while True:
         events = await run_sync(partial(queue.events, job_id, after=after))
         for event in events:
@@ -213,7 +217,12 @@ async def _follow(queue: JobQueue, job_id: str, after: int) -> AsyncIterator[Ser
             yield _sent(event)
             if event.kind == "status" and Status(event.data["status"]).final:
                 return
-        if not events:
+        if events:
+            continue
+        if ended:
+            return
+        ended = (await run_sync(queue.get, job_id)).status.final  # and look once more if it has
+        if not ended:
             await anyio.sleep(_POLL_S)
 
 

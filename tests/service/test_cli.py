@@ -163,7 +163,7 @@ def test_a_key_is_shown_once_and_can_be_revoked(gaitid: Gaitid, tmp_path: Path) 
     assert "revoked" in gaitid("keys", "list", *folder)[1]
     assert gaitid("keys", "revoke", "nope", *folder)[0] == 1
     status, _, err = gaitid("keys", "add", "--scope", "everything", *folder)
-    assert (status, "enroll" in err) == (1, True)
+    assert (status, "enroll" in err) == (2, True)
 
 
 def test_a_key_may_have_a_rate_of_its_own(gaitid: Gaitid, tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_key_may_have_a_rate_of_its_own(gaitid: Gaitid, tmp_path: Path) -> Non
     assert gaitid("keys", "add", "--scope", "enroll", "--rate", "120/minute", *folder)[0] == 0
     assert "active  enroll  120/minute" in gaitid("keys", "list", *folder)[1]
     status, _, err = gaitid("keys", "add", "--scope", "enroll", "--rate", "fast", *folder)
-    assert (status, "such as 120/minute" in err) == (1, True)
+    assert (status, "such as 120/minute" in err) == (2, True)
 
 
 def test_the_record_is_written_as_json_lines_and_checked(
@@ -199,7 +199,7 @@ def test_the_record_is_written_as_json_lines_and_checked(
     assert (status, out[:25]) == (0, "6 lines, 1 to 6, unchange")
     status, _, err = gaitid("audit", "--since", "yesterday", *at)
     assert (status, "since" in err) == (1, True)
-    assert gaitid("audit", "--check", "--gallery", "lab", *at)[0] == 1
+    assert gaitid("audit", "--check", "--gallery", "lab", *at)[0] == 2
 
 
 def test_a_gallery_is_encrypted_and_its_key_replaced(
@@ -324,7 +324,32 @@ def test_models_and_jobs_are_shown(at: Gaitid) -> None:
     )
     assert status == 1
     assert "recipe: not_found" in err
-    assert at("jobs", "submit", "distill", "demo", "--name", "m", "--teacher", "default")[0] == 1
+    assert at("jobs", "submit", "distill", "demo", "--name", "m", "--teacher", "default")[0] == 2
+
+
+def test_a_distillation_is_submitted_with_changes_of_its_recipe(
+    gaitid: Gaitid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Script(a_job(status="queued"))
+    monkeypatch.setattr(httpx.HTTPTransport, "handle_request", script.handle)
+    submit = ("jobs", "submit", "distill", "demo", "--name", "m", "--teacher", "default")
+    where = ("--gallery", "default", "--url", "http://gait.test")
+    changes = (
+        "steps=500",
+        "schedule.warm_up = 1",
+        "optimiser.kind=adamw",
+        "milestones=[1, 2]",
+        "x=NaN",
+    )
+    options = [word for change in changes for word in ("--set", change)]
+    assert gaitid(*submit, *options, *where)[:2] == (0, "j1\n")
+    assert json.loads(script.requests[0].content)["overrides"] == {
+        "steps": 500, "schedule.warm_up": 1, "optimiser.kind": "adamw", "milestones": [1, 2],
+        "x": "NaN",
+    }  # fmt: skip
+    for wrong in ("steps", "=500"):
+        status, _, err = gaitid(*submit, "--set", wrong, *where)
+        assert (status, "KEY=VALUE" in err) == (2, True)
 
 
 def test_answers_are_json_for_programs(at: Gaitid, walks: Callable[..., Path]) -> None:
@@ -344,7 +369,7 @@ def test_answers_are_json_for_programs(at: Gaitid, walks: Callable[..., Path]) -
     assert shown["metadata"] == {"view": "090"}
     assert json.loads(at("status", "--json")[1])["model"]["name"] == "default"
     status, _, err = at("identify", walks(5), "--filter", "view=090")
-    assert (status, "--filter is not JSON" in err) == (1, True)
+    assert (status, "--filter is not JSON" in err) == (2, True)
 
 
 def test_silhouettes_are_written_to_files(
@@ -356,7 +381,7 @@ def test_silhouettes_are_written_to_files(
         assert at("sequences", "download", sequence, tmp_path / name)[0] == 0
         assert (tmp_path / name).read_bytes().startswith(magic)
     status, _, err = at("sequences", "download", sequence, tmp_path / "a.mp4")
-    assert (status, ".npz, .gif or .png?" in err) == (1, True)
+    assert (status, ".npz, .gif or .png?" in err) == (2, True)
 
 
 def test_what_is_erased_is_asked_about_and_gone(
@@ -409,6 +434,16 @@ def test_a_service_that_is_not_there_is_said_plainly(
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    "command",
+    [("jobs", "show"), ("jobs", "follow", "--json"), ("galleries", "delete", "--yes")],
+)
+def test_a_name_that_is_empty_is_said_plainly(gaitid: Gaitid, command: tuple[str, ...]) -> None:
+    status, out, err = gaitid(*command, "")
+    assert (status, out) == (1, "")
+    assert err == "gaitid: '' cannot be part of an address\n"
+
+
 def test_walks_are_embedded_in_any_upload_format(
     gaitid: Gaitid, models: Path, walks: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -419,7 +454,7 @@ def test_walks_are_embedded_in_any_upload_format(
     with np.load(out) as arrays:
         assert arrays["embeddings"].shape == (2, 16, 4)
     status, _, err = gaitid("embed", *checkpoint)
-    assert status == 1
+    assert status == 2
     assert "--normalised" in err
     (tmp_path / "text.npz").write_text("no walk")
     status, _, err = gaitid("embed", *checkpoint, tmp_path / "text.npz")

@@ -96,7 +96,7 @@ def test_the_same_walk_is_not_enrolled_twice_and_its_id_is_answered(serve: Serve
     client = serve()
     (first,) = ask(client, "anna", walk(1)).json()["sequences"]
     again = ask(client, "anna", walk(1))
-    assert again.status_code == 200
+    assert again.status_code == 201
     assert again.json()["sequences"] == [{**first, "already_enrolled": True}]
     both = ask(client, "anna", walk(1), another(1))
     assert both.status_code == 201
@@ -168,7 +168,7 @@ def test_of_many_who_are_alike_at_once_one_is_enrolled(serve: Serve) -> None:
     assert sorted(answer.status_code for answer in answers) == [201] + [409] * 5
 
 
-def test_an_idempotency_key_replays_the_status_too(serve: Serve) -> None:
+def test_an_idempotency_key_replays_that_a_walk_was_enrolled_already(serve: Serve) -> None:
     client = serve()
     ask(client, "anna", walk(1))
 
@@ -181,7 +181,9 @@ def test_an_idempotency_key_replays_the_status_too(serve: Serve) -> None:
         )
 
     first, again = retry(), retry()
-    assert (first.status_code, again.status_code) == (200, 200)
+    assert (first.status_code, again.status_code) == (201, 201)
+    (sequence,) = first.json()["sequences"]
+    assert sequence["already_enrolled"]
     assert again.json() == first.json()
     assert again.headers["idempotency-replayed"] == "true"
 

@@ -327,6 +327,16 @@ def test_json_of_another_shape_is_422(client: httpx.Client, body: bytes) -> None
     problem(client.post("/galleries", headers=headers, content=body), 422)
 
 
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain"])
+@pytest.mark.parametrize("path", ["/galleries", "/jobs/calibrate", "/models/rollback"])
+def test_json_that_is_not_said_to_be_json_is_422_and_says_so(
+    client: httpx.Client, path: str, kind: str
+) -> None:
+    refusal = problem(client.post(path, headers={"content-type": kind}, content=b"{}"), 422)
+    assert refusal["errors"] == [{"where": "Content-Type", "reason": "must be application/json"}]
+    assert "Content-Type" in refusal["detail"]
+
+
 def test_a_body_over_the_limit_is_413_announced_or_not(client: httpx.Client) -> None:
     data = bytes(9 * 2**20)
     announced = client.post("/enroll", data={"subject_id": "a"}, files={"sequence": ("a", data)})

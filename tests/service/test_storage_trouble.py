@@ -22,6 +22,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 import service.database
+from service.client import Client, StorageFull
 from service.problems import render_http
 from service.reserve import Reserve
 from service.serving import CannotServe
@@ -146,6 +147,30 @@ def test_a_full_disk_can_be_erased_from_with_the_space_reserved_for_that(
     with full_while(tmp_path):  # and that was not enough
         problem(client.delete("/subjects/bert"), 507)
     assert client.get("/subjects/bert").status_code == 200
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL])
+def test_an_erasure_that_cannot_be_recorded_is_said_to_be_made_and_is_not_sent_again(
+    serve: Serve, code: int
+) -> None:
+    client = serve()
+    enrol(client, "anna", walk(1))
+
+    def refuse(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("INSERT INTO audit"):
+            error = sqlite3.OperationalError("busy or full")
+            error.sqlite_errorcode = code
+            raise OperationalError(statement, None, error)
+
+    event.listen(Engine, "before_cursor_execute", refuse)
+    try:
+        with Client(str(client.base_url)) as calling, pytest.raises(StorageFull) as refusal:
+            calling.erase_subject("anna")
+    finally:
+        event.remove(Engine, "before_cursor_execute", refuse)
+    assert refusal.value.slug == "erasure-unrecorded"
+    assert "1 sequences" in refusal.value.detail
+    assert client.get("/subjects/anna").status_code == 404
 
 
 def test_a_service_without_a_reserve_keeps_none(serve: Serve, tmp_path: Path) -> None:

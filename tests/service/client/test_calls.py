@@ -17,7 +17,7 @@ import pytest
 from pydantic import BaseModel
 
 from service.app import create_app
-from service.client import AsyncClient, Client, UnexpectedAnswer
+from service.client import AsyncClient, Client, UnexpectedAnswer, UnusableName
 from service.client.call import (
     Call,
     Download,
@@ -293,7 +293,7 @@ def test_a_name_never_leaves_its_place_in_the_address(name: str) -> None:
 @pytest.mark.parametrize("name", ["", ".", ".."])
 def test_a_name_that_no_address_carries_is_refused_here(name: str) -> None:
     script = Script(problem(404))
-    with pytest.raises(ValueError, match="address"):
+    with pytest.raises(UnusableName, match="address"):
         client(script).erase_subject(name)
     assert script.requests == []
 
@@ -324,7 +324,13 @@ def test_the_key_comes_from_the_argument_or_the_environment(
     assert sent == ["Bearer gid_environment", "Bearer gid_argument", None]
 
 
-@pytest.mark.parametrize("url", ["http://[::1", "http://gait.test:port"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://[::1", "http://gait.test:port"),
+        *("gait.test:8000", "127.0.0.1:8000", "", "http://", "ftp://gait.test"),
+    ],
+)
 def test_an_address_that_is_none_is_said_at_once(url: str) -> None:
     with pytest.raises(ValueError, match="is not a URL"):
         Client(url)

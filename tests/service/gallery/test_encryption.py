@@ -117,6 +117,7 @@ def test_a_service_with_encryption_enrols_and_identifies_as_without(
     for refused in (enrol(plain, "cleo", walk(3)), identify(plain, walk(1))):
         assert refused.status_code == 503
         assert refused.json()["type"] == "/problems/encryption-key-missing"
+        assert int(refused.headers["retry-after"]) > 30  # more than a client waits by itself
 
 
 def test_what_is_moved_to_another_row_does_not_open_there(settings: Settings) -> None:

@@ -282,6 +282,17 @@ def test_a_stream_that_broke_goes_on_after_the_last_event_seen(
     assert far.status_code == 204
 
 
+def test_a_stream_after_an_event_that_never_was_ends_with_the_job(
+    http: httpx.Client, queue: JobQueue
+) -> None:
+    job = queue.enqueue("evaluate", {})
+    headers = {"Last-Event-ID": "99"}
+    with http.stream("GET", f"/jobs/{job.id}/events", headers=headers, timeout=3.0) as stream:
+        assert stream.status_code == 200
+        queue.cancel(job.id)
+        assert "data:" not in stream.read().decode()
+
+
 def test_models_are_listed_and_shown_without_their_folders(
     http: httpx.Client, settings: Settings
 ) -> None:
