@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from models import checkpoint
@@ -23,7 +25,7 @@ from service.batching import FrameBatcher
 from service.database import open_database, writing
 from service.errors import Unavailable
 from service.gallery.followed import FollowedGallery
-from service.gallery.pins import PinnedGallery, pinned, pinned_by_id, swap
+from service.gallery.pins import PinnedGallery, every_gallery, pinned, pinned_by_id, swap
 from service.gallery.records import ModelPin
 from service.metrics import Metrics
 from service.model_in_use import ModelInUse
@@ -249,6 +251,31 @@ def use_resources(
         engine.dispose()
 
     asyncio.run(use())
+
+
+def test_a_database_that_is_busy_at_the_start_only_delays_it(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resources, "_AGAIN_SECONDS", 0.02)
+    found = every_gallery
+    asked: list[Engine] = []
+
+    def busy_at_first(engine: Engine) -> list[PinnedGallery]:
+        asked.append(engine)
+        if len(asked) == 1:
+            busy = sqlite3.OperationalError("database is locked")
+            busy.sqlite_errorcode = sqlite3.SQLITE_BUSY
+            raise OperationalError("BEGIN IMMEDIATE", {}, busy)
+        return found(engine)
+
+    monkeypatch.setattr(resources, "every_gallery", busy_at_first)
+
+    async def check(opened: resources.Resources) -> None:
+        row = pinned(opened.engine, "default")
+        assert (await opened.models.model_of(row)).model.name == "default"
+
+    use_resources(settings, check)
+    assert len(asked) == 2
 
 
 def test_a_request_that_read_the_row_before_a_swap_does_not_bring_the_old_model_back(
