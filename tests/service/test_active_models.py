@@ -13,7 +13,6 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-import torch
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
@@ -220,7 +219,7 @@ def test_a_model_that_the_device_has_no_room_for_is_unavailable(
 ) -> None:
     async def check(pool: ModelPool, _dropped: list[str]) -> None:
         def no_room(*_: object) -> Encoder:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise RuntimeError("CUDA out of memory")  # as torch does
 
         monkeypatch.setattr(resources, "open_encoder", no_room)
         with pytest.raises(ModelUnavailable):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -253,7 +254,7 @@ def test_an_index_that_replaces_another_is_not_what_makes_room(engine: Engine) -
         return gallery
 
     for name in ids:
-        cache.get(ids[name], "d", lambda name=name: followed(name))
+        cache.get(ids[name], "d", partial(followed, name))
     store.enrol("a", "bert", [sequence(2)], "d", nothing)
     newer = followed("a")
     cache.replace(ids["a"], "d", newer)
