@@ -29,7 +29,7 @@ from models.comparison import PairedRank1, Side, compare_rank1
 from models.encoder import Encoder
 from service.audit import entries
 from service.audit.entries import Entry
-from service.calibration import CalibrationModel, measure, queue_if_stale
+from service.calibration import CalibrationModel, NotEmbedded, measure, queue_if_stale
 from service.carrying_over import TARGET_FPIR, carry_over
 from service.database import writing
 from service.errors import Conflict, NotFound, Reason
@@ -125,16 +125,22 @@ class Activation:
         if new.digest == old.digest:
             raise CannotActivate("the model is active in this gallery already")
         reembedding = Reembedding(self._store, encoder.encode, new.digest)
-        embedded = reembedding.everything(self._progress, row.gallery_id)
+        embedded = 0
+
+        def embed() -> None:
+            nonlocal embedded
+            embedded += reembedding.everything(self._progress, row.gallery_id)
+
+        embed()
         compared = self._compare(row, encoder, new, old)
-        point = self._operating_point(row, CalibrationModel.read(folder), old)
+        point = self._operating_point(row, CalibrationModel.read(folder), old, embed)
         result: JsonObject = {
             "gallery": row.name,
             "model": new.name,
             "digest": new.digest,
             "previous": asdict(old),
             "sequences": 0,  # known in the transaction
-            "embedded": embedded,
+            "embedded": 0,  # the same
             "comparison": None if compared is None else shown(compared),
             "figures": {"new": self._figures(new), "previous": self._figures(old)},
             "operating_point": None if point is None else point.result(),
@@ -148,6 +154,7 @@ class Activation:
                 raise CannotActivate("the gallery was given another model meanwhile")
             self._embed_late_ones(session, row.gallery_id, encoder)
             result["sequences"] = count_sequences(session, row.gallery_id)
+            result["embedded"] = embedded
             swap(session, row.gallery_id, new, old, None if point is None else point.kept())
             queue_if_stale(session, row.name, new.digest)
             self._record(
@@ -155,7 +162,7 @@ class Activation:
             )
 
         while True:
-            result["embedded"] += reembedding.everything(self._progress, row.gallery_id)
+            embed()
             try:
                 self._queue.succeed(lease, result, also=finish)
                 break
@@ -179,7 +186,7 @@ class Activation:
         )
 
     def _operating_point(
-        self, row: PinnedGallery, new: CalibrationModel, old: ModelPin
+        self, row: PinnedGallery, new: CalibrationModel, old: ModelPin, embed: Callable[[], None]
     ) -> OperatingPoint | None:
         """The new model's, at the gallery's own target; None where its card's threshold decides."""
         _, _, kept = self._store.head(row.name)
@@ -187,13 +194,21 @@ class Activation:
         if before is None and new.threshold is not None:
             return None
         target = TARGET_FPIR if before is None else before.target_fpir
-        try:
-            measured = measure(self._engine, row.name, new, target)
-        except CannotCalibrate:
-            return (
-                None if new.threshold is not None else self._carried(row, new, old, before, target)
-            )
-        return measured.operating_point if measured.gallery_id == row.gallery_id else None
+        while True:
+            try:
+                measured = measure(self._engine, row.name, new, target)
+            except NotEmbedded:  # somebody was enrolled since: that makes no gallery too small
+                if pinned(self._engine, row.name).gallery_id != row.gallery_id:
+                    return None
+                embed()
+            except CannotCalibrate:
+                return (
+                    None
+                    if new.threshold is not None
+                    else self._carried(row, new, old, before, target)
+                )
+            else:
+                return measured.operating_point if measured.gallery_id == row.gallery_id else None
 
     def _carried(
         self,

@@ -115,7 +115,7 @@ class ActiveModels:
             # Another request may have been faster.
             serving = self._serving.setdefault(row.gallery_id, _Serving(loaded, row.index_epoch))
         elif self._differs(row, serving):
-            self._exchange(row)
+            self._exchange(row.gallery_id)
         return serving.loaded
 
     def index(self, gallery_id: str, loaded: LoadedModel) -> FollowedGallery:
@@ -154,21 +154,25 @@ class ActiveModels:
         wanted = (self._wanted(row), row.index_epoch)
         return wanted != (serving.loaded.digest, serving.index_epoch)
 
-    def _exchange(self, row: PinnedGallery) -> None:
+    def _exchange(self, gallery_id: str) -> None:
         """Begin to exchange a gallery's model in the background, unless that is under way."""
-        failed_at = self._failed_at.get(row.gallery_id)
-        if row.gallery_id in self._exchanges or (
+        failed_at = self._failed_at.get(gallery_id)
+        if gallery_id in self._exchanges or (
             failed_at is not None and time.monotonic() < failed_at + _RETRY_S
         ):
             return
-        task = asyncio.create_task(self._do_exchange(row), name="exchange-model")
-        self._exchanges[row.gallery_id] = task
-        task.add_done_callback(lambda _: self._exchanges.pop(row.gallery_id, None))
+        task = asyncio.create_task(self._do_exchange(gallery_id), name="exchange-model")
+        self._exchanges[gallery_id] = task
+        task.add_done_callback(lambda _: self._exchanges.pop(gallery_id, None))
 
-    async def _do_exchange(self, row: PinnedGallery) -> None:
-        serving = self._serving.get(row.gallery_id)
-        anew = serving is None or serving.index_epoch != row.index_epoch
+    async def _do_exchange(self, gallery_id: str) -> None:
         try:
+            # Whoever asked for it may have read the row before the last exchange.
+            row = await asyncio.to_thread(self._row, gallery_id)
+            serving = self._serving.get(gallery_id)
+            if serving is not None and not self._differs(row, serving):
+                return
+            anew = serving is None or serving.index_epoch != row.index_epoch
             loaded = await self._pool.get(row.active)
             if loaded.digest != self._wanted(row):
                 raise RuntimeError(
@@ -176,15 +180,15 @@ class ActiveModels:
                 )
             with self._pool.lease(loaded):
                 await asyncio.to_thread(self._bring_up_to_date, row, loaded, anew=anew)
-                self._serving[row.gallery_id] = _Serving(loaded, row.index_epoch)
+                self._serving[gallery_id] = _Serving(loaded, row.index_epoch)
         except NotFound:  # the gallery was erased meanwhile
-            self._let_go(row.gallery_id)
+            self._let_go(gallery_id)
         except Exception:
-            self._failed_at[row.gallery_id] = time.monotonic()
+            self._failed_at[gallery_id] = time.monotonic()
             self._metrics.model_exchanges.labels("failed").inc()
             _log.exception("a gallery's new model cannot be put into service; the old one goes on")
         else:
-            self._failed_at.pop(row.gallery_id, None)
+            self._failed_at.pop(gallery_id, None)
             self._metrics.model_exchanges.labels("done").inc()
             _log.info("a gallery is answered by the model %r now", loaded.model.name)
 
@@ -195,16 +199,16 @@ class ActiveModels:
         if index is None or anew:
             index = self._follow(row.gallery_id, loaded)
         index.follow(row.revision)
-        index.follow(self._newest(row.gallery_id))  # what came meanwhile: a little
+        index.follow(self._row(row.gallery_id).revision)  # what came meanwhile: a little
         if held is not None and held is not index and not held.same_as(index):
             _log.warning("a gallery's index differed from the database and was replaced")
         self._galleries.replace(row.gallery_id, loaded.digest, index)
 
-    def _newest(self, gallery_id: str) -> int:
+    def _row(self, gallery_id: str) -> PinnedGallery:
         found = pinned_by_id(self._store.engine, [gallery_id])
         if not found:
             raise NotFound("The gallery was erased.")
-        return found[0].revision
+        return found[0]
 
     async def _repeat(self, work: Callable[[], Awaitable[None]], pause_s: float) -> None:
         while True:
@@ -222,8 +226,10 @@ class ActiveModels:
             if serving is None:
                 continue
             if self._differs(row, serving):
-                self._exchange(row)
-            needed |= {serving.loaded.digest, *self._known(row)}
+                self._exchange(row.gallery_id)
+            needed |= self._known(row)
+        # Also of galleries that were first asked for while the rows were read.
+        needed |= {serving.loaded.digest for serving in self._serving.values()}
         if not self._exchanges:
             for digest in self._pool.digests() - needed:
                 self._pool.drop(digest)
@@ -231,14 +237,22 @@ class ActiveModels:
     async def _keep_up(self) -> None:
         """Keep the indexes in memory current, the previous models' too: a rollback is at once."""
         for row in await self._rows():
-            await self._open_previous(row)
-            serving = self._serving.get(row.gallery_id)
-            known = self._known(row) | ({serving.loaded.digest} if serving else set())
-            for digest, index in self._galleries.held(row.gallery_id).items():
-                if digest in known:
-                    await asyncio.to_thread(index.follow, row.revision)
-                else:
-                    self._galleries.drop(row.gallery_id, digest)
+            try:
+                await self._keep_up_one(row)
+            except NotFound:  # erased meanwhile: the next round lets go of it
+                continue
+            except Exception:  # the other galleries are none the worse for it
+                _log.exception("an index in memory cannot be kept current")
+
+    async def _keep_up_one(self, row: PinnedGallery) -> None:
+        await self._open_previous(row)
+        serving = self._serving.get(row.gallery_id)
+        known = self._known(row) | ({serving.loaded.digest} if serving else set())
+        for digest, index in self._galleries.held(row.gallery_id).items():
+            if digest in known:
+                await asyncio.to_thread(index.follow, row.revision)
+            else:
+                self._galleries.drop(row.gallery_id, digest)
 
     async def _open_previous(self, row: PinnedGallery) -> None:
         """Hold the previous model's index as well, after a restart, say, where there is room."""
@@ -258,6 +272,8 @@ class ActiveModels:
             return
         if loaded.digest == previous.digest:
             self.index(row.gallery_id, loaded)
+        else:  # replaced on disk; a rollback says so too
+            self._out_of_reach.add(previous.digest)
 
     async def _rows(self) -> list[PinnedGallery]:
         """The galleries that this process answers for; lets go of those that are erased."""

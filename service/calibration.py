@@ -31,6 +31,10 @@ from service.model_registry import read_card
 from service.operating_point import CurvePoint, OperatingPoint, Rerun
 
 
+class NotEmbedded(CannotCalibrate):
+    """The model has not embedded all of the gallery."""
+
+
 class CalibrationModel(BaseModel):
     """What calibrating needs of a checkpoint's card."""
 
@@ -80,8 +84,8 @@ def measure(
 ) -> Measured:
     """Find the threshold for a gallery as it is now.
 
-    Raises `NotFound` for a missing gallery, and `CannotCalibrate` when it is too small for the
-    rate, or not yet embedded with this model.
+    Raises `NotFound` for a missing gallery, `CannotCalibrate` when it is too small for the rate,
+    and `NotEmbedded` when it is not yet embedded with this model.
     """
     gallery_id, enrolled = _read(engine, gallery, model.digest)
     total = len(enrolled.subjects)
@@ -181,7 +185,7 @@ def _read(engine: Engine, gallery: str, digest: str) -> tuple[str, _Enrolled]:
         ).all()
     missing = sum(row.vector is None for row in rows)
     if missing:
-        raise CannotCalibrate(
+        raise NotEmbedded(
             f"{missing} of {len(rows)} sequences are not embedded with the active model yet; "
             "calibrate when the service is ready"
         )

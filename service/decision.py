@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from service.errors import Invalid, Reason
-from service.gallery.store import GalleryStore
 from service.model_in_use import ModelInUse
 from service.operating_point import OperatingPoint
 
@@ -23,12 +22,10 @@ class Threshold:
 
 
 def threshold_for(
-    store: GalleryStore, gallery: str, requested: float | None, model: ModelInUse
+    requested: float | None, kept: dict[str, Any] | None, subjects: int, model: ModelInUse
 ) -> Threshold:
-    """What to decide by in this gallery now; raises `NotFound` without one, else as below."""
-    gallery_id, kept = store.operating_point(gallery, model.digest)
+    """The same as below, from what a gallery's row keeps as its operating point."""
     point = OperatingPoint.of(kept)
-    subjects = 0 if point is None else store.count_subjects(gallery_id)
     return choose_threshold(requested, point, subjects, model.digest, model.threshold)
 
 

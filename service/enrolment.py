@@ -81,12 +81,10 @@ class Enrolment:
         # is what the same model made of the gallery.
         async with self._models.using(gallery) as loaded:
             embedded = await self._intake.embed(walks, loaded.batcher)
-            sealing = sealing_of(self._store.engine)
-            offered = [
-                Offered.of(
+            named = [
+                (
                     shown(walk.name),
                     NewSequence(new_id(), item.silhouettes, item.quality, metadata, item.embedding),
-                    sealing,
                 )
                 for walk, item in zip(walks, embedded, strict=True)
             ]
@@ -94,7 +92,7 @@ class Enrolment:
                 self._add,
                 gallery,
                 subject_id,
-                offered,
+                named,
                 also,
                 loaded,
                 accept_conflict=accept_conflict,
@@ -104,13 +102,15 @@ class Enrolment:
         self,
         gallery: str,
         subject_id: str,
-        offered: Sequence[Offered],
+        named: Sequence[tuple[str, NewSequence]],
         also: Also,
         loaded: LoadedModel,
         *,
         accept_conflict: bool,
     ) -> Enrolled:
         model = loaded.model
+        sealing = sealing_of(self._store.engine)
+        offered = [Offered.of(name, sequence, sealing) for name, sequence in named]
         protection = Protection(
             self._store, lambda gallery_id: self._models.index(gallery_id, loaded), model
         )

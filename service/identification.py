@@ -73,12 +73,11 @@ class Identification:
         """
         started = perf_counter()
         async with self._models.using(gallery) as loaded:
-            model = loaded.model
-            chosen = await asyncio.to_thread(threshold_for, self._store, gallery, threshold, model)
             (probe,) = await self._intake.embed([walk], loaded.batcher)
             # One subject more than asked for: a margin needs the best other one.
-            best = await asyncio.to_thread(
-                self._search, gallery, loaded, probe.embedding, max(top_k, 1) + 1, where, explain
+            subjects = max(top_k, 1) + 1
+            chosen, best = await asyncio.to_thread(
+                self._search, gallery, loaded, probe.embedding, subjects, threshold, where, explain
             )
         match = bool(best) and best[0].similarity >= chosen.value
         self._metrics.decisions.labels("match" if match else "no_match").inc()
@@ -89,7 +88,7 @@ class Identification:
             threshold=chosen,
             candidates=rank(best)[:top_k],
             probe=probe,
-            model=model,
+            model=loaded.model,
             seconds=perf_counter() - started,
         )
 
@@ -99,13 +98,16 @@ class Identification:
         loaded: LoadedModel,
         probe: Embedding,
         subjects: int,
+        threshold: float | None,
         where: Filter | None,
         explain: bool,
-    ) -> list[Candidate]:
+    ) -> tuple[Threshold, list[Candidate]]:
         with self._metrics.search_seconds.time():
-            gallery_id, newest, _ = self._store.head(gallery)
+            # One row says what is searched and what is decided by.
+            gallery_id, newest, point = self._store.head(gallery, loaded.digest)
             followed = self._models.index(gallery_id, loaded)
-            return followed.search(newest, probe, subjects, where=where, explain=explain)
+            best = followed.search(newest, probe, subjects, where=where, explain=explain)
+            return threshold_for(threshold, point, followed.subjects, loaded.model), best
 
 
 def rank(best: list[Candidate]) -> tuple[RankedCandidate, ...]:

@@ -146,7 +146,8 @@ class ModelPool:
     async def _load(self, name: str) -> LoadedModel:
         try:
             encoder = await asyncio.to_thread(self._open, name)
-        except (ServiceError, ValueError, OSError) as error:
+        # RuntimeError: what torch raises where the device has no memory left for it.
+        except (ServiceError, ValueError, OSError, RuntimeError) as error:
             _log.error("the model %r cannot be loaded: %s", name, error)
             raise ModelUnavailable(
                 f"The model {name!r} cannot be loaded, the service's log says why. Restore it, or "

@@ -28,7 +28,7 @@ from service.decision import threshold_for
 from service.errors import Invalid
 from service.gallery.followed import Candidate, FollowedGallery
 from service.gallery.records import Embedding, FollowedSequence, NewSequence
-from service.gallery.sealing import Sealing, content_hash
+from service.gallery.sealing import Sealing
 from service.gallery.store import GalleryStore
 from service.gallery.tables import SequenceRow
 from service.model_in_use import ModelInUse
@@ -52,9 +52,9 @@ class Offered:
 
     @classmethod
     def of(cls, name: str, sequence: NewSequence, sealing: Sealing) -> Offered:
-        """Hash the content, once."""
+        """Hash the content: megabytes, so not on an event loop."""
         hashes = sealing.content_hashes(sequence.silhouettes)
-        return cls(name, sequence, content_hash(sequence.silhouettes), hashes)
+        return cls(name, sequence, hashes[-1], hashes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +106,7 @@ class Protection:
 
     def look(self, gallery: str, subject_id: str, offered: Sequence[Offered]) -> Seen:
         """Compare the walks with the gallery as it is now; raises `NotFound` for a missing one."""
-        try:
-            threshold = threshold_for(self._store, gallery, None, self._model).value
-        except Invalid:  # nobody can say what a match is, so nobody is mistaken for anybody
-            threshold = None
-        gallery_id, newest, _ = self._store.head(gallery)
+        gallery_id, newest, point = self._store.head(gallery, self._model.digest)
         followed = self._index(gallery_id)
         walks = []
         for one in offered:
@@ -125,6 +121,10 @@ class Protection:
                     other=_resemblance(others[0] if others else None),
                 )
             )
+        try:
+            threshold = threshold_for(None, point, followed.subjects, self._model).value
+        except Invalid:  # nobody can say what a match is, so nobody is mistaken for anybody
+            threshold = None
         return Seen(gallery_id, newest, threshold, tuple(walks))
 
     def admit(

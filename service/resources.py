@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from models.encoder import Encoder
 from models.silhouettes.budget import DecodeLimits
@@ -22,7 +23,7 @@ from service.active_models import ActiveModels
 from service.audit.record import AuditRecord
 from service.batching import FrameBatcher
 from service.calibration import queue_stale
-from service.database import migrate, open_database
+from service.database import migrate, open_database, storage_trouble
 from service.encryption import read_keys
 from service.enrolment import Enrolment
 from service.erasure import DEFAULT_GALLERY, Erasure
@@ -56,6 +57,7 @@ from service.writers import Writers
 _log = logging.getLogger(__name__)
 
 _TIDY_SECONDS = 3600.0
+_AGAIN_SECONDS = 2.0  # after the database was busy or out of reach at the start
 
 
 class ShuttingDown(Unavailable):
@@ -250,9 +252,9 @@ class _WarmUp:
     async def run(self) -> None:
         """Do it, and say how far it is; afterwards the service is ready."""
         try:
-            for row in await asyncio.to_thread(every_gallery, self.store.engine):
-                self._say("The galleries are being loaded.")
-                await self._load(row)
+            while not await self._load_all():
+                if await asyncio.to_thread(self.stopping.wait, _AGAIN_SECONDS):
+                    return
         except ShuttingDown:
             _log.info("stopped before it was ready")
         except Exception:
@@ -260,6 +262,21 @@ class _WarmUp:
             self.readiness.says("The service could not load its galleries; its log says why.")
         else:
             self.readiness.done()
+
+    async def _load_all(self) -> bool:
+        """False when the database is at fault: another process may be writing for long."""
+        try:
+            for row in await asyncio.to_thread(every_gallery, self.store.engine):
+                self._say("The galleries are being loaded.")
+                await self._load(row)
+        except (OSError, SQLAlchemyError) as error:
+            trouble = storage_trouble(error)
+            if trouble is None:
+                raise
+            _log.error("the galleries cannot be loaded now: %s", error)
+            self._say(f"The galleries are being loaded. {trouble.detail}")
+            return False
+        return True
 
     async def _load(self, row: PinnedGallery) -> None:
         try:

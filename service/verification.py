@@ -58,15 +58,11 @@ class Verification:
         """
         started = perf_counter()
         async with self._models.using(gallery) as loaded:  # a missing gallery is said first
-            model = loaded.model
             await asyncio.to_thread(require_subject, self._store.engine, gallery, subject_id)
-            chosen = await asyncio.to_thread(threshold_for, self._store, gallery, threshold, model)
             (probe,) = await self._intake.embed([walk], loaded.batcher)
-            closest = await asyncio.to_thread(
-                self._compare, gallery, loaded, subject_id, probe.embedding
+            chosen, closest = await asyncio.to_thread(
+                self._compare, gallery, loaded, subject_id, probe.embedding, threshold
             )
-        if closest is None:
-            raise missing_subject(gallery, subject_id)
         return Verified(
             search_id=new_id(),
             gallery=gallery,
@@ -74,13 +70,22 @@ class Verification:
             threshold=chosen,
             closest=closest,
             probe=probe,
-            model=model,
+            model=loaded.model,
             seconds=perf_counter() - started,
         )
 
     def _compare(
-        self, gallery: str, loaded: LoadedModel, subject_id: str, probe: Embedding
-    ) -> Candidate | None:
+        self,
+        gallery: str,
+        loaded: LoadedModel,
+        subject_id: str,
+        probe: Embedding,
+        threshold: float | None,
+    ) -> tuple[Threshold, Candidate]:
         with self._metrics.search_seconds.time():
-            gallery_id, newest, _ = self._store.head(gallery)
-            return self._models.index(gallery_id, loaded).compare(newest, probe, subject_id)
+            gallery_id, newest, point = self._store.head(gallery, loaded.digest)
+            followed = self._models.index(gallery_id, loaded)
+            closest = followed.compare(newest, probe, subject_id)
+            if closest is None:  # erased while the walk was embedded
+                raise missing_subject(gallery, subject_id)
+            return threshold_for(threshold, point, followed.subjects, loaded.model), closest

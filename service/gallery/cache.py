@@ -38,6 +38,7 @@ class GalleryCache:
         """Hold this one from now on in the place of the one that is held."""
         with self._lock:
             self._galleries[gallery_id, digest] = gallery
+            self._galleries.move_to_end((gallery_id, digest))  # not what makes room for itself
             self._make_room()
 
     def held(self, gallery_id: str) -> dict[str, FollowedGallery]:

@@ -21,6 +21,8 @@ from service.gallery.store import GalleryStore
 Filter = Mapping[str, Scalar | tuple[Scalar, ...]]
 """Metadata that a sequence must carry: equal to the value, or to any of several."""
 
+_AT_FIRST = 100  # sequences that a search asks its index for, which ranks as many anyway
+
 Facet = tuple[str, str, Scalar]
 Name = TypeVar("Name")
 EmbedMissing = Callable[[Sequence[str]], Mapping[str, Embedding]]
@@ -73,6 +75,11 @@ class FollowedGallery:
         """Roughly how much memory the index takes."""
         return self._index.nbytes
 
+    @property
+    def subjects(self) -> int:
+        """How many people there are, as of the revision that it has followed to."""
+        return len(self._by_subject)
+
     def same_as(self, other: FollowedGallery) -> bool:
         """Whether both hold the same sequences; also True where they stand at other revisions."""
         with self._lock:
@@ -116,7 +123,8 @@ class FollowedGallery:
         self, probe: Embedding, subjects: int, among: Keys | None, *, explain: bool
     ) -> list[Candidate]:
         reachable = len(self._index) if among is None else len(among)
-        wanted = subjects
+        subjects = min(subjects, self._count_subjects(among))  # there are no more to look for
+        wanted = max(subjects, _AT_FIRST)
         while True:
             # Subjects with many sequences may fill a shortlist: widen it until there are enough.
             hits = self._index.search(probe, wanted, among)
@@ -138,6 +146,11 @@ class FollowedGallery:
             )
             for row, (subject_id, (key, similarity)) in enumerate(chosen)
         ]
+
+    def _count_subjects(self, among: Keys | None) -> int:
+        if among is None:
+            return len(self._by_subject)
+        return len({self._entries[key].subject_id for key in among.tolist()})
 
     def _matching(self, where: Filter) -> Keys:
         matching: set[int] | None = None

@@ -88,7 +88,10 @@ class Sealing:
         return content_hash(silhouettes, self._current)
 
     def content_hashes(self, silhouettes: Silhouettes) -> tuple[str, ...]:
-        """Every hash that this walk may be kept under: by any of the keys, or from before them."""
+        """Every hash that this walk may be kept under: by any of the keys, or the plain one, last.
+
+        The plain one is of what was enrolled before there was a key.
+        """
         keys = (*self._keys.values(), None)
         return tuple(content_hash(silhouettes, key) for key in keys)
 

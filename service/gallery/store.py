@@ -152,12 +152,6 @@ class GalleryStore:
             if session.scalar(changed) is None:
                 raise missing_gallery(name)
 
-    def count_subjects(self, gallery_id: str) -> int:
-        """How many people are enrolled."""
-        query = select(func.count()).where(SubjectRow.gallery_id == gallery_id)
-        with Session(self.engine) as session:
-            return session.scalar(query) or 0
-
     # Enrolment
 
     def enrol(
@@ -225,35 +219,29 @@ class GalleryStore:
 
     # Following
 
-    def head(self, name: str) -> tuple[str, int, dict[str, Any] | None]:
-        """A gallery's id, newest revision and operating point; raises `NotFound`."""
-        with Session(self.engine) as session:
-            row = session.execute(
-                select(GalleryRow.id, GalleryRow.revision, GalleryRow.operating_point).where(
-                    GalleryRow.name == name
-                )
-            ).one_or_none()
-        if row is None:
-            raise missing_gallery(name)
-        return row.id, row.revision, row.operating_point
+    def head(self, name: str, digest: str | None = None) -> tuple[str, int, dict[str, Any] | None]:
+        """A gallery's id, newest revision and operating point; raises `NotFound`.
 
-    def operating_point(self, name: str, digest: str) -> tuple[str, dict[str, Any] | None]:
-        """A gallery's id and what it decides by under this checkpoint; raises `NotFound`.
-
-        After a swap that is the previous one for a process that still answers with the old model.
+        With a checkpoint's digest the point is that checkpoint's or none: after a swap the previous
+        one, for a process that still answers with the old model.
         """
         with Session(self.engine) as session:
             row = session.execute(
                 select(
-                    GalleryRow.id, GalleryRow.operating_point, GalleryRow.previous_operating_point
+                    GalleryRow.id,
+                    GalleryRow.revision,
+                    GalleryRow.operating_point,
+                    GalleryRow.previous_operating_point,
                 ).where(GalleryRow.name == name)
             ).one_or_none()
         if row is None:
             raise missing_gallery(name)
+        if digest is None:
+            return row.id, row.revision, row.operating_point
         for kept in (row.operating_point, row.previous_operating_point):
             if kept is not None and kept["digest"] == digest:
-                return row.id, kept
-        return row.id, None
+                return row.id, row.revision, kept
+        return row.id, row.revision, None
 
     def changes(self, gallery_id: str, since: int, digest: str) -> Changes:
         """What came and what went after revision `since`, with this checkpoint's embeddings.

@@ -18,7 +18,8 @@ from sqlalchemy.orm import Session
 from models import comparison
 from service import activation
 from service.activation import Activation, CannotActivate
-from service.database import migrate, new_id, open_database
+from service.calibration import CalibrationModel, Measured, keep, measure
+from service.database import migrate, new_id, open_database, writing
 from service.gallery.erasing import erase_gallery
 from service.gallery.pins import pinned
 from service.gallery.records import NewSequence, SequenceQuality
@@ -304,6 +305,34 @@ def test_only_embeddings_of_the_two_last_models_are_kept(
         query = select(EmbeddingRow.digest, func.count()).group_by(EmbeddingRow.digest)
         kept = {(name, count) for name, count in session.execute(query)}
     assert kept == {(digest, SEQUENCES), (other, SEQUENCES)}
+
+
+def test_who_is_enrolled_while_the_models_are_compared_costs_no_gallery_its_calibration(
+    engine: Engine, settings: Settings, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def calibration_of(name: str) -> Measured:
+        model = CalibrationModel.read(resolve(settings, name))
+        return measure(engine, "default", model, 0.3)  # observed: no shape is asked of the tail
+
+    with Session(writing(engine)) as session, session.begin():
+        keep(session, calibration_of("default"))
+    compare = comparison.compare_rank1
+
+    def enrol_meanwhile(*sides: Any) -> comparison.PairedRank1:
+        fill(engine, settings, 4, first=SEQUENCES)
+        return compare(*sides)
+
+    monkeypatch.setattr(activation, "compare_rank1", enrol_meanwhile)
+    job_id = begin(queue).job.id
+    run(settings, engine, job_id)
+    other = read_card(resolve(settings, "other"))["digest"]
+    _, _, kept = GalleryStore(engine).head("default", other)
+    assert kept is not None
+    expected = calibration_of("other").operating_point
+    assert (kept["threshold"], kept["method"]) == (expected.threshold, expected.method)
+    result = queue.get(job_id).result
+    assert result is not None
+    assert (result["sequences"], result["embedded"]) == (SEQUENCES + 4, SEQUENCES + 4)
 
 
 def test_the_figures_of_a_card_are_its_numbers_and_its_evaluations_first_rows() -> None:

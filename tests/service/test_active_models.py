@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,14 +14,17 @@ import httpx
 import numpy as np
 import pytest
 from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from models import checkpoint
 from models.encoder import Encoder
-from service import resources
+from service import active_models, resources
 from service.batching import FrameBatcher
 from service.database import open_database, writing
-from service.gallery.pins import pinned, swap
+from service.errors import Unavailable
+from service.gallery.followed import FollowedGallery
+from service.gallery.pins import PinnedGallery, every_gallery, pinned, pinned_by_id, swap
 from service.gallery.records import ModelPin
 from service.metrics import Metrics
 from service.model_in_use import ModelInUse
@@ -208,3 +212,165 @@ def test_the_least_recently_used_model_makes_room_and_its_last_user_may_finish(
             await pool.get(ModelPin("nowhere", "0" * 64))
 
     asyncio.run(use_pool(settings, check))
+
+
+def test_a_model_that_the_device_has_no_room_for_is_unavailable(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def check(pool: ModelPool, _dropped: list[str]) -> None:
+        def no_room(*_: object) -> Encoder:
+            raise RuntimeError("CUDA out of memory")  # as torch does
+
+        monkeypatch.setattr(resources, "open_encoder", no_room)
+        with pytest.raises(ModelUnavailable):
+            await pool.get(pin(settings, "one"))
+
+    asyncio.run(use_pool(settings, check))
+
+
+def use_resources(
+    settings: Settings, check: Callable[[resources.Resources], Awaitable[None]]
+) -> None:
+    """What an application holds, once it is ready."""
+
+    async def use() -> None:
+        engine = resources.open_engine(settings)
+        writers = Writers()
+        async with resources.open_resources(settings, engine, writers, Metrics()) as opened:
+            deadline = time.monotonic() + 20
+            while True:
+                try:
+                    opened.readiness.require()
+                    break
+                except Unavailable:
+                    assert time.monotonic() < deadline
+                    await asyncio.sleep(0.02)
+            await check(opened)
+        writers.close()
+        engine.dispose()
+
+    asyncio.run(use())
+
+
+def test_a_database_that_is_busy_at_the_start_only_delays_it(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resources, "_AGAIN_SECONDS", 0.02)
+    found = every_gallery
+    asked: list[Engine] = []
+
+    def busy_at_first(engine: Engine) -> list[PinnedGallery]:
+        asked.append(engine)
+        if len(asked) == 1:
+            busy = sqlite3.OperationalError("database is locked")
+            busy.sqlite_errorcode = sqlite3.SQLITE_BUSY
+            raise OperationalError("BEGIN IMMEDIATE", {}, busy)
+        return found(engine)
+
+    monkeypatch.setattr(resources, "every_gallery", busy_at_first)
+
+    async def check(opened: resources.Resources) -> None:
+        row = pinned(opened.engine, "default")
+        assert (await opened.models.model_of(row)).model.name == "default"
+
+    use_resources(settings, check)
+    assert len(asked) == 2
+
+
+def test_a_request_that_read_the_row_before_a_swap_does_not_bring_the_old_model_back(
+    settings: Settings,
+) -> None:
+    async def check(opened: resources.Resources) -> None:
+        late = pinned(opened.engine, "default")
+        swap_row(opened.engine, settings, "default", pin(settings, "one"))
+        await opened.models.follow_now("default")
+        row = pinned(opened.engine, "default")
+        assert (await opened.models.model_of(row)).model.name == "one"
+        await opened.models.model_of(late)
+        exchanges = [task for task in asyncio.all_tasks() if task.get_name() == "exchange-model"]
+        await asyncio.gather(*exchanges)
+        assert (await opened.models.model_of(row)).model.name == "one"
+
+    use_resources(settings, check)
+
+
+def test_a_previous_model_that_was_replaced_on_disk_is_not_loaded_again_and_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(active_models, "_LOOK_S", 0.02)
+    monkeypatch.setattr(active_models, "_KEEP_UP_S", 0.02)
+    loaded: list[str] = []
+    load = resources.open_encoder
+
+    def counted(settings: Settings, name: str) -> Encoder:
+        loaded.append(name)
+        return load(settings, name)
+
+    monkeypatch.setattr(resources, "open_encoder", counted)
+
+    async def check(opened: resources.Resources) -> None:
+        gallery_id = pinned(opened.engine, "default").gallery_id
+        with Session(writing(opened.engine)) as session, session.begin():
+            swap(session, gallery_id, pin(settings, "one"), ModelPin("two", "0" * 64), None)
+        deadline = time.monotonic() + 10
+        while "two" not in loaded:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.5)
+        assert loaded.count("two") == 1
+
+    use_resources(settings, check)
+
+
+def test_a_model_that_is_loaded_while_others_are_looked_after_is_kept(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    armed, reading, go_on = threading.Event(), threading.Event(), threading.Event()
+
+    def slowly(engine: Engine, gallery_ids: Iterable[str]) -> list[PinnedGallery]:
+        rows = pinned_by_id(engine, gallery_ids)
+        if armed.is_set():
+            reading.set()
+            assert go_on.wait(20)
+        return rows
+
+    monkeypatch.setattr(active_models, "_LOOK_S", 0.02)
+    monkeypatch.setattr(active_models, "_KEEP_UP_S", 60.0)
+    monkeypatch.setattr(active_models, "pinned_by_id", slowly)
+
+    async def check(opened: resources.Resources) -> None:
+        opened.store.ensure("new")
+        swap_row(opened.engine, settings, "new", pin(settings, "one"))
+        armed.set()
+        assert await asyncio.to_thread(reading.wait, 10)
+        row = pinned(opened.engine, "new")
+        loaded = await opened.models.model_of(row)
+        armed.clear()
+        go_on.set()
+        await asyncio.sleep(0.3)
+        assert await opened.models.model_of(row) is loaded
+
+    use_resources(settings, check)
+
+
+def test_a_gallery_that_cannot_be_kept_current_keeps_no_other_back(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(active_models, "_KEEP_UP_S", 0.02)
+
+    async def check(opened: resources.Resources) -> None:
+        opened.store.ensure("another")
+        rows = [pinned(opened.engine, name) for name in ("default", "another")]
+        for row in rows:
+            opened.models.index(row.gallery_id, await opened.models.model_of(row))
+        tried: set[str] = set()
+
+        def broken(gallery: FollowedGallery, _newest: int) -> None:
+            tried.add(gallery._gallery_id)
+            raise RuntimeError("an embedding of another shape")
+
+        monkeypatch.setattr(FollowedGallery, "follow", broken)
+        await asyncio.sleep(0.5)
+        assert tried == {row.gallery_id for row in rows}
+
+    use_resources(settings, check)

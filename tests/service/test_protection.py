@@ -21,7 +21,7 @@ from service.gallery.cache import GalleryCache
 from service.gallery.erasing import erase_gallery, erase_sequence, erase_subject
 from service.gallery.followed import FollowedGallery
 from service.gallery.memory_index import MemoryIndex
-from service.gallery.records import Embedding, NewSequence, SequenceQuality
+from service.gallery.records import Embedding, NewSequence, SequenceQuality, Silhouettes
 from service.gallery.sealing import Sealing
 from service.gallery.store import GalleryStore
 from service.model_in_use import ModelInUse
@@ -112,6 +112,21 @@ def test_the_same_walk_twice_in_one_request_is_enrolled_once(serve: Serve) -> No
     assert one["sequence_id"] == two["sequence_id"]
     assert (one["already_enrolled"], two["already_enrolled"]) == (False, True)
     assert client.get("/galleries/default").json()["sequences"] == 1
+
+
+def test_megabytes_of_frames_are_not_hashed_on_the_event_loop(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+    hashes = Sealing.content_hashes
+
+    def noted(sealing: Sealing, silhouettes: Silhouettes) -> tuple[str, ...]:
+        threads.append(threading.current_thread().name)
+        return hashes(sealing, silhouettes)
+
+    monkeypatch.setattr(Sealing, "content_hashes", noted)
+    assert ask(serve(), "anna", walk(1), another(1)).status_code == 201
+    assert [name.split("_")[0] for name in threads] == ["writer", "writer"]
 
 
 def test_the_same_walk_as_another_subject_is_a_conflict_also_without_a_threshold(

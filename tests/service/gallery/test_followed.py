@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from service.errors import NotFound
 from service.gallery.cache import GalleryCache
 from service.gallery.erasing import erase_gallery, erase_sequence, erase_subject
 from service.gallery.followed import FollowedGallery
+from service.gallery.index import Hits, Keys
 from service.gallery.memory_index import MemoryIndex
 from service.gallery.records import Embedding, NewSequence, SequenceQuality
 from service.gallery.store import GalleryStore
@@ -213,3 +215,48 @@ def test_a_tie_between_sequences_of_one_subject_is_one_candidate(engine: Engine)
     process = Process(engine)
     enrol(process.store, "anna", 1, 1, 1)
     assert process.finds(1) == ["anna"]
+
+
+def test_a_subject_with_many_sequences_costs_a_search_nothing(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = Process(engine)
+    enrol(process.store, "anna", *range(30))
+    enrol(process.store, "bert", 200)
+    passes: list[int] = []
+    search = MemoryIndex.search
+
+    def counted(
+        index: MemoryIndex, probe: Embedding, limit: int, among: Keys | None = None
+    ) -> Hits:
+        passes.append(limit)
+        return search(index, probe, limit, among)
+
+    monkeypatch.setattr(MemoryIndex, "search", counted)
+    assert process.finds(1, 2) == ["anna", "bert"]
+    assert process.finds(1, 100) == ["anna", "bert"]  # there are no more
+    assert len(passes) == 2
+
+
+def test_an_index_that_replaces_another_is_not_what_makes_room(engine: Engine) -> None:
+    store = GalleryStore(engine)
+    cache = GalleryCache(max_bytes=2 * PARTS * CHANNELS * 4)
+    ids = {}
+    for name in ("a", "b"):
+        store.ensure(name)
+        store.enrol(name, "anna", [sequence(1)], "d", nothing)
+        ids[name] = store.head(name)[0]
+
+    def followed(name: str) -> FollowedGallery:
+        index = MemoryIndex(PARTS, CHANNELS, "cosine")
+        gallery = FollowedGallery(ids[name], "d", index, store, lambda _: {})
+        gallery.follow(store.head(name)[1])
+        return gallery
+
+    for name in ids:
+        cache.get(ids[name], "d", partial(followed, name))
+    store.enrol("a", "bert", [sequence(2)], "d", nothing)
+    newer = followed("a")
+    cache.replace(ids["a"], "d", newer)
+    assert cache.held(ids["a"]) == {"d": newer}
+    assert not cache.held(ids["b"])
