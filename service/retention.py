@@ -98,8 +98,8 @@ class Retention:
                     break
             if sequences > before:
                 await asyncio.to_thread(self._follow, gallery_id, name)
-        if sequences:
-            await self._writers.run(empty_log, self._store.engine)
+        # Always: an erasure's process may have died before it did, or had to leave it.
+        await self._writers.run(empty_log, self._store.engine)
         folders = await asyncio.to_thread(self._tidy_jobs, at)
         return Swept(sequences, subjects, folders)
 

@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 
 from service.database import migrate, new_id, now, open_database
 from service.gallery.cache import GalleryCache
+from service.gallery.erasing import erase_subject
 from service.gallery.followed import FollowedGallery
 from service.gallery.memory_index import MemoryIndex
 from service.gallery.records import Embedding, NewSequence, SequenceQuality
@@ -148,6 +149,23 @@ def test_a_long_gallery_is_swept_in_pieces_and_by_several_at_once(
     assert sum(one.sequences for one in swept) == 33
     assert sum(one.subjects for one in swept) == 3
     assert store.gallery("week").sequences == 0
+
+
+def test_a_sweep_empties_the_log_that_an_erasure_had_no_time_to_empty(
+    settings: Settings,
+    store: GalleryStore,
+    sweep: Callable[[datetime], Swept],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    create(store, "kept", None)
+    enrol_some(store, "kept", "a-private-id", 1)
+    with monkeypatch.context() as killed:
+        killed.setattr("service.gallery.erasing.empty_log", lambda _: None)
+        erase_subject(store.engine, "kept", "a-private-id")
+    log = settings.data_dir / "gaitid.sqlite-wal"
+    assert b"a-private-id" in log.read_bytes()
+    assert sweep(now()) == Swept()
+    assert log.read_bytes() == b""
 
 
 def test_the_folder_of_an_ended_job_goes_after_its_days_and_no_other(
