@@ -119,6 +119,14 @@ def read_card(path: Path) -> JsonObject:
     return card
 
 
+def remove_unfinished(models: Path, before: datetime) -> None:
+    """Remove what was half written or half removed before a moment, when its process died."""
+    for pattern in (".incoming-*", ".removed-*"):
+        for folder in models.glob(pattern):
+            if folder.stat().st_ctime < before.timestamp():
+                shutil.rmtree(folder)
+
+
 class ModelRegistry:
     """Models by name, over the checkpoint folders and the database."""
 
@@ -220,7 +228,6 @@ class ModelRegistry:
             raise _in_use(name, "it ships with the program")
         if name == self._settings.model:
             raise _in_use(name, "galleries start with it (GAITID_MODEL)")
-        gone = path.with_name(f".removed-{new_id()}")
         with Session(writing(self._engine)) as session, session.begin():
             gallery = session.scalar(
                 select(GalleryRow.name).where(
@@ -233,7 +240,13 @@ class ModelRegistry:
                 raise _in_use(name, "a job that has not ended uses it")
             session.execute(delete(ModelRow).where(ModelRow.name == name))
             also()
+        # Not before: a model whose folder is gone and whose row is not could neither be removed nor
+        # replaced. The other way round it is an imported one, which can be removed again.
+        gone = path.with_name(f".removed-{new_id()}")
+        try:
             path.rename(gone)
+        except FileNotFoundError as error:
+            raise missing_model(name, "name") from error  # somebody else was faster
         shutil.rmtree(gone)
 
     @staticmethod

@@ -1,9 +1,10 @@
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 from sqlalchemy.orm import Session
 
 from service.database import migrate, now, open_database
@@ -107,6 +108,29 @@ def test_registering_twice_after_a_crash_is_the_same_as_once(
     again = registry.add_trained("mine", checkpoint, job_id=job_id, metrics={})  # before its row
     assert first.digest == again.digest
     assert [path.name for path in settings.models_dir.iterdir()] == ["mine"]
+
+
+def test_a_removal_that_is_killed_or_finds_no_space_can_be_made_again(
+    settings: Settings, registry: ModelRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.models_dir.mkdir()
+    registry.add_uploaded("mine", make(tmp_path / "sent"), lambda _: None)
+
+    def no_space(_session: Session) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    event.listen(Session, "before_commit", no_space)
+    with pytest.raises(OSError, match="no space"):
+        registry.remove("mine", lambda: None)
+    event.remove(Session, "before_commit", no_space)
+    assert registry.show("mine").created_at is not None  # nothing was changed
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(SystemExit))
+        with pytest.raises(SystemExit):
+            registry.remove("mine", lambda: None)
+    registry.remove("mine", lambda: None)
+    assert list(settings.models_dir.iterdir()) == []
+    registry.add_uploaded("mine", make(tmp_path / "again"), lambda _: None)
 
 
 @pytest.mark.parametrize("place", ["shipped", "folder", "row"])
