@@ -24,6 +24,7 @@ from models.silhouettes import (
     UnsupportedSequence,
     decode,
 )
+from models.silhouettes.archives import decode_tar
 from models.silhouettes.budget import Budget
 from models.silhouettes.members import natural_key
 from models.silhouettes.mp4 import check_tables
@@ -174,6 +175,14 @@ def many_in_fragments() -> bytes:
     return video(WALK) + fragment
 
 
+def extended(length: int) -> bytes:
+    """A tar whose first file has an extended header of digits, which have to be told apart."""
+    header = tarfile.TarInfo("0.png")
+    header.type, header.size = tarfile.XHDTYPE, length
+    digits = b"1" * length + bytes(-length % tarfile.BLOCKSIZE)
+    return header.tobuf(tarfile.USTAR_FORMAT) + digits + tarred(images(WALK))
+
+
 UNSUPPORTED: dict[str, tuple[Callable[[], bytes], str]] = {
     "text": (lambda: b"hello, I am a PNG", "not a sequence"),
     "text named .png": (lambda: zipped([("0.png", b"hello")]), "not an image"),
@@ -215,6 +224,7 @@ TOO_LARGE: dict[str, tuple[Callable[[], bytes], str]] = {
     "MP4 of long chunks": (lambda: promising(b"stsc", 16, 2**32 - 1), "promises more"),
     "MP4 of many edits": (lambda: promising(b"elst", 8, 10_000_000), "promises more"),
     "MP4 of many samples in a fragment": (many_in_fragments, "promises more"),
+    "tar of a long extended header": (lambda: extended(20_000), "says too much"),
     "JPEG of many scans": (lambda: image(FRAME, "JPEG") + b"\xff\xda" * 99, "scans"),
 }
 
@@ -346,6 +356,21 @@ def test_a_decoder_s_memory_is_bounded_by_its_budget_not_by_the_file() -> None:
     budget.take_bytes(100)
     with pytest.raises(SequenceTooLarge):
         budget.take_bytes(1)
+
+
+def test_a_tar_of_nothing_but_extended_headers_stops_at_the_deadline() -> None:
+    looks = itertools.count()
+    headers = extended(512)[:1024] * 200 + tarred(images(WALK))
+    budget = Budget(DecodeLimits(max_seconds=100), clock=lambda: next(looks))
+    with pytest.raises(SequenceTooLarge, match="longer than"):
+        decode_tar(headers, budget)
+
+
+def test_a_tar_that_says_more_of_its_files_than_their_names_is_read() -> None:
+    members = [(tarfile.TarInfo(f"{'walk/' * 30}{i}.png"), image(FRAME)) for i in range(3)]
+    for member, _ in members:
+        member.pax_headers = {"LIBARCHIVE.xattr.com.apple.provenance": "AQIA" * 500}
+    assert len(decode(tarred(members))) == 3
 
 
 def test_a_number_of_any_length_in_a_name_is_ordered() -> None:
