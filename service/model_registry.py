@@ -167,12 +167,20 @@ class ModelRegistry:
         )
 
     def add_trained(
-        self, name: str, checkpoint: Path, *, job_id: str, metrics: JsonObject
+        self,
+        name: str,
+        checkpoint: Path,
+        *,
+        job_id: str,
+        metrics: JsonObject,
+        first: Callable[[Session], None],
     ) -> ModelRow:
         """Copy a checkpoint among the models and return the row that is to be added for it.
 
-        The folder appears in one rename, complete. Doing it twice for the same checkpoint is the
-        same as doing it once; another model of that name raises `Conflict`.
+        The folder appears in one rename, complete, and after what `first` does is committed, so
+        that a model that is there is one of which that is known, wherever its process died. Doing
+        it twice for the same checkpoint is the same as doing it once; another model of that name
+        raises `Conflict`.
         """
         target = self._settings.models_dir / name
         digest = read_card(checkpoint)["digest"]
@@ -180,10 +188,11 @@ class ModelRegistry:
             taken = session.scalar(select(ModelRow.name).where(ModelRow.name == name)) is not None
         if taken or (self._settings.shipped_models_dir / name).exists():
             raise _taken(name)
-        if target.exists():
-            if read_card(target)["digest"] != digest:
-                raise _taken(name)
-        else:
+        if target.exists() and read_card(target)["digest"] != digest:
+            raise _taken(name)
+        with Session(writing(self._engine)) as session, session.begin():
+            first(session)
+        if not target.exists():
             incoming = self._settings.models_dir / f".incoming-{job_id}"
             shutil.rmtree(incoming, ignore_errors=True)
             incoming.parent.mkdir(parents=True, exist_ok=True)
