@@ -146,7 +146,7 @@ def empty_log(engine: Engine) -> None:
             _log.error("the write-ahead log keeps what was erased: %s", error)
         else:
             if busy:
-                _log.warning("the write-ahead log keeps what was erased until the next erasure")
+                _log.warning("the write-ahead log keeps what was erased until the next sweep")
         finally:
             connection.close()
 

@@ -72,11 +72,12 @@ class Erasure:
         remove_leftovers(self._jobs, self._jobs_dir)
 
     def _forget(self, receipt: ErasureReceipt) -> None:
-        self._clear_jobs(receipt)
         # Other processes follow at their next search; this one need not keep it until then.
         try:
             gallery_id, newest, _ = self._store.head(receipt.gallery)
         except NotFound:  # the whole gallery went meanwhile
-            return
-        for held in self._galleries.held(gallery_id).values():
-            held.follow(newest)
+            pass
+        else:
+            for held in self._galleries.held(gallery_id).values():
+                held.follow(newest)
+        self._clear_jobs(receipt)  # last: the disk may refuse, and memory does not

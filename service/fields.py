@@ -6,6 +6,7 @@ import base64
 import binascii
 import json
 import re
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
@@ -69,7 +70,16 @@ def _with_a_date(value: object) -> object:
     return value
 
 
-Moment = Annotated[AwareDatetime, BeforeValidator(_with_a_date)]
+def _in_utc(value: datetime) -> datetime:
+    """Refuse the first and last hours of the calendar, which UTC does not have in every zone."""
+    try:
+        return value.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("must be a time that there is in UTC") from error
+
+
+UtcTime = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+Moment = Annotated[UtcTime, BeforeValidator(_with_a_date)]
 
 PRINTABLE = rf"^( |[^\p{{C}}\p{{Z}}]){{1,{_LONGEST_NAME}}}$"
 _SCALAR_SCHEMA: dict[str, Any] = {

@@ -119,6 +119,14 @@ def read_card(path: Path) -> JsonObject:
     return card
 
 
+def remove_unfinished(models: Path, before: datetime) -> None:
+    """Remove what was half written or half removed before a moment, when its process died."""
+    for pattern in (".incoming-*", ".removed-*"):
+        for folder in models.glob(pattern):
+            if folder.stat().st_ctime < before.timestamp():
+                shutil.rmtree(folder)
+
+
 class ModelRegistry:
     """Models by name, over the checkpoint folders and the database."""
 
@@ -159,12 +167,20 @@ class ModelRegistry:
         )
 
     def add_trained(
-        self, name: str, checkpoint: Path, *, job_id: str, metrics: JsonObject
+        self,
+        name: str,
+        checkpoint: Path,
+        *,
+        job_id: str,
+        metrics: JsonObject,
+        first: Callable[[Session], None],
     ) -> ModelRow:
         """Copy a checkpoint among the models and return the row that is to be added for it.
 
-        The folder appears in one rename, complete. Doing it twice for the same checkpoint is the
-        same as doing it once; another model of that name raises `Conflict`.
+        The folder appears in one rename, complete, and after what `first` does is committed, so
+        that a model that is there is one of which that is known, wherever its process died. Doing
+        it twice for the same checkpoint is the same as doing it once; another model of that name
+        raises `Conflict`.
         """
         target = self._settings.models_dir / name
         digest = read_card(checkpoint)["digest"]
@@ -172,10 +188,11 @@ class ModelRegistry:
             taken = session.scalar(select(ModelRow.name).where(ModelRow.name == name)) is not None
         if taken or (self._settings.shipped_models_dir / name).exists():
             raise _taken(name)
-        if target.exists():
-            if read_card(target)["digest"] != digest:
-                raise _taken(name)
-        else:
+        if target.exists() and read_card(target)["digest"] != digest:
+            raise _taken(name)
+        with Session(writing(self._engine)) as session, session.begin():
+            first(session)
+        if not target.exists():
             incoming = self._settings.models_dir / f".incoming-{job_id}"
             shutil.rmtree(incoming, ignore_errors=True)
             incoming.parent.mkdir(parents=True, exist_ok=True)
@@ -220,7 +237,6 @@ class ModelRegistry:
             raise _in_use(name, "it ships with the program")
         if name == self._settings.model:
             raise _in_use(name, "galleries start with it (GAITID_MODEL)")
-        gone = path.with_name(f".removed-{new_id()}")
         with Session(writing(self._engine)) as session, session.begin():
             gallery = session.scalar(
                 select(GalleryRow.name).where(
@@ -233,7 +249,13 @@ class ModelRegistry:
                 raise _in_use(name, "a job that has not ended uses it")
             session.execute(delete(ModelRow).where(ModelRow.name == name))
             also()
+        # Not before: a model whose folder is gone and whose row is not could neither be removed nor
+        # replaced. The other way round it is an imported one, which can be removed again.
+        gone = path.with_name(f".removed-{new_id()}")
+        try:
             path.rename(gone)
+        except FileNotFoundError as error:
+            raise missing_model(name, "name") from error  # somebody else was faster
         shutil.rmtree(gone)
 
     @staticmethod

@@ -12,6 +12,7 @@ from models.calibration import Calibration, Method
 GROWTH = 1.2
 """A gallery that has this many times the subjects is stale: so is its rate of false matches."""
 
+_Count = Annotated[int, Field(ge=0, le=2**53)]  # of an import as well
 _LONGEST_CURVE = 16  # of an import; a calibration makes seven at most
 
 
@@ -20,7 +21,7 @@ class Rerun(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    subjects: int
+    subjects: _Count
     digest: str
 
 
@@ -82,8 +83,8 @@ class OperatingPoint(BaseModel):
     confidence: float
     method: Method | Literal["carried"]
     target_fpir: float
-    gallery_subjects: int
-    gallery_sequences: int
+    gallery_subjects: _Count
+    gallery_sequences: _Count
     calibrated_at: datetime
     digest: str
     curve: Annotated[tuple[CurvePoint, ...], Field(max_length=_LONGEST_CURVE)] = ()

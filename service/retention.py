@@ -26,10 +26,12 @@ from service.gallery.store import GalleryStore
 from service.gallery.tables import GalleryRow
 from service.jobs.leftovers import remove_leftovers, remove_old
 from service.jobs.queue import JobQueue
+from service.model_registry import remove_unfinished
 from service.reserve import Reserve
 from service.settings import Settings
 from service.writers import Writers
 
+_ARRIVED: Final = timedelta(days=1)  # by when an upload is whole, or its process died
 _AT_ONCE: Final = 200  # sequences in one transaction, so that enrolments get their turn
 _log = logging.getLogger(__name__)
 
@@ -98,8 +100,8 @@ class Retention:
                     break
             if sequences > before:
                 await asyncio.to_thread(self._follow, gallery_id, name)
-        if sequences:
-            await self._writers.run(empty_log, self._store.engine)
+        # Always: an erasure's process may have died before it did, or had to leave it.
+        await self._writers.run(empty_log, self._store.engine)
         folders = await asyncio.to_thread(self._tidy_jobs, at)
         return Swept(sequences, subjects, folders)
 
@@ -124,5 +126,6 @@ class Retention:
         queue = JobQueue.of(self._store.engine, self._settings)
         folders = self._settings.jobs_dir
         remove_leftovers(queue, folders)
+        remove_unfinished(self._settings.models_dir, at - _ARRIVED)
         self._reserve.fill()  # if an erasure has used it and could not
         return remove_old(queue, folders, at - timedelta(days=self._settings.job_retention_days))

@@ -9,6 +9,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Self
 
 from models.silhouettes.budget import Budget
 from models.silhouettes.errors import (
@@ -20,6 +21,13 @@ from models.silhouettes.errors import (
 
 _CHUNK = 2**20
 _STRAY_NAMES = frozenset({"thumbs.db", "desktop.ini"})
+_EXTENDED = frozenset(
+    {
+        *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+        *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    }
+)
+_LONGEST_EXTENDED = 4096
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
@@ -126,7 +134,10 @@ def tar_members(data: bytes, budget: Budget, *, most: int) -> list[tarfile.TarIn
     members: list[tarfile.TarInfo] = []
     damaged = "the archive is damaged or cut short; pack it again"
     position = -1
-    with refusing(damaged), tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+    with (
+        refusing(damaged),
+        tarfile.open(fileobj=io.BytesIO(data), mode="r:", tarinfo=_bounded(budget)) as archive,
+    ):
         while (member := archive.next()) is not None:
             budget.check_time()
             if archive.offset <= position:
@@ -150,6 +161,27 @@ def tar_members(data: bytes, budget: Budget, *, most: int) -> list[tarfile.TarIn
         if any(data[archive.offset : archive.offset + tarfile.BLOCKSIZE]):
             raise MalformedSequence(damaged)  # tarfile takes a broken header for the end
     return sorted(members, key=lambda member: natural_key(member.name))
+
+
+def _bounded(budget: Budget) -> type[tarfile.TarInfo]:
+    """Members whose extended headers are short, and are read within the budget's time.
+
+    One header may follow another without a file between, and for a long one some versions of
+    tarfile take time in the square of its length, during which no other thread runs.
+    """
+
+    class Member(tarfile.TarInfo):
+        @classmethod
+        def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+            budget.check_time()
+            member = super().frombuf(buf, encoding, errors)
+            if member.type in _EXTENDED and member.size > _LONGEST_EXTENDED:
+                raise SequenceTooLarge(
+                    "the archive says too much about a file; pack it without extended attributes"
+                )
+            return member
+
+    return Member
 
 
 def _link(name: str) -> MalformedSequence:

@@ -16,6 +16,7 @@ from models.silhouettes.errors import MalformedSequence, UnsupportedSequence
 from models.silhouettes.frame import Frame
 from models.silhouettes.images import BRIGHT
 from models.silhouettes.members import refusing
+from models.silhouettes.mp4 import check_tables
 from models.silhouettes.sniff import Kind
 
 # A playlist format would let a file name others to open; these three cannot.
@@ -41,6 +42,8 @@ def decode_video(data: bytes, kind: Kind, budget: Budget) -> list[Frame]:
         UnsupportedSequence: the track was written by a codec that is not accepted.
         SequenceTooLarge: over a limit.
     """
+    if kind is Kind.MP4:
+        check_tables(data, budget)
     most_pixels = str(budget.limits.max_side**2)
     with (
         refusing(_CUT_SHORT),
@@ -73,6 +76,7 @@ def _decode_track(
     packets = 0
     end = 0
     for packet in container.demux(stream):
+        budget.check_time()  # also of packets that no picture comes of
         if packet.is_corrupt:
             raise MalformedSequence(_CUT_SHORT, where=f"frame {packets + 1}")
         if packet.size:

@@ -133,6 +133,7 @@ class AuditRecord:
                 self.forget(gallery, subject_id)
         if self._max_age is not None:
             self._drop(now() - self._max_age)
+        empty_log(self._flushing)  # what died, or had to wait, before it did
 
     # Reading
 
@@ -173,11 +174,13 @@ class AuditRecord:
         return [(row.gallery, row.subject_id) for row in self._rows(query)]
 
     def _drop(self, before: datetime) -> None:
-        # The newest line stays, so that numbers and the chain go on.
+        # From the beginning only, because a clock that was wrong may have put an old time between
+        # new ones, and a gap would break the chain. The newest line stays, so that it goes on.
+        young = select(func.min(AuditRow.number)).where(AuditRow.at >= before).scalar_subquery()
         newest = select(func.max(AuditRow.number)).scalar_subquery()
         with self._writing(self._flushing) as connection:
             gone = connection.execute(
-                delete(AuditRow).where(AuditRow.at < before, AuditRow.number < newest)
+                delete(AuditRow).where(AuditRow.number < func.coalesce(young, newest))
             ).rowcount
         if gone:
             self._append(self._flushing, Entry("drop_old_lines", details={"lines": gone}), SERVICE)

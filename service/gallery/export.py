@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -82,7 +83,7 @@ def stream_gallery(engine: Engine, name: str, *, embeddings: bool) -> Iterator[b
 def export_gallery(engine: Engine, name: str, path: Path) -> int:
     """Write the gallery without its embeddings to `path` and return the number of sequences.
 
-    Begins again when something is erased meanwhile.
+    Nobody else may read the file. Begins again when something is erased meanwhile.
 
     Raises:
         NotFound: there is no such gallery.
@@ -91,7 +92,7 @@ def export_gallery(engine: Engine, name: str, path: Path) -> int:
     for left in reversed(range(_ATTEMPTS)):
         pieces = stream_gallery(engine, name, embeddings=False)
         try:
-            with path.open("wb") as file:
+            with _private(path) as file:
                 file.writelines(pieces)
             break
         except GalleryChanged:
@@ -100,6 +101,11 @@ def export_gallery(engine: Engine, name: str, path: Path) -> int:
                 raise
     with zipfile.ZipFile(path) as file:
         return sum(member.startswith("silhouettes/") for member in file.namelist())
+
+
+def _private(path: Path) -> IO[bytes]:
+    """A new file, or an emptied one, that nobody else may read if it is new."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
 
 
 class _Pieces:

@@ -16,12 +16,12 @@ from datetime import datetime, timedelta
 from typing import IO, Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from models.array_file import read_array
 from service.database import now
 from service.errors import Invalid, Malformed, Reason, TooLarge
-from service.fields import GalleryName, MaxAgeDays, SubjectId, check_metadata
+from service.fields import GalleryName, MaxAgeDays, SubjectId, UtcTime, check_metadata
 from service.gallery.export import (
     ABOUT,
     FORMAT,
@@ -70,14 +70,14 @@ class AboutGallery(_Record):
     metadata: dict[str, Any]
     max_age_days: MaxAgeDays | None
     operating_point: OperatingPoint | None
-    created_at: AwareDatetime
+    created_at: UtcTime
 
 
 class ExportedSubject(_Record):
     """A line of subjects.jsonl."""
 
     subject_id: SubjectId
-    created_at: AwareDatetime
+    created_at: UtcTime
 
 
 class _Quality(_Record):
@@ -101,7 +101,7 @@ class ExportedSequence(_Record):
     frames: Annotated[int, Field(ge=1)]
     quality: _Quality
     content_hash: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-    created_at: AwareDatetime
+    created_at: UtcTime
 
 
 _Line = TypeVar("_Line", ExportedSubject, ExportedSequence)

@@ -75,8 +75,14 @@ class DistillJob:
             gallery = request.dataset.gallery
             subject_ids = frozenset(exported_subjects(gallery_export(folder)))
         ancestors = [*request.teachers, *filter(None, [request.student])]
+
+        def record(session: Session) -> None:
+            self._record.add(session, name, gallery, subject_ids, ancestors)
+
         try:
-            row = self._models.add_trained(name, _model(folder), job_id=job.id, metrics=job.metrics)
+            row = self._models.add_trained(
+                name, _model(folder), job_id=job.id, metrics=job.metrics, first=record
+            )
         except ServiceError as error:
             raise JobRefused(f"the model could not be registered: {error}") from error
         result: JsonObject = {"model": name, "digest": row.digest}
@@ -92,7 +98,6 @@ class DistillJob:
             except JobRefused:
                 self._models.withdraw(name)
                 raise
-            self._record.add(session, name, gallery, subject_ids, ancestors)
             if verdict is not None and verdict.better:
                 _queue_activation(session, request, verdict, result)
 

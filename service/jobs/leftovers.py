@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -9,14 +10,22 @@ from pathlib import Path
 from service.jobs.plan import remove_folder, scratch
 from service.jobs.queue import JobQueue
 
+_log = logging.getLogger(__name__)
+
 
 def remove_leftovers(queue: JobQueue, folders: Path) -> None:
-    """Remove the scratch of ended jobs, which a killed worker left behind."""
+    """Remove the scratch of ended jobs, which a killed worker left behind.
+
+    One that cannot be removed is logged, and keeps neither the others nor the caller's work.
+    """
     present = list(_present(folders))  # before asking: a job that is new now is not ended
     unfinished = queue.unfinished()
     for folder in present:
         if folder.name not in unfinished:
-            remove_folder(scratch(folder))
+            try:
+                remove_folder(scratch(folder))
+            except OSError as error:
+                _log.error("job %s has ended, and its walks are left: %s", folder.name, error)
 
 
 def remove_walks(folders: Path, job_ids: Collection[str]) -> None:

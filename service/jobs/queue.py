@@ -335,7 +335,7 @@ def cancel_those_that_hold(session: Session, gallery: str) -> tuple[str, ...]:
     held = session.scalars(
         select(JobRow)
         .where(JobRow.status.in_([status for status in Status if not status.final]))
-        .where(JobRow.attempts > 0)
+        .where(JobRow.started_at.is_not(None))  # not `attempts`: a release takes its own back
         .order_by(JobRow.id)
         .with_for_update()
     )

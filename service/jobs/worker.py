@@ -94,13 +94,14 @@ class Worker:
             job = self._run(lease)
         except LeaseLost:
             _log.warning("job %s: the lease was lost, another worker has it", lease.job.id)
+        except OSError:  # of clearing away; how the job ended is recorded, and sweeps clear too
+            _log.exception("job %s has ended, and files of it are left", lease.job.id)
         else:
             _log.info("job %s: %s", job.id, job.status)
         return True
 
     def _run(self, lease: Lease) -> Job:
         folder = self._folders / lease.job.id
-        scratch(folder).mkdir(parents=True, exist_ok=True)
         job = self._attempt(lease, folder)
         # Only now: an attempt that is killed before its end is recorded is made again from these.
         if job.status.final:
@@ -110,6 +111,7 @@ class Worker:
     def _attempt(self, lease: Lease, folder: Path) -> Job:
         job = lease.job
         try:
+            scratch(folder).mkdir(parents=True, exist_ok=True)
             kind = self._types.get(job.type)
             if kind is None:
                 raise JobRefused(f"this worker cannot run jobs of type {job.type!r}")

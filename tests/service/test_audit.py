@@ -158,6 +158,8 @@ def test_the_record_is_read_by_time_by_gallery_and_from_where_one_was(serve: Ser
     assert [line["number"] for line in lines(client, until=third)] == [1, 2]
     problem(client.get("/audit", params={"since": "2026-01-01T00:00:00"}), 422)  # which zone?
     problem(client.get("/audit", params={"until": "0.5"}), 422)  # seconds since when?
+    for at in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):  # none in UTC
+        problem(client.get("/audit", params={"since": at}), 422)
     problem(client.get("/audit", params={"cursor": "x"}), 422)
 
 
@@ -295,6 +297,26 @@ def test_lines_over_the_age_limit_are_dropped_and_the_rest_is_a_chain(
         assert chain.check(kept).first == 4
         audit.tidy()
         assert len(list(audit.lines())) == 2  # nothing dropped is nothing told
+    galleries.dispose()
+
+
+def test_a_clock_that_was_wrong_for_a_while_leaves_no_gap_in_the_chain(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    galleries = open_engine(settings)
+    limited = settings.model_copy(update={"audit_max_age_days": 30})
+    with closing(AuditRecord.open(limited, galleries)) as audit:
+        for action, days in (("old", 40), ("new", 0), ("after a restart", 20_000), ("newer", 0)):
+            at = datetime.now(UTC) - timedelta(days=days)
+            monkeypatch.setattr(service.audit.record, "now", lambda at=at: at)
+            audit.changed(Entry(action), SERVICE)
+        monkeypatch.undo()
+        audit.tidy()
+        kept = list(audit.lines())
+        assert [line["action"] for line in kept] == [
+            "new", "after a restart", "newer", "drop_old_lines",
+        ]  # fmt: skip
+        assert chain.check(kept).first == 2
     galleries.dispose()
 
 

@@ -105,11 +105,13 @@ def test_nothing_of_an_erased_person_is_left_in_any_file(
     marks = traces(engine)
     running = begun(queue, engine, data, "running")
     queue.fail(begun(queue, engine, data, "left-behind"), "its worker was killed then")
-    crashed = queue.retry(begun(queue, engine, data, "crashed"), "its process was killed").id
+    leases = [begun(queue, engine, data, name) for name in ("crashed", "released")]
+    crashed = queue.retry(leases[0], "its process was killed").id
+    released = queue.release(leases[1]).id  # its worker was stopped; not counted as an attempt
     queued = queue.enqueue("evaluate", {**ON_DEFAULT, "model": "default"}).id
     before = found(data, marks)
     assert "index.json" in before["name"]
-    assert len(list((data / "jobs").glob("*/scratch/gallery.zip"))) == 3  # compressed
+    assert len(list((data / "jobs").glob("*/scratch/gallery.zip"))) == 4  # compressed
     assert all(before.values()), before
 
     address = {
@@ -120,9 +122,9 @@ def test_nothing_of_an_erased_person_is_left_in_any_file(
     receipt = client.delete(address).json()
 
     assert found(data, marks) == {what: set() for what in marks}
-    assert receipt["jobs"] == [running.job.id, crashed]
+    assert receipt["jobs"] == [running.job.id, crashed, released]
     assert queue.get(running.job.id).status is Status.CANCELLING  # until its worker notices
-    assert queue.get(crashed).status is Status.CANCELLED
+    assert {queue.get(job_id).status for job_id in (crashed, released)} == {Status.CANCELLED}
     assert {queue.get(job_id).error for job_id in receipt["jobs"]} == {ERASED}
     assert queue.get(queued).status is Status.QUEUED  # it will find what is enrolled then
     assert list((data / "jobs").glob("*/scratch")) == []

@@ -1,9 +1,10 @@
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 from sqlalchemy.orm import Session
 
 from service.database import migrate, now, open_database
@@ -41,6 +42,10 @@ def registry(settings: Settings, engine: Engine) -> ModelRegistry:
 @pytest.fixture
 def job_id(engine: Engine) -> str:
     return JobQueue(engine, lease_seconds=30, max_attempts=3).enqueue("distill", {}).id
+
+
+def nothing(_session: Session) -> None:
+    pass
 
 
 def make(folder: Path, digest: str = "d1") -> Path:
@@ -88,7 +93,9 @@ def test_a_trained_model_appears_whole_and_names_its_job(
     settings: Settings, registry: ModelRegistry, engine: Engine, tmp_path: Path, job_id: str
 ) -> None:
     checkpoint = make(tmp_path / "run" / "checkpoint")
-    row = registry.add_trained("mine", checkpoint, job_id=job_id, metrics={"loss": 1.0})
+    row = registry.add_trained(
+        "mine", checkpoint, job_id=job_id, metrics={"loss": 1.0}, first=nothing
+    )
     with Session(engine) as session, session.begin():
         session.add(row)
     model = registry.show("mine")
@@ -103,10 +110,35 @@ def test_registering_twice_after_a_crash_is_the_same_as_once(
 ) -> None:
     checkpoint = make(tmp_path / "run" / "checkpoint")
     make(settings.models_dir / f".incoming-{job_id}", digest="half")  # killed while copying
-    first = registry.add_trained("mine", checkpoint, job_id=job_id, metrics={})
-    again = registry.add_trained("mine", checkpoint, job_id=job_id, metrics={})  # before its row
+    first = registry.add_trained("mine", checkpoint, job_id=job_id, metrics={}, first=nothing)
+    again = registry.add_trained(
+        "mine", checkpoint, job_id=job_id, metrics={}, first=nothing
+    )  # before its row
     assert first.digest == again.digest
     assert [path.name for path in settings.models_dir.iterdir()] == ["mine"]
+
+
+def test_a_removal_that_is_killed_or_finds_no_space_can_be_made_again(
+    settings: Settings, registry: ModelRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.models_dir.mkdir()
+    registry.add_uploaded("mine", make(tmp_path / "sent"), lambda _: None)
+
+    def no_space(_session: Session) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    event.listen(Session, "before_commit", no_space)
+    with pytest.raises(OSError, match="no space"):
+        registry.remove("mine", lambda: None)
+    event.remove(Session, "before_commit", no_space)
+    assert registry.show("mine").created_at is not None  # nothing was changed
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(SystemExit))
+        with pytest.raises(SystemExit):
+            registry.remove("mine", lambda: None)
+    registry.remove("mine", lambda: None)
+    assert list(settings.models_dir.iterdir()) == []
+    registry.add_uploaded("mine", make(tmp_path / "again"), lambda _: None)
 
 
 @pytest.mark.parametrize("place", ["shipped", "folder", "row"])
@@ -128,4 +160,6 @@ def test_a_name_that_is_taken_stays_with_its_model(
                 ModelRow(name="mine", digest="d1", job_id=None, metrics={}, created_at=now())
             )
     with pytest.raises(Conflict):
-        registry.add_trained("mine", make(tmp_path / "run"), job_id=job_id, metrics={})
+        registry.add_trained(
+            "mine", make(tmp_path / "run"), job_id=job_id, metrics={}, first=nothing
+        )

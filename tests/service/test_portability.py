@@ -90,15 +90,18 @@ def fill(client: httpx.Client) -> None:
     enrol(client, "bert", walk(2, frames=24), gallery="lab", metadata='{"n": 1.0, "ok": null}')
 
 
+OPERATING_POINT: dict[str, Any] = {
+    "threshold": 0.71, "interval": [0.7, 0.75], "confidence": 0.95, "method": "observed",
+    "target_fpir": 0.01, "gallery_subjects": 2, "gallery_sequences": 3,
+    "calibrated_at": "2026-11-22T12:19:08.572663Z", "digest": "", "rerun": None,
+}  # fmt: skip
+
+
 def set_operating_point(data_dir: Path, gallery: str, digest: str) -> None:
     engine = open_database(f"sqlite:///{data_dir / 'gaitid.sqlite'}")
     with Session(writing(engine)) as session, session.begin():
         row = session.query(GalleryRow).filter_by(name=gallery).one()
-        row.operating_point = {
-            "threshold": 0.71, "interval": [0.7, 0.75], "confidence": 0.95, "method": "observed",
-            "target_fpir": 0.01, "gallery_subjects": 2, "gallery_sequences": 3,
-            "calibrated_at": "2026-11-22T12:19:08.572663Z", "digest": digest, "rerun": None,
-        }  # fmt: skip
+        row.operating_point = {**OPERATING_POINT, "digest": digest}
     engine.dispose()
 
 
@@ -338,6 +341,14 @@ STRANGE: dict[str, tuple[Callable[[Members], Members], str]] = {
     "a sequence of tomorrow": (
         lambda c: changed_line(c, SEQUENCES, created_at="2999-01-01T00:00:00Z"),
         "sequences.jsonl line 1",
+    ),
+    "a time before all time": (
+        lambda c: changed_line(c, SEQUENCES, created_at="0001-01-01T00:00:00+14:00"),
+        "sequences.jsonl line 1",
+    ),
+    "an operating point of more subjects than can be counted": (
+        lambda c: about(c, operating_point={**OPERATING_POINT, "gallery_subjects": 10**400}),
+        "gallery.json",
     ),
     "a line that is no JSON": (lambda c: {**c, SEQUENCES: b"{\n"}, "sequences.jsonl line 1"),
     "a list that is cut off": (

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -16,10 +18,12 @@ from sqlalchemy import Engine
 
 from service.database import migrate, new_id, now, open_database
 from service.gallery.cache import GalleryCache
+from service.gallery.erasing import erase_subject
 from service.gallery.followed import FollowedGallery
 from service.gallery.memory_index import MemoryIndex
 from service.gallery.records import Embedding, NewSequence, SequenceQuality
 from service.gallery.store import GalleryStore
+from service.jobs import leftovers
 from service.jobs.queue import JobQueue
 from service.reserve import Reserve
 from service.retention import Retention, Swept
@@ -150,6 +154,23 @@ def test_a_long_gallery_is_swept_in_pieces_and_by_several_at_once(
     assert store.gallery("week").sequences == 0
 
 
+def test_a_sweep_empties_the_log_that_an_erasure_had_no_time_to_empty(
+    settings: Settings,
+    store: GalleryStore,
+    sweep: Callable[[datetime], Swept],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    create(store, "kept", None)
+    enrol_some(store, "kept", "a-private-id", 1)
+    with monkeypatch.context() as killed:
+        killed.setattr("service.gallery.erasing.empty_log", lambda _: None)
+        erase_subject(store.engine, "kept", "a-private-id")
+    log = settings.data_dir / "gaitid.sqlite-wal"
+    assert b"a-private-id" in log.read_bytes()
+    assert sweep(now()) == Swept()
+    assert log.read_bytes() == b""
+
+
 def test_the_folder_of_an_ended_job_goes_after_its_days_and_no_other(
     settings: Settings, engine: Engine, sweep: Callable[[datetime], Swept]
 ) -> None:
@@ -172,6 +193,42 @@ def test_the_folder_of_an_ended_job_goes_after_its_days_and_no_other(
     assert {path.name for path in settings.jobs_dir.iterdir()} == {running.id, "somebody's"}
     assert (settings.jobs_dir / running.id / "scratch").exists()
     assert queue.get(ended.id).error == "no reason"  # the job itself is still known
+
+
+def test_what_a_killed_upload_or_removal_of_a_model_left_goes_after_a_day(
+    settings: Settings, sweep: Callable[[datetime], Swept]
+) -> None:
+    for name in (".incoming-1", ".removed-2", "mine"):
+        (settings.models_dir / name).mkdir(parents=True)
+        (settings.models_dir / name / "weights.safetensors").write_bytes(b"of somebody")
+    sweep(now() + 0.9 * DAY)
+    assert len(list(settings.models_dir.iterdir())) == 3
+    sweep(now() + 1.1 * DAY)
+    assert [path.name for path in settings.models_dir.iterdir()] == ["mine"]
+
+
+def test_a_folder_that_cannot_be_cleared_keeps_no_other_from_it(
+    settings: Settings,
+    engine: Engine,
+    sweep: Callable[[datetime], Swept],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queue = JobQueue.of(engine, settings)
+    jobs = [queue.enqueue("evaluate", {}) for _ in range(3)]
+    for job in jobs:
+        (settings.jobs_dir / job.id / "scratch").mkdir(parents=True)
+        queue.cancel(job.id)
+    stuck = settings.jobs_dir / jobs[1].id / "scratch"
+    remove = leftovers.remove_folder
+
+    def refusing(folder: Path) -> None:
+        if folder == stuck:
+            raise PermissionError(errno.EACCES, "not yours")
+        remove(folder)
+
+    monkeypatch.setattr(leftovers, "remove_folder", refusing)
+    assert sweep(now()) == Swept()
+    assert list(settings.jobs_dir.glob("*/scratch")) == [stuck]
 
 
 def test_a_running_service_sweeps_and_says_how_much(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import itertools
 import pickle
 import re
 import stat
@@ -23,8 +24,12 @@ from models.silhouettes import (
     UnsupportedSequence,
     decode,
 )
+from models.silhouettes.archives import decode_tar
 from models.silhouettes.budget import Budget
 from models.silhouettes.members import natural_key
+from models.silhouettes.mp4 import check_tables
+from models.silhouettes.sniff import Kind
+from models.silhouettes.video import decode_video
 from tests.models.silhouettes.uploads import (
     animation,
     image,
@@ -155,6 +160,29 @@ MALFORMED: dict[str, tuple[Callable[[], bytes], str]] = {
     "float TIFF": (lambda: image(np.zeros((4, 4), np.float32), "TIFF"), "fractions"),
 }
 
+
+def promising(table: bytes, at: int, *numbers: int) -> bytes:
+    """A video with one of its tables changed, so that it promises what the file does not hold."""
+    data = bytearray(video(WALK))
+    place = data.find(table) + at
+    data[place : place + 4 * len(numbers)] = struct.pack(f">{len(numbers)}I", *numbers)
+    return bytes(data)
+
+
+def many_in_fragments() -> bytes:
+    """A video whose second table of samples is that of a fragment, with no byte for a sample."""
+    fragment = struct.pack(">I4sIIII4sIIi", 36, b"moof", 28, 0, 0, 20, b"trun", 1, 10_000_000, 0)
+    return video(WALK) + fragment
+
+
+def extended(length: int) -> bytes:
+    """A tar whose first file has an extended header of digits, which have to be told apart."""
+    header = tarfile.TarInfo("0.png")
+    header.type, header.size = tarfile.XHDTYPE, length
+    digits = b"1" * length + bytes(-length % tarfile.BLOCKSIZE)
+    return header.tobuf(tarfile.USTAR_FORMAT) + digits + tarred(images(WALK))
+
+
 UNSUPPORTED: dict[str, tuple[Callable[[], bytes], str]] = {
     "text": (lambda: b"hello, I am a PNG", "not a sequence"),
     "text named .png": (lambda: zipped([("0.png", b"hello")]), "not an image"),
@@ -171,6 +199,7 @@ UNSUPPORTED: dict[str, tuple[Callable[[], bytes], str]] = {
     "bzip2 in a zip": (lambda: zipped(images(WALK), compression=zipfile.ZIP_BZIP2), "deflate"),
     "lzma in a zip": (lambda: zipped(images(WALK), compression=zipfile.ZIP_LZMA), "deflate"),
     "unusual codec": (lambda: video(WALK, "avi", "wmv2"), "codec"),
+    "compressed tables": (lambda: video(WALK).replace(b"mvhd", b"cmov"), "compressed"),
     "playlist": (lambda: b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "not a sequence"),
     "PostScript": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n", "not a sequence"),
 }
@@ -191,6 +220,11 @@ TOO_LARGE: dict[str, tuple[Callable[[], bytes], str]] = {
     "many files": (lambda: zipped([(f"{i}.png", b"") for i in range(1001)]), "1000 frames"),
     "very many files": (lambda: zipped([(f"{i}", b"") for i in range(4001)]), "too many files"),
     "very many files in a tar": (lambda: tarred([(f"{i}", b"") for i in range(4001)]), "too many"),
+    "MP4 of many samples": (lambda: promising(b"stsz", 8, 1, 10_000_000), "promises more"),
+    "MP4 of long chunks": (lambda: promising(b"stsc", 16, 2**32 - 1), "promises more"),
+    "MP4 of many edits": (lambda: promising(b"elst", 8, 10_000_000), "promises more"),
+    "MP4 of many samples in a fragment": (many_in_fragments, "promises more"),
+    "tar of a long extended header": (lambda: extended(20_000), "says too much"),
     "JPEG of many scans": (lambda: image(FRAME, "JPEG") + b"\xff\xda" * 99, "scans"),
 }
 
@@ -235,6 +269,19 @@ def test_a_small_file_that_claims_much_costs_no_memory(make: Callable[[], bytes]
     finally:
         tracemalloc.stop()
     assert peak < 4 * 2**20
+
+
+def test_what_looks_like_a_table_among_the_pictures_of_an_mp4_is_none() -> None:
+    data = bytearray(video(WALK))
+    media = data.find(b"mdat") - 4
+    data[media:media] = struct.pack(">I4s", 32, b"mdat") + b"stsz" + b"\xff" * 20
+    check_tables(bytes(data), Budget(DecodeLimits()))
+
+
+def test_time_is_told_for_every_packet_of_a_video_whether_or_not_a_picture_comes_of_it() -> None:
+    looks = itertools.count()
+    decode_video(video(WALK), Kind.MP4, Budget(DecodeLimits(), clock=lambda: next(looks) / 1e6))
+    assert next(looks) > 2 * len(WALK)
 
 
 def test_a_zip_that_lies_about_its_sizes_is_read_no_further_than_it_says() -> None:
@@ -309,6 +356,21 @@ def test_a_decoder_s_memory_is_bounded_by_its_budget_not_by_the_file() -> None:
     budget.take_bytes(100)
     with pytest.raises(SequenceTooLarge):
         budget.take_bytes(1)
+
+
+def test_a_tar_of_nothing_but_extended_headers_stops_at_the_deadline() -> None:
+    looks = itertools.count()
+    headers = extended(512)[:1024] * 200 + tarred(images(WALK))
+    budget = Budget(DecodeLimits(max_seconds=100), clock=lambda: next(looks))
+    with pytest.raises(SequenceTooLarge, match="longer than"):
+        decode_tar(headers, budget)
+
+
+def test_a_tar_that_says_more_of_its_files_than_their_names_is_read() -> None:
+    members = [(tarfile.TarInfo(f"{'walk/' * 30}{i}.png"), image(FRAME)) for i in range(3)]
+    for member, _ in members:
+        member.pax_headers = {"LIBARCHIVE.xattr.com.apple.provenance": "AQIA" * 500}
+    assert len(decode(tarred(members))) == 3
 
 
 def test_a_number_of_any_length_in_a_name_is_ordered() -> None:

@@ -24,6 +24,7 @@ def test_an_exported_gallery_is_read_back_equal(engine: Engine, tmp_path: Path) 
     few = enrol(store, "default", "b", 2)
     enrol(store, "other", "c", 1)
     assert export_gallery(engine, "default", tmp_path / "gallery.zip") == 72
+    assert (tmp_path / "gallery.zip").stat().st_mode & 0o077 == 0  # it is biometric data
     with GalleryExport(tmp_path / "gallery.zip") as export:
         listed = list(export.sequences())
         assert [entry.subject_id for entry in listed] == ["a"] * 70 + ["b"] * 2

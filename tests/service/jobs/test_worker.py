@@ -1,3 +1,4 @@
+import errno
 import signal
 import subprocess
 import sys
@@ -148,6 +149,27 @@ def test_a_bug_in_a_job_type_fails_the_job_and_the_worker_lives(
     seen = queue.get(broken.id)
     assert seen.status is Status.FAILED
     assert seen.error == "gave up after 3 attempts: the worker met an error that its log has"
+
+
+def test_a_disk_that_takes_no_folder_costs_the_job_an_attempt_and_not_the_worker(
+    worker: Worker, queue: JobQueue, folders: Path
+) -> None:
+    folders.write_text("a file where the folder should be")
+    job = run(worker, queue)
+    assert (job.status, job.attempts) == (Status.QUEUED, 1)
+    folders.unlink()
+    assert worker.run_one()
+    assert queue.get(job.id).status is Status.SUCCEEDED
+
+
+def test_files_that_cannot_be_removed_do_not_take_the_worker_along(
+    worker: Worker, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_folder: Path) -> None:
+        raise PermissionError(errno.EACCES, "not yours")
+
+    monkeypatch.setattr("service.jobs.worker.remove_folder", refuse)
+    assert run(worker, queue).status is Status.SUCCEEDED
 
 
 def test_a_type_the_worker_does_not_know_fails_the_job(worker: Worker, queue: JobQueue) -> None:
