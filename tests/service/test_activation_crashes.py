@@ -318,7 +318,7 @@ def test_who_is_enrolled_while_the_models_are_compared_costs_no_gallery_its_cali
         keep(session, calibration_of("default"))
     compare = comparison.compare_rank1
 
-    def enrol_meanwhile(*sides: Any) -> comparison.PairedRank1:
+    def enrol_meanwhile(*sides: Any) -> comparison.PairedRank1 | None:
         fill(engine, settings, 4, first=SEQUENCES)
         return compare(*sides)
 

@@ -24,6 +24,7 @@ from service.gallery.memory_index import MemoryIndex
 from service.gallery.records import Embedding, NewSequence, SequenceQuality
 from service.gallery.store import GalleryStore
 from service.jobs import leftovers
+from service.jobs.plan import remove_folder
 from service.jobs.queue import JobQueue
 from service.reserve import Reserve
 from service.retention import Retention, Swept
@@ -219,12 +220,10 @@ def test_a_folder_that_cannot_be_cleared_keeps_no_other_from_it(
         (settings.jobs_dir / job.id / "scratch").mkdir(parents=True)
         queue.cancel(job.id)
     stuck = settings.jobs_dir / jobs[1].id / "scratch"
-    remove = leftovers.remove_folder
-
     def refusing(folder: Path) -> None:
         if folder == stuck:
             raise PermissionError(errno.EACCES, "not yours")
-        remove(folder)
+        remove_folder(folder)
 
     monkeypatch.setattr(leftovers, "remove_folder", refusing)
     assert sweep(now()) == Swept()
