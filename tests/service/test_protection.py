@@ -147,7 +147,8 @@ def test_the_same_walk_as_another_subject_is_a_conflict_also_without_a_threshold
     accepted = ask(client, "bert", walk(1), accept_conflict="true")
     assert accepted.status_code == 201
     assert accepted.json()["sequences"][0]["already_enrolled"] is False
-    assert ask(client, "bert", walk(1)).status_code == 200  # its own by now
+    again = ask(client, "bert", walk(1)).json()  # its own by now
+    assert again["sequences"][0]["already_enrolled"] is True
     assert client.get("/galleries/default").json()["sequences"] == 3
 
 
@@ -162,8 +163,10 @@ def test_many_identical_enrolments_at_once_end_with_one_sequence(serve: Serve) -
     client = serve(decode_workers=4)
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda _: ask(client, "anna", walk(1)), range(8)))
-    assert sorted(answer.status_code for answer in answers) == [200] * 7 + [201]
-    assert len({answer.json()["sequences"][0]["sequence_id"] for answer in answers}) == 1
+    assert [answer.status_code for answer in answers] == [201] * 8
+    enrolled = [answer.json()["sequences"][0] for answer in answers]
+    assert sorted(sequence["already_enrolled"] for sequence in enrolled) == [False] + [True] * 7
+    assert len({sequence["sequence_id"] for sequence in enrolled}) == 1
     assert client.get("/galleries/default").json()["sequences"] == 1
 
 
