@@ -145,9 +145,9 @@ def _identify(client: Client, people: Cast, console: Console) -> Answers:
 
 
 def _distil(client: Client, console: Console) -> Job:
-    """Distil a student from the shipped model on the walks just enrolled; nothing is activated."""
+    """Distil a student from the shipped teacher on the walks just enrolled; none is activated."""
     job = client.distill(
-        recipe="demo", name=_STUDENT, dataset={"gallery": "default"}, teachers=["default"]
+        recipe="demo", name=_STUDENT, dataset={"gallery": "default"}, teachers=["teacher"]
     )
     console.print(f"POST /jobs/distill: job {job.id}")
     job = follow(client, job.id, console=console)
