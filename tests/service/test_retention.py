@@ -220,6 +220,7 @@ def test_a_folder_that_cannot_be_cleared_keeps_no_other_from_it(
         (settings.jobs_dir / job.id / "scratch").mkdir(parents=True)
         queue.cancel(job.id)
     stuck = settings.jobs_dir / jobs[1].id / "scratch"
+
     def refusing(folder: Path) -> None:
         if folder == stuck:
             raise PermissionError(errno.EACCES, "not yours")
