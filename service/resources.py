@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from models.encoder import Encoder
 from models.silhouettes.budget import DecodeLimits
 from service.active_models import ActiveModels
+from service.allocator import keep_freed_memory
 from service.audit.record import AuditRecord
 from service.batching import FrameBatcher
 from service.calibration import queue_stale
@@ -101,6 +102,7 @@ def open_engine(settings: Settings) -> Engine:
 def open_encoder(settings: Settings, name: str) -> Encoder:
     """Load the model called `name`; raises `NotFound` and what loading a checkpoint raises."""
     torch.set_num_threads(settings.embed_threads)
+    keep_freed_memory()
     return Encoder.open(resolve(settings, name), settings.device)
 
 
