@@ -25,16 +25,12 @@ import torch
 
 from benchmarks import machine
 from benchmarks.embedding import SHIPPED
+from benchmarks.gallery import Walk, fill
 from benchmarks.serving import server
 from models import checkpoint, registry
 from models.checkpoint import Card
 from models.silhouettes import DecodeLimits, decode, prepare
-from service.database import new_id
 from service.demo_walks import WALKS
-from service.gallery.records import NewSequence, SequenceQuality
-from service.gallery.store import GalleryStore
-from service.resources import open_engine
-from service.settings import Settings
 
 SEQUENCES = 2_000
 CLIENTS = 2
@@ -65,34 +61,13 @@ def second_model(folder: Path) -> Card:
     return checkpoint.save(folder, network, described, half=True)
 
 
-def fill(data_dir: Path, sequences: int, digest: str, shape: tuple[int, int]) -> None:
-    """Enrol walks that look like walks, four to a subject, with random embeddings."""
-    engine = open_engine(Settings(data_dir=data_dir))
-    store = GalleryStore(engine)
-    store.ensure("default")
-    rng = np.random.default_rng(0)
+def walking() -> Walk:
+    """Walks that look like walks: those of the demo, moved and worn a little."""
     walks = [
         prepare(decode(path.read_bytes(), DecodeLimits()), clean=True).silhouettes
         for path in sorted(WALKS.glob("**/*.zip"))
     ]
-    for subject in range(sequences // 4):
-        store.enrol(
-            "default",
-            f"s{subject:06}",
-            [
-                NewSequence(
-                    new_id(),
-                    _another(walks[rng.integers(len(walks))], rng),
-                    SequenceQuality(1.0),
-                    {},
-                    rng.standard_normal(shape).astype(np.float32),
-                )
-                for _ in range(4)
-            ],
-            digest,
-            lambda _session: None,
-        )
-    engine.dispose()
+    return lambda rng: _another(walks[rng.integers(len(walks))], rng)
 
 
 def _another(walk: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
@@ -126,7 +101,7 @@ def measure(sequences: int, clients: int) -> dict[str, object]:
         shutil.copytree(SHIPPED, models / "default")
         new = second_model(models / "new")
         old = checkpoint.read_card(SHIPPED)
-        fill(data_dir, sequences, old.digest, (old.parts, old.channels))
+        fill(data_dir, sequences, old.digest, (old.parts, old.channels), walking())
         walk = sorted(WALKS.glob("**/*.zip"))[0].read_bytes()
         digests = {old.digest: old.threshold, new.digest: new.threshold}
         load, stop = Load(), threading.Event()

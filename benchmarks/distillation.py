@@ -36,9 +36,8 @@ from training.data.batches import BatchSource
 from training.data.pack import Pack
 from training.distributed import Group, join
 from training.evaluation import (
-    EmbeddedSequences,
     Resampling,
-    embed_pack,
+    embedded_by,
     labels_of,
     protocol_named,
     tested_walks,
@@ -47,32 +46,45 @@ from training.evaluation.bootstrap import Estimate, percentile_estimate, subject
 from training.evaluation.protocols import EvaluationProtocol, Retrieval
 from training.meter import Meter
 from training.preparation import Preparation, card, prepare, without_places
-from training.recipe import Problem, Recipe, RecipeError, load
+from training.recipe import (
+    AnyTerm,
+    DecoupledTerm,
+    Distillation,
+    InformativeTemperature,
+    Problem,
+    Recipe,
+    RecipeError,
+    load,
+)
 from training.trainer import Trainer, require_finite
 
 ALONE: Final = "labels alone"
-_TRIPLET: Final = {"kind": "triplet"}
-_LABELS: Final = [_TRIPLET, {"kind": "cross-entropy"}]
-# Where there is a teacher's distribution the labels' own counts half (gaitkd-corrected).
-_GUIDED: Final = [_TRIPLET, {"kind": "cross-entropy", "weight": 0.5}]
-_INFORMATIVE: Final = {"kind": "logit", "temperature": {"gap": 0.8}}
-_BOUNDARY: Final = {"kind": "boundary", "weight": 0.003, "connector": True}
-_RANKING: Final = {"kind": "ranking"}
-_CORRECTED: Final = {"ramp": 0.05}
-_PUBLISHED: Final = {"teachers": "sum", "parts": "truncate"}
+_PUBLISHED: Final = load("gaitkd")
+_CORRECTED: Final = load("gaitkd-corrected")
+_LABELS: Final = ("triplet", "cross-entropy")
 
-ARMS: Final[Mapping[str, tuple[list[Any], Mapping[str, Any]]]] = {
-    ALONE: (_LABELS, {}),
-    "logit, T = 4": ([*_LABELS, {"kind": "logit"}], _PUBLISHED),
-    "GaitKD as published": (
-        [*_LABELS, {"kind": "logit"}, {"kind": "boundary", "weight": 0.003}],
-        _PUBLISHED,
-    ),
-    "logit, informative T": ([*_GUIDED, _INFORMATIVE], _CORRECTED),
-    "decoupled": ([*_GUIDED, {"kind": "decoupled", "temperature": {"gap": 0.8}}], _CORRECTED),
-    "logit and boundary behind a connector": ([*_GUIDED, _INFORMATIVE, _BOUNDARY], _CORRECTED),
-    "logit and ranking": ([*_GUIDED, _INFORMATIVE, _RANKING], _CORRECTED),
-    "GaitKD corrected": ([*_GUIDED, _INFORMATIVE, _BOUNDARY, _RANKING], _CORRECTED),
+
+def _arm(recipe: Recipe, *kinds: str) -> tuple[tuple[AnyTerm, ...], Distillation]:
+    """A shipped recipe's objective, of its terms only these."""
+    return tuple(term for term in recipe.terms if term.kind in kinds), recipe.distillation
+
+
+def _decoupled() -> tuple[tuple[AnyTerm, ...], Distillation]:
+    labels, distillation = _arm(_CORRECTED, *_LABELS)
+    term = DecoupledTerm(kind="decoupled", temperature=InformativeTemperature())
+    return (*labels, term), distillation
+
+
+ARMS: Final[Mapping[str, tuple[tuple[AnyTerm, ...], Distillation]]] = {
+    ALONE: (_arm(_PUBLISHED, *_LABELS)[0], Distillation()),
+    "logit, T = 4": _arm(_PUBLISHED, *_LABELS, "logit"),
+    "GaitKD as published": _arm(_PUBLISHED, *_LABELS, "logit", "boundary"),
+    # From here the labels' own cross-entropy counts half, as in gaitkd-corrected.
+    "logit, informative T": _arm(_CORRECTED, *_LABELS, "logit"),
+    "decoupled": _decoupled(),
+    "logit and boundary behind a connector": _arm(_CORRECTED, *_LABELS, "logit", "boundary"),
+    "logit and ranking": _arm(_CORRECTED, *_LABELS, "logit", "ranking"),
+    "GaitKD corrected": _arm(_CORRECTED, *_LABELS, "logit", "boundary", "ranking"),
 }
 
 
@@ -107,7 +119,7 @@ def recipe_of(base: Recipe, arm: str, seed: int) -> Recipe:
     """The run of one arm and seed: by its card anybody can take it again."""
     terms, distillation = ARMS[arm]
     changed = {"seed": seed, "terms": terms, "distillation": distillation}
-    recipe = Recipe.model_validate({**base.model_dump(), **changed})
+    recipe = base.model_copy(update=changed)
     return recipe if recipe.distils else recipe.model_copy(update={"teachers": ()})
 
 
@@ -191,13 +203,7 @@ def train(base: Recipe, arms: Sequence[str], seed: int, out: Path, group: Group)
 def judge(folder: Path, test: Exam, device: torch.device) -> Retrieval:
     """What a checkpoint finds, compared as its card says."""
     encoder = Encoder.open(folder, device=str(device), precision="float32")
-    mirrors = test.rule.mirror and not encoder.card.mirror  # an average of both is its own mirror
-    method = EmbeddedSequences(
-        encoder.card.name,
-        embed_pack(encoder, test.walks),
-        encoder.card.metric,
-        embed_pack(encoder, test.walks, mirror=True) if mirrors else None,
-    )
+    method = embedded_by(encoder, test.walks, mirror=test.rule.mirror)
     return test.rule.run(labels_of(test.walks), method)
 
 

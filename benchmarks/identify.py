@@ -22,50 +22,21 @@ import numpy.typing as npt
 
 from benchmarks import machine
 from benchmarks.embedding import SHIPPED
+from benchmarks.gallery import fill
 from benchmarks.serving import server
 from models import checkpoint
-from service.database import new_id
 from service.demo_walks import WALKS
-from service.gallery.records import NewSequence, SequenceQuality
-from service.gallery.store import GalleryStore
-from service.resources import open_engine
-from service.settings import Settings
 
 SIZES = (1_000, 10_000)
 REQUESTS = 60
 CLIENTS = 4
 
 
-def fill(data_dir: Path, sequences: int, parts: int, channels: int, digest: str) -> None:
-    """Enrol random embeddings, four to a subject."""
-    engine = open_engine(Settings(data_dir=data_dir))
-    store = GalleryStore(engine)
-    store.ensure("default")
-    rng = np.random.default_rng(0)
-    silhouettes = np.zeros((1, 64, 64), np.uint8)
-    for subject in range(sequences // 4):
-        store.enrol(
-            "default",
-            f"s{subject:06}",
-            [
-                NewSequence(
-                    new_id(),
-                    silhouettes,
-                    SequenceQuality(1.0),
-                    {},
-                    rng.standard_normal((parts, channels)).astype(np.float32),
-                )
-                for _ in range(4)
-            ],
-            digest,
-            lambda _session: None,
-        )
-    engine.dispose()
-
-
 def measure(checkpoint_dir: Path) -> dict[str, object]:
     """Latency seen by a client, and how many identifications a second four clients get."""
     card = checkpoint.read_card(checkpoint_dir)
+    shape = (card.parts, card.channels)
+    blank = np.zeros((1, 64, 64), np.uint8)
     walk = sorted(WALKS.glob("**/*.zip"))[0].read_bytes()
     prepared = io.BytesIO()
     np.savez_compressed(prepared, silhouettes=_prepared(walk))
@@ -73,7 +44,7 @@ def measure(checkpoint_dir: Path) -> dict[str, object]:
     for size in SIZES:
         with tempfile.TemporaryDirectory() as folder:
             data_dir = Path(folder) / "data"
-            fill(data_dir, size, card.parts, card.channels, card.digest)
+            fill(data_dir, size, card.digest, shape, lambda _rng: blank)
             with server(data_dir, checkpoint_dir, worker=False) as client:
                 rows[f"{size} enrolled"] = {
                     "raw walk": _latency(client, walk),

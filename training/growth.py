@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import JsonValue
 from torch import nn
 
 from models import checkpoint
@@ -21,8 +20,8 @@ from models.checkpoint import Card
 from models.networks.blocks import ResidualBlockP3d
 from models.networks.deepgaitv2 import STRIDES, DeepGaitV2Config, build_deepgaitv2
 from models.networks.network import FrameBackbone, GaitNetwork
-from training import provenance
-from training.events import Done, Reporter
+from training.derivation import save_derived
+from training.events import Reporter
 from training.recipe import Problem, RecipeError
 
 Layers = tuple[int, int, int, int]
@@ -71,22 +70,7 @@ def grow(
         deeper = grown(network, layers, mode)
     except ValueError as error:
         raise RecipeError([Problem("--layers", str(error))]) from error
-    origin: dict[str, JsonValue] = {"checkpoint": card.digest, "commit": provenance.commit()}
-    written = checkpoint.save(
-        out,
-        deeper,
-        Card.of(
-            deeper,
-            name=card.name,
-            metric=card.metric,
-            input=card.input,
-            mirror=card.mirror,
-            training={**card.training, "grown": origin},
-            notes=card.notes,
-        ),
-    )
-    reporter.report(Done(str(out), {}))
-    return written
+    return save_derived(out, deeper, card, reporter, step="grown", facts={})
 
 
 def _stages(network: GaitNetwork) -> list[nn.Sequential]:

@@ -11,10 +11,10 @@ from models.checkpoint import Card
 from models.encoder import find_device
 from models.networks.network import GaitNetwork
 from models.registry import build
-from training import provenance
 from training.data.pack import Pack
+from training.derivation import save_derived
 from training.discriminant import discriminant, folded
-from training.events import Done, Reporter
+from training.events import Reporter
 from training.optimisation import Precision
 from training.recipe import Problem, RecipeError
 from training.watch import embed
@@ -64,31 +64,20 @@ def refine(
     except ValueError as error:
         raise RecipeError([Problem("--channels", str(error))]) from error
     shorter = folded(network, found)
-    written = checkpoint.save(
+    return save_derived(
         out,
         shorter,
-        Card.of(
-            shorter,
-            name=card.name,
-            metric="cosine",
-            input=card.input,
-            mirror=card.mirror,
-            training={
-                **card.training,
-                "discriminant": {
-                    "checkpoint": card.digest,
-                    "dataset": {"name": walks.path.name, "content_hash": walks.content_hash},
-                    "subjects": len(walks.subjects),
-                    "sequences": len(walks),
-                    "shrinkage": shrinkage,
-                    "commit": provenance.commit(),
-                },
-            },
-            notes=card.notes,
-        ),
+        card,
+        reporter,
+        metric="cosine",
+        step="discriminant",
+        facts={
+            "dataset": {"name": walks.path.name, "content_hash": walks.content_hash},
+            "subjects": len(walks.subjects),
+            "sequences": len(walks),
+            "shrinkage": shrinkage,
+        },
     )
-    reporter.report(Done(str(out), {}))
-    return written
 
 
 def _drawn(pack: Pack, sequences: int | None) -> Pack:

@@ -8,9 +8,11 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from sqlalchemy import Engine
 
 from models import checkpoint, registry
 from models.checkpoint import Card
+from service.database import open_database
 from service.settings import Settings
 from tests.service.server import serving, settings_for
 
@@ -64,3 +66,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[h
     """A service for the tests of one file that leave it as they found it."""
     with serving(settings_for(tmp_path_factory.mktemp("shared"), models)) as client:
         yield client
+
+
+@pytest.fixture
+def engine(settings: Settings, serve: Callable[..., httpx.Client]) -> Iterator[Engine]:
+    """The database of what `serve` serves."""
+    engine = open_database(settings.resolved_database_url)
+    yield engine
+    engine.dispose()

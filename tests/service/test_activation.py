@@ -15,7 +15,6 @@ import pytest
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from service.database import open_database
 from service.gallery.tables import EmbeddingRow
 from service.jobs.crew import Crew
 from service.jobs.lane import LANES
@@ -40,13 +39,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny_model(folder / "third", seed=2, threshold=0.973)
     save_tiny_model(folder / "bare", seed=3, threshold=None)
     return folder
-
-
-@pytest.fixture
-def engine(settings: Settings, serve: Serve) -> Iterator[Engine]:
-    engine = open_database(settings.resolved_database_url)
-    yield engine
-    engine.dispose()
 
 
 @contextmanager
@@ -103,13 +95,19 @@ def fill(client: httpx.Client, gallery: str = "default") -> None:
         assert answer.status_code == 201
 
 
-def test_a_gallery_is_given_another_model_and_back_and_others_keep_theirs(
-    serve: Serve, settings: Settings, engine: Engine
-) -> None:
+def serve_two_galleries(serve: Serve) -> httpx.Client:
+    """A service with the same people in the galleries `default` and `lab`."""
     client = serve()
     client.post("/galleries", json={"name": "lab"})
     fill(client)
     fill(client, "lab")
+    return client
+
+
+def test_a_gallery_is_given_another_model_and_back_and_others_keep_theirs(
+    serve: Serve, settings: Settings, engine: Engine
+) -> None:
+    client = serve_two_galleries(serve)
     digests = {model["name"]: model["digest"] for model in client.get("/models").json()["items"]}
     before = identify(client, walk(1)).json()
     assert before["model"] == {"name": "default", "digest": digests["default"]}
@@ -398,10 +396,7 @@ def test_a_reindex_makes_embeddings_whole_again_and_drops_those_nobody_needs(
 def test_a_gallery_whose_model_is_gone_says_so_and_the_others_are_served(
     serve: Serve, settings: Settings, engine: Engine
 ) -> None:
-    client = serve()
-    client.post("/galleries", json={"name": "lab"})
-    fill(client)
-    fill(client, "lab")
+    client = serve_two_galleries(serve)
     save_tiny_model(settings.models_dir / "mine", seed=7)
     with working(settings, engine):
         ended(client, client.post("/models/mine/activate", json={"gallery": "lab"}))

@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from models import checkpoint
 from models.encoder import Encoder
 from service import active_models, resources
 from service.batching import FrameBatcher
-from service.database import open_database, writing
+from service.database import writing
 from service.errors import Unavailable
 from service.gallery.followed import FollowedGallery
 from service.gallery.pins import PinnedGallery, every_gallery, pinned, pinned_by_id, swap
@@ -46,13 +46,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(NAMES):
         save_tiny_model(folder / name, seed=seed, threshold=0.9 + seed / 100)
     return folder
-
-
-@pytest.fixture
-def engine(settings: Settings, serve: Serve) -> Iterator[Engine]:
-    engine = open_database(settings.resolved_database_url)
-    yield engine
-    engine.dispose()
 
 
 def pin(settings: Settings, name: str) -> ModelPin:

@@ -18,6 +18,7 @@ Errors are `ValueError`s: `ProtocolMismatch` when the data lack what the protoco
 from training.evaluation.bootstrap import Estimate, Resampling
 from training.evaluation.evaluate import (
     embed_pack,
+    embedded_by,
     evaluate_checkpoint,
     evaluate_embeddings,
     labels_of,
@@ -38,6 +39,7 @@ __all__ = [
     "Resampling",
     "console_tables",
     "embed_pack",
+    "embedded_by",
     "evaluate_checkpoint",
     "evaluate_embeddings",
     "labels_of",

@@ -169,7 +169,8 @@ def evaluate_checkpoint(
             progress(done, work)
 
     methods = [
-        _network_row(name, role, encoder, test, mirror, advance) for name, encoder, role in encoders
+        embedded_by(encoder, test, mirror=mirror, role=role, name=name, progress=advance)
+        for name, encoder, role in encoders
     ]
     if baselines:
         methods.append(_energy_row(test, mirror))
@@ -234,19 +235,33 @@ def embed_pack(
     return np.concatenate(found)
 
 
-def _network_row(
-    name: str,
-    role: Role,
+def embedded_by(
     encoder: Encoder,
     pack: Pack,
+    *,
     mirror: bool,
-    progress: Callable[[int], None],
+    role: Role = "checkpoint",
+    name: str | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> EmbeddedSequences:
+    """What a checkpoint makes of a pack, to be run through a protocol; compared as its card says.
+
+    Args:
+        encoder: embeds.
+        pack: silhouettes.
+        mirror: the probes are tried mirrored as well.
+        role: of the row.
+        name: of the row; the card's when None.
+        progress: see `embed_pack`.
+    """
     embeddings = embed_pack(encoder, pack, progress=progress)
     mirrored = None
     if _embeds_mirrored(encoder, mirror):
         mirrored = embed_pack(encoder, pack, mirror=True, progress=progress)
-    return EmbeddedSequences(name, embeddings, encoder.card.metric, mirrored, role, encoder.digest)
+    card = encoder.card
+    return EmbeddedSequences(
+        name or card.name, embeddings, card.metric, mirrored, role, encoder.digest
+    )
 
 
 def _embeds_mirrored(encoder: Encoder, mirror: bool) -> bool:

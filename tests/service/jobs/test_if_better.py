@@ -57,9 +57,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    paths = [str(QUICK_TRAINING), *filter(None, inherited)]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    monkeypatch.setenv("PYTHONPATH", str(QUICK_TRAINING), prepend=os.pathsep)
     monkeypatch.chdir(tmp_path)  # so that `-m training` does not find the repository's first
     return Settings(data_dir=tmp_path / "data", shipped_models_dir=models, device="cpu")
 

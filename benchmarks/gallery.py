@@ -1,0 +1,51 @@
+"""Galleries for benchmarks of the service."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from service.database import new_id
+from service.gallery.records import NewSequence, SequenceQuality
+from service.gallery.store import GalleryStore
+from service.resources import open_engine
+from service.settings import Settings
+
+Walk = Callable[[np.random.Generator], npt.NDArray[np.uint8]]
+
+
+def fill(data_dir: Path, sequences: int, digest: str, shape: tuple[int, int], walk: Walk) -> None:
+    """Enrol sequences with random embeddings, four to a subject.
+
+    Args:
+        data_dir: of a service that is not running.
+        sequences: how many.
+        digest: of the checkpoint whose embeddings they pass for.
+        shape: parts and channels of one.
+        walk: draws the silhouettes of a sequence, uint8 `[s, 64, 64]`.
+    """
+    engine = open_engine(Settings(data_dir=data_dir))
+    store = GalleryStore(engine)
+    store.ensure("default")
+    rng = np.random.default_rng(0)
+    for subject in range(sequences // 4):
+        store.enrol(
+            "default",
+            f"s{subject:06}",
+            [
+                NewSequence(
+                    new_id(),
+                    walk(rng),
+                    SequenceQuality(1.0),
+                    {},
+                    rng.standard_normal(shape).astype(np.float32),
+                )
+                for _ in range(4)
+            ],
+            digest,
+            lambda _session: None,
+        )
+    engine.dispose()

@@ -1,0 +1,61 @@
+"""Checkpoints made out of trained ones without training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from models import checkpoint
+from models.checkpoint import Card
+from models.networks.network import GaitNetwork
+from models.similarity import Metric
+from training import provenance
+from training.events import Done, Reporter
+
+
+def save_derived(
+    out: Path,
+    network: GaitNetwork,
+    origin: Card,
+    reporter: Reporter,
+    *,
+    step: str,
+    facts: Mapping[str, JsonValue],
+    metric: Metric | None = None,
+) -> Card:
+    """Write a network that was made out of another, with a card that says from which and how.
+
+    Args:
+        out: folder of the new checkpoint.
+        network: what is saved.
+        origin: card of the checkpoint it was made out of.
+        reporter: told where it lies.
+        step: what was done, a key beside what the origin's card says of its training.
+        facts: of that step, beside the origin's digest and this code's commit.
+        metric: how embeddings are compared; as the origin's if None.
+
+    Returns:
+        The new card, without the figures and thresholds of the old one: they are of another
+        network.
+
+    Raises:
+        models.checkpoint.CheckpointError: it cannot be written.
+    """
+    done = {"checkpoint": origin.digest, **facts, "commit": provenance.commit()}
+    written = checkpoint.save(
+        out,
+        network,
+        Card.of(
+            network,
+            name=origin.name,
+            metric=metric or origin.metric,
+            input=origin.input,
+            mirror=origin.mirror,
+            training={**origin.training, step: done},
+            notes=origin.notes,
+        ),
+    )
+    reporter.report(Done(str(out), {}))
+    return written
