@@ -246,6 +246,20 @@ def grow(
 
 
 @app.command()
+def widen(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a trained checkpoint.")],
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoint to make.")],
+    times: Annotated[int, typer.Option(help="Channels there are to be for each one.", min=2)] = 2,
+    as_json: Json = False,
+) -> None:
+    """Make a trained network wider without changing what it computes, to train it further."""
+    with _reporting(as_json) as (reporter, _):
+        from training.growth import widen as widen_checkpoint
+
+        widen_checkpoint(checkpoint, out, reporter, times=times)
+
+
+@app.command()
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a trained checkpoint.")],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint to make.")],

@@ -1,9 +1,11 @@
-"""A deeper network that begins as the trained one it grows out of.
+"""Deeper and wider networks that begin as the trained one they grow out of.
 
-Blocks are added that change nothing at first: the last normalisation of each new residual branch
-has weight 0, so that the branch adds zero. Training goes on from what the smaller network knows
-instead of from noise (function-preserving growth, arXiv 1511.05641; zero-weight branches, arXiv
-1706.02677), which is what makes a deep teacher affordable on a CPU.
+Training goes on from what the smaller network knows instead of from noise (function-preserving
+growth, arXiv 1511.05641), which is what makes large networks affordable on a CPU. Deeper: blocks
+are added that change nothing at first, for the last normalisation of each new residual branch has
+weight 0 (arXiv 1706.02677), so that the branch adds zero. Wider: every channel gets copies of
+itself, and whoever reads it shares its weight out among them, unequally, so that the copies learn
+different things from the first step.
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models import checkpoint
 from models.checkpoint import Card
 from models.networks.blocks import ResidualBlockP3d
 from models.networks.deepgaitv2 import STRIDES, DeepGaitV2Config, build_deepgaitv2
 from models.networks.network import FrameBackbone, GaitNetwork
+from models.registry import build
 from training.derivation import save_derived
 from training.events import Reporter
 from training.recipe import Problem, RecipeError
@@ -56,6 +59,52 @@ def grown(network: GaitNetwork, layers: Layers, mode: Literal["2d", "p3d"] = "p3
     return deeper.train(network.training)
 
 
+@torch.no_grad()
+def widened(network: GaitNetwork, times: int, seed: int = 0) -> GaitNetwork:
+    """The same architecture with `times` the channels, which computes what `network` computes.
+
+    Embeddings keep their width. With equal shares the copies of a channel would get equal
+    gradients and stay copies for ever; so shares are drawn.
+
+    Args:
+        network: of any architecture.
+        times: how many channels there are to be for each one, 2 or more.
+        seed: of the shares.
+
+    Raises:
+        ValueError: that is not wider, or wider than any network can be.
+    """
+    if times < 2:
+        raise ValueError(f"{times} times as wide is not wider")
+    config = network.config
+    channels = [times * width for width in config.channels]
+    wider = build(config.architecture, {**config.model_dump(mode="json"), "channels": channels})
+    random = torch.Generator().manual_seed(seed)
+    shapes = {name: tensor.shape for name, tensor in wider.state_dict().items()}
+    wider.load_state_dict(
+        {
+            name: _spread(tensor, shapes[name], times, random)
+            for name, tensor in network.state_dict().items()
+        }
+    )
+    return wider.train(network.training)
+
+
+def widen(source: Path, out: Path, reporter: Reporter, *, times: int) -> Card:
+    """Write the checkpoint of the wider network, to be named by a recipe as `student.checkpoint`.
+
+    Raises:
+        RecipeError: this checkpoint cannot become that wide.
+        models.checkpoint.CheckpointError: the source cannot be read or the target not be written.
+    """
+    network, card = checkpoint.load(source, "cpu")
+    try:
+        wider = widened(network, times)
+    except ValueError as error:
+        raise RecipeError([Problem("--times", str(error))]) from error
+    return save_derived(out, wider, card, reporter, step="widened", facts={"times": times})
+
+
 def grow(
     source: Path, out: Path, reporter: Reporter, *, layers: Layers, mode: Literal["2d", "p3d"]
 ) -> Card:
@@ -88,3 +137,15 @@ def _begin_as(block: nn.Module, old: nn.Module | None) -> None:
     block.load_state_dict({**block.state_dict(), **old.state_dict()})
     if isinstance(block, ResidualBlockP3d):
         nn.init.zeros_(block.temporal.norm.weight)  # type: ignore[arg-type]
+
+
+def _spread(weights: Tensor, shape: torch.Size, times: int, random: torch.Generator) -> Tensor:
+    """Copy outputs (the first axis) and share out inputs (the second), where a shape has grown."""
+    if not shape:
+        return weights
+    if shape[0] > len(weights):
+        weights = torch.cat([weights] * times)
+    if len(shape) > 1 and shape[1] > weights.shape[1]:
+        shares = 0.5 + torch.rand((times, *weights.shape), generator=random)
+        weights = torch.cat((weights * shares / shares.sum(0)).unbind(), dim=1)
+    return weights

@@ -15,7 +15,7 @@ from tests.training.runs import TINY, run
 from training import provenance
 from training.__main__ import app
 from training.events import Silent
-from training.growth import Layers, grow, grown
+from training.growth import Layers, grow, grown, widened
 from training.recipe import load
 
 SMALL = {"channels": [4, 6, 6, 8], "embedding_channels": 5, "parts": 4, "identities": 3}
@@ -130,3 +130,76 @@ def test_a_student_learns_from_the_teacher_that_grew_out_of_a_small_network(
         {"name": "tiny", "digest": checkpoint.read_card(taught[0]).digest}
     ]
     assert set(learnt["losses"]) >= {"logit", "boundary", "ranking"}
+
+
+SOURCES = [
+    {},
+    {"architecture": "deepgaitv2", "mode": "2d", "layers": [1, 2, 1, 1]},
+    {"architecture": "deepgaitv2", "mode": "p3d", "layers": [1, 2, 1, 1]},
+    {"architecture": "deepgaitv2", "mode": "3d"},
+]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("times", [2, 3])
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_widened_network_begins_as_the_one_it_was_made_of(
+    source: dict[str, Any], times: int, training: bool
+) -> None:
+    small = trained(**source).train(training)
+    wide = widened(small, times)
+    assert wide.config.channels == tuple(times * width for width in small.config.channels)
+    assert wide.config.embedding_channels == small.config.embedding_channels
+    assert wide.training is training
+    with torch.no_grad():
+        before, after = small(walks()), wide(walks())
+    torch.testing.assert_close(after.embeddings, before.embeddings, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(after.logits, before.logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_copies_of_a_channel_learn_different_things(source: dict[str, Any]) -> None:
+    wide = widened(trained(**source), 2).train()
+    optimiser = torch.optim.SGD(wide.parameters(), lr=0.1)
+    wide(walks()).logits.square().sum().backward()
+    optimiser.step()
+    for name, weights in wide.backbone.named_parameters():
+        first, second = weights.detach().chunk(2)
+        assert not torch.allclose(first, second, rtol=1e-4), f"{name} are copies still"
+
+
+def test_widening_by_a_seed_is_repeatable() -> None:
+    one, other, third = (widened(trained(), 2, seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not all(torch.equal(one[name], third[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("times", "reason"), [(1, "is not wider"), (0, "is not wider"), (1_000, "less than or equal")]
+)
+def test_what_cannot_become_wider_is_refused(times: int, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        widened(trained(), times)
+
+
+def test_the_command_widens_a_checkpoint_and_names_its_origin(tmp_path: Path) -> None:
+    small = trained()
+    card = Card.of(small, name="s", metric="cosine", training={"identity_hash": "abc"})
+    origin = checkpoint.save(tmp_path / "small", small, card)
+    command = ["widen", str(tmp_path / "small"), "--out", str(tmp_path / "wide")]
+    result = CliRunner().invoke(app, [*command, "--times", "3"])
+    assert result.exit_code == 0, result.output
+    wide, card = checkpoint.load(tmp_path / "wide")
+    assert (card.architecture, wide.config.channels, card.identities) == (
+        "gaitbase",
+        (12, 18, 18, 24),
+        3,
+    )
+    assert card.training["widened"] == {
+        "checkpoint": origin.digest,
+        "times": 3,
+        "commit": provenance.commit(),
+    }
+    beyond = CliRunner().invoke(app, [*command[:-1], str(tmp_path / "x"), "--times", "5000"])
+    assert beyond.exit_code == 2
+    assert not (tmp_path / "x").exists()
