@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from models.allocator import keep_freed_memory
 from models.encoder import Encoder
 from models.silhouettes.budget import DecodeLimits
 from service.active_models import ActiveModels
-from service.allocator import keep_freed_memory
 from service.audit.record import AuditRecord
 from service.batching import FrameBatcher
 from service.calibration import queue_stale

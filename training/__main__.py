@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from models.allocator import keep_all_freed_memory
 from training.recipe import Problem, RecipeError, load, missing_files, require_teachers
 from training.stopping import EXIT_STATUS, Stopped, StopRequest
 
@@ -287,6 +288,12 @@ def export(
             "has them the thresholds; may be repeated."
         ),
     ] = None,
+    decides_at: Annotated[
+        tuple[float, int] | None,
+        typer.Option(
+            help="FPIR and enrolled subjects of the threshold that decides; 0.01 100 if not given."
+        ),
+    ] = None,
     notes: Annotated[str | None, typer.Option(help="For the card: weaknesses, terms.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -304,6 +311,7 @@ def export(
             metric=metric,
             embedding_source=embedding_source,
             evaluations=evaluation or (),
+            decides_at=decides_at,
             notes=notes,
         )
 
@@ -372,6 +380,7 @@ def main() -> None:
     # Before torch is loaded: OpenMP threads that spin while they wait make a training step several
     # times slower as soon as anything else wants a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    keep_all_freed_memory()
     app()
 
 

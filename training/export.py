@@ -14,7 +14,7 @@ from models.checkpoint import Card
 from models.registry import build
 from models.similarity import Metric
 from training.events import Done, Reporter
-from training.operating_points import default_threshold, operating_points
+from training.operating_points import operating_points, threshold_at
 from training.recipe import Problem, RecipeError
 
 EmbeddingSource = Literal["embedding", "neck"]
@@ -32,6 +32,7 @@ def export_checkpoint(
     metric: Metric | None = None,
     embedding_source: EmbeddingSource | None = None,
     evaluations: Sequence[Path] = (),
+    decides_at: tuple[float, int] | None = None,
     notes: str | None = None,
 ) -> Card:
     """Write a checkpoint without the training identities and in half precision.
@@ -47,13 +48,15 @@ def export_checkpoint(
         embedding_source: what is compared, before or after the neck; as configured when None.
         evaluations: results that `evaluate --out` wrote. All give figures to the card; the first
             that measured open-set errors, without mirrored probes, gives the thresholds.
+        decides_at: which of the thresholds decides where nobody asks for another: FPIR and enrolled
+            subjects; 1 % with 100, where it is among them, when None.
         notes: on the new card; the old one's when None.
 
     Returns:
         The new card. What the old one says of training and metrics stays on it.
 
     Raises:
-        RecipeError: an evaluation cannot be read.
+        RecipeError: an evaluation cannot be read, or no threshold is for `decides_at`.
         models.checkpoint.CheckpointError: the source cannot be read or the target not be written.
     """
     results = [_read(path) for path in evaluations]
@@ -74,9 +77,15 @@ def export_checkpoint(
         card.metric,
         card.config.get("embedding_source"),
     )
-    threshold = default_threshold(points)
+    threshold = threshold_at(points)
     if not points and compared_alike:  # otherwise the old ones are on another scale
         points, threshold = card.thresholds, card.threshold
+    if decides_at is not None:
+        threshold = threshold_at(points, *decides_at)
+        if threshold is None:
+            rate, size = decides_at
+            reason = f"there is no threshold for an FPIR of {rate:g} with {size:,} enrolled"
+            raise RecipeError([Problem("--decides-at", reason)])
     described = card.model_copy(
         update={
             "name": name or card.name,

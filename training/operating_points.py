@@ -38,9 +38,13 @@ def operating_points(
     )
 
 
-def default_threshold(points: Iterable[OperatingPoint]) -> float | None:
-    """The threshold for 1 % FPIR with 100 enrolled, where it is among the points."""
-    wanted = (DEFAULT_TARGET_FPIR, DEFAULT_GALLERY_SUBJECTS)
+def threshold_at(
+    points: Iterable[OperatingPoint],
+    target_fpir: float = DEFAULT_TARGET_FPIR,
+    gallery_subjects: int = DEFAULT_GALLERY_SUBJECTS,
+) -> float | None:
+    """The threshold for a rate and a gallery's size; None where it is not among the points."""
+    wanted = (target_fpir, gallery_subjects)
     return next(
         (p.threshold for p in points if (p.target_fpir, p.gallery_subjects) == wanted), None
     )

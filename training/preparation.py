@@ -17,7 +17,7 @@ from models.registry import UnknownArchitecture, build
 from training import provenance
 from training.data.pack import Pack
 from training.identities import identity_hash, split
-from training.operating_points import default_threshold
+from training.operating_points import threshold_at
 from training.optimisation import Precision
 from training.recipe import Problem, Recipe, RecipeError
 from training.teachers import Teacher, check
@@ -184,7 +184,7 @@ def card(
         name=name,
         metric=recipe.metric,
         mirror=recipe.mirror,
-        threshold=default_threshold(thresholds),
+        threshold=threshold_at(thresholds),
         thresholds=thresholds,
         training=training,
         metrics=metrics,

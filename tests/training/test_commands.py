@@ -261,6 +261,28 @@ def test_an_exported_card_takes_figures_and_thresholds_from_an_evaluation(
     assert "result.json is not a result" in failed["reason"]
 
 
+def test_an_exported_card_decides_at_another_rate_and_size(
+    make_teacher: Callable[..., Path], tmp_path: Path
+) -> None:
+    written = tmp_path / "result.json"
+    result = evaluation("cross-view", mirrored=False, threshold=0.6)
+    result["rows"][0]["open_set"]["thresholds"].append(
+        {"gallery_subjects": 1000, "target_fpir": 0.001, "threshold": {"value": 0.7}}
+    )
+    written.write_text(json.dumps(result))
+    taken, chosen, none = (tmp_path / name for name in ("taken", "chosen", "none"))
+    source = make_teacher()
+    assert call("export", source, "--out", taken, "--evaluation", written, "--json")[0] == 0
+    assert checkpoint.read_card(taken).threshold == 0.6
+    # also of a card that has its thresholds already
+    assert call("export", taken, "--out", chosen, "--decides-at", 0.001, 1000, "--json")[0] == 0
+    card = checkpoint.read_card(chosen)
+    assert (card.threshold, len(card.thresholds)) == (0.7, 2)
+    status, (failed,) = call("export", taken, "--out", none, "--decides-at", 0.1, 1000, "--json")
+    assert (status, none.exists()) == (2, False)
+    assert "no threshold for an FPIR of 0.1 with 1,000 enrolled" in failed["reason"]
+
+
 def test_thresholds_are_not_taken_from_probes_that_were_tried_mirrored_as_well(
     make_teacher: Callable[..., Path], tmp_path: Path
 ) -> None:
