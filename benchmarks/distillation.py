@@ -2,7 +2,7 @@
 
     python -m benchmarks.distillation RECIPE --dataset train.pack --teacher T [--student S]
         --test rendered=test.pack:cross-view real-dev=real-dev.pack:nine-pairs --out RUNS
-        [--arms NAME …] [--seeds 3] [--set KEY=VALUE …] [--results FILE.json]
+        [--arms NAME …] [--seeds 0 1 2] [--set KEY=VALUE …] [--results FILE.json]
 
 All arms of a seed begin with the same weights and take their steps side by side on the very same
 clips, and the teacher is asked once for all of them, so a difference between two arms is one of
@@ -11,8 +11,9 @@ optimiser and steps. Of a test pack with a partition the `TEST_SET` is judged.
 
 Each arm's mean over seeds is compared with the arm of labels alone, paired: one draw of test
 subjects for both. So an interval tells how a figure would move with other people, not with other
-seeds; those stand beside it, one by one. An arm and seed that is finished is not trained again,
-unless RUNS has it from another recipe, dataset, teacher or student: that is refused.
+seeds; those stand beside it, one by one. An arm and seed that is finished is not trained again, so
+processes can share the seeds out, and one more judge them all; what RUNS has from another recipe,
+dataset, teacher or student is refused.
 """
 
 from __future__ import annotations
@@ -237,7 +238,7 @@ def main() -> None:
     parser.add_argument("--student", type=Path, help="checkpoint that every arm starts from")
     parser.add_argument("--test", nargs="+", type=Exam.parse, required=True)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--results", type=Path)
@@ -251,13 +252,13 @@ def main() -> None:
     )
     group, resampling = join(), Resampling()
     tables: dict[str, object] = {}
-    for seed in range(arguments.seeds):
+    for seed in arguments.seeds:
         train(base, arguments.arms, seed, arguments.out, group)
     for test in arguments.test:
         found = {
             arm: [
                 judge(_folder(arguments.out, arm, seed), test, group.device)
-                for seed in range(arguments.seeds)
+                for seed in arguments.seeds
             ]
             for arm in arguments.arms
         }

@@ -21,6 +21,7 @@ import typer
 from models.allocator import keep_all_freed_memory
 from training.recipe import Problem, RecipeError, load, missing_files, require_teachers
 from training.stopping import EXIT_STATUS, Stopped, StopRequest
+from training.threads import settle_threads
 
 if TYPE_CHECKING:
     from training.events import Reporter
@@ -377,9 +378,7 @@ def _reporting(as_json: bool) -> Iterator[tuple[Any, StopRequest]]:
 
 def main() -> None:
     """Run the command line."""
-    # Before torch is loaded: OpenMP threads that spin while they wait make a training step several
-    # times slower as soon as anything else wants a core.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    settle_threads(os.environ)
     keep_all_freed_memory()
     app()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json as json_format
 import multiprocessing
-import os
 import sys
 import time
 from collections import Counter
@@ -26,6 +25,7 @@ from training.rendering.cycles import GaitCycle, find_cycles
 from training.rendering.identity import draw_identity, render_walks
 from training.rendering.recipe import RenderRecipe
 from training.rendering.recordings import load_recordings
+from training.threads import usable_cores
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def render(
         # are skipped.
         first = max(0, len(already) - 1)
         report = _Progress(json, total=identities, start=first)
-        rendered = _render_all(plan, walkers, range(first, identities), workers or _cores())
+        rendered = _render_all(plan, walkers, range(first, identities), workers or usable_cores())
         for name, sequences in zip(names[first:], rendered, strict=True):
             for sequence in sequences[already.get(name, 0) :]:
                 metadata = {"recipe": plan.digest, **sequence.metadata}
@@ -122,10 +122,6 @@ def _found(recipe: Path) -> Path:
     if not recipe.exists() and recipe.parent == Path() and shipped.exists():
         return shipped
     return recipe
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _render_all(

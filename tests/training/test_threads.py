@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from training import threads
+from training.threads import settle_threads, usable_cores
+
+
+@pytest.fixture
+def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+
+
+@pytest.mark.usefixtures("eight_cores")
+@pytest.mark.parametrize(
+    ("content", "cores"),
+    [
+        ("max 100000\n", 8),
+        ("400000 100000\n", 4),
+        ("250000 100000\n", 2),
+        ("50000 100000\n", 1),
+        ("1600000 100000\n", 8),
+        ("", 8),
+        (None, 8),
+    ],
+)
+def test_a_containers_quota_bounds_the_cores(
+    tmp_path: Path, content: str | None, cores: int
+) -> None:
+    quota = tmp_path / "cpu.max"
+    if content is not None:
+        quota.write_text(content)
+    assert usable_cores(quota) == cores
+
+
+@pytest.mark.parametrize(("cores", "chosen"), [(1, "1"), (2, "2"), (3, "2"), (16, "15")])
+def test_one_core_of_three_or_more_is_left_to_others(
+    monkeypatch: pytest.MonkeyPatch, cores: int, chosen: str
+) -> None:
+    monkeypatch.setattr(threads, "usable_cores", lambda: cores)
+    environment: dict[str, str] = {}
+    settle_threads(environment)
+    assert environment == {"OMP_NUM_THREADS": chosen, "OMP_WAIT_POLICY": "passive"}
+
+
+def test_what_was_said_already_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "usable_cores", lambda: 8)
+    environment = {"OMP_NUM_THREADS": "8", "OMP_WAIT_POLICY": "active"}
+    settle_threads(environment)
+    assert environment == {"OMP_NUM_THREADS": "8", "OMP_WAIT_POLICY": "active"}
