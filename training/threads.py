@@ -7,7 +7,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Final
 
-CPU_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
+CGROUP: Final = Path("/sys/fs/cgroup")
 
 
 def settle_threads(environment: MutableMapping[str, str]) -> None:
@@ -23,17 +23,20 @@ def settle_threads(environment: MutableMapping[str, str]) -> None:
     environment.setdefault("OMP_NUM_THREADS", str(cores - 1 if cores > 2 else cores))
 
 
-def usable_cores(quota: Path = CPU_QUOTA) -> int:
+def usable_cores(cgroup: Path = CGROUP) -> int:
     """Cores that this process may use: those it is bound to, within its container's quota.
 
     Args:
-        quota: file of cgroup v2 with the microseconds to be used in a period, or `max`, and the
-            period.
+        cgroup: where the kernel tells the quota, in microseconds of every period: version 2 in one
+            file, version 1 in two.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cores = cores or 1
-    try:
-        granted, period = quota.read_text().split()
-    except (OSError, ValueError):  # no cgroup v2 here
-        return cores
-    return cores if granted == "max" else max(1, min(cores, int(granted) // int(period)))
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            told = " ".join((cgroup / file).read_text() for file in files)
+            granted, period = (int(number) for number in told.split())
+        except (OSError, ValueError):  # the other version, no container, or "max"
+            continue
+        return max(1, min(cores, granted // period)) if granted > 0 else cores
+    return cores

@@ -16,24 +16,27 @@ def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("eight_cores")
 @pytest.mark.parametrize(
-    ("content", "cores"),
+    ("files", "cores"),
     [
-        ("max 100000\n", 8),
-        ("400000 100000\n", 4),
-        ("250000 100000\n", 2),
-        ("50000 100000\n", 1),
-        ("1600000 100000\n", 8),
-        ("", 8),
-        (None, 8),
+        ({}, 8),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu.max": "400000 100000\n"}, 4),
+        ({"cpu.max": "250000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "1600000 100000\n"}, 8),
+        ({"cpu.max": ""}, 8),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2),
+        ({"cpu/cpu.cfs_quota_us": "200000\n"}, 8),
     ],
 )
 def test_a_containers_quota_bounds_the_cores(
-    tmp_path: Path, content: str | None, cores: int
+    tmp_path: Path, files: dict[str, str], cores: int
 ) -> None:
-    quota = tmp_path / "cpu.max"
-    if content is not None:
-        quota.write_text(content)
-    assert usable_cores(quota) == cores
+    (tmp_path / "cpu").mkdir()
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    assert usable_cores(tmp_path) == cores
 
 
 @pytest.mark.parametrize(("cores", "chosen"), [(1, "1"), (2, "2"), (3, "2"), (16, "15")])
