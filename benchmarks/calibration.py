@@ -10,7 +10,6 @@ it. Each stranger counts alike, however many walks there are. That is repeated w
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,38 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import machine
-from benchmarks.embedding import SHIPPED
+from benchmarks.walks import Walks, arguments, heading, known_thresholds
 from models.calibration import CannotCalibrate, KnownThreshold, calibrate
 from models.encoder import Encoder
-from training.data.pack import Pack
-from training.evaluation.distances import pairwise_distances, to_similarity
 
 TARGETS = (0.1, 0.03, 0.01)
 SHARES = (1 / 8, 1 / 4, 1 / 2)
 FEW_SHARES = (0.3, 0.5, 0.7)  # of a dataset with so few people that half of them are hardly any
 FEW = 40
-_AT_ONCE = 32
-
-
-class Walks:
-    """Every walk of a dataset against every other: [n, n] similarities, and whose they are [n]."""
-
-    def __init__(self, packs: list[Path], encoder: Encoder) -> None:
-        names: list[str] = []
-        embeddings = []
-        self.content: list[str] = []
-        for path in packs:
-            pack = Pack.open(path)
-            self.content.append(pack.content_hash[:12])
-            names += [f"{path.name}/{record.subject}" for record in pack.sequences]
-            for start in range(0, len(pack), _AT_ONCE):
-                some = range(start, min(start + _AT_ONCE, len(pack)))
-                embeddings.append(encoder.encode([pack.silhouettes(i) for i in some]))
-        people, self.subjects = np.unique(np.asarray(names), return_inverse=True)
-        self.people = len(people)
-        each = np.concatenate(embeddings)
-        distances = pairwise_distances(each, each, encoder.card.metric)
-        self.similarities = to_similarity(distances, encoder.card.metric).astype(np.float64)
 
 
 def measure(walks: Walks, known: tuple[KnownThreshold, ...], draws: int) -> dict[str, object]:
@@ -142,19 +117,12 @@ def page(result: dict[str, object], datasets: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure, print JSON, and write the page if one is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("datasets", nargs="+", help="NAME=PACK[,PACK…]")
-    parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
-    parser.add_argument("--draws", type=int, default=40)
-    parser.add_argument("--out", type=Path)
+    parser = arguments(__doc__, "NAME=PACK[,PACK…]", draws=40)
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     encoder = Encoder.open(options.checkpoint)
     card = encoder.card
-    known = tuple(
-        KnownThreshold(item.target_fpir, item.gallery_subjects, item.threshold)
-        for item in card.thresholds
-    )
+    known = known_thresholds(card)
     datasets: dict[str, dict[str, Any]] = {}
     for item in options.datasets:
         name, _, paths = item.partition("=")
@@ -162,13 +130,11 @@ def main() -> None:
         datasets[name] = {
             "people": walks.people,
             "walks": len(walks.subjects),
-            "content": ", ".join(walks.content),
+            "content": walks.content,
             "rows": measure(walks, known, options.draws),
         }
     result: dict[str, object] = {
-        "benchmark": "calibration: promised and observed FPIR",
-        "machine": machine.describe(),
-        "checkpoint": f"{card.name} {card.digest[:12]}",
+        **heading("calibration: promised and observed FPIR", card),
         "draws": options.draws,
         "datasets": datasets,
     }

@@ -11,7 +11,6 @@ same in the end, as by somebody who knows better. That is repeated in other orde
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import machine
-from benchmarks.calibration import Walks
-from benchmarks.embedding import SHIPPED
+from benchmarks.walks import Walks, arguments, heading, known_thresholds
 from models.calibration import CannotCalibrate, KnownThreshold, calibrate
 from models.encoder import Encoder
 from service.conflict import NewWalk, Resemblance, find_conflicts
@@ -130,32 +128,22 @@ def thresholds(
 
 def main() -> None:
     """Measure and print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("datasets", nargs="+", help="NAME=PACK[,PACK…]")
-    parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
-    parser.add_argument("--draws", type=int, default=20)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = arguments(__doc__, "NAME=PACK[,PACK…]", draws=20).parse_args()
     encoder = Encoder.open(options.checkpoint)
     card = encoder.card
-    known = tuple(
-        KnownThreshold(item.target_fpir, item.gallery_subjects, item.threshold)
-        for item in card.thresholds
-    )
+    known = known_thresholds(card)
     rows: dict[str, Any] = {}
     content: dict[str, str] = {}
     for item in options.datasets:
         name, _, paths = item.partition("=")
         walks = Walks([Path(path) for path in paths.split(",")], encoder)
-        content[name] = ", ".join(walks.content)
+        content[name] = walks.content
         for source, threshold in thresholds(walks, card.threshold, known).items():
             for size in REQUESTS:
                 row = f"{name}, {walks.people} people, {source}, {size} a request"
                 rows[row] = measure(walks, threshold, size, options.draws)
     result = {
-        "benchmark": "enrolment conflicts: honest walks refused, wrong names caught",
-        "machine": machine.describe(),
-        "checkpoint": f"{card.name} {card.digest[:12]}",
+        **heading("enrolment conflicts: honest walks refused, wrong names caught", card),
         "content": content,
         "draws": options.draws,
         "rows": rows,

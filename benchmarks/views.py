@@ -10,46 +10,37 @@ every dataset, rendered and real ones can be set side by side. Intervals are dra
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks import machine
-from benchmarks.calibration import Walks
-from benchmarks.embedding import SHIPPED
+from benchmarks.walks import Walks, arguments, heading
 from models.encoder import Encoder
-from training.data.pack import Pack
 from training.evaluation import Resampling
 from training.evaluation.bootstrap import percentile_estimate, subject_weights
 
 PEOPLE = 10
+SEEN = ("side", "oblique", "along")
 
 
 def measure(
-    walks: Walks, seen: list[np.ndarray[tuple[int], np.dtype[np.intp]]], draws: int
+    walks: Walks, seen: Sequence[NDArray[np.intp]], draws: int
 ) -> dict[str, list[float | None]]:
     """Rank-1 in per cent with its interval, from each group of walks to each."""
     random = np.random.default_rng(0)
-    names = ("side", "oblique", "along")
     weights = subject_weights(walks.people, Resampling())
     found: dict[str, list[float | None]] = {}
-    for (probed, probes), (listed, gallery) in product(zip(names, seen, strict=True), repeat=2):
+    for (probed, probes), (listed, gallery) in product(zip(SEEN, seen, strict=True), repeat=2):
         theirs = [gallery[walks.subjects[gallery] == person] for person in range(walks.people)]
         hits, searches = np.zeros(walks.people), np.zeros(walks.people)
         for probe in probes:
-            person = walks.subjects[probe]
-            others = [n for n, own in enumerate(theirs) if n != person and len(own)]
-            for mate in theirs[person]:
-                if mate == probe:
-                    continue
-                for _ in range(draws):
-                    met = random.choice(others, PEOPLE - 1, replace=False)
-                    impostors = [random.choice(theirs[other]) for other in met]
-                    alike = walks.similarities[probe]
-                    hits[person] += alike[mate] > alike[impostors].max()
-                    searches[person] += 1
+            asked = _searches(walks, probe, theirs, draws, random)
+            hits[walks.subjects[probe]] += sum(asked)
+            searches[walks.subjects[probe]] += len(asked)
         with np.errstate(invalid="ignore"):  # a draw of people of whom none was searched
             replicates = (weights @ hits) / (weights @ searches)
         estimate = percentile_estimate(hits.sum() / searches.sum(), replicates, 0.95)
@@ -58,45 +49,50 @@ def measure(
     return found
 
 
+def _searches(
+    walks: Walks,
+    probe: int,
+    theirs: Sequence[NDArray[np.intp]],
+    draws: int,
+    random: np.random.Generator,
+) -> list[bool]:
+    """Whether each other walk of the probe's own person beat nine people's, in every draw."""
+    alike, person = walks.similarities[probe], walks.subjects[probe]
+    others = [own for number, own in enumerate(theirs) if number != person and len(own)]
+    asked = []
+    for mate in theirs[person][theirs[person] != probe]:
+        for _ in range(draws):
+            met = random.choice(len(others), PEOPLE - 1, replace=False)
+            impostors = [random.choice(others[number]) for number in met]
+            asked.append(bool(alike[mate] > alike[impostors].max()))
+    return asked
+
+
 def main() -> None:
     """Measure and print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument(
-        "datasets", nargs="+", help="NAME=PACK:SIDE,OBLIQUE,ALONG views, joined by +"
-    )
+    parser = arguments(__doc__, "NAME=PACK:SIDE,OBLIQUE,ALONG views, joined by +", draws=20)
     parser.add_argument(
         "--without", nargs="*", default=["bg", "cl"], help="beginnings of conditions"
     )
-    parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
-    parser.add_argument("--draws", type=int, default=20)
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     encoder = Encoder.open(options.checkpoint)
+    without = tuple(options.without)
     rows: dict[str, object] = {}
     content: dict[str, str] = {}
     for item in options.datasets:
         name, _, rest = item.partition("=")
         path, _, views = rest.rpartition(":")
-        records = Pack.open(Path(path)).sequences
         walks = Walks([Path(path)], encoder)
+        normal = np.asarray([not r.condition.startswith(without) for r in walks.records])
+        view = np.asarray([r.view for r in walks.records])
         seen = [
-            np.asarray(
-                [
-                    number
-                    for number, record in enumerate(records)
-                    if record.view in group.split("+")
-                    and not record.condition.startswith(tuple(options.without))
-                ],
-                np.intp,
-            )
-            for group in views.split(",")
+            np.flatnonzero(normal & np.isin(view, group.split("+"))) for group in views.split(",")
         ]
-        content[name] = walks.content[0]
+        content[name] = walks.content
         rows[name] = measure(walks, seen, options.draws)
+    benchmark = f"rank-1 in per cent among {PEOPLE} people, from view to view"
     result = {
-        "benchmark": f"rank-1 in per cent among {PEOPLE} people, from view to view",
-        "machine": machine.describe(),
-        "checkpoint": f"{encoder.card.name} {encoder.card.digest[:12]}",
+        **heading(benchmark, encoder.card),
         "content": content,
         "draws": options.draws,
         "rows": rows,

@@ -30,8 +30,8 @@ def usable_cores(cgroup: Path = CGROUP) -> int:
         cgroup: where the kernel tells the quota, in microseconds of every period: version 2 in one
             file, version 1 in two.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = cores or 1
+    bound = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if bound else os.cpu_count() or 1
     for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         try:
             told = " ".join((cgroup / file).read_text() for file in files)

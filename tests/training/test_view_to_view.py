@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from benchmarks.calibration import Walks
 from benchmarks.views import measure
+from benchmarks.walks import Walks
 
 PEOPLE = 12
 
 
-def known_by(
-    groups: int, *, across: bool
-) -> tuple[Walks, list[np.ndarray[tuple[int], np.dtype[np.intp]]]]:
+def known_by(groups: int, *, across: bool) -> tuple[Walks, list[NDArray[np.intp]]]:
     """Two walks of everybody in each group, alike within it, and `across` groups too or not."""
     group, subjects, _ = (
         array.ravel()

@@ -1,0 +1,66 @@
+"""What benchmarks have in common that judge a checkpoint by walks of known people."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import machine
+from benchmarks.embedding import SHIPPED
+from models.calibration import KnownThreshold
+from models.checkpoint import Card
+from models.encoder import Encoder
+from training.data.pack import Pack, SequenceRecord
+from training.evaluation import embed_pack
+from training.evaluation.distances import pairwise_distances, to_similarity
+
+
+class Walks:
+    """Every walk of a dataset against every other: [n, n] similarities, and whose they are [n]."""
+
+    def __init__(self, packs: list[Path], encoder: Encoder) -> None:
+        names: list[str] = []
+        embeddings = []
+        contents: list[str] = []
+        self.records: list[SequenceRecord] = []
+        for path in packs:
+            pack = Pack.open(path)
+            contents.append(pack.content_hash[:12])
+            self.records += pack.sequences
+            names += [f"{path.name}/{record.subject}" for record in pack.sequences]
+            embeddings.append(embed_pack(encoder, pack))
+        people, self.subjects = np.unique(np.asarray(names), return_inverse=True)
+        self.people = len(people)
+        each = np.concatenate(embeddings)
+        distances = pairwise_distances(each, each, encoder.card.metric)
+        self.similarities = to_similarity(distances, encoder.card.metric).astype(np.float64)
+        self.content = ", ".join(contents)
+
+
+def arguments(doc: str | None, datasets: str, draws: int) -> argparse.ArgumentParser:
+    """The command line: a module's docstring, what datasets look like, how many draws."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    parser.add_argument("datasets", nargs="+", help=datasets)
+    parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
+    parser.add_argument("--draws", type=int, default=draws)
+    parser.add_argument("--out", type=Path)
+    return parser
+
+
+def known_thresholds(card: Card) -> tuple[KnownThreshold, ...]:
+    """Those of a card, as calibrating takes them."""
+    return tuple(
+        KnownThreshold(item.target_fpir, item.gallery_subjects, item.threshold)
+        for item in card.thresholds
+    )
+
+
+def heading(benchmark: str, card: Card) -> dict[str, object]:
+    """How a result begins: what was measured, where, and of which checkpoint."""
+    return {
+        "benchmark": benchmark,
+        "machine": machine.describe(),
+        "checkpoint": f"{card.name} {card.digest[:12]}",
+    }
