@@ -93,16 +93,16 @@ class Carried:
 def draw_outfit(rng: np.random.Generator) -> Outfit:
     """Everyday clothes: shirt or jacket, trousers narrow to wide, now and then a skirt."""
     jacket = rng.random() < 0.55
-    loose = rng.uniform(0.0, 1.0) ** 1.5
-    skirt = rng.random() < 0.07
-    long_hair = rng.random() < 0.25
-    cover = rng.random() < 0.08
+    loose = rng.uniform(0.0, 1.0) ** 2.5
+    skirt = rng.random() < 0.04
+    long_hair = rng.random() < 0.18
+    cover = rng.random() < 0.05
     return Outfit(
         shirt=float(rng.uniform(0.012, 0.045) if jacket else rng.uniform(0.002, 0.02)),
-        sleeves=float(rng.uniform(0.012, 0.04) if jacket else rng.uniform(0.0, 0.018)),
-        trousers=float(0.004 + 0.03 * loose),
-        legs=float(0.008 + 0.05 * loose * rng.uniform(0.5, 1.2)),
-        shoes=float(rng.uniform(0.006, 0.025)),
+        sleeves=float(rng.uniform(0.015, 0.045) if jacket else rng.uniform(0.0, 0.018)),
+        trousers=float(0.006 + 0.02 * loose),
+        legs=float(0.018 + 0.035 * loose * rng.uniform(0.5, 1.2)),
+        shoes=float(rng.uniform(0.015, 0.035)),
         heels=float(rng.uniform(0.0, 0.05) if rng.random() < 0.3 else 0.0),
         belly=float(max(0.0, rng.normal(0.0, 0.025))),
         skirt=float(
@@ -339,7 +339,7 @@ def _fists(body: Body) -> list[Part]:
     fists = []
     for side in ("left", "right"):
         palm = body.joints[BONE[f"{side}_hand"]] + np.array([0.01, 0.0, -0.055])
-        fists.append(_rounded(palm, (0.038, 0.024, 0.058), f"{side}_hand"))
+        fists.append(_rounded(palm, (0.045, 0.032, 0.062), f"{side}_hand"))
     return fists
 
 

@@ -102,7 +102,7 @@ def draw_faults(rng: np.random.Generator, *, frames: int, severity: float) -> Fa
         band_height=float(rng.uniform(0.01, 0.05)),
         missing=missing,
         missing_frames=missing_frames,
-        shadow=float(rng.choice([-1, 1]) * rng.uniform(0.05, 0.3)) if happens(0.3) else 0.0,
+        shadow=float(rng.choice([-1, 1]) * rng.uniform(0.02, 0.3)) if happens(0.45) else 0.0,
         shadow_height=float(rng.uniform(0.015, 0.05)),
         occluder=float(rng.uniform(0.02, 0.12)) if happens(0.06) else 0.0,
         specks=float(rng.uniform(0.05, 0.6)) if happens(0.3) else 0.0,

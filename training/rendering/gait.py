@@ -143,14 +143,15 @@ def draw_style(
     offsets[_HEAD, _ROLL] += shift(0.03)
     offsets[_HEAD, _YAW] += shift(0.05)
     # Arms
-    gains[_ARMS, _PITCH] *= factor(0.4) * factor(0.2, 2)
-    gains[_FOREARMS, _PITCH] *= factor(0.35) * factor(0.15, 2)
+    # In the open, arms swing further too.
+    gains[_ARMS, _PITCH] *= 1.7**spread * factor(0.3) * factor(0.2, 2)
+    gains[_FOREARMS, _PITCH] *= 1.3**spread * factor(0.3) * factor(0.15, 2)
     pair(_ARMS, _PITCH, shift(0.1), shift(0.05, 2))
-    # Sleeves keep arms a little off the body.
-    pair(_ARMS, _ROLL, (shift(0.06) + 0.04 * spread) * _OUTWARD, shift(0.03, 2))
+    # Sleeves keep arms off the body.
+    pair(_ARMS, _ROLL, (shift(0.06) + 0.15 * spread) * _OUTWARD, shift(0.03, 2))
     pair(_ARMS, _YAW, shift(0.15) * _OUTWARD, shift(0.06, 2))
-    pair(_FOREARMS, _PITCH, shift(0.18), shift(0.08, 2))
-    pair(_SHOULDERS, _ROLL, shift(0.08) * _OUTWARD, shift(0.02, 2))
+    pair(_FOREARMS, _PITCH, shift(0.18) + 0.2 * spread, shift(0.08, 2))
+    pair(_SHOULDERS, _ROLL, shift(0.05) * _OUTWARD, shift(0.02, 2))
     pair(_SHOULDERS, _YAW, shift(0.1) * _OUTWARD, shift(0.02, 2))
     style = GaitStyle(
         cycles=tuple(cycles[index] for index in kept),
@@ -190,7 +191,7 @@ def jittered(style: GaitStyle, rng: np.random.Generator, *, amount: float) -> Ga
 
 def _within(swing: Floats) -> Floats:
     """Keep flexion about the mean `[s, b, 3]` to what walking people do, at most."""
-    for bones, most in ((_ARMS, 0.6), (_FOREARMS, 0.45), (_THIGHS, 0.78), (_SHANKS, 0.85)):
+    for bones, most in ((_ARMS, 0.8), (_FOREARMS, 0.55), (_THIGHS, 0.78), (_SHANKS, 0.85)):
         reach = np.abs(swing[:, bones, _PITCH]).max(axis=0)
         swing[:, bones, _PITCH] *= np.minimum(1.0, most / np.maximum(reach, 1e-9))
     return swing
