@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import machine
-from benchmarks.walks import Walks, arguments, heading, known_thresholds
+from benchmarks.walks import Walks, arguments, known_thresholds, publish
 from models.calibration import CannotCalibrate, KnownThreshold, calibrate
 from models.encoder import Encoder
 from service.conflict import NewWalk, Resemblance, find_conflicts
@@ -142,13 +141,8 @@ def main() -> None:
             for size in REQUESTS:
                 row = f"{name}, {walks.people} people, {source}, {size} a request"
                 rows[row] = measure(walks, threshold, size, options.draws)
-    result = {
-        **heading("enrolment conflicts: honest walks refused, wrong names caught", card),
-        "content": content,
-        "draws": options.draws,
-        "rows": rows,
-    }
-    machine.publish(result, options.out)
+    benchmark = "enrolment conflicts: honest walks refused, wrong names caught"
+    publish(benchmark, card, options, content, rows)
 
 
 if __name__ == "__main__":

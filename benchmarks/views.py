@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import machine
-from benchmarks.walks import Walks, arguments, heading
+from benchmarks.walks import Walks, arguments, publish
 from models.encoder import Encoder
 from training.evaluation import Resampling
 from training.evaluation.bootstrap import percentile_estimate, subject_weights
@@ -91,13 +90,7 @@ def main() -> None:
         content[name] = walks.content
         rows[name] = measure(walks, seen, options.draws)
     benchmark = f"rank-1 in per cent among {PEOPLE} people, from view to view"
-    result = {
-        **heading(benchmark, encoder.card),
-        "content": content,
-        "draws": options.draws,
-        "rows": rows,
-    }
-    machine.publish(result, options.out)
+    publish(benchmark, encoder.card, options, content, rows)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,6 +56,23 @@ def known_thresholds(card: Card) -> tuple[KnownThreshold, ...]:
         KnownThreshold(item.target_fpir, item.gallery_subjects, item.threshold)
         for item in card.thresholds
     )
+
+
+def publish(
+    benchmark: str,
+    card: Card,
+    options: argparse.Namespace,
+    content: dict[str, str],
+    rows: dict[str, Any],
+) -> None:
+    """Print rows of several datasets, each with its content's hash, and write them if asked to."""
+    result = {
+        **heading(benchmark, card),
+        "content": content,
+        "draws": options.draws,
+        "rows": rows,
+    }
+    machine.publish(result, options.out)
 
 
 def heading(benchmark: str, card: Card) -> dict[str, object]:
