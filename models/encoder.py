@@ -22,7 +22,7 @@ from models import checkpoint
 from models.checkpoint import Card
 from models.networks.blocks import fold_batch_norm
 from models.networks.network import GaitNetwork
-from models.networks.pooling import max_over_sequences
+from models.networks.pooling import max_over_sequences, mean_over_windows
 
 Walk = NDArray[np.uint8]
 Precision = Literal["float32", "bfloat16"]
@@ -150,13 +150,14 @@ class Encoder:
 
     def _embed_one_way(self, network: GaitNetwork, frames: Tensor, lengths: list[int]) -> Tensor:
         pool = self._pool_clips if network.is_temporal else self._pool_frames
-        maps = pool(network, frames, lengths).float()
-        return network.matching(network.head.projection(network.strips(maps)))
+        windows, counts = network.windows(lengths)
+        strips = network.strips(pool(network, frames, windows).float())
+        return network.matching(network.head.projection(mean_over_windows(strips, counts)))
 
     def _pool_frames(self, network: GaitNetwork, frames: Tensor, lengths: list[int]) -> Tensor:
-        """Maps `[n, c, h, w]` of sequences; a few frames at a time, from whatever sequence."""
+        """Maps `[n, c, h, w]` of windows; a few frames at a time, from whatever window."""
         size, ends = self._frames_per_call, np.cumsum(lengths)
-        # every sequence is cut into pieces where one call ends and the next begins
+        # every window is cut into pieces where one call ends and the next begins
         cuts = np.union1d(ends, np.arange(size, ends[-1], size))
         pieces, calls, owners = (
             np.diff(cuts, prepend=0),
@@ -172,7 +173,7 @@ class Encoder:
         return max_over_sequences(torch.cat(pooled), torch.from_numpy(np.bincount(owners)))
 
     def _pool_clips(self, network: GaitNetwork, frames: Tensor, lengths: list[int]) -> Tensor:
-        """Maps `[n, c, h, w]` of sequences that may not be cut, a few sequences at a time."""
+        """Maps `[n, c, h, w]` of windows, which may not be cut, a few at a time."""
         batches: list[list[int]] = []
         for length in lengths:
             if not batches or sum(batches[-1]) + length > self._frames_per_call:

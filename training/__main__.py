@@ -282,6 +282,14 @@ def export(
             help="What is compared: before or after the neck; as configured if not given."
         ),
     ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            help="Frames that the maximum over time is taken of: longer walks are the mean of "
+            "such windows; as configured if not given.",
+            min=1,
+        ),
+    ] = None,
     evaluation: Annotated[
         list[Path] | None,
         typer.Option(
@@ -311,6 +319,7 @@ def export(
             half=not full,
             metric=metric,
             embedding_source=embedding_source,
+            window=window,
             evaluations=evaluation or (),
             decides_at=decides_at,
             notes=notes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import JsonValue
 
@@ -19,6 +19,8 @@ from training.recipe import Problem, RecipeError
 
 EmbeddingSource = Literal["embedding", "neck"]
 CLASSIFIER = "head.classifier.weight"
+_COMPARED: Final = ("embedding_source", "window")
+"""Of the configuration: what changes embeddings of the same weights."""
 
 
 def export_checkpoint(
@@ -31,6 +33,7 @@ def export_checkpoint(
     half: bool = True,
     metric: Metric | None = None,
     embedding_source: EmbeddingSource | None = None,
+    window: int | None = None,
     evaluations: Sequence[Path] = (),
     decides_at: tuple[float, int] | None = None,
     notes: str | None = None,
@@ -46,6 +49,8 @@ def export_checkpoint(
         half: store matrices and kernels in float16.
         metric: how embeddings are compared; as the old card says when None.
         embedding_source: what is compared, before or after the neck; as configured when None.
+        window: frames that the maximum over time is taken of (`NetworkConfig.window`); as
+            configured when None.
         evaluations: results that `evaluate --out` wrote. All give figures to the card; the first
             that measured open-set errors, without mirrored probes, gives the thresholds.
         decides_at: which of the thresholds decides where nobody asks for another: FPIR and enrolled
@@ -67,15 +72,17 @@ def export_checkpoint(
     changes: dict[str, JsonValue] = {"identities": identities}
     if embedding_source is not None:
         changes["embedding_source"] = embedding_source
+    if window is not None:
+        changes["window"] = window
     slim = build(card.architecture, {**card.config, **changes})
     weights = network.state_dict()
     if not keep_classifier:
         weights[CLASSIFIER] = slim.state_dict()[CLASSIFIER]
     slim.load_state_dict(weights)
     config = slim.config.model_dump(mode="json")
-    compared_alike = (metric or card.metric, config.get("embedding_source")) == (
+    compared_alike = (metric or card.metric, *map(config.get, _COMPARED)) == (
         card.metric,
-        card.config.get("embedding_source"),
+        *map(card.config.get, _COMPARED),
     )
     threshold = threshold_at(points)
     if not points and compared_alike:  # otherwise the old ones are on another scale

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from models.networks.blocks import as_clips
 from models.networks.head import PartHead
-from models.networks.pooling import check_lengths, max_over_sequences, strip_pool
+from models.networks.pooling import (
+    check_lengths,
+    max_over_sequences,
+    mean_over_windows,
+    strip_pool,
+    windows,
+)
 from models.outputs import GaitOutput
 
 # Bounds keep a card from asking for a network that no machine can hold.
@@ -33,6 +39,12 @@ class NetworkConfig(BaseModel):
     parts: Annotated[int, Field(ge=1, le=64)] = 16
     identities: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     embedding_source: Literal["embedding", "neck"] = "embedding"
+    window: Annotated[int, Field(ge=1)] | None = None
+    """Frames that the maximum over time is taken of; longer sequences are the mean of windows.
+
+    The maximum of many frames keeps the worst of their faults and is unlike that of the clips that
+    were trained on. None, as the field has it: one maximum, however long the sequence.
+    """
 
 
 class FrameBackbone(nn.Module):
@@ -163,14 +175,27 @@ class GaitNetwork(nn.Module):
                     "without lengths, silhouettes must be [n, s, h, w] and not empty, "
                     f"not {list(silhouettes.shape)}"
                 )
-            return self.strips(self.backbone.over_clips(silhouettes))
+            count, frames = silhouettes.shape[:2]
+            if self.windows([frames])[1] == [1]:
+                return self.strips(self.backbone.over_clips(silhouettes))
+            silhouettes, lengths = silhouettes.flatten(0, 1), [frames] * count
         if silhouettes.ndim != 3:
             raise ValueError(
                 "with lengths, silhouettes must be [sum(lengths), h, w], "
                 f"not {list(silhouettes.shape)}"
             )
         lengths = check_lengths(lengths, len(silhouettes))
-        return self.strips(self.backbone.over_sequences(silhouettes, lengths))
+        if self.config.window is None:
+            return self.strips(self.backbone.over_sequences(silhouettes, lengths))
+        cut, counts = self.windows(lengths.tolist())
+        maps = self.backbone.over_sequences(silhouettes, torch.tensor(cut))
+        return mean_over_windows(self.strips(maps), counts)
+
+    def windows(self, lengths: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Lengths of what the maximum over time is taken of, and how many of each sequence."""
+        if self.config.window is None:
+            return list(lengths), [1] * len(lengths)
+        return windows(lengths, self.config.window)
 
     def strips(self, maps: Tensor) -> Tensor:
         """Maps of sequences `[n, c, h, w]` pooled over strips, `[n, c, p]`."""

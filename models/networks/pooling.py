@@ -78,6 +78,30 @@ class _SegmentMax(torch.autograd.Function):
         return is_maximum * share[owners], None
 
 
+def windows(lengths: Sequence[int], frames: int) -> tuple[list[int], list[int]]:
+    """Cut sequences into windows of about as many frames, those of a sequence as alike as can be.
+
+    Args:
+        lengths: of the sequences, each at least 1.
+        frames: wanted in a window; sequences shorter than one and a half of it stay whole.
+
+    Returns:
+        The lengths of all windows, laid end to end, and how many of them each sequence has.
+    """
+    counts = [max(1, (length + frames // 2) // frames) for length in lengths]
+    cut = [
+        length // count + (window < length % count)
+        for length, count in zip(lengths, counts, strict=True)
+        for window in range(count)
+    ]
+    return cut, counts
+
+
+def mean_over_windows(pooled: Tensor, counts: Sequence[int]) -> Tensor:
+    """Mean of each run of `counts[i]` windows: `[sum(counts), ...]` to `[n, ...]`."""
+    return torch.stack([own.mean(0) for own in torch.split(pooled, list(counts))])
+
+
 def strip_pool(maps: Tensor, parts: int) -> Tensor:
     """Horizontal pooling: maximum plus mean over each of `parts` strips of equal height.
 

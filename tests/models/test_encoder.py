@@ -14,7 +14,7 @@ from models.checkpoint import Card, CheckpointError
 from models.encoder import Encoder
 from models.networks.network import GaitNetwork
 from models.silhouettes import cut
-from tests.models.test_registry import NETWORKS, small
+from tests.models.test_registry import NETWORKS, WINDOWED, small
 
 Walks = list[NDArray[np.uint8]]
 LENGTHS = (7, 30, 1, 12, 45, 7)
@@ -43,7 +43,7 @@ def plainly(network: GaitNetwork, walks: Walks) -> NDArray[np.float32]:
     return torch.cat(found).permute(0, 2, 1).numpy()
 
 
-@pytest.mark.parametrize(("name", "config"), NETWORKS)
+@pytest.mark.parametrize(("name", "config"), NETWORKS + WINDOWED)
 def test_float32_embeddings_equal_the_plain_networks(name: str, config: dict[str, Any]) -> None:
     network, fast = prepare(name, config, precision="float32")
     found, wanted = fast.encode(some_walks()), plainly(network, some_walks())
@@ -63,7 +63,7 @@ def test_bfloat16_embeddings_point_the_same_way(name: str, config: dict[str, Any
 
 
 @pytest.mark.parametrize("frames_per_call", [1, 7, 1000])
-@pytest.mark.parametrize(("name", "config"), NETWORKS)
+@pytest.mark.parametrize(("name", "config"), NETWORKS + WINDOWED)
 def test_how_many_frames_go_in_at_once_changes_nothing(
     name: str, config: dict[str, Any], frames_per_call: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.networks.pooling import check_lengths, max_over_sequences, strip_pool
+from models.networks.pooling import (
+    check_lengths,
+    max_over_sequences,
+    mean_over_windows,
+    strip_pool,
+    windows,
+)
 
 
 @settings(deadline=None)
@@ -43,6 +49,29 @@ def test_the_ragged_maximum_does_not_mind_the_memory_format() -> None:
     lengths = torch.tensor([4, 2])
     last = max_over_sequences(frames.to(memory_format=torch.channels_last), lengths)
     assert torch.equal(last, max_over_sequences(frames, lengths))
+
+
+@given(lengths=st.lists(st.integers(1, 200), min_size=1, max_size=6), frames=st.integers(1, 40))
+def test_windows_cover_each_sequence_in_nearly_equal_shares(
+    lengths: list[int], frames: int
+) -> None:
+    cut, counts = windows(lengths, frames)
+    assert len(counts) == len(lengths)
+    for length, count in zip(lengths, counts, strict=True):
+        own, cut = cut[:count], cut[count:]
+        assert sum(own) == length
+        assert max(own) - min(own) <= 1
+        assert count == 1 or abs(length - count * frames) <= frames / 2
+    assert not cut
+
+
+def test_a_sequence_stays_whole_up_to_one_and_a_half_windows() -> None:
+    assert windows([44, 45, 127], 30) == ([44, 23, 22, 32, 32, 32, 31], [1, 2, 4])
+
+
+def test_the_mean_is_of_a_sequences_own_windows() -> None:
+    pooled = torch.tensor([[1.0], [3.0], [5.0], [9.0]])
+    assert mean_over_windows(pooled, [2, 1, 1]).tolist() == [[2.0], [5.0], [9.0]]
 
 
 def test_strips_are_pooled_by_maximum_plus_mean_head_first() -> None:

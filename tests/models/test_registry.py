@@ -24,6 +24,12 @@ def small(architecture: str, config: dict[str, Any], **more: Any) -> GaitNetwork
     return build(architecture, {**SMALL, "identities": 3, **config, **more}).eval()
 
 
+WINDOWED: list[tuple[str, dict[str, Any]]] = [
+    ("gaitbase", {"window": 4}),
+    ("deepgaitv2", {"mode": "p3d", "window": 4}),
+]
+
+
 def walks(count: int, frames: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(count, frames, 64, 44, generator=torch.Generator().manual_seed(seed))
 
@@ -56,6 +62,7 @@ def test_a_configuration_survives_json(name: str) -> None:
         {"parts": 0},
         {"identities": -1},
         {"embedding_source": "both"},
+        {"window": 0},
     ],
 )
 def test_a_configuration_that_can_not_be_is_refused(name: str, config: dict[str, Any]) -> None:
@@ -87,7 +94,7 @@ def test_without_identities_there_are_embeddings_and_no_logits(
     assert output.embeddings.shape == (2, 5, network.parts)
 
 
-@pytest.mark.parametrize(("name", "config"), NETWORKS)
+@pytest.mark.parametrize(("name", "config"), NETWORKS + WINDOWED)
 def test_a_walk_is_embedded_alike_alone_in_a_batch_and_laid_end_to_end(
     name: str, config: dict[str, Any]
 ) -> None:
@@ -102,11 +109,23 @@ def test_a_walk_is_embedded_alike_alone_in_a_batch_and_laid_end_to_end(
     torch.testing.assert_close(batch, alone[[0, 3]])
 
 
-@pytest.mark.parametrize(("name", "config"), NETWORKS)
+@pytest.mark.parametrize(("name", "config"), WINDOWED)
+def test_a_long_walks_embedding_is_the_mean_of_its_windows(
+    name: str, config: dict[str, Any]
+) -> None:
+    network, whole = small(name, config), small(name, {**config, "window": None})
+    walk = walks(1, 11)
+    with torch.inference_mode():
+        parts = [whole(piece).embeddings for piece in torch.split(walk, [4, 4, 3], dim=1)]
+        torch.testing.assert_close(network(walk).embeddings, torch.stack(parts).mean(0))
+        assert torch.equal(network(walk[:, :5]).embeddings, whole(walk[:, :5]).embeddings)
+
+
+@pytest.mark.parametrize(("name", "config"), NETWORKS + WINDOWED)
 def test_what_one_sequence_holds_never_reaches_another(name: str, config: dict[str, Any]) -> None:
     """Exactly: the gradient of one sequence's embedding is zero in all frames of the others."""
     network = small(name, config)
-    lengths = [3, 5, 3]
+    lengths = [3, 6, 3]
     frames = walks(1, sum(lengths))[0].requires_grad_()
     (gradient,) = torch.autograd.grad(network(frames, lengths).embeddings[1].sum(), frames)
     before, own, after = torch.split(gradient, lengths)
@@ -127,10 +146,10 @@ def test_the_order_of_frames_matters_to_temporal_networks_alone(
     assert torch.allclose(forwards, shuffled, atol=1e-5) is not network.is_temporal
 
 
-@pytest.mark.parametrize(("name", "config"), NETWORKS)
+@pytest.mark.parametrize(("name", "config"), NETWORKS + WINDOWED)
 def test_every_weight_learns(name: str, config: dict[str, Any]) -> None:
     network = small(name, config).train()
-    output = network(walks(1, 9)[0], torch.tensor([3, 3, 3]))
+    output = network(walks(1, 18)[0], torch.tensor([6, 6, 6]))
     (output.embeddings.square().sum() + output.logits.square().sum()).backward()
     assert [key for key, p in network.named_parameters() if p.grad is None] == []
 

@@ -250,11 +250,14 @@ def test_an_exported_card_takes_figures_and_thresholds_from_an_evaluation(
     kept, moved = tmp_path / "kept", tmp_path / "moved"
     assert call("export", out, "--out", kept, "--json")[0] == 0
     assert checkpoint.read_card(kept).threshold == 0.6123
-    changed = ("--metric", "cosine", "--embedding-source", "neck")
-    assert call("export", out, "--out", moved, *changed, "--json")[0] == 0
-    card = checkpoint.read_card(moved)
-    assert (card.metric, card.config["embedding_source"]) == ("cosine", "neck")
-    assert (card.threshold, card.thresholds) == (None, ())  # they were on another scale
+    for *changed, configured in (
+        ("--metric", "cosine", "--embedding-source", "neck", {"embedding_source": "neck"}),
+        ("--window", 30, {"window": 30}),
+    ):
+        assert call("export", out, "--out", moved, *changed, "--json")[0] == 0
+        card = checkpoint.read_card(moved)
+        assert card.config.items() >= configured.items()
+        assert (card.threshold, card.thresholds) == (None, ())  # they were on another scale
     written.write_text("{}")
     status, (failed,) = call("export", source, "--out", out, "--evaluation", written, "--json")
     assert status == 2
