@@ -206,6 +206,10 @@ def discriminant(
     shrinkage: Annotated[
         float, typer.Option(min=0.0, help="How little the variance seen within people is trusted.")
     ] = 0.1,
+    mixing: Annotated[
+        bool,
+        typer.Option(help="Let parts explain one another; takes many people."),
+    ] = True,
     sequences: Annotated[
         int | None, typer.Option(min=2, help="Only about so many walks, of whole people.")
     ] = None,
@@ -223,6 +227,7 @@ def discriminant(
             reporter,
             channels=channels,
             shrinkage=shrinkage,
+            mix=mixing,
             sequences=sequences,
             device=device,
         )

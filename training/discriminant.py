@@ -7,9 +7,13 @@ directions with the most variance between identities for their variance within: 
 part, found in closed form. Each is weighted by what it says about two walks being of one person:
 were people and their walks normally distributed, the logarithm of that likelihood ratio would hold
 the product of two walks' coordinates times v / (1 + 2 v), v being the variance between people for 1
-within (probabilistic discriminants: S. Ioffe, ECCV 2006). It needs no gradient, costs nothing at
-inference because it multiplies the projection that is there already, and makes embeddings several
-times shorter.
+within (probabilistic discriminants: S. Ioffe, ECCV 2006). It needs no gradient, multiplies the
+projection that is there already, and makes embeddings several times shorter.
+
+What varies within a person varies in many parts at once: a coat widens all of the trunk, a view
+changes every strip. So the same is done once more with all parts as one vector, whose discriminants
+tell what of a part the other parts explain. Of all matrices that give the same comparison the
+symmetric one is taken, which leaves every part in its place.
 """
 
 from __future__ import annotations
@@ -41,6 +45,13 @@ class Discriminant(NamedTuple):
 
     matrices: Floats
     centre: Floats
+
+    def of(self, embeddings: NDArray[np.floating]) -> Floats:
+        """What embeddings `[n, p, c]` are in these directions, `[n, p, d]`."""
+        found: Floats = np.einsum(
+            "npc,pcd->npd", embeddings - self.centre, self.matrices, optimize=True
+        )
+        return found
 
 
 def discriminant(
@@ -93,8 +104,34 @@ def discriminant(
     return Discriminant(matrices, centre)
 
 
+def mixing(
+    embeddings: NDArray[np.floating], labels: NDArray[np.integer], *, shrinkage: float = 0.1
+) -> Floats:
+    """The discriminants of all parts together, as a symmetric matrix.
+
+    Args:
+        embeddings: `[n, p, d]`, centred, of more than p · d identities with several walks each.
+        labels: `[n]`, whose.
+        shrinkage: see `discriminant`.
+
+    Returns:
+        float64 `[p, d, p, d]`: of a part and channel of the result and of what is multiplied.
+
+    Raises:
+        ValueError: there are no more than p · d identities, or none with two walks.
+    """
+    count, parts, width = embeddings.shape
+    rows = embeddings.reshape(count, 1, parts * width)
+    (together,) = discriminant(rows, labels, parts * width, shrinkage=shrinkage).matrices
+    # Their products of coordinates are those of this root: what is compared stays, but for which
+    # part holds it.
+    values, axes = np.linalg.eigh(together @ together.T)
+    root: Floats = axes * np.sqrt(np.maximum(values, 0.0)) @ axes.T
+    return root.reshape(parts, width, parts, width)
+
+
 @torch.no_grad()
-def folded(network: GaitNetwork, found: Discriminant) -> GaitNetwork:
+def folded(network: GaitNetwork, found: Discriminant, mixed: Floats | None = None) -> GaitNetwork:
     """The same network with shorter embeddings: projection times discriminants, neck that centres.
 
     Its embeddings are compared behind the neck; it has no classifier. The given one stays as it is.
@@ -102,6 +139,7 @@ def folded(network: GaitNetwork, found: Discriminant) -> GaitNetwork:
     Args:
         network: whose embeddings before the neck `found` was found on.
         found: discriminants of its parts.
+        mixed: of all parts together, what `mixing` gave for embeddings in the directions found.
     """
     matrices = torch.from_numpy(found.matrices)
     shorter = build(
@@ -110,6 +148,7 @@ def folded(network: GaitNetwork, found: Discriminant) -> GaitNetwork:
             **network.config.model_dump(mode="json"),
             "embedding_channels": matrices.shape[2],
             "embedding_source": "neck",
+            "mixing": mixed is not None,
             "identities": 0,
         },
     )
@@ -121,4 +160,7 @@ def folded(network: GaitNetwork, found: Discriminant) -> GaitNetwork:
     head.neck.load_state_dict(
         {**head.neck.state_dict(), "running_mean": centre.flatten()}  # it only centres
     )
+    if head.mixing is not None and mixed is not None:
+        rows = len(head.mixing.weight)
+        head.mixing.weight.copy_(torch.from_numpy(mixed.transpose(1, 0, 3, 2).reshape(rows, rows)))
     return shorter.eval()

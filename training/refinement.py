@@ -13,7 +13,7 @@ from models.networks.network import GaitNetwork
 from models.registry import build
 from training.data.pack import Pack
 from training.derivation import save_derived
-from training.discriminant import discriminant, folded
+from training.discriminant import discriminant, folded, mixing
 from training.events import Reporter
 from training.optimisation import Precision
 from training.recipe import Problem, RecipeError
@@ -30,6 +30,7 @@ def refine(
     *,
     channels: int,
     shrinkage: float,
+    mix: bool = True,
     sequences: int | None = None,
     device: str = "auto",
 ) -> Card:
@@ -42,6 +43,7 @@ def refine(
         reporter: told where it lies.
         channels: of a part of the new embeddings.
         shrinkage: see `training.discriminant.discriminant`.
+        mix: let parts explain one another, which takes more people than an embedding has numbers.
         sequences: about how many walks to use, of whole people drawn with a fixed seed; None: all.
         device: where the network runs.
 
@@ -50,7 +52,7 @@ def refine(
         embeddings.
 
     Raises:
-        RecipeError: the dataset does not allow so many channels.
+        RecipeError: the dataset does not allow so many channels, or mixing them.
         models.checkpoint.CheckpointError: the source cannot be read or the target not be written.
         training.data.pack.PackError: the dataset cannot be used.
     """
@@ -63,7 +65,11 @@ def refine(
         found = discriminant(embeddings, walks.labels, channels, shrinkage=shrinkage)
     except ValueError as error:
         raise RecipeError([Problem("--channels", str(error))]) from error
-    shorter = folded(network, found)
+    try:
+        mixed = mixing(found.of(embeddings), walks.labels, shrinkage=shrinkage) if mix else None
+    except ValueError as error:
+        raise RecipeError([Problem("--mixing", f"{error}; or choose --no-mixing")]) from error
+    shorter = folded(network, found, mixed)
     return save_derived(
         out,
         shorter,
@@ -76,6 +82,7 @@ def refine(
             "subjects": len(walks.subjects),
             "sequences": len(walks),
             "shrinkage": shrinkage,
+            "mixing": mix,
         },
     )
 

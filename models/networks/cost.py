@@ -38,6 +38,9 @@ def cost(network: GaitNetwork, *, frames: int = 30, height: int = 64, width: int
     sketch = copy.deepcopy(network).to("meta").eval()
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         pooled = sketch.pool(torch.empty(1, frames, height, width, device="meta"))
-        sketch.head.classifier(sketch.head.projection(pooled))
+        embeddings = sketch.head.projection(pooled)
+        if sketch.head.mixing is not None:
+            sketch.head.mixing(embeddings.flatten(1))
+        sketch.head.classifier(embeddings)
     macs = counter.get_total_flops() / 2  # the counter calls a multiply-accumulate two operations
     return Cost(parameters, parameters - training_only, macs / frames)

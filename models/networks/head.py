@@ -42,12 +42,19 @@ class PartHead(nn.Module):
         channels: width of an embedding's part.
         parts: number of parts.
         identities: classes of the classifier; 0 for a network that only embeds.
+        mixing: the neck is followed by a matrix in which every part reads all parts.
     """
 
-    def __init__(self, channels_in: int, channels: int, parts: int, identities: int) -> None:
+    def __init__(
+        self, channels_in: int, channels: int, parts: int, identities: int, *, mixing: bool = False
+    ) -> None:
         super().__init__()
         self.projection = PartLinear(parts, channels_in, channels)
         self.neck = nn.BatchNorm1d(channels * parts)
+        self.mixing: nn.Linear | None = None
+        if mixing:
+            self.mixing = nn.Linear(channels * parts, channels * parts, bias=False)
+            nn.init.eye_(self.mixing.weight)
         self.classifier = PartLinear(parts, channels, identities, cosine=True)
 
     def forward(self, pooled: Tensor) -> GaitOutput:
@@ -67,4 +74,6 @@ class PartHead(nn.Module):
 
     def _normalised(self, embeddings: Tensor) -> Tensor:
         flat: Tensor = self.neck(embeddings.flatten(1))
+        if self.mixing is not None:
+            flat = self.mixing(flat)
         return flat.view_as(embeddings)

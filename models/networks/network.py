@@ -39,6 +39,8 @@ class NetworkConfig(BaseModel):
     parts: Annotated[int, Field(ge=1, le=64)] = 16
     identities: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     embedding_source: Literal["embedding", "neck"] = "embedding"
+    mixing: bool = False
+    """Whether behind the neck each part reads all parts (see `training.discriminant`)."""
     window: Annotated[int, Field(ge=1)] | None = None
     """Frames that the maximum over time is taken of; longer sequences are the mean of windows.
 
@@ -125,7 +127,11 @@ class GaitNetwork(nn.Module):
         self.config = config
         self.backbone = backbone
         self.head = PartHead(
-            config.channels[-1], config.embedding_channels, config.parts, config.identities
+            config.channels[-1],
+            config.embedding_channels,
+            config.parts,
+            config.identities,
+            mixing=config.mixing,
         )
 
     @property

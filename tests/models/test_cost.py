@@ -44,6 +44,14 @@ def test_costs_equal_those_measured_on_the_fields_code(
     assert round(found.macs_per_frame / 1e9, 3) == giga_macs
 
 
+def test_a_mixing_matrix_is_counted() -> None:
+    config = {"channels": (2, 2, 2, 2), "embedding_channels": 2}
+    plain, mixing = (cost(build("gaitbase", {**config, "mixing": m})) for m in (False, True))
+    weights = (2 * 16) ** 2
+    assert mixing.embedding_parameters - plain.embedding_parameters == weights
+    assert (mixing.macs_per_frame - plain.macs_per_frame) * 30 == pytest.approx(weights)
+
+
 def test_counting_leaves_the_network_as_it_is() -> None:
     network = build("gaitbase", {"channels": (2, 2, 2, 2), "embedding_channels": 2}).train()
     cost(network, frames=2)

@@ -25,7 +25,7 @@ def small(architecture: str, config: dict[str, Any], **more: Any) -> GaitNetwork
 
 
 WINDOWED: list[tuple[str, dict[str, Any]]] = [
-    ("gaitbase", {"window": 4}),
+    ("gaitbase", {"window": 4, "mixing": True}),
     ("deepgaitv2", {"mode": "p3d", "window": 4}),
 ]
 

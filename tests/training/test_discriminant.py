@@ -11,7 +11,7 @@ from models.checkpoint import Card
 from models.networks.network import GaitNetwork
 from models.registry import build
 from tests.training.walkers import make_pack
-from training.discriminant import discriminant, folded
+from training.discriminant import discriminant, folded, mixing
 from training.events import Silent
 from training.recipe import RecipeError
 from training.refinement import refine
@@ -60,8 +60,7 @@ def test_directions_solve_the_generalised_eigenvalue_problem_of_the_textbook() -
 def test_people_never_seen_are_told_apart_better_by_the_directions_than_by_all_channels() -> None:
     found = discriminant(*people(walks=8, identities=60), channels=2)
     embeddings, labels = people(walks=4, identities=25, seed=1)
-    reduced = np.einsum("npc,pcd->npd", embeddings - found.centre, found.matrices)
-    assert rank1(reduced, labels) > rank1(embeddings - found.centre, labels) + 0.2
+    assert rank1(found.of(embeddings), labels) > rank1(embeddings - found.centre, labels) + 0.2
 
 
 def test_directions_in_which_people_hardly_differ_do_no_harm() -> None:
@@ -69,7 +68,7 @@ def test_directions_in_which_people_hardly_differ_do_no_harm() -> None:
 
     def told_apart(channels: int) -> float:
         found = discriminant(*people(walks=8, identities=60), channels)
-        return rank1(np.einsum("npc,pcd->npd", embeddings - found.centre, found.matrices), labels)
+        return rank1(found.of(embeddings), labels)
 
     assert told_apart(WIDTH) > told_apart(2) - 0.05
 
@@ -82,6 +81,43 @@ def test_what_the_walks_cannot_show_is_refused(walks: int, identities: int, chan
         discriminant(*people(walks, identities), channels)
 
 
+def coats(walks: int, identities: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """People who differ in every part, in coats that change all parts of a walk alike."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(identities), walks)
+    who = rng.normal(size=(identities, PARTS, 2))
+    coat = 4.0 * rng.normal(size=(len(labels), 1, 2))
+    return who[labels] + coat + 0.3 * rng.normal(size=(len(labels), PARTS, 2)), labels
+
+
+def test_parts_that_explain_one_another_see_through_a_coat_that_changes_them_all() -> None:
+    mixed = mixing(*coats(walks=8, identities=60, seed=0))
+    embeddings, labels = coats(walks=4, identities=25, seed=1)
+    seen = np.einsum("npc,qdpc->nqd", embeddings, mixed)
+    assert rank1(seen, labels) > rank1(embeddings, labels) + 0.3
+
+
+def test_mixed_parts_compare_as_the_discriminants_of_all_parts_do_and_stay_in_their_places() -> (
+    None
+):
+    embeddings, labels = people(walks=5, identities=60)
+    embeddings = embeddings[:, :, :4] - 5.0
+    together = discriminant(embeddings.reshape(len(labels), 1, -1), labels, PARTS * 4)
+    mixed = mixing(embeddings, labels)
+    seen = np.einsum("npc,qdpc->nqd", embeddings, mixed).reshape(len(labels), -1)
+    wanted = together.of(embeddings.reshape(len(labels), 1, -1) + together.centre)[:, 0]
+    np.testing.assert_allclose(seen @ seen.T, wanted @ wanted.T, atol=1e-6)
+    # These parts vary independently, so each reads itself and hardly the others.
+    weight = np.linalg.norm(mixed.swapaxes(1, 2), axis=(2, 3))
+    assert weight.diagonal().min() > 2 * (weight - np.diag(weight.diagonal())).max()
+
+
+def test_mixing_takes_more_people_than_an_embedding_has_numbers() -> None:
+    embeddings, labels = people(walks=4, identities=PARTS * WIDTH)
+    with pytest.raises(ValueError, match="identities"):
+        mixing(embeddings, labels)
+
+
 def small(identities: int) -> GaitNetwork:
     torch.manual_seed(0)
     return build(
@@ -91,21 +127,25 @@ def small(identities: int) -> GaitNetwork:
     ).eval()
 
 
-def test_a_folded_network_embeds_as_the_discriminants_of_the_given_network_do() -> None:
+@pytest.mark.parametrize("mixes", [False, True])
+def test_a_folded_network_embeds_as_the_discriminants_of_the_given_network_do(mixes: bool) -> None:
     network = small(identities=5)
     walks = torch.rand(6, 3, 64, 44)
     with torch.no_grad():
         before = network(walks).embeddings  # [n, c, p]
     rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(10), 4)
-    embeddings = rng.normal(size=(40, 4, WIDTH)).astype(np.float32)
+    labels = np.repeat(np.arange(20), 4)
+    embeddings = rng.normal(size=(80, 4, WIDTH)).astype(np.float32)
     found = discriminant(embeddings, labels, 3)
-    shorter = folded(network, found)
+    mixed = mixing(found.of(embeddings), labels) if mixes else None
+    shorter = folded(network, found, mixed)
     with torch.no_grad():
         after = shorter.matching(shorter(walks).embeddings)
-    expected = np.einsum("ncp,pcd->ndp", before.numpy() - found.centre.T[None], found.matrices)
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(after.numpy(), expected, atol=1e-5)
+    expected = found.of(before.numpy().swapaxes(1, 2))
+    if mixed is not None:
+        expected = np.einsum("npc,qdpc->nqd", expected, mixed)
+    expected /= np.linalg.norm(expected, axis=2, keepdims=True)
+    np.testing.assert_allclose(after.numpy().swapaxes(1, 2), expected, atol=1e-5)
     assert shorter.identities == 0
 
 
@@ -113,23 +153,23 @@ def test_the_command_writes_a_shorter_checkpoint_that_says_how_it_was_made(tmp_p
     network = small(identities=5)
     card = Card.of(network, name="long", metric="euclidean", threshold=0.5, training={"seed": 7})
     written = checkpoint.save(tmp_path / "long", network, card)
-    pack = make_pack(tmp_path / "walks.pack", subjects=6)
-    new = refine(
-        tmp_path / "long", pack.path, tmp_path / "short", Silent(), channels=3, shrinkage=0.1
-    )
+    pack = make_pack(tmp_path / "walks.pack", subjects=13)
+
+    def refined(channels: int, name: str) -> Card:
+        source, out = tmp_path / "long", tmp_path / name
+        return refine(source, pack.path, out, Silent(), channels=channels, shrinkage=0.1)
+
+    new = refined(3, "short")
     loaded, _ = checkpoint.load(tmp_path / "short", "cpu")
-    assert (loaded.channels, loaded.identities) == (3, 0)
+    assert (loaded.channels, loaded.identities, loaded.config.mixing) == (3, 0, True)
     assert (new.metric, new.threshold) == ("cosine", None)
     assert new.training["seed"] == 7
     made = new.training["discriminant"]
     assert isinstance(made, dict)
-    assert (made["checkpoint"], made["subjects"], made["sequences"]) == (
-        written.digest,
-        6,
-        len(pack),
-    )
-    with pytest.raises(RecipeError, match="identit"):
-        refine(
-            tmp_path / "long", pack.path, tmp_path / "other", Silent(), channels=6, shrinkage=0.1
-        )
+    assert made["checkpoint"] == written.digest
+    assert (made["subjects"], made["sequences"]) == (13, len(pack))
+    with pytest.raises(RecipeError, match=r"--mixing: 16 directions .* 13; or choose --no-mixing"):
+        refined(4, "other")
+    with pytest.raises(RecipeError, match=r"--channels: .*identit"):
+        refined(14, "other")
     assert not (tmp_path / "other").exists()
