@@ -54,7 +54,8 @@ class PartHead(nn.Module):
         self.mixing: nn.Linear | None = None
         if mixing:
             self.mixing = nn.Linear(channels * parts, channels * parts, bias=False)
-            nn.init.eye_(self.mixing.weight)
+            if not self.mixing.weight.is_meta:  # there, torch would import its compiler for this
+                nn.init.eye_(self.mixing.weight)
         self.classifier = PartLinear(parts, channels, identities, cosine=True)
 
     def forward(self, pooled: Tensor) -> GaitOutput:

@@ -64,6 +64,11 @@ class FrameBackbone(nn.Module):
         maps: Tensor = self.stages(torch.relu(self.stem(frames)))
         return maps
 
+    @property
+    def last_stage(self) -> nn.Module:
+        """What makes the maps that are pooled."""
+        return self.stages[-1]
+
     def over_clips(self, silhouettes: Tensor) -> Tensor:
         """Maximum over time of the maps of clips `[n, s, h, w]`: `[n, c, h, w]`."""
         maps: Tensor = self(silhouettes.flatten(0, 1).unsqueeze(1))
@@ -99,6 +104,11 @@ class ClipBackbone(nn.Module):
         frames = torch.relu(self.stem(clips.flatten(0, 1).unsqueeze(1)))
         maps: Tensor = self.clip_stages(as_clips(self.frame_stage(frames), clips.shape[1]))
         return maps
+
+    @property
+    def last_stage(self) -> nn.Module:
+        """What makes the maps that are pooled."""
+        return self.clip_stages[-1]
 
     def over_clips(self, silhouettes: Tensor) -> Tensor:
         """Maximum over time of the maps of clips `[n, s, h, w]`: `[n, c, h, w]`."""

@@ -112,6 +112,21 @@ def test_auto_takes_bfloat16_where_it_is_native_and_harmless(
     assert np.linalg.norm(found - wanted) <= tolerance * np.linalg.norm(wanted)
 
 
+@pytest.mark.parametrize(("name", "config"), NETWORKS)
+def test_where_bfloat16_is_too_coarse_the_last_stage_alone_stays_exact(
+    name: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = iter((0.01, 0.0))
+    monkeypatch.setattr(encoder, "_computes_bfloat16", lambda device: True)
+    with monkeypatch.context() as first:
+        first.setattr(Encoder, "_error", lambda self, exact: next(errors))
+        network, fast = prepare(name, config)
+    types = {parameter.dtype for parameter in fast._network.backbone.last_stage.parameters()}
+    assert (fast.precision, types) == ("bfloat16", {torch.float32})
+    assert next(fast._network.backbone.parameters()).dtype == torch.bfloat16
+    assert 0 < fast._error(network) < 0.01
+
+
 def test_the_trial_measures_what_bfloat16_loses() -> None:
     network, fast = prepare("gaitbase", {}, precision="bfloat16")
     assert 0 < fast._error(network) < 0.01
