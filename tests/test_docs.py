@@ -120,7 +120,7 @@ def test_the_table_of_recipes_gives_their_steps() -> None:
 
 def test_the_table_of_rendered_datasets_gives_their_people_and_walks() -> None:
     table = section(page("training.md"), "Rendered walkers")
-    rows = re.findall(r"^\| `(render-\w+)` \| ([\d,]+) \| ([^|]*) \|", table, re.MULTILINE)
+    rows = re.findall(r"^\| `(render-[\w-]+)` \| ([\d,]+) \| ([^|]*) \|", table, re.MULTILINE)
     found = {name: [int(n.replace(",", "")), *numbers(walks)] for name, n, walks in rows}
     recipes = {
         file.stem: RenderRecipe.load(file)
