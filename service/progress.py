@@ -53,7 +53,7 @@ def follow(client: Client, job_id: str, *, console: Console | None = None) -> Jo
 
 @contextmanager
 def transfer(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar over bytes on stderr; the total may be unknown. Yields what to tell of new ones."""
+    """A bar over bytes on stderr; the total may be unknown. Yields what to tell how many went."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -64,7 +64,7 @@ def transfer(description: str, total: int | None) -> Iterator[Callable[[int], No
     )
     with bar:
         task = bar.add_task(description, total=total)
-        yield lambda count: bar.advance(task, count)
+        yield lambda count: bar.update(task, completed=count)
 
 
 def figures(metrics: dict[str, object], *, most: int | None = None) -> str:

@@ -58,7 +58,7 @@ Upload = Path | tuple[str, bytes]
 
 
 Transferred = Callable[[int], object]
-"""Told how many more bytes have gone over the wire."""
+"""Told how many bytes have gone over the wire so far; when that fails it begins anew, near none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +71,19 @@ class LargeFile:
 
     def pieces(self) -> Iterator[bytes]:
         """For a client that blocks."""
+        sent = 0
         with self.path.open("rb") as file:
             while piece := file.read(_PIECE):
                 yield piece
-                self.transferred(len(piece))
+                self.transferred(sent := sent + len(piece))
 
     async def pieces_awaited(self) -> AsyncIterator[bytes]:
         """For a client that is awaited."""
+        sent = 0
         async with await anyio.open_file(self.path, "rb") as file:
             while piece := await file.read(_PIECE):
                 yield piece
-                self.transferred(len(piece))
+                self.transferred(sent := sent + len(piece))
 
     @property
     def headers(self) -> dict[str, str]:
@@ -190,7 +192,7 @@ class Download:
 
         def write(piece: bytes) -> None:
             file.write(piece)
-            self.transferred(len(piece))
+            self.transferred(file.tell())
 
         try:
             with os.fdopen(os.open(partial, flags, 0o600), "wb") as file:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterator,
+    Mapping,
+)
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -87,14 +95,7 @@ class Client(Calls):
     def send(self, call: Call[T]) -> T:
         """Carry out a call that is described."""
         content = call.content()
-        failures = 0
-        while True:
-            try:
-                return self._once(call, content)
-            except ClientError as error:
-                failures += 1
-                pause = self._retries.pause(error, failures, repeatable=call.repeatable)
-            time.sleep(pause)
+        return self._patiently(lambda: self._once(call, content), repeatable=call.repeatable)
 
     def turn(self, pages: Pages[Item]) -> Iterator[Item]:
         """Every item of a list, page after page."""
@@ -124,6 +125,20 @@ class Client(Calls):
 
     def save(self, download: Download) -> None:
         """Bring a file home; when that fails, nothing is there."""
+        self._patiently(lambda: self._save(download), repeatable=True)
+
+    def _patiently(self, attempt: Callable[[], T], *, repeatable: bool) -> T:
+        """What the first attempt to succeed gives."""
+        failures = 0
+        while True:
+            try:
+                return attempt()
+            except ClientError as error:
+                failures += 1
+                pause = self._retries.pause(error, failures, repeatable=repeatable)
+            time.sleep(pause)
+
+    def _save(self, download: Download) -> None:
         with (
             self._streaming(download.path, params=given(download.query)) as response,
             download.writing() as write,
@@ -198,14 +213,7 @@ class AsyncClient(Calls):
     async def send(self, call: Call[T]) -> T:
         """Carry out a call that is described."""
         content = await anyio.to_thread.run_sync(call.content)
-        failures = 0
-        while True:
-            try:
-                return await self._once(call, content)
-            except ClientError as error:
-                failures += 1
-                pause = self._retries.pause(error, failures, repeatable=call.repeatable)
-            await anyio.sleep(pause)
+        return await self._patiently(lambda: self._once(call, content), repeatable=call.repeatable)
 
     async def turn(self, pages: Pages[Item]) -> AsyncIterator[Item]:
         """Every item of a list, page after page."""
@@ -240,6 +248,20 @@ class AsyncClient(Calls):
 
     async def save(self, download: Download) -> None:
         """Bring a file home; when that fails, nothing is there."""
+        await self._patiently(lambda: self._save(download), repeatable=True)
+
+    async def _patiently(self, attempt: Callable[[], Awaitable[T]], *, repeatable: bool) -> T:
+        """What the first attempt to succeed gives."""
+        failures = 0
+        while True:
+            try:
+                return await attempt()
+            except ClientError as error:
+                failures += 1
+                pause = self._retries.pause(error, failures, repeatable=repeatable)
+            await anyio.sleep(pause)
+
+    async def _save(self, download: Download) -> None:
         async with self._streaming(download.path, params=given(download.query)) as response:
             with download.writing() as write:
                 async for piece in response.aiter_bytes():

@@ -550,11 +550,11 @@ def test_the_client_exports_and_imports(serve: Serve, tmp_path: Path) -> None:
     seen: list[int] = []
     with Client(str(client.base_url)) as ours:
         ours.export_gallery("lab", file, transferred=seen.append)
-        assert sum(seen) == file.stat().st_size
+        assert seen[-1] == file.stat().st_size
         assert file.stat().st_mode & 0o077 == 0
         seen.clear()
         made = ours.import_gallery(file, "copy", transferred=seen.append)
-        assert sum(seen) == file.stat().st_size
+        assert seen[-1] == file.stat().st_size
         assert (made.gallery.name, made.gallery.sequences) == ("copy", 3)
         with pytest.raises(Refused, match="exists already"):
             ours.import_gallery(file, "copy")

@@ -41,7 +41,7 @@ def test_a_file_appears_when_it_is_whole_and_for_this_user_only(tmp_path: Path) 
     client(script).export_gallery("lab", out, embeddings=False, transferred=seen.append)
     assert out.read_bytes() == b"onetwothree"
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
-    assert sum(seen) == 11
+    assert seen == [3, 6, 11]
     assert script.requests[0].url.params["embeddings"] == "false"
 
 
@@ -60,6 +60,29 @@ def test_of_a_file_that_breaks_off_nothing_is_left(
         client(Script(answer)).export_gallery("lab", tmp_path / "lab.zip")
     assert [file.name for file in tmp_path.iterdir()] == ["lab.zip"]
     assert (tmp_path / "lab.zip").read_bytes() == b"an older export"
+
+
+def test_a_file_that_broke_off_is_fetched_again_from_its_start(tmp_path: Path) -> None:
+    seen: list[int] = []
+    script = Script(
+        lambda _: httpx.Response(200, content=breaking()),
+        problem(503, "busy"),
+        lambda _: httpx.Response(200, content=b"".join(PIECES)),
+    )
+    client(script).export_gallery("lab", tmp_path / "one.zip", transferred=seen.append)
+    assert seen == [4, 11]
+
+    async def run() -> None:
+        script = Script(
+            problem(503, "busy"), lambda _: httpx.Response(200, content=b"".join(PIECES))
+        )
+        async with async_client(script) as calling:
+            await calling.export_gallery("lab", tmp_path / "two.zip")
+
+    anyio.run(run)
+    files = sorted(tmp_path.iterdir())
+    assert [file.name for file in files] == ["one.zip", "two.zip"]
+    assert {file.read_bytes() for file in files} == {b"onetwothree"}
 
 
 def test_a_file_can_be_awaited_both_ways(tmp_path: Path) -> None:
