@@ -33,6 +33,10 @@ FRAMES_PER_CALL: Final = {"cpu": 20, "cuda": 1024}
 BFLOAT16_MAX_COSINE_ERROR: Final = 1e-3
 
 
+class NoSuchDevice(ValueError):
+    """A device that this machine, or this build of torch, does not have."""
+
+
 class Encoder:
     """A checkpoint ready to embed walks. Safe to call from several threads.
 
@@ -201,7 +205,7 @@ def find_device(name: str) -> torch.device:
     """The device of that name; `auto` is a GPU if there is one.
 
     Raises:
-        ValueError: it is not there.
+        NoSuchDevice: it is not there.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -209,7 +213,8 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise ValueError(f"device {name!r} is not available: {error}") from error
+        reason = str(error).partition("\n")[0]
+        raise NoSuchDevice(f"device {name!r} is not available: {reason}") from error
     return device
 
 

@@ -41,7 +41,7 @@ def _preflight(settings: Settings) -> Encoder:
     try:
         find_device(settings.device)
     except ValueError as error:
-        raise CannotServe(f"GAITID_DEVICE: {str(error).splitlines()[0]}") from error
+        raise CannotServe(f"GAITID_DEVICE: {error}") from error
     try:
         engine = open_engine(settings)
         AuditRecord.open(settings, engine).close()

@@ -10,11 +10,14 @@ different things from the first step.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from models import checkpoint
@@ -98,10 +101,8 @@ def widen(source: Path, out: Path, reporter: Reporter, *, times: int) -> Card:
         models.checkpoint.CheckpointError: the source cannot be read or the target not be written.
     """
     network, card = checkpoint.load(source, "cpu")
-    try:
+    with _refused("--times"):
         wider = widened(network, times)
-    except ValueError as error:
-        raise RecipeError([Problem("--times", str(error))]) from error
     return save_derived(out, wider, card, reporter, step="widened", facts={"times": times})
 
 
@@ -115,11 +116,23 @@ def grow(
         models.checkpoint.CheckpointError: the source cannot be read or the target not be written.
     """
     network, card = checkpoint.load(source, "cpu")
-    try:
+    with _refused("--layers"):
         deeper = grown(network, layers, mode)
-    except ValueError as error:
-        raise RecipeError([Problem("--layers", str(error))]) from error
     return save_derived(out, deeper, card, reporter, step="grown", facts={})
+
+
+@contextmanager
+def _refused(option: str) -> Iterator[None]:
+    """Say of an option what a network cannot become, each of its bounds in a sentence."""
+    try:
+        yield
+    except ValidationError as error:
+        raise RecipeError(
+            Problem(option, f"{'.'.join(map(str, e['loc']))}: {e['msg']}")
+            for e in error.errors(include_url=False)
+        ) from error
+    except ValueError as error:
+        raise RecipeError([Problem(option, str(error))]) from error
 
 
 def _stages(network: GaitNetwork) -> list[nn.Sequential]:

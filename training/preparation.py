@@ -11,7 +11,7 @@ import torch
 from pydantic import JsonValue, ValidationError
 
 from models import checkpoint
-from models.checkpoint import Card, OperatingPoint
+from models.checkpoint import Card, InputSize, OperatingPoint
 from models.networks.network import GaitNetwork
 from models.registry import UnknownArchitecture, build
 from training import provenance
@@ -65,7 +65,8 @@ def prepare(recipe: Recipe, device: torch.device) -> Preparation:
     try:
         chosen = split(pack.subjects, partition, recipe.data.validation)
     except ValueError as error:
-        raise RecipeError([Problem("data.validation", str(error))]) from error
+        where = "data.validation" if recipe.data.validation else "data.dataset"
+        raise RecipeError([Problem(where, str(error))]) from error
     if recipe.batch.subjects > len(chosen.train):
         raise RecipeError(
             [
@@ -114,7 +115,7 @@ def _student(recipe: Recipe, count: int, identities: str) -> tuple[GaitNetwork, 
 
 def _build(architecture: str, config: Mapping[str, object]) -> GaitNetwork:
     try:
-        return build(architecture, config)
+        network = build(architecture, config)
     except UnknownArchitecture as error:
         raise RecipeError([Problem("student.architecture", str(error))]) from error
     except ValidationError as error:
@@ -122,6 +123,14 @@ def _build(architecture: str, config: Mapping[str, object]) -> GaitNetwork:
             Problem(".".join(("student.config", *map(str, e["loc"]))), e["msg"])
             for e in error.errors(include_url=False)
         ) from error
+    size = InputSize()
+    try:  # on a sketch without numbers, what a first step would find
+        with torch.device("meta"):
+            sketch = build(architecture, config).eval()
+            sketch.pool(torch.empty(1, 1, size.height, size.width))
+    except ValueError as error:
+        raise RecipeError([Problem("student.config.parts", str(error))]) from error
+    return network
 
 
 def untrained_like(network: GaitNetwork) -> GaitNetwork:

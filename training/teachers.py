@@ -18,9 +18,14 @@ from models.outputs import GaitOutput
 from training.data.options import OrderedClip
 from training.optimisation import Precision
 from training.recipe import (
+    AnyTerm,
     CoordinateTerm,
+    DecoupledTerm,
     IdentityTerm,
+    InformativeTemperature,
+    LogitTerm,
     Problem,
+    RankingTerm,
     Recipe,
     RecipeError,
 )
@@ -78,7 +83,7 @@ def ask(
 def check(
     recipe: Recipe, teachers: Sequence[Teacher], student: GaitNetwork, identities: str
 ) -> None:
-    """Refuse a recipe whose terms ask of a teacher what it cannot give.
+    """Refuse a recipe whose terms ask of a teacher or a batch what it cannot give.
 
     Args:
         recipe: the run.
@@ -90,6 +95,10 @@ def check(
         RecipeError: every term and teacher that do not fit, each with what would help.
     """
     problems = []
+    for index, term in enumerate(recipe.terms):
+        reason = _too_few(recipe, term, student)
+        if reason:
+            problems.append(Problem(f"terms.{index}", f"{term.kind}: {reason}"))
     for number, teacher in enumerate(teachers):
         if teacher.network.is_temporal and not isinstance(recipe.data.clip, OrderedClip):
             problems.append(
@@ -113,6 +122,22 @@ def check(
                 )
     if problems:
         raise RecipeError(problems)
+
+
+def _too_few(recipe: Recipe, term: AnyTerm, student: GaitNetwork) -> str | None:
+    batch = recipe.batch
+    if isinstance(term, RankingTerm) and batch.subjects * batch.sequences < 3:
+        return "two sequences a batch have no ranking; raise batch.subjects or batch.sequences"
+    if (
+        isinstance(term, LogitTerm | DecoupledTerm)
+        and isinstance(term.temperature, InformativeTemperature)
+        and student.identities < 3
+    ):
+        return (
+            f"a temperature from the number of identities needs 3, there are {student.identities}; "
+            "give temperature as a number"
+        )
+    return None
 
 
 def _identities_differ(

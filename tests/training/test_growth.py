@@ -168,6 +168,26 @@ def test_copies_of_a_channel_learn_different_things(source: dict[str, Any]) -> N
         assert not torch.allclose(first, second, rtol=1e-4), f"{name} are copies still"
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "bound"),
+    [
+        (("widen", "--times", "1000"), "--times", "channels.0: Input should be less than"),
+        (("grow", "--layers", "1", "4", "4", "99"), "--layers", "layers.3: Input should be less"),
+    ],
+)
+def test_what_is_too_large_for_any_network_is_refused_in_our_words(
+    tmp_path: Path, command: tuple[str, ...], option: str, bound: str
+) -> None:
+    network = build("gaitbase", {"channels": [8, 8, 8, 8], "parts": 4})
+    checkpoint.save(tmp_path / "small", network, Card.of(network, name="small", metric="cosine"))
+    name, *options = command
+    arguments = [name, str(tmp_path / "small"), "--out", str(tmp_path / "out"), *options, "--json"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert f"{option}: {bound}" in result.stdout
+    assert "pydantic" not in result.stdout
+
+
 def test_widening_by_a_seed_is_repeatable() -> None:
     one, other, third = (widened(trained(), 2, seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -241,6 +241,12 @@ class Pack:
             PackError: it has none of them.
         """
         wanted = frozenset(subjects)
+        if wanted.isdisjoint(self.subjects):
+            sets = "it has no partition"
+            if self.partition is not None:
+                train, test = len(self.partition.train), len(self.partition.test)
+                sets = f"its TRAIN_SET names {train}, its TEST_SET {test}"
+            raise PackError(f"{self.path} has none of the subjects asked for; {sets}")
         return self.where(lambda record: record.subject in wanted)
 
     def verify(self) -> None:

@@ -85,7 +85,8 @@ class OpenSet:
         non_mated: number of non-mated searches.
         rank1: share of mated searches with the mate in front, whatever the threshold.
         points: FNIR at the usual FPIR.
-        thresholds: for the usual gallery sizes and FPIR.
+        thresholds: for the usual gallery sizes and FPIR; none from a single comparison of two
+            people.
         curve: (threshold, FPIR, FNIR), thresholds ascending, thinned for storing.
     """
 
@@ -154,6 +155,8 @@ def _thresholds(
     targets: Sequence[float],
 ) -> tuple[Threshold, ...]:
     probe, column = np.nonzero(~scores.genuine)
+    if len(probe) < 2:  # one comparison of two people has no tail
+        return ()
     tail = ImpostorTail(scores.similarities[probe, column])
     asked_subject = scores.probe_subject[probe[tail.members]]
     other_subject = scores.enrolled_subject[column[tail.members]]

@@ -72,14 +72,15 @@ class EvaluationProtocol(Protocol):
         """Probes and gallery for verification and open-set search.
 
         Raises:
-            ProtocolMismatch: one of the two would be empty.
+            ProtocolMismatch: the data set lacks what the protocol needs, as when one of the two
+                would be empty: it is asked before anything is embedded or trained.
         """
 
     def run(self, sequences: LabelledSequences, method: EmbeddedSequences) -> Retrieval:
         """Every trial of the protocol.
 
         Raises:
-            ProtocolMismatch: the data set lacks what the protocol needs.
+            ProtocolMismatch: as `split`.
         """
 
 
@@ -145,7 +146,10 @@ class ViewByView:
     baselines: bool = False
 
     def split(self, sequences: LabelledSequences) -> Split:
-        """Probes and gallery of all conditions and views."""
+        """Probes and gallery of all conditions and views, of which there are two at least."""
+        views = _names(sequences.views)
+        if len(views) < 2:
+            raise ProtocolMismatch(f"two views or more are needed, found {', '.join(views)}")
         return _split_by_condition(sequences, self.conditions(sequences.conditions))
 
     def run(self, sequences: LabelledSequences, method: EmbeddedSequences) -> Retrieval:
@@ -153,8 +157,6 @@ class ViewByView:
         conditions = self.conditions(sequences.conditions)
         gallery = self.split(sequences).gallery
         views = _names(sequences.views)
-        if len(views) < 2:
-            raise ProtocolMismatch(f"two views or more are needed, found {', '.join(views)}")
         builder = TrialsBuilder(sequences.subjects, ("rank-1", "rank-5"))
         tables: list[TableOfCells] = []
         figures: list[Figure] = []

@@ -92,8 +92,10 @@ def test_subsets_share_the_file_and_label_their_own_subjects_from_zero(small_pac
     whole = [r.subject for r in small_pack.sequences].index("s5")
     np.testing.assert_array_equal(part.silhouettes(5), small_pack.silhouettes(whole))
     assert {r.view for r in small_pack.where(lambda r: r.view == "000").sequences} == {"000"}
-    with pytest.raises(PackError, match="no sequence"):
+    with pytest.raises(PackError, match="none of the subjects asked for; it has no partition"):
         small_pack.subset(["nobody"])
+    with pytest.raises(PackError, match="no sequence is left"):
+        small_pack.where(lambda record: record.view == "999")
 
 
 def test_frames_outside_a_sequence_are_refused_and_not_those_of_its_neighbour(

@@ -130,6 +130,16 @@ def test_mates_below_a_threshold_are_counted() -> None:
         assert item.fnir.value == pytest.approx((mates < item.threshold.value).mean())
 
 
+def test_a_single_comparison_of_two_people_is_searched_but_gives_no_thresholds() -> None:
+    both = scores_of(2, 1, 0)
+    one = SubjectScores(
+        both.similarities[:1], both.own[:1], both.probe_subject[:1], both.enrolled_subject, 2
+    )
+    found = search(one, FEW)
+    assert found is not None
+    assert (found.mated, found.non_mated, found.thresholds) == (1, 1, ())
+
+
 def test_without_mates_or_with_one_enrolled_there_is_no_search() -> None:
     nobody = scores_of(3, 2, 0)
     strangers = SubjectScores(

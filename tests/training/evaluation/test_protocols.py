@@ -217,6 +217,14 @@ def test_every_protocol_says_what_a_foreign_data_set_lacks(name: str) -> None:
         PROTOCOLS[name].run(foreign, method)
 
 
+@pytest.mark.parametrize("name", ["casia-b", "ou-mvlp"])
+def test_one_view_is_refused_before_anything_is_embedded(name: str) -> None:
+    conditions = ["nm-01", "nm-05"] if name == "casia-b" else ["01", "00"]
+    sequences = LabelledSequences.of(["a", "a"], conditions, ["090", "090"])
+    with pytest.raises(ProtocolMismatch, match="two views or more are needed, found 090"):
+        PROTOCOLS[name].split(sequences)
+
+
 @pytest.mark.parametrize("name", sorted(PROTOCOLS))
 def test_every_protocol_explains_itself(name: str) -> None:
     assert len(PROTOCOLS[name].summary) > 20
