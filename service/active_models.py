@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from service.errors import NotFound
+from service.errors import NotFound, Unavailable
 from service.gallery.cache import GalleryCache
 from service.gallery.followed import FollowedGallery
 from service.gallery.pins import PinnedGallery, pinned, pinned_by_id
@@ -241,6 +241,8 @@ class ActiveModels:
                 await self._keep_up_one(row)
             except NotFound:  # erased meanwhile: the next round lets go of it
                 continue
+            except Unavailable as error:
+                _log.error("an index in memory cannot be kept current: %s", error)
             except Exception:  # the other galleries are none the worse for it
                 _log.exception("an index in memory cannot be kept current")
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine, delete, select
 from sqlalchemy.orm import Session
@@ -18,9 +17,8 @@ from sqlalchemy.orm import Session
 from models.encoder import Encoder
 from service.activation import active_pin
 from service.database import writing
-from service.encryption import Tampered
 from service.gallery.pins import pinned, prune
-from service.gallery.sealing import Sealing, sealing_of
+from service.gallery.sealing import DamagedEmbedding, Sealing, sealing_of
 from service.gallery.store import GalleryStore, embedding_of
 from service.gallery.tables import EmbeddingRow, SequenceRow
 from service.model_registry import resolve
@@ -111,7 +109,6 @@ def _drop_broken(engine: Engine, gallery_id: str, digest: str, shape: tuple[int,
 
 def _broken(row: EmbeddingRow, shape: tuple[int, int], sealing: Sealing) -> bool:
     try:
-        embedding = embedding_of(row, sealing)
-    except (ValueError, Tampered):  # its bytes do not fill its shape, or are another's
+        return embedding_of(row, sealing).shape != shape
+    except DamagedEmbedding:
         return True
-    return embedding.shape != shape or not np.isfinite(embedding).all()

@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.database import now, writing
-from service.encryption import EncryptionKey, KeyTrouble
+from service.encryption import EncryptionKey, KeyTrouble, Tampered
 from service.errors import Unavailable
 from service.gallery.records import Embedding, Silhouettes
 from service.gallery.tables import EncryptionKeyRow
@@ -25,6 +25,20 @@ from service.gallery.tables import EncryptionKeyRow
 SIDE = 64
 _OPTION = "sealing"  # of an engine
 _RESTART_S = 60.0  # what an operator needs at least: more than clients wait by themselves
+
+
+class DamagedEmbedding(Unavailable):
+    """A stored embedding is not what was written there; its gallery cannot be searched."""
+
+    slug = "embedding-damaged"
+
+    def __init__(self) -> None:
+        """Say what mends it."""
+        super().__init__(
+            "A stored embedding of this gallery was damaged or changed. POST /jobs/reindex makes "
+            "it anew from its silhouettes.",
+            retry_after=_RESTART_S,
+        )
 
 
 class Sealing:
@@ -60,7 +74,7 @@ class Sealing:
         return self._seal(packed(silhouettes), _silhouettes_of(sequence_id))
 
     def silhouettes(self, sequence_id: str, kept: bytes, key_id: str | None) -> Silhouettes:
-        """Undo `seal_silhouettes`: uint8 [s, 64, 64]; raises as `embedding` does."""
+        """Undo `seal_silhouettes`: uint8 [s, 64, 64]; raises `Unavailable` and `Tampered`."""
         plain = self._open(kept, key_id, _silhouettes_of(sequence_id))
         return np.frombuffer(zlib.decompress(plain), np.uint8).reshape(-1, SIDE, SIDE)
 
@@ -74,11 +88,17 @@ class Sealing:
     ) -> Embedding:
         """Undo `seal_embedding`: float32 [p, c].
 
-        Raises `Unavailable` without the key, and `encryption.Tampered` for what was not sealed as
-        this checkpoint's embedding of this sequence.
+        Raises `Unavailable` without the key, and `DamagedEmbedding` for what was not sealed as
+        this checkpoint's embedding of this sequence, or is none.
         """
-        vector = self._open(kept, key_id, _embedding_of(sequence_id, digest))
-        return np.frombuffer(vector, "<f4").reshape(parts, -1).astype(np.float32, copy=False)
+        try:
+            vector = self._open(kept, key_id, _embedding_of(sequence_id, digest))
+            embedding = np.frombuffer(vector, "<f4").reshape(parts, -1)
+        except (Tampered, ValueError) as error:  # ValueError: its bytes do not fill its shape
+            raise DamagedEmbedding from error
+        if not np.isfinite(embedding).all():
+            raise DamagedEmbedding
+        return embedding.astype(np.float32, copy=False)
 
     def content_hash(self, silhouettes: Silhouettes) -> str:
         """A hash of the normalised frames: the same walk in another container hashes the same.

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from service.gallery.tables import EmbeddingRow
+from service.gallery.tables import EmbeddingRow, GalleryRow, SequenceRow
 from service.jobs.crew import Crew
 from service.jobs.lane import LANES
 from service.jobs.queue import JobQueue
@@ -411,6 +411,35 @@ def test_a_gallery_whose_model_is_gone_says_so_and_the_others_are_served(
     assert answers_with(restarted, "third", "lab")
     back = problem(restarted.post("/models/rollback", json={"gallery": "lab"}), 409)
     assert back["type"] == "/problems/previous-model-missing"
+
+
+@pytest.mark.parametrize("damage", [bytes(8), b"\xff" * 4 * 4 * 16])
+def test_a_gallery_with_a_damaged_embedding_says_so_and_the_others_are_served(
+    serve: Serve, settings: Settings, engine: Engine, damage: bytes
+) -> None:
+    serve_two_galleries(serve)
+    with Session(engine) as session, session.begin():
+        lab = select(GalleryRow.id).where(GalleryRow.name == "lab").scalar_subquery()
+        walks = select(SequenceRow.id).where(SequenceRow.gallery_id == lab)
+        row = session.scalars(
+            select(EmbeddingRow).where(EmbeddingRow.sequence_id.in_(walks))
+        ).first()
+        assert row is not None
+        row.vector = damage
+    restarted = serve()
+    refused = problem(identify(restarted, walk(1), gallery="lab"), 503)
+    assert refused["type"] == "/problems/embedding-damaged"
+    assert "/jobs/reindex" in refused["detail"]
+    assert identify(restarted, walk(1)).status_code == 200
+    with working(settings, engine):
+        job = ended(restarted, restarted.post("/jobs/reindex", json={"gallery": "lab"}))
+    assert job["result"]["repaired"] == 1
+    deadline = time.monotonic() + 10
+    while identify(restarted, walk(1), gallery="lab").status_code == 503:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    found = identify(restarted, walk(1), gallery="lab").json()["candidates"]
+    assert found[0]["subject_id"] == "p1"
 
 
 def test_a_checkpoint_replaced_on_disk_is_followed_at_the_next_start(
