@@ -44,8 +44,18 @@ GalleryName = Annotated[
         description="1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or digit.",
     ),
 ]
+
+
+def _a_number(value: object) -> object:
+    """Refuse true, which would be taken for one day, and digits in a text."""
+    if isinstance(value, bool | str):
+        raise ValueError("must be a number of days")
+    return value
+
+
 MaxAgeDays = Annotated[
     int,
+    BeforeValidator(_a_number),
     Field(
         ge=1,
         le=36_500,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, get_origin
@@ -12,8 +13,10 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import FormData
 
 from service.auth import ApiKey, Scope
-from service.errors import Forbidden, Reason
+from service.errors import Forbidden, Malformed, Reason
 from service.middleware.access import CALLER
+
+_TWICE = "Sent more than once"
 
 
 def requires(*scopes: Scope) -> Callable[[Request], None]:
@@ -35,10 +38,10 @@ async def only_known_fields(request: Request) -> None:
     """Refuse query parameters and form fields that are not declared, doubled, or left empty.
 
     The framework takes an empty field for one that was left out, so that a script whose variable
-    is empty would enrol into the default gallery.
+    is empty would enrol into the default gallery. JSON bodies are models that refuse unknown
+    fields themselves; of a name that is there twice the framework takes the last.
 
-    Raises `RequestValidationError`, as for any other field that is wrong. JSON bodies are models
-    that refuse unknown fields themselves.
+    Raises `RequestValidationError`, as for any other field that is wrong, and `Malformed`.
     """
     route = request.scope.get("route")
     if not isinstance(route, APIRoute):
@@ -54,8 +57,25 @@ async def only_known_fields(request: Request) -> None:
             if get_origin(parameter.field_info.annotation) is list
         }
         errors += _faults("body", fields, lists, form.multi_items())
+    if hasattr(request, "_json"):  # parsed by the framework
+        errors += _doubled(await request.body())
     if errors:
         raise RequestValidationError(errors)
+
+
+def _doubled(body: bytes) -> list[dict[str, object]]:
+    """Names that are there twice in one object of a JSON body that can be read."""
+    faults: list[dict[str, object]] = []
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        doubled = [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]
+        faults.extend(_fault("twice", "body", name, _TWICE) for name in doubled)
+
+    try:
+        json.loads(body, object_pairs_hook=look)
+    except RecursionError as error:  # a little deeper on the stack than where it was parsed
+        raise Malformed("The body is nested too deeply.") from error
+    return faults
 
 
 def _faults(
@@ -64,11 +84,15 @@ def _faults(
     faults: list[dict[str, object]] = []
     empty = {name for name, value in sent if value == ""}
     for name, times in Counter(name for name, _ in sent).items():
-        shown = name if 1 <= len(name) <= 64 and name.isprintable() else repr(name[:63])
         if name not in known:
-            faults.append({"type": "extra", "loc": (part, shown), "msg": "Unknown field"})
+            faults.append(_fault("extra", part, name, "Unknown field"))
         elif times > 1 and name not in lists:
-            faults.append({"type": "twice", "loc": (part, shown), "msg": "Sent more than once"})
+            faults.append(_fault("twice", part, name, _TWICE))
         elif name in empty:
-            faults.append({"type": "empty", "loc": (part, shown), "msg": "Empty: leave it out"})
+            faults.append(_fault("empty", part, name, "Empty: leave it out"))
     return faults
+
+
+def _fault(kind: str, part: str, name: str, message: str) -> dict[str, object]:
+    shown = name if 1 <= len(name) <= 64 and name.isprintable() else repr(name[:63])
+    return {"type": kind, "loc": (part, shown), "msg": message}

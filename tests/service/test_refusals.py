@@ -195,6 +195,29 @@ def test_a_field_sent_twice_is_refused(client: httpx.Client) -> None:
     assert problem(answer, 422)["errors"] == [{"where": "limit", "reason": "Sent more than once"}]
 
 
+@pytest.mark.parametrize(
+    ("body", "where"),
+    [
+        ('{"name": "one", "name": "two"}', "name"),
+        ('{"name": "one", "metadata": {"a": 1, "a": 2}}', "a"),
+        ('{"name": "one", "n\\u0061me": "two"}', "name"),
+    ],
+)
+def test_a_field_sent_twice_in_json_is_refused(client: httpx.Client, body: str, where: str) -> None:
+    headers = {"content-type": "application/json"}
+    answer = client.post("/galleries", headers=headers, content=body)
+    assert problem(answer, 422)["errors"] == [{"where": where, "reason": "Sent more than once"}]
+
+
+def test_json_of_any_depth_is_refused(client: httpx.Client) -> None:
+    """Just short of what the framework's reader takes, ours must not fall over."""
+    headers = {"content-type": "application/json"}
+    for depth in range(800, 1000, 2):
+        body = '{"name": "deep", "metadata": ' + '{"a": ' * depth + "1" + "}" * (depth + 1)
+        answer = client.post("/galleries", headers=headers, content=body)
+        assert answer.status_code in (400, 422)
+
+
 @pytest.mark.parametrize("threshold", ["false", "true", "nan", "inf", "-inf", "1e999", "", "2"])
 def test_a_threshold_that_is_no_similarity_is_refused(client: httpx.Client, threshold: str) -> None:
     for answer in (

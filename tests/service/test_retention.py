@@ -268,8 +268,10 @@ def test_how_long_a_gallery_keeps_its_sequences_can_be_changed(shared: httpx.Cli
     assert shared.get("/galleries/default").json()["max_age_days"] == 90
     assert shared.patch("/galleries/default", json={"max_age_days": None}).status_code == 200
     assert shared.get("/galleries").json()["items"][0]["max_age_days"] is None
-    for wrong in ({}, {"max_age_days": 0}, {"max_age_days": 36501}, {"max_age_days": "9 days"}):
-        problem(shared.patch("/galleries/default", json=wrong), 422)
+    for age in (0, 36501, "9 days", "9", True):  # true is no day after which all is erased
+        problem(shared.patch("/galleries/default", json={"max_age_days": age}), 422)
+        problem(shared.post("/galleries", json={"name": "y", "max_age_days": age}), 422)
+    problem(shared.patch("/galleries/default", json={}), 422)
     problem(shared.patch("/galleries/default", json={"max_age_days": 1, "name": "x"}), 422)
     problem(shared.patch("/galleries/nope", json={"max_age_days": 1}), 404)
     problem(shared.post("/galleries", json={"name": "y", "max_age_days": -1}), 422)
