@@ -128,3 +128,46 @@ def test_a_connection_between_two_requests_is_kept(shared: httpx.Client) -> None
         for _ in range(2):
             connection.sendall(request)
             assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/1.0"])
+@pytest.mark.parametrize(
+    ("path", "size", "refusal"), [("/enroll", 2**27, 413), ("/nowhere", 2**24, 404)]
+)
+def test_who_is_refused_while_sending_gets_the_answer(
+    shared: httpx.Client, version: str, path: str, size: int, refusal: int
+) -> None:
+    """As urllib sends, and proxies that speak HTTP/1.0: the whole body before they listen."""
+    head = (
+        f"POST {path} {version}\r\nHost: localhost\r\nConnection: close\r\n"
+        f"Content-Type: multipart/form-data; boundary=B\r\nContent-Length: {size}\r\n\r\n"
+    )
+    status, content_type, _ = _answer(shared, head.encode() + bytes(size))
+    assert (status, content_type) == (refusal, "application/problem+json")
+
+
+def test_who_goes_on_sending_after_a_refusal_is_not_listened_to_for_ever(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.http_protocol, "_LINGER_SECONDS", 0.2)
+    client = serve()
+    head = b"POST /nowhere HTTP/1.0\r\nContent-Length: 1000000000\r\n\r\n"
+    with _connect(client) as connection:
+        connection.sendall(head)
+        while connection.recv(65536):  # the refusal, and that there is nothing after it
+            pass
+        time.sleep(0.5)
+        connection.sendall(b"a")
+        time.sleep(0.1)
+        with pytest.raises(OSError, match=r"reset|[Bb]roken"):
+            connection.sendall(b"a")
+
+
+def test_who_asks_before_sending_is_refused_at_once(shared: httpx.Client) -> None:
+    head = b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    with _connect(shared) as connection:
+        connection.sendall(head + b"Expect: 100-continue\r\nContent-Length: 9\r\n\r\n")
+        received = b""
+        while piece := connection.recv(65536):
+            received += piece
+    assert received.startswith(b"HTTP/1.1 404")  # the body was not asked for, nor waited for
