@@ -43,6 +43,8 @@ _PREFIXES: tuple[tuple[bytes, Kind], ...] = (
     (b"\x1aE\xdf\xa3", Kind.MATROSKA),
     (b"BM", Kind.BMP),
     *((b"\x80" + bytes([protocol]), Kind.PICKLE) for protocol in range(2, 6)),
+    # Protocols 0 and 1, Python 2's own, only begin: with an array, a list or a mapping.
+    *((start, Kind.PICKLE) for start in (b"cnumpy.", b"(lp", b"(dp", b"]q", b"}q")),
 )
 
 
