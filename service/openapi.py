@@ -1,7 +1,8 @@
 """The OpenAPI document: what the framework knows of the routes, and what it does not.
 
-The framework leaves out that every error is a problem document, that calls take a key, and how one
-call's answer leads to the next; and it says that a form or an address may carry null.
+The framework leaves out that every error is a problem document, that calls take a key, which
+headers middleware reads and answers carry, and how one call's answer leads to the next; and it says
+that a form or an address may carry null.
 """
 
 from __future__ import annotations
@@ -20,6 +21,18 @@ Json = dict[str, Any]
 
 _FORM = "multipart/form-data"
 _UNGUARDED = "health"  # the tag of what answers without a key
+_LOCATED = frozenset({"create_gallery", "import_gallery", "add_model"})  # beside every new job
+_IDEMPOTENCY_KEY: Json = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "Of your own making: the same request with the same key is carried out once.",
+    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+}
+_LOCATION: Json = {
+    "description": "Where what was made is.",
+    "schema": {"type": "string", "format": "uri-reference"},
+}
 
 # From an operation: to another, with where its parameters are in the request or the answer.
 _GALLERY_IN_ANSWER = {"gallery": "$response.body#/gallery"}
@@ -105,6 +118,7 @@ def openapi(app: FastAPI) -> Json:
     )
     _say_errors(schema)
     _say_keys(schema)
+    _say_headers(schema)
     _say_links(schema)
     _say_what_forms_hold(schema)
     return schema
@@ -147,6 +161,17 @@ def _say_keys(schema: Json) -> None:
     for operation in _operations(schema):
         if _UNGUARDED not in operation.get("tags", ()):
             operation["security"] = [{"key": []}]
+
+
+def _say_headers(schema: Json) -> None:
+    """Say that every POST takes a key of its own, and which answers say where to go."""
+    for path in schema["paths"].values():
+        if "post" in path:
+            path["post"].setdefault("parameters", []).append(dict(_IDEMPOTENCY_KEY))
+    for operation in _operations(schema):
+        for status, answer in operation["responses"].items():
+            if status == "202" or (status == "201" and operation["operationId"] in _LOCATED):
+                answer["headers"] = {"Location": _LOCATION}
 
 
 def _say_links(schema: Json) -> None:

@@ -124,7 +124,9 @@ class JobQueue:
                     _append(session, row, "status", {"status": row.status})
                 case Status.SUCCEEDED | Status.FAILED:
                     raise Conflict(
-                        f"Job {job_id} has already ended: it {row.status}.", slug="job-ended"
+                        f"Job {job_id} has already ended: it {row.status}.",
+                        Reason("job_id", "ended"),
+                        slug="job-ended",
                     )
                 case Status.CANCELLING | Status.CANCELLED:
                     pass
@@ -380,7 +382,11 @@ def _find(session: Session, query: Select[JobRow], job_id: str) -> JobRow:
     possible = "\0" not in job_id  # which PostgreSQL refuses to compare with
     row = session.scalars(query.where(JobRow.id == job_id)).one_or_none() if possible else None
     if row is None:
-        raise NotFound(f"There is no job {job_id!r}. GET /jobs lists them.", slug="job-not-found")
+        raise NotFound(
+            f"There is no job {job_id!r}. GET /jobs lists them.",
+            Reason("job_id", "not_found"),
+            slug="job-not-found",
+        )
     return row
 
 

@@ -39,7 +39,7 @@ async def ready(held: Held) -> Ready:
     return Ready(status="ready", model=ModelReference.of(held.model))
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 def metrics(held: Held) -> Response:
     """Metrics for Prometheus."""
     return Response(

@@ -65,6 +65,32 @@ def test_nothing_in_a_form_or_an_address_can_be_null(document: dict[str, Any]) -
     assert all(form["additionalProperties"] is False for form in forms)
 
 
+def test_every_post_and_nothing_else_takes_an_idempotency_key(document: dict[str, Any]) -> None:
+    for methods in document["paths"].values():
+        for method, operation in methods.items():
+            taken = {item["name"] for item in operation.get("parameters", [])}
+            assert ("Idempotency-Key" in taken) == (method == "post")
+
+
+def test_answers_carry_the_headers_and_types_that_are_described(
+    shared: httpx.Client, document: dict[str, Any]
+) -> None:
+    def described(path: str, method: str, answer: httpx.Response) -> dict[str, Any]:
+        found: dict[str, Any] = document["paths"][path][method]["responses"][
+            str(answer.status_code)
+        ]
+        return found
+
+    made = shared.post("/galleries", json={"name": "described"})
+    queued = shared.post("/jobs/reindex", json={"gallery": "described"})
+    for path, answer in (("/galleries", made), ("/jobs/reindex", queued)):
+        assert set(described(path, "post", answer)["headers"]) == {"Location"}
+        assert shared.get(answer.headers["Location"]).status_code == 200
+    metrics = shared.get("/metrics")
+    (kind,) = described("/metrics", "get", metrics)["content"]
+    assert metrics.headers["content-type"].startswith(kind + ";")
+
+
 @pytest.mark.parametrize(
     ("path", "allowed"),
     [

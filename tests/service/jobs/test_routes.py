@@ -231,10 +231,12 @@ def test_cancelling_answers_how_the_job_stands(http: httpx.Client, queue: JobQue
     assert lease is not None
     assert http.post(f"/jobs/{failed.id}/cancel").json()["status"] == "cancelling"
     queue.fail(lease, "because")
-    assert http.post(f"/jobs/{failed.id}/cancel").status_code == 409
+    ended = http.post(f"/jobs/{failed.id}/cancel")
+    assert (ended.status_code, where(ended.json())) == (409, ["job_id"])
     assert http.get(f"/jobs/{failed.id}").json()["error"] == "because"
     for path in ("/jobs/nope", "/jobs/nope/events"):
-        assert http.get(path).status_code == 404
+        missing = http.get(path)
+        assert (missing.status_code, where(missing.json())) == (404, ["job_id"])
     assert http.post("/jobs/nope/cancel").status_code == 404
 
 
