@@ -55,12 +55,12 @@ def _a_number(value: object) -> object:
 
 MaxAgeDays = Annotated[
     int,
-    BeforeValidator(_a_number),
     Field(
         ge=1,
         le=36_500,
         description="Days after its enrolment at which a sequence is erased by itself.",
     ),
+    BeforeValidator(_a_number),
 ]
 ThresholdField = Annotated[
     float,
