@@ -7,6 +7,7 @@ another one has taken over: it gets `LeaseLost` and must stop.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from service.jobs.tables import JobEventRow, JobRow
 from service.settings import Settings
 
 ERASED = "some of the walks that it was working on were erased; start it again"
+_PROMPT_S = 1.0  # within which the write lock comes when nobody keeps it for long
 Also = Callable[[Session, Job], None]
 """Work to do in the same transaction; what it raises rolls everything back."""
 
@@ -151,7 +153,9 @@ class JobQueue:
         """Take the oldest queued job, of this lane or of any, if there is one.
 
         Jobs whose lease ran out (their worker was killed, or cut off) are dealt with first: queued
-        again, cancelled when that was asked for, or failed after too many attempts.
+        again, cancelled when that was asked for, or failed after too many attempts. Not when the
+        write lock had to be waited for: whoever held it kept live workers from renewing theirs, and
+        they get their turn before the next look.
         """
         taken = [JobRow.status == Status.QUEUED]
         if lane is not None:
@@ -160,12 +164,15 @@ class JobQueue:
             )
         if not self._anything_to_do(and_(*taken)):
             return None
+        begin = time.monotonic()
         with _writing(self._engine) as session:
-            for lost in session.scalars(
-                select(JobRow).where(_expired(now())).with_for_update(skip_locked=True)
-            ):
-                self._return(session, lost, "the worker that ran it disappeared")
-            session.flush()
+            session.connection()  # waits for the lock
+            if time.monotonic() - begin < _PROMPT_S:
+                for lost in session.scalars(
+                    select(JobRow).where(_expired(now())).with_for_update(skip_locked=True)
+                ):
+                    self._return(session, lost, "the worker that ran it disappeared")
+                session.flush()
             row = session.scalars(
                 select(JobRow)
                 .where(*taken)

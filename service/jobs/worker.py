@@ -11,12 +11,13 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, ParamSpec, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from service.database import storage_trouble
 from service.jobs import events
 from service.jobs.child import Child
 from service.jobs.events import Failed, Progress, RunEvent
@@ -29,6 +30,8 @@ from service.jobs.queue import JobQueue, Lease, LeaseLost
 from service.jobs.reasons import OUTPUT, last_error_line, plain
 
 _log = logging.getLogger(__name__)
+Asked = ParamSpec("Asked")
+Answer = TypeVar("Answer")
 
 
 class _Cancelled(Exception):
@@ -48,6 +51,9 @@ class Worker:
 
     A command may end its own job, in the transaction that does the job's work (an activation's swap
     does), and go on tidying up: it is then awaited like any other.
+
+    A database that is busy, full or out of reach is waited for: it passes, and nobody else can take
+    a lease meanwhile. Only a worker that is asked to stop does not wait.
     """
 
     def __init__(
@@ -86,7 +92,15 @@ class Worker:
 
     def run_one(self) -> bool:
         """Run the oldest queued job, if there is one, and say whether there was."""
-        lease = self._queue.lease(self._lane)
+        try:
+            lease = self._queue.lease(self._lane)
+        except SQLAlchemyError as error:
+            if storage_trouble(error) is None:
+                raise
+            _log.warning("no job can be taken: %s", error)
+            # Those that run one renew their leases first, which may have run out meanwhile.
+            self._stop.wait(self._queue.lease_seconds / 3)
+            return False
         if lease is None:
             return False
         _log.info("job %s (%s): attempt %d", lease.job.id, lease.job.type, lease.job.attempts)
@@ -117,23 +131,27 @@ class Worker:
                 raise JobRefused(f"this worker cannot run jobs of type {job.type!r}")
             for step in kind.steps(job, folder):
                 self._run_step(lease, step, folder)
-            job = self._queue.get(job.id)
+            job = self._patiently(self._queue.get, job.id)
             if job.status.final:  # a command ended its own job
                 return job
             outcome = kind.complete(job, folder)
-            ended = self._queue.succeed(
-                lease, outcome.result, records=outcome.records, also=outcome.also
+            ended = self._patiently(
+                self._queue.succeed,
+                lease,
+                outcome.result,
+                records=outcome.records,
+                also=outcome.also,
             )
         except JobRefused as refusal:
-            return self._queue.fail(lease, plain(str(refusal)))
+            return self._patiently(self._queue.fail, lease, plain(str(refusal)))
         except _Cancelled:
-            return self._queue.stopped(lease)
+            return self._patiently(self._queue.stopped, lease)
         except _Stopping:
-            return self._queue.release(lease)
+            return self._patiently(self._queue.release, lease)
         except _Crashed as crash:
-            return self._queue.retry(lease, str(crash))
+            return self._patiently(self._queue.retry, lease, str(crash))
         except LeaseLost:
-            ended = self._queue.get(job.id)
+            ended = self._patiently(self._queue.get, job.id)
             if ended.status is Status.SUCCEEDED:  # by its own command, with the work it did
                 return ended
             raise
@@ -143,10 +161,26 @@ class Worker:
             _log.exception("job %s", job.id)
             told = isinstance(error, OSError)  # a full disk, say
             reason = plain(str(error)) if told else "the worker met an error that its log has"
-            return self._queue.retry(lease, reason)
+            return self._patiently(self._queue.retry, lease, reason)
         for path in outcome.spent:
             _remove(path)
         return ended
+
+    def _patiently(
+        self, ask: Callable[Asked, Answer], *args: Asked.args, **kwargs: Asked.kwargs
+    ) -> Answer:
+        """What the queue answers, once its database can be used."""
+        waiting = False
+        while True:
+            try:
+                return ask(*args, **kwargs)
+            except SQLAlchemyError as error:
+                if storage_trouble(error) is None or self._stop.is_set():
+                    raise
+                if not waiting:
+                    _log.warning("waiting for the database: %s", error)
+                waiting = True
+                self._stop.wait(self._poll_s)
 
     def _run_step(self, lease: Lease, step: Step, folder: Path) -> None:
         """Run one command; raises `JobRefused`, `_Crashed`, `_Cancelled` or `_Stopping`."""
@@ -164,10 +198,14 @@ class Worker:
                 while not child.ended():
                     stopping = self._stop.wait(self._poll_s)
                     try:
-                        relay.send(child.lines(0.0))
-                        status_now = relay.status()
+                        relay.read(child.lines(0.0))
+                        self._patiently(relay.send)
+                        status_now = self._patiently(relay.status)
                     except LeaseLost:
                         self._leave_alone(child, lease)
+                        raise
+                    except SQLAlchemyError:  # the worker stops, and cannot give the job back
+                        child.stop(self._grace_s)
                         raise
                     if status_now is Status.CANCELLING:
                         child.stop(self._grace_s)
@@ -177,7 +215,8 @@ class Worker:
                         raise _Stopping
             finally:
                 status, last = child.close()
-            relay.send(last)
+            relay.read(last)
+            self._patiently(relay.send)
         if status != 0:
             why = relay.failure or last_error_line(folder / "log.txt", begin)
             raise _verdict(step, status, plain(why))
@@ -199,11 +238,11 @@ class _Relay:
         self._lease = lease
         self._log = log
         self._renew_at = 0.0
+        self._reported: list[RunEvent] = []  # and not recorded yet
         self.failure: str | None = None  # why the child itself says that it failed
 
-    def send(self, lines: Sequence[str]) -> None:
-        """Record the events among `lines`; what is no event goes to the job's log."""
-        reported: list[RunEvent] = []
+    def read(self, lines: Sequence[str]) -> None:
+        """Find the events among `lines`; what is no event goes to the job's log."""
         for line in lines:
             event = events.parse(line)
             if event is None:
@@ -212,12 +251,17 @@ class _Relay:
             if isinstance(event, Failed):
                 self.failure = event.reason
                 continue  # becomes the job's error
-            if isinstance(event, Progress) and reported and isinstance(reported[-1], Progress):
-                reported.pop()  # only the newest of a burst: bounds the history of a fast run
-            reported.append(event)
+            newest = self._reported[-1] if self._reported else None
+            if isinstance(event, Progress) and isinstance(newest, Progress):
+                self._reported.pop()  # only the newest of a burst: bounds a fast run's history
+            self._reported.append(event)
         self._log.flush()
-        if reported:
-            self._queue.record(self._lease, reported)
+
+    def send(self) -> None:
+        """Record what was read; until that was done once, it may be tried again."""
+        if self._reported:
+            self._queue.record(self._lease, self._reported)
+            self._reported = []
             self._renewed()
 
     def status(self) -> Status:

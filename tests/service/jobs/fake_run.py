@@ -45,6 +45,13 @@ match options.behave:
         print('{"event": "progress", "step": 1, "total_steps": 3, "metrics": {"loss": NaN}}')
         print("x" * 200_000)
         sys.stdout.flush()
+    case "saves":
+
+        def save(*_: object) -> None:
+            (options.out / "saved").touch()
+            sys.exit(143)
+
+        signal.signal(signal.SIGTERM, save)
     case "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     case "parent":

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import Engine
 
-from service.database import open_database
+from service.database import open_database, writing
 from service.errors import Conflict, NotFound
 from service.jobs.events import Evaluation, Progress, Start
 from service.jobs.job import Job, Status
@@ -84,6 +84,24 @@ def test_a_finished_job_keeps_its_result_and_its_last_event_carries_it(
     last = queue.events(job.id)[-1]
     assert last.data["status"] == "succeeded"
     assert last.data["result"] == {"model": "m"}
+
+
+def test_a_look_that_waited_for_the_lock_leaves_leases_that_could_not_be_renewed(
+    open_queue: OpenQueue, engine: Engine
+) -> None:
+    queue = open_queue(lease_seconds=0.01)
+    queue.enqueue("fake", {})
+    lease = leased(queue)
+    time.sleep(0.05)
+    with ThreadPoolExecutor(1) as pool, writing(engine).connect() as connection:
+        with connection.begin():
+            connection.exec_driver_sql("SELECT 1")
+            look = pool.submit(queue.lease)
+            time.sleep(1.3)
+        assert look.result(10) is None
+    queue.heartbeat(lease)  # its runner's turn
+    time.sleep(0.05)
+    assert leased(queue).job.id == lease.job.id  # who is silent then is dead
 
 
 def test_an_expired_lease_queues_the_job_again_and_fences_the_old_worker(

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, update
+from sqlalchemy.exc import OperationalError
 
-from service.database import new_id
+from service.database import new_id, writing
 from service.jobs.job import Job, Status
 from service.jobs.queue import JobQueue
 from service.jobs.reasons import plain
@@ -170,6 +171,78 @@ def test_files_that_cannot_be_removed_do_not_take_the_worker_along(
 
     monkeypatch.setattr("service.jobs.worker.remove_folder", refuse)
     assert run(worker, queue).status is Status.SUCCEEDED
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database says that it is busy after a moment, not after ten seconds."""
+    monkeypatch.setattr("service.database._LOCK_WAIT_MS", 100)
+
+
+@contextmanager
+def write_lock(engine: Engine) -> Iterator[None]:
+    """Somebody who writes for long, such as an import."""
+    with writing(engine).connect() as connection, connection.begin():
+        connection.exec_driver_sql("SELECT 1")
+        yield
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_database_that_is_busy_for_long_costs_a_running_job_nothing(
+    worker: Worker, queue: JobQueue, engine: Engine, folders: Path
+) -> None:
+    job = queue.enqueue("fake", {"steps": 20, "seconds": 0.05})
+    running = threading.Thread(target=worker.run_one)
+    running.start()
+    until(lambda: queue.get(job.id).progress.step, "the first step")
+    with write_lock(engine):
+        time.sleep(1.5)  # the run has ended by now
+        assert queue.get(job.id).status is Status.RUNNING
+    running.join(10)
+    ended = queue.get(job.id)
+    assert (ended.status, ended.attempts) == (Status.SUCCEEDED, 1)
+    assert (folders / job.id / "run" / "starts").read_text() == "start\n"
+    told = [event.data["step"] for event in queue.events(job.id) if event.kind == "progress"]
+    assert told == sorted(set(told))
+    assert told[-1] == 20
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_idle_worker_outlives_a_database_that_is_busy(
+    open_queue: OpenQueue, engine: Engine, folders: Path
+) -> None:
+    queue = open_queue(lease_seconds=0.3)
+    worker = Worker(queue, {"fake": FakeJob()}, folders=folders, grace_s=0.5, poll_s=0.05)
+    job = queue.enqueue("fake", {})
+    with write_lock(engine):
+        assert not worker.run_one()
+    assert worker.run_one()
+    assert queue.get(job.id).status is Status.SUCCEEDED
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_worker_that_is_stopped_while_the_database_is_busy_lets_the_run_save_its_state(
+    worker: Worker, queue: JobQueue, engine: Engine, folders: Path
+) -> None:
+    job = queue.enqueue("fake", {"behave": "saves", "steps": 1000, "seconds": 0.02})
+    raised: list[Exception] = []
+
+    def work() -> None:
+        try:
+            worker.run_one()
+        except OperationalError as error:
+            raised.append(error)
+
+    running = threading.Thread(target=work)
+    running.start()
+    until(lambda: queue.get(job.id).progress.step, "the first step")
+    with write_lock(engine):
+        time.sleep(0.3)
+        worker.stop()
+        running.join(10)
+        assert len(raised) == 1
+    assert (folders / job.id / "run" / "saved").exists()
+    assert queue.get(job.id).status is Status.RUNNING  # until its lease has run out
 
 
 def test_a_type_the_worker_does_not_know_fails_the_job(worker: Worker, queue: JobQueue) -> None:
