@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from functools import partial
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from service.errors import NotFound
 from service.gallery import erasing
@@ -19,6 +22,7 @@ from service.training_record import TrainingRecord
 from service.writers import Writers
 
 DEFAULT_GALLERY = "default"
+_log = logging.getLogger(__name__)
 
 
 class Erasure:
@@ -44,13 +48,13 @@ class Erasure:
     async def subject(self, gallery: str, subject_id: str) -> ErasureReceipt:
         """Erase a subject with every sequence, and the embeddings held in this process."""
         receipt = await self._erase(erasing.erase_subject, gallery, subject_id)
-        await asyncio.to_thread(self._forget, receipt)
+        await self._clear(receipt, self._forget, self._clear_jobs)
         return receipt
 
     async def sequence(self, sequence_id: str) -> ErasureReceipt:
         """Erase a sequence, and its subject when it was the last one."""
         receipt = await self._erase(erasing.erase_sequence, sequence_id)
-        await asyncio.to_thread(self._forget, receipt)
+        await self._clear(receipt, self._forget, self._clear_jobs)
         return receipt
 
     async def gallery(self, gallery: str) -> ErasureReceipt:
@@ -58,7 +62,7 @@ class Erasure:
         gallery_id, _, _ = await asyncio.to_thread(self._store.head, gallery)
         receipt = await self._erase(erasing.erase_gallery, gallery, keep=gallery == DEFAULT_GALLERY)
         self._galleries.drop(gallery_id)
-        await asyncio.to_thread(self._clear_jobs, receipt)
+        await self._clear(receipt, self._clear_jobs)
         return receipt
 
     async def _erase(
@@ -67,6 +71,20 @@ class Erasure:
         work = partial(erase, self._store.engine, *what, models_of=self._record.models, **how)
         return await self._writers.run(self._reserve.spend, work)
 
+    async def _clear(
+        self, receipt: ErasureReceipt, *pieces: Callable[[ErasureReceipt], None]
+    ) -> None:
+        """Clear away what is left outside of the database.
+
+        The erasure is committed: a disk or a database that refuses now must not keep it from being
+        recorded and answered. The next search, the jobs' ends and the sweeps clear up after it.
+        """
+        for piece in pieces:
+            try:
+                await asyncio.to_thread(piece, receipt)
+            except (OSError, SQLAlchemyError):
+                _log.exception("after an erasure something is left for a while")
+
     def _clear_jobs(self, receipt: ErasureReceipt) -> None:
         remove_walks(self._jobs_dir, receipt.jobs)
         remove_leftovers(self._jobs, self._jobs_dir)
@@ -74,10 +92,8 @@ class Erasure:
     def _forget(self, receipt: ErasureReceipt) -> None:
         # Other processes follow at their next search; this one need not keep it until then.
         try:
-            gallery_id, newest, _ = self._store.head(receipt.gallery)
+            gallery_id, _, _ = self._store.head(receipt.gallery)
         except NotFound:  # the whole gallery went meanwhile
-            pass
-        else:
-            for held in self._galleries.held(gallery_id).values():
-                held.follow(newest)
-        self._clear_jobs(receipt)  # last: the disk may refuse, and memory does not
+            return
+        for held in self._galleries.held(gallery_id).values():
+            held.forget(receipt.sequence_ids)

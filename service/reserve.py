@@ -7,6 +7,7 @@ afterwards.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from service.errors import StorageFull
 
 _log = logging.getLogger(__name__)
 Result = TypeVar("Result")
+_PIECE = 64 * 1024
 
 
 class Reserve:
@@ -30,7 +32,7 @@ class Reserve:
         self._size = size
 
     def fill(self) -> None:
-        """Take the space, if it is not taken and there is any; a log line says when there is not.
+        """Take the space, if it is not taken, or most of what there is; a log line says how much.
 
         A file that another process removes at this moment only means that there is no reserve until
         the next time.
@@ -39,10 +41,13 @@ class Reserve:
             return
         try:
             with self._path.open("ab") as file:
-                os.posix_fallocate(file.fileno(), 0, self._size)
+                held = _extend(file.fileno(), self._size)
         except OSError as error:
             self._path.unlink(missing_ok=True)
             _log.warning("there is no space to reserve for erasures: %s", error.strerror)
+        else:
+            if held < self._size:
+                _log.warning("only %d bytes are reserved for erasures", held)
 
     def spend(self, erase: Callable[[], Result]) -> Result:
         """Erase something, with the reserve's space where there is no other left."""
@@ -63,3 +68,19 @@ class Reserve:
             return False
         _log.warning("the disk is full: an erasure uses the space reserved for it")
         return True
+
+
+def _extend(file: int, size: int) -> int:
+    """Give a file `size` bytes of the disk, or most of what is left; how many it has then.
+
+    What is left is little after an erasure that had to grow a file, and it is needed by the next.
+    """
+    try:
+        os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        held, disk = os.fstat(file).st_size, os.fstatvfs(file)
+        left = disk.f_bavail * disk.f_frsize * 15 // 16 // _PIECE * _PIECE  # others write, too
+        if error.errno != errno.ENOSPC or not held + left:
+            raise
+        os.posix_fallocate(file, 0, min(size, held + left))
+    return os.fstat(file).st_size

@@ -83,6 +83,7 @@ class Resources:
     identification: Identification
     verification: Verification
     erasure: Erasure
+    reserve: Reserve
     portability: Portability
 
 
@@ -209,6 +210,7 @@ async def open_resources(
                     identification=Identification(store, models, intake, metrics),
                     verification=Verification(store, models, intake, metrics),
                     erasure=Erasure(store, writers, galleries, record, reserve, settings),
+                    reserve=reserve,
                     portability=Portability(settings, store, writers, registry),
                 )
             finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -91,6 +91,11 @@ class FollowedGallery:
         """Apply what happened up to revision `newest`, at least."""
         with self._lock:
             self._follow(newest)
+
+    def forget(self, sequence_ids: Iterable[str]) -> None:
+        """Let go of sequences that were erased, without following: nothing is read or embedded."""
+        with self._lock:
+            self._drop(sequence_ids)
 
     def search(
         self,
@@ -182,9 +187,12 @@ class FollowedGallery:
             self._next_key += len(embedded)
             for key, (item, _) in zip(keys.tolist(), embedded, strict=True):
                 self._remember(key, item)
-        gone = [self._forget(item) for item in changes.erased if item in self._keys]
-        self._index.remove(np.array(gone, np.int64))
+        self._drop(changes.erased)
         self._revision = changes.revision
+
+    def _drop(self, sequence_ids: Iterable[str]) -> None:
+        gone = [self._forget(item) for item in sequence_ids if item in self._keys]
+        self._index.remove(np.array(gone, np.int64))
 
     def _remember(self, key: int, item: FollowedSequence) -> None:
         entry = _Entry(item.sequence_id, item.subject_id, _facets(item.metadata))

@@ -57,11 +57,11 @@ def record_read(request: Request, entry: Entry) -> None:
 async def record_erasure(
     request: Request, what: Literal["subject", "sequence", "gallery"], receipt: ErasureReceipt
 ) -> None:
-    """Forget whom it erased, and record an erasure that was committed.
+    """Forget whom it erased, and record an erasure that was committed; from a full disk, too.
 
     Raises `ErasureUnrecorded`.
     """
-    audit = resources(request).audit
+    audit, reserve = resources(request).audit, resources(request).reserve
 
     def forget_and_record() -> None:
         if what == "gallery":
@@ -71,7 +71,7 @@ async def record_erasure(
         audit.changed(entries.erasure(what, receipt), _caller(request))
 
     try:
-        await asyncio.to_thread(forget_and_record)
+        await asyncio.to_thread(reserve.spend, forget_and_record)
     except (OSError, SQLAlchemyError) as error:
         if storage_trouble(error) is None:
             raise

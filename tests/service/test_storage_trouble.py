@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import io
+import json
+import os
 import signal
 import socket
 import sqlite3
@@ -12,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -111,13 +114,13 @@ def test_without_the_record_searches_go_on_with_a_full_disk(serve: Serve) -> Non
 
 
 @contextmanager
-def full_while(path: Path) -> Iterator[None]:
-    """A disk on which no row can be deleted while the file is there."""
+def refusing(writes: str, code: int, when: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """A database that answers a statement that begins so with an error of SQLite's, at times."""
 
     def refuse(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if statement.startswith("DELETE FROM sequence") and path.exists():
-            error = sqlite3.OperationalError("database or disk is full")
-            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        if statement.startswith(writes) and when():
+            error = sqlite3.OperationalError("busy or full")
+            error.sqlite_errorcode = code
             raise OperationalError(statement, None, error)
 
     event.listen(Engine, "before_cursor_execute", refuse)
@@ -125,6 +128,14 @@ def full_while(path: Path) -> Iterator[None]:
         yield
     finally:
         event.remove(Engine, "before_cursor_execute", refuse)
+
+
+@contextmanager
+def full_while(path: Path, writes: str = "DELETE FROM sequence") -> Iterator[None]:
+    """A disk on which no row can be deleted, or so, while the file is there."""
+
+    with refusing(writes, sqlite3.SQLITE_FULL, path.exists):
+        yield
 
 
 def test_a_full_disk_can_be_erased_from_with_the_space_reserved_for_that(
@@ -149,6 +160,25 @@ def test_a_full_disk_can_be_erased_from_with_the_space_reserved_for_that(
     assert client.get("/subjects/bert").status_code == 200
 
 
+@pytest.mark.parametrize("writes", ["UPDATE audit", "INSERT INTO audit"])
+def test_the_space_reserved_for_erasures_is_also_for_what_the_record_has_of_them(
+    serve: Serve, tmp_path: Path, writes: str
+) -> None:
+    client = serve()
+    reserve = tmp_path / "data" / "reserve"
+    enrol(client, "anna", walk(1))
+    deadline = time.monotonic() + 20
+    while not reserve.exists():  # the first sweep takes it
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    with full_while(reserve, writes):
+        assert client.delete("/subjects/anna").status_code == 200
+    lines = [json.loads(line) for line in client.get("/audit").text.splitlines()][:2]
+    assert [line["action"] for line in lines] == ["enroll", "erase_subject"]
+    assert [line["subject_id"] for line in lines] == [None, None]
+    assert reserve.exists()
+
+
 @pytest.mark.parametrize("code", [sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL])
 def test_an_erasure_that_cannot_be_recorded_is_said_to_be_made_and_is_not_sent_again(
     serve: Serve, code: int
@@ -156,21 +186,54 @@ def test_an_erasure_that_cannot_be_recorded_is_said_to_be_made_and_is_not_sent_a
     client = serve()
     enrol(client, "anna", walk(1))
 
-    def refuse(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if statement.startswith("INSERT INTO audit"):
-            error = sqlite3.OperationalError("busy or full")
-            error.sqlite_errorcode = code
-            raise OperationalError(statement, None, error)
-
-    event.listen(Engine, "before_cursor_execute", refuse)
-    try:
-        with Client(str(client.base_url)) as calling, pytest.raises(StorageFull) as refusal:
-            calling.erase_subject("anna")
-    finally:
-        event.remove(Engine, "before_cursor_execute", refuse)
+    with (
+        refusing("INSERT INTO audit", code),
+        Client(str(client.base_url)) as calling,
+        pytest.raises(StorageFull) as refusal,
+    ):
+        calling.erase_subject("anna")
     assert refusal.value.slug == "erasure-unrecorded"
     assert "1 sequences" in refusal.value.detail
     assert client.get("/subjects/anna").status_code == 404
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL])
+def test_an_erasure_answers_as_made_whatever_the_index_in_memory_would_have_to_write(
+    serve: Serve, tmp_path: Path, code: int
+) -> None:
+    client = serve()
+    enrol(client, "anna", walk(1))
+    assert identify(client, walk(1)).status_code == 200  # the index is in memory
+    enrol(client, "bert", walk(2))
+    with closing(sqlite3.connect(tmp_path / "data" / "gaitid.sqlite")) as other:
+        # As when another process enrols with another model: embedded when the index follows.
+        other.execute(
+            "DELETE FROM embedding WHERE sequence_id ="
+            " (SELECT id FROM sequence WHERE subject_id = 'bert')"
+        )
+        other.commit()
+    with refusing("INSERT INTO embedding", code):
+        receipt = client.delete("/subjects/anna")
+    assert receipt.status_code == 200
+    assert receipt.json()["erased"]["sequences"] == 1
+    assert '"erase_subject"' in client.get("/audit").text
+    found = identify(client, walk(1)).json()["candidates"]
+    assert [candidate["subject_id"] for candidate in found] == ["bert"]
+
+
+def test_an_erasure_that_leaves_files_of_jobs_behind_is_recorded_all_the_same(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = serve()
+    enrol(client, "anna", walk(1))
+
+    def busy(*_: object) -> None:
+        raise OSError(errno.ENOTEMPTY, "files appear as fast as they are removed")
+
+    monkeypatch.setattr("service.erasure.remove_walks", busy)
+    assert client.delete("/subjects/anna").status_code == 200
+    assert '"erase_subject"' in client.get("/audit").text
+    assert "something is left" in caplog.text
 
 
 def test_a_service_without_a_reserve_keeps_none(serve: Serve, tmp_path: Path) -> None:
@@ -191,6 +254,35 @@ def test_a_disk_with_no_room_for_a_reserve_is_said_and_survived(
     Reserve(tmp_path / "reserve", 4096).fill()
     assert "no space to reserve" in caplog.text
     assert not (tmp_path / "reserve").exists()
+
+
+def test_a_reserve_takes_what_there_is_and_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocks = 80
+    take = os.posix_fallocate
+
+    def nearly_full(file: int, begin: int, size: int) -> None:
+        if size > os.fstat(file).st_size + blocks * 4096:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        take(file, begin, size)
+
+    def left(_file: int) -> SimpleNamespace:
+        return SimpleNamespace(f_bavail=blocks, f_frsize=4096)
+
+    monkeypatch.setattr("os.posix_fallocate", nearly_full)
+    monkeypatch.setattr("os.fstatvfs", left)
+    reserve = Reserve(tmp_path / "reserve", 10**6)
+    reserve.fill()
+    held = (tmp_path / "reserve").stat().st_size
+    assert 80 * 4096 * 3 // 4 < held < 80 * 4096
+    assert f"only {held} bytes" in caplog.text
+    blocks = 1
+    reserve.fill()
+    assert (tmp_path / "reserve").stat().st_size == held
+    blocks = 1000
+    reserve.fill()
+    assert (tmp_path / "reserve").stat().st_size == 10**6
 
 
 def test_an_import_that_fills_the_disk_is_507_and_leaves_nothing(
