@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from service.commands.failure import CommandFailed
+from service.commands.failure import CommandFailed, StorageRefused
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -36,14 +36,24 @@ def settings_from(**given: Any) -> Settings:
 
 @contextmanager
 def database(settings: Settings) -> Iterator[Engine]:
-    """The deployment's database, with today's tables; it is made where there is none."""
-    from service.database import migrate, open_database
+    """The deployment's database, with today's tables; it is made where there is none.
+
+    What storage refuses within is raised as `StorageRefused`.
+    """
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from service.database import migrate, open_database, storage_trouble
 
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     engine = open_database(settings.resolved_database_url)
     try:
         migrate(engine)
         yield engine
+    except (OSError, SQLAlchemyError) as error:
+        trouble = storage_trouble(error)
+        if trouble is None:
+            raise
+        raise StorageRefused(trouble.detail) from error
     finally:
         engine.dispose()
 

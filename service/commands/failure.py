@@ -19,6 +19,12 @@ class WrongUsage(CommandFailed):
     status = 2
 
 
+class StorageRefused(CommandFailed):
+    """The database is busy, full or out of reach; later it may go. A job is tried again."""
+
+    status = 75  # EX_TEMPFAIL, as the guard's
+
+
 @contextmanager
 def complaints() -> Iterator[None]:
     """Errors of `models` say what is wrong with a file; nobody needs their traceback."""

@@ -25,7 +25,7 @@ from typing import IO, NoReturn
 
 LOCK_TIMEOUT_S = 20.0
 _NICENESS = 10  # a job gives way to whoever answers requests on the same cores
-LOCKED = 75  # EX_TEMPFAIL: the command was not started, another process still uses the folder
+LOCKED = 75  # EX_TEMPFAIL: another process uses the folder; a command says it of the database
 
 
 def command_line(command: tuple[str, ...], *, lock: str | None = None) -> list[str]:

@@ -279,7 +279,7 @@ def _verdict(step: Step, status: int, reason: str) -> JobRefused | _Crashed:
     """What a child's end with a status other than 0 means for the job."""
     said = f": {reason}" if reason else ""
     if status == LOCKED:
-        return _Crashed(reason)
+        return _Crashed(reason or f"{step.name} could not go on")  # a full disk takes no reason
     if status > 128:
         return _Crashed(f"{step.name} was ended by signal {status - 128}{said}")
     return JobRefused(f"{step.name} failed{said or f' with status {status}'}")

@@ -2,9 +2,11 @@ import io
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -164,6 +166,22 @@ def test_a_key_is_shown_once_and_can_be_revoked(gaitid: Gaitid, tmp_path: Path) 
     assert gaitid("keys", "revoke", "nope", *folder)[0] == 1
     status, _, err = gaitid("keys", "add", "--scope", "everything", *folder)
     assert (status, "enroll" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "command", [("keys", "add", "--scope", "admin"), ("export-gallery", "default", "out.zip")]
+)
+def test_a_database_that_is_busy_is_said_in_a_sentence(
+    gaitid: Gaitid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("service.database._LOCK_WAIT_MS", 50)
+    monkeypatch.chdir(tmp_path)
+    assert gaitid("keys", "list", "--data-dir", tmp_path)[0] == 0  # makes the database
+    with closing(sqlite3.connect(tmp_path / "gaitid.sqlite", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        status, out, err = gaitid(*command, "--data-dir", tmp_path)
+    assert (status, out) == (75, "")
+    assert err == "gaitid: The database is busy with other work. Try again in a moment.\n"
 
 
 def test_a_key_may_have_a_rate_of_its_own(gaitid: Gaitid, tmp_path: Path) -> None:

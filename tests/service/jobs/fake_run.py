@@ -39,6 +39,9 @@ match options.behave:
         os.kill(os.getpid(), signal.SIGKILL)
     case "crash once" if len((options.out / "starts").read_text().splitlines()) == 1:
         os.kill(os.getpid(), signal.SIGKILL)
+    case "busy once" if len((options.out / "starts").read_text().splitlines()) == 1:
+        print("gaitid: The database is busy with other work.", file=sys.stderr)
+        sys.exit(75)
     case "babble":
         print("Downloading... 100%")
         print('{"event": "progress", "step": "three"}')

@@ -128,6 +128,15 @@ def test_a_child_that_crashes_is_tried_again(worker: Worker, queue: JobQueue) ->
     assert (job.status, job.attempts) == (Status.SUCCEEDED, 2)
 
 
+def test_a_child_whose_database_is_busy_is_tried_again(worker: Worker, queue: JobQueue) -> None:
+    job = run(worker, queue, behave="busy once")
+    assert job.status is Status.QUEUED
+    told = [event.data.get("reason") for event in queue.events(job.id)]
+    assert told[-1] == "gaitid: The database is busy with other work."
+    assert worker.run_one()
+    assert queue.get(job.id).status is Status.SUCCEEDED
+
+
 def test_a_child_that_always_crashes_fails_the_job_in_the_end(
     worker: Worker, queue: JobQueue, folders: Path
 ) -> None:
