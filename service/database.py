@@ -12,7 +12,7 @@ from typing import Literal
 import uuid_utils
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import DateTime, Dialect, Engine, TypeDecorator, create_engine, event
+from sqlalchemy import Connection, DateTime, Dialect, Engine, TypeDecorator, create_engine, event
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import DeclarativeBase
@@ -21,6 +21,7 @@ from service.errors import ServiceError, StorageFull, Unavailable
 
 _log = logging.getLogger(__name__)
 
+_LARGEST_REWRITE = 250_000_000
 _LOCK_WAIT_MS = 10_000  # for another process that writes; a request then says 503
 _SQLITE_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _SQLITE_OUT_OF_REACH = frozenset(
@@ -149,6 +150,47 @@ def empty_log(engine: Engine) -> None:
                 _log.warning("the write-ahead log keeps what was erased until the next sweep")
         finally:
             connection.close()
+
+
+def note_erasure(connection: Connection) -> None:
+    """Count a transaction that erases, so that `rewrite` finds something to do; one that writes."""
+    if connection.dialect.name == "sqlite":
+        count = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA user_version={count + 1}")
+
+
+def rewrite(engine: Engine, largest: int = _LARGEST_REWRITE) -> None:
+    """Write SQLite's file anew, if something was erased since that was done.
+
+    `secure_delete` overwrites what is deleted. Where a row had moved from one page to another
+    before, a copy of it may be left in the unused part of the old one.
+
+    Writers wait meanwhile, some seconds for 250 MB, so a file of more than `largest`
+    bytes is left as it is; a log line says so, or what else keeps it from being written.
+    """
+    if engine.dialect.name != "sqlite":
+        return
+    connection = engine.raw_connection()  # inside a transaction there is no VACUUM
+    try:
+        cursor = connection.cursor()
+        pragma = {
+            name: cursor.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("user_version", "page_count", "page_size")
+        }
+        if not pragma["user_version"]:
+            return
+        if pragma["page_count"] * pragma["page_size"] > largest:
+            _log.warning("a database with traces of what was erased is too large to be rewritten")
+            return
+        cursor.execute("VACUUM")
+        cursor.execute("BEGIN IMMEDIATE")
+        if cursor.execute("PRAGMA user_version").fetchone()[0] == pragma["user_version"]:
+            cursor.execute("PRAGMA user_version=0")  # nothing was erased meanwhile
+        cursor.execute("COMMIT")
+    except sqlite3.OperationalError as error:  # busy, or no space left: the next time, then
+        _log.warning("traces of what was erased are left in a database: %s", error)
+    finally:
+        connection.close()
 
 
 def storage_trouble(error: Exception) -> ServiceError | None:

@@ -18,7 +18,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from service.database import empty_log, now
+from service.database import empty_log, now, rewrite
 from service.errors import NotFound
 from service.gallery.cache import GalleryCache
 from service.gallery.erasing import erase_older
@@ -100,6 +100,7 @@ class Retention:
                     break
             if sequences > before:
                 await asyncio.to_thread(self._follow, gallery_id, name)
+        await self._writers.run(rewrite, self._store.engine)
         # Always: an erasure's process may have died before it did, or had to leave it.
         await self._writers.run(empty_log, self._store.engine)
         folders = await asyncio.to_thread(self._tidy_jobs, at)

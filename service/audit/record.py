@@ -24,7 +24,15 @@ from sqlalchemy.engine import Row
 from service.audit.chain import BEGINNING, canonical, commitment, line_hash
 from service.audit.entries import SERVICE, Actor, Entry
 from service.audit.tables import AuditRow
-from service.database import empty_log, migrate, now, open_database, writing
+from service.database import (
+    empty_log,
+    migrate,
+    note_erasure,
+    now,
+    open_database,
+    rewrite,
+    writing,
+)
 from service.gallery.listing import is_enrolled
 from service.logs import request_id
 from service.settings import Settings
@@ -119,7 +127,8 @@ class AuditRecord:
         if subject_id is not None:
             change = change.where(AuditRow.subject_id == subject_id)
         with self._writing(self._flushing) as connection:
-            connection.execute(change.values(subject_id=None, salt=None))
+            if connection.execute(change.values(subject_id=None, salt=None)).rowcount:
+                note_erasure(connection)
         empty_log(self._flushing)
 
     def tidy(self) -> None:
@@ -133,6 +142,8 @@ class AuditRecord:
                 self.forget(gallery, subject_id)
         if self._max_age is not None:
             self._drop(now() - self._max_age)
+        with self._lock:
+            rewrite(self._flushing)
         empty_log(self._flushing)  # what died, or had to wait, before it did
 
     # Reading
@@ -182,6 +193,8 @@ class AuditRecord:
             gone = connection.execute(
                 delete(AuditRow).where(AuditRow.number < func.coalesce(young, newest))
             ).rowcount
+            if gone:
+                note_erasure(connection)
         if gone:
             self._append(self._flushing, Entry("drop_old_lines", details={"lines": gone}), SERVICE)
             empty_log(self._flushing)

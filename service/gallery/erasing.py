@@ -1,9 +1,9 @@
 """Erase a subject, a sequence or a gallery in one transaction, and say what went.
 
 SQLite overwrites what it deletes (`secure_delete`); the write-ahead log still holds older pages,
-so it is emptied into the database afterwards. Answers kept for idempotency keys may name a
-subject or a sequence, so those that do go too, and jobs that work on copies of the gallery's walks
-are cancelled.
+so it is emptied into the database afterwards, and the next sweep rewrites the file. Answers kept
+for idempotency keys may name a subject or a sequence, so those that do go too, and jobs that work
+on copies of the gallery's walks are cancelled.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import ColumnElement, Engine, delete, func, select
 from sqlalchemy.orm import Session
 
-from service.database import empty_log, new_id, now, writing
+from service.database import empty_log, new_id, note_erasure, now, writing
 from service.gallery.listing import missing_subject
 from service.gallery.records import ErasureReceipt
 from service.gallery.store import missing_gallery, missing_sequence, raise_revision
@@ -114,6 +114,7 @@ def erase_gallery(
         forget_findings(session, gallery)
         max_age_days = row.max_age_days
         session.execute(delete(GalleryRow).where(GalleryRow.id == row.id))
+        note_erasure(session.connection())
         if keep:
             session.add(
                 GalleryRow(
@@ -176,6 +177,7 @@ def _erase_sequences(
             ErasedSequenceRow(gallery_id=gallery_id, sequence_id=sequence_id, revision=revision)
         )
     forget_answers_about(session, sequence_ids)
+    note_erasure(session.connection())
     return embeddings
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
@@ -10,9 +12,11 @@ import pytest
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from service.database import open_database, writing
+from service.database import now, open_database, writing
+from service.gallery.erasing import erase_older
 from service.gallery.export import export_gallery
 from service.gallery.sealing import Sealing
+from service.gallery.store import GalleryStore
 from service.gallery.tables import EmbeddingRow, SequenceRow
 from service.jobs.job import Status
 from service.jobs.plan import scratch
@@ -225,3 +229,38 @@ def test_the_record_keeps_no_order_and_one_row_a_subject(
         hashes = list(session.scalars(select(TrainedSubjectRow.subject_hash)))
     assert len(hashes) == 3
     assert hashes == sorted(hashes)
+
+
+@pytest.mark.parametrize("erase", ["subject", "sequence", "gallery", "age"])
+def test_a_database_that_was_erased_from_is_rewritten_by_the_next_sweep(
+    serve: Serve, engine: Engine, data: Path, erase: str
+) -> None:
+    record = open_database(f"sqlite:///{data / 'audit.sqlite'}")
+
+    def erasures(database: Engine) -> int:
+        with database.connect() as connection:
+            count: int = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+        return count
+
+    client = serve()
+    sequence = enrol(client, NAME, walk(1)).json()["sequences"][0]["sequence_id"]
+    assert (erasures(engine), erasures(record)) == (0, 0)
+    match erase:
+        case "subject":
+            client.delete(f"/subjects/{NAME}")
+        case "sequence":
+            client.delete(f"/sequences/{sequence}")
+        case "gallery":
+            client.delete("/galleries/default")
+        case "age":
+            client.patch("/galleries/default", json={"max_age_days": 1})
+            later = now() + timedelta(days=2)
+            gallery_id, _, _ = GalleryStore(engine).head("default")
+            assert erase_older(engine, gallery_id, later, 10) == (1, 1)
+    assert erasures(engine) == 1
+    serve()  # another process: it sweeps and tidies as it starts
+    deadline = time.monotonic() + 20
+    while erasures(engine) or erasures(record):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    record.dispose()
