@@ -57,6 +57,7 @@ from training.recipe import (
     RecipeError,
     load,
 )
+from training.teachers import Teacher
 from training.trainer import Trainer, require_finite
 
 ALONE: Final = "labels alone"
@@ -119,6 +120,8 @@ class Exam:
 def recipe_of(base: Recipe, arm: str, seed: int) -> Recipe:
     """The run of one arm and seed: by its card anybody can take it again."""
     terms, distillation = ARMS[arm]
+    # In all arms alike, or a teacher that does not know the students' identities suited some only.
+    distillation = distillation.model_copy(update={"prototypes": base.distillation.prototypes})
     changed = {"seed": seed, "terms": terms, "distillation": distillation}
     recipe = base.model_copy(update=changed)
     return recipe if recipe.distils else recipe.model_copy(update={"teachers": ()})
@@ -154,16 +157,37 @@ def finished(folder: Path, recipe: Recipe, preparation: Preparation) -> bool:
     return True
 
 
-def train(base: Recipe, arms: Sequence[str], seed: int, out: Path, group: Group) -> None:
-    """Train every arm that is not finished, with one seed, side by side."""
+def train(
+    base: Recipe,
+    arms: Sequence[str],
+    seed: int,
+    out: Path,
+    group: Group,
+    teachers: tuple[Teacher, ...] | None = None,
+) -> tuple[Teacher, ...] | None:
+    """Train every arm that is not finished, with one seed, side by side.
+
+    Args:
+        base: network, batches, optimiser and steps.
+        arms: keys of `ARMS`.
+        seed: of all arms.
+        out: folder of the arms' folders.
+        group: this process alone.
+        teachers: what an earlier seed returned, which spares giving them prototypes again.
+
+    Returns:
+        The teachers, prepared; None where no arm has any.
+    """
     prepared: dict[str, tuple[Recipe, Preparation]] = {}
     for arm in arms:
         recipe = recipe_of(base, arm, seed)
-        preparation = prepare(recipe, group.device)
+        preparation = prepare(recipe, group.device, teachers if recipe.distils else None)
+        if recipe.distils:
+            teachers = preparation.teachers
         if not finished(_folder(out, arm, seed), recipe, preparation):
             prepared[arm] = (recipe, preparation)
     if not prepared:
-        return
+        return teachers
     trainers = {arm: Trainer(*parts, group) for arm, parts in prepared.items()}
     # The arm of labels alone has no teacher to ask: one that has teaches all.
     teaching = max(prepared, key=lambda arm: prepared[arm][0].distils)
@@ -199,6 +223,7 @@ def train(base: Recipe, arms: Sequence[str], seed: int, out: Path, group: Group)
             thresholds=(),
         )
         checkpoint.save(_folder(out, arm, seed), trainer.result, described)
+    return teachers
 
 
 def judge(folder: Path, test: Exam, device: torch.device) -> Retrieval:
@@ -252,8 +277,9 @@ def main() -> None:
     )
     group, resampling = join(), Resampling()
     tables: dict[str, object] = {}
+    teachers = None
     for seed in arguments.seeds:
-        train(base, arguments.arms, seed, arguments.out, group)
+        teachers = train(base, arguments.arms, seed, arguments.out, group, teachers)
     for test in arguments.test:
         found = {
             arm: [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,8 +19,9 @@ from training.data.pack import Pack
 from training.identities import identity_hash, split
 from training.operating_points import threshold_at
 from training.optimisation import Precision
-from training.recipe import Problem, Recipe, RecipeError
-from training.teachers import Teacher, check
+from training.prototypes import with_prototypes
+from training.recipe import IdentityTerm, Problem, Recipe, RecipeError
+from training.teachers import Teacher, check, freeze, knows
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,16 @@ class Preparation:
         return hashlib.sha256("\n".join(ingredients).encode()).hexdigest()
 
 
-def prepare(recipe: Recipe, device: torch.device) -> Preparation:
+def prepare(
+    recipe: Recipe, device: torch.device, teachers: tuple[Teacher, ...] | None = None
+) -> Preparation:
     """Open the dataset, build or load the student, load the teachers, and check that they fit.
+
+    Args:
+        recipe: of the run.
+        device: where networks go.
+        teachers: as an earlier preparation with the same teachers and dataset made them, to save
+            the time; None: the recipe's are loaded.
 
     Raises:
         RecipeError: something the recipe names is missing or does not fit.
@@ -80,10 +89,13 @@ def prepare(recipe: Recipe, device: torch.device) -> Preparation:
     identities = identity_hash(chosen.train)
     torch.manual_seed(recipe.seed)
     student, origin = _student(recipe, len(chosen.train), identities)
-    teachers = tuple(Teacher.load(t.checkpoint, device) for t in recipe.teachers)
+    if teachers is None:
+        teachers = tuple(Teacher.load(t.checkpoint, device) for t in recipe.teachers)
     check(recipe, teachers, student, identities)
+    train = pack.subset(chosen.train)
+    teachers = tuple(_with_classifier(t, recipe, train, identities, device) for t in teachers)
     return Preparation(
-        train=pack.subset(chosen.train),
+        train=train,
         held_out=pack.subset(chosen.held_out) if chosen.held_out else None,
         student=student.to(device),
         teachers=teachers,
@@ -111,6 +123,18 @@ def _student(recipe: Recipe, count: int, identities: str) -> tuple[GaitNetwork, 
         weights = {**weights, **fresh}
     student.load_state_dict(weights)
     return student, card.digest
+
+
+def _with_classifier(
+    teacher: Teacher, recipe: Recipe, train: Pack, identities: str, device: torch.device
+) -> Teacher:
+    """A teacher whose logits, if a term asks for them, are of the identities in `train`."""
+    asked = any(isinstance(term, IdentityTerm) for term in recipe.terms)
+    if not asked or knows(teacher, recipe, len(train.subjects), identities):
+        return teacher
+    network = with_prototypes(teacher.network, train, Precision.choose(recipe.precision, device))
+    freeze(network)
+    return replace(teacher, network=network, identities=identities, prototypes=True)
 
 
 def _build(architecture: str, config: Mapping[str, object]) -> GaitNetwork:
@@ -180,7 +204,10 @@ def card(
         },
         "identity_hash": preparation.identities,
         "started_from": preparation.origin,
-        "teachers": [{"name": t.name, "digest": t.digest} for t in preparation.teachers],
+        "teachers": [
+            {"name": t.name, "digest": t.digest, "prototypes": t.prototypes}
+            for t in preparation.teachers
+        ],
         "losses": dict(losses),
         "seconds": round(seconds, 1),
         "hardware": provenance.hardware(next(network.parameters()).device),

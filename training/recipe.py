@@ -206,7 +206,7 @@ class RelationTerm(Term):
 
 LabelTerm = TripletTerm | CrossEntropyTerm
 IdentityTerm = LogitTerm | LogitRegressionTerm | DecoupledTerm
-"""Terms on a teacher's logits: they need a teacher trained on the same identities."""
+"""Terms on a teacher's logits of the same identities: its own, or `training.prototypes`."""
 CoordinateTerm = BoundaryTerm | HintTerm
 """Terms on a teacher's coordinates: they need its width, or a connector."""
 DistanceTerm = RankingTerm | RelationTerm
@@ -230,6 +230,11 @@ class Distillation(Section):
         default=False,
         description="Trust that a teacher whose card does not prove it lists the same identities "
         "in the same order.",
+    )
+    prototypes: bool = Field(
+        default=False,
+        description="A teacher that was not trained on the student's identities tells them apart "
+        "by the mean of each one's walks.",
     )
     ramp: Share = Field(
         default=0.0, description="Share of the run over which the terms' weights rise from 0."

@@ -40,12 +40,14 @@ class Teacher:
         network: in eval mode, without gradients.
         digest: names its weights.
         identities: hash of the ids it was trained on, or None when its card has none.
+        prototypes: whether its classifier is of `training.prototypes`, not of its training.
     """
 
     name: str
     network: GaitNetwork
     digest: str
     identities: str | None
+    prototypes: bool = False
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> Teacher:
@@ -140,17 +142,26 @@ def _too_few(recipe: Recipe, term: AnyTerm, student: GaitNetwork) -> str | None:
     return None
 
 
+def knows(teacher: Teacher, recipe: Recipe, count: int, identities: str) -> bool:
+    """Whether a teacher's own classifier is of the student's identities, `count` of this hash."""
+    listed = teacher.identities == identities or recipe.distillation.assume_same_identities
+    return listed and teacher.network.identities == count
+
+
 def _identities_differ(
     recipe: Recipe, teacher: Teacher, student: GaitNetwork, identities: str
 ) -> str | None:
-    instead = "use the terms ranking, relation, hint or boundary (the latter with connector = true)"
+    if recipe.distillation.prototypes or knows(teacher, recipe, student.identities, identities):
+        return None
+    instead = (
+        "set distillation.prototypes = true, or use the terms ranking, relation, hint or boundary "
+        "(the latter with connector = true)"
+    )
     if teacher.network.identities != student.identities:
         return (
             f"the teacher knows {teacher.network.identities} identities and the student learns "
             f"{student.identities}; {instead}"
         )
-    if teacher.identities == identities or recipe.distillation.assume_same_identities:
-        return None
     what = "does not say which" if teacher.identities is None else "was trained on other"
     return (
         f"the teacher {what} identities, so its logits' order may not be the student's; {instead}, "

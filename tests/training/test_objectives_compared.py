@@ -69,6 +69,22 @@ def test_only_the_test_set_of_a_pack_is_judged(base: Recipe, pack: Path, tmp_pat
     assert rows[TAUGHT]["gain over labels alone"] == [0, 0, 0]
 
 
+def test_all_arms_and_seeds_share_the_prototypes_of_a_teacher_of_other_people(
+    pack: Path, make_teacher: Callable[..., Path], tmp_path: Path
+) -> None:
+    settings = ("steps=3", "distillation.prototypes=true")
+    base = tiny("student-baseline", pack, *settings, teachers=(make_teacher(subjects=7),))
+    arms = [ALONE, "logit, T = 4", TAUGHT]
+    first = train(base, arms, 0, tmp_path, GROUP)
+    second = train(base, arms, 1, tmp_path, GROUP, first)
+    assert first is not None
+    assert second is not None
+    assert first[0].prototypes
+    assert first[0] is second[0]
+    taught: Any = checkpoint.read_card(folder(tmp_path, TAUGHT)).training
+    assert taught["teachers"][0]["prototypes"]
+
+
 @pytest.mark.parametrize("test", ["a=none.pack:cross-view", "a={pack}:none", "a={pack}:grew"])
 def test_a_test_that_cannot_be_made_is_refused_before_training(pack: Path, test: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):

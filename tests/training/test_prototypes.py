@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from tests.training.test_objective import prepared
+from training.data.pack import Pack
+from training.optimisation import Precision
+from training.prototypes import with_prototypes
+from training.teachers import Teacher
+
+CPU = torch.device("cpu")
+EXACT = Precision(CPU, half=False)
+MakeTeacher = Callable[..., Path]
+
+
+def clip(pack: Pack, walk: int) -> torch.Tensor:
+    """A whole walk as a batch of one, `[1, s, 64, 44]`."""
+    return torch.from_numpy(pack.silhouettes(walk)[None, :, :, 10:54] / np.float32(255))
+
+
+def test_logits_are_cosines_with_the_mean_walk_of_each_subject_behind_a_recentred_neck(
+    pack: Path, make_teacher: MakeTeacher
+) -> None:
+    walks = Pack.open(pack)
+    network = Teacher.load(make_teacher(subjects=3, mixing=True), CPU).network
+    assert network.head.mixing is not None
+    made = with_prototypes(network, walks, EXACT)
+    with torch.no_grad():
+        before = torch.cat([network(clip(walks, i)).embeddings for i in range(len(walks))])
+        centred = (before - before.mean(0)).flatten(1)  # its variance is 1, as drawn
+        mixed = centred @ network.head.mixing.weight.T / np.sqrt(1 + network.head.neck.eps)
+        units = functional.normalize(mixed.view_as(before), dim=1)
+        for i in range(len(walks)):
+            found = made(clip(walks, i))
+            torch.testing.assert_close(found.embeddings, before[i : i + 1])
+            for subject in range(len(walks.subjects)):
+                mean = functional.normalize(units[walks.labels == subject].sum(0), dim=0)
+                cosines = (mean * units[i]).sum(0)
+                torch.testing.assert_close(found.logits[0, subject], cosines, atol=1e-5, rtol=1e-4)
+
+
+def test_people_that_a_teacher_never_learnt_are_told_apart(
+    pack: Path, make_teacher: MakeTeacher
+) -> None:
+    walks = Pack.open(pack)
+    made = with_prototypes(Teacher.load(make_teacher(subjects=3), CPU).network, walks, EXACT)
+    with torch.no_grad():
+        guesses = [int(made(clip(walks, i)).logits.mean(2).argmax()) for i in range(len(walks))]
+    right = np.mean(np.array(guesses) == walks.labels)
+    assert right > 3 / len(walks.subjects), right
+
+
+def test_a_recipe_can_ask_for_them_and_a_card_says_so(
+    pack: Path, make_teacher: MakeTeacher
+) -> None:
+    stranger, acquaintance = make_teacher(subjects=7, known=False), make_teacher()
+    found = prepared(
+        pack, "gaitkd", [stranger, acquaintance], "distillation.prototypes=true"
+    ).teachers
+    assert [teacher.prototypes for teacher in found] == [True, False]
+    assert [teacher.network.identities for teacher in found] == [6, 6]
+    assert not any(w.requires_grad for t in found for w in t.network.parameters())
+    own = Teacher.load(acquaintance, CPU).network.head.classifier.weight
+    assert torch.equal(found[1].network.head.classifier.weight, own)
+
+
+def test_nothing_is_computed_for_a_teacher_that_no_term_asks_for_logits(
+    pack: Path, make_teacher: MakeTeacher
+) -> None:
+    settings = ["terms=[{kind='triplet'}, {kind='ranking'}]", "distillation.prototypes=true"]
+    (teacher,) = prepared(pack, "gaitkd", [make_teacher(subjects=7)], *settings).teachers
+    assert (teacher.prototypes, teacher.network.identities) == (False, 7)
