@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from training.events import Done, Evaluated, Progressed, Reporter, Started
 from training.recipe import Problem, RecipeError
 
 _REPORTS = 100
+_WIDE = 500  # columns, where nobody looks: a file gets each line whole
 
 
 def judge(
@@ -78,7 +80,8 @@ def judge(
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(result.to_json() + "\n", encoding="utf-8")
     if tables:
-        Console().print(console_tables(result))
+        width = None if sys.stdout.isatty() else _WIDE
+        Console(width=width).print(console_tables(result))
     metrics = result.metrics()
     reporter.report(Evaluated(metrics))
     reporter.report(Done(str(checkpoint), metrics))

@@ -3,7 +3,7 @@
     result = evaluate_checkpoint(Path("run/checkpoint"), Path("test.pack"), "cross-view")
     result.metrics()            {"rank1": 0.83, …}   for events and cards
     result.to_json()            everything, on one line
-    markdown(result)            tables for documents; console_tables(result) for the terminal
+    console_tables(result)      tables for the terminal
 
     evaluate_checkpoint(checkpoint, pack, protocol, *, device="auto", mirror=None, baselines=None,
                         error_rates=True, against=(), resampling=Resampling(seed=0, replicates=1000,
@@ -25,7 +25,7 @@ from training.evaluation.evaluate import (
     tested_walks,
 )
 from training.evaluation.protocols import PROTOCOLS, ProtocolMismatch, protocol_named
-from training.evaluation.report import console_tables, markdown
+from training.evaluation.report import console_tables
 from training.evaluation.result import EvaluationResult
 from training.evaluation.sequences import EmbeddedSequences, LabelledSequences
 
@@ -43,7 +43,6 @@ __all__ = [
     "evaluate_checkpoint",
     "evaluate_embeddings",
     "labels_of",
-    "markdown",
     "protocol_named",
     "tested_walks",
 ]

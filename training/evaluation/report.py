@@ -1,4 +1,4 @@
-"""Results for people: Markdown for documents, rich tables for the terminal."""
+"""Results for people: rich tables for the terminal."""
 
 from __future__ import annotations
 
@@ -23,24 +23,16 @@ class _Grid:
     body: tuple[tuple[str, ...], ...]
 
 
-def markdown(result: EvaluationResult) -> str:
-    """The whole result as Markdown: what was evaluated, then one table after another."""
-    blocks = [_headline(result)]
-    for grid in _grids(result):
-        lines = [f"**{grid.title}**", "", _line(grid.head), _line(["---"] * len(grid.head))]
-        blocks.append("\n".join(lines + [_line(cells) for cells in grid.body]))
-    return "\n\n".join(blocks) + "\n"
-
-
 def console_tables(result: EvaluationResult) -> Group:
-    """The same for `rich.console.Console.print`."""
+    """The whole result for `rich.console.Console.print`: what was evaluated, then its tables."""
     tables: list[Text | Table] = [Text(_headline(result))]
     for grid in _grids(result):
         table = Table(title=grid.title, title_justify="left")
         for index, name in enumerate(grid.head):
-            table.add_column(name, justify="left" if index == 0 else "right")
+            # Folded where the terminal is narrow: a figure that is cut off says another number.
+            table.add_column(Text(name), justify="left" if index == 0 else "right", overflow="fold")
         for cells in grid.body:
-            table.add_row(*cells)
+            table.add_row(*map(Text, cells))
         tables.append(table)
     return Group(*tables)
 
@@ -82,17 +74,24 @@ def _grids(result: EvaluationResult) -> list[_Grid]:
 
 
 def _figures(result: EvaluationResult) -> _Grid:
+    """Figures down, methods across: there are a dozen of the former and few of the latter."""
     first = [figure for figure in result.rows[0].figures if not figure.detail]
-    body = []
-    for row in result.rows:
-        title = f"{row.name}, mirrored too" if row.mirrored else row.name
-        if row.digest:
-            title += f" ({row.digest[:12]})"
-        body.append((title, *(_estimate(row.figure(figure.name).estimate) for figure in first)))
-    body.append(("trials", *(str(figure.trials) for figure in first)))
-    body.append(("subjects asked", *(str(figure.subjects) for figure in first)))
-    head = ("method", *(figure.name for figure in first))
-    return _Grid("Rank-1 and other retrieval figures", head, tuple(body))
+    head = ("figure", *map(_method, result.rows), "trials", "subjects asked")
+    body = tuple(
+        (
+            figure.name,
+            *(_estimate(row.figure(figure.name).estimate) for row in result.rows),
+            str(figure.trials),
+            str(figure.subjects),
+        )
+        for figure in first
+    )
+    return _Grid("Rank-1 and other retrieval figures", head, body)
+
+
+def _method(row: Row) -> str:
+    name = f"{row.name}, mirrored too" if row.mirrored else row.name
+    return f"{name} ({row.digest[:12]})" if row.digest else name
 
 
 def _view_table(row: Row, table: ReportedTable) -> _Grid:
@@ -196,7 +195,3 @@ def _percent(value: float | None) -> str:
 
 def _rate(rate: float) -> str:
     return f"{rate * 100:g} %"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

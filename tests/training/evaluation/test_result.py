@@ -1,5 +1,6 @@
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ from training.evaluation import (
     Resampling,
     console_tables,
     evaluate_embeddings,
-    markdown,
 )
 
 Walkers = tuple[LabelledSequences, EmbeddedSequences]
@@ -71,29 +71,33 @@ def test_the_first_row_is_compared_with_every_other(result: EvaluationResult) ->
     assert difference.estimate.low > 0
 
 
-def test_markdown_shows_every_row_the_table_of_views_and_where_it_comes_from(
+def test_the_terminal_shows_every_row_the_table_of_views_and_where_it_comes_from(
     result: EvaluationResult,
 ) -> None:
-    text = markdown(result)
-    assert "cccccccccccc" in text
-    assert "| noise, mirrored too (dddddddddddd) |" in text
-    assert text.count("| probe view | 000 | 045 | 090 | others |") == 2
-    value = 100 * result.rows[0].figures[0].estimate.value
-    assert f"| walkers | {value:.1f} [" in text
-    widths = [
-        {line.count("|") for line in block.splitlines() if line.startswith("|")}
-        for block in text.split("\n\n")
-    ]
-    assert all(len(width) <= 1 for width in widths)  # every table is rectangular
-
-
-def test_the_terminal_shows_the_same_tables(result: EvaluationResult) -> None:
-    console = Console(width=400, file=io.StringIO())
-    with console.capture() as capture:
-        console.print(console_tables(result))
-    text = capture.get()
+    text = printed(result, width=400)
     for title in ("Rank-1 and other", "Verification", "Open set", "thresholds for a gallery"):
         assert title in text
+    assert "cccccccccccc" in text
+    assert re.search(r"figure +┃ +walkers.* noise, mirrored too \(dddddddddddd\)", text)
+    assert len(re.findall(r"probe view ┃ +000 ┃ +045 ┃ +090 ┃ +others", text)) == 2
+    value = 100 * result.rows[0].figures[0].estimate.value
+    assert re.search(rf"nine pairs +│ +{value:.1f} \[", text)
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_narrow_terminal_gets_every_number_whole(result: EvaluationResult, width: int) -> None:
+    text = printed(result, width=width)
+    assert "…" not in text
+    shown = re.findall(r"\d+\.\d+", text)
+    everything = re.findall(r"\d+\.\d+", printed(result, width=400))
+    assert sorted(shown) == sorted(everything)
+
+
+def printed(result: EvaluationResult, *, width: int) -> str:
+    console = Console(width=width, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(console_tables(result))
+    return capture.get()
 
 
 def test_error_rates_can_be_left_out(walkers: Walkers) -> None:
@@ -108,7 +112,7 @@ def test_error_rates_can_be_left_out(walkers: Walkers) -> None:
     )
     assert found.rows[0].verification is None
     assert found.rows[0].open_set is None
-    assert "Verification" not in markdown(found)
+    assert "Verification" not in printed(found, width=400)
 
 
 def test_an_unknown_figure_is_a_key_error(result: EvaluationResult) -> None:
