@@ -53,7 +53,7 @@ def embed(
     walks: Annotated[list[Path] | None, typer.Argument(help="Walks in any upload format.")] = None,
     normalised: Annotated[
         Path | None,
-        typer.Option(exists=True, help="Instead: an .npz of silhouettes uint8 [n, s, 64, 44]."),
+        typer.Option(exists=True, help="Instead: an .npz of silhouettes, uint8, n × s × 64 × 44."),
     ] = None,
 ) -> None:
     """Embed walks with a checkpoint."""

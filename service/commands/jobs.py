@@ -92,7 +92,7 @@ def distill(
     ] = None,
     activate: Annotated[str | None, typer.Option(help="never, or if_better.")] = None,
     activate_in: Annotated[
-        str | None, typer.Option(help="In which gallery. [the dataset's, else default]")
+        str | None, typer.Option(help="In which gallery; the dataset's, else default.")
     ] = None,
     wait: Wait = False,
     url: Url = LOCAL,
