@@ -122,7 +122,12 @@ class Settings(BaseSettings):
     @property
     def resolved_database_url(self) -> str:
         """The database's URL; by default one SQLite file in the data folder."""
-        return self.database_url or f"sqlite:///{self.data_dir / 'gaitid.sqlite'}"
+        return self.database_url or f"sqlite:///{self.database_file}"
+
+    @property
+    def database_file(self) -> Path:
+        """The SQLite file of a deployment that is not told another database."""
+        return self.data_dir / "gaitid.sqlite"
 
     @property
     def resolved_audit_url(self) -> str:

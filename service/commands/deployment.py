@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from service.commands.failure import CommandFailed, StorageRefused
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sqlalchemy import Engine
 
     from service.audit.record import AuditRecord
@@ -32,6 +34,21 @@ def settings_from(**given: Any) -> Settings:
             for item in error.errors()
         )
         raise CommandFailed(wrong) from error
+
+
+def existing(data_dir: Path | None) -> Settings:
+    """Settings of a deployment that there is already.
+
+    A folder that was mistyped is refused, instead of becoming an empty deployment in which there
+    is nothing to list, to revoke or to encrypt.
+    """
+    settings = settings_from(data_dir=data_dir)
+    if settings.database_url is None and not settings.database_file.exists():
+        raise CommandFailed(
+            f"there is no deployment in {settings.data_dir}: {settings.database_file.name} is "
+            "missing; name its folder with --data-dir or GAITID_DATA_DIR"
+        )
+    return settings
 
 
 @contextmanager

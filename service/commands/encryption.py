@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from service.commands.deployment import audit_record, galleries, settings_from
+from service.commands.deployment import audit_record, existing, galleries
 from service.commands.options import DataDir
 
 app = typer.Typer(
@@ -26,7 +26,7 @@ def status(data_dir: DataDir = None) -> None:
     from service.gallery.reencryption import holdings
     from service.gallery.sealing import sealing_of
 
-    with galleries(settings_from(data_dir=data_dir)) as engine:
+    with galleries(existing(data_dir)) as engine:
         current = sealing_of(engine).key_id
         for kept in holdings(engine):
             name = "not encrypted" if kept.key_id is None else f"key {kept.key_id}"
@@ -46,7 +46,7 @@ def rotate(data_dir: DataDir = None) -> None:
     from service.audit.entries import COMMAND, Entry
     from service.gallery.reencryption import reencrypt
 
-    settings = settings_from(data_dir=data_dir)
+    settings = existing(data_dir)
     with (
         galleries(settings) as engine,
         audit_record(settings, engine) as record,

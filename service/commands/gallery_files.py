@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.commands.deployment import audit_record, galleries, settings_from
+from service.commands.deployment import audit_record, existing, galleries, settings_from
 from service.commands.events import tell, tell_steps
 from service.commands.failure import CommandFailed
 from service.commands.options import DataDir
@@ -30,7 +30,7 @@ def export_gallery(
     from service.gallery.export import GalleryChanged
     from service.gallery.export import export_gallery as export
 
-    settings = settings_from(data_dir=data_dir)
+    settings = existing(data_dir)
     with galleries(settings) as engine, audit_record(settings, engine) as record:
         record.changed(Entry("export_gallery", gallery), COMMAND)
         try:

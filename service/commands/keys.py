@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from service.commands.deployment import audit_record, database, settings_from
+from service.commands.deployment import audit_record, database, existing, settings_from
 from service.commands.failure import CommandFailed, WrongUsage
 from service.commands.options import DataDir
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from service.auth import ApiKey
+    from service.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="API keys of this deployment, made on its machine.")
 
@@ -43,7 +43,7 @@ def add(
     if unknown:
         raise WrongUsage(f"no such scope: {', '.join(unknown)}; there are {', '.join(known)}")
     scopes = [Scope(item) for item in scope]
-    with _recorded("add_key", data_dir) as (engine, record):
+    with _recorded("add_key", settings_from(data_dir=data_dir)) as (engine, record):
         try:
             key, token = create_key(engine, scopes, name, rate, record)
         except ValueError as error:
@@ -57,7 +57,7 @@ def show_all(data_dir: DataDir = None) -> None:
     """List keys, without the secrets, which nobody knows."""
     from service.auth import list_keys
 
-    with database(settings_from(data_dir=data_dir)) as engine:
+    with database(existing(data_dir)) as engine:
         for key in list_keys(engine):
             state = "revoked" if key.revoked_at else "active"
             rate = "" if key.rate is None else f"  {key.rate}"
@@ -71,7 +71,7 @@ def revoke(key_id: str, data_dir: DataDir = None) -> None:
     from service.auth import revoke_key
     from service.errors import NotFound
 
-    with _recorded("revoke_key", data_dir) as (engine, record):
+    with _recorded("revoke_key", existing(data_dir)) as (engine, record):
         try:
             revoke_key(engine, key_id, record)
         except NotFound as error:
@@ -81,11 +81,10 @@ def revoke(key_id: str, data_dir: DataDir = None) -> None:
 
 @contextmanager
 def _recorded(
-    action: Literal["add_key", "revoke_key"], data_dir: Path | None
+    action: Literal["add_key", "revoke_key"], settings: Settings
 ) -> Iterator[tuple[Engine, Callable[[ApiKey], None]]]:
     """The database, and what writes a change of a key to the audit record."""
     from service.audit.entries import COMMAND, key_change
 
-    settings = settings_from(data_dir=data_dir)
     with database(settings) as engine, audit_record(settings, engine) as record:
         yield engine, lambda key: record.changed(key_change(action, key), COMMAND)

@@ -5,14 +5,20 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import typer
+from rich.text import Text
+from typer.main import get_command
 
+import service.__main__
+import training.__main__
 from service.__main__ import main
 from service.settings import Settings
 from tests.service.client.answering import Script, a_job
@@ -74,6 +80,20 @@ def test_help_names_every_command(gaitid: Gaitid) -> None:
         assert command in out
 
 
+@pytest.mark.parametrize("program", [service.__main__.app, training.__main__.app])
+def test_nothing_of_a_help_text_is_taken_for_markup(program: typer.Typer) -> None:
+    for text in help_texts(get_command(program)):
+        assert Text.from_markup(text).plain == text
+
+
+def help_texts(command: Any) -> Iterator[str]:
+    yield command.help or ""
+    for parameter in command.params:
+        yield getattr(parameter, "help", None) or ""
+    for inner in getattr(command, "commands", {}).values():
+        yield from help_texts(inner)
+
+
 def test_a_taken_port_is_said_at_once_with_what_to_do(gaitid: Gaitid, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -124,10 +144,10 @@ def test_a_misspelt_setting_stops_the_start(
 ) -> None:
     monkeypatch.setenv("GAITID_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("GAITID_API_KEY", "gid_x")
-    listing = ("keys", "list", "--data-dir", tmp_path / "data")
-    assert gaitid(*listing)[0] == 0
+    adding = ("keys", "add", "--scope", "enroll", "--data-dir", tmp_path / "data")
+    assert gaitid(*adding)[0] == 0
     monkeypatch.setenv(name, "1")
-    status, _, err = gaitid(*listing)
+    status, _, err = gaitid(*adding)
     assert status == 1
     assert complaint in err
 
@@ -176,12 +196,34 @@ def test_a_database_that_is_busy_is_said_in_a_sentence(
 ) -> None:
     monkeypatch.setattr("service.database._LOCK_WAIT_MS", 50)
     monkeypatch.chdir(tmp_path)
-    assert gaitid("keys", "list", "--data-dir", tmp_path)[0] == 0  # makes the database
+    adding = ("keys", "add", "--scope", "admin", "--data-dir", tmp_path)
+    assert gaitid(*adding)[0] == 0  # makes the database
     with closing(sqlite3.connect(tmp_path / "gaitid.sqlite", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         status, out, err = gaitid(*command, "--data-dir", tmp_path)
     assert (status, out) == (75, "")
     assert err == "gaitid: The database is busy with other work. Try again in a moment.\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("keys", "list"),
+        ("keys", "revoke", "x"),
+        ("encryption", "status"),
+        ("encryption", "rotate"),
+        ("export-gallery", "default", "out.zip"),
+    ],
+    ids=" ".join,
+)
+def test_a_mistyped_data_folder_is_no_deployment_and_becomes_none(
+    gaitid: Gaitid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("GAITID_ENCRYPTION_KEYS", gaitid("encryption", "new-key")[1].strip())
+    status, out, err = gaitid(*command, "--data-dir", tmp_path / "daat")
+    assert (status, out) == (1, "")
+    assert f"there is no deployment in {tmp_path / 'daat'}: " in err
+    assert not (tmp_path / "daat").exists()
 
 
 def test_a_key_may_have_a_rate_of_its_own(gaitid: Gaitid, tmp_path: Path) -> None:
