@@ -13,6 +13,7 @@ they are dropped, and the card says so.
 from __future__ import annotations
 
 import logging
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -130,6 +131,14 @@ def _parse_name(name: str) -> tuple[str, str | None]:
     raise OpenGaitError(f"unknown architecture {name!r}; known: {', '.join(known)}")
 
 
+def _in_a_sentence(error: Exception) -> str:
+    """Why a file was not read, without torch's advice, which is to run what is in it."""
+    if isinstance(error, pickle.UnpicklingError):
+        found = re.search(r"\bGLOBAL (\S+)", str(error))
+        return f"it needs {found[1]}, which is no tensor" if found else "it is no file of tensors"
+    return str(error).partition(". ")[0].strip() or "it ends too early"
+
+
 def _read_state(path: Path) -> tuple[dict[str, Tensor], int]:
     """The student's tensors by OpenGait's names, and how many of teachers were dropped."""
     try:
@@ -138,7 +147,7 @@ def _read_state(path: Path) -> tuple[dict[str, Tensor], int]:
         raise
     except Exception as error:  # a broken or hostile pickle can end in almost any exception
         raise OpenGaitError(
-            f"{path} is not a checkpoint that can be read safely: {error}"
+            f"{path} is not a checkpoint that can be read safely: {_in_a_sentence(error)}"
         ) from error
     model = content.get("model", content) if isinstance(content, Mapping) else content
     if not isinstance(model, Mapping) or not model:
