@@ -55,7 +55,7 @@ def follow(client: Client, job_id: str, *, console: Console | None = None) -> Jo
 def transfer(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """A bar over bytes on stderr; the total may be unknown. Yields what to tell how many went."""
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),

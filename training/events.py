@@ -144,26 +144,26 @@ class ConsoleReporter:
                     "", total=event.total_steps, completed=event.step
                 )
                 if event.step:
-                    self._console.print(f"resumed at step {event.step} of {event.total_steps}")
+                    self._say(f"resumed at step {event.step} of {event.total_steps}")
             case Progressed():
                 if self._task is not None:
                     self._progress.update(
                         self._task, completed=event.step, description=_brief(event.metrics)
                     )
                 if not self._console.is_terminal:
-                    self._console.print(
-                        f"step {event.step}/{event.total_steps}  {_brief(event.metrics)}"
-                    )
+                    self._say(f"step {event.step}/{event.total_steps}  {_brief(event.metrics)}")
             case Evaluated():
-                self._console.print(f"evaluation: {_brief(event.metrics)}")
+                self._say(f"evaluation: {_brief(event.metrics)}")
             case Done():
-                self._console.print(
-                    f"checkpoint: {event.checkpoint}  {_brief(event.metrics)}".rstrip()
-                )
+                self._say(f"checkpoint: {event.checkpoint}  {_brief(event.metrics)}".rstrip())
             case Packed():
-                self._console.print(f"dataset: {event.dataset}  {_brief(event.metrics)}")
+                self._say(f"dataset: {event.dataset}  {_brief(event.metrics)}")
             case Failed():
-                self._console.print(f"failed: {event.reason}", style="red", highlight=False)
+                self._say(f"failed: {event.reason}", style="red")
+
+    def _say(self, text: str, style: str | None = None) -> None:
+        # Names of files and keys may look like markup, and a line of a log stays one line.
+        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Self:
         self._progress.start()

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from models import checkpoint
 from tests.training.runs import TINY
 from training.__main__ import app
-from training.events import ConsoleReporter, Packed
+from training.events import ConsoleReporter, Failed, Packed
 
 ROOT = Path(__file__).parents[2]
 
@@ -373,3 +373,12 @@ def test_people_are_told_where_a_dataset_lies(capsys: pytest.CaptureFixture[str]
     with ConsoleReporter() as reporter:
         reporter.report(Packed("walks.pack", {"sequences": 6}))
     assert "dataset: walks.pack  sequences 6" in capsys.readouterr().err
+
+
+def test_what_people_read_of_a_name_is_the_name_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    reason = f"[bold]x.pack: no such dataset [/x]; {'known: a.pack, ' * 20}"
+    with ConsoleReporter() as reporter:
+        reporter.report(Failed(reason))
+    assert capsys.readouterr().err == f"failed: {reason}\n"

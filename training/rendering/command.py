@@ -222,15 +222,18 @@ class _Progress:
             sys.stdout.write(json_format.dumps(event) + "\n")
             sys.stdout.flush()
         elif event["event"] == "progress":
-            sys.stderr.write(
-                f"\r{event['step']}/{event['total_steps']} identities, "
+            line = (
+                f"{event['step']}/{event['total_steps']} identities, "
                 f"{event['metrics']['frames_per_second']:.0f} frames a second, "
-                f"{event['eta_s']:.0f} s left "
+                f"{event['eta_s']:.0f} s left"
             )
+            # The line is written over in a terminal only: a log gets one after another.
+            sys.stderr.write(f"\r{line} " if sys.stderr.isatty() else f"{line}\n")
             sys.stderr.flush()
         elif event["event"] == "done":
             metrics = event["metrics"]
+            begin = "\n" if sys.stderr.isatty() else ""
             sys.stderr.write(
-                f"\n{event['dataset']}: {metrics['sequences']} sequences, "
+                f"{begin}{event['dataset']}: {metrics['sequences']} sequences, "
                 f"{metrics['frames']} frames, hash {metrics['content_hash'][:12]}\n"
             )

@@ -130,6 +130,19 @@ def test_progress_is_json_lines_for_machines(
     assert events[-1]["metrics"]["sequences"] == 3
 
 
+def test_progress_is_lines_where_nobody_watches(
+    recipe: Path,
+    mocap: Path,
+    tmp_path: Path,
+    bodies: BodyModel,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    render(recipe, tmp_path / "log.pack", workers=1, limit=1, mocap=mocap)
+    progress, done = capsys.readouterr().err.splitlines()
+    assert progress.startswith("1/1 identities, ")
+    assert done.startswith(f"{tmp_path / 'log.pack'}: 3 sequences, ")
+
+
 @pytest.mark.slow
 def test_two_processes_render_what_one_does(
     pack: Pack, recipe: Path, mocap: Path, tmp_path: Path
