@@ -12,6 +12,3 @@ Frame: TypeAlias = NDArray[np.uint8]
 
 Silhouettes: TypeAlias = NDArray[np.uint8]
 """A normalised sequence, uint8 `[s, 64, 64]` (or `[s, 64, 44]` after `cut`)."""
-
-Mask: TypeAlias = NDArray[np.bool_]
-"""Foreground, bool `[h, w]`."""

@@ -34,18 +34,6 @@ class Ranking:
         """1 where a mate is among the nearest `rank`, else 0; a probe without mates misses [n]."""
         return (self.has_mate & (self.first_mate <= rank)).astype(np.float64)
 
-    def cumulative_match(self, ranks: int) -> NDArray[np.float64]:
-        """The CMC curve [ranks]: share of probes hit at 1, 2, …; probes without mates left out.
-
-        Raises:
-            ValueError: no probe has a mate.
-        """
-        first = self.first_mate[self.has_mate]
-        if not len(first):
-            raise ValueError("no probe has a mate in the gallery")
-        counts = np.bincount(np.minimum(first, ranks + 1), minlength=ranks + 2)
-        return np.cumsum(counts[1 : ranks + 1]) / len(first)
-
 
 def rank(
     distances: NDArray[np.float32],
