@@ -5,6 +5,7 @@ Those that need data sets are run by hand.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -66,6 +67,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     """Run all of them, each in a process of its own."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     RESULTS.mkdir(exist_ok=True)
     for name in NAMES:
         sys.stdout.write(f"{name} …\n")

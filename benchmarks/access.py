@@ -133,7 +133,8 @@ def main() -> None:
     """Measure and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path)
-    machine.publish(measure(), parser.parse_args().out)
+    options = parser.parse_args()
+    machine.publish(measure(), options.out)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from importlib import import_module
 from pathlib import Path
 from typing import get_args
 
@@ -183,6 +185,20 @@ def test_every_benchmark_is_named() -> None:
     }
     assert scripts == set(re.findall(r"`python -m benchmarks\.(\w+)`", text))
     assert text.endswith(BY_HAND.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("script", sorted(file.stem for file in (ROOT / "benchmarks").glob("*.py")))
+def test_a_benchmark_that_is_asked_for_help_measures_nothing(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = import_module(f"benchmarks.{script}")
+    if not hasattr(module, "main"):
+        return  # what the scripts share
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as leaving:
+        module.main()
+    assert leaving.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: {script}")
 
 
 def test_every_protocol_is_described() -> None:
