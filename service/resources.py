@@ -37,7 +37,7 @@ from service.gallery.index import GalleryIndex
 from service.gallery.memory_index import MemoryIndex
 from service.gallery.pins import PinnedGallery, adopt, every_gallery
 from service.gallery.records import Silhouettes
-from service.gallery.sealing import DamagedEmbedding, unlock
+from service.gallery.sealing import Damaged, unlock
 from service.gallery.store import GalleryStore
 from service.identification import Identification
 from service.intake import Intake
@@ -292,7 +292,7 @@ class _WarmUp:
             await asyncio.to_thread(self._embed_and_follow, row, loaded)
         except NotFound:  # erased meanwhile
             return
-        except DamagedEmbedding as error:  # as above
+        except Damaged as error:  # as above
             _log.error(
                 "a gallery cannot be searched: %s", error, extra={"gallery_id": row.gallery_id}
             )

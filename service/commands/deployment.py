@@ -78,15 +78,15 @@ def database(settings: Settings) -> Iterator[Engine]:
 @contextmanager
 def galleries(settings: Settings) -> Iterator[Engine]:
     """The database with the keys that its galleries may be encrypted with."""
-    from service.encryption import KeyTrouble, Tampered, read_keys
-    from service.gallery.sealing import unlock
+    from service.encryption import KeyTrouble, read_keys
+    from service.gallery.sealing import Damaged, unlock
 
     try:
         keys = read_keys(settings)
         with database(settings) as engine:
             unlock(engine, keys)
             yield engine
-    except (KeyTrouble, Tampered) as error:
+    except (KeyTrouble, Damaged) as error:
         raise CommandFailed(str(error)) from error
 
 

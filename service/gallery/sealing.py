@@ -27,7 +27,11 @@ _OPTION = "sealing"  # of an engine
 _RESTART_S = 60.0  # what an operator needs at least: more than clients wait by themselves
 
 
-class DamagedEmbedding(Unavailable):
+class Damaged(Unavailable):
+    """What is stored of a sequence is not what was written there."""
+
+
+class DamagedEmbedding(Damaged):
     """A stored embedding is not what was written there; its gallery cannot be searched."""
 
     slug = "embedding-damaged"
@@ -37,6 +41,20 @@ class DamagedEmbedding(Unavailable):
         super().__init__(
             "A stored embedding of this gallery was damaged or changed. POST /jobs/reindex makes "
             "it anew from its silhouettes.",
+            retry_after=_RESTART_S,
+        )
+
+
+class DamagedSilhouettes(Damaged):
+    """Stored silhouettes are not what was written there: no model can embed them any more."""
+
+    slug = "silhouettes-damaged"
+
+    def __init__(self, sequence_id: str) -> None:
+        """Say whose they are, because nothing can make them anew."""
+        super().__init__(
+            f"The stored silhouettes of the sequence {sequence_id} were damaged or changed. "
+            "Restore a backup, or erase the sequence and enrol the walk again.",
             retry_after=_RESTART_S,
         )
 
@@ -74,9 +92,16 @@ class Sealing:
         return self._seal(packed(silhouettes), _silhouettes_of(sequence_id))
 
     def silhouettes(self, sequence_id: str, kept: bytes, key_id: str | None) -> Silhouettes:
-        """Undo `seal_silhouettes`: uint8 [s, 64, 64]; raises `Unavailable` and `Tampered`."""
-        plain = self._open(kept, key_id, _silhouettes_of(sequence_id))
-        return np.frombuffer(zlib.decompress(plain), np.uint8).reshape(-1, SIDE, SIDE)
+        """Undo `seal_silhouettes`: uint8 [s, 64, 64].
+
+        Raises `Unavailable` without the key, and `DamagedSilhouettes` for what was not sealed as
+        this sequence's silhouettes, or is none.
+        """
+        try:
+            plain = zlib.decompress(self._open(kept, key_id, _silhouettes_of(sequence_id)))
+            return np.frombuffer(plain, np.uint8).reshape(-1, SIDE, SIDE)
+        except (Tampered, zlib.error, ValueError) as error:  # ValueError: no whole frames
+            raise DamagedSilhouettes(sequence_id) from error
 
     def seal_embedding(self, sequence_id: str, digest: str, embedding: Embedding) -> bytes:
         """An embedding [p, c] for keeping: float32, little-endian, row by row."""
@@ -116,16 +141,22 @@ class Sealing:
         return tuple(content_hash(silhouettes, key) for key in keys)
 
     def reseal_silhouettes(self, sequence_id: str, kept: bytes, key_id: str | None) -> bytes:
-        """The same silhouettes, sealed with the first key."""
+        """The same silhouettes, sealed with the first key; raises as `silhouettes` does."""
         about = _silhouettes_of(sequence_id)
-        return self._seal(self._open(kept, key_id, about), about)
+        try:
+            return self._seal(self._open(kept, key_id, about), about)
+        except Tampered as error:
+            raise DamagedSilhouettes(sequence_id) from error
 
     def reseal_embedding(
         self, sequence_id: str, digest: str, kept: bytes, key_id: str | None
     ) -> bytes:
-        """The same embedding, sealed with the first key."""
+        """The same embedding, sealed with the first key; raises as `embedding` does."""
         about = _embedding_of(sequence_id, digest)
-        return self._seal(self._open(kept, key_id, about), about)
+        try:
+            return self._seal(self._open(kept, key_id, about), about)
+        except Tampered as error:
+            raise DamagedEmbedding from error
 
     def _seal(self, plain: bytes, about: bytes) -> bytes:
         return plain if self._current is None else self._current.encrypt(plain, about)

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, delete, select
 from sqlalchemy.orm import Session
 
 from service.gallery.tables import EmbeddingRow, GalleryRow, SequenceRow
@@ -440,6 +440,29 @@ def test_a_gallery_with_a_damaged_embedding_says_so_and_the_others_are_served(
         time.sleep(0.05)
     found = identify(restarted, walk(1), gallery="lab").json()["candidates"]
     assert found[0]["subject_id"] == "p1"
+
+
+def test_one_walk_whose_silhouettes_are_damaged_keeps_no_other_gallery_from_a_new_model(
+    serve: Serve, settings: Settings, engine: Engine
+) -> None:
+    serve_two_galleries(serve)
+    with Session(engine) as session, session.begin():
+        lab = select(GalleryRow.id).where(GalleryRow.name == "lab").scalar_subquery()
+        row = session.scalars(select(SequenceRow).where(SequenceRow.gallery_id == lab)).first()
+        assert row is not None
+        row.silhouettes, damaged = bytes(8), row.id
+        session.execute(delete(EmbeddingRow))  # as if the deployment's own model were another
+    restarted = serve()
+    assert identify(restarted, walk(1)).status_code == 200
+    for answer in (
+        identify(restarted, walk(1), gallery="lab"),
+        restarted.get(f"/sequences/{damaged}/gei.png"),
+    ):
+        refused = problem(answer, 503)
+        assert refused["type"] == "/problems/silhouettes-damaged"
+        assert damaged in refused["detail"]
+    assert restarted.delete(f"/sequences/{damaged}").status_code == 200
+    assert identify(restarted, walk(1), gallery="lab").status_code == 200
 
 
 def test_a_checkpoint_replaced_on_disk_is_followed_at_the_next_start(

@@ -23,7 +23,7 @@ from service.errors import Unavailable
 from service.gallery.export import export_gallery
 from service.gallery.records import NewSequence
 from service.gallery.reencryption import Kept, holdings, reencrypt
-from service.gallery.sealing import DamagedEmbedding, Sealing, sealing_of
+from service.gallery.sealing import DamagedEmbedding, DamagedSilhouettes, Sealing, sealing_of
 from service.gallery.store import GalleryStore
 from service.gallery.tables import EmbeddingRow, SequenceRow
 from service.resources import open_engine
@@ -133,7 +133,7 @@ def test_what_is_moved_to_another_row_does_not_open_there(settings: Settings) ->
             )
     store = GalleryStore(engine)
     assert np.array_equal(store.silhouettes(first.sequence_id), first.silhouettes)
-    with pytest.raises(Tampered):
+    with pytest.raises(DamagedSilhouettes, match=second.sequence_id):
         store.silhouettes(second.sequence_id)
     with pytest.raises(DamagedEmbedding):
         store.changes(store.head("default")[0], 0, "digest")
