@@ -206,6 +206,8 @@ def check_gallery(
     )
     if findings := list(_findings(found)):
         print_table(("finding", "subject", "sequence", "because"), findings)
+    else:
+        typer.echo("nothing was found")
 
 
 def _findings(found: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:

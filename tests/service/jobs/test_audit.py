@@ -56,12 +56,13 @@ def enter(
     subject: str,
     *embeddings: NDArray[np.float32],
     quality: SequenceQuality = GOOD,
+    gallery: str = "default",
 ) -> Sequence[str]:
     """Enrol by embeddings; returns the ids."""
     digest = read_card(resolve(settings, settings.model))["digest"]
     silhouettes = np.zeros((1, 64, 64), np.uint8)
     new = [NewSequence(new_id(), silhouettes, quality, {}, one) for one in embeddings]
-    GalleryStore(engine).enrol("default", subject, new, digest, lambda _: None)
+    GalleryStore(engine).enrol(gallery, subject, new, digest, lambda _: None)
     return [one.sequence_id for one in new]
 
 
@@ -316,7 +317,9 @@ def test_the_command_follows_the_job_and_lists_the_findings(
     thread = threading.Thread(target=worker.run)
     thread.start()
     try:
-        for gallery, status in (("default", 0), ("none", 1)):
+        client.post("/galleries", json={"name": "tidy"})
+        enter(engine, settings, "eve", direction(5), gallery="tidy")
+        for gallery, status in (("default", 0), ("none", 1), ("tidy", 0)):
             monkeypatch.setattr(sys, "argv", ["gaitid", "check-gallery", "--gallery", gallery])
             with pytest.raises(SystemExit) as leaving:
                 main()
@@ -330,4 +333,5 @@ def test_the_command_follows_the_job_and_lists_the_findings(
     assert "perhaps one person" in told.out
     (poor,) = [line.split() for line in told.out.splitlines() if line.startswith("poor")]
     assert (poor[1], poor[3:]) == ("dora", ["score", "0.20,", "no", "issues"])
+    assert told.out.splitlines()[-1] == "nothing was found"
     assert "no gallery 'none'" in told.err
