@@ -103,19 +103,19 @@ async function listJobs(cursor = null) {
 function jobTable(rows) {
   return element("table", {},
     element("thead", {}, element("tr", {},
-      ...["Job", "State", "Done", "Started"].map((name) => element("th", { scope: "col" }, name)))),
+      ...["Job", "State", "Done", "Asked for"].map((name) => element("th", { scope: "col" }, name)))),
     element("tbody", {}, ...rows));
 }
 
 function jobRow(job) {
-  const started = new Date(job.created_at).toLocaleString([], { dateStyle: "short", timeStyle: "short" });
+  const asked = new Date(job.created_at).toLocaleString([], { dateStyle: "short", timeStyle: "short" });
   return element("tr", { "data-job": job.id },
     element("th", { scope: "row" }, element("button", { type: "button", class: "link",
-      "aria-label": `Show the job of type ${job.type}, ${job.status}, of ${started}`, onclick: () => watch(job) },
+      "aria-label": `Show the job of type ${job.type}, ${job.status}, of ${asked}`, onclick: () => watch(job) },
       job.result?.model ? `${job.type} ${job.result.model}` : job.type)),
     element("td", {}, badge(job.status)),
     element("td", {}, `${Math.round(100 * job.progress.fraction)} %`),
-    element("td", {}, started));
+    element("td", {}, asked));
 }
 
 /** Bring the job's row up to date, if it is listed. */

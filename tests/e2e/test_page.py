@@ -676,6 +676,20 @@ def test_a_running_job_is_cancelled(
     expect(section.locator("#job-list tbody tr").first).to_contain_text("cancelled")
 
 
+def test_the_list_of_jobs_stands_beside_the_forms_and_says_when_each_was_asked_for(
+    page: Page, served: Deployment, gallery: str
+) -> None:
+    with Client(served.url) as client:
+        client.reindex(gallery=gallery)
+    section = opened(page, served, "jobs", gallery)
+    expect(section.get_by_role("columnheader", name="Asked for")).to_be_visible()
+    form = section.locator("details.card").first.bounding_box()
+    jobs = section.locator(".result > .card").bounding_box()
+    assert form is not None
+    assert jobs is not None
+    assert form["y"] == jobs["y"]
+
+
 def test_a_refused_job_says_which_field(page: Page, served: Deployment, gallery: str) -> None:
     section = opened(page, served, "jobs", gallery)
     section.get_by_label("Recipe").fill("nowhere")
