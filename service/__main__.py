@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it, so that `gaitid --help` ans
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -71,6 +72,13 @@ def main() -> None:
     except CommandFailed as error:
         typer.echo(f"gaitid: {error}", err=True)
         sys.exit(error.status)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        # What could not be written is still in stdout's buffer, and would fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        typer.echo(f"gaitid: {error}", err=True)
+        sys.exit(CommandFailed.status)
 
 
 if __name__ == "__main__":

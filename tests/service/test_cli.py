@@ -94,6 +94,14 @@ def help_texts(command: Any) -> Iterator[str]:
         yield from help_texts(inner)
 
 
+def test_output_that_finds_no_space_is_said_in_a_sentence() -> None:
+    with Path("/dev/full").open("wb") as full:
+        command = [sys.executable, "-m", "service", "encryption", "new-key"]
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr == b"gaitid: [Errno 28] No space left on device\n"
+
+
 def test_a_taken_port_is_said_at_once_with_what_to_do(gaitid: Gaitid, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
