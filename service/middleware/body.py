@@ -127,4 +127,4 @@ def multipart_boundary(content_type: str) -> bytes | None:
 
 
 def _over(limit: int) -> str:
-    return f"The request is over the limit of {limit} bytes. Send less at a time."
+    return f"The request is over the limit of {limit:,} bytes. Send less at a time."
