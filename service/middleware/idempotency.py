@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+from contextlib import suppress
 from tempfile import SpooledTemporaryFile
 from typing import IO
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -99,27 +101,32 @@ class Idempotency:
         status = 0
         headers: dict[str, str] = {}
         body = bytearray()
-        kept = False
+        settled = False
 
         async def send_and_keep(message: Message) -> None:
-            nonlocal status, headers, kept
+            nonlocal status, headers, settled
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = _kept_headers(message)
             elif len(body) <= _LONGEST_ANSWER:
                 body.extend(message.get("body", b""))
-            complete = message["type"] == "http.response.body" and not message.get("more_body")
-            if complete and 200 <= status < 300 and len(body) <= _LONGEST_ANSWER:
-                # Before the client sees the end, so that its next request finds the answer.
-                answer = Answer(status, headers, body.decode())
-                await self._writers.run(self._store.keep, hold, answer)
-                kept = True
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                # Before the client sees the end, so that its next request finds the answer, or the
+                # key free again for a corrected one.
+                if 200 <= status < 300 and len(body) <= _LONGEST_ANSWER:
+                    answer = Answer(status, headers, body.decode())
+                    await self._writers.run(self._store.keep, hold, answer)
+                    settled = True
+                else:
+                    with suppress(SQLAlchemyError):  # then once more, when the client has it
+                        await self._writers.run(self._store.release, hold)
+                        settled = True
             await send(message)
 
         try:
             await self._app(scope, receive, send_and_keep)
         finally:
-            if not kept:
+            if not settled:
                 await asyncio.shield(self._writers.run(self._store.release, hold))
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -55,6 +56,21 @@ def test_another_body_under_the_same_key_is_422(serve: Serve) -> None:
 
 
 def test_a_refused_request_keeps_nothing_and_may_be_corrected(serve: Serve) -> None:
+    client = serve()
+    problem(enrol(client, "k1", "anna", b"not a walk"), 415)
+    assert enrol(client, "k1", "anna", walk(1)).status_code == 201
+
+
+def test_whoever_has_read_a_refusal_finds_the_key_free_again(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = IdempotencyStore.release
+
+    def late(self: IdempotencyStore, hold: Hold) -> None:
+        time.sleep(0.3)
+        release(self, hold)
+
+    monkeypatch.setattr(IdempotencyStore, "release", late)
     client = serve()
     problem(enrol(client, "k1", "anna", b"not a walk"), 415)
     assert enrol(client, "k1", "anna", walk(1)).status_code == 201

@@ -127,7 +127,11 @@ def test_a_student_learns_from_the_teacher_that_grew_out_of_a_small_network(
     run(student, tmp_path / "student")
     learnt: Any = checkpoint.read_card(tmp_path / "student/checkpoint").training
     assert learnt["teachers"] == [
-        {"name": "tiny", "digest": checkpoint.read_card(taught[0]).digest}
+        {
+            "name": "tiny",
+            "digest": checkpoint.read_card(taught[0]).digest,
+            "prototypes": False,
+        }
     ]
     assert set(learnt["losses"]) >= {"logit", "boundary", "ranking"}
 
