@@ -12,6 +12,7 @@ they are dropped, and the card says so.
 
 from __future__ import annotations
 
+import errno
 import logging
 import pickle
 import re
@@ -20,10 +21,11 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from models import checkpoint
-from models.checkpoint import Card, summary
+from models.checkpoint import Card, InputSize, summary
 from models.networks.network import GaitNetwork
 from models.opengait_names import sources
 from models.registry import ARCHITECTURES, build
@@ -31,11 +33,16 @@ from models.registry import ARCHITECTURES, build
 _log = logging.getLogger(__name__)
 
 MODES: Final = ("2d", "p3d", "3d")
+TRIAL: Final = InputSize()
+TYPES: Final = {  # that a weight, or a counter, may be stored as
+    torch.float32: (torch.float32, torch.float64, torch.float16, torch.bfloat16),
+    torch.int64: (torch.int64, torch.int32),
+}
 TEACHERS: Final = ("teacher_models.", "teacher_model.")
 CHANNEL_WEIGHTS: Final[dict[str, re.Pattern[str]]] = {  # the first kernel of each residual block
-    "gaitbase": re.compile(r"Backbone\.forward_block\.layer([1-4])\.(\d+)\.conv1\.weight"),
+    "gaitbase": re.compile(r"Backbone\.forward_block\.layer([1-4])\.([0-9]{1,4})\.conv1\.weight"),
     "deepgaitv2": re.compile(
-        r"layer([1-4])\.(?:forward_block\.)?(\d+)\.conv1\.(?:forward_block\.0\.)?weight"
+        r"layer([1-4])\.(?:forward_block\.)?([0-9]{1,4})\.conv1\.(?:forward_block\.0\.)?weight"
     ),
 }
 
@@ -82,8 +89,12 @@ def import_opengait(
     try:
         with torch.device("meta"):
             network = build(architecture, config)
+            # a trial without numbers: not every number of parts divides the rows of features
+            network.pool(torch.empty(1, 1, TRIAL.height, TRIAL.width))
     except ValueError as error:
-        raise OpenGaitError(f"{path}: {architecture} can't have these shapes: {error}") from error
+        raise OpenGaitError(
+            f"{path}: {architecture} can't have these shapes: {_fault(error)}"
+        ) from error
     network.load_state_dict(_translated(path, network, state), strict=True, assign=True)
     notes = f"Imported from the OpenGait checkpoint {path.name!r}."
     if dropped:
@@ -136,19 +147,29 @@ def _in_a_sentence(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):
         found = re.search(r"\bGLOBAL (\S+)", str(error))
         return f"it needs {found[1]}, which is no tensor" if found else "it is no file of tensors"
+    if isinstance(error, OSError) and error.errno == errno.EINVAL:
+        return "it ends too early"  # a directory was looked for in front of the file's first byte
     return str(error).partition(". ")[0].strip() or "it ends too early"
+
+
+def _fault(error: ValueError) -> str:
+    """What is wrong with a configuration, without pydantic's lines and links."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    return summary(
+        [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+    )
 
 
 def _read_state(path: Path) -> tuple[dict[str, Tensor], int]:
     """The student's tensors by OpenGait's names, and how many of teachers were dropped."""
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a broken or hostile pickle can end in almost any exception
-        raise OpenGaitError(
-            f"{path} is not a checkpoint that can be read safely: {_in_a_sentence(error)}"
-        ) from error
+    with path.open("rb") as file:
+        try:
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a broken or hostile pickle can end in almost any exception
+            raise OpenGaitError(
+                f"{path} is not a checkpoint that can be read safely: {_in_a_sentence(error)}"
+            ) from error
     model = content.get("model", content) if isinstance(content, Mapping) else content
     if not isinstance(model, Mapping) or not model:
         raise OpenGaitError(f"{path} holds no weights: a 'model' with a state_dict is expected")
@@ -175,6 +196,7 @@ def _is_weight(key: object, value: object) -> bool:
         and isinstance(value, Tensor)
         and value.layout is torch.strided
         and not value.is_quantized
+        and not value.is_meta  # a shape without numbers
         and value.untyped_storage().nbytes() >= value.nbytes
     )
 
@@ -186,6 +208,8 @@ def _config(architecture: str, mode: str | None, state: Mapping[str, Tensor]) ->
         if match := CHANNEL_WEIGHTS[architecture].fullmatch(key):
             kernels[int(match[1])][int(match[2])] = tensor
     for number, blocks in kernels.items():
+        if any(kernel.ndim == 0 for kernel in blocks.values()):
+            raise OpenGaitError(f"the convolutions of stage {number} have no shape")
         if not blocks or sorted(blocks) != list(range(len(blocks))):
             raise OpenGaitError(
                 f"this is not a {architecture}: stage {number} should have convolutions named "
@@ -236,8 +260,10 @@ def _translated(path: Path, network: GaitNetwork, state: Mapping[str, Tensor]) -
         found = state[place.key]
         if tuple(found.shape) != place.shape:
             faults.append(f"{place.key!r} has shape {list(found.shape)}, not {list(place.shape)}")
-        elif found.is_floating_point() != wanted.is_floating_point() or found.is_complex():
+        elif found.dtype not in TYPES[wanted.dtype]:
             faults.append(f"{place.key!r} is {found.dtype}, not {wanted.dtype}")
+        elif key.endswith("running_var") and bool((found < 0).any()):
+            faults.append(f"{place.key!r} has negative variances")
         else:
             ours[key] = found.reshape(wanted.shape).to(wanted.dtype)
     if faults:

@@ -210,7 +210,10 @@ def without(state: dict[str, Tensor], key: str) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if name != key}
 
 
+VARIANCE = "BNNecks.bn1d.running_var"
 NORM = "BNNecks.bn1d.running_mean"
+COUNTER = "BNNecks.bn1d.num_batches_tracked"
+FIRST = "Backbone.forward_block.layer1.0.conv1.weight"
 KERNEL = "Backbone.forward_block.layer2.0.conv2.weight"
 
 
@@ -225,7 +228,13 @@ KERNEL = "Backbone.forward_block.layer2.0.conv2.weight"
         (lambda s: {**s, KERNEL: s[KERNEL].unsqueeze(2)}, f"'{KERNEL}' has shape"),
         (lambda s: {**s, KERNEL: s[KERNEL].long()}, f"'{KERNEL}' is torch.int64"),
         (lambda s: {**s, "FCs.fc_bin": torch.ones(16)}, "'FCs.fc_bin' has shape"),
-        (lambda s: {**s, "FCs.fc_bin": torch.ones(65, 10, 3)}, "parts"),
+        (lambda s: {**s, "FCs.fc_bin": torch.ones(65, 10, 3)}, r"parts: .* 64$"),
+        (lambda s: small_gaitbase(parts=5), "16 rows .* can't be divided into 5 equal parts"),
+        (lambda s: {**s, VARIANCE: -s[VARIANCE]}, f"'{VARIANCE}' has negative variances"),
+        (lambda s: {**s, FIRST: torch.tensor(1.0)}, "stage 1 have no shape"),
+        (lambda s: {**s, f"{FIRST[:-14]}{'9' * 5000}.conv1.weight": s[FIRST]}, "not belong"),
+        (lambda s: {**s, KERNEL: s[KERNEL].to("meta")}, f"not plain named tensors: {KERNEL}"),
+        (lambda s: {**s, COUNTER: torch.empty((), dtype=torch.bits8)}, "is torch.bits8, not"),
         (lambda s: {**s, NORM: "text"}, f"not plain named tensors: {NORM}"),
         (
             lambda s: {**s, "BNNecks.fc_bin": torch.ones(1).expand(16, 3, 10**6)},
@@ -288,6 +297,16 @@ def test_a_file_that_is_no_checkpoint_is_refused_and_runs_nothing(
     with pytest.raises(OpenGaitError, match=r"it needs \S+, which is no tensor$"):
         import_opengait(Path("evil.pt"), "gaitbase")
     assert not Path("owned").exists()
+
+
+def test_a_file_that_was_cut_short_says_so_wherever_the_cut_is(tmp_path: Path) -> None:
+    path = save_as_opengait(tmp_path / "model.pt", small_gaitbase())
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 97):
+        path.write_bytes(whole[:length])
+        with pytest.raises(OpenGaitError, match="can be read safely") as refusal:
+            import_opengait(path, "gaitbase")
+        assert "Errno" not in str(refusal.value)
 
 
 def test_a_file_that_is_not_there_is_an_os_error(tmp_path: Path) -> None:
