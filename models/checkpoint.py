@@ -228,6 +228,8 @@ def _read_fields(directory: Path) -> tuple[dict[str, object], Card]:
     content = _read(path, MAX_CARD_BYTES)
     try:
         fields = json.loads(content)
+        # half of a surrogate pair is escaped text in a file, and nothing that can be sent on
+        json.dumps(fields, ensure_ascii=False).encode()
         return fields, Card.model_validate(fields)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a checkpoint's card: {error}") from error

@@ -245,6 +245,13 @@ def test_files_over_the_limits_are_not_read_whole(
         checkpoint.load(saved)
 
 
+def test_a_card_whose_text_nobody_can_be_sent_is_refused(saved: Path) -> None:
+    fields = json.loads((saved / CARD).read_bytes())
+    (saved / CARD).write_text(json.dumps({**fields, "notes": "\ud800"}))
+    with pytest.raises(CheckpointError, match="not a checkpoint's card"):
+        checkpoint.load(saved)
+
+
 @pytest.mark.parametrize("file", [WEIGHTS, CARD])
 def test_a_missing_file_is_refused(saved: Path, file: str) -> None:
     (saved / file).unlink()

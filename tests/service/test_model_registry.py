@@ -82,7 +82,15 @@ def test_a_broken_card_does_not_hide_the_other_models(
     settings: Settings, registry: ModelRegistry
 ) -> None:
     make(settings.models_dir / "good")
-    for name, content in (("empty", ""), ("list", "[]"), ("bare", "{}"), ("deep", "[" * 99999)):
+    for name, content in (
+        ("empty", ""),
+        ("list", "[]"),
+        ("bare", "{}"),
+        ("deep", "[" * 99999),
+        ("half-a-pair", r'{"digest": "0", "notes": "\ud800"}'),
+        ("no-number", '{"digest": "0", "threshold": NaN}'),
+        ("endless", '{"digest": "0", "threshold": 1e999}'),
+    ):
         (make(settings.models_dir / name) / "card.json").write_text(content)
     assert [model.name for model in registry.all()] == ["good"]
     with pytest.raises(UnreadableCard):

@@ -118,6 +118,7 @@ def test_what_is_no_checkpoint_is_refused_with_the_reason_and_leaves_nothing(
         (weights, b"", "card"),
         (weights, b"[" * 50_000, "card"),
         (weights, b'{"digest": 1}', "card"),
+        (weights, sealed(weights, card, notes="\ud800"), "card"),
         (weights, changed(card, threshold="NaN"), "card"),
         (weights, changed(card, surprise=1), "card"),
         (weights, changed(card, threshold=0.1), "weights"),  # another card's digest
