@@ -12,6 +12,7 @@ from typing import Literal
 import uuid_utils
 from alembic import command
 from alembic.config import Config
+from alembic.util.exc import CommandError
 from sqlalchemy import Connection, DateTime, Dialect, Engine, TypeDecorator, create_engine, event
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -28,6 +29,10 @@ _SQLITE_OUT_OF_REACH = frozenset(
     {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
 )
 _POSTGRESQL_DISK_FULL = "53100"
+
+
+class NewerSchema(Exception):
+    """A newer version of the program has written here; the text says what to do."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -120,7 +125,8 @@ def writing(engine: Engine) -> Engine:
 def migrate(engine: Engine, what: Literal["galleries", "audit"] = "galleries") -> None:
     """Bring the schema to the newest version; safe when several processes start at once.
 
-    `what` says which of a deployment's two histories; both may be those of one database.
+    `what` says which of a deployment's two histories; both may be those of one database. Raises
+    `NewerSchema`, and what the database refuses.
     """
     folder = Path(__file__).parent / "migrations"
     config = Config()
@@ -131,7 +137,13 @@ def migrate(engine: Engine, what: Literal["galleries", "audit"] = "galleries") -
         config.attributes["version_table"] = "audit_version"
     with writing(engine).begin() as connection:
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:  # it knows no such revision
+            raise NewerSchema(
+                "the database was written by a newer version of GaitID, which this one cannot "
+                "read: start that version, or one that came after it"
+            ) from error
 
 
 def empty_log(engine: Engine) -> None:

@@ -59,18 +59,25 @@ def database(settings: Settings) -> Iterator[Engine]:
     """
     from sqlalchemy.exc import SQLAlchemyError
 
-    from service.database import migrate, open_database, storage_trouble
+    from service.database import NewerSchema, migrate, open_database, storage_trouble
 
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     engine = open_database(settings.resolved_database_url)
+    is_open = False
     try:
         migrate(engine)
+        is_open = True
         yield engine
+    except NewerSchema as error:
+        raise CommandFailed(str(error)) from error
     except (OSError, SQLAlchemyError) as error:
         trouble = storage_trouble(error)
-        if trouble is None:
+        if trouble is not None:
+            raise StorageRefused(trouble.detail) from error
+        if is_open:
             raise
-        raise StorageRefused(trouble.detail) from error
+        cause = getattr(error, "orig", error)
+        raise CommandFailed(f"the database cannot be opened: {cause}") from error
     finally:
         engine.dispose()
 

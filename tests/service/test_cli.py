@@ -234,6 +234,27 @@ def test_a_mistyped_data_folder_is_no_deployment_and_becomes_none(
     assert not (tmp_path / "daat").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("UPDATE alembic_version SET version_num = '9999'", "written by a newer version of GaitID"),
+        ("DELETE FROM alembic_version", "cannot be opened: table gallery already exists"),
+    ],
+)
+@pytest.mark.parametrize("command", [("keys", "list"), ("serve", "--port", "0"), ("worker",)])
+def test_a_database_that_this_version_cannot_use_is_said_in_a_sentence(
+    gaitid: Gaitid, settings: Settings, command: tuple[str, ...], change: str, said: str
+) -> None:
+    folder = ("--data-dir", settings.data_dir)
+    assert gaitid("keys", "add", "--scope", "admin", *folder)[0] == 0  # makes the database
+    with closing(sqlite3.connect(settings.database_file)) as database, database:
+        database.execute(change)
+    status, out, err = gaitid(*command, *folder)
+    assert (status, out) == (1, "")
+    assert said in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
 def test_a_key_may_have_a_rate_of_its_own(gaitid: Gaitid, tmp_path: Path) -> None:
     folder = ("--data-dir", tmp_path / "data")
     assert gaitid("keys", "add", "--scope", "enroll", "--rate", "120/minute", *folder)[0] == 0
