@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from time import perf_counter
 
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import Malformed, Reason, TooLarge, Unavailable, UnsupportedCoding
 
 _IMPORT = re.compile(r"/galleries/[^/]+/import")
+_SLOWEST = 8192  # bytes a second that a body must come with, on the whole
 _LONGEST_BOUNDARY = 200  # RFC 2046 allows 70 characters
 
 
@@ -72,15 +74,22 @@ class BodyGuard:
         total = 0
         tail = b""
         complete = False
+        waited = 0.0
 
         async def receive_guarded() -> Message:
-            nonlocal total, tail, complete
-            # Once the body is complete, receiving is waiting for the client to leave.
+            nonlocal total, tail, complete, waited
+            # Without a pace a few clients that send a byte now and then keep all others from
+            # uploading. Once the body is complete, receiving is waiting for the client to leave.
+            patience = min(0.0, total / _SLOWEST - waited) + self._max_idle_seconds
+            began = perf_counter()
             try:
-                async with asyncio.timeout(None if complete else self._max_idle_seconds):
+                async with asyncio.timeout(None if complete else patience):
                     message = await receive()
             except TimeoutError as error:
-                raise BodyCutOff(408, "The body stopped arriving. Send it again.") from error
+                raise BodyCutOff(
+                    408, "The body stopped arriving, or came too slowly. Send it again."
+                ) from error
+            waited += perf_counter() - began
             if message["type"] != "http.request":
                 return message
             body = message.get("body", b"")

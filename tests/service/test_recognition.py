@@ -4,7 +4,8 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from itertools import chain, repeat
 
 import httpx
 import pytest
@@ -196,6 +197,21 @@ def test_an_upload_that_stops_arriving_is_given_up(serve: Serve) -> None:
     assert b"application/problem+json" in answer
     # Waiting for an answer is not the client's fault.
     assert identify(client, walk(1)).status_code == 200
+
+
+def test_an_upload_that_trickles_is_given_up_too(serve: Serve) -> None:
+    client = serve(max_upload_idle_seconds=0.5)
+    with begin_upload(client) as connection:
+        connection.settimeout(0.1)
+        deadline = time.monotonic() + 10
+        answer = b""
+        part = chain([b"\r\n"], repeat(b"X"))
+        while not answer:
+            assert time.monotonic() < deadline
+            connection.sendall(next(part))
+            with suppress(TimeoutError):
+                answer = connection.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 408 ")
 
 
 def test_a_request_whose_client_left_drops_out(serve: Serve) -> None:
