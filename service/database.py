@@ -14,7 +14,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection, DateTime, Dialect, Engine, TypeDecorator, create_engine, event
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import DeclarativeBase
 
@@ -33,6 +33,38 @@ _POSTGRESQL_DISK_FULL = "53100"
 
 class NewerSchema(Exception):
     """A newer version of the program has written here; the text says what to do."""
+
+
+class DatabaseGone(SQLAlchemyError):
+    """The database's file is not where it was opened, or another one is in its place."""
+
+
+class _OneFile:
+    """The file that an engine opened first; every connection of it must be one to that file.
+
+    SQLite writes on into a file that was removed, and opens a new and empty one in its place: what
+    is acknowledged then is lost, and two connections of one process see two databases.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._first: tuple[int, int] | None = None
+
+    def remember(self) -> None:
+        """Know it by where it is now, if it is not known yet."""
+        self._first = self._first or self._found()
+
+    def check(self) -> None:
+        """Raise `DatabaseGone` unless it is still there, or was never opened."""
+        if self._first is not None and self._found() != self._first:
+            raise DatabaseGone(f"{self._path} was removed, moved or replaced while in use")
+
+    def _found(self) -> tuple[int, int] | None:
+        try:
+            status = Path(self._path).stat()
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -89,10 +121,14 @@ def open_database(url: str, *, synchronous: Literal["FULL", "NORMAL"] = "FULL") 
     begins with `BEGIN IMMEDIATE` (see `writing`), never half-way. With `synchronous="NORMAL"` a
     commit survives the end of the process but not a power cut.
 
+    A database whose file is removed or replaced meanwhile raises `DatabaseGone` from then on.
+
     Errors carry no parameters: they would bring subject ids into logs.
     """
     engine = create_engine(url, pool_pre_ping=True, hide_parameters=True)
     if engine.dialect.name == "sqlite":
+        path = engine.url.database
+        file = None if path in (None, "", ":memory:") else _OneFile(path)
 
         @event.listens_for(engine, "connect")
         def configure(connection: sqlite3.Connection, _record: object) -> None:
@@ -105,6 +141,12 @@ def open_database(url: str, *, synchronous: Literal["FULL", "NORMAL"] = "FULL") 
                 f"busy_timeout={_LOCK_WAIT_MS}",
             ):
                 connection.execute(f"PRAGMA {pragma}")
+            if file is not None:
+                file.remember()
+
+        if file is not None:
+            event.listen(engine, "do_connect", lambda *_: file.check())
+            event.listen(engine, "checkout", lambda *_: file.check())
 
         @event.listens_for(engine, "begin")
         def begin(connection: object) -> None:
@@ -215,6 +257,8 @@ def storage_trouble(error: Exception) -> ServiceError | None:
             return _full()
         case PoolTimeoutError():
             return _busy()
+        case DatabaseGone():
+            return _out_of_reach()
         case DBAPIError(orig=sqlite3.OperationalError() as cause):
             return _sqlite_trouble(cause)
         case OperationalError(orig=cause):

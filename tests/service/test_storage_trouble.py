@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -345,6 +346,32 @@ def test_a_database_that_cannot_be_written_is_503_and_is_still_read(serve: Serve
         assert client.get("/subjects/anna").status_code == 200
         problem(identify(client, walk(1)), 503)  # it could not be recorded
         change("query_only=OFF")
+
+
+@pytest.mark.parametrize("file", ["gaitid.sqlite", "audit.sqlite"])
+def test_a_database_that_is_gone_or_replaced_is_503_until_it_is_back(
+    serve: Serve, tmp_path: Path, file: str
+) -> None:
+    """SQLite would write on into the removed file, and what is acknowledged would be lost."""
+    client = serve()
+    enrol(client, "anna", walk(1))
+    folder = next(tmp_path.rglob(file)).parent
+    aside = folder.rename(folder.with_name("aside"))
+    for _ in range(2):
+        assert problem(enrol(client, "bert", walk(2)), 503)["type"] == (
+            "/problems/database-unavailable"
+        )
+        problem(identify(client, walk(1)), 503)
+        problem(client.delete("/subjects/anna"), 503)
+        assert not (folder / file).exists()
+        folder.mkdir(exist_ok=True)
+    shutil.copy(aside / file, folder / file)
+    problem(enrol(client, "bert", walk(2)), 503)
+    shutil.rmtree(folder)
+    aside.rename(folder)
+    assert enrol(client, "bert", walk(2)).status_code == 201
+    assert identify(client, walk(1)).status_code == 200
+    assert client.get("/galleries/default").json()["subjects"] == 2
 
 
 def test_a_database_locked_for_long_is_503_with_retry_after(
