@@ -28,6 +28,9 @@ _SQLITE_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _SQLITE_OUT_OF_REACH = frozenset(
     {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
 )
+_FILES_OUT_OF_REACH = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
+)
 _POSTGRESQL_DISK_FULL = "53100"
 
 
@@ -255,6 +258,8 @@ def storage_trouble(error: Exception) -> ServiceError | None:
     match error:
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return _full()
+        case OSError(errno=code) if code in _FILES_OUT_OF_REACH:
+            return _out_of_reach("data folder")
         case PoolTimeoutError():
             return _busy()
         case DatabaseGone():
@@ -292,9 +297,9 @@ def _full() -> ServiceError:
     )
 
 
-def _out_of_reach() -> ServiceError:
+def _out_of_reach(what: str = "database") -> ServiceError:
     return Unavailable(
-        "The database cannot be written or reached, and nothing was changed. The service's log "
+        f"The {what} cannot be written or reached, and nothing was changed. The service's log "
         "says why.",
         slug="database-unavailable",
         retry_after=10.0,

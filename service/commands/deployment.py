@@ -61,7 +61,10 @@ def database(settings: Settings) -> Iterator[Engine]:
 
     from service.database import NewerSchema, migrate, open_database, storage_trouble
 
-    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandFailed(f"the data folder cannot be made: {error}") from error
     engine = open_database(settings.resolved_database_url)
     is_open = False
     try:
@@ -72,12 +75,18 @@ def database(settings: Settings) -> Iterator[Engine]:
         raise CommandFailed(str(error)) from error
     except (OSError, SQLAlchemyError) as error:
         trouble = storage_trouble(error)
-        if trouble is not None:
-            raise StorageRefused(trouble.detail) from error
-        if is_open:
-            raise
         cause = getattr(error, "orig", error)
-        raise CommandFailed(f"the database cannot be opened: {cause}") from error
+        if trouble is None or trouble.problem_slug == "database-unavailable":
+            if isinstance(error, OSError):  # a file of the command's own
+                raise CommandFailed(str(error)) from error
+            if trouble is not None:  # there is no log to look into
+                raise StorageRefused(
+                    f"the database in {settings.data_dir} cannot be written or reached: {cause}"
+                ) from error
+            if is_open:
+                raise
+            raise CommandFailed(f"the database cannot be opened: {cause}") from error
+        raise StorageRefused(trouble.detail) from error
     finally:
         engine.dispose()
 

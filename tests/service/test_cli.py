@@ -234,6 +234,35 @@ def test_a_mistyped_data_folder_is_no_deployment_and_becomes_none(
     assert not (tmp_path / "daat").exists()
 
 
+def test_a_database_that_cannot_be_opened_is_said_with_the_cause(
+    gaitid: Gaitid, tmp_path: Path
+) -> None:
+    (tmp_path / "gaitid.sqlite").mkdir()
+    status, out, err = gaitid("keys", "list", "--data-dir", tmp_path)
+    assert (status, out) == (75, "")
+    assert f"the database in {tmp_path} cannot be written or reached: unable to open" in err
+
+
+def test_files_and_folders_that_cannot_be_made_are_said_in_a_sentence(
+    gaitid: Gaitid, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    adding = ("keys", "add", "--scope", "admin", "--data-dir")
+    status, out, err = gaitid(*adding, tmp_path / "file" / "data")
+    assert (status, out) == (1, "")
+    assert err.startswith("gaitid: the data folder cannot be made: ")
+    assert gaitid(*adding, tmp_path / "data")[0] == 0
+    with closing(sqlite3.connect(tmp_path / "data" / "gaitid.sqlite")) as database, database:
+        database.execute(
+            "INSERT INTO gallery (id, name, revision, metadata, created_at) "
+            "VALUES ('1', 'default', 0, '{}', '2026-01-01 00:00:00')"
+        )
+    target = tmp_path / "file" / "out.zip"
+    status, _, err = gaitid("export-gallery", "default", target, "--data-dir", tmp_path / "data")
+    assert (status, err.count("\n")) == (1, 1)
+    assert str(target) in err
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -348,6 +348,22 @@ def test_a_database_that_cannot_be_written_is_503_and_is_still_read(serve: Serve
         change("query_only=OFF")
 
 
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.EIO, errno.EMFILE])
+def test_a_data_folder_that_cannot_be_written_is_503(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int
+) -> None:
+    client = serve()
+
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("service.uploading._write", refuse)
+    files = {"weights": b"x", "card": b"x"}
+    answer = client.post("/models", data={"name": "mine"}, files=files)
+    assert problem(answer, 503)["type"] == "/problems/database-unavailable"
+    assert str(tmp_path) not in answer.text
+
+
 @pytest.mark.parametrize("file", ["gaitid.sqlite", "audit.sqlite"])
 def test_a_database_that_is_gone_or_replaced_is_503_until_it_is_back(
     serve: Serve, tmp_path: Path, file: str
