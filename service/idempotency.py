@@ -94,8 +94,13 @@ class IdempotencyStore:
                 delete(IdempotencyRow).where(
                     or_(
                         IdempotencyRow.created_at < at - KEPT,
-                        # A hold that ran out: its process died, or it is fenced off by `keep`.
-                        (IdempotencyRow.status.is_(None)) & (IdempotencyRow.held_until < at),
+                        # A hold that ran out: its process died, or it is fenced off by `keep`. One
+                        # that nobody gives was given before the clock was set back.
+                        (IdempotencyRow.status.is_(None))
+                        & (
+                            (IdempotencyRow.held_until < at)
+                            | (IdempotencyRow.held_until > at + 2 * HOLD)
+                        ),
                     )
                 )
             )

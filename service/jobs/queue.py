@@ -169,7 +169,7 @@ class JobQueue:
             session.connection()  # waits for the lock
             if time.monotonic() - begin < _PROMPT_S:
                 for lost in session.scalars(
-                    select(JobRow).where(_expired(now())).with_for_update(skip_locked=True)
+                    select(JobRow).where(self._expired()).with_for_update(skip_locked=True)
                 ):
                     self._return(session, lost, "the worker that ran it disappeared")
                 session.flush()
@@ -292,9 +292,16 @@ class JobQueue:
 
     def _anything_to_do(self, taken: ColumnElement[bool]) -> bool:
         """Look without the write lock, because an idle worker asks several times a second."""
-        query = select(JobRow.id).where(or_(taken, _expired(now())))
+        query = select(JobRow.id).where(or_(taken, self._expired()))
         with Session(self._engine) as session:
             return session.scalars(query.limit(1)).first() is not None
+
+    def _expired(self) -> ColumnElement[bool]:
+        """Ran out, or lies so far ahead that the clock was set back since: nobody gives such."""
+        moment = now()
+        running = JobRow.status.in_((Status.RUNNING, Status.CANCELLING))
+        expires = JobRow.lease_expires_at
+        return and_(running, or_(expires < moment, expires > moment + 2 * self._lease))
 
     def _return(self, session: Session, row: JobRow, reason: str) -> None:
         if row.status == Status.CANCELLING:
@@ -378,11 +385,6 @@ def _writing(engine: Engine) -> Iterator[Session]:
     """A session in one transaction that holds the write lock from its beginning."""
     with Session(writing(engine), expire_on_commit=False) as session, session.begin():
         yield session
-
-
-def _expired(moment: datetime) -> ColumnElement[bool]:
-    running = JobRow.status.in_((Status.RUNNING, Status.CANCELLING))
-    return and_(running, JobRow.lease_expires_at < moment)
 
 
 def _find(session: Session, query: Select[JobRow], job_id: str) -> JobRow:

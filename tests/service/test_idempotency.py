@@ -129,9 +129,19 @@ def held(outcome: Hold | Answer) -> Hold:
     return outcome
 
 
-def run_out(engine: Engine) -> None:
+def run_out(engine: Engine, after: timedelta = timedelta(seconds=-1)) -> None:
     with Session(writing(engine)) as session, session.begin():
-        session.execute(update(IdempotencyRow).values(held_until=now() - timedelta(seconds=1)))
+        session.execute(update(IdempotencyRow).values(held_until=now() + after))
+
+
+def test_a_hold_given_before_the_clock_was_set_back_is_none(engine: Engine) -> None:
+    store = IdempotencyStore(engine)
+    held(store.take("", "key", "f"))
+    run_out(engine, timedelta(minutes=3))
+    with pytest.raises(Conflict):
+        store.take("", "key", "f")
+    run_out(engine, timedelta(days=1))
+    held(store.take("", "key", "f"))
 
 
 def test_a_key_is_held_by_one_request_at_a_time(engine: Engine) -> None:

@@ -1,11 +1,12 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import Engine
 
-from service.database import open_database, writing
+from service.database import now, open_database, writing
 from service.errors import Conflict, NotFound
 from service.jobs.events import Evaluation, Progress, Start
 from service.jobs.job import Job, Status
@@ -126,6 +127,23 @@ def test_an_expired_lease_queues_the_job_again_and_fences_the_old_worker(
             write()
     assert queue.succeed(new, {}).status is Status.SUCCEEDED
     assert statuses(queue, job) == ["queued", "running", "queued", "running", "succeeded"]
+
+
+def test_a_lease_given_before_the_clock_was_set_back_is_none(
+    open_queue: OpenQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = open_queue(lease_seconds=5)
+    job = queue.enqueue("fake", {})
+    today = now()
+    for back, held in ((timedelta(seconds=4), True), (timedelta(days=1), False)):
+        with monkeypatch.context() as patch:
+            patch.setattr("service.jobs.queue.now", lambda: today)
+            queue.lease()
+            patch.setattr("service.jobs.queue.now", lambda back=back: today - back)
+            found = queue.lease()
+        assert (found is None) is held
+    assert found is not None
+    assert found.job.id == job.id
 
 
 def test_a_heartbeat_keeps_the_lease(open_queue: OpenQueue) -> None:
