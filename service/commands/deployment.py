@@ -95,14 +95,15 @@ def database(settings: Settings) -> Iterator[Engine]:
 def galleries(settings: Settings) -> Iterator[Engine]:
     """The database with the keys that its galleries may be encrypted with."""
     from service.encryption import KeyTrouble, read_keys
-    from service.gallery.sealing import Damaged, unlock
+    from service.errors import Unavailable
+    from service.gallery.sealing import unlock
 
     try:
         keys = read_keys(settings)
         with database(settings) as engine:
             unlock(engine, keys)
             yield engine
-    except (KeyTrouble, Damaged) as error:
+    except (KeyTrouble, Unavailable) as error:  # a damaged row, a key that was replaced meanwhile
         raise CommandFailed(str(error)) from error
 
 

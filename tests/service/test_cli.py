@@ -20,6 +20,7 @@ from typer.main import get_command
 import service.__main__
 import training.__main__
 from service.__main__ import main
+from service.errors import Unavailable
 from service.settings import Settings
 from tests.service.client.answering import Script, a_job
 from tests.service.walkers import walk
@@ -345,6 +346,20 @@ def test_a_gallery_is_encrypted_and_its_key_replaced(
         status, _, err = gaitid(*command, *folder)
         assert (status, "the galleries are encrypted with the key" in err) == (1, True)
         assert err.count("\n") == 1
+
+
+def test_a_rotation_that_another_one_overtakes_ends_in_a_sentence(
+    gaitid: Gaitid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overtaken(*_: object) -> int:
+        raise Unavailable("This process has not got the encryption key.", retry_after=1.0)
+
+    monkeypatch.setattr("service.gallery.reencryption.reencrypt", overtaken)
+    folder = ("--data-dir", tmp_path)
+    gaitid("keys", "add", "--scope", "admin", *folder)  # makes the database
+    status, out, err = gaitid("encryption", "rotate", *folder)
+    assert (status, out) == (1, "")
+    assert err.endswith("gaitid: This process has not got the encryption key.\n")
 
 
 def test_people_are_enrolled_identified_and_verified(
