@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+from asyncio import CancelledError
 from time import perf_counter
 
 import uuid_utils
@@ -16,13 +17,17 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.database import storage_trouble
-from service.errors import ServiceError
+from service.errors import ServiceError, Unavailable
 from service.logs import request_id
 from service.metrics import Metrics
 from service.problems import internal_error, render, render_http
 
 _log = logging.getLogger(__name__)
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_STOPPING = Unavailable(
+    "The service was stopped before it could answer. Send the request again when it is back.",
+    retry_after=10.0,
+)
 _CLIENT_CLOSED = 499  # for the log only; there is nobody left to answer
 
 
@@ -58,6 +63,10 @@ class RequestContext:
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
             status = status or _CLIENT_CLOSED
+        except CancelledError:  # by the server, which has waited as long as it may and ends
+            if status is not None:
+                raise
+            await render(_STOPPING)(scope, receive, send_with_id)
         except ServiceError as error:  # raised by a layer outside of the router
             await render(error)(scope, receive, send_with_id)
         except HTTPException as error:

@@ -20,6 +20,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect
+from starlette.datastructures import Headers
+from starlette.types import Message, Receive, Scope, Send
 
 import service.jobs.tables
 import service.model_registry
@@ -28,6 +30,8 @@ from service.app import create_app
 from service.database import Table, open_database, writing
 from service.errors import NotFound
 from service.logs import JsonLines, request_id
+from service.metrics import Metrics
+from service.middleware.request_context import RequestContext
 from service.resources import open_engine
 from service.settings import Settings
 from tests.service.conftest import save_tiny_model
@@ -128,6 +132,25 @@ def test_it_stops_at_once_in_the_middle_of_embedding_anew(
     monkeypatch.undo()
     with serving(settings) as client:
         assert identify(client, walk(2, frames=24)).json()["candidates"][0]["similarity"] > 0.9999
+
+
+def test_a_request_that_the_end_of_the_service_cuts_off_is_503() -> None:
+    sent: list[Message] = []
+
+    async def waiting(_scope: Scope, receive: Receive, _send: Send) -> None:
+        await receive()
+
+    async def receive() -> Message:
+        raise asyncio.CancelledError("timeout graceful shutdown exceeded")
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/enroll", "headers": []}
+    asyncio.run(RequestContext(waiting, Metrics())(scope, receive, send))
+    assert sent[0]["status"] == 503
+    assert Headers(raw=sent[0]["headers"])["retry-after"] == "10"
+    assert json.loads(sent[1]["body"])["type"] == "/problems/unavailable"
 
 
 def test_a_model_that_is_not_there_stops_the_start(settings: Settings) -> None:
