@@ -14,11 +14,12 @@ from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
 from service.database import storage_trouble
-from service.errors import Reason, ServiceError
+from service.errors import Reason, ServiceError, TooLarge
 
 MEDIA_TYPE = "application/problem+json"
 _MOST_REASONS = 100
 _MOST_NAMED = 10
+_OVER = ("Too many files.", "Too many fields.", "Part exceeded maximum size")  # Starlette's words
 
 
 def problem(
@@ -121,6 +122,8 @@ def render_http(error: HTTPException) -> JSONResponse:
     """One of the framework's errors, or what it made one of while it read a body."""
     if isinstance(error.__cause__, Exception) and (trouble := storage_trouble(error.__cause__)):
         return render(trouble)
+    if error.status_code == HTTPStatus.BAD_REQUEST and str(error.detail).startswith(_OVER):
+        return render(TooLarge(str(error.detail)))
     slug, title, advice = _FRAMEWORKS.get(
         error.status_code, ("http-error", HTTPStatus(error.status_code).phrase, "")
     )

@@ -431,3 +431,10 @@ def test_of_thousands_of_unknown_fields_a_few_are_named(client: httpx.Client) ->
     body = problem(answer, 422)
     assert len(body["detail"]) < 500
     assert len(body["errors"]) == 100
+
+
+def test_a_form_with_too_much_beside_its_files_is_over_a_limit(client: httpx.Client) -> None:
+    walks = {"sequence": ("a", walk(1))}
+    for form in ({"gallery": "x" * 2**21}, {f"field-{i}": "x" for i in range(1100)}):
+        refused = problem(client.post("/identify", data=form, files=walks), 413)
+        assert refused["type"] == "/problems/too-large"
