@@ -133,7 +133,7 @@ def render_http(error: HTTPException) -> JSONResponse:
     return problem(error.status_code, slug, title, detail or title, headers=error.headers)
 
 
-async def _validation(_request: Request, error: Exception) -> JSONResponse:
+async def _validation(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, RequestValidationError):
         raise error
     errors: list[Any] = list(error.errors())
@@ -145,7 +145,10 @@ async def _validation(_request: Request, error: Exception) -> JSONResponse:
             "The body is not JSON.",
             [Reason("body", _sentence(item)) for item in errors],
         )
-    reasons = [_reason(item) for item in errors]
+    if (reason := _not_a_form(request, errors)) is not None:
+        reasons = [reason]
+    else:
+        reasons = [_reason(item) for item in errors]
     named = ", ".join(list(dict.fromkeys(reason.where for reason in reasons))[:_MOST_NAMED])
     return problem(
         422,
@@ -154,6 +157,21 @@ async def _validation(_request: Request, error: Exception) -> JSONResponse:
         f"Correct {named} and send the request again; /docs describes every field.",
         reasons,
     )
+
+
+def _not_a_form(request: Request, errors: Sequence[Mapping[str, Any]]) -> Reason | None:
+    """What to say of JSON or an array sent bare to a call that takes a form.
+
+    The framework then finds no field, and says of each that it is missing, sent or not.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind in ("", "multipart/form-data", "application/x-www-form-urlencoded"):
+        return None
+    # A field of JSON that is missing comes with the JSON that lacks it.
+    missing = [e for e in errors if e["type"] == "missing" and e["loc"][0] == "body"]
+    if any(len(item["loc"]) > 1 and item.get("input") is None for item in missing):
+        return Reason("Content-Type", "must be multipart/form-data")
+    return None
 
 
 def _reason(item: Mapping[str, Any]) -> Reason:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -44,6 +44,7 @@ CheckRecipe = Callable[[Sequence[str]], Sequence[Reason]]
 """Takes the arguments of a run, returns what is wrong and where in the recipe."""
 
 _BAD_INPUT = 2
+_NO_SUCH_KEY = "no such key"  # as the program says it
 
 
 class RecipeCheck:
@@ -211,14 +212,7 @@ class Submission:
         if wrong:
             raise Invalid(
                 "The recipe cannot be run with these overrides; correct what `errors` names.",
-                *(
-                    Reason(
-                        f"{'overrides' if item.where in request.overrides else 'recipe'}."
-                        f"{item.where}",
-                        item.reason,
-                    )
-                    for item in wrong
-                ),
+                *(Reason(_place(item, request.overrides), item.reason) for item in wrong),
                 slug="recipe-invalid",
             )
 
@@ -259,3 +253,14 @@ class Submission:
             Reason("name", "taken"),
             slug="model-exists",
         )
+
+
+def _place(reason: Reason, overrides: Collection[str]) -> str:
+    """Where in the request or the recipe it is; a section nobody has was made by an override."""
+    if reason.where in overrides:
+        return f"overrides.{reason.where}"
+    if reason.reason == _NO_SUCH_KEY:
+        for key in overrides:
+            if key.startswith(f"{reason.where}."):
+                return f"overrides.{key}"
+    return f"recipe.{reason.where}"

@@ -138,26 +138,35 @@ def evaluate(
 
 @router.post("/calibrate", status_code=202)
 def calibrate(
-    request: Request, response: Response, jobs: Submissions, body: CalibrateRequest
+    request: Request,
+    response: Response,
+    jobs: Submissions,
+    body: CalibrateRequest | None = None,
 ) -> JobAnswer:
     """Find the threshold at which a gallery falsely matches a stranger at most at a given rate."""
-    return accepted(response, jobs.calibrate(body, keeping(request)))
+    return accepted(response, jobs.calibrate(body or CalibrateRequest(), keeping(request)))
 
 
 @router.post("/reindex", status_code=202)
 def reindex(
-    request: Request, response: Response, jobs: Submissions, body: ReindexRequest
+    request: Request,
+    response: Response,
+    jobs: Submissions,
+    body: ReindexRequest | None = None,
 ) -> JobAnswer:
     """Complete a gallery's embeddings under its model, and build its indexes anew."""
-    return accepted(response, jobs.reindex(body, keeping(request)))
+    return accepted(response, jobs.reindex(body or ReindexRequest(), keeping(request)))
 
 
 @router.post("/audit-gallery", status_code=202)
 def audit_gallery(
-    request: Request, response: Response, jobs: Submissions, body: AuditRequest
+    request: Request,
+    response: Response,
+    jobs: Submissions,
+    body: AuditRequest | None = None,
 ) -> JobAnswer:
     """List what in a gallery attracts other people: misplaced, doubled and poor sequences."""
-    return accepted(response, jobs.audit(body, keeping(request)))
+    return accepted(response, jobs.audit(body or AuditRequest(), keeping(request)))
 
 
 @router.get("")

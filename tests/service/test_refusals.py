@@ -360,6 +360,15 @@ def test_json_that_is_not_said_to_be_json_is_422_and_says_so(
     assert "Content-Type" in refusal["detail"]
 
 
+@pytest.mark.parametrize("kind", ["application/json", "application/octet-stream", "text/plain"])
+@pytest.mark.parametrize("path", ["/enroll", "/identify", "/verify", "/models"])
+def test_what_is_not_said_to_be_a_form_is_422_and_says_so(
+    client: httpx.Client, path: str, kind: str
+) -> None:
+    refusal = problem(client.post(path, headers={"content-type": kind}, content=b"{}"), 422)
+    assert refusal["errors"] == [{"where": "Content-Type", "reason": "must be multipart/form-data"}]
+
+
 def test_a_body_over_the_limit_is_413_announced_or_not(client: httpx.Client) -> None:
     data = bytes(9 * 2**20)
     announced = client.post("/enroll", data={"subject_id": "a"}, files={"sequence": ("a", data)})

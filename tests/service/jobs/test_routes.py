@@ -172,11 +172,18 @@ def test_overrides_that_the_recipe_refuses_name_their_keys(
 ) -> None:
     check.answer = [
         Reason("step", "no such key"),
+        Reason("shedule", "no such key"),
         Reason("terms", "Field required"),
         Reason("data.dataset", "there is no packed dataset"),
     ]
-    problem = refused(http, "/jobs/distill", {**GOOD, "overrides": {"step": 5}}, 422)
-    assert where(problem) == ["overrides.step", "recipe.terms", "recipe.data.dataset"]
+    body = {**GOOD, "overrides": {"step": 5, "shedule.warm_up": 1}}
+    problem = refused(http, "/jobs/distill", body, 422)
+    assert where(problem) == [
+        "overrides.step",
+        "overrides.shedule.warm_up",
+        "recipe.terms",
+        "recipe.data.dataset",
+    ]
 
 
 def test_a_gallery_takes_the_place_of_the_recipes_own_dataset(
@@ -201,6 +208,12 @@ def test_an_evaluation_is_queued_and_refused_alike(http: httpx.Client) -> None:
     assert where(refused(http, "/jobs/evaluate", {**good, "model": "x"}, 404)) == ["model"]
     assert where(refused(http, "/jobs/evaluate", {**good, "dataset": "x"}, 404)) == ["dataset"]
     assert where(refused(http, "/jobs/evaluate", {**good, "protocol": "x"}, 422)) == ["protocol"]
+
+
+@pytest.mark.parametrize("kind", ["calibrate", "reindex", "audit-gallery"])
+def test_a_job_whose_fields_all_have_defaults_needs_no_body(http: httpx.Client, kind: str) -> None:
+    answer = http.post(f"/jobs/{kind}")
+    assert (answer.status_code, answer.json()["type"]) == (202, kind)
 
 
 @pytest.mark.parametrize("kind", ["activate", "anything"])
