@@ -315,7 +315,7 @@ class SingleGallery:
                 "the data set does not list its probes: partition.json needs a PROBE_SET of "
                 "'subject-condition-view' entries"
             )
-        return _split(sequences.probes, ~sequences.probes)
+        return _findable(sequences, _split(sequences.probes, ~sequences.probes))
 
     def run(self, sequences: LabelledSequences, method: EmbeddedSequences) -> Retrieval:
         """One cell."""
@@ -477,10 +477,11 @@ def _near(probes: NDArray[np.str_], gallery: NDArray[np.str_], apart: float) -> 
 
 def _split_by_condition(sequences: LabelledSequences, conditions: Conditions) -> Split:
     asked = [name for names in conditions.probes.values() for name in names]
-    return _split(
+    split = _split(
         np.isin(sequences.conditions, asked),
         np.isin(sequences.conditions, list(conditions.gallery)),
     )
+    return _findable(sequences, split)
 
 
 def _split(probes: NDArray[np.bool_], gallery: NDArray[np.bool_]) -> Split:
@@ -488,6 +489,15 @@ def _split(probes: NDArray[np.bool_], gallery: NDArray[np.bool_]) -> Split:
         if not members.any():
             raise ProtocolMismatch(f"no sequence of the data set is a {role} in this protocol")
     return Split(np.flatnonzero(probes), np.flatnonzero(gallery))
+
+
+def _findable(sequences: LabelledSequences, split: Split) -> Split:
+    """The same, unless every figure would be of nobody."""
+    if not np.isin(sequences.subjects[split.probes], sequences.subjects[split.gallery]).any():
+        raise ProtocolMismatch(
+            "no subject has both a probe and a sequence in the gallery, so there is nobody to find"
+        )
+    return split
 
 
 def _view_table(

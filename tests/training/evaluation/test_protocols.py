@@ -217,6 +217,12 @@ def test_every_protocol_says_what_a_foreign_data_set_lacks(name: str) -> None:
         PROTOCOLS[name].run(foreign, method)
 
 
+def test_probes_of_whom_nobody_is_enrolled_are_refused_before_anything_is_embedded() -> None:
+    sequences = LabelledSequences.of(["a", "b"], ["nm", "unknown"], ["000", "090"])
+    with pytest.raises(ProtocolMismatch, match="nobody to find"):
+        PROTOCOLS["cross-view"].split(sequences)
+
+
 @pytest.mark.parametrize("name", ["casia-b", "ou-mvlp"])
 def test_one_view_is_refused_before_anything_is_embedded(name: str) -> None:
     conditions = ["nm-01", "nm-05"] if name == "casia-b" else ["01", "00"]
