@@ -33,6 +33,38 @@ _LOCATION: Json = {
     "description": "Where what was made is.",
     "schema": {"type": "string", "format": "uri-reference"},
 }
+_WHOLE = frozenset(  # lists and what makes something new: nothing that may not be there is named
+    {
+        "add_model",
+        "create_gallery",
+        "import_gallery",
+        "list_galleries",
+        "list_jobs",
+        "list_models",
+        "read_audit",
+    }
+)
+_RETRY_AFTER: Json = {
+    "Retry-After": {
+        "description": "Seconds to wait before the same request may be sent again.",
+        "schema": {"type": "integer"},
+    }
+}
+_PROBLEMS: Mapping[str, str] = {
+    "400": "The request, or a file in it, cannot be read.",
+    "401": "No key, or one that is unknown or revoked.",
+    "403": "The key lacks the scope; or there are no keys, and this comes from elsewhere.",
+    "404": "A gallery, subject, sequence, job, model, recipe or dataset is not there.",
+    "408": "The body stopped arriving.",
+    "409": "It contradicts what is there, or its Idempotency-Key is in use.",
+    "413": "Over a limit of the request or of one walk.",
+    "415": "Not a sequence of silhouettes, or a body that is compressed as a whole.",
+    "422": "A field, a header or a walk that cannot be accepted; `errors` names it.",
+    "429": "More requests than the key may send.",
+    "500": "A fault of the service.",
+    "503": "Overloaded or not ready; try again.",
+    "507": "No space is left where the service keeps its data.",
+}
 
 # From an operation: to another, with where its parameters are in the request or the answer.
 _GALLERY_IN_ANSWER = {"gallery": "$response.body#/gallery"}
@@ -137,16 +169,45 @@ def _say_errors(schema: Json) -> None:
     problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     components.update(problem.pop("$defs"))
     components["Problem"] = problem
-    answer = {
-        "description": "An error (RFC 9457)",
-        "content": {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    content = {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    answer = {"description": "An error (RFC 9457)", "content": content}
+    schema["components"]["responses"] = {
+        f"Problem{status}": {"description": description, "content": content}
+        | ({"headers": _RETRY_AFTER} if status in ("429", "503") else {})
+        for status, description in _PROBLEMS.items()
     }
-    for operation in _operations(schema):
-        operation["responses"].pop("422", None)
-        for status, response in operation["responses"].items():
-            if status >= "400":  # a problem with members of its own
-                response["content"] = {problems.MEDIA_TYPE: response["content"]["application/json"]}
-        operation["responses"]["default"] = answer
+    for path in schema["paths"].values():
+        for method, operation in path.items():
+            responses = operation["responses"]
+            responses.pop("422", None)
+            for status, response in responses.items():
+                if status >= "400":  # a problem with members of its own
+                    own = response["content"]["application/json"]
+                    response["content"] = {problems.MEDIA_TYPE: own}
+            for status in sorted(_problems_of(method, operation) - responses.keys()):
+                responses[status] = {"$ref": f"#/components/responses/Problem{status}"}
+            responses["default"] = answer
+
+
+def _problems_of(method: str, operation: Json) -> set[str]:
+    """The statuses of the errors that an operation may answer with."""
+    found = {"422", "500"}  # of every call: an unknown parameter is refused everywhere
+    if operation["operationId"] != "alive":
+        found |= {"403", "503"}
+    if _UNGUARDED in operation.get("tags", ()):
+        return found
+    found |= {"401", "429"}
+    if operation["operationId"] not in _WHOLE:
+        found.add("404")
+    if "requestBody" in operation:
+        found |= {"400", "408", "413", "415"}
+    if operation["operationId"] == "follow_job":
+        found.add("400")  # a bad Last-Event-ID
+    if method != "get":
+        found.add("507")
+    if method == "post" or operation["operationId"] in ("import_gallery", "remove_model"):
+        found.add("409")
+    return found
 
 
 def _say_keys(schema: Json) -> None:

@@ -65,6 +65,44 @@ def test_nothing_in_a_form_or_an_address_can_be_null(document: dict[str, Any]) -
     assert all(form["additionalProperties"] is False for form in forms)
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "template", "status"),
+    [
+        ("POST", "/enroll", "/enroll", 422),
+        ("POST", "/galleries", "/galleries", 400),
+        ("GET", "/galleries/none", "/galleries/{gallery}", 404),
+        ("GET", "/healthz?colour=red", "/healthz", 422),
+        ("PUT", "/galleries/copy/import", "/galleries/{gallery}/import", 400),
+        ("DELETE", "/models/default", "/models/{name}", 409),
+        ("GET", "/jobs/none/events", "/jobs/{job_id}/events", 404),
+    ],
+)
+def test_the_problems_that_a_call_may_answer_with_are_listed(
+    shared: httpx.Client,
+    document: dict[str, Any],
+    method: str,
+    path: str,
+    template: str,
+    status: int,
+) -> None:
+    headers = {"Content-Type": "application/json"} if status == 400 else {}
+    answer = shared.request(method, path, headers=headers, content=b"{" if status == 400 else b"")
+    assert answer.status_code == status
+    listed = document["paths"][template][method.lower()]["responses"][str(status)]
+    problem = document["components"]["responses"][listed["$ref"].rpartition("/")[2]]
+    assert answer.headers["content-type"] in problem["content"]
+
+
+def test_calls_that_take_keys_and_files_list_what_those_are_refused_with(
+    document: dict[str, Any],
+) -> None:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            listed = set(operation["responses"])
+            assert ("security" in operation) == ({"401", "403", "429"} <= listed), (method, path)
+            assert ("requestBody" in operation) == ({"413", "415"} <= listed), (method, path)
+
+
 def test_every_post_and_nothing_else_takes_an_idempotency_key(document: dict[str, Any]) -> None:
     for methods in document["paths"].values():
         for method, operation in methods.items():
