@@ -72,7 +72,7 @@ def _operation(schema: Json, method: str, path: str, operation: Json) -> Iterato
             properties = _resolved(schema, content.get("schema", {})).get("properties", {})
             names = ", ".join(f"<code>{escape(name)}</code>" for name in properties)
             yield f"<p>{escape(status)} {escape(kind)} {names}</p>\n"
-    errors = ", ".join(status for status in operation["responses"] if status[0] in "45")
+    errors = ", ".join(sorted(status for status in operation["responses"] if status[0] in "45"))
     yield f"<p>Errors: {escape(errors)}</p>\n" if errors else ""
     yield "</details>\n"
 

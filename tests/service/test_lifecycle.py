@@ -254,6 +254,10 @@ def test_the_documentation_names_every_call_and_needs_no_other_host(shared: http
         for method in operations:
             assert f"<b>{method.upper()}</b> {path}" in page.text
     assert "<code>top_k</code>" in page.text
+    assert (
+        "<p>Errors: 400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 507</p>"
+        in page.text
+    )
     assert not re.search(r"(src|href)=.?(https?:)?//|<script", page.text)
 
 
