@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 OUTPUT = "stdout: "  # marks lines of standard output in a job's log
+_SAID = "failed: "  # by the training program before its reason, and by us before every reason
 _LONGEST = 400
 _TAIL_BYTES = 16 * 1024
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -27,4 +28,4 @@ def last_error_line(log: Path, begin: int) -> str:
         file.seek(max(begin, size - _TAIL_BYTES))
         lines = file.read().decode(errors="replace").splitlines()
     errors = [line for line in lines if line.strip() and not line.startswith(OUTPUT)]
-    return errors[-1] if errors else ""
+    return errors[-1].removeprefix(_SAID) if errors else ""

@@ -105,9 +105,11 @@ def pack_dataset(
     if not source.exists():
         raise SourceError(f"{source} does not exist")
     with ExitStack() as stack:
-        walks = _list(source, _detect(source) if format == "auto" else format, stack)
+        format = _detect(source) if format == "auto" else format
+        walks = _list(source, format, stack)
         if not walks:
-            raise SourceError(f"{source}: no sequence found")
+            none = "nobody is enrolled in it" if format == "gallery" else "no sequence found"
+            raise SourceError(f"{source}: {none}")
         writer = stack.enter_context(PackWriter(out, encoding))
         try:
             for done, (walk, read) in enumerate(_read_ahead(walks, workers), 1):

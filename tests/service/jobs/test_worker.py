@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 from service.database import new_id, writing
 from service.jobs.job import Job, Status
 from service.jobs.queue import JobQueue
-from service.jobs.reasons import plain
+from service.jobs.reasons import last_error_line, plain
 from service.jobs.tables import JobRow
 from service.jobs.worker import Worker
 from tests.service.jobs.fake_worker import FakeJob
@@ -384,3 +384,9 @@ def test_scratch_left_by_a_killed_worker_is_removed_once_its_job_has_ended(
 )
 def test_reasons_are_one_plain_line(text: str, expected: str) -> None:
     assert plain(text) == expected
+
+
+def test_a_reason_of_the_training_program_is_not_said_to_have_failed_twice(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("step 1/2\nfailed: gallery.zip: nobody is enrolled in it\n\nstdout: bye\n")
+    assert last_error_line(log, 0) == "gallery.zip: nobody is enrolled in it"

@@ -253,7 +253,7 @@ def huge_header() -> bytes:
         ({"silhouettes/b1.npy": b"PK"}, r"b1\.npy: "),
         ({"silhouettes/b1.npy": None}, r"it has no silhouettes/b1\.npy"),
         ({"gallery.json": None}, "no gallery.json"),
-        ({"sequences.jsonl": ""}, "no sequence"),
+        ({"sequences.jsonl": ""}, "nobody is enrolled"),
         ({"sequences.jsonl": "{"}, r"sequences\.jsonl line 1"),
         ({"sequences.jsonl": '{"subject_id": "ann"}'}, "line 1: sequence_id"),
         ({"sequences.jsonl": '{"subject_id": "", "sequence_id": "a1"}'}, "line 1: subject_id"),
@@ -316,7 +316,7 @@ def test_what_is_no_source_is_refused_with_what_would_be_one(tmp_path: Path) -> 
             pack_dataset(source, tmp_path / "out.pack")
     with pytest.raises(SourceError, match="not a folder"):
         pack_dataset(tmp_path / "file.txt", tmp_path / "out.pack", "pickles")
-    with pytest.raises(SourceError, match="no sequence"):
+    with pytest.raises(SourceError, match="nobody is enrolled"):
         pack_dataset(tmp_path / "empty", tmp_path / "out.pack", "walks")
 
 
