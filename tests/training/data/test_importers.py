@@ -316,7 +316,7 @@ def test_what_is_no_source_is_refused_with_what_would_be_one(tmp_path: Path) -> 
             pack_dataset(source, tmp_path / "out.pack")
     with pytest.raises(SourceError, match="not a folder"):
         pack_dataset(tmp_path / "file.txt", tmp_path / "out.pack", "pickles")
-    with pytest.raises(SourceError, match="nobody is enrolled"):
+    with pytest.raises(SourceError, match="no sequence"):
         pack_dataset(tmp_path / "empty", tmp_path / "out.pack", "walks")
 
 
