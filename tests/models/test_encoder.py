@@ -148,7 +148,8 @@ def test_threads_get_what_one_caller_gets() -> None:
     for thread in threads:
         thread.join(timeout=60)
     for position, embedding in enumerate(wanted):
-        assert np.array_equal(found[position], embedding)
+        # to rounding: on a busy machine torch may share the sums out in another way
+        np.testing.assert_allclose(found[position], embedding, rtol=1e-4, atol=1e-7)
 
 
 def test_no_walks_have_no_embeddings() -> None:
