@@ -1,4 +1,4 @@
-"""Checkpoints made out of trained ones without training."""
+"""Networks and checkpoints made out of trained ones without training."""
 
 from __future__ import annotations
 
@@ -10,9 +10,28 @@ from pydantic import JsonValue
 from models import checkpoint
 from models.checkpoint import Card
 from models.networks.network import GaitNetwork
+from models.registry import build
 from models.similarity import Metric
 from training import provenance
 from training.events import Done, Reporter
+
+
+def rebuilt(network: GaitNetwork, **changes: object) -> GaitNetwork:
+    """A second network with the same weights and some of its configuration changed.
+
+    With `identities` among the changes its classifier is a new one, of random weights.
+
+    Args:
+        network: stays as it is.
+        changes: to its configuration, none that other weights change shape with.
+    """
+    config = network.config.model_dump(mode="json")
+    second = build(network.config.architecture, {**config, **changes})
+    weights = network.state_dict()
+    if "identities" in changes:
+        weights |= second.head.classifier.state_dict(prefix="head.classifier.")
+    second.load_state_dict(weights)
+    return second
 
 
 def save_derived(

@@ -12,8 +12,8 @@ import torch
 from torch.nn import functional
 
 from models.networks.network import GaitNetwork
-from models.registry import build
 from training.data.pack import Pack
+from training.derivation import rebuilt
 from training.optimisation import Precision, lay_out_for_convolution
 from training.watch import embed
 
@@ -34,12 +34,9 @@ def with_prototypes(network: GaitNetwork, walks: Pack, precision: Precision) -> 
         A network of its own in eval mode; logits of the class k are cosines with the mean of the
         unit vectors of k's walks, part by part.
     """
-    config = network.config.model_dump(mode="json")
-    config |= {"identities": len(walks.subjects), "embedding_source": "embedding"}
-    knowing = build(network.config.architecture, config).to(precision.device).eval()
+    knowing = rebuilt(network, identities=len(walks.subjects), embedding_source="embedding")
+    knowing = knowing.to(precision.device).eval()
     head = knowing.head
-    fresh = head.classifier.state_dict(prefix="head.classifier.")
-    knowing.load_state_dict({**network.state_dict(), **fresh})
     lay_out_for_convolution(knowing)
 
     embeddings = torch.from_numpy(embed(knowing, walks, precision, mirror=False)).transpose(1, 2)

@@ -9,10 +9,8 @@ import numpy as np
 from models import checkpoint
 from models.checkpoint import Card
 from models.encoder import find_device
-from models.networks.network import GaitNetwork
-from models.registry import build
 from training.data.pack import Pack
-from training.derivation import save_derived
+from training.derivation import rebuilt, save_derived
 from training.discriminant import discriminant, folded, mixing
 from training.events import Reporter
 from training.optimisation import Precision
@@ -59,7 +57,7 @@ def refine(
     network, card = checkpoint.load(source, "cpu")
     walks = _drawn(Pack.open(dataset), sequences)
     where = find_device(device)
-    bare = _before_neck(network).to(where).eval()
+    bare = rebuilt(network, embedding_source="embedding").to(where).eval()
     embeddings = embed(bare, walks, Precision.choose("auto", where), mirror=False)
     try:
         found = discriminant(embeddings, walks.labels, channels, shrinkage=shrinkage)
@@ -95,10 +93,3 @@ def _drawn(pack: Pack, sequences: int | None) -> Pack:
     people = max(2, round(len(pack.subjects) * sequences / len(pack)))
     order = np.random.default_rng(_SEED).permutation(len(pack.subjects))
     return pack.subset(pack.subjects[index] for index in order[:people])
-
-
-def _before_neck(network: GaitNetwork) -> GaitNetwork:
-    config = network.config.model_dump(mode="json")
-    plain = build(network.config.architecture, {**config, "embedding_source": "embedding"})
-    plain.load_state_dict(network.state_dict())
-    return plain
