@@ -75,18 +75,18 @@ def database(settings: Settings) -> Iterator[Engine]:
         raise CommandFailed(str(error)) from error
     except (OSError, SQLAlchemyError) as error:
         trouble = storage_trouble(error)
+        if trouble is not None and trouble.problem_slug != "database-unavailable":
+            raise StorageRefused(trouble.detail) from error
+        if isinstance(error, OSError):  # a file of the command's own
+            raise CommandFailed(str(error)) from error
         cause = getattr(error, "orig", error)
-        if trouble is None or trouble.problem_slug == "database-unavailable":
-            if isinstance(error, OSError):  # a file of the command's own
-                raise CommandFailed(str(error)) from error
-            if trouble is not None:  # there is no log to look into
-                raise StorageRefused(
-                    f"the database in {settings.data_dir} cannot be written or reached: {cause}"
-                ) from error
-            if is_open:
-                raise
-            raise CommandFailed(f"the database cannot be opened: {cause}") from error
-        raise StorageRefused(trouble.detail) from error
+        if trouble is not None:  # there is no log to look into
+            raise StorageRefused(
+                f"the database in {settings.data_dir} cannot be written or reached: {cause}"
+            ) from error
+        if is_open:
+            raise
+        raise CommandFailed(f"the database cannot be opened: {cause}") from error
     finally:
         engine.dispose()
 
