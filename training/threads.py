@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 CGROUP: Final = Path("/sys/fs/cgroup")
+_THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def settle_threads(environment: MutableMapping[str, str]) -> None:
@@ -21,6 +23,25 @@ def settle_threads(environment: MutableMapping[str, str]) -> None:
     cores = usable_cores()
     environment.setdefault("OMP_WAIT_POLICY", "passive")
     environment.setdefault("OMP_NUM_THREADS", str(cores - 1 if cores > 2 else cores))
+
+
+@contextmanager
+def one_thread_each(environment: MutableMapping[str, str]) -> Iterator[None]:
+    """Let each process that is started meanwhile compute on one core, whoever said otherwise.
+
+    A process for each core, with a thread for each core in every one, spend most of their time
+    waiting for each other.
+    """
+    before = {name: environment.get(name) for name in _THREADS}
+    environment.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del environment[name]
+            else:
+                environment[name] = value
 
 
 def usable_cores(cgroup: Path = CGROUP) -> int:

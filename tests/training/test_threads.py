@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from training import threads
-from training.threads import settle_threads, usable_cores
+from training.threads import one_thread_each, settle_threads, usable_cores
 
 
 @pytest.fixture
@@ -54,3 +56,16 @@ def test_what_was_said_already_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = {"OMP_NUM_THREADS": "8", "OMP_WAIT_POLICY": "active"}
     settle_threads(environment)
     assert environment == {"OMP_NUM_THREADS": "8", "OMP_WAIT_POLICY": "active"}
+
+
+def test_processes_started_meanwhile_compute_on_one_core_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    told = "import torch; print(torch.get_num_threads())"
+    with one_thread_each(os.environ):
+        ran = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True)
+    assert ran.stdout == "1\n", ran.stderr
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+    assert "OPENBLAS_NUM_THREADS" not in os.environ

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json as json_format
 import multiprocessing
+import os
 import sys
 import time
 from collections import Counter
@@ -25,7 +26,7 @@ from training.rendering.cycles import GaitCycle, find_cycles
 from training.rendering.identity import draw_identity, render_walks
 from training.rendering.recipe import RenderRecipe
 from training.rendering.recordings import load_recordings
-from training.threads import usable_cores
+from training.threads import one_thread_each, usable_cores
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,10 @@ def _render_all(
         yield from map(renderer, numbers)
         return
     context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, initializer=_start, initargs=(recipe, walkers)) as pool:
+    with (
+        one_thread_each(os.environ),
+        context.Pool(workers, initializer=_start, initargs=(recipe, walkers)) as pool,
+    ):
         yield from pool.imap(_identity, numbers, chunksize=1)
 
 
@@ -156,13 +160,11 @@ _worker: _Renderer | None = None
 
 
 def _start(recipe: RenderRecipe, walkers: dict[str, list[GaitCycle]]) -> None:
-    """Make a worker process use one core, and load what it needs."""
+    """Make a worker process use one core in OpenCV too, and load what it needs."""
     import cv2
-    import torch
 
     global _worker
     cv2.setNumThreads(1)
-    torch.set_num_threads(1)
     _worker = _Renderer(recipe, walkers)
 
 
