@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from models import checkpoint
 from tests.training.runs import TINY
-from training.__main__ import app
+from training.cli import app
 from training.events import ConsoleReporter, Failed, Packed
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from models.networks.network import GaitNetwork
 from models.registry import build
 from tests.training.runs import TINY, run
 from training import provenance
-from training.__main__ import app
+from training.cli import app
 from training.events import Silent
 from training.growth import Layers, grow, grown, widened
 from training.recipe import load

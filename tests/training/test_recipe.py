@@ -186,7 +186,7 @@ def test_the_digest_tells_recipes_apart(smallest: str) -> None:
 
 def test_a_recipe_is_checked_without_torch() -> None:
     code = (
-        "import sys, training.__main__, training.recipe; training.recipe.load('gaitkd');"
+        "import sys, training.cli, training.recipe; training.recipe.load('gaitkd');"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,28 +1,40 @@
-"""How many threads of a processor a training step is shared out to."""
+"""How computing is shared out to the threads of a processor, and comes out alike on others."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 CGROUP: Final = Path("/sys/fs/cgroup")
+CPUINFO: Final = Path("/proc/cpuinfo")
 _THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-def settle_threads(environment: MutableMapping[str, str]) -> None:
-    """Say how OpenMP is to work, where nobody said so; before torch is loaded.
+def settle(environment: MutableMapping[str, str], cpuinfo: Path = CPUINFO) -> None:
+    """Say how OpenMP and OpenBLAS are to work, where nobody said so; before either is loaded.
 
     Threads that spin while they wait for each other make a step several times slower as soon as
     anything else wants their core. OpenMP's own can be told to sleep; those of the bfloat16
     convolutions' gradients cannot, so one core of three or more is left to everything else, such
     as the service that the student is for.
+
+    OpenBLAS, which numpy multiplies with, has a way of adding for each kind of processor, and
+    their last digits differ: a few pixels of a rendered training set did. All that can are told to
+    take one.
+
+    Args:
+        environment: of this process.
+        cpuinfo: where the kernel tells what the processor can.
     """
     cores = usable_cores()
     environment.setdefault("OMP_WAIT_POLICY", "passive")
     environment.setdefault("OMP_NUM_THREADS", str(cores - 1 if cores > 2 else cores))
+    if cpuinfo.exists() and re.search(r"^flags\s*:.*\bavx2\b", cpuinfo.read_text(), re.MULTILINE):
+        environment.setdefault("OPENBLAS_CORETYPE", "Haswell")
 
 
 @contextmanager

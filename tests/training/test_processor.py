@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from training import threads
-from training.threads import one_thread_each, settle_threads, usable_cores
+from training import processor
+from training.processor import one_thread_each, settle, usable_cores
 
 
 @pytest.fixture
@@ -45,17 +45,31 @@ def test_a_containers_quota_bounds_the_cores(
 def test_one_core_of_three_or_more_is_left_to_others(
     monkeypatch: pytest.MonkeyPatch, cores: int, chosen: str
 ) -> None:
-    monkeypatch.setattr(threads, "usable_cores", lambda: cores)
+    monkeypatch.setattr(processor, "usable_cores", lambda: cores)
     environment: dict[str, str] = {}
-    settle_threads(environment)
+    settle(environment, Path("no such file"))
     assert environment == {"OMP_NUM_THREADS": chosen, "OMP_WAIT_POLICY": "passive"}
 
 
-def test_what_was_said_already_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "usable_cores", lambda: 8)
-    environment = {"OMP_NUM_THREADS": "8", "OMP_WAIT_POLICY": "active"}
-    settle_threads(environment)
-    assert environment == {"OMP_NUM_THREADS": "8", "OMP_WAIT_POLICY": "active"}
+def test_what_was_said_already_stays() -> None:
+    said = {"OMP_NUM_THREADS": "8", "OMP_WAIT_POLICY": "active", "OPENBLAS_CORETYPE": "Zen"}
+    environment = dict(said)
+    settle(environment)
+    assert environment == said
+
+
+@pytest.mark.parametrize(
+    ("flags", "kernel"),
+    [("fma avx avx2 avx512f", "Haswell"), ("fma avx", None), ("asimd sve", None)],
+)
+def test_processors_that_can_multiply_in_the_same_way(
+    tmp_path: Path, flags: str, kernel: str | None
+) -> None:
+    told = tmp_path / "cpuinfo"
+    told.write_text(f"processor\t: 0\nflags\t\t: fpu {flags} bmi2\nbugs\t\t:\n\n")
+    environment: dict[str, str] = {}
+    settle(environment, told)
+    assert environment.get("OPENBLAS_CORETYPE") == kernel
 
 
 def test_processes_started_meanwhile_compute_on_one_core_each(
