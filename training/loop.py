@@ -52,8 +52,8 @@ def run(
     """
     out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(recipe, preparation, group)
-    digest = preparation.run_digest(recipe)
-    saved = state.load(out, run=digest)
+    this = preparation.run(recipe)
+    saved = state.load(out, run=this)
     if saved is not None:
         trainer.restore(saved)
     report = reporter.report if group.leads else _nothing
@@ -64,7 +64,7 @@ def run(
 
     def save() -> None:
         if group.leads:
-            state.save(out, {**trainer.snapshot(), "losses": meter.last}, run=digest)
+            state.save(out, {**trainer.snapshot(), "losses": meter.last}, run=this)
 
     watch = Watch(
         recipe.evaluation, preparation.held_out, metric=recipe.metric, mirror=recipe.mirror

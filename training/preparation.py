@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from training.operating_points import threshold_at
 from training.optimisation import Precision
 from training.prototypes import with_prototypes
 from training.recipe import IdentityTerm, Problem, Recipe, RecipeError
+from training.state import Run
 from training.teachers import Teacher, check, freeze, knows
 
 
@@ -44,11 +44,15 @@ class Preparation:
     identities: str
     origin: str | None
 
-    def run_digest(self, recipe: Recipe) -> str:
-        """Names the run by recipe, data and starting weights: no other goes on from its state."""
-        ingredients = [recipe.digest, self.train.content_hash, self.identities, str(self.origin)]
-        ingredients += [teacher.digest for teacher in self.teachers]
-        return hashlib.sha256("\n".join(ingredients).encode()).hexdigest()
+    def run(self, recipe: Recipe) -> Run:
+        """What makes this run the one it is."""
+        return Run(
+            recipe=recipe,
+            dataset=self.train.content_hash,
+            identities=self.identities,
+            origin=self.origin,
+            teachers=tuple(teacher.digest for teacher in self.teachers),
+        )
 
 
 def prepare(

@@ -5,8 +5,6 @@ Imports no torch: recipes are checked in a blink.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -340,12 +338,6 @@ class Recipe(Section):
     def connects(self) -> bool:
         """Whether any term compares behind a connector."""
         return any(isinstance(term, CoordinateTerm) and term.connector for term in self.terms)
-
-    @property
-    def digest(self) -> str:
-        """Names this recipe: the same digest, the same run (on the same data and teachers)."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def shipped() -> tuple[str, ...]:

@@ -9,36 +9,62 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from training.recipe import Recipe
 
 NAME = "state.pt"
+
+
+class Run(BaseModel):
+    """What a run is: none goes on from the state of another.
+
+    An update in the middle of a run does not make it another: what a recipe of before did not know
+    yet has its default.
+
+    Attributes:
+        recipe: of the run.
+        dataset: hash of the walks to learn.
+        identities: hash of the ids learnt, in the order of the logits.
+        origin: digest of the checkpoint the student starts from, if any.
+        teachers: their digests.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    recipe: Recipe
+    dataset: str
+    identities: str
+    origin: str | None
+    teachers: tuple[str, ...]
 
 
 class StateError(ValueError):
     """A state file that cannot be continued from."""
 
 
-def save(directory: Path, state: dict[str, Any], *, run: str) -> None:
+def save(directory: Path, state: dict[str, Any], *, run: Run) -> None:
     """Replace the state at one stroke: a kill leaves the old one or the new one.
 
     Args:
         directory: the run's output folder.
         state: tensors, numbers, strings and containers of them.
-        run: names the run, so that no other goes on from its state.
+        run: whose.
     """
     beside = directory / f"{NAME}.new"
     with beside.open("wb") as file:
-        torch.save({**state, "run": run}, file)
+        torch.save({**state, "run": run.model_dump_json()}, file)
         file.flush()
         os.fsync(file.fileno())
     beside.replace(directory / NAME)
 
 
-def load(directory: Path, *, run: str) -> dict[str, Any] | None:
+def load(directory: Path, *, run: Run) -> dict[str, Any] | None:
     """The last state, on the CPU, or None when the run has not saved any.
 
     Args:
         directory: the run's output folder.
-        run: name of the run that goes on.
+        run: the one that goes on.
 
     Raises:
         StateError: the file is damaged, or the folder holds a run of another recipe.
@@ -50,9 +76,17 @@ def load(directory: Path, *, run: str) -> dict[str, Any] | None:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise StateError(f"{path} is damaged; remove it to start again: {error}") from error
-    if state.get("run") != run:
+    if _run(state) != run:
         raise StateError(
             f"{directory} holds a run of another recipe, dataset or teacher; choose another "
             f"folder, or remove {path} to start again"
         )
     return state
+
+
+def _run(state: dict[str, Any]) -> Run | None:
+    """Whose state it is; None: that of a version too different to tell."""
+    try:
+        return Run.model_validate_json(state.get("run", ""))
+    except ValidationError:
+        return None

@@ -21,7 +21,7 @@ from training.events import Done, Evaluated, Progressed, Silent, Started
 from training.export import export_checkpoint
 from training.optimisation import MovingAverage, Precision, rate_factor
 from training.preparation import Preparation, prepare
-from training.recipe import Cosine, MultiStep, Recipe, RecipeError
+from training.recipe import Cosine, MultiStep, Recipe, RecipeError, load, shipped
 from training.state import StateError
 from training.trainer import Trainer, TrainingFailed
 from training.watch import embed
@@ -131,12 +131,35 @@ def test_a_damaged_state_is_refused_with_what_to_do(pack: Path, tmp_path: Path) 
         run(recipe, tmp_path)
 
 
+def some_run(recipe: Recipe) -> state.Run:
+    return state.Run(recipe=recipe, dataset="d", identities="i", origin=None, teachers=("t",))
+
+
 def test_a_state_half_written_does_not_hide_the_one_before(tmp_path: Path) -> None:
-    state.save(tmp_path, {"step": 1}, run="r")
+    this = some_run(load("gaitkd"))
+    state.save(tmp_path, {"step": 1}, run=this)
     (tmp_path / f"{state.NAME}.new").write_bytes(b"half")
-    loaded = state.load(tmp_path, run="r")
+    loaded = state.load(tmp_path, run=this)
     assert loaded is not None
     assert loaded["step"] == 1
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_run_goes_on_after_an_update_that_adds_a_setting(name: str, tmp_path: Path) -> None:
+    this = some_run(load(name))
+    known = this.model_dump(mode="json")
+    del known["recipe"]["precision"]  # as if it were new, with the default that the run had
+    torch.save({"step": 1, "run": json.dumps(known)}, tmp_path / state.NAME)
+    assert state.load(tmp_path, run=this) is not None
+    other = this.model_copy(update={"recipe": load(name, settings=["precision=fp32"])})
+    with pytest.raises(StateError, match="another recipe"):
+        state.load(tmp_path, run=other)
+
+
+def test_a_state_that_does_not_tell_its_run_is_not_continued(tmp_path: Path) -> None:
+    torch.save({"step": 1, "run": "0a1b"}, tmp_path / state.NAME)
+    with pytest.raises(StateError, match="another recipe"):
+        state.load(tmp_path, run=some_run(load("gaitkd")))
 
 
 def test_the_checkpoint_holds_the_student_alone_and_teachers_stay_as_they_were(
