@@ -24,7 +24,7 @@ def carry_out(recipe: Recipe, name: str, out: Path, reporter: Reporter, stop: St
     """
     group = join()
     try:
-        preparation = prepare(recipe, group.device)
+        preparation = prepare(recipe, group.device, reporter=reporter)
         run(recipe, out, preparation, name=name, reporter=reporter, stop=stop, group=group)
     finally:
         group.close()

@@ -34,11 +34,15 @@ class Started:
 
 @dataclass(frozen=True)
 class Progressed:
-    """`step` of `total_steps` are done; metrics are means since the last report; eta in seconds."""
+    """`step` of `total_steps` are done; metrics are means since the last report.
+
+    `eta_s` is in seconds, None where nobody knows yet. Before the first step of a distillation the
+    only metric may be `prototypes`, the share of the walks that they are made of.
+    """
 
     step: int
     total_steps: int
-    eta_s: float
+    eta_s: float | None
     metrics: Metrics
     event: str = "progress"
 
@@ -140,16 +144,16 @@ class ConsoleReporter:
         """Move the bar or print a line."""
         match event:
             case Started():
-                self._task = self._progress.add_task(
-                    "", total=event.total_steps, completed=event.step
-                )
+                bar = self._bar(event.total_steps)
+                self._progress.update(bar, completed=event.step, description="")
                 if event.step:
                     self._say(f"resumed at step {event.step} of {event.total_steps}")
             case Progressed():
-                if self._task is not None:
-                    self._progress.update(
-                        self._task, completed=event.step, description=_brief(event.metrics)
-                    )
+                self._progress.update(
+                    self._bar(event.total_steps),
+                    completed=event.step,
+                    description=_brief(event.metrics),
+                )
                 if not self._console.is_terminal:
                     self._say(f"step {event.step}/{event.total_steps}  {_brief(event.metrics)}")
             case Evaluated():
@@ -160,6 +164,11 @@ class ConsoleReporter:
                 self._say(f"dataset: {event.dataset}  {_brief(event.metrics)}")
             case Failed():
                 self._say(f"failed: {event.reason}", style="red")
+
+    def _bar(self, total: int) -> TaskID:
+        if self._task is None:
+            self._task = self._progress.add_task("", total=total)
+        return self._task
 
     def _say(self, text: str, style: str | None = None) -> None:
         # Names of files and keys may look like markup, and a line of a log stays one line.

@@ -15,6 +15,7 @@ from models.networks.network import GaitNetwork
 from models.registry import UnknownArchitecture, build
 from training import provenance
 from training.data.pack import Pack
+from training.events import Progressed, Reporter, Silent
 from training.identities import identity_hash, split
 from training.operating_points import threshold_at
 from training.optimisation import Precision
@@ -56,7 +57,10 @@ class Preparation:
 
 
 def prepare(
-    recipe: Recipe, device: torch.device, teachers: tuple[Teacher, ...] | None = None
+    recipe: Recipe,
+    device: torch.device,
+    teachers: tuple[Teacher, ...] | None = None,
+    reporter: Reporter | None = None,
 ) -> Preparation:
     """Open the dataset, build or load the student, load the teachers, and check that they fit.
 
@@ -65,6 +69,7 @@ def prepare(
         device: where networks go.
         teachers: as an earlier preparation with the same teachers and dataset made them, to save
             the time; None: the recipe's are loaded.
+        reporter: told how far prototypes are, which take minutes with many walks.
 
     Raises:
         RecipeError: something the recipe names is missing or does not fit.
@@ -97,7 +102,10 @@ def prepare(
         teachers = tuple(Teacher.load(t.checkpoint, device) for t in recipe.teachers)
     check(recipe, teachers, student, identities)
     train = pack.subset(chosen.train)
-    teachers = tuple(_with_classifier(t, recipe, train, identities, device) for t in teachers)
+    telling = reporter or Silent()
+    teachers = tuple(
+        _with_classifier(t, recipe, train, identities, device, telling) for t in teachers
+    )
     return Preparation(
         train=train,
         held_out=pack.subset(chosen.held_out) if chosen.held_out else None,
@@ -130,13 +138,28 @@ def _student(recipe: Recipe, count: int, identities: str) -> tuple[GaitNetwork, 
 
 
 def _with_classifier(
-    teacher: Teacher, recipe: Recipe, train: Pack, identities: str, device: torch.device
+    teacher: Teacher,
+    recipe: Recipe,
+    train: Pack,
+    identities: str,
+    device: torch.device,
+    reporter: Reporter,
 ) -> Teacher:
     """A teacher whose logits, if a term asks for them, are of the identities in `train`."""
     asked = any(isinstance(term, IdentityTerm) for term in recipe.terms)
     if not asked or knows(teacher, recipe, len(train.subjects), identities):
         return teacher
-    network = with_prototypes(teacher.network, train, Precision.choose(recipe.precision, device))
+    told = 0
+
+    def tell(walks: int) -> None:
+        nonlocal told
+        percent = 100 * walks // len(train)
+        if told < percent < 100:  # that it is over, what follows tells
+            told = percent
+            reporter.report(Progressed(0, recipe.steps, None, {"prototypes": percent / 100}))
+
+    precision = Precision.choose(recipe.precision, device)
+    network = with_prototypes(teacher.network, train, precision, tell)
     freeze(network)
     return replace(teacher, network=network, identities=identities, prototypes=True)
 

@@ -8,6 +8,8 @@ gait network can give them, in one pass over the walks and without a gradient.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional
 
@@ -19,7 +21,12 @@ from training.watch import embed
 
 
 @torch.no_grad()
-def with_prototypes(network: GaitNetwork, walks: Pack, precision: Precision) -> GaitNetwork:
+def with_prototypes(
+    network: GaitNetwork,
+    walks: Pack,
+    precision: Precision,
+    progress: Callable[[int], None] | None = None,
+) -> GaitNetwork:
     """The same network with a classifier of a pack's subjects, in the order of its labels.
 
     The neck's mean becomes that of these walks: what all of them share tells nobody apart, but
@@ -29,6 +36,7 @@ def with_prototypes(network: GaitNetwork, walks: Pack, precision: Precision) -> 
         network: whose classifier, if it has one, is left out; stays as it is.
         walks: of the subjects, at least one each.
         precision: that products are computed in, and where.
+        progress: told how many walks are embedded, again and again.
 
     Returns:
         A network of its own in eval mode; logits of the class k are cosines with the mean of the
@@ -39,7 +47,8 @@ def with_prototypes(network: GaitNetwork, walks: Pack, precision: Precision) -> 
     head = knowing.head
     lay_out_for_convolution(knowing)
 
-    embeddings = torch.from_numpy(embed(knowing, walks, precision, mirror=False)).transpose(1, 2)
+    embedded = embed(knowing, walks, precision, mirror=False, progress=progress)
+    embeddings = torch.from_numpy(embedded).transpose(1, 2)
     mean = embeddings.mean(0).flatten()  # channels of all parts in one row, as the neck reads them
     head.neck.load_state_dict({**head.neck.state_dict(), "running_mean": mean})
     units = head.unit_embeddings(embeddings.to(precision.device))

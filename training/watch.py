@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -116,7 +116,12 @@ def _suited(protocol: str, pack: Pack) -> tuple[str, LabelledSequences | None]:
 
 @torch.no_grad()
 def embed(
-    network: GaitNetwork, pack: Pack, precision: Precision, *, mirror: bool
+    network: GaitNetwork,
+    pack: Pack,
+    precision: Precision,
+    *,
+    mirror: bool,
+    progress: Callable[[int], None] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Embeddings of a pack's sequences in their order, [n, p, c], from a network in eval mode.
 
@@ -125,7 +130,9 @@ def embed(
         pack: silhouettes.
         precision: that products are computed in.
         mirror: give the mean of a walk's embedding and its mirror image's.
+        progress: told how many sequences are done, again and again.
     """
+    done = 0
     found = np.empty((len(pack), network.parts, network.channels), np.float32)
     for members in _batches(pack):
         walks = [torch.from_numpy(pack.silhouettes(i)) for i in members]
@@ -136,6 +143,9 @@ def embed(
             embeddings = [network.matching(output.embeddings.float()) for output in outputs]
         mean = torch.stack(embeddings).float().mean(0)
         found[members] = mean.transpose(1, 2).cpu().numpy()
+        done += len(members)
+        if progress is not None:
+            progress(done)
     return found
 
 

@@ -7,8 +7,11 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from tests.training.runs import run, tiny
 from tests.training.test_objective import prepared
+from tests.training.walkers import make_pack
 from training.data.pack import Pack
+from training.events import Progressed, Started
 from training.optimisation import Precision
 from training.prototypes import with_prototypes
 from training.teachers import Teacher
@@ -53,6 +56,20 @@ def test_people_that_a_teacher_never_learnt_are_told_apart(
         guesses = [int(made(clip(walks, i)).logits.mean(2).argmax()) for i in range(len(walks))]
     right = np.mean(np.array(guesses) == walks.labels)
     assert right > 3 / len(walks.subjects), right
+
+
+def test_a_run_tells_how_far_they_are(
+    pack: Path, make_teacher: MakeTeacher, tmp_path: Path
+) -> None:
+    many = make_pack(tmp_path / "many.pack", subjects=60, frames=8).path
+    settings = ("distillation.prototypes=true", "data.validation=0")
+    recipe = tiny("gaitkd", many, *settings, teachers=(make_teacher(subjects=3),))
+    events = run(recipe, tmp_path / "run").events
+    begun = events.index(Started(total_steps=6, step=0))
+    shares = [e.metrics["prototypes"] for e in events[:begun] if isinstance(e, Progressed)]
+    assert len(shares) > 1
+    assert shares == sorted(set(shares))
+    assert 0 < shares[0] < shares[-1] < 1
 
 
 def test_a_recipe_can_ask_for_them_and_a_card_says_so(
