@@ -185,7 +185,10 @@ def pack(
     partition: Annotated[
         Path | None, typer.Option(help="JSON of TRAIN_SET and TEST_SET, to go into the pack.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Threads that read and prepare.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that prepare raw frames; one a core if not given."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Pack a dataset into one memory-mapped file."""

@@ -9,6 +9,7 @@ from typing import Literal
 from training.data import Partition, pack_dataset
 from training.data.importers import Progress
 from training.events import Packed, Progressed, Reporter, Started
+from training.processor import usable_cores
 
 _REPORTS = 100  # over the whole source: nobody reads a line a sequence
 
@@ -20,7 +21,7 @@ def pack_with_events(
     reporter: Reporter,
     *,
     partition: Path | None = None,
-    workers: int = 1,
+    workers: int | None = None,
 ) -> None:
     """Pack `source` into `out`, see `training.data.pack_dataset`.
 
@@ -30,7 +31,7 @@ def pack_with_events(
         format: what the source is.
         reporter: told what happens.
         partition: file of the field's that says who is trained and tested on.
-        workers: threads that read and prepare.
+        workers: see `training.data.pack_dataset`; one a core if None.
 
     Raises:
         training.data.SourceError: the source is wrong.
@@ -62,7 +63,7 @@ def pack_with_events(
         out,
         format,
         partition=None if partition is None else Partition.load(partition),
-        workers=workers,
+        workers=workers or usable_cores(),
         progress=report,
     )
     found = {

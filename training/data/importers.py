@@ -9,17 +9,23 @@ gallery    one .zip                         the file that the service exports of
 from __future__ import annotations
 
 import io
+import multiprocessing
+import os
 import re
+import signal
+import threading
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -27,6 +33,7 @@ from models.silhouettes import DecodeLimits, PoorSequence, SequenceError, decode
 from training.data.gallery_export import BrokenExport, GalleryExport
 from training.data.pack import SIDE, Encoding, Pack, PackWriter, Partition
 from training.data.pickles import UnsafePickle, read_array
+from training.processor import one_thread_each
 
 Format = Literal["pickles", "images", "walks", "gallery"]
 
@@ -95,7 +102,8 @@ def pack_dataset(
         format: what the source is; `auto` looks at its names.
         encoding: see `PackWriter`.
         partition: train and test subjects, to go into the pack.
-        workers: threads that read and prepare.
+        workers: processes that read and prepare raw silhouettes; 1 does so in this one. What is
+            prepared already, pickles and galleries, is read in a thread of this one always.
         progress: called after every sequence, in order.
 
     Raises:
@@ -111,8 +119,10 @@ def pack_dataset(
             none = "nobody is enrolled in it" if format == "gallery" else "no sequence found"
             raise SourceError(f"{source}: {none}")
         writer = stack.enter_context(PackWriter(out, encoding))
+        workers = min(workers, len(walks)) if format in ("images", "walks") else 1
+        pool = stack.enter_context(_readers(workers))
         try:
-            for done, (walk, read) in enumerate(_read_ahead(walks, workers), 1):
+            for done, (walk, read) in enumerate(_read_ahead(walks, pool, 2 * workers), 1):
                 skipped = read if isinstance(read, str) else None
                 if not isinstance(read, str):
                     writer.add(walk.subject, walk.condition, walk.view, read, walk.metadata)
@@ -154,22 +164,53 @@ def _list(source: Path, format: Format, stack: ExitStack) -> list[_Walk]:
     return list(_list_images(source) if format == "images" else _list_walks(source))
 
 
-def _read_ahead(walks: Iterable[_Walk], workers: int) -> Iterator[tuple[_Walk, Silhouettes | str]]:
-    """Read in threads, a bounded number ahead; in order. A string says why a walk is left out."""
+@contextmanager
+def _readers(workers: int) -> Iterator[Executor]:
+    """Processes, because threads that prepare take turns at the interpreter; for one, a thread."""
+    if workers == 1:
+        with ThreadPoolExecutor(1) as pool:
+            yield pool
+        return
+    with (
+        one_thread_each(os.environ),
+        ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), initializer=_become_reader
+        ) as pool,
+    ):
+        yield pool
+
+
+def _become_reader() -> None:
+    """Make a worker process use one core in OpenCV too, and end with the one that started it."""
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: that one sees to the rest
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _read_ahead(
+    walks: Iterable[_Walk], pool: Executor, most: int
+) -> Iterator[tuple[_Walk, Silhouettes | str]]:
+    """Read in the pool, `most` ahead, in order. A string says why a walk is left out."""
     ahead: deque[tuple[_Walk, Future[Silhouettes | str]]] = deque()
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        try:
-            for walk in walks:
-                ahead.append((walk, pool.submit(_read, walk)))
-                if len(ahead) > 2 * workers:
-                    first, future = ahead.popleft()
-                    yield first, future.result()
-            while ahead:
+    try:
+        for walk in walks:
+            ahead.append((walk, pool.submit(_read, walk)))
+            if len(ahead) > most:
                 first, future = ahead.popleft()
                 yield first, future.result()
-        finally:
-            for _, future in ahead:
-                future.cancel()
+        while ahead:
+            first, future = ahead.popleft()
+            yield first, future.result()
+    finally:
+        for _, future in ahead:
+            future.cancel()
 
 
 def _read(walk: _Walk) -> Silhouettes | str:

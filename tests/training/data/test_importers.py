@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from models.silhouettes import prepare
-from training.data import Pack, PackError, Partition, Progress, SourceError, pack_dataset
+from training.data import Pack, PackError, Partition, Progress, SourceError, importers, pack_dataset
 
 Silhouettes = npt.NDArray[np.uint8]
 Walk = Callable[..., Silhouettes]
@@ -101,6 +101,37 @@ def test_the_number_of_workers_does_not_change_the_pack(tmp_path: Path, walk: Wa
         for workers in (1, 4)
     ]
     assert packs[0].content_hash == packs[1].content_hash
+
+
+def test_processes_prepare_what_one_does_and_tell_what_is_wrong(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for i in range(3):
+        write_zip(source / f"{i}/090_1.zip", walker(phase=i))
+    write_zip(source / "1/090_2.zip", np.zeros((20, 120, 160), np.uint8))
+    told: dict[int, list[Progress]] = {1: [], 2: []}
+    packs = [
+        pack_dataset(source, tmp_path / f"{n}.pack", workers=n, progress=told[n].append)
+        for n in (1, 2)
+    ]
+    assert packs[0].content_hash == packs[1].content_hash
+    assert told[1] == told[2]
+    assert [bool(each.skipped) for each in told[2]] == [False, False, True, False]
+
+    (source / "2/090_1.zip").write_bytes(b"no archive")
+    with pytest.raises(SourceError, match=r"2/090_1\.zip: "):
+        pack_dataset(source, tmp_path / "broken.pack", workers=2)
+    assert nothing_is_left(tmp_path / "broken.pack")
+
+
+def test_raw_walks_are_prepared_in_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_zip(tmp_path / "source/1/090_1.zip", walker())
+    write_zip(tmp_path / "source/1/090_2.zip", walker(phase=1))
+    monkeypatch.setattr(importers, "_prepare", None)  # which another process does not see
+    with pytest.raises(TypeError):
+        pack_dataset(tmp_path / "source", tmp_path / "one.pack")
+    assert len(pack_dataset(tmp_path / "source", tmp_path / "two.pack", workers=2)) == 2
 
 
 def test_silhouettes_are_found_beside_other_pickles(tmp_path: Path, walk: Walk) -> None:
