@@ -75,14 +75,8 @@ def discriminant(
             walks.
     """
     count, parts, width = embeddings.shape
+    require_enough(labels, width, channels)
     identities, own = np.unique(labels, return_inverse=True)
-    if channels > min(width, len(identities) - 1):
-        raise ValueError(
-            f"{channels} directions need at least {channels} channels and {channels + 1} "
-            f"identities; there are {width} and {len(identities)}"
-        )
-    if count == len(identities):
-        raise ValueError("no identity has two walks, so nothing says what varies within one")
     walks = np.bincount(own)
     means = np.zeros((len(identities), parts, width))
     np.add.at(means, own, embeddings)
@@ -102,6 +96,27 @@ def discriminant(
         ratio = np.maximum(spread[:channels] ** 2 / len(identities) - by_chance, _LEAST)
         matrices[part] = white @ directions[:channels].T * np.sqrt(ratio / (0.5 + ratio))
     return Discriminant(matrices, centre)
+
+
+def require_enough(labels: NDArray[np.integer], width: int, channels: int) -> None:
+    """Tell what walks `[n]` of these labels cannot show, before anybody embeds them.
+
+    Args:
+        labels: `[n]`, whose.
+        width: channels of the embeddings.
+        channels: how many directions are to be found.
+
+    Raises:
+        ValueError: as `discriminant` would.
+    """
+    identities = len(np.unique(labels))
+    if channels > min(width, identities - 1):
+        raise ValueError(
+            f"{channels} directions need at least {channels} channels and {channels + 1} "
+            f"identities; there are {width} and {identities}"
+        )
+    if len(labels) == identities:
+        raise ValueError("no identity has two walks, so nothing says what varies within one")
 
 
 def mixing(

@@ -11,7 +11,7 @@ from models.checkpoint import Card
 from models.encoder import find_device
 from training.data.pack import Pack
 from training.derivation import rebuilt, save_derived
-from training.discriminant import discriminant, folded, mixing
+from training.discriminant import discriminant, folded, mixing, require_enough
 from training.events import Reporter
 from training.optimisation import Precision
 from training.recipe import Problem, RecipeError
@@ -56,17 +56,21 @@ def refine(
     """
     network, card = checkpoint.load(source, "cpu")
     walks = _drawn(Pack.open(dataset), sequences)
+    try:
+        require_enough(walks.labels, network.channels, channels)
+    except ValueError as error:
+        raise RecipeError([Problem("--channels", str(error))]) from error
+    if mix:
+        together = network.parts * channels
+        try:
+            require_enough(walks.labels, together, together)
+        except ValueError as error:
+            raise RecipeError([Problem("--mixing", f"{error}; or choose --no-mixing")]) from error
     where = find_device(device)
     bare = rebuilt(network, embedding_source="embedding").to(where).eval()
     embeddings = embed(bare, walks, Precision.choose("auto", where), mirror=False)
-    try:
-        found = discriminant(embeddings, walks.labels, channels, shrinkage=shrinkage)
-    except ValueError as error:
-        raise RecipeError([Problem("--channels", str(error))]) from error
-    try:
-        mixed = mixing(found.of(embeddings), walks.labels, shrinkage=shrinkage) if mix else None
-    except ValueError as error:
-        raise RecipeError([Problem("--mixing", f"{error}; or choose --no-mixing")]) from error
+    found = discriminant(embeddings, walks.labels, channels, shrinkage=shrinkage)
+    mixed = mixing(found.of(embeddings), walks.labels, shrinkage=shrinkage) if mix else None
     shorter = folded(network, found, mixed)
     return save_derived(
         out,
