@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from models.array_file import read_array
+from models.silhouettes.members import shown
 from service.database import now
 from service.errors import Invalid, Malformed, Reason, TooLarge
 from service.fields import GalleryName, MaxAgeDays, SubjectId, UtcTime, check_metadata
@@ -317,7 +318,7 @@ def _check_members(members: list[zipfile.ZipInfo], size: int) -> dict[str, zipfi
     for member in members:
         name = member.filename
         if name not in (ABOUT, SUBJECTS, SEQUENCES) and not _ARRAY.fullmatch(name):
-            raise _broken(_shown(name), "no export has a member of this name")
+            raise _broken(shown(name), "no export has a member of this name")
         if name in found:
             raise _broken(name, "it is there a second time")
         if member.flag_bits & 0x1 or member.compress_type not in (
@@ -346,15 +347,10 @@ def _check_time(where: str, at: datetime) -> None:
 
 def _first(error: ValidationError) -> str:
     detail = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(_shown(str(part)) for part in detail["loc"])
+    where = ".".join(shown(str(part)) for part in detail["loc"])
     if where == "format":
         return f"its format is not {FORMAT}, the one that this version reads"
     return f"{where} {detail['msg']}".strip()
-
-
-def _shown(name: str) -> str:
-    printable = "".join(letter if letter.isprintable() else "?" for letter in name)
-    return printable if len(printable) <= 120 else f"{printable[:117]}..."
 
 
 def _no_zip() -> BrokenExport:
