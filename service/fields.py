@@ -144,13 +144,13 @@ Cursor = Annotated[
 
 def parse_metadata(text: str | None) -> Metadata:
     """Metadata from a form field: a flat JSON object; `Invalid` otherwise. None is empty."""
-    return {} if text is None else check_metadata(_object("metadata", text), "metadata")
+    return {} if text is None else check_metadata(_object("metadata", text))
 
 
-def check_metadata(value: dict[str, Any], where: str) -> Metadata:
+def check_metadata(value: dict[str, Any]) -> Metadata:
     """Refuse, as `Invalid`, what is not a flat object of reasonable scalars."""
-    _check_names(where, value)
-    return {name: _scalar(f"{where}.{name}", item) for name, item in value.items()}
+    _check_names("metadata", value)
+    return {name: _scalar(f"metadata.{name}", item) for name, item in value.items()}
 
 
 def parse_filter(text: str | None) -> Filter | None:

@@ -146,7 +146,7 @@ def mixing(
 
 
 @torch.no_grad()
-def folded(network: GaitNetwork, found: Discriminant, mixed: Floats | None = None) -> GaitNetwork:
+def folded(network: GaitNetwork, found: Discriminant, mixed: Floats | None) -> GaitNetwork:
     """The same network with shorter embeddings: projection times discriminants, neck that centres.
 
     Its embeddings are compared behind the neck; it has no classifier. The given one stays as it is.

@@ -20,8 +20,8 @@ def pack_with_events(
     format: Literal["auto", "pickles", "images", "walks", "gallery"],
     reporter: Reporter,
     *,
-    partition: Path | None = None,
-    workers: int | None = None,
+    partition: Path | None,
+    workers: int | None,
 ) -> None:
     """Pack `source` into `out`, see `training.data.pack_dataset`.
 

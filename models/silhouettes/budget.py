@@ -77,7 +77,7 @@ class Budget:
                 where=where,
             )
 
-    def take_frame(self, rows: int, columns: int, *, where: str = "") -> None:
+    def take_frame(self, rows: int, columns: int, *, where: str) -> None:
         """Spend one frame of uint8 `[rows, columns]`, before it is decoded."""
         self.check_time()
         self.check_sides(rows, columns, where=where)

@@ -166,7 +166,7 @@ class ExportFile:
                 raise _broken(where, "a sequence a second time")
             seen.add(sequence.sequence_id)
             try:
-                check_metadata(sequence.metadata, "metadata")
+                check_metadata(sequence.metadata)
             except Invalid as error:
                 raise _broken(where, str(error)) from error
             yield where, sequence
@@ -226,7 +226,7 @@ class ExportFile:
     def _read_about(self) -> AboutGallery:
         try:
             about = AboutGallery.model_validate_json(self._read(ABOUT, _LONGEST_LINE))
-            check_metadata(about.metadata, "metadata")
+            check_metadata(about.metadata)
             point = about.operating_point
             json.dumps(None if point is None else point.kept(), allow_nan=False)
         except ValidationError as error:

@@ -52,7 +52,7 @@ def create_gallery(
         keep(session, hold, Answer(201, headers, answer))
         record_change(request, entries.new_gallery(record))
 
-    metadata = check_metadata(body.metadata, "metadata")
+    metadata = check_metadata(body.metadata)
     record = held.store.create(body.name, metadata, body.max_age_days, keep_answer)
     response.headers["Location"] = location
     return GalleryAnswer.of(record, held.model)

@@ -18,12 +18,11 @@ from training.losses import cross_entropy, triplet
 from training.objective import Objective
 from training.optimisation import Precision
 from training.preparation import prepare
-from training.recipe import Distillation, RecipeError, load
+from training.recipe import RecipeError, load
 from training.teachers import Teacher, ask
 
 CPU = torch.device("cpu")
 LABELS = torch.tensor([0, 0, 1, 1])
-PLAIN = Distillation()
 
 
 def draw(seed: int, *shape: int) -> Tensor:

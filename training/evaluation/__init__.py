@@ -6,8 +6,8 @@
     console_tables(result)      tables for the terminal
 
     evaluate_checkpoint(checkpoint, pack, protocol, *, device="auto", mirror=None, baselines=None,
-                        error_rates=True, against=(), resampling=Resampling(seed=0, replicates=1000,
-                        confidence=0.95), progress=None) -> EvaluationResult
+                        against=(), resampling=Resampling(seed=0, replicates=1000, confidence=0.95),
+                        progress=None) -> EvaluationResult
     evaluate_embeddings([EmbeddedSequences(name, embeddings [n, p, c], metric, mirrored=None)],
                         labels_of(pack), protocol, dataset=…, dataset_hash=…) -> EvaluationResult
 

@@ -106,7 +106,6 @@ def evaluate_checkpoint(
     device: str = "auto",
     mirror: bool | None = None,
     baselines: bool | None = None,
-    error_rates: bool = True,
     against: Sequence[Path] = (),
     resampling: Resampling | None = None,
     progress: Progress | None = None,
@@ -126,7 +125,6 @@ def evaluate_checkpoint(
         mirror: try every probe mirrored as well, in every row; the protocol's habit when None.
         baselines: add the gait energy image and the untrained network; the protocol's habit when
             None.
-        error_rates: verification and open-set errors as well.
         against: further checkpoints, each a row with a paired difference to the first.
         resampling: seed, replicates and confidence of the intervals; also the seed of the
             untrained network.
@@ -181,7 +179,6 @@ def evaluate_checkpoint(
         dataset=pack.name,
         dataset_hash=test.content_hash,
         resampling=resampling,
-        error_rates=error_rates,
     )
 
 
