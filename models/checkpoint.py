@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +32,7 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as serialise_tensors
 from torch import Tensor
 
+from models.disk import sync
 from models.networks.network import GaitNetwork
 from models.registry import UnknownArchitecture, build
 
@@ -305,11 +305,9 @@ def _replace(directory: Path, files: Mapping[str, bytes]) -> None:
         fresh, old = Path(scratch) / "new", Path(scratch) / "old"
         fresh.mkdir()
         for name, content in files.items():
-            with (fresh / name).open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        _sync(fresh)
+            (fresh / name).write_bytes(content)
+            sync(fresh / name)
+        sync(fresh)
         if directory.exists():
             directory.rename(old)
         try:
@@ -318,12 +316,4 @@ def _replace(directory: Path, files: Mapping[str, bytes]) -> None:
             if old.exists():
                 old.rename(directory)
             raise
-        _sync(directory.parent)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(directory.parent)

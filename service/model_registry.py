@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from pathlib import Path
 from sqlalchemy import JSON, Engine, ForeignKey, String, delete, or_, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
+from models.disk import sync
 from service.database import Table, new_id, now, writing
 from service.errors import Conflict, NotFound, Reason
 from service.gallery.pins import pinned
@@ -274,9 +274,9 @@ class ModelRegistry:
     @staticmethod
     def _move_in(folder: Path, target: Path) -> None:
         for path in (*folder.iterdir(), folder):
-            _flush(path)
+            sync(path)
         folder.rename(target)
-        _flush(target.parent)
+        sync(target.parent)
 
     def _names(self) -> Iterator[str]:
         for folder in (self._settings.shipped_models_dir, self._settings.models_dir):
@@ -298,12 +298,3 @@ def _in_use(name: str, why: str) -> Conflict:
         Reason("name", "in_use"),
         slug="model-in-use",
     )
-
-
-def _flush(path: Path) -> None:
-    """Bring a file or folder to the disk, so that a power cut after the rename finds it whole."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

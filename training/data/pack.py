@@ -30,6 +30,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
+from models.disk import sync
+
 SIDE = 64
 """Rows and columns of every silhouette in a pack."""
 
@@ -401,7 +403,7 @@ class PackWriter:
         if partition is not None:
             partition.save(self._partial / "partition.json")
         self._partial.rename(self.path)
-        _sync_directory(self.path.parent)
+        sync(self.path.parent)
         self.close()
         (self.path / "lock").unlink()
         (self.path / self._journal_path(self._encoding).name).unlink()
@@ -519,11 +521,3 @@ def _replace(path: Path, content: bytes) -> None:
 def _sync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
