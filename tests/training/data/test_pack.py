@@ -180,7 +180,7 @@ def test_a_killed_writer_leaves_no_pack_and_its_successor_goes_on_after_the_last
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("killed_at", ["_content_hash", "_replace", "_sync_directory"])
+@pytest.mark.parametrize("killed_at", ["_content_hash", "_replace", "sync"])
 def test_a_writer_killed_while_it_finishes_can_finish_again(
     tmp_path: Path, walk: Walk, monkeypatch: pytest.MonkeyPatch, killed_at: str
 ) -> None:
@@ -194,7 +194,7 @@ def test_a_writer_killed_while_it_finishes_can_finish_again(
         patch.setattr(f"training.data.pack.{killed_at}", die)
         with pytest.raises(KeyboardInterrupt):
             writer.finish()
-    if killed_at == "_sync_directory":  # it was in its place already
+    if killed_at == "sync":  # it was in its place already
         Pack.open(path).verify()
         return
     with pytest.raises(PackError):
