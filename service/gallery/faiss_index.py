@@ -21,6 +21,7 @@ from service.gallery.index import Hits, Keys
 from service.gallery.records import Embedding
 
 GPU_MAX_K = 2048  # what a GPU index of FAISS can return
+GPU_SCRATCH = 64 * 2**20  # bytes of a GPU's memory that an index works in, beside its vectors
 
 
 class FaissIndex:
@@ -51,7 +52,7 @@ class FaissIndex:
         self._shortlist = shortlist
         self._index: Any = faiss.IndexIDMap2(faiss.IndexFlatIP(parts * channels))
         self._lengths: dict[int, NDArray[np.float32]] = {}  # [p] of each embedding's parts
-        self._gpu_resources: Any = faiss.StandardGpuResources() if gpu else None
+        self._gpu_resources: Any = _gpu_resources() if gpu else None
         self._gpu_copy: Any = None
 
     def __len__(self) -> int:
@@ -128,3 +129,15 @@ class FaissIndex:
         scale = lengths[..., None] * np.float32(np.sqrt(self._parts))
         embeddings = vectors.reshape(len(keys), self._parts, self._channels) * scale
         return np.asarray(embeddings, np.float32)
+
+
+def _gpu_resources() -> Any:
+    """What one index works with on a GPU.
+
+    Of its own, because FAISS's serve one thread at a time. Left alone they would take up to 1.5 GiB
+    of the GPU and 256 MiB of locked memory, again for every gallery, and one probe needs little.
+    """
+    resources = faiss.StandardGpuResources()
+    resources.setTempMemory(GPU_SCRATCH)
+    resources.setPinnedMemory(0)
+    return resources

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import faiss
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from models.similarity import Metric, part_similarity, similarity
-from service.gallery.faiss_index import FaissIndex
+from service.gallery.faiss_index import GPU_SCRATCH, FaissIndex
 from service.gallery.index import GalleryIndex
 from service.gallery.memory_index import MemoryIndex
 
@@ -23,16 +24,32 @@ INDEXES: dict[str, Callable[[Metric], GalleryIndex]] = {
 Make = Callable[[Metric], GalleryIndex]
 
 
+def copied_to_gpu(resources: GpuResources, device: int, index: Any) -> Any:
+    assert resources.scratch + resources.pinned <= GPU_SCRATCH, "each gallery has its own"
+    return faiss.clone_index(index)
+
+
+class GpuResources:
+    """FAISS's, with its defaults."""
+
+    def __init__(self) -> None:
+        self.scratch, self.pinned = 1536 * 2**20, 256 * 2**20
+
+    def setTempMemory(self, size: int) -> None:  # noqa: N802
+        self.scratch = size
+
+    def setPinnedMemory(self, size: int) -> None:  # noqa: N802
+        self.pinned = size
+
+
 @pytest.fixture(params=[*INDEXES, "faiss with the copy it keeps on a GPU"])
 def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Make:
     if request.param in INDEXES:
         return INDEXES[request.param]
     # No GPU is needed to see that the copy follows: here it lies in the same memory.
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
-    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
-    monkeypatch.setattr(
-        faiss, "index_cpu_to_gpu", lambda _, device, index: faiss.clone_index(index), raising=False
-    )
+    monkeypatch.setattr(faiss, "StandardGpuResources", GpuResources, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", copied_to_gpu, raising=False)
     return lambda metric: FaissIndex(PARTS, CHANNELS, metric, shortlist=50, gpu=True)
 
 
