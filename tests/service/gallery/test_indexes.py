@@ -35,10 +35,10 @@ class GpuResources:
     def __init__(self) -> None:
         self.scratch, self.pinned = 1536 * 2**20, 256 * 2**20
 
-    def setTempMemory(self, size: int) -> None:  # noqa: N802
+    def setTempMemory(self, size: int) -> None:
         self.scratch = size
 
-    def setPinnedMemory(self, size: int) -> None:  # noqa: N802
+    def setPinnedMemory(self, size: int) -> None:
         self.pinned = size
 
 
