@@ -86,6 +86,12 @@ class AuditRecord:
         self._engine.dispose()
         self._flushing.dispose()
 
+    def check(self) -> None:
+        """Read something: raises what the database raises where that cannot be done."""
+        if self._enabled:
+            with self._engine.connect() as connection:
+                connection.execute(select(AuditRow.number).limit(1))
+
     # Writing
 
     async def answered(self, entry: Entry, by: Actor) -> None:

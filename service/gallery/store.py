@@ -97,6 +97,11 @@ class GalleryStore:
         self.engine = engine
         self._sealing = sealing_of(engine)
 
+    def check(self) -> None:
+        """Read something: raises what the database raises where that cannot be done."""
+        with Session(self.engine) as session:
+            session.execute(select(GalleryRow.id).limit(1))
+
     # Galleries
 
     def ensure(self, name: str) -> None:

@@ -20,7 +20,7 @@ class Alive(Schema):
 
 
 class Ready(Schema):
-    """Model and indexes are loaded."""
+    """Model and indexes are loaded, the databases can be read."""
 
     status: str
     model: ModelReference
@@ -33,9 +33,11 @@ async def alive() -> Alive:
 
 
 @router.get("/readyz")
-async def ready(held: Held) -> Ready:
-    """Say whether model and indexes are loaded: 503 with what is being waited for until then."""
+def ready(held: Held) -> Ready:
+    """Say whether model and indexes are loaded and the databases there: 503 with the reason."""
     held.readiness.require()
+    held.store.check()
+    held.audit.check()
     return Ready(status="ready", model=ModelReference.of(held.model))
 
 

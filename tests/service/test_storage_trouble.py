@@ -379,12 +379,15 @@ def test_a_database_that_is_gone_or_replaced_is_503_until_it_is_back(
         )
         problem(identify(client, walk(1)), 503)
         problem(client.delete("/subjects/anna"), 503)
+        assert "database" in problem(client.get("/readyz"), 503)["detail"]
+        assert client.get("/healthz").status_code == 200
         assert not (folder / file).exists()
         folder.mkdir(exist_ok=True)
     shutil.copy(aside / file, folder / file)
     problem(enrol(client, "bert", walk(2)), 503)
     shutil.rmtree(folder)
     aside.rename(folder)
+    assert client.get("/readyz").status_code == 200
     assert enrol(client, "bert", walk(2)).status_code == 201
     assert identify(client, walk(1)).status_code == 200
     assert client.get("/galleries/default").json()["subjects"] == 2
