@@ -29,6 +29,10 @@ class Reason:
     reason: str
 
 
+class CutOff(Exception):
+    """An answer that was begun cannot be finished, the text says why; its connection is cut."""
+
+
 class ServiceError(Exception):
     """Base of every error a client may cause or must know of."""
 

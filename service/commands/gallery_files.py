@@ -26,8 +26,7 @@ def export_gallery(
 ) -> None:
     """Write a gallery's walks to a file, out of the database, as jobs do to train on them."""
     from service.audit.entries import COMMAND, Entry
-    from service.errors import NotFound
-    from service.gallery.export import GalleryChanged
+    from service.errors import CutOff, NotFound
     from service.gallery.export import export_gallery as export
 
     settings = existing(data_dir)
@@ -35,7 +34,7 @@ def export_gallery(
         record.changed(Entry("export_gallery", gallery), COMMAND)
         try:
             walks = export(engine, gallery, out)
-        except (NotFound, GalleryChanged) as error:
+        except (CutOff, NotFound) as error:
             raise CommandFailed(str(error)) from error
     typer.echo(f"{walks} walks")
 

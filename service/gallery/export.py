@@ -30,6 +30,7 @@ import numpy.typing as npt
 from sqlalchemy import ColumnElement, Engine, and_, case, exists, select
 from sqlalchemy.orm import Session
 
+from service.errors import CutOff
 from service.gallery.sealing import content_hash, sealing_of
 from service.gallery.store import embedding_of, missing_gallery
 from service.gallery.tables import (
@@ -47,10 +48,6 @@ _PIECE = 2**18  # bytes that are handed out at once, about
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same gallery makes the same file
 _LEVEL = 1  # silhouettes shrink by far the most with the least effort
 _ATTEMPTS = 5
-
-
-class GalleryChanged(Exception):
-    """Something was erased while it was read: the export would not be of any one moment."""
 
 
 def silhouettes_member(sequence_id: str) -> str:
@@ -71,7 +68,7 @@ def stream_gallery(engine: Engine, name: str, *, embeddings: bool) -> Iterator[b
 
     Raises:
         NotFound: there is no such gallery; at once.
-        GalleryChanged: while pieces are taken, before the last.
+        CutOff: while pieces are taken, before the last.
     """
     with Session(engine) as session:
         gallery = session.scalar(select(GalleryRow).where(GalleryRow.name == name))
@@ -87,7 +84,7 @@ def export_gallery(engine: Engine, name: str, path: Path) -> int:
 
     Raises:
         NotFound: there is no such gallery.
-        GalleryChanged: again and again.
+        CutOff: again and again.
     """
     for left in reversed(range(_ATTEMPTS)):
         pieces = stream_gallery(engine, name, embeddings=False)
@@ -95,7 +92,7 @@ def export_gallery(engine: Engine, name: str, path: Path) -> int:
             with _private(path) as file:
                 file.writelines(pieces)
             break
-        except GalleryChanged:
+        except CutOff:
             path.unlink()
             if not left:
                 raise
@@ -278,7 +275,7 @@ def _require_unchanged(engine: Engine, gallery: GalleryRow) -> None:
     query = select(GalleryRow.id).where(GalleryRow.id == gallery.id, ~erased)
     with Session(engine) as session:
         if session.scalar(query) is None:
-            raise GalleryChanged("something was erased from the gallery while it was exported")
+            raise CutOff("something was erased from the gallery while it was exported")
 
 
 def _npy(array: npt.NDArray[np.generic]) -> bytes:

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.database import storage_trouble
-from service.errors import ServiceError, Unavailable
+from service.errors import CutOff, ServiceError, Unavailable
 from service.logs import request_id
 from service.metrics import Metrics
 from service.problems import internal_error, render, render_http
@@ -67,6 +67,8 @@ class RequestContext:
             if status is not None:
                 raise
             await render(_STOPPING)(scope, receive, send_with_id)
+        except CutOff as error:  # the server cuts the connection of an answer without an end
+            _log.warning("an answer was cut off: %s", error)
         except ServiceError as error:  # raised by a layer outside of the router
             await render(error)(scope, receive, send_with_id)
         except HTTPException as error:

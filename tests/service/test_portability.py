@@ -24,8 +24,9 @@ from service.auth import Scope, create_key
 from service.client import Client, Refused, ServiceUnreachable
 from service.database import open_database, writing
 from service.encryption import new_secret
+from service.errors import CutOff
 from service.gallery.erasing import erase_subject
-from service.gallery.export import GalleryChanged, stream_gallery
+from service.gallery.export import stream_gallery
 from service.gallery.tables import GalleryRow
 from tests.service.conftest import save_tiny_model
 from tests.service.requests import contents, enrol, identify, problem
@@ -218,23 +219,26 @@ def test_an_export_is_of_one_moment_or_cut_off(serve: Serve, tmp_path: Path) -> 
 
     cut = stream_gallery(engine, "lab", embeddings=True)
     erase_subject(engine, "lab", "anna")
-    with pytest.raises(GalleryChanged):
+    with pytest.raises(CutOff):
         b"".join(cut)
     gone = stream_gallery(engine, "lab", embeddings=True)
     client.delete("/galleries/lab")
-    with pytest.raises(GalleryChanged):
+    with pytest.raises(CutOff):
         b"".join(gone)
     engine.dispose()
 
 
 def test_whoever_downloads_an_export_that_is_cut_off_notices(
-    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Serve,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     client = serve()
     fill(client)
 
     def changed(*_: object) -> None:
-        raise GalleryChanged
+        raise CutOff("somebody was erased")
 
     monkeypatch.setattr("service.gallery.export._require_unchanged", changed)
     out = tmp_path / "out"
@@ -242,6 +246,8 @@ def test_whoever_downloads_an_export_that_is_cut_off_notices(
     with Client(str(client.base_url)) as ours, pytest.raises(ServiceUnreachable):
         ours.export_gallery("lab", out / "lab.zip")
     assert list(out.iterdir()) == []
+    assert "an answer was cut off: somebody was erased" in caplog.messages
+    assert not any(record.exc_info for record in caplog.records)
 
 
 def test_a_name_that_is_taken_or_not_a_name_is_refused(serve: Serve) -> None:
