@@ -10,6 +10,7 @@ second copy.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import faiss
@@ -23,13 +24,15 @@ from service.gallery.records import Embedding
 GPU_MAX_K = 2048  # what a GPU index of FAISS can return
 GPU_SCRATCH = 64 * 2**20  # bytes of a GPU's memory that an index works in, beside its vectors
 
+_log = logging.getLogger(__name__)
+
 
 class FaissIndex:
     """Index vectors [k, p * c] in an exact inner-product index, on the GPU too where asked.
 
     The CPU index is complete on its own. The GPU's is a copy for searching everything: it can
     neither forget nor restrict itself to some keys, so what was removed means a new copy at the
-    next search, and restricted searches stay on the CPU.
+    next search, and restricted searches stay on the CPU. So do all while the GPU has no room.
     """
 
     def __init__(
@@ -72,7 +75,10 @@ class FaissIndex:
         lengths = np.linalg.norm(embeddings, axis=2)
         self._lengths.update(zip(keys.tolist(), lengths, strict=True))
         if self._gpu_copy is not None:
-            self._gpu_copy.add(vectors)
+            try:
+                self._gpu_copy.add(vectors)
+            except RuntimeError as error:  # what is added must not be half added
+                self._lose_gpu_copy(error)
 
     def remove(self, keys: Keys) -> None:
         """Forget embeddings; keys that are not held are ignored."""
@@ -105,7 +111,10 @@ class FaissIndex:
             return np.empty(0, np.int64)
         query = index_vectors(probe[None])
         if among is None and self._gpu_resources is not None and count <= GPU_MAX_K:
-            return self._nearest_on_gpu(query, count)
+            try:
+                return self._nearest_on_gpu(query, count)
+            except RuntimeError as error:
+                self._lose_gpu_copy(error)
         # One query is a memory scan: more threads only wait for each other on a busy machine.
         faiss.omp_set_num_threads(1)
         selector: Any = None if among is None else faiss.IDSelectorBatch(among)
@@ -121,6 +130,11 @@ class FaissIndex:
         positions = self._gpu_copy.search(query, count)[1][0]
         keys = faiss.vector_to_array(self._index.id_map)
         return np.asarray(keys[positions[positions >= 0]], np.int64)
+
+    def _lose_gpu_copy(self, error: RuntimeError) -> None:
+        """Do without the copy until the next search: a training may have all of the memory."""
+        self._gpu_copy = None
+        _log.warning("the GPU cannot hold or search an index, the CPU does: %s", error)
 
     def _embeddings(self, keys: Keys) -> NDArray[np.float32]:
         vectors = np.stack([self._index.reconstruct(int(key)) for key in keys])

@@ -44,9 +44,11 @@ class GpuResources:
 
 @pytest.fixture(params=[*INDEXES, "faiss with the copy it keeps on a GPU"])
 def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Make:
-    if request.param in INDEXES:
-        return INDEXES[request.param]
-    # No GPU is needed to see that the copy follows: here it lies in the same memory.
+    return INDEXES[request.param] if request.param in INDEXES else _on_fake_gpu(monkeypatch)
+
+
+def _on_fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Metric], FaissIndex]:
+    """No GPU is needed to see that the copy follows: here it lies in the same memory."""
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
     monkeypatch.setattr(faiss, "StandardGpuResources", GpuResources, raising=False)
     monkeypatch.setattr(faiss, "index_cpu_to_gpu", copied_to_gpu, raising=False)
@@ -141,6 +143,40 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
         pytest.skip("there is a GPU")
     with pytest.raises(ValueError, match="no GPU"):
         FaissIndex(PARTS, CHANNELS, "cosine", shortlist=50, gpu=True)
+
+
+class _FullGpu:
+    """A copy on a GPU whose memory somebody else has taken."""
+
+    def add(self, _vectors: object) -> None:
+        raise RuntimeError("StandardGpuResources: alloc fail type FlatData dev 0")
+
+    def search(self, _query: object, _count: int) -> None:
+        raise RuntimeError("StandardGpuResources: alloc fail type TemporaryMemoryOverflow dev 0")
+
+
+def test_the_cpu_searches_while_a_gpu_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise RuntimeError("StandardGpuResources: alloc fail type FlatData dev 0")
+
+    gallery = embeddings(30)
+    index = _on_fake_gpu(monkeypatch)("cosine")
+    index.add(np.arange(20, dtype=np.int64), gallery[:20])
+    for gpu in (refused, lambda *_: _FullGpu(), copied_to_gpu):
+        monkeypatch.setattr(faiss, "index_cpu_to_gpu", gpu)
+        assert index.search(gallery[3], 1).keys.tolist() == [3]
+
+
+def test_what_a_gpu_has_no_room_for_is_added_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    gallery = embeddings(30)
+    index = _on_fake_gpu(monkeypatch)("cosine")
+    index.add(np.arange(20, dtype=np.int64), gallery[:20])
+    index.search(gallery[3], 1)
+    copy = index._gpu_copy
+    monkeypatch.setattr(copy, "add", _FullGpu().add)
+    index.add(np.arange(20, 30, dtype=np.int64), gallery[20:])
+    assert len(index) == 30
+    assert index.search(gallery[25], 1).keys.tolist() == [25]
 
 
 def test_an_empty_index_finds_nothing(make: Make) -> None:
