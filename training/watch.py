@@ -140,7 +140,7 @@ def embed(
         ways = [frames, frames.flip(-1)] if mirror else [frames]
         with precision.autocast():
             outputs = [network(way, [len(walk) for walk in walks]) for way in ways]
-            embeddings = [network.matching(output.embeddings.float()) for output in outputs]
+        embeddings = [network.matching(output.embeddings.float()) for output in outputs]
         mean = torch.stack(embeddings).float().mean(0)
         found[members] = mean.transpose(1, 2).cpu().numpy()
         done += len(members)

@@ -16,6 +16,8 @@ from tests.training.runs import Listener, PowerCut, run, tiny, weights
 from tests.training.walkers import make_pack
 from training import state
 from training.data.batches import Batch, BatchSource
+from training.data.pack import Pack
+from training.derivation import rebuilt
 from training.distributed import Group
 from training.events import Done, Evaluated, Progressed, Silent, Started
 from training.export import export_checkpoint
@@ -114,6 +116,20 @@ def test_held_out_walks_are_embedded_as_the_service_will(pack: Path, tmp_path: P
     expected = served.encode([held_out.silhouettes(i) for i in range(len(held_out))])
     found = embed(network.eval(), held_out, Precision.choose("fp32", CPU), mirror=True)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_what_mixes_parts_is_not_rounded_where_convolutions_are(
+    pack: Path, make_teacher: Callable[..., Path]
+) -> None:
+    walks, halves = Pack.open(pack), Precision(CPU, half=True)
+    network, _ = checkpoint.load(make_teacher(mixing=True, embedding_source="neck"), "cpu")
+    before = embed(
+        rebuilt(network, embedding_source="embedding").eval(), walks, halves, mirror=False
+    )
+    with torch.no_grad():
+        wanted = network.matching(torch.from_numpy(before).transpose(1, 2)).transpose(1, 2)
+    found = embed(network, walks, halves, mirror=False)
+    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-6)
 
 
 def test_a_folder_with_another_run_is_not_continued(pack: Path, tmp_path: Path) -> None:
