@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from models.encoder import find_device
+
 EVALUATION_TIMEOUT = timedelta(
     hours=2
 )  # others wait at a barrier while the first process evaluates
@@ -93,14 +95,17 @@ def join() -> Group:
     """The group that torchrun's environment describes; alone without torchrun.
 
     nccl on GPUs, gloo elsewhere.
+
+    Raises:
+        models.encoder.NoSuchDevice: more processes on this machine than it has GPUs.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = find_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
         torch.cuda.set_device(device)
     else:
-        device = torch.device("cpu")
+        device = find_device("cpu")
     if size == 1:
         return Group(0, 1, device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

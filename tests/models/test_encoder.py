@@ -53,6 +53,12 @@ def test_float32_embeddings_equal_the_plain_networks(name: str, config: dict[str
     assert np.linalg.norm(found - wanted) <= 5e-6 * np.linalg.norm(wanted)
 
 
+def test_float32_is_not_rounded_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as torch leaves it
+    prepare(*NETWORKS[0], precision="float32")
+    assert not torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.parametrize(("name", "config"), NETWORKS)
 def test_bfloat16_embeddings_point_the_same_way(name: str, config: dict[str, Any]) -> None:
     network, fast = prepare(name, config, precision="bfloat16")

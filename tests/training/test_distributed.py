@@ -7,12 +7,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from models import checkpoint
 from tests.training.runs import TINY
 from tests.training.two_ranks import gradients
-from training.distributed import Group
+from training.distributed import Group, join
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +25,12 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
         timeout=200, check=False,
     )  # fmt: skip
+
+
+def test_a_run_in_float32_is_not_rounded_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as torch leaves it
+    join()
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_two_processes_find_the_gradient_of_one_with_the_whole_batch(tmp_path: Path) -> None:
