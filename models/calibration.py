@@ -181,8 +181,6 @@ def calibration_curve(
     similarities: NDArray[np.float64],
     subjects: NDArray[np.int64],
     background: Sequence[KnownThreshold] = (),
-    *,
-    seed: int = 0,
 ) -> dict[float, Calibration]:
     """What `calibrate` finds for each rate of `CURVE`, highest first.
 
@@ -193,7 +191,7 @@ def calibration_curve(
     for target in CURVE:
         # One rate that cannot be shown says nothing of the others.
         with suppress(CannotCalibrate):
-            found[target] = calibrate(similarities, subjects, target, background, seed=seed)
+            found[target] = calibrate(similarities, subjects, target, background)
     return found
 
 

@@ -67,16 +67,13 @@ def nearest_others(side: Side) -> NDArray[np.int64]:
     return among_all.index
 
 
-def compare_rank1(
-    new: Side, old: Side, subjects: NDArray[np.int64], *, seed: int = 0
-) -> PairedRank1 | None:
+def compare_rank1(new: Side, old: Side, subjects: NDArray[np.int64]) -> PairedRank1 | None:
     """Search every sequence among the others under both; None when nobody has two sequences.
 
     Args:
         new: of the checkpoint that may replace the other.
         old: of the other one, of the same sequences.
         subjects: whose each sequence is [n].
-        seed: of the draw of persons.
 
     Raises:
         ValueError: the shapes don't fit.
@@ -97,17 +94,15 @@ def compare_rank1(
         rank1_new=float(hits_new.mean()),
         rank1_old=float(hits_old.mean()),
         difference=float(difference.mean()),
-        interval=_interval(difference, truth, seed),
+        interval=_interval(difference, truth),
         agreement=float((named[0] == named[1]).mean()),
     )
 
 
-def _interval(
-    difference: NDArray[np.float64], subjects: NDArray[np.int64], seed: int
-) -> tuple[float, float]:
+def _interval(difference: NDArray[np.float64], subjects: NDArray[np.int64]) -> tuple[float, float]:
     _, whose, counts = np.unique(subjects, return_inverse=True, return_counts=True)
     sums = np.bincount(whose, weights=difference)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     drawn = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), _REPLICATES)
     means = (drawn @ sums) / (drawn @ counts)
     tail = (1 - CONFIDENCE) / 2

@@ -253,8 +253,9 @@ def _to_unit(frames: Tensor, network: GaitNetwork) -> Tensor:
     return (frames.float() / 255).to(weight.dtype)
 
 
-def _trial_walk(height: int, width: int, frames: int = 12) -> Walk:
-    """A trunk on two swinging legs, uint8 `[s, h, w]`."""
+def _trial_walk(height: int, width: int) -> Walk:
+    """A trunk on two swinging legs, uint8 `[12, h, w]`."""
+    frames = 12
     row, column = np.mgrid[0:height, 0:width] / height
     middle = width / height / 2
     swing = 0.12 * np.sin(np.arange(frames)[:, None, None] * 2 * np.pi / frames)

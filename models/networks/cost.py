@@ -19,14 +19,12 @@ class Cost(NamedTuple):
     macs_per_frame: float  # convolutions and matrix products, the head's shared by the frames
 
 
-def cost(network: GaitNetwork, *, frames: int = 30, height: int = 64, width: int = 44) -> Cost:
-    """Count what one sequence costs, without computing anything.
+def cost(network: GaitNetwork, *, frames: int = 30) -> Cost:
+    """Count what one sequence of 64 x 44 pixels costs, without computing anything.
 
     Args:
         network: any architecture.
         frames: frames of the sequence.
-        height: rows of a frame.
-        width: columns of a frame.
     """
     parameters = sum(parameter.numel() for parameter in network.parameters())
     head = network.head
@@ -37,7 +35,7 @@ def cost(network: GaitNetwork, *, frames: int = 30, height: int = 64, width: int
     )
     sketch = copy.deepcopy(network).to("meta").eval()
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        pooled = sketch.pool(torch.empty(1, frames, height, width, device="meta"))
+        pooled = sketch.pool(torch.empty(1, frames, 64, 44, device="meta"))
         embeddings = sketch.head.projection(pooled)
         if sketch.head.mixing is not None:
             sketch.head.mixing(embeddings.flatten(1))
