@@ -18,11 +18,9 @@ from sqlalchemy.orm import Session
 from service.gallery.tables import EmbeddingRow, GalleryRow, SequenceRow
 from service.jobs.crew import Crew
 from service.jobs.lane import LANES
-from service.jobs.queue import JobQueue
-from service.jobs.types import job_types
-from service.jobs.worker import Worker
 from service.settings import Settings
 from tests.service.conftest import save_tiny_model
+from tests.service.jobs.workers import worker_of
 from tests.service.requests import enrol, identify, problem, verify
 from tests.service.walkers import walk
 
@@ -44,19 +42,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def working(settings: Settings, engine: Engine) -> Iterator[None]:
     """A crew of workers as `gaitid worker` has, until the block ends."""
-    crew = Crew(
-        [
-            Worker(
-                JobQueue.of(engine, settings),
-                job_types(settings, engine),
-                folders=settings.jobs_dir,
-                grace_s=0.5,
-                poll_s=0.05,
-                lane=lane,
-            )
-            for lane in LANES
-        ]
-    )
+    crew = Crew([worker_of(settings, engine, lane=lane) for lane in LANES])
     thread = threading.Thread(target=crew.run)
     thread.start()
     try:

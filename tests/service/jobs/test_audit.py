@@ -23,9 +23,9 @@ from service.jobs.job import Job, Status
 from service.jobs.plan import Outcome
 from service.jobs.queue import JobQueue
 from service.jobs.types import job_types
-from service.jobs.worker import Worker
 from service.model_registry import read_card, resolve
 from service.settings import Settings
+from tests.service.jobs.workers import worker_of
 from tests.service.requests import problem
 
 Serve = Callable[..., httpx.Client]
@@ -68,16 +68,6 @@ def enter(
 
 def model_of(settings: Settings) -> AuditModel:
     return AuditModel.read(resolve(settings, settings.model))
-
-
-def worker_of(settings: Settings, engine: Engine) -> Worker:
-    return Worker(
-        JobQueue.of(engine, settings),
-        job_types(settings, engine),
-        folders=settings.jobs_dir,
-        grace_s=0.5,
-        poll_s=0.05,
-    )
 
 
 def run(settings: Settings, engine: Engine) -> Job:
@@ -212,7 +202,7 @@ def test_who_is_erased_while_the_audit_runs_is_not_in_it(
     monkeypatch.setattr(kind, "complete", complete)
     queue = JobQueue.of(engine, settings)
     job = queue.enqueue("audit-gallery", {"gallery": "default"})
-    assert Worker(queue, types, folders=settings.jobs_dir, grace_s=0.5, poll_s=0.05).run_one()
+    assert worker_of(settings, engine, types=types).run_one()
     ended = queue.get(job.id)
     assert ended.status is Status.SUCCEEDED
     assert "'anna'" not in str(ended.result)
@@ -235,7 +225,7 @@ def test_a_gallery_erased_while_it_is_audited_fails_the_job(
     monkeypatch.setattr(kind, "complete", complete)
     queue = JobQueue.of(engine, settings)
     job = queue.enqueue("audit-gallery", {"gallery": "default"})
-    assert Worker(queue, types, folders=settings.jobs_dir, grace_s=0.5, poll_s=0.05).run_one()
+    assert worker_of(settings, engine, types=types).run_one()
     ended = queue.get(job.id)
     assert (ended.status, ended.result) == (Status.FAILED, None)
     assert ended.error == "the gallery was erased while it was audited"

@@ -27,10 +27,10 @@ from service.jobs.job import Job, Status
 from service.jobs.plan import Outcome
 from service.jobs.queue import JobQueue
 from service.jobs.types import job_types
-from service.jobs.worker import Worker
 from service.model_registry import read_card, resolve
 from service.operating_point import OperatingPoint
 from service.settings import Settings
+from tests.service.jobs.workers import worker_of
 from tests.service.requests import enrol, identify, problem, verify
 from tests.service.walkers import walk
 
@@ -64,16 +64,6 @@ def fill(
             for one in walks
         ]
         GalleryStore(engine).enrol("default", f"p{number}", sequences, digest, lambda _: None)
-
-
-def worker_of(settings: Settings, engine: Engine) -> Worker:
-    return Worker(
-        JobQueue.of(engine, settings),
-        job_types(settings, engine),
-        folders=settings.jobs_dir,
-        grace_s=0.5,
-        poll_s=0.05,
-    )
 
 
 def run(settings: Settings, engine: Engine, **request: Any) -> Job:
@@ -295,7 +285,7 @@ def test_a_gallery_erased_while_it_is_calibrated_fails_the_job_and_its_successor
     monkeypatch.setattr(kind, "complete", complete)
     queue = JobQueue.of(engine, settings)
     job = queue.enqueue("calibrate", {"gallery": "default", "target_fpir": 0.1})
-    assert Worker(queue, types, folders=settings.jobs_dir, grace_s=0.5, poll_s=0.05).run_one()
+    assert worker_of(settings, engine, types=types).run_one()
     ended = queue.get(job.id)
     assert ended.status is Status.FAILED
     assert ended.error == "the gallery was erased or given another model while it was calibrated"

@@ -16,13 +16,13 @@ from service.gallery.store import GalleryStore
 from service.jobs.job import Job, Status
 from service.jobs.leftovers import remove_walks
 from service.jobs.queue import ERASED, JobQueue
-from service.jobs.types import job_types
 from service.jobs.worker import Worker
 from service.model_registry import ModelRegistry, Source
 from service.settings import Settings
 from service.training_record import TrainedSubjectRow, TrainingRecord
 from tests.e2e.deployment import QUICK_TRAINING, until
 from tests.service.jobs.galleries import enrol
+from tests.service.jobs.workers import worker_of
 
 REQUEST = {
     "recipe": "demo",
@@ -63,13 +63,8 @@ def engine(settings: Settings) -> Iterator[Engine]:
 @pytest.fixture
 def worker(settings: Settings, engine: Engine) -> Callable[..., Worker]:
     def build(kind: type[JobQueue] = JobQueue) -> Worker:
-        return Worker(
-            kind(engine, lease_seconds=1.0, max_attempts=3),
-            job_types(settings, engine),
-            folders=settings.jobs_dir,
-            grace_s=0.5,
-            poll_s=0.05,
-        )
+        queue = kind(engine, lease_seconds=1.0, max_attempts=3)
+        return worker_of(settings, engine, queue=queue)
 
     return build
 

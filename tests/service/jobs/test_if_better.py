@@ -25,12 +25,12 @@ from service.jobs.job import Job, Status
 from service.jobs.queue import ERASED, JobQueue
 from service.jobs.requests import DistillRequest
 from service.jobs.submission import Submission
-from service.jobs.types import job_types
 from service.jobs.worker import Worker
 from service.settings import Settings
 from service.training_record import TrainingRecord
 from tests.e2e.deployment import QUICK_TRAINING
 from tests.service.conftest import TINY, save_tiny_model
+from tests.service.jobs.workers import worker_of
 
 HELD_OUT = [f"h{number}" for number in range(200) if is_held_out(f"h{number}")][:12]
 LEARNT = [f"l{number}" for number in range(20) if not is_held_out(f"l{number}")][:4]
@@ -107,9 +107,7 @@ def submit(settings: Settings, engine: Engine) -> Callable[[DistillRequest], Job
 
 @pytest.fixture
 def worker(settings: Settings, engine: Engine) -> Worker:
-    queue = JobQueue.of(engine, settings)
-    types = job_types(settings, engine)
-    return Worker(queue, types, folders=settings.jobs_dir, grace_s=0.5, poll_s=0.05)
+    return worker_of(settings, engine)
 
 
 @pytest.mark.slow

@@ -1,0 +1,32 @@
+"""A worker of a service's own jobs that does not let a test wait."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sqlalchemy import Engine
+
+from service.jobs.lane import Lane
+from service.jobs.plan import JobType
+from service.jobs.queue import JobQueue
+from service.jobs.types import job_types
+from service.jobs.worker import Worker
+from service.settings import Settings
+
+
+def worker_of(
+    settings: Settings,
+    engine: Engine,
+    *,
+    queue: JobQueue | None = None,
+    types: Mapping[str, JobType] | None = None,
+    lane: Lane | None = None,
+) -> Worker:
+    return Worker(
+        queue or JobQueue.of(engine, settings),
+        types or job_types(settings, engine),
+        folders=settings.jobs_dir,
+        grace_s=0.5,
+        poll_s=0.05,
+        lane=lane,
+    )
