@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from torch import Tensor, nn
 
@@ -28,14 +28,32 @@ class Learner(nn.Module):
     Args:
         student: the network that will be saved.
         teacher_channels: width of each teacher that gets a connector; empty for none.
+        frozen_stages: the student's stem and so many first stages stay as they are. They see the
+            most pixels, so a step without their gradients is far cheaper.
     """
 
-    def __init__(self, student: GaitNetwork, teacher_channels: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        student: GaitNetwork,
+        teacher_channels: Sequence[int] = (),
+        *,
+        frozen_stages: int = 0,
+    ) -> None:
         super().__init__()
         self.student = student
+        self._frozen = student.backbone.first(frozen_stages)
+        for module in self._frozen:
+            module.requires_grad_(False)
         self.connectors = nn.ModuleList(
             Connector(student.parts, student.channels, channels) for channels in teacher_channels
         )
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module, but what is frozen keeps its batch statistics."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     def forward(self, silhouettes: Tensor, lengths: tuple[int, ...] | None = None) -> Learned:
         """Embed a batch, see `GaitNetwork.forward`."""

@@ -15,7 +15,7 @@ _THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def settle(environment: MutableMapping[str, str], cpuinfo: Path = CPUINFO) -> None:
-    """Say how OpenMP and OpenBLAS are to work, where nobody said so; before either is loaded.
+    """Say how OpenMP, OpenBLAS and OpenCV work, where nobody said so; before any is loaded.
 
     Threads that spin while they wait for each other make a step several times slower as soon as
     anything else wants their core. OpenMP's own can be told to sleep; those of the bfloat16
@@ -24,7 +24,7 @@ def settle(environment: MutableMapping[str, str], cpuinfo: Path = CPUINFO) -> No
 
     OpenBLAS, which numpy multiplies with, has a way of adding for each kind of processor, and
     their last digits differ: a few pixels of a rendered training set did. All that can are told to
-    take one.
+    take one. So are the routines that OpenCV has for some processors only (IPP): it does without.
 
     Args:
         environment: of this process.
@@ -33,6 +33,7 @@ def settle(environment: MutableMapping[str, str], cpuinfo: Path = CPUINFO) -> No
     cores = usable_cores()
     environment.setdefault("OMP_WAIT_POLICY", "passive")
     environment.setdefault("OMP_NUM_THREADS", str(cores - 1 if cores > 2 else cores))
+    environment.setdefault("OPENCV_IPP", "disabled")
     if cpuinfo.exists() and re.search(r"^flags\s*:.*\bavx2\b", cpuinfo.read_text(), re.MULTILINE):
         environment.setdefault("OPENBLAS_CORETYPE", "Haswell")
 

@@ -66,6 +66,12 @@ class Student(Section):
     architecture: str | None = None
     config: dict[str, JsonValue] = {}
     checkpoint: Annotated[Path, Field(strict=False)] | None = None
+    frozen_stages: int = Field(
+        default=0,
+        ge=0,
+        le=3,
+        description="The stem and so many first stages keep their weights and batch statistics.",
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> Student:
@@ -73,6 +79,8 @@ class Student(Section):
             raise ValueError("name an architecture, or a checkpoint to start from")
         if self.architecture is None and self.config:
             raise ValueError("config belongs to an architecture; a checkpoint brings its own")
+        if self.frozen_stages and self.checkpoint is None:
+            raise ValueError("frozen_stages needs a checkpoint, or what is random would stay so")
         return self
 
 

@@ -78,7 +78,9 @@ class Trainer:
 
         widths = [t.network.channels for t in self._teachers] if recipe.connects else []
         self._student = preparation.student
-        self._learner = Learner(self._student, widths).to(group.device)
+        self._learner = Learner(
+            self._student, widths, frozen_stages=recipe.student.frozen_stages
+        ).to(group.device)
         if group.size > 1 and group.device.type == "cuda":
             # torch has none for the CPU: there each process normalises by its own sequences.
             nn.SyncBatchNorm.convert_sync_batchnorm(self._learner)  # type: ignore[no-untyped-call]

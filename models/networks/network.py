@@ -69,6 +69,10 @@ class FrameBackbone(nn.Module):
         """What makes the maps that are pooled."""
         return self.stages[-1]
 
+    def first(self, stages: int) -> list[nn.Module]:
+        """The stem and so many stages; nothing for 0."""
+        return [self.stem, *list(self.stages)[:stages]] if stages else []
+
     def over_clips(self, silhouettes: Tensor) -> Tensor:
         """Maximum over time of the maps of clips `[n, s, h, w]`: `[n, c, h, w]`."""
         maps: Tensor = self(silhouettes.flatten(0, 1).unsqueeze(1))
@@ -109,6 +113,12 @@ class ClipBackbone(nn.Module):
     def last_stage(self) -> nn.Module:
         """What makes the maps that are pooled."""
         return self.clip_stages[-1]
+
+    def first(self, stages: int) -> list[nn.Module]:
+        """The stem and so many stages; nothing for 0."""
+        return (
+            [self.stem, self.frame_stage, *list(self.clip_stages)[: stages - 1]] if stages else []
+        )
 
     def over_clips(self, silhouettes: Tensor) -> Tensor:
         """Maximum over time of the maps of clips `[n, s, h, w]`: `[n, c, h, w]`."""

@@ -48,11 +48,20 @@ def test_one_core_of_three_or_more_is_left_to_others(
     monkeypatch.setattr(processor, "usable_cores", lambda: cores)
     environment: dict[str, str] = {}
     settle(environment, Path("no such file"))
-    assert environment == {"OMP_NUM_THREADS": chosen, "OMP_WAIT_POLICY": "passive"}
+    assert environment == {
+        "OMP_NUM_THREADS": chosen,
+        "OMP_WAIT_POLICY": "passive",
+        "OPENCV_IPP": "disabled",
+    }
 
 
 def test_what_was_said_already_stays() -> None:
-    said = {"OMP_NUM_THREADS": "8", "OMP_WAIT_POLICY": "active", "OPENBLAS_CORETYPE": "Zen"}
+    said = {
+        "OMP_NUM_THREADS": "8",
+        "OMP_WAIT_POLICY": "active",
+        "OPENBLAS_CORETYPE": "Zen",
+        "OPENCV_IPP": "enabled",
+    }
     environment = dict(said)
     settle(environment)
     assert environment == said

@@ -98,6 +98,7 @@ def test_every_wrong_key_is_named_not_only_the_first(smallest: str) -> None:
         ("schedule={kind='cosine', warm_up=5}", "shorter than the run"),
         ("optimiser={kind='sgd', momentum=0.0, nesterov=true}", "needs momentum"),
         ("student={config={parts=4}}", "name an architecture, or a checkpoint"),
+        ("student={architecture='gaitbase', frozen_stages=1}", "frozen_stages needs a checkpoint"),
         ("terms=[]", "a run needs at least one"),
         ("terms=[{kind='boundary', relative=true, connector=true}]", "leave relative out"),
         ("steps", "is written key=value"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from models import checkpoint
 from models.encoder import Encoder
@@ -54,6 +55,30 @@ def test_a_run_reports_its_steps_and_leaves_a_checkpoint_that_says_how_it_was_ma
     assert str(tmp_path) not in json.dumps(card.training)
     assert str(pack.parent) not in json.dumps(card.training)
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("architecture", "frozen"),
+    [
+        ("gaitbase", ("stem.", "stages.0.", "stages.1.")),
+        ("deepgaitv2", ("stem.", "frame_stage.", "clip_stages.0.")),
+    ],
+)
+def test_frozen_stages_keep_weights_and_statistics_and_all_others_learn(
+    pack: Path,
+    make_teacher: Callable[..., Path],
+    tmp_path: Path,
+    architecture: str,
+    frozen: tuple[str, ...],
+) -> None:
+    start = make_teacher(architecture=architecture, layers=[1, 1, 1, 1])
+    settings = f'student={{checkpoint="{start}", frozen_stages=2}}'
+    run(tiny("student-baseline", pack, settings, "average=0.5"), tmp_path)
+    before, after = load_file(start / "weights.safetensors"), weights(tmp_path)
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        held = name.removeprefix("backbone.").startswith(frozen)
+        assert torch.equal(tensor, after[name]) == held, name
 
 
 @pytest.mark.parametrize("name", ["gaitkd", "gaitkd-corrected"])

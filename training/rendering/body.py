@@ -182,7 +182,7 @@ class BodyModel:
         import anny
 
         self._torch = torch
-        self._model = anny.Anny(rig="cmu_mb", skinning_method="lbs").to(dtype=torch.float32)
+        self._model = anny.Anny(rig="cmu_mb", skinning_method="lbs").to(dtype=torch.float64)
         labels = list(self._model.bone_labels)
         rest = self._rest(gender=0.5, age=0.7, muscle=0.5, weight=0.5, height=0.5, proportions=0.5)
         indices = self._model.vertex_bone_indices.numpy().astype(np.int64)
@@ -208,11 +208,15 @@ class BodyModel:
             output = self._model(
                 pose_parameters=None,
                 phenotype_kwargs={
-                    name: self._torch.tensor([value]) for name, value in phenotype.items()
+                    name: self._torch.tensor([value], dtype=self._torch.float64)
+                    for name, value in phenotype.items()
                 },
             )
-        vertices = output["rest_vertices"][0].numpy().astype(np.float64) @ _AXES.T
-        heads = output["rest_bone_heads"][0].numpy().astype(np.float64) @ _AXES.T
+        # torch's products end in other digits on other processors: micrometres are alike on all.
+        vertices, heads = (
+            np.round(output[name][0].numpy(), 6) @ _AXES.T
+            for name in ("rest_vertices", "rest_bone_heads")
+        )
         return vertices, heads
 
     def body(self, phenotype: Phenotype) -> Body:

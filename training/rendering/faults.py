@@ -1,9 +1,8 @@
 """What segmentation does to an outline: a segmenter's faults, drawn once a walk.
 
 Faults live in two places: on the person (dark hair before a dark wall is lost in frame after frame)
-    and in the scene (a doorpost that
-looks like the trousers bites as they pass). All frames of a walk are treated as one tall image, so
-each step is one call.
+and in the scene (a doorpost that looks like the trousers bites as they pass). All frames of a walk
+are treated as one tall image, so each step is one call.
 """
 
 from __future__ import annotations
@@ -41,6 +40,10 @@ class Faults:
         missing_frames: first frame and number of frames of that.
         shadow: length of the shadow merged with the feet, 0 for none; negative falls to the left.
         shadow_height: its height.
+        merged: how far a piece of the scene sticks out beside the person that it is taken for a
+            part of, 0 for none; negative to the left.
+        merged_rows: where, as shares of the height from the top.
+        merged_frames: first frame and number of frames of that.
         occluder: width of an upright thing that hides part of the person while passing, 0 for none.
         specks: share of frames with blobs of the scene in them.
         dropped: share of frames that are not there.
@@ -59,6 +62,9 @@ class Faults:
     missing_frames: tuple[int, int] = (0, 0)
     shadow: float = 0.0
     shadow_height: float = 0.03
+    merged: float = 0.0
+    merged_rows: tuple[float, float] = (0.0, 0.0)
+    merged_frames: tuple[int, int] = (0, 0)
     occluder: float = 0.0
     specks: float = 0.0
     dropped: float = 0.0
@@ -82,28 +88,48 @@ def draw_faults(rng: np.random.Generator, *, frames: int, severity: float) -> Fa
     grow = float(rng.triangular(-0.006, 0.005, 0.02)) * min(severity, 1.0)
     if not happens(0.8):
         return Faults(ragged=0.1 * float(severity > 0), grow=grow)
+
+    def for_a_while(longest: int) -> tuple[int, int]:
+        length = int(rng.integers(2, max(3, longest)))
+        return int(rng.integers(0, frames - length + 1)), length
+
     missing, missing_frames = (0.0, 0.0), (0, 0)
     if happens(0.3):
         regions = [(0.0, 0.14), (0.0, 0.2), (0.9, 1.0), (0.75, 1.0), (0.1, 0.2), (0.3, 0.5)]
         missing = regions[rng.integers(len(regions))]
         # Mostly for a few frames; dark hair before a dark wall can be missing all the way.
         always = missing[0] == 0.0 and rng.random() < 0.4
-        length = frames if always else int(rng.integers(2, max(3, frames // 3)))
-        missing_frames = (int(rng.integers(0, frames - length + 1)), length)
+        missing_frames = (0, frames) if always else for_a_while(frames // 3)
+    merged, merged_rows, merged_frames = 0.0, (0.0, 0.0), (0, 0)
+    if happens(0.15):
+        merged = float(rng.choice([-1, 1]) * rng.uniform(0.03, 0.2))
+        height = rng.uniform(0.05, 0.5)
+        above = rng.uniform(0.0, 1.0 - height)
+        merged_rows = (float(above), float(above + height))
+        # Where somebody comes from or goes to, or a piece of wall all the way.
+        merged_frames = (0, frames) if rng.random() < 0.1 else for_a_while(frames // 4)
+    lost = 0.0
+    if happens(0.75):
+        # Now and then a shirt has the colour of the wall.
+        lost = float(rng.uniform(0.1, 0.3) if rng.random() < 0.08 else rng.uniform(0.01, 0.11))
+    shadow = 0.02 + 0.28 * rng.random() ** 2  # most are short
     return Faults(
         ragged=float(rng.uniform(0.0, 0.35)),
         block=float(rng.uniform(0.008, 0.025)),
         coarse=happens(0.25),
         grow=grow,
         opening=float(rng.uniform(0.01, 0.022)) if happens(0.5) else 0.0,
-        lost=float(rng.uniform(0.01, 0.11)) if happens(0.75) else 0.0,
+        lost=lost,
         flicker=float(rng.uniform(0.0, 0.5)),
         band=float(rng.choice([0.11, 0.14, rng.uniform(0.2, 0.9)])) if happens(0.35) else -1.0,
         band_height=float(rng.uniform(0.01, 0.05)),
         missing=missing,
         missing_frames=missing_frames,
-        shadow=float(rng.choice([-1, 1]) * rng.uniform(0.02, 0.3)) if happens(0.45) else 0.0,
+        shadow=float(rng.choice([-1, 1]) * shadow) if happens(0.45) else 0.0,
         shadow_height=float(rng.uniform(0.015, 0.05)),
+        merged=merged,
+        merged_rows=merged_rows,
+        merged_frames=merged_frames,
         occluder=float(rng.uniform(0.02, 0.12)) if happens(0.06) else 0.0,
         specks=float(rng.uniform(0.05, 0.6)) if happens(0.3) else 0.0,
         dropped=float(rng.uniform(0.03, 0.2)) if happens(0.25) else 0.0,
@@ -121,7 +147,7 @@ def spoil(clean: Frames, faults: Faults, path: Floats, rng: np.random.Generator)
 
     Returns:
         uint8 0/255 `[s, h, w]`: what a segmenter hands over, to be cleaned as any upload is. Frames
-        may be fewer.
+        may be fewer, and wider on both sides by what sticks out.
     """
     frames, height = clean.shape[:2]
     top, bottom = _rows(clean)
@@ -130,8 +156,12 @@ def spoil(clean: Frames, faults: Faults, path: Floats, rng: np.random.Generator)
     usual = float(np.median(tall))
     block = max(1, round(faults.block * usual))
     image = _thickened(clean, round(2 * faults.grow * usual))
+    aside = round(1.2 * max(abs(faults.shadow), abs(faults.merged)) * usual)
+    image = np.pad(image, ((0, 0), (0, 0), (aside, aside)))
     if faults.shadow:
         _cast_shadow(image, faults, top, bottom, rng)
+    if faults.merged:
+        _merge(image, faults, row, usual, rng)
     if faults.lost:
         image[_camouflaged(image, faults, row, path, max(2, block), rng)] = 0
     if faults.band >= 0:
@@ -237,7 +267,10 @@ def _camouflaged(
 ) -> NDArray[np.bool_]:
     """Where the person looks like what is behind: a texture on the person plus one in the scene."""
     _, height, width = image.shape
-    texture = _smooth_noise(rng, 128, width, cell=(128 * rng.uniform(0.03, 0.1), width * 0.12))
+    # What is lost of a person who is hardly lost are spots, of others whole pieces of cloth.
+    spot = 1.0 + 8.0 * faults.lost
+    cell = (128 * spot * rng.uniform(0.03, 0.1), spot * height * 0.06)
+    texture = _smooth_noise(rng, 128, width, cell=cell)
     on_person = texture[np.clip((row * 110).astype(int), 0, 127)]  # [s, h, w]
     shift = np.round(path - path.min()).astype(int)
     scene = _smooth_noise(
@@ -298,6 +331,29 @@ def _cast_shadow(
         image[
             frame, bottom[frame] - max(1, thick // 2) : bottom[frame], columns[0] : columns[-1]
         ] = 255
+
+
+def _merge(
+    image: Frames, faults: Faults, row: Floats, tall: float, rng: np.random.Generator
+) -> None:
+    """Let a piece of the scene beside the person be taken for a part of them."""
+    low, high = faults.merged_rows
+    ends = np.sort(rng.uniform(low, high, 2))
+    reach = rng.uniform(0.4, 1.0, 3)
+    first, count = faults.merged_frames
+    for frame in range(first, first + count):
+        beside = (row[frame] >= low) & (row[frame] <= high)
+        columns = np.flatnonzero(image[frame, beside].any(axis=0))
+        if not len(columns):
+            continue
+        sizes = reach * abs(faults.merged) * tall * rng.uniform(0.7, 1.2, 3)
+        for line in np.flatnonzero(beside):
+            size = round(sizes[np.searchsorted(ends, row[frame, line])])
+            if faults.merged > 0:
+                image[frame, line, (columns[0] + columns[-1]) // 2 : columns[-1] + size] = 255
+            else:
+                left = max(0, columns[0] - size)
+                image[frame, line, left : (columns[0] + columns[-1]) // 2] = 255
 
 
 def _hide(

@@ -39,8 +39,8 @@ def test_the_input_is_not_changed() -> None:
     before = clean.copy()
     everything = Faults(
         ragged=0.5, block=0.03, coarse=True, grow=0.02, opening=0.03, lost=0.1, band=0.4,
-        missing=(0.0, 0.2), missing_frames=(2, 5), shadow=0.3, occluder=0.1, specks=1.0,
-        dropped=0.2,
+        missing=(0.0, 0.2), missing_frames=(2, 5), shadow=0.3, merged=0.2, merged_rows=(0.2, 0.5),
+        merged_frames=(1, 9), occluder=0.1, specks=1.0, dropped=0.2,
     )  # fmt: skip
     spoil(clean, everything, STILL, np.random.default_rng(0))
     assert np.array_equal(clean, before)
@@ -68,9 +68,28 @@ def test_what_is_missing_is_missing_in_its_frames_only() -> None:
 
 def test_a_shadow_lies_at_the_feet_on_one_side() -> None:
     seen = spoiled(shadow=0.25, shadow_height=0.04)
-    assert (seen[:, -MARGIN - 3 :, 45:] > 0).any()
-    assert not (seen[:, :, :18] > 0).any()
-    assert not (seen[:, : MARGIN + 60, 45:] > 0).any()
+    aside = (seen.shape[2] - 60) // 2
+    assert (seen[:, -MARGIN - 3 :, aside + 45 :] > 0).any()
+    assert not (seen[:, :, : aside + 18] > 0).any()
+    assert not (seen[:, : MARGIN + 60, aside + 45 :] > 0).any()
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_piece_of_the_scene_sticks_out_beside_the_person_for_a_while(side: int) -> None:
+    seen = spoiled(merged=0.2 * side, merged_rows=(0.3, 0.6), merged_frames=(5, 4))
+    aside = (seen.shape[2] - 60) // 2
+    there = np.zeros(seen.shape, bool)
+    there[:, :, aside : aside + 60] = walker() > 0
+    more = (seen > 0) & ~there
+    assert np.array_equal(np.flatnonzero(more.any(axis=(1, 2))), [5, 6, 7, 8])
+    rows = np.flatnonzero(more.any(axis=(0, 2))) - MARGIN
+    assert rows.min() >= 80 * 0.3
+    assert rows.max() <= 80 * 0.6
+    columns = np.flatnonzero(more.any(axis=(0, 1))) - aside
+    outside = columns - 39 if side > 0 else 20 - columns
+    outside = outside[(columns > 39) | (columns < 20)]
+    assert 0.4 * 0.7 * 16 - 1 <= outside.max() <= 1.2 * 16 + 1
+    assert not ((columns < 20) if side > 0 else (columns > 39)).any()
 
 
 def test_a_slit_opens_at_its_height() -> None:
@@ -109,5 +128,5 @@ def test_every_drawn_fault_leaves_frames_of_zeros_and_ones() -> None:
         faults = draw_faults(rng, frames=FRAMES, severity=1.5)
         seen = spoil(walker(), faults, path, rng)
         assert seen.dtype == np.uint8
-        assert seen.shape[1:] == walker().shape[1:]
+        assert seen.shape[1] == walker().shape[1]
         assert set(np.unique(seen)) <= {0, 255}
