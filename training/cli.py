@@ -206,11 +206,14 @@ def discriminant(
     channels: Annotated[int, typer.Option(min=1, help="Of an embedding's part.")] = 32,
     shrinkage: Annotated[
         float, typer.Option(min=0.0, help="How little the variance seen within people is trusted.")
-    ] = 0.1,
+    ] = 0.01,
     mixing: Annotated[
         bool,
         typer.Option(help="Let parts explain one another; takes many people."),
     ] = True,
+    mixing_shrinkage: Annotated[
+        float, typer.Option(min=0.0, help="The same of all parts together.")
+    ] = 0.3,
     sequences: Annotated[
         int | None, typer.Option(min=2, help="Only about so many walks, of whole people.")
     ] = None,
@@ -228,7 +231,7 @@ def discriminant(
             reporter,
             channels=channels,
             shrinkage=shrinkage,
-            mix=mixing,
+            mixing_shrinkage=mixing_shrinkage if mixing else None,
             sequences=sequences,
             device=device,
         )

@@ -7,8 +7,8 @@ directions with the most variance between identities for their variance within: 
 part, found in closed form. Each is weighted by what it says about two walks being of one person:
 were people and their walks normally distributed, the logarithm of that likelihood ratio would hold
 the product of two walks' coordinates times v / (1 + 2 v), v being the variance between people for 1
-within (probabilistic discriminants: S. Ioffe, ECCV 2006). It needs no gradient, multiplies the
-projection that is there already, and makes embeddings several times shorter.
+within (probabilistic discriminants: S. Ioffe, ECCV 2006). It needs no gradient, takes the trained
+projection's place, and makes embeddings several times shorter.
 
 What varies within a person varies in many parts at once: a coat widens all of the trunk, a view
 changes every strip. So the same is done once more with all parts as one vector, whose discriminants
@@ -59,7 +59,7 @@ def discriminant(
     labels: NDArray[np.integer],
     channels: int,
     *,
-    shrinkage: float = 0.1,
+    shrinkage: float,
 ) -> Discriminant:
     """Find each part's discriminants.
 
@@ -120,7 +120,7 @@ def require_enough(labels: NDArray[np.integer], width: int, channels: int) -> No
 
 
 def mixing(
-    embeddings: NDArray[np.floating], labels: NDArray[np.integer], *, shrinkage: float = 0.1
+    embeddings: NDArray[np.floating], labels: NDArray[np.integer], *, shrinkage: float
 ) -> Floats:
     """The discriminants of all parts together, as a symmetric matrix.
 
@@ -143,6 +143,25 @@ def mixing(
     values, axes = np.linalg.eigh(together @ together.T)
     root: Floats = axes * np.sqrt(np.maximum(values, 0.0)) @ axes.T
     return root.reshape(parts, width, parts, width)
+
+
+@torch.no_grad()
+def unprojected(network: GaitNetwork) -> GaitNetwork:
+    """The same network with the pooled features themselves as embeddings, in eval mode."""
+    width = network.config.channels[-1]
+    bare = build(
+        network.config.architecture,
+        {
+            **network.config.model_dump(mode="json"),
+            "embedding_channels": width,
+            "embedding_source": "embedding",
+            "mixing": False,
+            "identities": 0,
+        },
+    )
+    bare.backbone.load_state_dict(network.backbone.state_dict())
+    bare.head.projection.weight.copy_(torch.eye(width))
+    return bare.eval()
 
 
 @torch.no_grad()

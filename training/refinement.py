@@ -10,8 +10,8 @@ from models import checkpoint
 from models.checkpoint import Card
 from models.encoder import find_device
 from training.data.pack import Pack
-from training.derivation import rebuilt, save_derived
-from training.discriminant import discriminant, folded, mixing, require_enough
+from training.derivation import save_derived
+from training.discriminant import discriminant, folded, mixing, require_enough, unprojected
 from training.events import Reporter
 from training.optimisation import Precision
 from training.recipe import Problem, RecipeError
@@ -28,20 +28,24 @@ def refine(
     *,
     channels: int,
     shrinkage: float,
-    mix: bool = True,
+    mixing_shrinkage: float | None,
     sequences: int | None = None,
     device: str = "auto",
 ) -> Card:
     """Write the checkpoint with its embeddings reduced to what tells people apart.
 
+    Its head is made anew out of what it reads, the features pooled over time and strips, so a
+    checkpoint that was refined before can be refined again with other walks.
+
     Args:
         source: folder of a trained checkpoint.
-        dataset: packed walks of the people it was trained on; of its partition, the training part.
+        dataset: packed walks of many people; of its partition, the training part.
         out: folder of the new checkpoint.
         reporter: told where it lies.
         channels: of a part of the new embeddings.
         shrinkage: see `training.discriminant.discriminant`.
-        mix: let parts explain one another, which takes more people than an embedding has numbers.
+        mixing_shrinkage: the same of all parts together; None: parts do not explain one another,
+            which takes more people than an embedding has numbers.
         sequences: about how many walks to use, of whole people drawn with a fixed seed; None: all.
         device: where the network runs.
 
@@ -57,21 +61,23 @@ def refine(
     network, card = checkpoint.load(source, "cpu")
     walks = _drawn(Pack.open(dataset), sequences)
     try:
-        require_enough(walks.labels, network.channels, channels)
+        require_enough(walks.labels, network.config.channels[-1], channels)
     except ValueError as error:
         raise RecipeError([Problem("--channels", str(error))]) from error
-    if mix:
+    if mixing_shrinkage is not None:
         together = network.parts * channels
         try:
             require_enough(walks.labels, together, together)
         except ValueError as error:
             raise RecipeError([Problem("--mixing", f"{error}; or choose --no-mixing")]) from error
     where = find_device(device)
-    bare = rebuilt(network, embedding_source="embedding").to(where).eval()
+    bare = unprojected(network).to(where)
     embeddings = embed(bare, walks, Precision.choose("auto", where), mirror=False)
     found = discriminant(embeddings, walks.labels, channels, shrinkage=shrinkage)
-    mixed = mixing(found.of(embeddings), walks.labels, shrinkage=shrinkage) if mix else None
-    shorter = folded(network, found, mixed)
+    mixed = None
+    if mixing_shrinkage is not None:
+        mixed = mixing(found.of(embeddings), walks.labels, shrinkage=mixing_shrinkage)
+    shorter = folded(bare.cpu(), found, mixed)
     return save_derived(
         out,
         shorter,
@@ -84,7 +90,7 @@ def refine(
             "subjects": len(walks.subjects),
             "sequences": len(walks),
             "shrinkage": shrinkage,
-            "mixing": mix,
+            "mixing_shrinkage": mixing_shrinkage,
         },
     )
 

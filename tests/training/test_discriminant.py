@@ -59,7 +59,7 @@ def test_directions_solve_the_generalised_eigenvalue_problem_of_the_textbook() -
 
 
 def test_people_never_seen_are_told_apart_better_by_the_directions_than_by_all_channels() -> None:
-    found = discriminant(*people(walks=8, identities=60), channels=2)
+    found = discriminant(*people(walks=8, identities=60), channels=2, shrinkage=0.1)
     embeddings, labels = people(walks=4, identities=25, seed=1)
     assert rank1(found.of(embeddings), labels) > rank1(embeddings - found.centre, labels) + 0.2
 
@@ -68,7 +68,7 @@ def test_directions_in_which_people_hardly_differ_do_no_harm() -> None:
     embeddings, labels = people(walks=4, identities=25, seed=1)
 
     def told_apart(channels: int) -> float:
-        found = discriminant(*people(walks=8, identities=60), channels)
+        found = discriminant(*people(walks=8, identities=60), channels, shrinkage=0.1)
         return rank1(found.of(embeddings), labels)
 
     assert told_apart(WIDTH) > told_apart(2) - 0.05
@@ -79,7 +79,7 @@ def test_directions_in_which_people_hardly_differ_do_no_harm() -> None:
 )
 def test_what_the_walks_cannot_show_is_refused(walks: int, identities: int, channels: int) -> None:
     with pytest.raises(ValueError, match="identit"):
-        discriminant(*people(walks, identities), channels)
+        discriminant(*people(walks, identities), channels, shrinkage=0.1)
 
 
 def coats(walks: int, identities: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -92,7 +92,7 @@ def coats(walks: int, identities: int, seed: int) -> tuple[np.ndarray, np.ndarra
 
 
 def test_parts_that_explain_one_another_see_through_a_coat_that_changes_them_all() -> None:
-    mixed = mixing(*coats(walks=8, identities=60, seed=0))
+    mixed = mixing(*coats(walks=8, identities=60, seed=0), shrinkage=0.1)
     embeddings, labels = coats(walks=4, identities=25, seed=1)
     seen = np.einsum("npc,qdpc->nqd", embeddings, mixed)
     assert rank1(seen, labels) > rank1(embeddings, labels) + 0.3
@@ -103,10 +103,11 @@ def test_mixed_parts_compare_as_the_discriminants_of_all_parts_do_and_stay_in_th
 ):
     embeddings, labels = people(walks=5, identities=60)
     embeddings = embeddings[:, :, :4] - 5.0
-    together = discriminant(embeddings.reshape(len(labels), 1, -1), labels, PARTS * 4)
-    mixed = mixing(embeddings, labels)
+    rows = embeddings.reshape(len(labels), 1, -1)
+    together = discriminant(rows, labels, PARTS * 4, shrinkage=0.1)
+    mixed = mixing(embeddings, labels, shrinkage=0.1)
     seen = np.einsum("npc,qdpc->nqd", embeddings, mixed).reshape(len(labels), -1)
-    wanted = together.of(embeddings.reshape(len(labels), 1, -1) + together.centre)[:, 0]
+    wanted = together.of(rows + together.centre)[:, 0]
     np.testing.assert_allclose(seen @ seen.T, wanted @ wanted.T, atol=1e-6)
     # These parts vary independently, so each reads itself and hardly the others.
     weight = np.linalg.norm(mixed.swapaxes(1, 2), axis=(2, 3))
@@ -116,7 +117,7 @@ def test_mixed_parts_compare_as_the_discriminants_of_all_parts_do_and_stay_in_th
 def test_mixing_takes_more_people_than_an_embedding_has_numbers() -> None:
     embeddings, labels = people(walks=4, identities=PARTS * WIDTH)
     with pytest.raises(ValueError, match="identities"):
-        mixing(embeddings, labels)
+        mixing(embeddings, labels, shrinkage=0.1)
 
 
 def small(identities: int) -> GaitNetwork:
@@ -137,8 +138,8 @@ def test_a_folded_network_embeds_as_the_discriminants_of_the_given_network_do(mi
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(20), 4)
     embeddings = rng.normal(size=(80, 4, WIDTH)).astype(np.float32)
-    found = discriminant(embeddings, labels, 3)
-    mixed = mixing(found.of(embeddings), labels) if mixes else None
+    found = discriminant(embeddings, labels, 3, shrinkage=0.1)
+    mixed = mixing(found.of(embeddings), labels, shrinkage=0.1) if mixes else None
     shorter = folded(network, found, mixed)
     with torch.no_grad():
         after = shorter.matching(shorter(walks).embeddings)
@@ -148,6 +149,27 @@ def test_a_folded_network_embeds_as_the_discriminants_of_the_given_network_do(mi
     expected /= np.linalg.norm(expected, axis=2, keepdims=True)
     np.testing.assert_allclose(after.numpy().swapaxes(1, 2), expected, atol=1e-5)
     assert shorter.identities == 0
+
+
+def test_refining_again_with_the_same_walks_gives_the_same_network(tmp_path: Path) -> None:
+    network = small(identities=5)
+    card = Card.of(network, name="long", metric="euclidean")
+    checkpoint.save(tmp_path / "long", network, card)
+    pack = make_pack(tmp_path / "walks.pack", subjects=13)
+    for source, out in (("long", "once"), ("once", "twice")):
+        refine(
+            tmp_path / source,
+            pack.path,
+            tmp_path / out,
+            Silent(),
+            channels=3,
+            shrinkage=0.1,
+            mixing_shrinkage=0.3,
+        )
+    once, twice = (checkpoint.load(tmp_path / name, "cpu")[0] for name in ("once", "twice"))
+    assert once.config == twice.config
+    for name, tensor in once.state_dict().items():
+        torch.testing.assert_close(twice.state_dict()[name], tensor)
 
 
 def test_the_command_writes_a_shorter_checkpoint_that_says_how_it_was_made(
@@ -160,7 +182,15 @@ def test_the_command_writes_a_shorter_checkpoint_that_says_how_it_was_made(
 
     def refined(channels: int, name: str) -> Card:
         source, out = tmp_path / "long", tmp_path / name
-        return refine(source, pack.path, out, Silent(), channels=channels, shrinkage=0.1)
+        return refine(
+            source,
+            pack.path,
+            out,
+            Silent(),
+            channels=channels,
+            shrinkage=0.1,
+            mixing_shrinkage=0.3,
+        )
 
     new = refined(3, "short")
     loaded, _ = checkpoint.load(tmp_path / "short", "cpu")
