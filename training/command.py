@@ -11,6 +11,8 @@ from training.preparation import prepare
 from training.recipe import Recipe
 from training.stopping import StopRequest
 
+PROTOTYPES = "prototypes"
+
 
 def carry_out(recipe: Recipe, name: str, out: Path, reporter: Reporter, stop: StopRequest) -> None:
     """Prepare and run, in this process's place among those of torchrun, if it started them.
@@ -24,7 +26,8 @@ def carry_out(recipe: Recipe, name: str, out: Path, reporter: Reporter, stop: St
     """
     group = join()
     try:
-        preparation = prepare(recipe, group.device, reporter=reporter)
+        kept = out / PROTOTYPES if group.leads else None
+        preparation = prepare(recipe, group.device, reporter=reporter, kept=kept)
         run(recipe, out, preparation, name=name, reporter=reporter, stop=stop, group=group)
     finally:
         group.close()

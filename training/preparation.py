@@ -61,6 +61,7 @@ def prepare(
     device: torch.device,
     teachers: tuple[Teacher, ...] | None = None,
     reporter: Reporter | None = None,
+    kept: Path | None = None,
 ) -> Preparation:
     """Open the dataset, build or load the student, load the teachers, and check that they fit.
 
@@ -70,6 +71,7 @@ def prepare(
         teachers: as an earlier preparation with the same teachers and dataset made them, to save
             the time; None: the recipe's are loaded.
         reporter: told how far prototypes are, which take minutes with many walks.
+        kept: folder in which prototypes are kept, so that a run that goes on finds them there.
 
     Raises:
         RecipeError: something the recipe names is missing or does not fit.
@@ -104,7 +106,10 @@ def prepare(
     train = pack.subset(chosen.train)
     telling = reporter or Silent()
     teachers = tuple(
-        _with_classifier(t, recipe, train, identities, device, telling) for t in teachers
+        _with_classifier(
+            teacher, recipe, train, identities, device, telling, kept and kept / str(number)
+        )
+        for number, teacher in enumerate(teachers)
     )
     return Preparation(
         train=train,
@@ -144,11 +149,22 @@ def _with_classifier(
     identities: str,
     device: torch.device,
     reporter: Reporter,
+    kept: Path | None,
 ) -> Teacher:
     """A teacher whose logits, if a term asks for them, are of the identities in `train`."""
     asked = any(isinstance(term, IdentityTerm) for term in recipe.terms)
     if not asked or knows(teacher, recipe, len(train.subjects), identities):
         return teacher
+    made: dict[str, JsonValue] = {
+        "teacher": teacher.digest,
+        "dataset": train.content_hash,
+        "identity_hash": identities,
+    }
+    if kept is not None and kept.exists():
+        network, card = checkpoint.load(kept, device)
+        if card.training == made:
+            freeze(network)
+            return replace(teacher, network=network, identities=identities, prototypes=True)
     told = 0
 
     def tell(walks: int) -> None:
@@ -161,6 +177,9 @@ def _with_classifier(
     precision = Precision.choose(recipe.precision, device)
     network = with_prototypes(teacher.network, train, precision, tell)
     freeze(network)
+    if kept is not None:
+        described = Card.of(network, name=teacher.name, metric="cosine", training=made)
+        checkpoint.save(kept, network, described)
     return replace(teacher, network=network, identities=identities, prototypes=True)
 
 

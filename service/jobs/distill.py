@@ -105,7 +105,7 @@ class DistillJob:
             result,
             records=(row,),
             also=settle,
-            spent=(_run(folder) / "state.pt", _checkpoint(folder)),
+            spent=(_run(folder) / "state.pt", _run(folder) / "prototypes", _checkpoint(folder)),
         )
 
 

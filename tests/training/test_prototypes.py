@@ -4,15 +4,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch.nn import functional
 
-from tests.training.runs import run, tiny
+from models import checkpoint
+from tests.training.runs import Listener, PowerCut, run, tiny
 from tests.training.test_objective import prepared
 from tests.training.walkers import make_pack
+from training import preparation
 from training.data.pack import Pack
 from training.events import Progressed, Started
 from training.optimisation import Precision
+from training.preparation import prepare
 from training.prototypes import with_prototypes
 from training.teachers import Teacher
 
@@ -70,6 +74,25 @@ def test_a_run_tells_how_far_they_are(
     assert len(shares) > 1
     assert shares == sorted(set(shares))
     assert 0 < shares[0] < shares[-1] < 1
+
+
+def test_a_run_that_goes_on_finds_them_and_another_run_makes_its_own(
+    pack: Path, make_teacher: MakeTeacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stranger, other = make_teacher(subjects=3), make_teacher(subjects=3, seed=5)
+    settings = ("steps=20", "save_every=5", "log_every=1", "distillation.prototypes=true")
+    recipe = tiny("gaitkd", pack, *settings, teachers=(stranger,))
+    with pytest.raises(PowerCut):
+        run(recipe, tmp_path, Listener(cut_at=7))
+    first = checkpoint.load(tmp_path / "prototypes" / "0", "cpu")[0].head.classifier.weight
+    with monkeypatch.context() as patched:
+        patched.setattr(preparation, "with_prototypes", None)
+        run(recipe, tmp_path)
+        card = checkpoint.read_card(tmp_path / "checkpoint").training
+    assert card["teachers"][0]["prototypes"] is True  # type: ignore[index, call-overload]
+    kept = tmp_path / "prototypes"
+    (new,) = prepare(tiny("gaitkd", pack, *settings, teachers=(other,)), CPU, kept=kept).teachers
+    assert not torch.equal(new.network.head.classifier.weight, first)
 
 
 def test_a_recipe_can_ask_for_them_and_a_card_says_so(
