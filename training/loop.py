@@ -8,6 +8,7 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from models import checkpoint
+from models.checkpoint import Card
 from training import state
 from training.data.batches import BatchSource
 from training.distributed import Group
@@ -119,30 +120,41 @@ def run(
         if log is not None:
             log.close()
 
-    result = out / CHECKPOINT
-    reached = judgement.metrics() if judgement else {}
     if group.leads:
-        network = trainer.result
-        described = card(
-            network,
-            recipe,
-            preparation,
-            name=name,
-            seconds=trainer.seconds,
-            processes=group.size,
-            precision=trainer.precision,
-            losses=meter.last,
-            metrics=reached,
-            # Held-out people are few: only thresholds that they could show.
-            thresholds=operating_points(judgement.to_dict()["rows"][0], extrapolated=False)
-            if judgement
-            else (),
-        )
-        checkpoint.save(result, network, described)
+        described = _described(trainer, recipe, preparation, name, group, meter, judgement)
+        checkpoint.save(out / CHECKPOINT, trainer.result, described)
     group.wait()
-    finished = Done(str(result), reached)
+    finished = Done(str(out / CHECKPOINT), judgement.metrics() if judgement else {})
     report(finished)
     return finished
+
+
+def _described(
+    trainer: Trainer,
+    recipe: Recipe,
+    preparation: Preparation,
+    name: str,
+    group: Group,
+    meter: Meter,
+    judgement: EvaluationResult | None,
+) -> Card:
+    """The card of a run's result."""
+    # Held-out people are few: only thresholds that they could show.
+    thresholds = (
+        operating_points(judgement.to_dict()["rows"][0], extrapolated=False) if judgement else ()
+    )
+    return card(
+        trainer.result,
+        recipe,
+        preparation,
+        name=name,
+        seconds=trainer.seconds,
+        processes=group.size,
+        precision=trainer.precision,
+        losses=meter.last,
+        metrics=judgement.metrics() if judgement else {},
+        thresholds=thresholds,
+    )
 
 
 def _nothing(_event: Event) -> None:
