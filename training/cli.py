@@ -86,6 +86,10 @@ def distill(
     teacher: Teachers = None,
     student: StudentCheckpoint = None,
     settings: Settings = None,
+    prototypes: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps teachers' prototypes; OUT/prototypes if not given."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train a student from labelled walks and one or more frozen teachers."""
@@ -98,7 +102,7 @@ def distill(
             student=student,
         )
         require_teachers(loaded, wanted=True)
-        _run(loaded, recipe, out, reporter, stop)
+        _run(loaded, recipe, out, reporter, stop, prototypes)
 
 
 @app.command()
@@ -201,7 +205,9 @@ def pack(
 @app.command()
 def discriminant(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a trained checkpoint.")],
-    dataset: Annotated[Path, typer.Option(help="Packed dataset of the people it was trained on.")],
+    dataset: Annotated[
+        Path, typer.Option(help="Packed walks of many people, as those trained on.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint to make.")],
     channels: Annotated[int, typer.Option(min=1, help="Of an embedding's part.")] = 32,
     shrinkage: Annotated[
@@ -357,14 +363,20 @@ def render(
 
 
 def _run(
-    recipe: Recipe, name_or_path: str, out: Path, reporter: Reporter, stop: StopRequest
+    recipe: Recipe,
+    name_or_path: str,
+    out: Path,
+    reporter: Reporter,
+    stop: StopRequest,
+    prototypes: Path | None = None,
 ) -> None:
     missing = missing_files(recipe)
     if missing:
         raise RecipeError(missing)
     from training.command import carry_out
 
-    carry_out(recipe, Path(name_or_path).stem, out, reporter, stop)
+    kept = prototypes or out / "prototypes"
+    carry_out(recipe, Path(name_or_path).stem, out, reporter, stop, kept)
 
 
 @contextmanager

@@ -11,10 +11,15 @@ from training.preparation import prepare
 from training.recipe import Recipe
 from training.stopping import StopRequest
 
-PROTOTYPES = "prototypes"
 
-
-def carry_out(recipe: Recipe, name: str, out: Path, reporter: Reporter, stop: StopRequest) -> None:
+def carry_out(
+    recipe: Recipe,
+    name: str,
+    out: Path,
+    reporter: Reporter,
+    stop: StopRequest,
+    prototypes: Path,
+) -> None:
     """Prepare and run, in this process's place among those of torchrun, if it started them.
 
     Args:
@@ -23,10 +28,11 @@ def carry_out(recipe: Recipe, name: str, out: Path, reporter: Reporter, stop: St
         out: the run's folder.
         reporter: told what happens.
         stop: SIGTERM.
+        prototypes: folder that keeps those of teachers, for a run that goes on.
     """
     group = join()
     try:
-        kept = out / PROTOTYPES if group.leads else None
+        kept = prototypes if group.leads else None
         preparation = prepare(recipe, group.device, reporter=reporter, kept=kept)
         run(recipe, out, preparation, name=name, reporter=reporter, stop=stop, group=group)
     finally:

@@ -107,7 +107,9 @@ def _is_boolean(descr: str, where: str) -> bool:
         return descr in _BOOLEANS
     if "O" in descr:
         raise UnsupportedSequence(
-            "an array of Python objects is a pickle, which is never loaded; " + _HOW, where=where
+            "an array of Python objects is a pickle, which is never loaded; pack pickled "
+            "silhouettes with `python -m training pack`, or " + _HOW,
+            where=where,
         )
     if descr.lstrip("<>=|")[:1] in ("f", "c"):
         raise MalformedSequence(

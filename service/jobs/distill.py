@@ -42,7 +42,12 @@ class DistillJob:
         except NotFound as error:
             raise JobRefused(f"{error} It was there when the job was queued.") from error
         model = _model(folder)
-        train = program("training", "distill", *what, "--out", str(_run(folder)), "--json")
+        # Templates of people, as good as their embeddings: not in the run's folder, which stays.
+        kept = scratch(folder).absolute() / "prototypes"
+        train = program(
+            "training", "distill", *what, "--out", str(_run(folder)), "--prototypes", str(kept),
+            "--json",
+        )  # fmt: skip
         export = program(
             "training", "export", str(_checkpoint(folder)), "--out", str(partial(model)),
             "--name", request.name,
@@ -105,7 +110,7 @@ class DistillJob:
             result,
             records=(row,),
             also=settle,
-            spent=(_run(folder) / "state.pt", _run(folder) / "prototypes", _checkpoint(folder)),
+            spent=(_run(folder) / "state.pt", _checkpoint(folder)),
         )
 
 

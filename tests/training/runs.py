@@ -52,7 +52,7 @@ def tiny(name: str, dataset: Path, *settings: str, teachers: tuple[Path, ...] = 
 
 def run(recipe: Recipe, out: Path, listener: Listener | None = None) -> Listener:
     listener = listener or Listener()
-    carry_out(recipe, "tiny", out, listener, StopRequest())
+    carry_out(recipe, "tiny", out, listener, StopRequest(), out / "prototypes")
     return listener
 
 

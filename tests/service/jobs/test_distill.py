@@ -77,7 +77,6 @@ def test_a_distillation_registers_what_was_exported_and_keeps_only_its_logs(
     folder = settings.jobs_dir / job.id
     (folder / "run" / "tensorboard").mkdir(parents=True)
     (folder / "run" / "state.pt").write_bytes(b"every weight thrice")
-    (folder / "run" / "prototypes" / "0").mkdir(parents=True)
     assert worker().run_one()
     job = queue.get(job.id)
     assert (job.status, job.error) == (Status.SUCCEEDED, None)
@@ -91,7 +90,7 @@ def test_a_distillation_registers_what_was_exported_and_keeps_only_its_logs(
     assert {path.name for path in folder.iterdir()} == {"log.txt", "lock", "run"}
     left = {path.name for path in (folder / "run").iterdir()}
     assert "tensorboard" in left
-    assert not left & {"state.pt", "prototypes", "checkpoint"}
+    assert not left & {"state.pt", "checkpoint"}
 
 
 def test_whom_a_model_learned_from_is_kept_until_a_receipt_needs_it(
