@@ -34,6 +34,7 @@ def settle(environment: MutableMapping[str, str], cpuinfo: Path = CPUINFO) -> No
     environment.setdefault("OMP_WAIT_POLICY", "passive")
     environment.setdefault("OMP_NUM_THREADS", str(cores - 1 if cores > 2 else cores))
     environment.setdefault("OPENCV_IPP", "disabled")
+    environment.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # it warns of just that
     if cpuinfo.exists() and re.search(r"^flags\s*:.*\bavx2\b", cpuinfo.read_text(), re.MULTILINE):
         environment.setdefault("OPENBLAS_CORETYPE", "Haswell")
 

@@ -52,6 +52,7 @@ def test_one_core_of_three_or_more_is_left_to_others(
         "OMP_NUM_THREADS": chosen,
         "OMP_WAIT_POLICY": "passive",
         "OPENCV_IPP": "disabled",
+        "OPENCV_LOG_LEVEL": "ERROR",
     }
 
 
@@ -61,6 +62,7 @@ def test_what_was_said_already_stays() -> None:
         "OMP_WAIT_POLICY": "active",
         "OPENBLAS_CORETYPE": "Zen",
         "OPENCV_IPP": "enabled",
+        "OPENCV_LOG_LEVEL": "INFO",
     }
     environment = dict(said)
     settle(environment)
