@@ -149,17 +149,9 @@ def mixing(
 def unprojected(network: GaitNetwork) -> GaitNetwork:
     """The same network with the pooled features themselves as embeddings, in eval mode."""
     width = network.config.channels[-1]
-    bare = build(
-        network.config.architecture,
-        {
-            **network.config.model_dump(mode="json"),
-            "embedding_channels": width,
-            "embedding_source": "embedding",
-            "mixing": False,
-            "identities": 0,
-        },
+    bare = _with_new_head(
+        network, embedding_channels=width, embedding_source="embedding", mixing=False
     )
-    bare.backbone.load_state_dict(network.backbone.state_dict())
     bare.head.projection.weight.copy_(torch.eye(width))
     return bare.eval()
 
@@ -176,17 +168,12 @@ def folded(network: GaitNetwork, found: Discriminant, mixed: Floats | None) -> G
         mixed: of all parts together, what `mixing` gave for embeddings in the directions found.
     """
     matrices = torch.from_numpy(found.matrices)
-    shorter = build(
-        network.config.architecture,
-        {
-            **network.config.model_dump(mode="json"),
-            "embedding_channels": matrices.shape[2],
-            "embedding_source": "neck",
-            "mixing": mixed is not None,
-            "identities": 0,
-        },
+    shorter = _with_new_head(
+        network,
+        embedding_channels=matrices.shape[2],
+        embedding_source="neck",
+        mixing=mixed is not None,
     )
-    shorter.backbone.load_state_dict(network.backbone.state_dict())
     head = shorter.head
     head.projection.weight.copy_(torch.bmm(network.head.projection.weight.double(), matrices))
     # The neck reads channels of all parts in one row, a channel's parts side by side.
@@ -198,3 +185,11 @@ def folded(network: GaitNetwork, found: Discriminant, mixed: Floats | None) -> G
         rows = len(head.mixing.weight)
         head.mixing.weight.copy_(torch.from_numpy(mixed.transpose(1, 0, 3, 2).reshape(rows, rows)))
     return shorter.eval()
+
+
+def _with_new_head(network: GaitNetwork, **head: object) -> GaitNetwork:
+    """A network with the same backbone, a head still to be filled, and no classifier."""
+    config = {**network.config.model_dump(mode="json"), **head, "identities": 0}
+    second = build(network.config.architecture, config)
+    second.backbone.load_state_dict(network.backbone.state_dict())
+    return second

@@ -56,8 +56,9 @@ def grown(network: GaitNetwork, layers: Layers, mode: Literal["2d", "p3d"] = "p3
     deeper = build_deepgaitv2(DeepGaitV2Config(**shared, layers=layers, mode=mode))
     deeper.head.load_state_dict(network.head.state_dict())
     deeper.backbone.stem.load_state_dict(network.backbone.stem.state_dict())
-    for old_stage, new_stage in zip(_stages(network), _stages(deeper), strict=True):
-        for old, new in zip_longest(old_stage, new_stage):
+    stages = zip(network.backbone.in_order, deeper.backbone.in_order, strict=True)
+    for old_stage, new_stage in stages:
+        for old, new in zip_longest(old_stage.children(), new_stage.children()):
             _begin_as(new, old)
     return deeper.train(network.training)
 
@@ -133,13 +134,6 @@ def _refused(option: str) -> Iterator[None]:
         ) from error
     except ValueError as error:
         raise RecipeError([Problem(option, str(error))]) from error
-
-
-def _stages(network: GaitNetwork) -> list[nn.Sequential]:
-    backbone = network.backbone
-    if isinstance(backbone, FrameBackbone):
-        return list(backbone.stages)  # type: ignore[arg-type]
-    return [backbone.frame_stage, *backbone.clip_stages]
 
 
 def _begin_as(block: nn.Module, old: nn.Module | None) -> None:

@@ -41,7 +41,8 @@ class Learner(nn.Module):
     ) -> None:
         super().__init__()
         self.student = student
-        self._frozen = student.backbone.first(frozen_stages)
+        backbone = student.backbone
+        self._frozen = [backbone.stem, *backbone.in_order[:frozen_stages]] if frozen_stages else []
         for module in self._frozen:
             module.requires_grad_(False)
         self.connectors = nn.ModuleList(

@@ -69,9 +69,10 @@ class FrameBackbone(nn.Module):
         """What makes the maps that are pooled."""
         return self.stages[-1]
 
-    def first(self, stages: int) -> list[nn.Module]:
-        """The stem and so many stages; nothing for 0."""
-        return [self.stem, *list(self.stages)[:stages]] if stages else []
+    @property
+    def in_order(self) -> list[nn.Module]:
+        """Its stages, without the stem."""
+        return list(self.stages)
 
     def over_clips(self, silhouettes: Tensor) -> Tensor:
         """Maximum over time of the maps of clips `[n, s, h, w]`: `[n, c, h, w]`."""
@@ -114,11 +115,10 @@ class ClipBackbone(nn.Module):
         """What makes the maps that are pooled."""
         return self.clip_stages[-1]
 
-    def first(self, stages: int) -> list[nn.Module]:
-        """The stem and so many stages; nothing for 0."""
-        return (
-            [self.stem, self.frame_stage, *list(self.clip_stages)[: stages - 1]] if stages else []
-        )
+    @property
+    def in_order(self) -> list[nn.Module]:
+        """Its stages, without the stem."""
+        return [self.frame_stage, *self.clip_stages]
 
     def over_clips(self, silhouettes: Tensor) -> Tensor:
         """Maximum over time of the maps of clips `[n, s, h, w]`: `[n, c, h, w]`."""
