@@ -19,9 +19,12 @@ from service.gallery.records import Embedding, Silhouettes
 
 Encode = Callable[[Sequence[Silhouettes]], NDArray[np.float32]]  # [n, p, c]
 Observe = Callable[[float], None]
+"""Told the seconds that one sequence waited."""
+ObserveRun = Callable[[float, int], None]
+"""Told the seconds that a batch took, and of how many sequences it was."""
 
 
-def _ignore(_seconds: float) -> None:
+def _ignore(*_: float) -> None:
     """Measure nothing."""
 
 
@@ -52,7 +55,7 @@ class FrameBatcher:
         max_wait: float,
         max_pending: int,
         observe_queue: Observe = _ignore,
-        observe_run: Observe = _ignore,
+        observe_run: ObserveRun = _ignore,
     ) -> None:
         self._encode = encode
         self._executor = executor
@@ -152,7 +155,7 @@ class FrameBatcher:
             for waiting in batch:
                 _fail(waiting, error)
         else:
-            self._observe_run(perf_counter() - started)
+            self._observe_run(perf_counter() - started, len(batch))
             for waiting, embedding in zip(batch, embeddings, strict=True):
                 if not waiting.result.done():
                     waiting.result.set_result(embedding)

@@ -1,21 +1,17 @@
 """The front half of every request with sequences: decode, prepare, embed, within bounds.
 
-Bounds: at most `max_pending` sequences are anywhere in here; `decode_workers` decode at once, so
-decoded frames take at most `decode_workers` times the limit of one sequence; an upload's bytes are
-read when its turn to be decoded comes, not before.
+Bounds: at most `max_pending` sequences are anywhere in here, and nobody is let in behind more than
+`max_wait` seconds of work; an upload's bytes are read when its turn to be decoded comes, not
+before; and of one request's walks only a few wait to be embedded, so that a long one leaves room.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from time import perf_counter
 
-from models.silhouettes.budget import DecodeLimits
-from models.silhouettes.decode import decode
 from models.silhouettes.errors import (
     MalformedSequence,
     PoorSequence,
@@ -23,8 +19,8 @@ from models.silhouettes.errors import (
     SequenceTooLarge,
     UnsupportedSequence,
 )
-from models.silhouettes.prepare import prepare
 from service.batching import FrameBatcher
+from service.decoder_pool import DecoderPool, PreparedWalk, Read, Turn
 from service.errors import (
     Invalid,
     Malformed,
@@ -35,17 +31,19 @@ from service.errors import (
     UnsupportedMedia,
 )
 from service.gallery.records import Embedding, SequenceQuality, Silhouettes
+from service.load import Load
 from service.metrics import Metrics
 
 _SHOWN_NAME = 80
+_AHEAD = 8  # walks of one request that are prepared and not yet embedded
 
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """An upload: what to call it in an error, and how to read it (called in a worker thread)."""
+    """An upload: what to call it in an error, and how to read it."""
 
     name: str
-    read: Callable[[], bytes]
+    read: Read
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,29 +55,23 @@ class EmbeddedWalk:
     embedding: Embedding
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    silhouettes: Silhouettes
-    quality: SequenceQuality
-
-
 class Intake:
     """Turns uploads into embeddings; owned by the event loop it was made in."""
 
     def __init__(
         self,
-        decoders: ThreadPoolExecutor,
-        limits: DecodeLimits,
+        decoders: DecoderPool,
+        load: Load,
         metrics: Metrics,
         *,
-        clean: bool,
         max_pending: int,
+        max_wait: float,
     ) -> None:
         self._decoders = decoders
-        self._limits = limits
+        self._load = load
         self._metrics = metrics
-        self._clean = clean
         self._max_pending = max_pending
+        self._max_wait = max_wait
         self._pending = 0
 
     async def embed(self, walks: Sequence[Walk], batcher: FrameBatcher) -> list[EmbeddedWalk]:
@@ -88,27 +80,38 @@ class Intake:
         Raises the `ServiceError` of the first walk that is refused, with a reason for each one
         that is; `Unavailable` when too much is waiting already.
         """
+        refused: list[tuple[Walk, SequenceError]] = []
+        embedding: list[asyncio.Task[EmbeddedWalk]] = []
         with self._admitted(len(walks)):
-            prepared = await self._prepare(walks)
-            tasks = [asyncio.ensure_future(batcher.submit(item.silhouettes)) for item in prepared]
             try:
-                embeddings = await asyncio.gather(*tasks)
+                async with self._decoders.turn() as turn:
+                    for walk in walks:
+                        await _room(embedding)
+                        try:
+                            prepared = await self._prepare(turn, walk)
+                        except SequenceError as error:
+                            refused.append((walk, error))
+                            continue
+                        if not refused:
+                            embedding.append(asyncio.create_task(self._embed(prepared, batcher)))
+                if refused:
+                    raise refusal(refused)
+                return await asyncio.gather(*embedding)
             finally:
-                for task in tasks:
+                for task in embedding:
                     task.cancel()
-        return [
-            EmbeddedWalk(item.silhouettes, item.quality, embedding)
-            for item, embedding in zip(prepared, embeddings, strict=True)
-        ]
+                await asyncio.gather(*embedding, return_exceptions=True)
 
     @contextmanager
     def _admitted(self, count: int) -> Iterator[None]:
         # A request larger than the bound is let in when it is alone.
-        if self._pending and self._pending + count > self._max_pending:
+        full = self._pending > 0 and self._pending + count > self._max_pending
+        wait = self._load.seconds
+        if full or wait > self._max_wait:
             raise Unavailable(
                 "The service is busy with other sequences. Try again in a moment.",
                 slug="overloaded",
-                retry_after=1.0,
+                retry_after=max(1.0, wait),
             )
         self._pending += count
         self._metrics.pending.set(self._pending)
@@ -118,42 +121,38 @@ class Intake:
             self._pending -= count
             self._metrics.pending.set(self._pending)
 
-    async def _prepare(self, walks: Sequence[Walk]) -> list[_Prepared]:
-        loop = asyncio.get_running_loop()
-        futures = [loop.run_in_executor(self._decoders, self._prepare_one, walk) for walk in walks]
-        try:
-            outcomes = await asyncio.gather(*futures, return_exceptions=True)
-        finally:
-            for future in futures:  # a cancelled request's walks leave the queue
-                future.cancel()
-        prepared: list[_Prepared] = []
-        refused: list[tuple[Walk, SequenceError]] = []
-        for walk, outcome in zip(walks, outcomes, strict=True):
-            if isinstance(outcome, _Prepared):
-                prepared.append(outcome)
-            elif isinstance(outcome, SequenceError):
-                refused.append((walk, outcome))
-            else:
-                raise outcome
-        if refused:
-            raise refusal(refused)
+    async def _prepare(self, turn: Turn, walk: Walk) -> PreparedWalk:
+        with self._under_way():
+            prepared = await turn.prepare(walk.read)
+        self._metrics.decode_seconds.observe(prepared.seconds)
+        if not turn.is_slow:
+            self._load.decoded(prepared.seconds)
         return prepared
 
-    def _prepare_one(self, walk: Walk) -> _Prepared:
-        started = perf_counter()
-        frames = decode(walk.read(), self._limits)
-        prepared = prepare(frames, clean=self._clean)
-        self._metrics.decode_seconds.observe(perf_counter() - started)
-        quality = prepared.quality
-        return _Prepared(
-            prepared.silhouettes,
-            SequenceQuality(
-                score=quality.score,
-                issues=quality.issues,
-                frames_in=quality.frames_in,
-                dropped=quality.dropped,
-            ),
-        )
+    async def _embed(self, walk: PreparedWalk, batcher: FrameBatcher) -> EmbeddedWalk:
+        with self._under_way():
+            embedding = await batcher.submit(walk.silhouettes)
+        return EmbeddedWalk(walk.silhouettes, walk.quality, embedding)
+
+    @contextmanager
+    def _under_way(self) -> Iterator[None]:
+        self._load.walks += 1
+        try:
+            yield
+        finally:
+            self._load.walks -= 1
+
+
+async def _room(embedding: Sequence[asyncio.Task[EmbeddedWalk]]) -> None:
+    """Wait until few enough walks wait to be embedded; raises what made one fail."""
+    while True:
+        waiting = {task for task in embedding if not task.done()}
+        for task in embedding:
+            if task.done():
+                task.result()
+        if len(waiting) < _AHEAD:
+            return
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
 
 
 def refusal(refused: Sequence[tuple[Walk, SequenceError]]) -> ServiceError:

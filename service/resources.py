@@ -25,6 +25,7 @@ from service.audit.record import AuditRecord
 from service.batching import FrameBatcher
 from service.calibration import queue_stale
 from service.database import migrate, open_database, storage_trouble
+from service.decoder_pool import DecoderPool
 from service.encryption import read_keys
 from service.enrolment import Enrolment
 from service.erasure import DEFAULT_GALLERY, Erasure
@@ -41,6 +42,7 @@ from service.gallery.sealing import Damaged, unlock
 from service.gallery.store import GalleryStore
 from service.identification import Identification
 from service.intake import Intake
+from service.load import Load
 from service.metrics import Metrics
 from service.model_in_use import ModelInUse
 from service.model_pool import LoadedModel, ModelPool, ModelUnavailable
@@ -130,11 +132,15 @@ async def open_resources(
     galleries = GalleryCache(max_bytes=settings.index_memory_bytes)
     readiness = Readiness(metrics)
     stopping = Event()
+    load = Load(settings.decode_workers)
     with (
         closing(AuditRecord.open(settings, engine)) as audit,
         ThreadPoolExecutor(1, "encoder") as encoders,
-        ThreadPoolExecutor(settings.decode_workers, "decoder") as decoders,
     ):
+
+        def observe_run(seconds: float, walks: int) -> None:
+            metrics.embed_seconds.observe(seconds)
+            load.embedded(seconds, walks)
 
         def new_batcher(encoder: Encoder) -> FrameBatcher:
             return FrameBatcher(
@@ -144,7 +150,7 @@ async def open_resources(
                 max_wait=settings.batch_wait_ms / 1000,
                 max_pending=max(settings.max_pending, settings.max_sequences_per_request),
                 observe_queue=metrics.queue_seconds.observe,
-                observe_run=metrics.embed_seconds.observe,
+                observe_run=observe_run,
             )
 
         def reembedding(loaded: LoadedModel) -> Reembedding:
@@ -171,18 +177,14 @@ async def open_resources(
                 dropped=lambda loaded: models.forget(loaded),
             ) as pool,
             ActiveModels(store, pool, galleries, follow, metrics) as models,
+            _decoders(settings) as decoders,
         ):
             intake = Intake(
                 decoders,
-                DecodeLimits(
-                    max_frames=settings.max_frames,
-                    max_side=settings.max_side,
-                    max_decoded_bytes=settings.max_decoded_bytes,
-                    max_seconds=settings.max_decode_seconds,
-                ),
+                load,
                 metrics,
-                clean=settings.clean_silhouettes,
                 max_pending=settings.max_pending,
+                max_wait=settings.max_wait_seconds,
             )
             registry = ModelRegistry(settings, engine)
             record = TrainingRecord.of(settings.data_dir)
@@ -218,6 +220,21 @@ async def open_resources(
                 tidying.cancel()
                 sweeping.cancel()
                 await asyncio.gather(warm_up, tidying, sweeping, return_exceptions=True)
+
+
+def _decoders(settings: Settings) -> DecoderPool:
+    limits = DecodeLimits(
+        max_frames=settings.max_frames,
+        max_side=settings.max_side,
+        max_decoded_bytes=settings.max_decoded_bytes,
+        max_seconds=settings.max_decode_seconds,
+    )
+    return DecoderPool(
+        limits,
+        clean=settings.clean_silhouettes,
+        max_upload_bytes=settings.max_request_bytes,
+        workers=settings.decode_workers,
+    )
 
 
 async def _tidy(audit: AuditRecord) -> None:

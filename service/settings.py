@@ -76,7 +76,7 @@ class Settings(BaseSettings):
     max_upload_idle_seconds: PositiveFloat = 30.0  # without a byte of an unfinished body
     max_json_bytes: PositiveInt = 2**20  # of a request whose body is JSON
     max_import_bytes: PositiveInt = 4 * 2**30  # of a gallery that is imported; kept in data_dir
-    decode_workers: PositiveInt = 2  # each may hold max_decoded_bytes
+    decode_workers: PositiveInt = 2  # processes that decode, and as many for slow sequences
     clean_silhouettes: bool = True
 
     # Embedding
@@ -85,6 +85,7 @@ class Settings(BaseSettings):
     batch_frames: PositiveInt = 512  # frames embedded in one batch
     batch_wait_ms: float = Field(default=2.0, ge=0)
     max_pending: PositiveInt = 64  # sequences being decoded or embedded before 503
+    max_wait_seconds: PositiveFloat = 2.0  # of work that a request may wait behind before 503
 
     # Search
     shortlist: PositiveInt = 100  # sequences re-ranked exactly with the checkpoint's own metric

@@ -8,10 +8,11 @@ import zlib
 
 from models.silhouettes.arrays import decode_npz
 from models.silhouettes.budget import Budget
-from models.silhouettes.errors import MalformedSequence, SequenceTooLarge, UnsupportedSequence
+from models.silhouettes.errors import MalformedSequence, UnsupportedSequence
 from models.silhouettes.frame import Frame
 from models.silhouettes.images import decode_still
 from models.silhouettes.members import (
+    check_directory,
     read_zip_member,
     refusing,
     shown,
@@ -33,10 +34,7 @@ _EMPTY = "the archive holds no images"
 
 def decode_zip(data: bytes, budget: Budget) -> list[Frame]:
     """The images of a zip in natural order of names, or the array of an `.npz`."""
-    most = _most_members(budget)
-    if data.count(b"PK\x01\x02") > most:
-        # Counted before zipfile builds an object for each.
-        raise SequenceTooLarge("the archive holds too many files; send a part of the walk")
+    check_directory(data, most=_most_members(budget))
     with refusing(_DAMAGED_ZIP), zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = zip_members(archive, budget)
         if any(member.filename.endswith("/data.pkl") for member in members):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -29,6 +29,7 @@ _WINDOW = 21  # frames of the running median, nearly a gait cycle at 25 frames a
 _HEIGHTS = (0.8, 1.25)  # of the running median; beyond is a fragment, or an outlier
 _AREAS = (0.6, 1.6)
 _LEAST_PIECE = 0.01  # of the area found, to be a part of the person
+_MOST_PIECES = 256  # that may be one; joining them takes time in the square of their number
 
 # How far off a cut-off head may lie, as a part of the height found; how far its middle from the
 # body's, as a part of half the width; and its least area. Legs, thin and dark, go missing most.
@@ -38,16 +39,23 @@ _HEAD_AREA = 0.03
 _LEGS_GAP = 0.3
 
 
+class Size(NamedTuple):
+    """How large a person is in a frame, in rows and in pixels."""
+
+    height: int
+    area: int
+
+
 class Person(NamedTuple):
     """One person found in one frame.
 
     Attributes:
         strip: uint8 `[rows of the person, columns of the frame]`, nothing but the person in it.
-        area: pixels of the person.
+        size: the person's.
     """
 
     strip: Frame
-    area: int
+    size: Size
 
 
 class Cleaned(NamedTuple):
@@ -83,26 +91,25 @@ def clean(frames: Sequence[Frame]) -> Cleaned:
         Strips as wide as their frames, ready for `normalise`; `dropped` counts `empty`, `border`,
         `fragment` and `outlier`.
     """
-    dropped: Counter[str] = Counter()
-    people: list[Person] = []
-    for frame in frames:
-        found = find_person(frame)
-        if isinstance(found, Person):
-            people.append(found)
-        else:
-            dropped[found] += 1
-    kept: list[Frame] = []
-    if people:
-        heights = _against_neighbours(np.array([len(person.strip) for person in people]))
-        areas = _against_neighbours(np.array([person.area for person in people]))
-        for person, height, area in zip(people, heights, areas, strict=True):
-            if height < _HEIGHTS[0] or area < _AREAS[0]:
-                dropped[FRAGMENT] += 1
-            elif height > _HEIGHTS[1] or area > _AREAS[1]:
-                dropped[OUTLIER] += 1
-            else:
-                kept.append(person.strip)
+    found = [find_person(frame) for frame in frames]
+    people = [person for person in found if isinstance(person, Person)]
+    dropped = Counter(reason for reason in found if isinstance(reason, str))
+    reasons = unlike_neighbours([person.size for person in people])
+    dropped.update(reason for reason in reasons if reason)
+    kept = [person.strip for person, reason in zip(people, reasons, strict=True) if not reason]
     return Cleaned(kept, dict(dropped))
+
+
+def unlike_neighbours(sizes: Sequence[Size]) -> list[str]:
+    """For each frame's person, in order, why it is dropped: `fragment`, `outlier` or nothing."""
+    if not sizes:
+        return []
+    heights = _against_neighbours(np.array([size.height for size in sizes]))
+    areas = _against_neighbours(np.array([size.area for size in sizes]))
+    small = (heights < _HEIGHTS[0]) | (areas < _AREAS[0])
+    large = (heights > _HEIGHTS[1]) | (areas > _AREAS[1])
+    reasons: list[str] = np.select([small, large], [FRAGMENT, OUTLIER], "").tolist()
+    return reasons
 
 
 def find_person(frame: Frame) -> Person | str:
@@ -114,24 +121,17 @@ def find_person(frame: Frame) -> Person | str:
     window = np.s_[top : top + height, left : left + width]
     closed = _close(mask[window], frame.shape[0])
     count, labels, stats, _ = cv2.connectedComponentsWithStats(closed, connectivity=8)
-    # Row 0 is the background.
-    boxes = [_Box(*map(int, row)) for row in stats[1:count]]
-    largest = max(range(len(boxes)), key=lambda index: boxes[index].area)
-    pieces = _pieces(boxes, largest)
-    body = _join([boxes[index] for index in pieces])
+    pieces, body = _pieces(stats[:count])
     if body.height < max(_LEAST_HEIGHT, frame.shape[1] // 64) or body.area < _LEAST_AREA:
         return FRAGMENT
     if _is_cut(body.left + left, body.right + left, body.height, frame.shape):
         return BORDER
-    chosen = (
-        np.isin(labels, [index + 1 for index in pieces])
-        if len(pieces) > 1
-        else labels == (largest + 1)
-    )
     rows = slice(body.top, body.bottom)
+    is_person = np.zeros(count, np.bool_)
+    is_person[pieces] = True
     strip = np.zeros((body.height, frame.shape[1]), np.uint8)
-    strip[:, left : left + width] = _repair(frame[window][rows], chosen[rows])
-    return Person(strip, body.area)
+    strip[:, left : left + width] = _repair(frame[window][rows], is_person[labels[rows]])
+    return Person(strip, Size(body.height, body.area))
 
 
 def _close(mask: Frame, rows: int) -> Frame:
@@ -143,23 +143,29 @@ def _close(mask: Frame, rows: int) -> Frame:
     return np.ascontiguousarray(closed[radius:-radius, radius:-radius], dtype=np.uint8)
 
 
-def _pieces(boxes: list[_Box], largest: int) -> list[int]:
-    """The largest component and, nearest first, what a gap has cut off above or below it."""
+def _pieces(stats: NDArray[Any]) -> tuple[list[int], _Box]:
+    """The labels of the person's pieces, and the box around them.
+
+    They are the largest component and, nearest first, what a gap has cut off above or below it. Of
+    the others the largest `_MOST_PIECES` are looked at, however much noise there is.
+    """
+    areas = stats[1:, cv2.CC_STAT_AREA]  # row 0 is the background
+    largest = 1 + int(areas.argmax())
+    body = _Box(*map(int, stats[largest]))
+    labels = 1 + np.flatnonzero(areas >= _LEAST_PIECE * body.area)
+    if len(labels) > _MOST_PIECES:
+        by_area = np.argsort(-stats[labels, cv2.CC_STAT_AREA], kind="stable")
+        labels = np.sort(labels[by_area[:_MOST_PIECES]])
+    loose = {int(label): _Box(*map(int, stats[label])) for label in labels if label != largest}
     pieces = [largest]
-    body = boxes[largest]
-    loose = [
-        index
-        for index, box in enumerate(boxes)
-        if index != largest and box.area >= _LEAST_PIECE * body.area
-    ]
     while loose:
-        nearest = min(loose, key=lambda index: _gap(body, boxes[index]))
-        if _gap(body, boxes[nearest]) > 1:
+        nearest = min(loose, key=lambda label: _gap(body, loose[label]))
+        box = loose.pop(nearest)
+        if _gap(body, box) > 1:
             break
-        loose = [index for index in loose if index != nearest]
         pieces.append(nearest)
-        body = _join([body, boxes[nearest]])
-    return pieces
+        body = _join([body, box])
+    return pieces, body
 
 
 def _gap(body: _Box, piece: _Box) -> float:

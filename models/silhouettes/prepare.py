@@ -6,11 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from models.silhouettes import cleaning
-from models.silhouettes.cleaning import EMPTY, FRAGMENT
+from models.silhouettes.budget import Budget, DecodeLimits
+from models.silhouettes.cleaning import EMPTY, FRAGMENT, Size, find_person, unlike_neighbours
+from models.silhouettes.decode import decode_within
+from models.silhouettes.errors import SequenceTooLarge
 from models.silhouettes.frame import Frame, Silhouettes
 from models.silhouettes.normalise import CUT_WIDTH, HEIGHT, WIDTH, normalise, pad
 from models.silhouettes.quality import Quality, judge
@@ -33,7 +36,31 @@ class Prepared(NamedTuple):
     quality: Quality
 
 
-def prepare(frames: Sequence[Frame], *, clean: bool = True) -> Prepared:
+def take(data: bytes, limits: DecodeLimits, *, clean: bool = True) -> Prepared:
+    """Decode, clean, normalise and judge one walk, all within one budget.
+
+    Args:
+        data: the file's bytes; hostile ones are expected.
+        limits: what it may cost.
+        clean: as `prepare` has it.
+
+    Raises:
+        SequenceError: it was refused; no other error comes of bytes.
+    """
+    budget = Budget(limits)
+    try:
+        return prepare(decode_within(data, budget), clean=clean, budget=budget)
+    except MemoryError as error:
+        raise _out_of_memory() from error
+    except cv2.error as error:
+        if error.code != cv2.Error.StsNoMem:
+            raise
+        raise _out_of_memory() from error
+
+
+def prepare(
+    frames: Sequence[Frame], *, clean: bool = True, budget: Budget | None = None
+) -> Prepared:
     """Clean, normalise and judge one walk.
 
     Frames that are normalised already pass untouched (64 x 44 ones get their margins back), except
@@ -43,14 +70,17 @@ def prepare(frames: Sequence[Frame], *, clean: bool = True) -> Prepared:
         frames: uint8 `[h, w]` each, of any sizes.
         clean: whether to look for the person in each frame; without, whole frames are normalised
             as the field does, noise and all.
+        budget: whose time it may take; that of the default limits when None.
 
     Raises:
         PoorSequence: no gait can be recognised in it.
+        SequenceTooLarge: it takes longer than the budget has time.
     """
     if is_prepared(frames):
         silhouettes, dropped = _take_prepared(frames)
     else:
-        silhouettes, dropped = _normalise_all(frames, clean_first=clean)
+        budget = budget or Budget(DecodeLimits())
+        silhouettes, dropped = _normalise_all(frames, budget, clean_first=clean)
     quality = judge(silhouettes, frames_in=len(frames), dropped=dropped)
     return Prepared(silhouettes, quality)
 
@@ -86,25 +116,52 @@ def _take_prepared(frames: Sequence[Frame]) -> tuple[Silhouettes, dict[str, int]
 
 
 def _normalise_all(
-    frames: Sequence[Frame], *, clean_first: bool
+    frames: Sequence[Frame], budget: Budget, *, clean_first: bool
 ) -> tuple[Silhouettes, dict[str, int]]:
-    cleaned, dropped = cleaning.clean(frames) if clean_first else (list(frames), {})
-    counts = Counter(dropped)
+    """Normalise each frame as soon as its person is found, and drop the odd ones at the end.
+
+    Strips of all of them would take as much memory as the frames do.
+    """
+    counts: Counter[str] = Counter()
+    found: list[Frame | str] = []
+    sizes: list[Size] = []
+    for frame in frames:
+        budget.check_time()
+        strip = frame
+        if clean_first:
+            person = find_person(frame)
+            if isinstance(person, str):
+                counts[person] += 1
+                continue
+            strip = person.strip
+            sizes.append(person.size)
+        found.append(_normalise(strip))
+    reasons = unlike_neighbours(sizes) if clean_first else [""] * len(found)
     kept: list[NDArray[np.uint8]] = []
-    for frame in cleaned:
-        if _is_flat(frame):
-            counts[FRAGMENT] += 1
-            continue
-        silhouette = normalise(frame)
-        if silhouette is None:
-            counts[EMPTY] += 1
+    for silhouette, reason in zip(found, reasons, strict=True):
+        if reason or isinstance(silhouette, str):
+            counts[reason or str(silhouette)] += 1
         else:
             kept.append(silhouette)
     silhouettes = np.stack(kept) if kept else np.zeros((0, HEIGHT, WIDTH), np.uint8)
     return silhouettes, dict(counts)
 
 
+def _normalise(frame: Frame) -> Frame | str:
+    """A normalised frame, or why there is none."""
+    if _is_flat(frame):
+        return FRAGMENT
+    silhouette = normalise(frame)
+    return EMPTY if silhouette is None else silhouette
+
+
 def _is_flat(frame: Frame) -> bool:
     """Whether a speck in a wide frame would be blown up to an image of many megabytes."""
     rows = np.flatnonzero(frame.any(axis=1))
     return rows.size > 0 and frame.shape[1] > _FLATTEST * (rows[-1] - rows[0] + 1)
+
+
+def _out_of_memory() -> SequenceTooLarge:
+    return SequenceTooLarge(
+        "reading it takes more memory than a sequence may; send fewer or smaller frames"
+    )

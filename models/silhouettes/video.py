@@ -8,6 +8,7 @@ from typing import NoReturn, cast
 
 import av
 import av.video
+import av.video.format
 import numpy as np
 from av.container import InputContainer
 
@@ -30,6 +31,8 @@ _DECODERS = frozenset(
     }
 )
 """What cameras and ffmpeg write; libav's hundreds of others stay closed to hostile bytes."""
+
+_PICTURES_HELD = 6  # four that are referred to, one that is decoded and one that is converted
 
 _CUT_SHORT = "the video is cut short or damaged; export it again"
 
@@ -64,6 +67,7 @@ def decode_video(data: bytes, kind: Kind, budget: Budget) -> list[Frame]:
                 "the video's codec is not accepted; export it as H.264 or VP9"
             )
         budget.check_sides(codec.height, codec.width)
+        _take_pictures(codec.height, codec.width, codec.format, budget)
         codec.options = {"max_pixels": most_pixels}
         codec.thread_count = 1
         return _decode_track(cast("InputContainer", container), stream, budget)
@@ -73,6 +77,7 @@ def _decode_track(
     container: InputContainer, stream: av.video.VideoStream, budget: Budget
 ) -> list[Frame]:
     frames: list[Frame] = []
+    layout = None
     packets = 0
     end = 0
     for packet in container.demux(stream):
@@ -83,12 +88,27 @@ def _decode_track(
             packets += 1
             end = max(end, (packet.pts or 0) + (packet.duration or 0))
         for picture in packet.decode():
+            if layout not in (None, (picture.height, picture.width, picture.format.name)):
+                _take_pictures(picture.height, picture.width, picture.format, budget)
+            layout = picture.height, picture.width, picture.format.name
             budget.take_frame(picture.height, picture.width, where=f"frame {len(frames) + 1}")
             brightness = picture.to_ndarray(format="gray")
             frames.append(np.where(brightness > BRIGHT, np.uint8(255), np.uint8(0)))
     if packets < stream.frames or _ends_early(container, stream, end):
         raise MalformedSequence(_CUT_SHORT)
     return frames
+
+
+def _take_pictures(
+    rows: int, columns: int, pixels: av.video.format.VideoFormat | None, budget: Budget
+) -> None:
+    """Spend what a decoder holds: pictures that others refer to, in the track's own format.
+
+    How many those are only the codec knows; of more than these, whoever bounds this process's
+    memory makes an end.
+    """
+    bits = 24 if pixels is None else pixels.padded_bits_per_pixel
+    budget.take_bytes(_PICTURES_HELD * rows * columns * bits // 8)
 
 
 def _ends_early(container: InputContainer, stream: av.video.VideoStream, end: int) -> bool:

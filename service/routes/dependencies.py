@@ -35,7 +35,7 @@ HeldReady = Annotated[Resources, Depends(ready_resources)]
 def walk(upload: UploadFile, position: int | None = None) -> Walk:
     """An upload as a walk, named by its field, its position and what the client calls it."""
     field = "sequence" if position is None else f"sequence[{position}]"
-    return Walk(f"{field} {upload.filename}" if upload.filename else field, upload.file.read)
+    return Walk(f"{field} {upload.filename}" if upload.filename else field, upload.read)
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
