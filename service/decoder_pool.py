@@ -164,6 +164,7 @@ class DecoderPool:
             decoder.writer.transport.abort()
         self._ready.clear()
         self._stop_template()
+        await asyncio.sleep(0)  # in which the loop lets go of the sockets
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[Turn]:
@@ -231,6 +232,7 @@ class DecoderPool:
             self._fill()
             if not decoder.reader.at_eof():
                 return decoder
+            self._end(decoder)
         try:
             return await self._fork()
         except (OSError, asyncio.IncompleteReadError, ValueError) as error:

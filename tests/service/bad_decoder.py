@@ -18,7 +18,7 @@ def _walk(frames: int = 1, score: float = 1.0) -> Prepared:
     return Prepared(np.zeros((frames, 64, 64), np.uint8), quality)
 
 
-def _obey(data: bytes, _limits: object, *, clean: bool) -> Prepared:
+def _obey(data: bytes, _limits: object, *, clean: bool = True) -> Prepared:
     assert clean
     match data.split():
         case [b"spin"]:

@@ -170,12 +170,13 @@ def test_an_upload_is_ended_when_its_time_is_over(
     with_pool(check, limits=DecodeLimits(max_seconds=0.3))
 
 
-def test_the_kernel_ends_a_decoder_that_nobody_ends() -> None:
+def test_the_kernel_ends_a_decoder_that_nobody_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.decoder_pool._GRACE_S", 60)
+
     async def check(decoders: DecoderPool) -> None:
         with pytest.raises(SequenceTooLarge, match="more memory or time"):
             await prepare(decoders, b"spin")
 
-    # Three seconds of processor time are over before three of grace are.
     with_pool(check, limits=DecodeLimits(max_seconds=0.3))
 
 
