@@ -20,6 +20,7 @@ from service.middleware.body import BodyGuard
 from service.middleware.head import HeadAsGet
 from service.middleware.idempotency import Idempotency
 from service.middleware.request_context import RequestContext
+from service.middleware.scopes import Scopes
 from service.openapi import openapi, operation_id
 from service.resources import open_engine, open_resources
 from service.routes import (
@@ -97,6 +98,7 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
         max_uploads=settings.max_uploads,
         max_idle_seconds=settings.max_upload_idle_seconds,
     )
+    app.add_middleware(Scopes)
     app.add_middleware(
         Access,
         engine=engine,

@@ -1,7 +1,7 @@
 """Who may call: an API key once there is one; until then this machine only.
 
-This layer decides before a body is read whether the caller is known and has requests left; what a
-known caller may do is asked of each route (`service.routes.access.requires`).
+This layer decides before a body is read whether the caller is known and has requests left, the next
+one (`service.middleware.scopes`) whether its key has the scope that the route asks for.
 """
 
 from __future__ import annotations
@@ -127,8 +127,7 @@ class Access:
         rate = Rate.parse(self._rate_limit if key is None or key.rate is None else key.rate)
         if rate is None:
             return None
-        who = f"address {_caller_address(scope)}" if key is None else f"key {key.key_id}"
-        return self._requests.take(who, rate)
+        return self._requests.take(caller_of(scope), rate)
 
     async def _serve_within(
         self, standing: Standing, scope: Scope, receive: Receive, send: Send
@@ -181,6 +180,12 @@ class Access:
             return True
         # An address or a name without a dot is in nobody's power to point at us.
         return self._allow_unauthenticated and (_is_address(name) or "." not in name)
+
+
+def caller_of(scope: Scope) -> str:
+    """Whom a request counts for: its key, or its address where it comes without one."""
+    key: ApiKey | None = scope.get(CALLER)
+    return f"address {_caller_address(scope)}" if key is None else f"key {key.key_id}"
 
 
 def _is_open(path: str) -> bool:
