@@ -54,6 +54,7 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         log_as_json()
+        app.openapi()  # kept from here on: nobody's request waits while it is made
         async with open_resources(settings, engine, writers, metrics, encoder) as resources:
             app.state.resources = resources
             yield
@@ -104,6 +105,7 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
         engine=engine,
         allow_unauthenticated=settings.allow_unauthenticated,
         allowed_hosts=settings.allowed_hosts,
+        trusts_proxies=bool(settings.trusted_proxies),
         rate_limit=settings.rate_limit,
         wrong_key_rate=settings.wrong_key_rate,
     )

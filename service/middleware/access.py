@@ -38,6 +38,7 @@ class Access:
         *,
         allow_unauthenticated: bool,
         allowed_hosts: tuple[str, ...],
+        trusts_proxies: bool,
         rate_limit: str,
         wrong_key_rate: str,
     ) -> None:
@@ -46,6 +47,7 @@ class Access:
         self._has_keys = False  # once true for good: a revoked key remains
         self._allow_unauthenticated = allow_unauthenticated
         self._allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
+        self._trusts_proxies = trusts_proxies
         self._rate_limit = rate_limit
         self._requests = RateLimiter()
         self._wrong_key_rate = Rate.parse(wrong_key_rate)
@@ -148,8 +150,7 @@ class Access:
         await render(refusal)(scope, receive, send_with_standing)
 
     def _guard_open_service(self, scope: Scope, headers: Headers) -> None:
-        client = scope.get("client")
-        if not self._allow_unauthenticated and (client is None or not is_loopback(client[0])):
+        if not self._allow_unauthenticated and not self._comes_from_here(scope, headers):
             raise Forbidden(
                 "This service has no API keys yet and answers this machine only. "
                 "Make a key with `gaitid keys add`.",
@@ -172,6 +173,13 @@ class Access:
                     Reason("Origin", "foreign"),
                     slug="foreign-origin",
                 )
+
+    def _comes_from_here(self, scope: Scope, headers: Headers) -> bool:
+        """Whether a program of this machine asks, and not for somebody behind a proxy on it."""
+        if not self._trusts_proxies and ("x-forwarded-for" in headers or "forwarded" in headers):
+            return False
+        client = scope.get("client")
+        return client is not None and is_loopback(client[0])
 
     def _host_is_ours(self, name: str) -> bool:
         if name in ("", "localhost") or is_loopback(name):

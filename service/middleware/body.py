@@ -19,7 +19,6 @@ from service.upload_slots import Upload, UploadSlots
 _IMPORT = re.compile(r"/galleries/[^/]+/import")
 _SLOWEST = 8192  # bytes a second that a body must come with, on the whole
 _LONGEST_BOUNDARY = 200  # RFC 2046 allows 70 characters
-_MOST_FORM_BYTES = 2**16  # of a form without files, which no call takes and the loop would parse
 _TOO_SLOW = "The body stopped arriving, or came too slowly while others waited. Send it again."
 
 
@@ -67,7 +66,7 @@ class BodyGuard:
                 "Content-Encoding; archives may be compressed.",
                 Reason("Content-Encoding", "unsupported"),
             )
-        limit = self._limit(scope, headers, boundary)
+        limit = self._limit(scope, boundary)
         announced = headers.get("content-length", "")
         if announced.isascii() and announced.isdigit() and int(announced[:20]) > limit:
             raise TooLarge(_over(limit), slug="request-too-large")
@@ -81,14 +80,10 @@ class BodyGuard:
         finally:
             self._slots.give_back(upload)
 
-    def _limit(self, scope: Scope, headers: Headers, boundary: bytes | None) -> int:
+    def _limit(self, scope: Scope, boundary: bytes | None) -> int:
         if scope["method"] == "PUT" and _IMPORT.fullmatch(scope["path"]):
             return self._max_import_bytes
-        if boundary is not None:
-            return self._max_bytes
-        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        is_form = kind == "application/x-www-form-urlencoded"
-        return min(self._max_json_bytes, _MOST_FORM_BYTES) if is_form else self._max_json_bytes
+        return self._max_json_bytes if boundary is None else self._max_bytes
 
 
 class _Arriving:

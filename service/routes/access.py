@@ -82,8 +82,10 @@ def _doubled(body: bytes) -> list[dict[str, object]]:
     faults: list[dict[str, object]] = []
 
     def look(pairs: list[tuple[str, Any]]) -> None:
-        doubled = [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]
-        faults.extend(_fault("twice", "body", name, _TWICE) for name in doubled)
+        if len(dict(pairs)) < len(pairs):
+            times = Counter(name for name, _ in pairs)
+            doubled = (name for name in times if times[name] > 1)
+            faults.extend(_fault("twice", "body", name, _TWICE) for name in doubled)
 
     try:
         json.loads(body, object_pairs_hook=look)

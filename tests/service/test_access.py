@@ -193,6 +193,14 @@ def test_without_a_key_a_page_of_another_site_cannot_change_anything(shared: htt
     problem(answer, 422)
 
 
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded"])
+def test_without_a_key_a_proxy_on_this_machine_does_not_open_the_service(
+    shared: httpx.Client, header: str
+) -> None:
+    refused = shared.get("/galleries", headers={header: "192.0.2.7"})
+    assert problem(refused, 403)["type"] == "/problems/loopback-only"
+
+
 def call(settings: Settings, client: tuple[str, int], host: str) -> int:
     """The status for a caller at an address, asking for a host."""
     import asyncio
