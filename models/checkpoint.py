@@ -42,6 +42,10 @@ MAX_CARD_BYTES: Final = 1 << 20
 MAX_WEIGHTS_BYTES: Final = 1 << 30
 STORED_HALF: Final = (torch.float32, torch.float16)  # wanted, found
 NAMED_KEYS: Final = 8  # of a long list of faults
+_HEADER_BYTES: Final = 2**16  # of a weights file, for what it says besides its tensors,
+_HEADER_BYTES_A_TENSOR: Final = 512  # and for each tensor of the network
+
+Similarity = Annotated[FiniteFloat, Field(ge=-1, le=1)]
 
 
 class CheckpointError(ValueError):
@@ -57,8 +61,8 @@ class InputSize(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    height: PositiveInt = 64
-    width: PositiveInt = 44
+    height: Annotated[int, Field(ge=1, le=1024)] = 64
+    width: Annotated[int, Field(ge=1, le=1024)] = 44
 
 
 class OperatingPoint(BaseModel):
@@ -67,8 +71,8 @@ class OperatingPoint(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     target_fpir: Annotated[float, Field(gt=0, lt=1)]
-    gallery_subjects: PositiveInt
-    threshold: FiniteFloat
+    gallery_subjects: Annotated[int, Field(ge=1, le=10**9)]
+    threshold: Similarity
 
 
 class Card(BaseModel):
@@ -78,7 +82,7 @@ class Card(BaseModel):
 
     schema_version: Literal[1] = 1
     name: Annotated[str, Field(min_length=1, max_length=128)]
-    architecture: str
+    architecture: Annotated[str, Field(max_length=64)]
     config: dict[str, JsonValue]
     input: InputSize = InputSize()
     metric: Literal["cosine", "euclidean"]
@@ -86,12 +90,12 @@ class Card(BaseModel):
     channels: PositiveInt
     identities: NonNegativeInt
     mirror: bool = False  # compare the mean embedding of a walk and of its mirror image
-    threshold: FiniteFloat | None = None  # similarity; None: not calibrated
-    thresholds: tuple[OperatingPoint, ...] = ()
+    threshold: Similarity | None = None  # None: not calibrated
+    thresholds: Annotated[tuple[OperatingPoint, ...], Field(max_length=100)] = ()
     training: dict[str, JsonValue] = {}
     metrics: dict[str, JsonValue] = {}
-    notes: str = ""
-    digest: str = ""
+    notes: Annotated[str, Field(max_length=10_000)] = ""
+    digest: Annotated[str, Field(max_length=64)] = ""
 
     @classmethod
     def of(
@@ -190,6 +194,7 @@ def load(directory: Path, device: str | torch.device = "cpu") -> tuple[GaitNetwo
         raise CheckpointMismatch(
             f"{directory / CARD}: parts, channels and identities contradict the configuration"
         )
+    _check_header(directory, weights, network)
     try:
         tensors = parse_tensors(weights)
     except (SafetensorError, KeyError) as error:  # KeyError: a type of number torch has no name for
@@ -258,6 +263,17 @@ def _digest(weights: bytes, fields: Mapping[str, object]) -> str:
         separators=(",", ":"),
     )
     return hashlib.sha256(hashlib.sha256(weights).digest() + canonical.encode()).hexdigest()
+
+
+def _check_header(directory: Path, weights: bytes, network: GaitNetwork) -> None:
+    """Refuse a list of tensors that is far longer than this network's, before it is parsed."""
+    length = int.from_bytes(weights[:8], "little")
+    most = _HEADER_BYTES + _HEADER_BYTES_A_TENSOR * len(network.state_dict())
+    if length > most:
+        raise CheckpointError(
+            f"{directory / WEIGHTS} is not a safetensors file of this network: its header is said "
+            f"to have {length} bytes, at most {most} are expected"
+        )
 
 
 def _storable(network: GaitNetwork, *, half: bool) -> dict[str, Tensor]:

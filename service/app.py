@@ -20,6 +20,7 @@ from service.middleware.body import BodyGuard
 from service.middleware.head import HeadAsGet
 from service.middleware.idempotency import Idempotency
 from service.middleware.request_context import RequestContext
+from service.middleware.scopes import Scopes
 from service.openapi import openapi, operation_id
 from service.resources import open_engine, open_resources
 from service.routes import (
@@ -53,6 +54,7 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         log_as_json()
+        app.openapi()  # kept from here on: nobody's request waits while it is made
         async with open_resources(settings, engine, writers, metrics, encoder) as resources:
             app.state.resources = resources
             yield
@@ -97,11 +99,13 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
         max_uploads=settings.max_uploads,
         max_idle_seconds=settings.max_upload_idle_seconds,
     )
+    app.add_middleware(Scopes)
     app.add_middleware(
         Access,
         engine=engine,
         allow_unauthenticated=settings.allow_unauthenticated,
         allowed_hosts=settings.allowed_hosts,
+        trusts_proxies=bool(settings.trusted_proxies),
         rate_limit=settings.rate_limit,
         wrong_key_rate=settings.wrong_key_rate,
     )

@@ -6,24 +6,37 @@ service in a closed network has documentation too, and nobody else learns that i
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from html import escape
 from typing import Any
 
 Json = Mapping[str, Any]
 
+_STYLE = """
+body { font: 1rem/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto }
+summary { cursor: pointer; padding: .4rem 0 }
+table { border-collapse: collapse; width: 100%; margin: .5rem 0 1rem }
+th, td { text-align: left; vertical-align: top; border-top: 1px solid #888; padding: .2rem }
+code { font-family: ui-monospace, monospace }
+"""
+# Its own style and nothing else: no script, no picture, no form, no frame.
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        f"style-src 'sha256-{b64encode(sha256(_STYLE.encode()).digest()).decode()}'",
+        "form-action 'none'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    )
+)
 _HEAD = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
 <title>{title}</title>
-<style>
-body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto }}
-summary {{ cursor: pointer; padding: .4rem 0 }}
-table {{ border-collapse: collapse; width: 100%; margin: .5rem 0 1rem }}
-th, td {{ text-align: left; vertical-align: top; border-top: 1px solid #888; padding: .2rem }}
-code {{ font-family: ui-monospace, monospace }}
-</style>
+<style>{style}</style>
 <h1>{title} {version}</h1>
 <p>{summary} The same as a document for programs: <a href="openapi.json">openapi.json</a>.
 Every error is an <code>application/problem+json</code> document (RFC 9457).</p>
@@ -33,7 +46,7 @@ Every error is an <code>application/problem+json</code> document (RFC 9457).</p>
 def documentation_page(schema: Json) -> str:
     """An OpenAPI document as one HTML page that needs nothing else."""
     info = {name: escape(str(schema["info"].get(name, ""))) for name in ("title", "version")}
-    page = [_HEAD.format(**info, summary=escape(schema["info"].get("summary", "")))]
+    page = [_HEAD.format(**info, style=_STYLE, summary=escape(schema["info"].get("summary", "")))]
     tag = None
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():

@@ -7,16 +7,19 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
 import uvicorn
+from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
 from models.checkpoint import CheckpointError
 from models.encoder import Encoder, find_device
 from service.app import create_app
 from service.audit.record import AuditRecord
+from service.connections import Connections, affordable
 from service.database import NewerSchema
 from service.encryption import KeyTrouble
 from service.errors import NotFound
@@ -64,6 +67,24 @@ def _preflight(settings: Settings) -> Encoder:
         engine.dispose()
 
 
+def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How the application is served: which connections are taken, and who is believed."""
+    # A file of an upload goes to the disk from 1 MiB on, and so does a body with its key.
+    files = settings.max_uploads * (settings.max_request_bytes // 2**20 + 2)
+    among = Connections(affordable(settings.max_connections, files))
+    return uvicorn.Config(
+        app,
+        http=partial(BoundedHttp, among=among),  # type: ignore[arg-type]
+        ws="none",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=[str(network) for network in settings.trusted_proxies],
+        timeout_graceful_shutdown=10,
+    )
+
+
 class _Announcing(uvicorn.Server):
     """Says where it listens once it is ready, for people and for programs that wait for it."""
 
@@ -95,15 +116,7 @@ def serve(settings: Settings, listener: socket.socket, *, with_worker: bool) -> 
     with ExitStack() as stack:
         stack.enter_context(listener)
         encoder = _preflight(settings)
-        config = uvicorn.Config(
-            create_app(settings, encoder),
-            http=BoundedHttp,
-            ws="none",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            timeout_graceful_shutdown=10,
-        )
+        config = server_config(create_app(settings, encoder), settings)
         if with_worker:
             worker = WorkerSupervisor(
                 program("service", "worker"),

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import (
     Field,
+    IPvAnyNetwork,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -52,6 +53,10 @@ class Settings(BaseSettings):
     # a dot: any other name may be an attacker's that resolves to us (DNS rebinding).
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
 
+    # Addresses and networks of proxies whose X-Forwarded-For says who calls. Nobody else's does.
+    trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode] = ()
+    max_connections: PositiveInt = 1024  # half of them from one address; fewer with few descriptors
+
     # Requests that a key may send, unless it has a rate of its own; without keys, an address.
     rate_limit: str = UNLIMITED
     wrong_key_rate: str = "30/minute"  # wrong keys that an address may send
@@ -74,7 +79,7 @@ class Settings(BaseSettings):
     max_sequences_per_request: PositiveInt = 50
     max_uploads: PositiveInt = 32  # requests with files at once; they are spooled to disk
     max_upload_idle_seconds: PositiveFloat = 30.0  # without a byte of an unfinished body
-    max_json_bytes: PositiveInt = 2**20  # of a request whose body is JSON
+    max_json_bytes: PositiveInt = 2**16  # of a request whose body is JSON; read on the event loop
     max_import_bytes: PositiveInt = 4 * 2**30  # of a gallery that is imported; kept in data_dir
     decode_workers: PositiveInt = 2  # processes that decode, and as many for slow sequences
     clean_silhouettes: bool = True
@@ -107,7 +112,7 @@ class Settings(BaseSettings):
         Rate.parse(value)
         return value
 
-    @field_validator("allowed_hosts", mode="before")
+    @field_validator("allowed_hosts", "trusted_proxies", mode="before")
     @classmethod
     def _names(cls, value: object) -> object:
         """Take names as an environment writes them: with commas between, or as a JSON list."""

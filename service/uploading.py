@@ -1,8 +1,9 @@
 """A checkpoint from a stranger: kept only if it loads, belongs together and embeds a walk.
 
 Nothing of it is believed. The files are written beside the models under limits, read as safetensors
-and as a card (no pickle is involved, see `models.checkpoint`), and one walk is embedded, so that a
-model that could not serve is refused now and not when it is activated.
+and as a card (no pickle is involved, see `models.checkpoint`), what a frame costs is counted, and
+two walks are embedded, so that a model that could not serve, or that tells nobody apart, is refused
+now and not when it is activated.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ from typing import IO
 
 import numpy as np
 
+from models import checkpoint
 from models.checkpoint import CARD, MAX_CARD_BYTES, WEIGHTS, CheckpointError
-from models.encoder import Encoder
+from models.encoder import Encoder, Walk
+from models.networks.cost import cost
 from service.database import new_id
 from service.errors import Invalid, Reason, TooLarge
 from service.model_registry import Also, ModelRegistry, RegisteredModel
 from service.settings import Settings
 
 _PIECE = 1 << 20
-_TRIAL = (8, 64, 64)  # frames, rows, columns
+_MOST_MACS = 10e9  # a frame; a DeepGaitV2 of full width in 3D takes 7e9
 
 
 def take_in(
@@ -70,17 +73,34 @@ def _write(source: IO[bytes], target: Path, limit: int, field: str) -> None:
 
 
 def _try(folder: Path) -> None:
-    """Load it as the service would, and embed a walk."""
+    """Load it as the service would, and embed two walks."""
     try:
-        encoder = Encoder.open(folder, "cpu", "float32")
-        embedding = encoder.encode([np.full(_TRIAL, 255, np.uint8)])
+        network, card = checkpoint.load(folder)
+        macs = cost(network).macs_per_frame
+        if macs > _MOST_MACS:
+            raise ValueError(
+                f"a frame takes {macs / 1e9:.0f} billion multiplications, at most "
+                f"{_MOST_MACS / 1e9:.0f} billion are taken"
+            )
+        encoder = Encoder(network, card, device="cpu", precision="float32")
+        one, other = encoder.encode(_two_walks())
     except CheckpointError as error:
         at_card = str(folder / CARD) in str(error)
         raise _refused(error, folder, "card" if at_card else "weights") from error
     except (ValueError, RuntimeError) as error:  # an input size that walks do not have, say
         raise _refused(error, folder, "card") from error
-    if not np.isfinite(embedding).all():
+    if not (np.isfinite(one).all() and np.isfinite(other).all()):
         raise _refused(ValueError("it embeds a walk as no numbers"), folder, "weights")
+    if not one.any() or np.allclose(one, other, rtol=1e-6, atol=0):
+        raise _refused(ValueError("it embeds different walks as the same"), folder, "weights")
+
+
+def _two_walks() -> list[Walk]:
+    """Silhouettes [s, 64, 64] that no network which looks at them takes for each other."""
+    full = np.full((8, 64, 64), 255, np.uint8)
+    post = np.zeros_like(full)
+    post[:, 8:56, 24:40] = 255
+    return [full, post]
 
 
 def _refused(error: Exception, folder: Path, field: str) -> Invalid:

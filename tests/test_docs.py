@@ -27,7 +27,7 @@ PAGES = sorted([*DOCS.glob("*.md"), ROOT / "README.md"])
 
 CALL = re.compile(r"`((?:GET|POST|PUT|PATCH|DELETE) /[^` ]*)`")
 NOT_IN_OPENAPI = {"GET /openapi.json", "GET /docs", "GET /"}
-UNITS = {"MiB": 2**20, "GiB": 2**30}
+UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 def page(name: str) -> str:

@@ -37,7 +37,10 @@ from service.operating_point import OperatingPoint
 
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _ARRAY = re.compile(rf"(?:silhouettes|embeddings/(?P<digest>[0-9a-f]{{64}}))/(?P<id>{_UUID})\.npy")
-_MOST_DIRECTORY_BYTES = 128 * 2**20  # zipfile reads it whole: about 400,000 sequences
+_MOST_DIRECTORY_BYTES = 32 * 2**20  # zipfile reads it whole: about 120,000 sequences
+_ENTRY = b"PK\x01\x02"
+_SMALLEST_ENTRY = 90  # bytes, on the whole: 46 and a name such as silhouettes/ID.npy
+_OTHER_ENTRIES = 8  # whose names are shorter
 _MOST_EXPANSION = 200  # walks shrink by about 30
 _SMALL_BYTES = 16 * 2**20  # which may expand as it likes
 _LONGEST_LINE = 256 * 2**10
@@ -284,7 +287,8 @@ class ExportFile:
 def _check_directory(file: IO[bytes]) -> int:
     """The file's size, once its directory is known to be small enough to be read.
 
-    zipfile takes the directory into memory whatever its size. Its place is in the last bytes of the
+    zipfile takes the directory into memory whatever its size and makes an object of each member,
+    while which everything else stands still now and then. Its place is in the last bytes of the
     file, which are those of a zip without a comment, as ours are.
     """
     size = file.seek(0, 2)
@@ -292,7 +296,7 @@ def _check_directory(file: IO[bytes]) -> int:
         raise _no_zip()
     file.seek(size - _END.size)
     end = _END.unpack(file.read(_END.size))
-    length, comment = end[5], end[7]
+    length, comment, at = end[5], end[7], size - _END.size
     if end[0] != b"PK\x05\x06" or comment:
         raise _no_zip()
     longer = _END.size + _LOCATOR.size + _END_64.size
@@ -303,12 +307,15 @@ def _check_directory(file: IO[bytes]) -> int:
         if locator[0] == b"PK\x06\x07":
             if end_64[0] != b"PK\x06\x06" or locator[2] != size - longer:
                 raise _no_zip()
-            length = end_64[8]
+            length, at = end_64[8], size - longer
     if length > _MOST_DIRECTORY_BYTES:
         raise TooLarge(
             "The file holds more sequences than can be imported at once.",
             Reason("body", "too_many_sequences"),
         )
+    file.seek(max(0, at - length))
+    if file.read(length).count(_ENTRY) > _OTHER_ENTRIES + length // _SMALLEST_ENTRY:
+        raise _no_zip()  # a great many members, and none of an export
     return size
 
 

@@ -1,7 +1,7 @@
 """Who may call: an API key once there is one; until then this machine only.
 
-This layer decides before a body is read whether the caller is known and has requests left; what a
-known caller may do is asked of each route (`service.routes.access.requires`).
+This layer decides before a body is read whether the caller is known and has requests left, the next
+one (`service.middleware.scopes`) whether its key has the scope that the route asks for.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Access:
         *,
         allow_unauthenticated: bool,
         allowed_hosts: tuple[str, ...],
+        trusts_proxies: bool,
         rate_limit: str,
         wrong_key_rate: str,
     ) -> None:
@@ -46,6 +47,7 @@ class Access:
         self._has_keys = False  # once true for good: a revoked key remains
         self._allow_unauthenticated = allow_unauthenticated
         self._allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
+        self._trusts_proxies = trusts_proxies
         self._rate_limit = rate_limit
         self._requests = RateLimiter()
         self._wrong_key_rate = Rate.parse(wrong_key_rate)
@@ -127,8 +129,7 @@ class Access:
         rate = Rate.parse(self._rate_limit if key is None or key.rate is None else key.rate)
         if rate is None:
             return None
-        who = f"address {_caller_address(scope)}" if key is None else f"key {key.key_id}"
-        return self._requests.take(who, rate)
+        return self._requests.take(caller_of(scope), rate)
 
     async def _serve_within(
         self, standing: Standing, scope: Scope, receive: Receive, send: Send
@@ -149,8 +150,7 @@ class Access:
         await render(refusal)(scope, receive, send_with_standing)
 
     def _guard_open_service(self, scope: Scope, headers: Headers) -> None:
-        client = scope.get("client")
-        if not self._allow_unauthenticated and (client is None or not is_loopback(client[0])):
+        if not self._allow_unauthenticated and not self._comes_from_here(scope, headers):
             raise Forbidden(
                 "This service has no API keys yet and answers this machine only. "
                 "Make a key with `gaitid keys add`.",
@@ -174,6 +174,13 @@ class Access:
                     slug="foreign-origin",
                 )
 
+    def _comes_from_here(self, scope: Scope, headers: Headers) -> bool:
+        """Whether a program of this machine asks, and not for somebody behind a proxy on it."""
+        if not self._trusts_proxies and ("x-forwarded-for" in headers or "forwarded" in headers):
+            return False
+        client = scope.get("client")
+        return client is not None and is_loopback(client[0])
+
     def _host_is_ours(self, name: str) -> bool:
         if name in ("", "localhost") or is_loopback(name):
             return name != ""
@@ -181,6 +188,12 @@ class Access:
             return True
         # An address or a name without a dot is in nobody's power to point at us.
         return self._allow_unauthenticated and (_is_address(name) or "." not in name)
+
+
+def caller_of(scope: Scope) -> str:
+    """Whom a request counts for: its key, or its address where it comes without one."""
+    key: ApiKey | None = scope.get(CALLER)
+    return f"address {_caller_address(scope)}" if key is None else f"key {key.key_id}"
 
 
 def _is_open(path: str) -> bool:

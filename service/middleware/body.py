@@ -11,11 +11,15 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import Malformed, Reason, TooLarge, Unavailable, UnsupportedCoding
+from service.errors import Malformed, Reason, TooLarge, UnsupportedCoding
+from service.middleware.access import caller_of
+from service.middleware.boundaries import Boundaries
+from service.upload_slots import Upload, UploadSlots
 
 _IMPORT = re.compile(r"/galleries/[^/]+/import")
 _SLOWEST = 8192  # bytes a second that a body must come with, on the whole
 _LONGEST_BOUNDARY = 200  # RFC 2046 allows 70 characters
+_TOO_SLOW = "The body stopped arriving, or came too slowly while others waited. Send it again."
 
 
 class BodyCutOff(HTTPException):
@@ -43,9 +47,8 @@ class BodyGuard:
         max_idle_seconds: float,
     ) -> None:
         self._app = app
-        self._max_uploads = max_uploads
+        self._slots = UploadSlots(max_uploads)
         self._max_idle_seconds = max_idle_seconds
-        self._uploads = 0
         self._max_bytes = max_bytes
         self._max_json_bytes = max_json_bytes
         self._max_import_bytes = max_import_bytes
@@ -63,62 +66,95 @@ class BodyGuard:
                 "Content-Encoding; archives may be compressed.",
                 Reason("Content-Encoding", "unsupported"),
             )
-        if scope["method"] == "PUT" and _IMPORT.fullmatch(scope["path"]):
-            limit = self._max_import_bytes
-        else:
-            limit = self._max_json_bytes if boundary is None else self._max_bytes
+        limit = self._limit(scope, boundary)
         announced = headers.get("content-length", "")
         if announced.isascii() and announced.isdigit() and int(announced[:20]) > limit:
             raise TooLarge(_over(limit), slug="request-too-large")
-        closing = None if boundary is None else b"--" + boundary + b"--"
-        total = 0
-        tail = b""
-        complete = False
-        waited = 0.0
-
-        async def receive_guarded() -> Message:
-            nonlocal total, tail, complete, waited
-            # Without a pace a few clients that send a byte now and then keep all others from
-            # uploading. Once the body is complete, receiving is waiting for the client to leave.
-            patience = min(0.0, total / _SLOWEST - waited) + self._max_idle_seconds
-            began = perf_counter()
-            try:
-                async with asyncio.timeout(None if complete else patience):
-                    message = await receive()
-            except TimeoutError as error:
-                raise BodyCutOff(
-                    408, "The body stopped arriving, or came too slowly. Send it again."
-                ) from error
-            waited += perf_counter() - began
-            if message["type"] != "http.request":
-                return message
-            body = message.get("body", b"")
-            total += len(body)
-            complete = not message.get("more_body", False)
-            if total > limit:
-                raise BodyCutOff(413, _over(limit))
-            if closing is not None:
-                tail = (tail + body)[-(len(closing) + 64) :]
-                if complete and total and closing not in tail:
-                    raise BodyCutOff(
-                        400, "The multipart body ends before its closing boundary. Send it whole."
-                    )
-            return message
-
-        if closing is None:
-            await self._app(scope, receive_guarded, send)
+        if boundary is None:
+            await self._app(scope, _Arriving(receive, limit, self._max_idle_seconds), send)
             return
-        if self._uploads >= self._max_uploads:
-            raise Unavailable(
-                "Too many uploads at once. Try again in a moment.",
-                slug="overloaded",
-                retry_after=1.0,
-            )
-        self._uploads += 1
+        upload = self._slots.take(caller_of(scope))
+        arriving = _Arriving(receive, limit, self._max_idle_seconds, upload, Boundaries(boundary))
         try:
-            await self._app(scope, receive_guarded, send)
+            await self._app(scope, arriving, send)
         finally:
-            self._uploads -= 1
+            self._slots.give_back(upload)
+
+    def _limit(self, scope: Scope, boundary: bytes | None) -> int:
+        if scope["method"] == "PUT" and _IMPORT.fullmatch(scope["path"]):
+            return self._max_import_bytes
+        return self._max_json_bytes if boundary is None else self._max_bytes
+
+
+class _Arriving:
+    """A request's body as it comes in; raises `BodyCutOff` where it breaks a rule.
+
+    A body must keep a pace, because otherwise a few clients that send a byte now and then keep all
+    others from uploading. Once it is complete, receiving is waiting for the client to leave.
+    """
+
+    def __init__(
+        self,
+        receive: Receive,
+        limit: int,
+        max_idle_seconds: float,
+        upload: Upload | None = None,
+        boundaries: Boundaries | None = None,
+    ) -> None:
+        self._receive = receive
+        self._limit = limit
+        self._max_idle_seconds = max_idle_seconds
+        self._upload = upload
+        self._boundaries = boundaries
+        self._total = 0
+        self._waited = 0.0
+        self._complete = False
+
+    async def __call__(self) -> Message:
+        """The next message of the request."""
+        message = await self._next()
+        if message["type"] != "http.request":
+            return message
+        body = message.get("body", b"")
+        self._total += len(body)
+        self._complete = not message.get("more_body", False)
+        if self._upload is not None:
+            self._upload.arrived = self._total
+            self._upload.arriving = not self._complete
+        if self._total > self._limit:
+            raise BodyCutOff(413, _over(self._limit))
+        if self._boundaries is not None:
+            if not self._boundaries.follow(body):
+                raise BodyCutOff(
+                    400,
+                    "The multipart body has its boundary inside of a part, or something behind it. "
+                    "Choose another boundary.",
+                )
+            if self._complete and self._total and not self._boundaries.closed:
+                raise BodyCutOff(
+                    400, "The multipart body ends before its closing boundary. Send it whole."
+                )
+        return message
+
+    async def _next(self) -> Message:
+        if self._complete:
+            return await self._receive()
+        patience = min(0.0, self._total / _SLOWEST - self._waited) + self._max_idle_seconds
+        began = perf_counter()
+        try:
+            async with asyncio.timeout(patience) as waiting:
+                if self._upload is not None:
+                    if self._upload.cut:
+                        raise TimeoutError
+                    self._upload.waiting = waiting
+                message = await self._receive()
+        except TimeoutError as error:
+            raise BodyCutOff(408, _TOO_SLOW) from error
+        finally:
+            if self._upload is not None:
+                self._upload.waiting = None
+        self._waited += perf_counter() - began
+        return message
 
 
 def multipart_boundary(content_type: str) -> bytes | None:

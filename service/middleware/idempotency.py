@@ -37,8 +37,10 @@ class BodyHash:
 
     def __init__(self, boundary: bytes | None) -> None:
         self._hash = hashlib.sha256()
-        self._boundary = boundary
-        self._rest = b""
+        # With its line break, as the layer outside of this one counts it: what only resembles a
+        # boundary is not cut at, however often it is there.
+        self._boundary = None if boundary is None else b"\r\n--" + boundary
+        self._rest = b"" if boundary is None else b"\r\n"  # the first one may begin the body
 
     def update(self, piece: bytes) -> None:
         """Take in the next piece."""

@@ -28,6 +28,8 @@ _STOPPING = Unavailable(
     "The service was stopped before it could answer. Send the request again when it is back.",
     retry_after=10.0,
 )
+# Of what is no page of ours: shown by a browser all the same, it loads, runs and frames nothing.
+_NO_PAGE = "default-src 'none'; frame-ancestors 'none'"
 _CLIENT_CLOSED = 499  # for the log only; there is nobody left to answer
 
 
@@ -56,6 +58,9 @@ class RequestContext:
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = current
                 headers["X-Content-Type-Options"] = "nosniff"
+                headers["Referrer-Policy"] = "no-referrer"
+                headers["Cross-Origin-Opener-Policy"] = "same-origin"
+                headers.setdefault("Content-Security-Policy", _NO_PAGE)
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 

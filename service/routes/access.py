@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, get_origin
 
 from fastapi import Request
@@ -19,19 +19,33 @@ from service.middleware.access import CALLER
 _TWICE = "Sent more than once"
 
 
-def requires(*scopes: Scope) -> Callable[[Request], None]:
-    """A dependency that asks the caller's key for one of these scopes."""
+@dataclass(frozen=True)
+class Requirement:
+    """A dependency that asks the caller's key for one of these scopes.
 
-    def check(request: Request) -> None:
-        key: ApiKey | None = request.scope.get(CALLER)
-        if key is not None and not any(key.may(scope) for scope in scopes):
-            named = " or ".join(f"`{scope}`" for scope in scopes)
+    `service.middleware.scopes` finds it among a route's dependencies and asks it before the body
+    is there.
+    """
+
+    scopes: tuple[Scope, ...]
+
+    def __call__(self, request: Request) -> None:
+        """Raise `Forbidden` unless the key has one of the scopes, or there are no keys."""
+        self.ask(request.scope.get(CALLER))
+
+    def ask(self, key: ApiKey | None) -> None:
+        """Raise `Forbidden` for a key that has none of the scopes."""
+        if key is not None and not any(key.may(scope) for scope in self.scopes):
+            named = " or ".join(f"`{scope}`" for scope in self.scopes)
             raise Forbidden(
                 f"This call needs a key with the scope {named}.",
                 Reason("Authorization", "scope_missing"),
             )
 
-    return check
+
+def requires(*scopes: Scope) -> Requirement:
+    """What a route depends on that is for keys with one of these scopes."""
+    return Requirement(scopes)
 
 
 async def only_known_fields(request: Request) -> None:
@@ -68,8 +82,10 @@ def _doubled(body: bytes) -> list[dict[str, object]]:
     faults: list[dict[str, object]] = []
 
     def look(pairs: list[tuple[str, Any]]) -> None:
-        doubled = [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]
-        faults.extend(_fault("twice", "body", name, _TWICE) for name in doubled)
+        if len(dict(pairs)) < len(pairs):
+            times = Counter(name for name, _ in pairs)
+            doubled = (name for name in times if times[name] > 1)
+            faults.extend(_fault("twice", "body", name, _TWICE) for name in doubled)
 
     try:
         json.loads(body, object_pairs_hook=look)

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from service.documentation import documentation_page
+from service.documentation import POLICY, documentation_page
 from service.routes.dependencies import Held
 from service.schemas import ModelReference, Schema
 
@@ -52,4 +52,5 @@ def metrics(held: Held) -> Response:
 @router.get("/docs", include_in_schema=False)
 async def documentation(request: Request) -> HTMLResponse:
     """Describe every call."""
-    return HTMLResponse(documentation_page(request.app.openapi()))
+    page = documentation_page(request.app.openapi())
+    return HTMLResponse(page, headers={"Content-Security-Policy": POLICY})

@@ -53,8 +53,6 @@ def _read(path: Path) -> _File:
     headers = {
         "Content-Type": _TYPES[path.suffix],
         "Content-Security-Policy": _POLICY,
-        "Referrer-Policy": "no-referrer",
-        "Cross-Origin-Opener-Policy": "same-origin",
         "Cache-Control": "no-cache",  # kept, and asked about: a new version is a new page at once
         "ETag": f'"{sha256(content).hexdigest()[:32]}"',
     }

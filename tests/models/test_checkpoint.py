@@ -176,6 +176,9 @@ def test_weights_that_are_not_the_networks_are_named_even_if_signed(
         ({"surprise": 1}, "surprise"),
         ({"metric": "manhattan"}, "metric"),
         ({"input": {"height": 0, "width": 44}}, "height"),
+        ({"threshold": 1.5}, "threshold"),
+        ({"threshold": -1.5}, "threshold"),
+        ({"architecture": "a" * 65}, "architecture"),
     ],
 )
 def test_a_card_that_can_not_be_is_refused_even_if_signed(
@@ -184,6 +187,18 @@ def test_a_card_that_can_not_be_is_refused_even_if_signed(
     edit_card(saved, **changes)
     sign_again(saved)
     with pytest.raises(CheckpointError, match=complaint):
+        checkpoint.load(saved)
+
+
+def test_a_list_of_too_many_tensors_is_refused_before_it_is_parsed(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "parse_tensors", lambda _: pytest.fail("it was parsed"))
+    nothing = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps({f"t{number}": nothing for number in range(5000)}).encode()
+    (saved / WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header)
+    sign_again(saved)
+    with pytest.raises(CheckpointError, match=r"its header is said to have \d+ bytes"):
         checkpoint.load(saved)
 
 

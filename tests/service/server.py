@@ -14,7 +14,7 @@ import httpx
 import uvicorn
 
 from service.app import create_app
-from service.http_protocol import BoundedHttp
+from service.serving import server_config
 from service.settings import Settings
 
 
@@ -36,16 +36,9 @@ def serving(settings: Settings, *, until_ready: bool = True) -> Iterator[httpx.C
     """Serve until the block ends; it begins once the service is ready, or alive at least."""
     app = create_app(settings)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                http=BoundedHttp,
-                ws="none",
-                log_config=None,
-                access_log=False,
-                timeout_graceful_shutdown=5,
-            )
-        )
+        config = server_config(app, settings)
+        config.timeout_graceful_shutdown = 5
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         port = listener.getsockname()[1]

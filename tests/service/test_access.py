@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from select import select
 
 import httpx
 import pytest
@@ -11,6 +15,7 @@ from service.auth import Scope, create_key, list_keys, revoke_key
 from service.database import open_database
 from service.errors import NotFound
 from service.exposure import Exposed, check_exposure
+from service.middleware.scopes import requirements
 from service.resources import open_engine
 from service.settings import Settings
 from tests.service.requests import enrol, identify, problem
@@ -73,6 +78,64 @@ def test_a_key_does_what_its_scopes_say(serve: Serve, tmp_path: Path) -> None:
     assert "`identify`" in body["detail"]
 
 
+def begin_upload(client: httpx.Client, token: str, path: str = "/identify") -> socket.socket:
+    """A connection on which an upload was begun and is not going on."""
+    connection = socket.create_connection((client.base_url.host, client.base_url.port or 0), 20)
+    connection.sendall(
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n"
+        "Content-Type: multipart/form-data; boundary=X\r\nContent-Length: 9999\r\n\r\n--X".encode()
+    )
+    return connection
+
+
+def test_a_key_without_the_scope_is_refused_before_its_body_is_there(
+    serve: Serve, tmp_path: Path
+) -> None:
+    client = serve()
+    engine = open_database(database(tmp_path))
+    jobs, enroll = (create_key(engine, [scope])[1] for scope in (Scope.JOBS, Scope.ENROLL))
+    for token, path in (
+        (jobs, "/identify"),
+        (jobs, "/enroll"),
+        (jobs, "/models"),
+        (enroll, "/verify"),
+        (enroll, "/jobs/distill"),
+    ):
+        with begin_upload(client, token, path) as connection:
+            assert connection.recv(4096).startswith(b"HTTP/1.1 403 "), path
+
+
+def test_every_scope_that_a_route_asks_for_is_known_before_the_body(settings: Settings) -> None:
+    app = create_app(settings)
+    asked = {
+        f"{method} {route.path}": {requirement.scopes for requirement in found}
+        for route, found in requirements(app)
+        for method in route.methods or ()
+    }
+    unasked = {call for call, found in asked.items() if not found}
+    open_to_all = {"/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/", "/page/{name}"}
+    assert {call.partition(" ")[2] for call in unasked} == open_to_all
+    assert asked["POST /models"] == {(Scope.JOBS,), (Scope.ADMIN,)}
+    assert asked["GET /galleries/{gallery}"] == {(Scope.IDENTIFY, Scope.ENROLL)}
+
+
+def test_one_key_never_holds_every_place_for_an_upload(serve: Serve, tmp_path: Path) -> None:
+    client = serve(max_uploads=4)
+    engine = open_database(database(tmp_path))
+    greedy, other = (create_key(engine, [Scope.IDENTIFY])[1] for _ in range(2))
+    with ExitStack() as stack:
+        uploads = [stack.enter_context(begin_upload(client, greedy)) for _ in range(8)]
+        answered, _, _ = select(uploads, [], [], 20)
+        deadline = time.monotonic() + 20
+        while len(answered) < 6 and time.monotonic() < deadline:
+            answered, _, _ = select(uploads, [], [], 0.1)
+        answers = [upload.recv(4096) for upload in answered]
+        assert len(answers) == 6
+        assert all(answer.startswith(b"HTTP/1.1 503 ") for answer in answers)
+        client.headers.update(bearer(other))
+        assert identify(client, walk(1)).status_code == 200
+
+
 def test_a_key_is_shown_once_and_kept_as_a_hash(tmp_path: Path, settings: Settings) -> None:
     engine = open_engine(settings)
     key, token = create_key(engine, [Scope.ADMIN, Scope.JOBS], "the boss")
@@ -128,6 +191,14 @@ def test_without_a_key_a_page_of_another_site_cannot_change_anything(shared: htt
         assert shared.get("/galleries", headers=headers).status_code == 200
     answer = shared.post("/galleries", json={"name": "."}, headers={"Origin": own})
     problem(answer, 422)
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded"])
+def test_without_a_key_a_proxy_on_this_machine_does_not_open_the_service(
+    shared: httpx.Client, header: str
+) -> None:
+    refused = shared.get("/galleries", headers={header: "192.0.2.7"})
+    assert problem(refused, 403)["type"] == "/problems/loopback-only"
 
 
 def call(settings: Settings, client: tuple[str, int], host: str) -> int:

@@ -171,6 +171,26 @@ def test_host_names_are_listed_with_commas_or_as_json(
     assert Settings().allowed_hosts == ("gait.example", "other.example")
 
 
+@pytest.mark.parametrize("text", ["10.0.0.1, 192.168.0.0/16", '["10.0.0.1", "192.168.0.0/16"]'])
+def test_proxies_are_addresses_and_networks(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("GAITID_TRUSTED_PROXIES", text)
+    assert [str(network) for network in Settings().trusted_proxies] == [
+        "10.0.0.1/32",
+        "192.168.0.0/16",
+    ]
+
+
+@pytest.mark.parametrize("text", ["*", "proxy.example", "10.0.0.1/8"])
+def test_nobody_is_believed_because_of_a_slip(
+    gaitid: Gaitid, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("GAITID_TRUSTED_PROXIES", text)
+    status, _, err = gaitid("worker")
+    assert status == 1
+    assert err.startswith("gaitid: GAITID_TRUSTED_PROXIES")
+    assert err.count("\n") == 1
+
+
 def test_a_broken_list_of_host_names_is_named_in_one_line(
     gaitid: Gaitid, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,13 +7,20 @@ import json
 import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from unittest.mock import Mock
 
 import httpx
 import pytest
+import uvicorn
 from starlette.types import Message, Receive, Scope, Send
+from uvicorn.server import ServerState
 
 import service.http_protocol
+from service.http_protocol import BoundedHttp
 from service.middleware.head import HeadAsGet
+from service.settings import Settings
+from tests.service.server import serving
 
 Serve = Callable[..., httpx.Client]
 
@@ -171,3 +178,125 @@ def test_who_asks_before_sending_is_refused_at_once(shared: httpx.Client) -> Non
         while piece := connection.recv(65536):
             received += piece
     assert received.startswith(b"HTTP/1.1 404")  # the body was not asked for, nor waited for
+
+
+def test_a_few_requests_in_line_are_answered_and_a_great_many_are_not(
+    shared: httpx.Client,
+) -> None:
+    request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with _connect(shared) as connection:
+        connection.sendall(request * 5)
+        received = b""
+        while received.count(b"HTTP/1.1 200") < 5:
+            received += connection.recv(65536)
+    with _connect(shared) as connection:
+        connection.sendall(request * 100)
+        assert _until_closed(connection).count(b"HTTP/1.1 200") < 10
+
+
+def _until_closed(connection: socket.socket) -> bytes:
+    received = b""
+    with suppress(ConnectionResetError, BrokenPipeError):
+        while piece := connection.recv(65536):
+            received += piece
+    return received
+
+
+_CHUNKED = (
+    b"POST /identify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+    b"Content-Type: multipart/form-data; boundary=B\r\n\r\n5\r\n--B\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        pytest.param(b"0\r\n" + b"X-Trailer: 1\r\n" * 10**5, id="trailers"),
+        pytest.param(b"0\r\nX-Trailer: " + b"a" * 10**6, id="a long trailer"),
+        pytest.param(b"1;" + b"a" * 10**6, id="a chunk's extension"),
+        pytest.param(b"1\r\na\r\n" * 10**5, id="crumbs"),
+    ],
+)
+def test_a_body_of_everything_but_a_body_is_refused(shared: httpx.Client, flood: bytes) -> None:
+    with _connect(shared) as connection:
+        with suppress(ConnectionResetError, BrokenPipeError):
+            connection.sendall(_CHUNKED + flood)
+        answer = _until_closed(connection)  # at once: a body has 30 s
+    assert not answer or answer.startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_head_of_thousands_of_headers_is_refused(shared: httpx.Client) -> None:
+    with _connect(shared) as connection:
+        with suppress(ConnectionResetError, BrokenPipeError):
+            connection.sendall(b"GET / HTTP/1.1\r\n" + b"a:\r\n" * 10**4 + b"\r\n")
+        answer = _until_closed(connection)
+    assert not answer or answer.startswith(b"HTTP/1.1 400 ")
+
+
+def test_connections_that_say_nothing_keep_nobody_out(serve: Serve) -> None:
+    client = serve(max_connections=4)
+    with ExitStack() as stack:
+        silent = [stack.enter_context(_connect(client)) for _ in range(20)]
+        with httpx.Client(base_url=client.base_url) as newcomer:
+            assert newcomer.get("/healthz").status_code == 200
+        assert silent[0].recv(1) == b""
+
+
+def test_a_connection_too_many_is_answered_503(serve: Serve) -> None:
+    client = serve(max_connections=4)
+    with ExitStack() as stack:
+        busy = [stack.enter_context(_connect(client)) for _ in range(2)]
+        for connection in busy:
+            connection.sendall(_CHUNKED)
+        answer = b""
+        deadline = time.monotonic() + 20
+        while not answer:  # they are idle until they are read
+            assert time.monotonic() < deadline
+            with _connect(client) as newcomer:
+                newcomer.settimeout(0.2)
+                with suppress(TimeoutError):
+                    answer = _until_closed(newcomer)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert b"retry-after: 1" in head.lower()
+    assert json.loads(body)["type"] == "/problems/overloaded"
+
+
+def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(service.http_protocol, "_UNREAD_SECONDS", 0.02)
+
+    async def abandoned(sizes: list[int]) -> bool:
+        """Whether the connection is cut that has so many bytes to send at each look."""
+        protocol = BoundedHttp(uvicorn.Config(HeadAsGet, lifespan="off"), ServerState(), {})
+        transport = Mock(spec=asyncio.Transport)
+        transport.get_extra_info.return_value = None
+        transport.get_write_buffer_size.side_effect = sizes
+        protocol.connection_made(transport)
+        protocol.pause_writing()
+        while not transport.abort.called and transport.get_write_buffer_size.call_count < len(
+            sizes
+        ):
+            await asyncio.sleep(0.01)
+        protocol.connection_lost(None)
+        return bool(transport.abort.called)
+
+    assert asyncio.run(abandoned([500, 400, 400, 300]))
+    assert not asyncio.run(abandoned([500, 400, 300, 200]))
+
+
+def test_the_end_does_not_wait_for_a_body_that_is_still_arriving(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    monkeypatch.setattr(service.http_protocol, "_LAST_SECONDS", 0.1)
+    with ExitStack() as stack:
+        with serving(settings) as client:
+            arriving, silent, part = (stack.enter_context(_connect(client)) for _ in range(3))
+            arriving.sendall(_CHUNKED)
+            part.sendall(b"GET / HTTP/1.1\r\n")
+            time.sleep(0.2)  # until that is read
+        answer = _until_closed(arriving)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"The service is stopping" in answer
+        assert _until_closed(silent) == _until_closed(part) == b""

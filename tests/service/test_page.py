@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import httpx
@@ -31,6 +33,30 @@ def test_the_page_may_load_nothing_from_elsewhere_and_run_nothing_inline(
     assert policy["form-action"] == policy["base-uri"] == policy["frame-ancestors"] == "'none'"
     assert "unsafe" not in answer.headers["content-security-policy"]
     assert answer.headers["referrer-policy"] == "no-referrer"
+
+
+def test_the_documentation_may_load_nothing_and_run_nothing(shared: httpx.Client) -> None:
+    answer = shared.get("/docs")
+    policy = answer.headers["content-security-policy"]
+    assert "unsafe" not in policy
+    assert "script-src" not in policy
+    assert {"default-src 'none'", "frame-ancestors 'none'"} <= set(policy.split("; "))
+    styles = re.findall(r"<style>(.*?)</style>", answer.text, re.DOTALL)
+    hashes = [b64encode(sha256(style.encode()).digest()).decode() for style in styles]
+    assert re.findall(r"'sha256-([^']*)'", policy) == hashes  # so that it is shown as it is meant
+    assert not re.search(r"<script|\bstyle=|\bon[a-z]+=", answer.text)
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/page/app.js", "/openapi.json", "/nowhere"])
+def test_nothing_that_is_sent_can_be_framed_or_taken_for_something_else(
+    shared: httpx.Client, path: str
+) -> None:
+    headers = shared.get(path).headers
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["cross-origin-opener-policy"] == "same-origin"
 
 
 @pytest.mark.parametrize("name", FILES)

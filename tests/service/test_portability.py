@@ -502,6 +502,15 @@ def test_bombs_are_refused_before_they_are_unpacked(
     assert body["errors"][0]["reason"] == "too_many_sequences"
 
 
+def test_a_directory_of_more_members_than_an_export_has_is_not_parsed(
+    shared: httpx.Client, exported: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = packed({**exported, **{f"{number:x}": b"" for number in range(500)}})
+    monkeypatch.setattr(zipfile, "ZipFile", lambda _: pytest.fail("it was parsed"))
+    body = problem(put(shared, "copy", file), 400)
+    assert body["errors"][0]["reason"] == "not_an_export"
+
+
 def test_one_gallery_is_imported_at_a_time(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     client = serve()
     file = export(client)

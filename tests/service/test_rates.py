@@ -144,3 +144,21 @@ def test_a_request_without_a_key_is_no_guess(serve: Serve, tmp_path: Path) -> No
     create_key(open_database(database(tmp_path)), [Scope.IDENTIFY])
     for _ in range(5):
         problem(client.get("/subjects"), 401)
+
+
+def test_who_calls_is_what_a_trusted_proxy_says_and_nobody_else(
+    serve: Serve, tmp_path: Path
+) -> None:
+    def guess(client: httpx.Client) -> list[int]:
+        return [
+            client.get(
+                "/subjects", headers={**bearer("wrong"), "X-Forwarded-For": f"192.0.2.{number}"}
+            ).status_code
+            for number in range(4)
+        ]
+
+    client = serve(wrong_key_rate="2/hour")
+    create_key(open_database(database(tmp_path)), [Scope.IDENTIFY])
+    assert guess(client) == [401, 401, 429, 429]
+    behind_proxy = serve(wrong_key_rate="2/hour", trusted_proxies=("127.0.0.0/8",))
+    assert guess(behind_proxy) == [401] * 4

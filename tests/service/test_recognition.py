@@ -10,6 +10,8 @@ from itertools import chain, repeat
 import httpx
 import pytest
 
+import service.middleware.body
+import service.upload_slots
 from tests.service.requests import contents, enrol, identify, problem, verify
 from tests.service.walkers import walk
 
@@ -186,6 +188,24 @@ def test_too_many_uploads_at_once_are_turned_away_before_they_are_read(serve: Se
         assert "retry-after" in answer.headers
     while identify(client, walk(1)).status_code != 200:
         assert time.monotonic() < deadline
+
+
+def test_a_slow_upload_makes_room_for_somebody_else(
+    monkeypatch: pytest.MonkeyPatch, serve: Serve
+) -> None:
+    monkeypatch.setattr(service.upload_slots, "_GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(service.middleware.body, "caller_of", lambda scope: str(scope["client"]))
+    client = serve(max_uploads=1)
+    with begin_upload(client) as connection:
+        connection.settimeout(0.1)
+        deadline = time.monotonic() + 10
+        answer = b""
+        while not answer:
+            assert time.monotonic() < deadline
+            assert identify(client, walk(1)).status_code == 200
+            with suppress(TimeoutError):
+                answer = connection.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 408 ")
 
 
 def test_an_upload_that_stops_arriving_is_given_up(serve: Serve) -> None:

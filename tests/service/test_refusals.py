@@ -338,7 +338,7 @@ def test_a_multipart_body_that_cannot_be_read_is_400(
     problem(client.post("/enroll", headers=headers, content=body), 400)
 
 
-@pytest.mark.parametrize("body", [b"{", b"\xff\xfe", b"{'name': 1}", b"[" * 100_000])
+@pytest.mark.parametrize("body", [b"{", b"\xff\xfe", b"{'name': 1}", b"[" * 60_000])
 def test_json_that_cannot_be_read_is_400(client: httpx.Client, body: bytes) -> None:
     headers = {"content-type": "application/json"}
     problem(client.post("/galleries", headers=headers, content=body), 400)

@@ -408,7 +408,7 @@ def test_a_database_locked_for_long_is_503_with_retry_after(
 def test_enrolments_that_wait_for_the_database_hold_up_no_search(
     serve: Serve, tmp_path: Path
 ) -> None:
-    client = serve(decode_workers=4)
+    client = serve(decode_workers=4, max_uploads=64)
     enrol(client, "anna", walk(1))
     with ThreadPoolExecutor(20) as clients:
         with write_lock(tmp_path / "data"):

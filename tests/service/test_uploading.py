@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 
+import service.uploading
 from models.checkpoint import CARD, MAX_CARD_BYTES, WEIGHTS
 from service.settings import Settings
 from tests.service.conftest import save_tiny_model
@@ -105,8 +106,16 @@ def test_what_is_no_checkpoint_is_refused_with_the_reason_and_leaves_nothing(
         serialise({**tensors, key: tensors[key].new_zeros(3)}),
         serialise({**tensors, "stranger": torch.zeros(1)}),
         serialise({name: tensor for name, tensor in tensors.items() if name != key}),
+        serialise({name: torch.zeros_like(tensor) for name, tensor in tensors.items()}),
+        serialise(
+            {  # every walk is the bias of the neck, or nothing
+                name: torch.zeros_like(tensor) if name == "head.projection.weight" else tensor
+                for name, tensor in tensors.items()
+            }
+        ),
     ]
     huge = {**json.loads(card)["config"], "channels": [4096] * 4, "embedding_channels": 4096}
+    point = {"target_fpir": 0.01, "gallery_subjects": 10, "threshold": 0.5}
     endless = {**json.loads(card)["config"], "layers": [10**9] * 4}
     for bad_weights, bad_card, field in (
         *((bad, card, "weights") for bad in forged),
@@ -121,6 +130,11 @@ def test_what_is_no_checkpoint_is_refused_with_the_reason_and_leaves_nothing(
         (weights, sealed(weights, card, notes="\ud800"), "card"),
         (weights, changed(card, threshold="NaN"), "card"),
         (weights, changed(card, surprise=1), "card"),
+        (weights, sealed(weights, card, threshold=7), "card"),
+        (weights, sealed(weights, card, threshold=-1.01), "card"),
+        (weights, sealed(weights, card, thresholds=[point] * 101), "card"),
+        (weights, sealed(weights, card, thresholds=[{**point, "threshold": 2}]), "card"),
+        (weights, sealed(weights, card, notes="n" * 10_001), "card"),
         (weights, changed(card, threshold=0.1), "weights"),  # another card's digest
     ):
         refused = problem(upload(client, bad_weights, bad_card), 422)
@@ -155,4 +169,16 @@ def test_a_card_of_another_digest_or_size_of_frame_is_refused(
     refused = problem(answer, 422)
     assert "128 x 88" in refused["detail"]
     assert refused["errors"] == [{"where": "card", "reason": "not_a_checkpoint"}]
+    assert nothing_is_left(settings)
+
+
+def test_a_network_that_would_keep_everybody_waiting_is_refused(
+    serve: Callable[..., httpx.Client],
+    settings: Settings,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(service.uploading, "_MOST_MACS", 1000.0)
+    answer = upload(serve(), (checkpoint / WEIGHTS).read_bytes(), (checkpoint / CARD).read_bytes())
+    assert "multiplications" in problem(answer, 422)["detail"]
     assert nothing_is_left(settings)
