@@ -76,7 +76,7 @@ def show_all(data_dir: DataDir = None) -> None:
     with database(existing(data_dir)) as engine:
         for key in list_keys(engine):
             state = key.state(at)
-            when = "" if key.expires_at is None else f"  until {_written(key.expires_at)}"
+            when = "" if key.expires_at is None else f" until {_written(key.expires_at)}"
             rate = "" if key.rate is None else f"  {key.rate}"
             scopes = ",".join(sorted(key.scopes))
             typer.echo(f"{key.key_id}  {state}{when}  {scopes}{rate}  {key.name}")
