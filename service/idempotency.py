@@ -1,7 +1,7 @@
 """Answers kept for idempotency keys, so that a retried POST is carried out once.
 
 A request with an Idempotency-Key first takes a hold of the key. The holder's answer is kept for a
-day and replayed to the same key and body; another body is refused; while a hold lasts, others get
+while and replayed to the same key and body; another body is refused; while a hold lasts, others get
 409. Only successes are kept: a refused request changed nothing and may be tried again.
 
 Exactly once, also through kill -9: work that writes to the database calls `keep` inside its own
@@ -9,17 +9,37 @@ transaction, so the work and its answer commit together, and a hold that ran out
 by a retry makes the first holder's `keep`, and with it the work, fail. What does not call `keep`
 (a request whose answer is kept only after it) may be carried out again if the process dies between
 the two and the client retries after the hold.
+
+No request reads another's answer: a key is looked up, what is too old goes in the sweep
+(`forget_expired`), and an erasure finds the answers that name somebody by an index of the names.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import JSON, CursorResult, Engine, Index, String, Text, delete, or_, select, update
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ColumnElement,
+    CursorResult,
+    Engine,
+    ForeignKey,
+    Index,
+    Integer,
+    Select,
+    String,
+    Text,
+    delete,
+    insert,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
@@ -28,32 +48,59 @@ from service.errors import Conflict, Invalid, Reason
 
 HOLD = timedelta(minutes=2)
 KEPT = timedelta(hours=24)
+KEPT_SEARCH = timedelta(minutes=10)  # it can be repeated; for as long as a client tries again
+_ABANDONED = timedelta(hours=1)  # a hold that ran out is left to a slow request for so long
 _PAGE = 500
-# Whatever an answer's JSON has in quotes and could be an id: found at every quote, so that one
-# within a text does not hide what follows it.
-_QUOTED = re.compile(r'"(?=([A-Za-z0-9._:@-]{1,128})")')
+_SUBJECTS = frozenset({"subject_id", "subject_ids"})
+_SEQUENCES = frozenset({"sequence_id", "sequence_ids"})
+_NUMBER = BigInteger().with_variant(Integer(), "sqlite")  # the one that SQLite counts up by itself
+
+StillThere = Callable[[Session, Collection[str]], bool]
+"""Whether all of these sequences are enrolled, and stay so until the transaction ends."""
 
 
 class IdempotencyRow(Table):
-    """One key: who holds it until when, or (with a status) the answer that is replayed."""
+    """One key: who holds it, or (with a status) the answer that is replayed; until when."""
 
     __tablename__ = "idempotency"
 
-    key_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    number: Mapped[int] = mapped_column(_NUMBER, primary_key=True)
+    key_hash: Mapped[str] = mapped_column(String(64), unique=True)
     fingerprint: Mapped[str] = mapped_column(String(64))
     holder: Mapped[str] = mapped_column(String(36))
-    held_until: Mapped[datetime]
+    expires_at: Mapped[datetime]
     status: Mapped[int | None]
     headers: Mapped[dict[str, str]] = mapped_column(JSON)
     body: Mapped[str] = mapped_column(Text)
-    created_at: Mapped[datetime]
 
-    __table_args__ = (Index("ix_idempotency_created_at", "created_at"),)
+    __table_args__ = (Index("ix_idempotency_expires", "expires_at"),)
+
+
+class NamedRow(Table):
+    """That an answer names a subject, a sequence or a place: of the name 64 bits of its hash.
+
+    Two names of one hash cost an answer that could have been kept, nothing else.
+    """
+
+    __tablename__ = "idempotency_name"
+
+    name_hash: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    answer: Mapped[int] = mapped_column(
+        ForeignKey("idempotency.number", ondelete="CASCADE"), primary_key=True
+    )
+
+    __table_args__ = (
+        Index("ix_idempotency_name_answer", "answer"),
+        {"sqlite_with_rowid": False},
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response worth keeping."""
+    """A response worth keeping; its body is JSON.
+
+    Whom it names it names in `subject_id` and `sequence_id` (or lists of them), and nowhere else.
+    """
 
     status: int
     headers: dict[str, str]
@@ -71,8 +118,9 @@ class Hold:
 class IdempotencyStore:
     """Holds and answers in the database."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, still_there: StillThere) -> None:
         self._engine = engine
+        self._still_there = still_there
 
     def take(self, caller: str, key: str, fingerprint: str) -> Hold | Answer:
         """Take a hold of the key, or get the answer to replay.
@@ -90,34 +138,23 @@ class IdempotencyStore:
         key_hash = hashlib.sha256(f"{caller}\0{key}".encode()).hexdigest()
         hold = Hold(key_hash, new_id())
         with Session(writing(self._engine)) as session, session.begin():
-            session.execute(
-                delete(IdempotencyRow).where(
-                    or_(
-                        IdempotencyRow.created_at < at - KEPT,
-                        # A hold that ran out: its process died, or it is fenced off by `keep`. One
-                        # that nobody gives was given before the clock was set back.
-                        (IdempotencyRow.status.is_(None))
-                        & (
-                            (IdempotencyRow.held_until < at)
-                            | (IdempotencyRow.held_until > at + 2 * HOLD)
-                        ),
-                    )
-                )
-            )
             row = session.scalar(
                 select(IdempotencyRow).where(IdempotencyRow.key_hash == key_hash).with_for_update()
             )
+            if row is not None and _over(row, at):
+                session.delete(row)
+                session.flush()
+                row = None
             if row is None:
                 session.add(
                     IdempotencyRow(
                         key_hash=key_hash,
                         fingerprint=fingerprint,
                         holder=hold.holder,
-                        held_until=at + HOLD,
+                        expires_at=at + HOLD,
                         status=None,
                         headers={},
                         body="",
-                        created_at=at,
                     )
                 )
                 return hold
@@ -132,21 +169,29 @@ class IdempotencyStore:
                 raise _in_flight()
             return Answer(row.status, row.headers, row.body)
 
-    def keep(self, hold: Hold, answer: Answer) -> None:
-        """Keep an answer that no transaction has kept; a hold that is gone is left alone."""
+    def keep(self, hold: Hold, answer: Answer, lifetime: timedelta = KEPT) -> None:
+        """Keep an answer that no transaction has kept; a hold that is gone is left alone.
+
+        So is an answer that names a sequence which was erased meanwhile: the key is free again.
+        """
+        if not self._is_held(hold):
+            return
         with Session(writing(self._engine)) as session, session.begin():
-            _write(session, hold, answer)
+            if self._still_there(session, _named(answer, _SEQUENCES)):
+                _write(session, hold, answer, lifetime)
+            else:
+                _release(session, hold)
 
     def release(self, hold: Hold) -> None:
         """Let the key go without an answer: the request was refused or failed."""
         with Session(writing(self._engine)) as session, session.begin():
-            session.execute(
-                delete(IdempotencyRow).where(
-                    IdempotencyRow.key_hash == hold.key_hash,
-                    IdempotencyRow.holder == hold.holder,
-                    IdempotencyRow.status.is_(None),
-                )
-            )
+            _release(session, hold)
+
+    def _is_held(self, hold: Hold) -> bool:
+        """Asked without the lock that writers wait for; what was kept is not taken back."""
+        with Session(self._engine) as session:
+            held = select(IdempotencyRow.number).where(*_of(hold))
+            return session.scalar(held) is not None
 
 
 def keep(session: Session, hold: Hold | None, answer: Answer) -> None:
@@ -154,7 +199,7 @@ def keep(session: Session, hold: Hold | None, answer: Answer) -> None:
 
     Raises `Conflict` when the hold ran out and the key went to a retry: the work must not commit.
     """
-    if hold is not None and not _write(session, hold, answer):
+    if hold is not None and not _write(session, hold, answer, KEPT):
         raise Conflict(
             "This request took so long that a retry with its Idempotency-Key took its place.",
             Reason("Idempotency-Key", "taken_over"),
@@ -163,37 +208,47 @@ def keep(session: Session, hold: Hold | None, answer: Answer) -> None:
 
 
 def forget_answers_about(session: Session, names: Collection[str]) -> None:
-    """Delete kept answers that name one of these subjects or sequences (they are erased)."""
-    erased = frozenset(names)
-    kept = select(IdempotencyRow.key_hash, IdempotencyRow.body).where(
-        IdempotencyRow.status.is_not(None)
-    )
-    naming = [
-        row.key_hash
-        for row in session.execute(kept.execution_options(yield_per=_PAGE))
-        if not erased.isdisjoint(_QUOTED.findall(row.body))
-    ]
-    _delete_answers(session, naming)
+    """Delete kept answers that name one of these subjects or sequences.
+
+    They are erased, by this transaction and before this: who keeps an answer about them meanwhile
+    waits for them, or is waited for.
+    """
+    hashes = [_name_hash(name) for name in names]
+    for start in range(0, len(hashes), _PAGE):
+        naming = select(NamedRow.answer).where(NamedRow.name_hash.in_(hashes[start:][:_PAGE]))
+        _delete(session, naming)
 
 
 def forget_answers_at(session: Session, location: str) -> None:
     """Delete kept answers that made what was there, which is erased."""
-    kept = select(IdempotencyRow.key_hash, IdempotencyRow.headers).where(
-        IdempotencyRow.status.is_not(None)
-    )
-    rows = session.execute(kept.execution_options(yield_per=_PAGE))
-    _delete_answers(
-        session, [row.key_hash for row in rows if row.headers.get("location") == location]
-    )
+    forget_answers_about(session, [location])
 
 
-def _delete_answers(session: Session, key_hashes: Sequence[str]) -> None:
-    for start in range(0, len(key_hashes), _PAGE):
-        session.execute(
-            delete(IdempotencyRow).where(
-                IdempotencyRow.key_hash.in_(key_hashes[start : start + _PAGE])
-            )
+def forget_expired(engine: Engine, at: datetime, most: int) -> int:
+    """Delete up to `most` answers whose time is over, and holds of who died; returns how many."""
+    over = (
+        select(IdempotencyRow.number)
+        .where(
+            IdempotencyRow.expires_at <= at,
+            or_(
+                IdempotencyRow.status.is_not(None),
+                IdempotencyRow.expires_at <= at - _ABANDONED,
+            ),
         )
+        .order_by(IdempotencyRow.expires_at)
+        .limit(most)
+        .with_for_update(skip_locked=True)  # PostgreSQL: another process sweeps, too
+    )
+    with Session(writing(engine)) as session, session.begin():
+        return _delete(session, over)
+
+
+def _over(row: IdempotencyRow, at: datetime) -> bool:
+    """Whether an answer is too old, or a hold ran out: its process died, or `keep` fences it off.
+
+    A hold of a time that nobody gives was given before the clock was set back.
+    """
+    return row.expires_at <= at or (row.status is None and row.expires_at > at + 2 * HOLD)
 
 
 def _in_flight() -> Conflict:
@@ -206,16 +261,74 @@ def _in_flight() -> Conflict:
     )
 
 
-def _write(session: Session, hold: Hold, answer: Answer) -> bool:
-    result = session.execute(
+def _of(hold: Hold) -> tuple[ColumnElement[bool], ...]:
+    """Where the hold is, as long as it is one."""
+    return (
+        IdempotencyRow.key_hash == hold.key_hash,
+        IdempotencyRow.holder == hold.holder,
+        IdempotencyRow.status.is_(None),
+    )
+
+
+def _write(session: Session, hold: Hold, answer: Answer, lifetime: timedelta) -> bool:
+    number = session.scalar(
         update(IdempotencyRow)
-        .where(
-            IdempotencyRow.key_hash == hold.key_hash,
-            IdempotencyRow.holder == hold.holder,
-            IdempotencyRow.status.is_(None),
+        .where(*_of(hold))
+        .values(
+            status=answer.status,
+            headers=answer.headers,
+            body=answer.body,
+            expires_at=now() + lifetime,
         )
-        .values(status=answer.status, headers=answer.headers, body=answer.body)
+        .returning(IdempotencyRow.number)
+    )
+    if number is None:
+        return False
+    names = _named(answer, _SUBJECTS | _SEQUENCES)
+    if "location" in answer.headers:
+        names.add(answer.headers["location"])
+    hashes = {_name_hash(name) for name in names}
+    if hashes:
+        session.execute(
+            insert(NamedRow), [{"name_hash": name, "answer": number} for name in hashes]
+        )
+    return True
+
+
+def _release(session: Session, hold: Hold) -> None:
+    session.execute(delete(IdempotencyRow).where(*_of(hold)))
+
+
+def _delete(session: Session, numbers: Select[int]) -> int:
+    result = session.execute(
+        delete(IdempotencyRow).where(IdempotencyRow.number.in_(numbers)),
+        execution_options={"synchronize_session": False},
     )
     if not isinstance(result, CursorResult):
-        raise TypeError("an UPDATE must answer with a cursor")
-    return result.rowcount == 1
+        raise TypeError("a DELETE must answer with a cursor")
+    return result.rowcount
+
+
+def _named(answer: Answer, fields: frozenset[str]) -> set[str]:
+    return set(_values(json.loads(answer.body), fields))
+
+
+def _values(content: object, fields: frozenset[str]) -> Iterator[str]:
+    """Every text under one of these fields, however deep, alone or in a list."""
+    if isinstance(content, dict):
+        for field, value in content.items():
+            if field in fields:
+                yield from (one for one in _listed(value) if isinstance(one, str))
+            yield from _values(value, fields)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _values(value, fields)
+
+
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]
+
+
+def _name_hash(name: str) -> int:
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)

@@ -52,7 +52,7 @@ _RETRY_AFTER: Json = {
 }
 _PROBLEMS: Mapping[str, str] = {
     "400": "The request, or a file in it, cannot be read.",
-    "401": "No key, or one that is unknown or revoked.",
+    "401": "No key, or one that is unknown, revoked or expired.",
     "403": "The key lacks the scope; or there are no keys, and this comes from elsewhere.",
     "404": "A gallery, subject, sequence, job, model, recipe or dataset is not there.",
     "408": "The body stopped arriving.",

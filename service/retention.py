@@ -1,4 +1,4 @@
-"""What is kept no longer than it may be: old sequences of galleries, old jobs' folders.
+"""What is kept no longer than it may be: old sequences of galleries, kept answers, jobs' folders.
 
 A sequence's age counts from its enrolment. `captured_at` in the metadata is what a client claims,
 if it claims anything, and would let a sequence be kept for ever by a typing error.
@@ -18,12 +18,14 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from service.auth import keys_that_expire
 from service.database import empty_log, now, rewrite
 from service.errors import NotFound
 from service.gallery.cache import GalleryCache
 from service.gallery.erasing import erase_older
 from service.gallery.store import GalleryStore
 from service.gallery.tables import GalleryRow
+from service.idempotency import forget_expired
 from service.jobs.leftovers import remove_leftovers, remove_old
 from service.jobs.queue import JobQueue
 from service.model_registry import remove_unfinished
@@ -33,6 +35,9 @@ from service.writers import Writers
 
 _ARRIVED: Final = timedelta(days=1)  # by when an upload is whole, or its process died
 _AT_ONCE: Final = 200  # sequences in one transaction, so that enrolments get their turn
+_ANSWERS_AT_ONCE: Final = 500
+_TURN_S: Final = 0.1  # as long as whoever waits for SQLite's lock sleeps at most between two looks
+_SOON: Final = timedelta(days=7)  # before a key expires, somebody has to hear of it
 _log = logging.getLogger(__name__)
 
 
@@ -43,6 +48,7 @@ class Swept:
     sequences: int = 0
     subjects: int = 0
     job_folders: int = 0
+    answers: int = 0
 
 
 class Retention:
@@ -63,12 +69,14 @@ class Retention:
         self._galleries = galleries
         self._reserve = reserve
         self._clock = clock
+        self._announced: set[str] = set()  # keys
 
     async def run(self) -> None:
         """Sweep at once and then after every interval, until cancelled."""
         while True:
             try:
                 swept = await self.sweep()
+                await asyncio.to_thread(self._announce_keys)
             except (OSError, SQLAlchemyError):  # a full disk, say: the next one may succeed
                 _log.exception("the sweep was cut short")
             else:
@@ -79,6 +87,7 @@ class Retention:
                             "sequences": swept.sequences,
                             "subjects": swept.subjects,
                             "job_folders": swept.job_folders,
+                            "answers": swept.answers,
                         },
                     )
             await asyncio.sleep(self._settings.sweep_seconds)
@@ -100,11 +109,32 @@ class Retention:
                     break
             if sequences > before:
                 await asyncio.to_thread(self._follow, gallery_id, name)
+        answers = await self._forget_answers(at)
         await self._writers.run(rewrite, self._store.engine)
         # Always: an erasure's process may have died before it did, or had to leave it.
         await self._writers.run(empty_log, self._store.engine)
         folders = await asyncio.to_thread(self._tidy_jobs, at)
-        return Swept(sequences, subjects, folders)
+        return Swept(sequences, subjects, folders, answers)
+
+    async def _forget_answers(self, at: datetime) -> int:
+        forgotten = 0
+        forget = partial(forget_expired, self._store.engine, at, _ANSWERS_AT_ONCE)
+        while True:
+            some = await self._writers.run(self._reserve.spend, forget)
+            forgotten += some
+            if some < _ANSWERS_AT_ONCE:
+                return forgotten
+            await asyncio.sleep(_TURN_S)
+
+    def _announce_keys(self) -> None:
+        """Warn once of each key that expires soon: whoever uses it may notice only when it has."""
+        for key in keys_that_expire(self._store.engine, _SOON, self._clock()):
+            if key.key_id not in self._announced and key.expires_at is not None:
+                self._announced.add(key.key_id)
+                when = key.expires_at.isoformat(timespec="seconds")
+                _log.warning(
+                    "an API key expires soon", extra={"key_id": key.key_id, "expires_at": when}
+                )
 
     def _limited(self) -> list[tuple[str, str]]:
         query = select(GalleryRow.id, GalleryRow.name).where(GalleryRow.max_age_days.is_not(None))

@@ -159,10 +159,10 @@ def model(action: Literal["add_model", "remove_model"], name: str, **details: st
 
 def key_change(action: Literal["add_key", "revoke_key"], key: ApiKey) -> Entry:
     """A key that was made or revoked; never its secret."""
-    return Entry(
-        action,
-        details={"key_id": key.key_id, "name": key.name, "scopes": sorted(key.scopes)},
-    )
+    details = {"key_id": key.key_id, "name": key.name, "scopes": sorted(key.scopes)}
+    if key.expires_at is not None:
+        details["expires_at"] = key.expires_at.isoformat(timespec="seconds")
+    return Entry(action, details=details)
 
 
 def _decided_by(threshold: Threshold, model: ModelInUse, seconds: float) -> dict[str, Any]:

@@ -104,7 +104,9 @@ class Call(Generic[T]):
         files: of that body, by field.
         json: the body instead.
         file: the body instead.
-        key: the Idempotency-Key of a POST; one is made up where none is given.
+        key: the Idempotency-Key of a POST that changes something; one is made up where none is
+            given.
+        changes: whether it changes anything there; where not, it needs no key to be repeated.
     """
 
     method: str
@@ -116,20 +118,21 @@ class Call(Generic[T]):
     json: Any = None
     file: LargeFile | None = None
     key: str | None = None
+    changes: bool = True
 
     @property
     def repeatable(self) -> bool:
         """Whether it may be sent again when nobody knows what became of it.
 
-        A POST may, thanks to its key. An erasure may not: the second answer would be that there is
-        nothing to erase, where the first was a receipt.
+        A POST may, thanks to its key, or because it changes nothing. An erasure may not: the
+        second answer would be that there is nothing to erase, where the first was a receipt.
         """
         return self.method in ("GET", "POST")
 
     def content(self) -> dict[str, Any]:
         """What `httpx.Client.request` takes, the same at every attempt. Reads the files."""
         headers = {} if self.file is None else self.file.headers
-        if self.method == "POST":
+        if self.method == "POST" and self.changes:
             headers["Idempotency-Key"] = self.key or str(uuid.uuid4())
         # The whole of a large file is looked through before it is answered.
         patience = {} if self.file is None else {"timeout": httpx.Timeout(60.0, read=None)}

@@ -106,6 +106,7 @@ class Calls:
         return Call(
             method="POST",
             path="/identify",
+            changes=False,
             read=Identification.of,
             form={
                 "gallery": gallery,
@@ -130,6 +131,7 @@ class Calls:
         return Call(
             method="POST",
             path="/verify",
+            changes=False,
             read=Verification.of,
             form={
                 "subject_id": subject_id,

@@ -109,11 +109,11 @@ def erase_gallery(
             )
         )
         embeddings = _count_embeddings(session, SequenceRow.gallery_id == row.id)
-        forget_answers_about(session, [*subject_ids, *sequence_ids])
-        forget_answers_at(session, f"/galleries/{gallery}")
         forget_findings(session, gallery)
         max_age_days = row.max_age_days
         session.execute(delete(GalleryRow).where(GalleryRow.id == row.id))
+        forget_answers_about(session, [*subject_ids, *sequence_ids])
+        forget_answers_at(session, f"/galleries/{gallery}")
         note_erasure(session.connection())
         if keep:
             session.add(

@@ -5,6 +5,8 @@ Pages are cut by key, not by offset, so nothing is skipped or shown twice while 
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
@@ -108,6 +110,20 @@ def is_enrolled(engine: Engine, gallery: str, subject_id: str) -> bool:
     )
     with engine.connect() as connection:
         return connection.execute(query).first() is not None
+
+
+def all_enrolled(session: Session, sequence_ids: Collection[str]) -> bool:
+    """Whether all of these sequences are there, and stay so until the transaction ends.
+
+    For one that writes: an erasure of one of them waits for it, or is waited for.
+    """
+    query = (
+        select(SequenceRow.id)
+        .where(SequenceRow.id.in_(sequence_ids))
+        .order_by(SequenceRow.id)  # so that two of them never wait for each other
+        .with_for_update(read=True, key_share=True)
+    )
+    return len(session.scalars(query).all()) == len(set(sequence_ids))
 
 
 def missing_subject(gallery: str, subject_id: str) -> NotFound:

@@ -17,7 +17,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import Invalid, Reason
-from service.idempotency import Answer, Hold, IdempotencyStore
+from service.gallery.listing import all_enrolled
+from service.idempotency import KEPT, KEPT_SEARCH, Answer, Hold, IdempotencyStore
 from service.middleware.access import CALLER
 from service.middleware.body import multipart_boundary
 from service.writers import Writers
@@ -26,6 +27,7 @@ HOLD = "gaitid.idempotency_hold"  # in the scope: what `service.idempotency.keep
 _IN_MEMORY = 2**20
 _CHUNK = 2**18
 _LONGEST_ANSWER = 2**20
+_SEARCHES = frozenset({"/identify", "/verify"})  # they change nothing
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
@@ -67,7 +69,7 @@ class Idempotency:
     def __init__(self, app: ASGIApp, engine: Engine, writers: Writers) -> None:
         self._app = app
         self._writers = writers
-        self._store = IdempotencyStore(engine)
+        self._store = IdempotencyStore(engine, all_enrolled)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; raises `Conflict` or `Invalid` for what the key forbids."""
@@ -103,6 +105,7 @@ class Idempotency:
         status = 0
         headers: dict[str, str] = {}
         body = bytearray()
+        lifetime = KEPT_SEARCH if scope["path"] in _SEARCHES else KEPT
         settled = False
 
         async def send_and_keep(message: Message) -> None:
@@ -115,9 +118,9 @@ class Idempotency:
             if message["type"] == "http.response.body" and not message.get("more_body"):
                 # Before the client sees the end, so that its next request finds the answer, or the
                 # key free again for a corrected one.
-                if 200 <= status < 300 and len(body) <= _LONGEST_ANSWER:
+                if 200 <= status < 300 and _can_be_kept(headers, body):
                     answer = Answer(status, headers, body.decode())
-                    await self._writers.run(self._store.keep, hold, answer)
+                    await self._writers.run(self._store.keep, hold, answer, lifetime)
                     settled = True
                 else:
                     with suppress(SQLAlchemyError):  # then once more, when the client has it
@@ -167,6 +170,11 @@ def _kept_headers(message: Message) -> dict[str, str]:
         for name, value in message["headers"]
         if name.lower() in kept
     }
+
+
+def _can_be_kept(headers: dict[str, str], body: bytearray) -> bool:
+    """Whether it is neither too long nor something else than JSON, which may name anybody."""
+    return headers.get("content-type") == "application/json" and len(body) <= _LONGEST_ANSWER
 
 
 def _replay(answer: Answer) -> Response:

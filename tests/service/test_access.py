@@ -4,6 +4,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from select import select
 
@@ -11,8 +12,8 @@ import httpx
 import pytest
 
 from service.app import create_app
-from service.auth import Scope, create_key, list_keys, revoke_key
-from service.database import open_database
+from service.auth import Scope, create_key, list_keys, read_expiry, revoke_key
+from service.database import now, open_database
 from service.errors import NotFound
 from service.exposure import Exposed, check_exposure
 from service.middleware.scopes import requirements
@@ -51,6 +52,55 @@ def test_from_the_first_key_on_every_call_needs_one(serve: Serve, tmp_path: Path
     revoke_key(engine, key.key_id)
     problem(client.get("/galleries", headers=bearer(token)), 401)
     problem(client.get("/galleries"), 401)  # the last key being gone opens nothing
+
+
+def test_a_key_that_has_expired_or_was_revoked_is_refused_from_that_moment_on(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = serve(wrong_key_rate="3/hour")
+    engine = open_database(database(tmp_path))
+    expires_at = now() + timedelta(days=1)
+    key, token = create_key(engine, [Scope.ADMIN], expires_at=expires_at)
+    _, other = create_key(engine, [Scope.ADMIN])
+    at = expires_at - timedelta(microseconds=1)
+    monkeypatch.setattr("service.auth.now", lambda: at)
+    assert client.get("/galleries", headers=bearer(token)).status_code == 200
+    at = expires_at
+    for _ in range(5):  # it was right before, and is no guess
+        refused = problem(client.get("/galleries", headers=bearer(token)), 401)
+        assert refused["errors"] == [{"where": "Authorization", "reason": "expired_key"}]
+    problem(client.post("/galleries", headers=bearer(token), json={"name": "lab"}), 401)
+    assert client.get("/galleries", headers=bearer(other)).status_code == 200
+    revoke_key(engine, key.key_id)
+    refused = problem(client.get("/galleries", headers=bearer(token)), 401)
+    assert refused["errors"][0]["reason"] == "unknown_key"
+    engine.dispose()
+
+
+def test_the_last_key_expiring_opens_nothing(serve: Serve, tmp_path: Path) -> None:
+    client = serve()
+    engine = open_database(database(tmp_path))
+    create_key(engine, [Scope.ADMIN], expires_at=now() - timedelta(days=1))
+    problem(client.get("/galleries"), 401)
+    engine.dispose()
+
+
+NOON = datetime(2026, 12, 1, 12, tzinfo=UTC)
+
+
+def test_when_a_key_expires_is_a_number_of_days_or_the_beginning_of_one() -> None:
+    assert read_expiry("90d", NOON) == NOON + timedelta(days=90)
+    assert read_expiry("2026-12-02", NOON) == datetime(2026, 12, 2, tzinfo=UTC)
+    assert read_expiry("99999d", NOON) > NOON
+
+
+@pytest.mark.parametrize(
+    "expiry",
+    ["", "90", "0d", "-1d", "100000d", "90 d", "9h", "2026-12-01", "2027-02-30", "20270131", "٩d"],
+)
+def test_an_expiry_that_is_none_is_refused(expiry: str) -> None:
+    with pytest.raises(ValueError, match=r"neither|begun|day"):
+        read_expiry(expiry, NOON)
 
 
 def test_a_key_does_what_its_scopes_say(serve: Serve, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +312,28 @@ def test_a_key_may_have_a_rate_of_its_own(gaitid: Gaitid, tmp_path: Path) -> Non
     assert "active  enroll  120/minute" in gaitid("keys", "list", *folder)[1]
     status, _, err = gaitid("keys", "add", "--scope", "enroll", "--rate", "fast", *folder)
     assert (status, "such as 120/minute" in err) == (2, True)
+
+
+def test_a_key_may_expire_and_the_list_says_when(
+    gaitid: Gaitid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ("--data-dir", tmp_path / "data")
+    adding = ("keys", "add", "--scope", "enroll", *folder)
+    status, _, err = gaitid(*adding, "--expires", "2100-01-31")
+    assert status == 0
+    assert " is good until 2100-01-31T00:00:00Z; it is not shown again:" in err
+    assert gaitid(*adding, "--expires", "90d")[0] == 0
+    assert gaitid(*adding)[0] == 0
+    first, second, third = gaitid("keys", "list", *folder)[1].splitlines()
+    assert "  active until 2100-01-31T00:00:00Z  enroll" in first
+    assert "  active until 2" in second
+    assert "until" not in third
+    monkeypatch.setattr("service.database.now", lambda: datetime(2100, 1, 31, tzinfo=UTC))
+    states = [line.split()[1] for line in gaitid("keys", "list", *folder)[1].splitlines()]
+    assert states == ["expired", "expired", "active"]
+    for expiry in ("soon", "2026-01-31"):
+        status, out, err = gaitid(*adding, "--expires", expiry)
+        assert (status, out, "--expires" in err) == (2, "", True)
 
 
 def test_the_record_is_written_as_json_lines_and_checked(

@@ -10,19 +10,23 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 
+from service.auth import Scope, create_key, revoke_key
 from service.database import migrate, new_id, now, open_database
 from service.gallery.cache import GalleryCache
 from service.gallery.erasing import erase_subject
 from service.gallery.followed import FollowedGallery
+from service.gallery.listing import all_enrolled
 from service.gallery.memory_index import MemoryIndex
 from service.gallery.records import Embedding, NewSequence, SequenceQuality
 from service.gallery.store import GalleryStore
+from service.idempotency import Answer, Hold, IdempotencyStore
 from service.jobs import leftovers
 from service.jobs.plan import remove_folder
 from service.jobs.queue import JobQueue
@@ -170,6 +174,50 @@ def test_a_sweep_empties_the_log_that_an_erasure_had_no_time_to_empty(
     assert b"a-private-id" in log.read_bytes()
     assert sweep(now()) == Swept()
     assert log.read_bytes() == b""
+
+
+def test_answers_whose_time_is_over_go_in_pieces(
+    engine: Engine, sweep: Callable[[datetime], Swept], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.retention._ANSWERS_AT_ONCE", 7)
+    monkeypatch.setattr("service.retention._TURN_S", 0.0)
+    kept = IdempotencyStore(engine, all_enrolled)
+    for number in range(17):
+        hold = kept.take("", f"key-{number}", "f")
+        assert isinstance(hold, Hold)
+        kept.keep(hold, Answer(201, {}, "{}"))
+    pieces: list[int] = []
+
+    def count(_connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("DELETE FROM idempotency "):
+            pieces.append(cursor.rowcount)
+
+    event.listen(engine, "after_cursor_execute", count)
+    assert sweep(now() + 0.9 * DAY) == Swept()
+    assert sweep(now() + 1.1 * DAY) == Swept(answers=17)
+    assert pieces == [0, 7, 7, 3]
+
+
+def test_whoever_reads_the_log_hears_once_of_a_key_that_expires_soon(
+    settings: Settings, store: GalleryStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    later = now() + 30 * DAY
+    soon, _ = create_key(store.engine, [Scope.ADMIN], "the gate", expires_at=later + 3 * DAY)
+    for when in (later + 30 * DAY, later - DAY, None):
+        create_key(store.engine, [Scope.ADMIN], expires_at=when)
+    revoked, _ = create_key(store.engine, [Scope.ADMIN], expires_at=later + 3 * DAY)
+    revoke_key(store.engine, revoked.key_id)
+    quick = settings.model_copy(update={"sweep_seconds": 0.01})
+    writers = Writers()
+    reserve = Reserve(settings.reserve_file, settings.reserve_bytes)
+    galleries = GalleryCache(max_bytes=1)
+    retention = Retention(quick, store, writers, galleries, reserve, clock=lambda: later)
+    with pytest.raises(TimeoutError):
+        asyncio.run(asyncio.wait_for(retention.run(), 0.5))
+    writers.close()
+    (record,) = [one for one in caplog.records if one.message == "an API key expires soon"]
+    assert record.key_id == soon.key_id  # type: ignore[attr-defined]
+    assert "the gate" not in caplog.text
 
 
 def test_the_folder_of_an_ended_job_goes_after_its_days_and_no_other(
