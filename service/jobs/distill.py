@@ -85,12 +85,12 @@ class DistillJob:
             self._record.add(session, name, gallery, subject_ids, ancestors)
 
         try:
-            row = self._models.add_trained(
-                name, _model(folder), job_id=job.id, metrics=job.metrics, first=record
+            staged = self._models.stage_trained(
+                name, _model(folder), job_id=job.id, metrics=job.metrics
             )
         except ServiceError as error:
             raise JobRefused(f"the model could not be registered: {error}") from error
-        result: JsonObject = {"model": name, "digest": row.digest}
+        result: JsonObject = {"model": name, "digest": staged.row.digest}
         verdict: Verdict | None = None
         if request.activate == "if_better":
             verdict = Verdict.model_validate_json(_verdict(folder).read_bytes())
@@ -101,14 +101,16 @@ class DistillJob:
             try:
                 _refuse_erased(session.scalar(select(JobRow.error).where(JobRow.id == job.id)))
             except JobRefused:
-                self._models.withdraw(name)
+                staged.withdraw()
                 raise
+            staged.move_in()
             if verdict is not None and verdict.better:
                 _queue_activation(session, request, verdict, result)
 
         return Outcome(
             result,
-            records=(row,),
+            first=record,  # so that of a model that is there it is known from whom it learned
+            records=(staged.row,),
             also=settle,
             spent=(_run(folder) / "state.pt", _checkpoint(folder)),
         )

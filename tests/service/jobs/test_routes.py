@@ -266,6 +266,7 @@ def test_events_stream_as_they_happen_and_end_with_the_job(
     def work() -> None:
         lease = queue.lease()
         assert lease is not None
+        queue.begin(lease)
         queue.record(lease, [Start(event="start", total_steps=2)])
         time.sleep(0.5)
         queue.record(lease, [Progress(event="progress", step=1, total_steps=2)])
@@ -287,6 +288,7 @@ def test_a_stream_that_broke_goes_on_after_the_last_event_seen(
     job = queue.enqueue("evaluate", {})
     lease = queue.lease()
     assert lease is not None
+    queue.begin(lease)
     queue.record(lease, [Start(event="start", total_steps=2)])
     queue.succeed(lease, {})
     assert [event.sequence for event in followed(http, job.id, after=2)] == [3, 4]
