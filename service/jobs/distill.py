@@ -168,9 +168,11 @@ def recipe_path(settings: Settings, name: str) -> Path:
 def setting(key: str, value: Override) -> str:
     """An override as `--set` reads it: the value in TOML, whose scalars JSON's are.
 
-    A string is quoted, so that it stays a string whatever is in it.
+    A string is quoted, so that it stays a string whatever is in it. TOML wants one character
+    escaped that JSON does not.
     """
-    return f"{key}={json.dumps(value, ensure_ascii=False)}"
+    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return f"{key}={text}"
 
 
 def _run(folder: Path) -> Path:

@@ -89,7 +89,8 @@ def http(settings: Settings, engine: Engine, check: FakeCheck) -> Iterator[httpx
 def refused(http: httpx.Client, path: str, body: Any, status: int) -> dict[str, Any]:
     """The problem that a request is answered with; nothing was queued."""
     before = http.get("/jobs").json()
-    answer = http.post(path, json=body)
+    # escaped, so that half of a surrogate pair can be sent
+    answer = http.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     assert http.get("/jobs").json() == before
@@ -153,6 +154,12 @@ def test_a_distillation_is_queued_and_its_location_answers(
         ),
         ({"overrides": {"steps = 3": 1}}, 422, "overrides.steps = 3.[key]"),
         ({"overrides": {"student": {"checkpoint": "/etc"}}}, 422, "overrides.student"),
+        ({"overrides": {"description": "half of a pair: \ud800"}}, 422, "overrides.description"),
+        ({"overrides": {"description": "no\0thing"}}, 422, "overrides.description"),
+        ({"overrides": {"description": ["fine", "\udfff"]}}, 422, "overrides.description"),
+        ({"overrides": {"\ud800": 1}}, 422, "overrides.\ufffd\ufffd\ufffd.[key]"),
+        ({"name": "\ud800"}, 422, "name"),
+        ({"dataset": {"gallery": "\ud800"}}, 422, "dataset.gallery.gallery"),
     ],
 )
 def test_what_cannot_run_is_refused_by_name(
@@ -175,14 +182,19 @@ def test_overrides_that_the_recipe_refuses_name_their_keys(
         Reason("shedule", "no such key"),
         Reason("terms", "Field required"),
         Reason("data.dataset", "there is no packed dataset"),
+        Reason("student.config.channels.2", "Field required"),
+        Reason("", "schedule.warm_up must be shorter than the run"),
     ]
-    body = {**GOOD, "overrides": {"step": 5, "shedule.warm_up": 1}}
+    overrides = {"step": 5, "shedule.warm_up": 1, "student.config.channels": [1, 2]}
+    body = {**GOOD, "overrides": overrides}
     problem = refused(http, "/jobs/distill", body, 422)
     assert where(problem) == [
         "overrides.step",
         "overrides.shedule.warm_up",
         "recipe.terms",
         "recipe.data.dataset",
+        "overrides.student.config.channels",
+        "recipe",
     ]
 
 
