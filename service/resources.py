@@ -41,6 +41,8 @@ from service.gallery.sealing import Damaged, unlock
 from service.gallery.store import GalleryStore
 from service.identification import Identification
 from service.intake import Intake
+from service.jobs.following import Followers
+from service.jobs.queue import JobQueue
 from service.metrics import Metrics
 from service.model_in_use import ModelInUse
 from service.model_pool import LoadedModel, ModelPool, ModelUnavailable
@@ -85,6 +87,7 @@ class Resources:
     erasure: Erasure
     reserve: Reserve
     portability: Portability
+    followers: Followers
 
 
 def open_engine(settings: Settings) -> Engine:
@@ -212,6 +215,11 @@ async def open_resources(
                     erasure=Erasure(store, writers, galleries, record, reserve, settings),
                     reserve=reserve,
                     portability=Portability(settings, store, writers, registry),
+                    followers=Followers(
+                        JobQueue.of(engine, settings),
+                        most=settings.max_streams,
+                        most_per_caller=settings.max_streams_per_caller,
+                    ),
                 )
             finally:
                 stopping.set()

@@ -12,7 +12,7 @@ own clock.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -57,6 +57,15 @@ class Beat:
     job_id: str
     number: int
     renewals: int
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What is new of a job: events, the number of the newest one told of, whether no more come."""
+
+    events: Sequence[JobEvent]
+    newest: int
+    ended: bool
 
 
 class JobQueue:
@@ -158,6 +167,28 @@ class JobQueue:
             return [
                 JobEvent(row.sequence, row.at, row.kind, row.data) for row in session.scalars(query)
             ]
+
+    def news(self, seen: Mapping[str, int | None]) -> dict[str, News]:
+        """What is new of jobs, each with the number of the last event that is known of it.
+
+        No events come back of a job of which none is known yet (None), and at most 500 of another.
+        """
+        newest = (
+            select(func.max(JobEventRow.sequence))
+            .where(JobEventRow.job_id == JobRow.id)
+            .scalar_subquery()
+        )
+        query = select(JobRow.id, JobRow.status, newest).where(JobRow.id.in_(seen))
+        with Session(self._engine) as session:
+            standing = session.execute(query).all()
+        news = {}
+        for job_id, status, last in standing:
+            known = seen[job_id]
+            events = () if known in (None, last) else tuple(self.events(job_id, after=known))
+            told = events[-1].sequence if events else last
+            # An event after `last` came after the status was read, which is then read again.
+            news[job_id] = News(events, told, ended=Status(status).final and told >= last)
+        return news
 
     # What workers do
 

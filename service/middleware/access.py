@@ -127,8 +127,7 @@ class Access:
         rate = Rate.parse(self._rate_limit if key is None or key.rate is None else key.rate)
         if rate is None:
             return None
-        who = f"address {_caller_address(scope)}" if key is None else f"key {key.key_id}"
-        return self._requests.take(who, rate)
+        return self._requests.take(caller_name(scope), rate)
 
     async def _serve_within(
         self, standing: Standing, scope: Scope, receive: Receive, send: Send
@@ -181,6 +180,12 @@ class Access:
             return True
         # An address or a name without a dot is in nobody's power to point at us.
         return self._allow_unauthenticated and (_is_address(name) or "." not in name)
+
+
+def caller_name(scope: Scope) -> str:
+    """Whom a request counts for: a key, or without one an address."""
+    key: ApiKey | None = scope.get(CALLER)
+    return f"address {_caller_address(scope)}" if key is None else f"key {key.key_id}"
 
 
 def _is_open(path: str) -> bool:

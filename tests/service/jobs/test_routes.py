@@ -18,11 +18,13 @@ from service.client import Client, JobEvent
 from service.errors import Reason
 from service.gallery.store import GalleryStore
 from service.jobs.events import Progress, Start
+from service.jobs.following import Followers
 from service.jobs.queue import JobQueue
 from service.model_registry import ModelRegistry
 from service.routes import jobs, models
 from service.routes.access import only_known_fields
 from service.settings import Settings
+from tests.e2e.deployment import until
 from tests.service.jobs.serving_in_a_thread import serving
 
 GOOD = {"recipe": "demo", "name": "mine", "dataset": "walks", "teachers": ["big"]}
@@ -78,7 +80,11 @@ def http(settings: Settings, engine: Engine, check: FakeCheck) -> Iterator[httpx
     app.include_router(models.router)
     audit = AuditRecord.open(settings, engine)
     app.state.resources = SimpleNamespace(
-        engine=engine, settings=settings, registry=ModelRegistry(settings, engine), audit=audit
+        engine=engine,
+        settings=settings,
+        registry=ModelRegistry(settings, engine),
+        audit=audit,
+        followers=Followers(JobQueue.of(engine, settings), most=3, most_per_caller=2, poll_s=0.05),
     )
     app.dependency_overrides[jobs.recipe_check] = lambda: check
     GalleryStore(engine).ensure("default")
@@ -309,6 +315,21 @@ def test_a_stream_that_broke_goes_on_after_the_last_event_seen(
     assert http.get(f"/jobs/{job.id}/events", headers={"Last-Event-ID": "x"}).status_code == 400
     far = http.get(f"/jobs/{job.id}/events", headers={"Last-Event-ID": "9" * 10})
     assert far.status_code == 204
+
+
+def test_a_stream_beyond_what_a_caller_may_have_is_refused_until_one_ends(
+    http: httpx.Client, queue: JobQueue
+) -> None:
+    job = queue.enqueue("evaluate", {})
+    path = f"/jobs/{job.id}/events"
+    with http.stream("GET", path) as first, http.stream("GET", path) as second:
+        assert (first.status_code, second.status_code) == (200, 200)
+        refusal = http.get(path)
+        assert (refusal.status_code, refusal.json()["type"]) == (503, "/problems/too-many-streams")
+        assert int(refusal.headers["retry-after"]) > 0
+        assert http.get(f"/jobs/{job.id}").status_code == 200
+    queue.cancel(job.id)
+    until(lambda: http.get(path).status_code == 200, "the seats are free again")
 
 
 def test_a_stream_after_an_event_that_never_was_ends_with_the_job(
