@@ -100,10 +100,13 @@ class Activation:
         self._record = record
         self._store = GalleryStore(engine)
 
-    def run(self, job_id: str) -> None:
-        """Do all of it; raises `CannotActivate` and `NotFound`, with the old model in service."""
+    def run(self, job_id: str, lease_number: int) -> None:
+        """Do all of it under its worker's lease.
+
+        Raises `CannotActivate` and `NotFound`, with the old model in service.
+        """
         try:
-            lease = self._queue.lease_of(job_id)
+            lease = self._queue.lease_of(job_id, lease_number)
             self._run(lease)
         except LeaseLost as error:
             raise CannotActivate("the job was cancelled, or another worker has it") from error

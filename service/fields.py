@@ -234,7 +234,7 @@ def _scalar(where: str, value: Any) -> Scalar:
     match value:
         case bool() | None:
             return value
-        case str() if len(value) <= _LONGEST_TEXT and _storable(value):
+        case str() if len(value) <= _LONGEST_TEXT and storable(value):
             return value
         case int() | float() if abs(value) <= _LARGEST_NUMBER:  # so neither infinite nor NaN
             return value
@@ -244,7 +244,7 @@ def _scalar(where: str, value: Any) -> Scalar:
             raise _refused(where, "is too long, too large or holds characters that cannot be kept")
 
 
-def _storable(text: str) -> bool:
+def storable(text: str) -> bool:
     """Whether every database keeps the text: no NUL, no half of a surrogate pair."""
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 

@@ -73,6 +73,26 @@ class RegisteredModel:
     path: Path
 
 
+@dataclass(frozen=True, slots=True)
+class StagedModel:
+    """A trained model that lies beside the models, and the row that is to be added for it."""
+
+    row: ModelRow
+    _incoming: Path
+    _target: Path
+
+    def move_in(self) -> None:
+        """Put it among the models, if it is not there yet: in the transaction that adds its row."""
+        if not self._target.exists():
+            _move_in(self._incoming, self._target)
+
+    def withdraw(self) -> None:
+        """Remove it, also where an attempt that was killed moved it in."""
+        for folder in (self._incoming, self._target):
+            if folder.exists():
+                shutil.rmtree(folder)
+
+
 class UnreadableCard(NotFound):
     """A folder among the models whose card is not one, so there is no such model."""
 
@@ -168,21 +188,13 @@ class ModelRegistry:
             path=path,
         )
 
-    def add_trained(
-        self,
-        name: str,
-        checkpoint: Path,
-        *,
-        job_id: str,
-        metrics: JsonObject,
-        first: Callable[[Session], None],
-    ) -> ModelRow:
-        """Copy a checkpoint among the models and return the row that is to be added for it.
+    def stage_trained(
+        self, name: str, checkpoint: Path, *, job_id: str, metrics: JsonObject
+    ) -> StagedModel:
+        """Copy a checkpoint beside the models, to be moved among them in one rename, complete.
 
-        The folder appears in one rename, complete, and after what `first` does is committed, so
-        that a model that is there is one of which that is known, wherever its process died. Doing
-        it twice for the same checkpoint is the same as doing it once; another model of that name
-        raises `Conflict`.
+        Doing it twice for the same checkpoint is the same as doing it once; another model of that
+        name raises `Conflict`.
         """
         target = self._settings.models_dir / name
         digest = read_card(checkpoint)["digest"]
@@ -192,19 +204,19 @@ class ModelRegistry:
             raise _taken(name)
         if target.exists() and read_card(target)["digest"] != digest:
             raise _taken(name)
-        with Session(writing(self._engine)) as session, session.begin():
-            first(session)
+        # Of attempts that were killed; one that was only paused finds its copy gone and fails.
+        for left in self._settings.models_dir.glob(f".incoming-{job_id}-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        incoming = self._settings.models_dir / f".incoming-{job_id}-{new_id()}"
         if not target.exists():
-            incoming = self._settings.models_dir / f".incoming-{job_id}"
-            shutil.rmtree(incoming, ignore_errors=True)
             incoming.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(checkpoint, incoming)
-            self._move_in(incoming, target)
-        return ModelRow(name=name, digest=digest, job_id=job_id, metrics=metrics, created_at=now())
-
-    def withdraw(self, name: str) -> None:
-        """Remove a model that `add_trained` copied and that is not to be registered after all."""
-        shutil.rmtree(self._settings.models_dir / name)
+            _sync_whole(incoming)
+        return StagedModel(
+            ModelRow(name=name, digest=digest, job_id=job_id, metrics=metrics, created_at=now()),
+            incoming,
+            target,
+        )
 
     def add_uploaded(self, name: str, checkpoint: Path, also: Also) -> RegisteredModel:
         """Move a checkpoint folder on the same file system among the models; raises `Conflict`.
@@ -225,7 +237,8 @@ class ModelRegistry:
             session.add(ModelRow(name=name, digest=digest, metrics={}, created_at=now()))
             session.flush()
             also(digest)
-            self._move_in(checkpoint, target)
+            _sync_whole(checkpoint)
+            _move_in(checkpoint, target)
         return self.show(name)
 
     def remove(self, name: str, also: Callable[[], None]) -> None:
@@ -271,19 +284,22 @@ class ModelRegistry:
             }
         return named
 
-    @staticmethod
-    def _move_in(folder: Path, target: Path) -> None:
-        for path in (*folder.iterdir(), folder):
-            sync(path)
-        folder.rename(target)
-        sync(target.parent)
-
     def _names(self) -> Iterator[str]:
         for folder in (self._settings.shipped_models_dir, self._settings.models_dir):
             if folder.is_dir():
                 for entry in folder.iterdir():
                     if re.fullmatch(NAME, entry.name) and (entry / _CARD).is_file():
                         yield entry.name
+
+
+def _sync_whole(folder: Path) -> None:
+    for path in (*folder.iterdir(), folder):
+        sync(path)
+
+
+def _move_in(folder: Path, target: Path) -> None:
+    folder.rename(target)
+    sync(target.parent)
 
 
 def _taken(name: str) -> Conflict:

@@ -43,6 +43,8 @@ from service.gallery.store import GalleryStore
 from service.identification import Identification
 from service.intake import Intake
 from service.load import Load
+from service.jobs.following import Followers
+from service.jobs.queue import JobQueue
 from service.metrics import Metrics
 from service.model_in_use import ModelInUse
 from service.model_pool import LoadedModel, ModelPool, ModelUnavailable
@@ -87,6 +89,7 @@ class Resources:
     erasure: Erasure
     reserve: Reserve
     portability: Portability
+    followers: Followers
 
 
 def open_engine(settings: Settings) -> Engine:
@@ -214,6 +217,11 @@ async def open_resources(
                     erasure=Erasure(store, writers, galleries, record, reserve, settings),
                     reserve=reserve,
                     portability=Portability(settings, store, writers, registry),
+                    followers=Followers(
+                        JobQueue.of(engine, settings),
+                        most=settings.max_streams,
+                        most_per_caller=settings.max_streams_per_caller,
+                    ),
                 )
             finally:
                 stopping.set()

@@ -80,6 +80,8 @@ class Settings(BaseSettings):
     max_uploads: PositiveInt = 32  # requests with files at once; they are spooled to disk
     max_upload_idle_seconds: PositiveFloat = 30.0  # without a byte of an unfinished body
     max_json_bytes: PositiveInt = 2**16  # of a request whose body is JSON; read on the event loop
+    max_streams: PositiveInt = 512  # of jobs' events, open at once
+    max_streams_per_caller: PositiveInt = 64  # a key; without keys, an address
     max_import_bytes: PositiveInt = 4 * 2**30  # of a gallery that is imported; kept in data_dir
     decode_workers: PositiveInt = 2  # processes that decode, and as many for slow sequences
     clean_silhouettes: bool = True

@@ -1,7 +1,7 @@
 """The command line of training: a run is a recipe and a folder.
 
 Exit status: 0 done, 2 bad input, 143 stopped by SIGTERM after saving, 1 anything else. Nothing
-heavy is imported before a command needs it: `validate` answers in a blink.
+heavy is imported before a command needs it: `validate` refuses in a blink.
 """
 
 from __future__ import annotations
@@ -130,6 +130,9 @@ def validate(
         problems = missing_files(loaded)
         if command is not None:
             require_teachers(loaded, wanted=command == "distill")
+        from training.checking import impossible  # slow, so only for what is right so far
+
+        problems += impossible(loaded)
     except RecipeError as error:
         problems += error.problems
     typer.echo(json.dumps({"errors": [vars(problem) for problem in problems]}))

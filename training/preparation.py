@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
 from models import checkpoint
-from models.checkpoint import Card, InputSize, OperatingPoint
+from models.checkpoint import Card, OperatingPoint
 from models.networks.network import GaitNetwork
-from models.registry import UnknownArchitecture, build
+from models.registry import build
 from training import provenance
+from training.checking import impossible, misfits
 from training.data.pack import Pack
 from training.events import Progressed, Reporter, Silent
 from training.identities import identity_hash, split
@@ -125,11 +126,11 @@ def _student(recipe: Recipe, count: int, identities: str) -> tuple[GaitNetwork, 
     """The student, and the digest of the checkpoint it starts from."""
     wanted = recipe.student
     if wanted.checkpoint is None:
-        if wanted.architecture is None or "identities" in wanted.config:
-            raise RecipeError(
-                [Problem("student.config.identities", "follows from the dataset; leave it out")]
-            )
-        return _build(wanted.architecture, {**wanted.config, "identities": count}), None
+        if wanted.architecture is None:
+            raise RecipeError([Problem("student", "names neither architecture nor checkpoint")])
+        if problems := impossible(recipe):
+            raise RecipeError(problems)
+        return build(wanted.architecture, {**wanted.config, "identities": count}), None
     trained, card = checkpoint.load(wanted.checkpoint, "cpu")
     student = _build(card.architecture, {**card.config, "identities": count})
     weights = trained.state_dict()
@@ -184,23 +185,9 @@ def _with_classifier(
 
 
 def _build(architecture: str, config: Mapping[str, object]) -> GaitNetwork:
-    try:
-        network = build(architecture, config)
-    except UnknownArchitecture as error:
-        raise RecipeError([Problem("student.architecture", str(error))]) from error
-    except ValidationError as error:
-        raise RecipeError(
-            Problem(".".join(("student.config", *map(str, e["loc"]))), e["msg"])
-            for e in error.errors(include_url=False)
-        ) from error
-    size = InputSize()
-    try:  # on a sketch without numbers, what a first step would find
-        with torch.device("meta"):
-            sketch = build(architecture, config).eval()
-            sketch.pool(torch.empty(1, 1, size.height, size.width))
-    except ValueError as error:
-        raise RecipeError([Problem("student.config.parts", str(error))]) from error
-    return network
+    if problems := tuple(misfits(architecture, config)):
+        raise RecipeError(problems)
+    return build(architecture, config)
 
 
 def untrained_like(network: GaitNetwork) -> GaitNetwork:

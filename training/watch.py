@@ -10,6 +10,7 @@ import torch
 
 from models.networks.network import GaitNetwork
 from models.similarity import Metric
+from training.checking import AUTO_PROTOCOL
 from training.data.augmentation import plain
 from training.data.pack import Pack
 from training.evaluation import (
@@ -101,7 +102,7 @@ def _suited(protocol: str, pack: Pack) -> tuple[str, LabelledSequences | None]:
     first = {r.subject: i for i, r in reversed(list(enumerate(records)))}
     probes = [first[r.subject] != i for i, r in enumerate(records)]
     labels = LabelledSequences.of(*columns, probes)
-    if protocol == "auto":
+    if protocol == AUTO_PROTOCOL:
         try:
             protocol_named("cross-view").split(labels)
         except ProtocolMismatch:

@@ -11,12 +11,17 @@ from service.commands.deployment import audit_record, galleries, settings_from
 from service.commands.events import tell_steps
 from service.commands.failure import CommandFailed, complaints
 from service.commands.options import DataDir
+from service.jobs.job import LEASE_VARIABLE
 
 app = typer.Typer()
 
 
 @app.command("activate-model", hidden=True)
-def activate_model(job_id: str, data_dir: DataDir = None) -> None:
+def activate_model(
+    job_id: str,
+    lease: Annotated[int, typer.Option(envvar=LEASE_VARIABLE, help="Its worker's, by number.")],
+    data_dir: DataDir = None,
+) -> None:
     """Re-embed a gallery and swap its model: an activation job's command, which ends the job."""
     from service.activation import Activation, CannotActivate
     from service.audit.entries import SERVICE, Entry
@@ -31,7 +36,7 @@ def activate_model(job_id: str, data_dir: DataDir = None) -> None:
 
         queue = JobQueue.of(engine, settings)
         try:
-            Activation(settings, engine, queue, tell_steps, swapped).run(job_id)
+            Activation(settings, engine, queue, tell_steps, swapped).run(job_id, lease)
         except (ServiceError, CannotActivate) as error:
             raise CommandFailed(str(error)) from error
 

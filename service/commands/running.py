@@ -50,11 +50,13 @@ def worker(data_dir: DataDir = None) -> None:
     from service.jobs.lane import LANES
     from service.jobs.queue import JobQueue
     from service.jobs.types import job_types
+    from service.jobs.watch import Watch
     from service.jobs.worker import Worker
     from service.logs import log_as_json
 
     settings = settings_from(data_dir=data_dir)
     log_as_json()
+    watch = Watch(settings.lease_seconds)
     with galleries(settings) as engine:
         running = Crew(
             [
@@ -62,6 +64,7 @@ def worker(data_dir: DataDir = None) -> None:
                     JobQueue.of(engine, settings),
                     job_types(settings, engine),
                     folders=settings.jobs_dir,
+                    watch=watch,
                     grace_s=settings.cancel_grace_seconds,
                     lane=lane,
                 )

@@ -9,10 +9,9 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import IO, cast
 
-from service.jobs import guard
+from service.jobs.guard import Attempt, command_line
 
 _LONGEST_LINE = 64 * 1024
 _MOST_PENDING_LINES = 1000
@@ -31,18 +30,19 @@ class Child:
         self,
         command: Sequence[str],
         *,
-        folder: Path,
+        attempt: Attempt,
         log: IO[bytes],
         environment: Mapping[str, str],
     ) -> None:
-        """Start the command with `folder` locked for it."""
+        """Start the command, which takes over the lock of its attempt."""
         self._process = subprocess.Popen(
-            guard.command_line(tuple(command), lock=str(folder.absolute() / "lock")),
+            command_line(tuple(command), attempt),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             env={**os.environ, **environment, "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
+            pass_fds=[attempt.lock],
         )
         self._input = cast(IO[bytes], self._process.stdin)  # its closing is what the guard awaits
         self._output = cast(IO[bytes], self._process.stdout)

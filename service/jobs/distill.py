@@ -85,12 +85,12 @@ class DistillJob:
             self._record.add(session, name, gallery, subject_ids, ancestors)
 
         try:
-            row = self._models.add_trained(
-                name, _model(folder), job_id=job.id, metrics=job.metrics, first=record
+            staged = self._models.stage_trained(
+                name, _model(folder), job_id=job.id, metrics=job.metrics
             )
         except ServiceError as error:
             raise JobRefused(f"the model could not be registered: {error}") from error
-        result: JsonObject = {"model": name, "digest": row.digest}
+        result: JsonObject = {"model": name, "digest": staged.row.digest}
         verdict: Verdict | None = None
         if request.activate == "if_better":
             verdict = Verdict.model_validate_json(_verdict(folder).read_bytes())
@@ -101,14 +101,16 @@ class DistillJob:
             try:
                 _refuse_erased(session.scalar(select(JobRow.error).where(JobRow.id == job.id)))
             except JobRefused:
-                self._models.withdraw(name)
+                staged.withdraw()
                 raise
+            staged.move_in()
             if verdict is not None and verdict.better:
                 _queue_activation(session, request, verdict, result)
 
         return Outcome(
             result,
-            records=(row,),
+            first=record,  # so that of a model that is there it is known from whom it learned
+            records=(staged.row,),
             also=settle,
             spent=(_run(folder) / "state.pt", _checkpoint(folder)),
         )
@@ -166,9 +168,11 @@ def recipe_path(settings: Settings, name: str) -> Path:
 def setting(key: str, value: Override) -> str:
     """An override as `--set` reads it: the value in TOML, whose scalars JSON's are.
 
-    A string is quoted, so that it stays a string whatever is in it.
+    A string is quoted, so that it stays a string whatever is in it. TOML wants one character
+    escaped that JSON does not.
     """
-    return f"{key}={json.dumps(value, ensure_ascii=False)}"
+    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return f"{key}={text}"
 
 
 def _run(folder: Path) -> Path:

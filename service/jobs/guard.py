@@ -4,73 +4,115 @@ The worker may be killed with SIGKILL at any moment, and then nobody would stop 
 started: a second worker would resume the job beside it, on the same device and in the same folder.
 So the worker starts this small process as the leader of a new process group and keeps the other end
 of its standard input. The kernel closes that end when the worker dies, however it dies; the guard
-then kills the whole group, itself included.
+then kills the whole group, itself included. Should the guard be killed, the kernel (Linux) kills
+its command, which would not hear of anybody's end any more.
 
-The guard also holds a lock on the job's folder while the command runs, and the command inherits it:
-should guard and worker both be killed, the next attempt waits for the orphan instead of joining it.
+The command of a job inherits the lock on the job's folder, and the guard keeps it until the
+command's output is in place. It ends the command, too, when a later lease is announced there (see
+`service.jobs.lock`).
 
 Only the standard library is imported here: this must start fast and stay small.
 """
 
 from __future__ import annotations
 
-import fcntl
+import ctypes
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
-import time
-from typing import IO, NoReturn
+from pathlib import Path
+from typing import NamedTuple, NoReturn
 
-LOCK_TIMEOUT_S = 20.0
 _NICENESS = 10  # a job gives way to whoever answers requests on the same cores
-LOCKED = 75  # EX_TEMPFAIL: another process uses the folder; a command says it of the database
+_LOOK_S = 0.5  # between two looks for a later lease
+_PR_SET_PDEATHSIG = 1
+TRY_AGAIN = 75  # EX_TEMPFAIL: of a command whose database is busy, of a disk that takes no file
 
 
-def command_line(command: tuple[str, ...], *, lock: str | None = None) -> list[str]:
-    """The command line that runs `command` under a guard, holding the file `lock`."""
-    options = ["--lock", lock] if lock is not None else []
+class Attempt(NamedTuple):
+    """The attempt at a job that a command is part of.
+
+    `lock` is the descriptor of the folder's lock, `announced` the file in which a lease with a
+    higher `number` is announced. When the command has succeeded, `partial` is renamed to `output`;
+    both are empty for a command without.
+    """
+
+    lock: int
+    announced: str
+    number: int
+    partial: str = ""
+    output: str = ""
+
+
+def command_line(command: tuple[str, ...], attempt: Attempt | None = None) -> list[str]:
+    """The command line that runs `command` under a guard."""
+    options = [] if attempt is None else [str(value) for value in attempt]
     # By path and isolated (-I): independent of the working directory, and of this folder's names.
     return [sys.executable, "-I", __file__, *options, "--", *command]
 
 
-def _kill_group_when_abandoned() -> None:
-    while os.read(0, 4096):
-        pass
+def _kill_group_when_told(attempt: Attempt | None) -> None:
+    while True:
+        said, _, _ = select.select([0], [], [], None if attempt is None else _LOOK_S)
+        if said and not os.read(0, 4096):
+            break
+        if attempt is not None and _announced(attempt.announced) > attempt.number:
+            break
     os.killpg(0, signal.SIGKILL)
 
 
-def _acquire(path: str) -> IO[bytes]:
-    file = open(path, "ab")  # noqa: SIM115, PTH123 - held until the process ends
-    deadline = time.monotonic() + LOCK_TIMEOUT_S
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                sys.stderr.write("another process still uses this job's folder\n")
-                sys.exit(LOCKED)
-            time.sleep(0.1)
+def _announced(file: str) -> int:
+    try:
+        return int(Path(file).read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _start(command: list[str], attempt: Attempt | None) -> subprocess.Popen[bytes]:
+    guard = os.getpid()
+    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+
+    def die_with_the_guard() -> None:
+        if prctl is not None:
+            prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != guard:  # it died before that took effect
+            os._exit(1)
+
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        pass_fds=[] if attempt is None else [attempt.lock],
+        preexec_fn=die_with_the_guard,  # unsafe beside other threads, which there are none of yet
+    )
 
 
 def main(arguments: list[str]) -> NoReturn:
     """Run the command after `--` and end with its exit status (128 + n when signal n ended it)."""
     separator = arguments.index("--")
     options, command = arguments[:separator], arguments[separator + 1 :]
+    attempt = None
+    if options:
+        lock, announced, number, partial, output = options
+        attempt = Attempt(int(lock), announced, int(number), partial, output)
+        os.nice(_NICENESS)
     # Signals are sent to the whole group: the command decides what they mean, the guard waits. A
     # handler, unlike SIG_IGN, is not inherited by the command.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    threading.Thread(target=_kill_group_when_abandoned, daemon=True).start()
-    held = [_acquire(options[1])] if options else []
-    if held:
-        os.nice(_NICENESS)
-    child = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, pass_fds=[file.fileno() for file in held]
-    )
+    for asked in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(asked, lambda *_: None)
+    # From the thread that lasts: the kernel takes the end of the thread that started a command for
+    # the end of its parent.
+    child = _start(command, attempt)
+    threading.Thread(target=_kill_group_when_told, args=(attempt,), daemon=True).start()
     status = child.wait()
+    if status == 0 and attempt is not None and attempt.output:
+        try:
+            Path(attempt.partial).replace(attempt.output)
+        except OSError as error:
+            sys.stderr.write(f"{error}\n")
+            status = TRY_AGAIN
     sys.exit(status if status >= 0 else 128 - status)
 
 

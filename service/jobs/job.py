@@ -9,6 +9,7 @@ queued ──lease──▶ running ──▶ succeeded | failed
   └── cancel ──▶ cancelled
 ```
 A job goes back to `queued` at most `job_max_attempts - 1` times for a crash; then it is `failed`.
+A worker that waits for what an earlier attempt has left running has not begun one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from enum import StrEnum
 from typing import Any
 
 JsonObject = dict[str, Any]
+
+LEASE_VARIABLE = "JOB_LEASE"
+"""The environment variable in which a job's command finds the number of its worker's lease."""
 
 
 class Status(StrEnum):

@@ -40,11 +40,14 @@ def partial(output: Path) -> Path:
 class Outcome:
     """What a job made, and the files that are of no use any more.
 
-    `records` are added, and `also` is called, in the transaction that ends the job; `also` may
-    raise `JobRefused` and may still change the `result`, which is recorded after it.
+    `first` is done in a transaction of its own that is committed before. `records` are added, and
+    `also` is called, in the transaction that ends the job; `also` may raise `JobRefused` and may
+    still change the `result`, which is recorded after it. Neither is called under a lease that was
+    lost, so what others see of a job's work belongs into them, files included.
     """
 
     result: JsonObject
+    first: Callable[[Session], None] | None = None
     records: Sequence[Table] = ()
     also: Callable[[Session], None] | None = None
     spent: Sequence[Path] = ()
@@ -84,7 +87,8 @@ class JobType(Protocol):
         """The commands to run, in order; raises `JobRefused`."""
 
     def complete(self, job: Job, folder: Path) -> Outcome:
-        """Put the results where they belong; raises `JobRefused`.
+        """Say what came of it and how it is put where it belongs; raises `JobRefused`.
 
-        May run again after a crash, so doing it twice must be the same as doing it once.
+        May run again after a crash, also beside a run that was only paused, so doing it twice must
+        be the same as doing it once.
         """

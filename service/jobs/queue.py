@@ -1,20 +1,24 @@
 """The durable queue: every change of a job's state is one transaction here, and nowhere else.
 
-Whoever runs a job holds a lease on it: a token that expires unless it is renewed. Every write of a
-runner names its token, so a runner that was presumed dead (paused, cut off) cannot touch a job that
-another one has taken over: it gets `LeaseLost` and must stop.
+Whoever runs a job holds a lease on it: a number, and the next one of that job has a higher one.
+Every write of a runner names its number, so a runner that was presumed dead (paused, cut off)
+cannot touch a job that another one has taken over: it gets `LeaseLost` and must stop.
+
+No clock is in a lease. Its holder counts up its renewals, and whoever watches (see
+`service.jobs.watch`) takes a job back that stays at the same count for too long by the watcher's
+own clock.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Self
 
-from sqlalchemy import ColumnElement, Engine, Select, and_, func, or_, select
+from sqlalchemy import ColumnElement, Engine, Select, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -35,7 +39,7 @@ Also = Callable[[Session, Job], None]
 
 
 class LeaseLost(Exception):
-    """The lease expired and the job went on without this runner."""
+    """The job went on without this runner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,25 @@ class Lease:
     """The right to run `job` for now."""
 
     job: Job
-    token: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A sign of life: how often the lease `number` on a running job was renewed."""
+
+    job_id: str
+    number: int
+    renewals: int
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What is new of a job: events, the number of the newest one told of, whether no more come."""
+
+    events: Sequence[JobEvent]
+    newest: int
+    ended: bool
 
 
 class JobQueue:
@@ -52,7 +74,6 @@ class JobQueue:
     def __init__(self, engine: Engine, *, lease_seconds: float, max_attempts: int) -> None:
         self._engine = engine
         self.lease_seconds = lease_seconds
-        self._lease = timedelta(seconds=lease_seconds)
         self._max_attempts = max_attempts
 
     @classmethod
@@ -147,32 +168,44 @@ class JobQueue:
                 JobEvent(row.sequence, row.at, row.kind, row.data) for row in session.scalars(query)
             ]
 
+    def news(self, seen: Mapping[str, int | None]) -> dict[str, News]:
+        """What is new of jobs, each with the number of the last event that is known of it.
+
+        No events come back of a job of which none is known yet (None), and at most 500 of another.
+        """
+        newest = (
+            select(func.max(JobEventRow.sequence))
+            .where(JobEventRow.job_id == JobRow.id)
+            .scalar_subquery()
+        )
+        query = select(JobRow.id, JobRow.status, newest).where(JobRow.id.in_(seen))
+        with Session(self._engine) as session:
+            standing = session.execute(query).all()
+        news = {}
+        for job_id, status, last in standing:
+            known = seen[job_id]
+            events = () if known in (None, last) else tuple(self.events(job_id, after=known))
+            told = events[-1].sequence if events else last
+            # An event after `last` came after the status was read, which is then read again.
+            news[job_id] = News(events, told, ended=Status(status).final and told >= last)
+        return news
+
     # What workers do
 
     def lease(self, lane: Lane | None = None) -> Lease | None:
         """Take the oldest queued job, of this lane or of any, if there is one.
 
-        Jobs whose lease ran out (their worker was killed, or cut off) are dealt with first: queued
-        again, cancelled when that was asked for, or failed after too many attempts. Not when the
-        write lock had to be waited for: whoever held it kept live workers from renewing theirs, and
-        they get their turn before the next look.
+        That is no attempt yet: `begin` makes it one.
         """
         taken = [JobRow.status == Status.QUEUED]
         if lane is not None:
             taken.append(
                 JobRow.type.in_(lane.kinds) if lane.only else JobRow.type.not_in(lane.kinds)
             )
-        if not self._anything_to_do(and_(*taken)):
-            return None
-        begin = time.monotonic()
+        with Session(self._engine) as session:  # without the write lock: asked many times a second
+            if session.scalars(select(JobRow.id).where(*taken).limit(1)).first() is None:
+                return None
         with _writing(self._engine) as session:
-            session.connection()  # waits for the lock
-            if time.monotonic() - begin < _PROMPT_S:
-                for lost in session.scalars(
-                    select(JobRow).where(self._expired()).with_for_update(skip_locked=True)
-                ):
-                    self._return(session, lost, "the worker that ran it disappeared")
-                session.flush()
             row = session.scalars(
                 select(JobRow)
                 .where(*taken)
@@ -183,36 +216,69 @@ class JobQueue:
             if row is None:
                 return None
             row.status = Status.RUNNING
-            row.attempts += 1
-            row.lease_token = new_id()
-            row.lease_expires_at = now() + self._lease
+            row.lease_number += 1
             row.started_at = row.started_at or now()
-            _append(session, row, "status", {"status": row.status, "attempt": row.attempts})
-            return Lease(_snapshot(row), row.lease_token)
+            return Lease(_snapshot(row), row.lease_number)
 
-    def lease_of(self, job_id: str) -> Lease:
+    def begin(self, lease: Lease) -> Job:
+        """Count the attempt, now that it really starts; raises `LeaseLost`."""
+        with _writing(self._engine) as session:
+            row = _held(session, lease)
+            row.attempts = lease.job.attempts + 1
+            row.lease_renewals += 1
+            if row.status == Status.RUNNING:  # else its history has the later word
+                _append(session, row, "status", {"status": row.status, "attempt": row.attempts})
+            return _snapshot(row)
+
+    def beats(self) -> list[Beat]:
+        """A sign of life of everybody who runs a job."""
+        query = select(JobRow.id, JobRow.lease_number, JobRow.lease_renewals).where(_running())
+        with Session(self._engine) as session:
+            return [Beat(*row) for row in session.execute(query)]
+
+    def take_back(self, silent: Beat) -> None:
+        """Deal with a job whose worker was killed, or cut off, unless it was heard of meanwhile.
+
+        It is queued again, cancelled when that was asked for, or failed after too many attempts.
+        Nothing happens when the write lock had to be waited for: whoever held it kept live workers
+        from renewing their leases too, and they get their turn first.
+        """
+        begin = time.monotonic()
+        with _writing(self._engine) as session:
+            session.connection()  # waits for the lock
+            if time.monotonic() - begin >= _PROMPT_S:
+                return
+            lost = session.scalars(
+                select(JobRow)
+                .where(_running(), JobRow.id == silent.job_id)
+                .where(JobRow.lease_number == silent.number)
+                .where(JobRow.lease_renewals == silent.renewals)
+                .with_for_update(skip_locked=True)
+            ).one_or_none()
+            if lost is not None:
+                self._return(session, lost, "the worker that ran it disappeared")
+
+    def lease_of(self, job_id: str, number: int) -> Lease:
         """The lease on a running job, for the command that its worker started.
 
-        Such a command may end its own job. Raises `LeaseLost` when nobody runs the job now.
+        Such a command may end its own job. Raises `LeaseLost` when the worker runs it no more, or
+        was told to stop.
         """
         with Session(self._engine) as session:
             row = session.get(JobRow, job_id)
-            if row is None or row.status != Status.RUNNING or row.lease_token is None:
+            if row is None or row.status != Status.RUNNING or row.lease_number != number:
                 raise LeaseLost(job_id)
-            return Lease(_snapshot(row), row.lease_token)
+            return Lease(_snapshot(row), number)
 
     def heartbeat(self, lease: Lease) -> None:
         """Renew the lease; raises `LeaseLost`."""
         with _writing(self._engine) as session:
-            _held(session, lease).lease_expires_at = now() + self._lease
+            _held(session, lease).lease_renewals += 1
 
     def status(self, lease: Lease) -> Status:
         """Where the leased job stands now (to notice a cancellation); raises `LeaseLost`."""
-        query = select(JobRow.status).where(
-            JobRow.id == lease.job.id, JobRow.lease_token == lease.token
-        )
         with Session(self._engine) as session:
-            status = session.scalars(query).one_or_none()
+            status = session.scalars(select(JobRow.status).where(*_leased(lease))).one_or_none()
         if status is None:
             raise LeaseLost(lease.job.id)
         return Status(status)
@@ -221,12 +287,18 @@ class JobQueue:
         """Add what the run reported to the job and to its history; raises `LeaseLost`."""
         with _writing(self._engine) as session:
             row = _held(session, lease)
-            row.lease_expires_at = now() + self._lease
+            row.lease_renewals += 1
             for event in events:
                 _apply(row, event)
                 # A checkpoint's path is for this machine only, and history is for clients.
                 content = event.model_dump(exclude={"event", "checkpoint"})
                 _append(session, row, event.event, content)
+
+    def under(self, lease: Lease, work: Callable[[Session], None]) -> None:
+        """Do work in a transaction of its own; raises `LeaseLost` instead, and what it raises."""
+        with _writing(self._engine) as session:
+            _held(session, lease).lease_renewals += 1
+            work(session)
 
     def succeed(
         self,
@@ -264,9 +336,13 @@ class JobQueue:
             return _snapshot(row)
 
     def retry(self, lease: Lease, reason: str) -> Job:
-        """Queue the job again after a crash, or fail it after too many; raises `LeaseLost`."""
+        """Queue the job again after a crash, or fail it after too many; raises `LeaseLost`.
+
+        This counts as an attempt wherever it crashed, or one that cannot begin never ended.
+        """
         with _writing(self._engine) as session:
             row = _held(session, lease)
+            row.attempts = lease.job.attempts + 1
             self._return(session, row, reason)
             return _snapshot(row)
 
@@ -274,7 +350,7 @@ class JobQueue:
         """Queue the job again because the worker stops; not counted as an attempt."""
         with _writing(self._engine) as session:
             row = _held(session, lease)
-            row.attempts -= 1
+            row.attempts = lease.job.attempts
             self._return(session, row, "the worker was stopped")
             return _snapshot(row)
 
@@ -290,19 +366,6 @@ class JobQueue:
         with Session(self._engine) as session:
             return frozenset(session.scalars(query))
 
-    def _anything_to_do(self, taken: ColumnElement[bool]) -> bool:
-        """Look without the write lock, because an idle worker asks several times a second."""
-        query = select(JobRow.id).where(or_(taken, self._expired()))
-        with Session(self._engine) as session:
-            return session.scalars(query.limit(1)).first() is not None
-
-    def _expired(self) -> ColumnElement[bool]:
-        """Ran out, or lies so far ahead that the clock was set back since: nobody gives such."""
-        moment = now()
-        running = JobRow.status.in_((Status.RUNNING, Status.CANCELLING))
-        expires = JobRow.lease_expires_at
-        return and_(running, or_(expires < moment, expires > moment + 2 * self._lease))
-
     def _return(self, session: Session, row: JobRow, reason: str) -> None:
         if row.status == Status.CANCELLING:
             _end(session, row, Status.CANCELLED)
@@ -310,7 +373,7 @@ class JobQueue:
             _fail(session, row, f"gave up after {row.attempts} attempts: {reason}")
         else:
             row.status = Status.QUEUED
-            row.lease_token = row.lease_expires_at = row.eta_s = None
+            row.eta_s = None
             _append(session, row, "status", {"status": row.status, "reason": reason})
 
 
@@ -399,12 +462,17 @@ def _find(session: Session, query: Select[JobRow], job_id: str) -> JobRow:
     return row
 
 
+def _running() -> ColumnElement[bool]:
+    return JobRow.status.in_((Status.RUNNING, Status.CANCELLING))
+
+
+def _leased(lease: Lease) -> tuple[ColumnElement[bool], ...]:
+    return _running(), JobRow.id == lease.job.id, JobRow.lease_number == lease.number
+
+
 def _held(session: Session, lease: Lease) -> JobRow:
-    row = session.scalars(
-        select(JobRow)
-        .where(JobRow.id == lease.job.id, JobRow.lease_token == lease.token)
-        .with_for_update()
-    ).one_or_none()
+    query = select(JobRow).where(*_leased(lease)).with_for_update()
+    row = session.scalars(query).one_or_none()
     if row is None:
         raise LeaseLost(lease.job.id)
     return row
@@ -443,7 +511,7 @@ def _fail(session: Session, row: JobRow, reason: str) -> None:
 
 def _end(session: Session, row: JobRow, status: Status) -> None:
     row.status = status
-    row.claim = row.lease_token = row.lease_expires_at = row.eta_s = None
+    row.claim = row.eta_s = None
     row.finished_at = now()
     final = {"status": status, "result": row.result, "error": row.error, "metrics": row.metrics}
     _append(session, row, "status", final)

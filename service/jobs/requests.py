@@ -16,7 +16,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from service.fields import GalleryName
+from service.fields import GalleryName, storable
 from service.model_registry import NAME
 
 _PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -41,7 +41,9 @@ def _plain_value(value: object) -> object:
                 pass
             case int() | float() if abs(item) <= _LARGEST_NUMBER:  # neither infinite nor NaN
                 pass
-            case str() if len(item) <= _LONGEST_TEXT and "\0" not in item:
+            case str() if not storable(item):
+                raise ValueError("holds characters that cannot be kept")
+            case str() if len(item) <= _LONGEST_TEXT:
                 pass
             case _:
                 raise ValueError("must be text, a number, true, false, or a list of these")

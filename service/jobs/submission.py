@@ -257,10 +257,11 @@ class Submission:
 
 def _place(reason: Reason, overrides: Collection[str]) -> str:
     """Where in the request or the recipe it is; a section nobody has was made by an override."""
-    if reason.where in overrides:
-        return f"overrides.{reason.where}"
+    for key in overrides:
+        if f"{reason.where}.".startswith(f"{key}."):
+            return f"overrides.{key}"
     if reason.reason == _NO_SUCH_KEY:
         for key in overrides:
             if key.startswith(f"{reason.where}."):
                 return f"overrides.{key}"
-    return f"recipe.{reason.where}"
+    return f"recipe.{reason.where}" if reason.where else "recipe"

@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Mapping, Sequence
+from typing import IO, cast
 
 from service.jobs.guard import command_line
 
@@ -21,7 +23,8 @@ _STEADY_S = 60.0  # a worker that ran this long did not die of how it starts
 class WorkerSupervisor:
     """Starts a worker and starts it again when it dies; a context manager.
 
-    The worker runs under a guard: should this process be killed, the worker goes with it.
+    The worker runs under a guard: should this process be killed, the worker goes with it; should
+    the guard be killed, the worker goes before another one is started.
     """
 
     def __init__(
@@ -33,7 +36,7 @@ class WorkerSupervisor:
         self._grace_s = grace_s
         self._stopping = threading.Event()
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._group: int | None = None  # of the worker and its guard, which leads it
         self._thread = threading.Thread(
             target=self._supervise, name="worker-supervisor", daemon=True
         )
@@ -43,38 +46,28 @@ class WorkerSupervisor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._stopping.set()
-            process = self._process
-            if process is not None:
-                self._signal(process, signal.SIGTERM)
+        self._stopping.set()
+        self._signal(signal.SIGTERM)
         self._thread.join(timeout=self._grace_s)
-        if self._thread.is_alive() and process is not None:
+        if self._thread.is_alive():
             _log.warning("the worker did not stop in %s s and is killed", self._grace_s)
-            self._signal(process, signal.SIGKILL)
+            self._signal(signal.SIGKILL)
         self._thread.join()
 
     def _supervise(self) -> None:
         pause = _FIRST_PAUSE_S
-        while True:
+        while (process := self._start()) is not None:
+            begin = time.monotonic()
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            self._signal(signal.SIGKILL)  # what is left of the group: a guard may die before it
             with self._lock:
-                if self._stopping.is_set():
-                    return
-                process = self._process = subprocess.Popen(
-                    self._command,
-                    stdin=subprocess.PIPE,
-                    env=self._environment,
-                    start_new_session=True,
-                )
-            try:
-                process.wait(timeout=_STEADY_S)
-            except subprocess.TimeoutExpired:
-                pause = _FIRST_PAUSE_S
+                self._group = None  # once reaped, its number may be another's
                 process.wait()
-            if process.stdin is not None:
-                process.stdin.close()
+            cast(IO[bytes], process.stdin).close()
             if self._stopping.is_set():
                 return
+            if time.monotonic() - begin >= _STEADY_S:
+                pause = _FIRST_PAUSE_S
             _log.error(
                 "the worker ended with status %s; starting it again in %.1f s",
                 process.returncode,
@@ -83,9 +76,20 @@ class WorkerSupervisor:
             self._stopping.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
-    @staticmethod
-    def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            _log.debug("the worker was gone already")
+    def _start(self) -> subprocess.Popen[bytes] | None:
+        with self._lock:
+            if self._stopping.is_set():
+                return None
+            process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                env=self._environment,
+                start_new_session=True,
+            )
+            self._group = process.pid
+            return process
+
+    def _signal(self, number: signal.Signals) -> None:
+        with self._lock:
+            if self._group is not None:
+                os.killpg(self._group, number)

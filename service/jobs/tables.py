@@ -12,7 +12,7 @@ from service.jobs.job import JsonObject
 
 
 class JobRow(Table):
-    """One job. `lease_token` names the attempt that may write to the row, until it expires."""
+    """One job. Who holds lease `lease_number` may write to the row, while the job runs."""
 
     __tablename__ = "job"
 
@@ -29,8 +29,8 @@ class JobRow(Table):
     result: Mapped[JsonObject | None] = mapped_column(JSON(none_as_null=True))
     error: Mapped[str | None] = mapped_column(Text)
     attempts: Mapped[int] = mapped_column(default=0)
-    lease_token: Mapped[str | None] = mapped_column(String(36))
-    lease_expires_at: Mapped[datetime | None]
+    lease_number: Mapped[int] = mapped_column(default=0, server_default="0")
+    lease_renewals: Mapped[int] = mapped_column(default=0, server_default="0")
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]

@@ -1,8 +1,8 @@
 """Leases one job at a time, runs its commands as child processes and relays what they report.
 
-A worker may be killed at any moment. Its child dies with it (see `service.jobs.guard`), its lease
-expires, and the next worker leases the job and runs the same commands in the same folder, which
-resumes them.
+A worker may be killed at any moment. Its child dies with it (see `service.jobs.guard`), another
+worker notices its silence, and the next one leases the job and runs the same commands in the same
+folder, which resumes them. A worker that was only paused finds its lease lost and touches nothing.
 """
 
 from __future__ import annotations
@@ -10,24 +10,25 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, ParamSpec, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.database import storage_trouble
-from service.jobs import events
 from service.jobs.child import Child
-from service.jobs.events import Failed, Progress, RunEvent
-from service.jobs.guard import LOCKED
-from service.jobs.job import Job, Status
+from service.jobs.guard import TRY_AGAIN, Attempt
+from service.jobs.job import LEASE_VARIABLE, Job, Status
 from service.jobs.lane import Lane
 from service.jobs.leftovers import remove_leftovers
+from service.jobs.lock import announce, announced, try_lock
 from service.jobs.plan import JobRefused, JobType, Step, partial, remove_folder, scratch
 from service.jobs.queue import JobQueue, Lease, LeaseLost
-from service.jobs.reasons import OUTPUT, last_error_line, plain
+from service.jobs.reasons import last_error_line, plain
+from service.jobs.relay import Relay, Tenure
+from service.jobs.watch import Watch
 
 _log = logging.getLogger(__name__)
 Asked = ParamSpec("Asked")
@@ -53,7 +54,8 @@ class Worker:
     does), and go on tidying up: it is then awaited like any other.
 
     A database that is busy, full or out of reach is waited for: it passes, and nobody else can take
-    a lease meanwhile. Only a worker that is asked to stop does not wait.
+    a lease meanwhile. So is what an earlier attempt has left running. Only a worker that is asked
+    to stop does not wait.
     """
 
     def __init__(
@@ -62,15 +64,17 @@ class Worker:
         types: Mapping[str, JobType],
         *,
         folders: Path,
+        watch: Watch,
         grace_s: float,
         poll_s: float = 0.25,
         lane: Lane | None = None,
     ) -> None:
         """Run jobs of `types` in subfolders of `folders`; of one lane only, or of all.
 
-        `grace_s` is the time that a child has between SIGTERM and SIGKILL, `poll_s` the time
-        between two looks at the database.
+        `watch` is the one of the workers of this process, `grace_s` the time that a child has
+        between SIGTERM and SIGKILL, `poll_s` the time between two looks at the database.
         """
+        self._watch = watch
         self._lane = lane
         self._queue = queue
         self._types = types
@@ -91,8 +95,13 @@ class Worker:
                 self._stop.wait(self._poll_s)
 
     def run_one(self) -> bool:
-        """Run the oldest queued job, if there is one, and say whether there was."""
+        """Run the oldest queued job, if there is one, and say whether there was.
+
+        Jobs whose worker is dead are taken back before.
+        """
         try:
+            for silent in self._watch.silent(self._queue.beats()):
+                self._queue.take_back(silent)
             lease = self._queue.lease(self._lane)
         except SQLAlchemyError as error:
             if storage_trouble(error) is None:
@@ -103,9 +112,10 @@ class Worker:
             return False
         if lease is None:
             return False
-        _log.info("job %s (%s): attempt %d", lease.job.id, lease.job.type, lease.job.attempts)
+        _log.info("job %s (%s): lease %d", lease.job.id, lease.job.type, lease.number)
         try:
-            job = self._run(lease)
+            with self._watch.running(lease):
+                job = self._run(lease)
         except LeaseLost:
             _log.warning("job %s: the lease was lost, another worker has it", lease.job.id)
         except OSError:  # of clearing away; how the job ended is recorded, and sweeps clear too
@@ -124,17 +134,23 @@ class Worker:
 
     def _attempt(self, lease: Lease, folder: Path) -> Job:
         job = lease.job
+        tenure = Tenure(self._queue, lease)
         try:
-            scratch(folder).mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            with self._alone(lease, tenure, folder):
+                scratch(folder).mkdir(exist_ok=True)
+                job = self._patiently(self._queue.begin, lease)
             kind = self._types.get(job.type)
             if kind is None:
                 raise JobRefused(f"this worker cannot run jobs of type {job.type!r}")
             for step in kind.steps(job, folder):
-                self._run_step(lease, step, folder)
+                self._run_step(lease, tenure, job, step, folder)
             job = self._patiently(self._queue.get, job.id)
             if job.status.final:  # a command ended its own job
                 return job
             outcome = kind.complete(job, folder)
+            if outcome.first is not None:
+                self._patiently(self._queue.under, lease, outcome.first)
             ended = self._patiently(
                 self._queue.succeed,
                 lease,
@@ -182,25 +198,57 @@ class Worker:
                 waiting = True
                 self._stop.wait(self._poll_s)
 
-    def _run_step(self, lease: Lease, step: Step, folder: Path) -> None:
-        """Run one command; raises `JobRefused`, `_Crashed`, `_Cancelled` or `_Stopping`."""
+    @contextmanager
+    def _alone(self, lease: Lease, tenure: Tenure, folder: Path) -> Iterator[int]:
+        """Hold the folder's lock, with a lease that is still good; yields its descriptor.
+
+        Raises `_Cancelled`, `_Stopping` or `LeaseLost` while it waits for an earlier attempt's end.
+        """
+        waiting = False
+        while True:
+            with try_lock(folder) as lock:
+                if lock is not None:
+                    self._patiently(self._queue.heartbeat, lease)
+                    yield lock
+                    return
+            if not waiting:
+                _log.warning("job %s: waiting for the end of an earlier attempt", lease.job.id)
+            waiting = True
+            announce(folder, lease.number)
+            stopping = self._stop.wait(self._poll_s)
+            if self._patiently(tenure.status) is Status.CANCELLING:
+                raise _Cancelled
+            if stopping:
+                raise _Stopping
+
+    def _start(self, lease: Lease, lock: int, folder: Path, step: Step, log: IO[bytes]) -> Child:
+        attempt = Attempt(lock, str(announced(folder).absolute()), lease.number)
         if step.output is not None:
-            if step.output.exists():
-                return
             _remove(partial(step.output))
+            attempt = attempt._replace(
+                partial=str(partial(step.output).absolute()), output=str(step.output.absolute())
+            )
+        environment = {**step.environment, LEASE_VARIABLE: str(lease.number)}
+        return Child(step.command, attempt=attempt, log=log, environment=environment)
+
+    def _run_step(self, lease: Lease, tenure: Tenure, job: Job, step: Step, folder: Path) -> None:
+        """Run one command; raises `JobRefused`, `_Crashed`, `_Cancelled` or `_Stopping`."""
+        if step.output is not None and step.output.exists():
+            return
         with (folder / "log.txt").open("ab") as log:
-            log.write(f"== {step.name}, attempt {lease.job.attempts}\n".encode())
-            log.flush()
-            begin = log.tell()
-            relay = _Relay(self._queue, lease, log)
-            child = Child(step.command, folder=folder, log=log, environment=step.environment)
+            relay = Relay(tenure, log)
+            with self._alone(lease, tenure, folder) as lock:
+                log.write(f"== {step.name}, attempt {job.attempts}\n".encode())
+                log.flush()
+                begin = log.tell()
+                child = self._start(lease, lock, folder, step, log)
             try:
                 while not child.ended():
                     stopping = self._stop.wait(self._poll_s)
                     try:
                         relay.read(child.lines(0.0))
                         self._patiently(relay.send)
-                        status_now = self._patiently(relay.status)
+                        status_now = self._patiently(tenure.status)
                     except LeaseLost:
                         self._leave_alone(child, lease)
                         raise
@@ -220,8 +268,6 @@ class Worker:
         if status != 0:
             why = relay.failure or last_error_line(folder / "log.txt", begin)
             raise _verdict(step, status, plain(why))
-        if step.output is not None:
-            partial(step.output).replace(step.output)
 
     def _leave_alone(self, child: Child, lease: Lease) -> None:
         """Let a command that has ended its own job tidy up."""
@@ -230,55 +276,10 @@ class Worker:
             child.lines(0.0)
 
 
-class _Relay:
-    """Takes a child's lines to the database, and keeps the lease alive while there are none."""
-
-    def __init__(self, queue: JobQueue, lease: Lease, log: IO[bytes]) -> None:
-        self._queue = queue
-        self._lease = lease
-        self._log = log
-        self._renew_at = 0.0
-        self._reported: list[RunEvent] = []  # and not recorded yet
-        self.failure: str | None = None  # why the child itself says that it failed
-
-    def read(self, lines: Sequence[str]) -> None:
-        """Find the events among `lines`; what is no event goes to the job's log."""
-        for line in lines:
-            event = events.parse(line)
-            if event is None:
-                self._log.write(f"{OUTPUT}{line}\n".encode(errors="replace"))
-                continue
-            if isinstance(event, Failed):
-                self.failure = event.reason
-                continue  # becomes the job's error
-            newest = self._reported[-1] if self._reported else None
-            if isinstance(event, Progress) and isinstance(newest, Progress):
-                self._reported.pop()  # only the newest of a burst: bounds a fast run's history
-            self._reported.append(event)
-        self._log.flush()
-
-    def send(self) -> None:
-        """Record what was read; until that was done once, it may be tried again."""
-        if self._reported:
-            self._queue.record(self._lease, self._reported)
-            self._reported = []
-            self._renewed()
-
-    def status(self) -> Status:
-        """Where the job stands now; renews the lease when it is time."""
-        if time.monotonic() >= self._renew_at:
-            self._queue.heartbeat(self._lease)
-            self._renewed()
-        return self._queue.status(self._lease)
-
-    def _renewed(self) -> None:
-        self._renew_at = time.monotonic() + self._queue.lease_seconds / 3
-
-
 def _verdict(step: Step, status: int, reason: str) -> JobRefused | _Crashed:
     """What a child's end with a status other than 0 means for the job."""
     said = f": {reason}" if reason else ""
-    if status == LOCKED:
+    if status == TRY_AGAIN:
         return _Crashed(reason or f"{step.name} could not go on")  # a full disk takes no reason
     if status > 128:
         return _Crashed(f"{step.name} was ended by signal {status - 128}{said}")

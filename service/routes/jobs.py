@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
-from functools import cache, partial
+from collections.abc import Callable
+from contextlib import aclosing
+from functools import cache
 from typing import Annotated, Any, Literal, Self
 
-import anyio
-from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from sqlalchemy.orm import Session
 from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.types import Receive, Scope, Send
 
 from service.audit import entries
 from service.audit.entries import Entry
 from service.errors import Malformed, Reason
 from service.fields import Cursor, decode_cursor, encode_cursor
 from service.idempotency import Answer, keep
+from service.jobs.following import Followers
 from service.jobs.job import Job, JobEvent, Status
 from service.jobs.queue import Also, JobQueue
 from service.jobs.requests import (
@@ -28,6 +29,7 @@ from service.jobs.requests import (
     ReindexRequest,
 )
 from service.jobs.submission import CheckRecipe, RecipeCheck, Submission
+from service.middleware.access import caller_of
 from service.middleware.idempotency import HOLD
 from service.routes.audited import record_change
 from service.routes.dependencies import Held
@@ -35,7 +37,6 @@ from service.schemas import Schema, Timestamp
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-_POLL_S = 0.4
 _PING_S = 10
 _LARGEST_SEQUENCE = 2**31 - 1
 _LAST_EVENT_ID = Header(
@@ -204,35 +205,33 @@ def cancel_job(queue: Queue, job_id: str) -> JobAnswer:
     },
 )
 def follow_job(
-    queue: Queue, job_id: str, last_event_id: Annotated[str | None, _LAST_EVENT_ID] = None
+    request: Request,
+    held: Held,
+    queue: Queue,
+    job_id: str,
+    last_event_id: Annotated[str | None, _LAST_EVENT_ID] = None,
 ) -> Response:
     """Follow a job: server-sent events numbered from 1, from the start or after Last-Event-ID."""
     after = _sequence(last_event_id)
     if queue.get(job_id).status.final and not queue.events(job_id, after=after, limit=1):
         return Response(status_code=204)
-    return EventSourceResponse(_follow(queue, job_id, after), ping=_PING_S)
+    return _Stream(held.followers, caller_of(request.scope), job_id, after)
 
 
-async def _follow(queue: JobQueue, job_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
-    """Events as they come, until one says that the job has ended.
+class _Stream(EventSourceResponse):
+    """A job's events, for which there must be a seat."""
 
-    Whoever claims to have seen more than there is would wait for that one in vain.
-    """
-    ended = False
-    while True:
-        events = await run_sync(partial(queue.events, job_id, after=after))
-        for event in events:
-            after = event.sequence
-            yield _sent(event)
-            if event.kind == "status" and Status(event.data["status"]).final:
-                return
-        if events:
-            continue
-        if ended:
-            return
-        ended = (await run_sync(queue.get, job_id)).status.final  # and look once more if it has
-        if not ended:
-            await anyio.sleep(_POLL_S)
+    def __init__(self, followers: Followers, who: str, job_id: str, after: int) -> None:
+        self._followers = followers
+        self._who = who
+        self._events = followers.follow(job_id, after)
+        super().__init__((_sent(event) async for event in self._events), ping=_PING_S)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve it; raises `Unavailable`."""
+        with self._followers.seat(self._who):
+            async with aclosing(self._events):
+                await super().__call__(scope, receive, send)
 
 
 def _sent(event: JobEvent) -> ServerSentEvent:

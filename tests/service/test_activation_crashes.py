@@ -90,9 +90,11 @@ def begin(queue: JobQueue) -> Lease:
     return lease
 
 
-def run(settings: Settings, engine: Engine, job_id: str) -> None:
+def run(settings: Settings, engine: Engine, lease: Lease) -> None:
     queue = JobQueue.of(engine, settings)
-    Activation(settings, engine, queue, lambda _done, _total: None, lambda _: None).run(job_id)
+    Activation(settings, engine, queue, lambda _done, _total: None, lambda _: None).run(
+        lease.job.id, lease.number
+    )
 
 
 def active(engine: Engine) -> str:
@@ -157,7 +159,7 @@ def test_killed_before_the_swap_the_old_model_stays_and_the_job_resumes_with_wha
     with pytest.MonkeyPatch.context() as patch:
         kill(patch)
         with pytest.raises(Killed):
-            run(settings, engine, lease.job.id)
+            run(settings, engine, lease)
     assert active(engine) == "default"
     assert queue.get(lease.job.id).status is Status.RUNNING
     digest = read_card(resolve(settings, "other"))["digest"]
@@ -166,7 +168,7 @@ def test_killed_before_the_swap_the_old_model_stays_and_the_job_resumes_with_wha
     queue.retry(lease, "its lease ran out")
     again = queue.lease()
     assert again is not None
-    run(settings, engine, again.job.id)
+    run(settings, engine, again)
     job = queue.get(lease.job.id)
     assert (job.status, active(engine)) == (Status.SUCCEEDED, "other")
     assert job.result is not None
@@ -180,7 +182,7 @@ def test_killed_after_the_swap_the_job_has_succeeded_with_it(
     lease = begin(queue)
     kill_after_the_commit(monkeypatch)
     with pytest.raises(Killed):
-        run(settings, engine, lease.job.id)
+        run(settings, engine, lease)
     assert (queue.get(lease.job.id).status, active(engine)) == (Status.SUCCEEDED, "other")
     assert queue.lease() is None
 
@@ -204,7 +206,7 @@ def test_what_is_enrolled_before_the_swap_is_embedded_with_it(
 
     monkeypatch.setattr(JobQueue, "succeed", enrol_and_succeed)
     lease = begin(queue)
-    run(settings, engine, lease.job.id)
+    run(settings, engine, lease)
     assert len(swaps) == (1 if late == 4 else 2)
     digest = read_card(resolve(settings, "other"))["digest"]
     assert GalleryStore(engine).count_without(digest) == 0
@@ -232,7 +234,7 @@ def test_a_cancelled_activation_does_not_swap(
     lease = begin(queue)
     between_embedding_and_swap(monkeypatch, lambda: queue.cancel(lease.job.id))
     with pytest.raises(CannotActivate, match="cancelled"):
-        run(settings, engine, lease.job.id)
+        run(settings, engine, lease)
     assert active(engine) == "default"
     assert queue.get(lease.job.id).status is Status.CANCELLING
 
@@ -248,7 +250,7 @@ def test_an_activation_whose_worker_was_replaced_does_not_swap(
 
     between_embedding_and_swap(monkeypatch, take_over)
     with pytest.raises(CannotActivate, match="another worker"):
-        run(settings, engine, lease.job.id)
+        run(settings, engine, lease)
     assert active(engine) == "default"
 
 
@@ -256,7 +258,7 @@ def test_an_activation_gives_way_to_a_swap_under_its_feet(
     settings: Settings, engine: Engine, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = begin(queue)
-    run(settings, engine, first.job.id)
+    run(settings, engine, first)
     queue.enqueue("activate", {"name": "default", "gallery": "default", "instead_of": None})
     lease = queue.lease()
     assert lease is not None
@@ -265,7 +267,7 @@ def test_an_activation_gives_way_to_a_swap_under_its_feet(
         lambda: activation.roll_back(settings, engine, "default", lambda _session, _job: None),
     )
     with pytest.raises(CannotActivate, match="another model meanwhile"):
-        run(settings, engine, lease.job.id)
+        run(settings, engine, lease)
     row = pinned(engine, "default")
     assert (active(engine), row.previous and row.previous.name) == ("default", "other")
 
@@ -277,7 +279,7 @@ def test_an_activation_gated_against_another_model_is_refused(
     lease = queue.lease()
     assert lease is not None
     with pytest.raises(CannotActivate, match="another model now"):
-        run(settings, engine, lease.job.id)
+        run(settings, engine, lease)
     assert active(engine) == "default"
 
 
@@ -287,7 +289,7 @@ def test_an_activation_of_a_gallery_that_is_erased_meanwhile_fails_and_its_succe
     lease = begin(queue)
     between_embedding_and_swap(monkeypatch, lambda: erase_gallery(engine, "default", keep=True))
     with pytest.raises(CannotActivate, match="erased"):
-        run(settings, engine, lease.job.id)
+        run(settings, engine, lease)
     assert active(engine) == "default"
 
 
@@ -296,11 +298,11 @@ def test_only_embeddings_of_the_two_last_models_are_kept(
 ) -> None:
     digest = save_tiny_model(settings.models_dir / "third", seed=3).digest
     other = read_card(resolve(settings, "other"))["digest"]
-    run(settings, engine, begin(queue).job.id)
+    run(settings, engine, begin(queue))
     queue.enqueue("activate", {"name": "third", "gallery": "default", "instead_of": None})
     lease = queue.lease()
     assert lease is not None
-    run(settings, engine, lease.job.id)
+    run(settings, engine, lease)
     with Session(engine) as session:
         query = select(EmbeddingRow.digest, func.count()).group_by(EmbeddingRow.digest)
         kept = {(name, count) for name, count in session.execute(query)}
@@ -323,14 +325,14 @@ def test_who_is_enrolled_while_the_models_are_compared_costs_no_gallery_its_cali
         return compare(*sides)
 
     monkeypatch.setattr(activation, "compare_rank1", enrol_meanwhile)
-    job_id = begin(queue).job.id
-    run(settings, engine, job_id)
+    lease = begin(queue)
+    run(settings, engine, lease)
     other = read_card(resolve(settings, "other"))["digest"]
     _, _, kept = GalleryStore(engine).head("default", other)
     assert kept is not None
     expected = calibration_of("other").operating_point
     assert (kept["threshold"], kept["method"]) == (expected.threshold, expected.method)
-    result = queue.get(job_id).result
+    result = queue.get(lease.job.id).result
     assert result is not None
     assert (result["sequences"], result["embedded"]) == (SEQUENCES + 4, SEQUENCES + 4)
 

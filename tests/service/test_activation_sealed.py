@@ -71,7 +71,7 @@ def begin(engine: Engine, settings: Settings) -> tuple[JobQueue, Lease]:
 def run(settings: Settings, engine: Engine, queue: JobQueue, lease: Lease) -> list[Entry]:
     recorded: list[Entry] = []
     Activation(settings, engine, queue, lambda _done, _total: None, recorded.append).run(
-        lease.job.id
+        lease.job.id, lease.number
     )
     return recorded
 

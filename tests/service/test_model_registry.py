@@ -44,10 +44,6 @@ def job_id(engine: Engine) -> str:
     return JobQueue(engine, lease_seconds=30, max_attempts=3).enqueue("distill", {}).id
 
 
-def nothing(_session: Session) -> None:
-    pass
-
-
 def make(folder: Path, digest: str = "d1") -> Path:
     folder.mkdir(parents=True)
     (folder / "card.json").write_text(json.dumps({"digest": digest, "metrics": {"rank1": 0.5}}))
@@ -101,11 +97,11 @@ def test_a_trained_model_appears_whole_and_names_its_job(
     settings: Settings, registry: ModelRegistry, engine: Engine, tmp_path: Path, job_id: str
 ) -> None:
     checkpoint = make(tmp_path / "run" / "checkpoint")
-    row = registry.add_trained(
-        "mine", checkpoint, job_id=job_id, metrics={"loss": 1.0}, first=nothing
-    )
+    staged = registry.stage_trained("mine", checkpoint, job_id=job_id, metrics={"loss": 1.0})
+    assert "mine" not in [model.name for model in registry.all()]
     with Session(engine) as session, session.begin():
-        session.add(row)
+        session.add(staged.row)
+        staged.move_in()
     model = registry.show("mine")
     assert (model.source, model.job_id, model.digest) == (Source.TRAINED, job_id, "d1")
     assert model.metrics == {"rank1": 0.5, "loss": 1.0}
@@ -117,12 +113,13 @@ def test_registering_twice_after_a_crash_is_the_same_as_once(
     settings: Settings, registry: ModelRegistry, tmp_path: Path, job_id: str
 ) -> None:
     checkpoint = make(tmp_path / "run" / "checkpoint")
-    make(settings.models_dir / f".incoming-{job_id}", digest="half")  # killed while copying
-    first = registry.add_trained("mine", checkpoint, job_id=job_id, metrics={}, first=nothing)
-    again = registry.add_trained(
-        "mine", checkpoint, job_id=job_id, metrics={}, first=nothing
-    )  # before its row
-    assert first.digest == again.digest
+    make(settings.models_dir / f".incoming-{job_id}-1", digest="half")  # killed while copying
+    first = registry.stage_trained("mine", checkpoint, job_id=job_id, metrics={})
+    first.move_in()
+    again = registry.stage_trained("mine", checkpoint, job_id=job_id, metrics={})  # before its row
+    again.move_in()
+    again.move_in()  # the transaction was tried again
+    assert first.row.digest == again.row.digest
     assert [path.name for path in settings.models_dir.iterdir()] == ["mine"]
 
 
@@ -168,6 +165,4 @@ def test_a_name_that_is_taken_stays_with_its_model(
                 ModelRow(name="mine", digest="d1", job_id=None, metrics={}, created_at=now())
             )
     with pytest.raises(Conflict):
-        registry.add_trained(
-            "mine", make(tmp_path / "run"), job_id=job_id, metrics={}, first=nothing
-        )
+        registry.stage_trained("mine", make(tmp_path / "run"), job_id=job_id, metrics={})

@@ -16,8 +16,10 @@ from typer.testing import CliRunner
 
 from models import checkpoint
 from tests.training.runs import TINY
+from training.checking import impossible
 from training.cli import app
 from training.events import ConsoleReporter, Failed, Packed
+from training.recipe import load, shipped
 
 ROOT = Path(__file__).parents[2]
 
@@ -163,6 +165,28 @@ def test_validate_answers_in_json_and_by_its_status() -> None:
     status, (answer,) = call("validate", "gaitkd", "--teacher", "nowhere")
     assert status == 2
     assert answer["errors"][0]["where"] == "teachers.0.checkpoint"
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_recipe_asks_for_what_there_can_be(name: str) -> None:
+    assert impossible(load(name)) == ()
+
+
+@pytest.mark.parametrize(
+    ("setting", "where"),
+    [
+        ("student.architecture=os.system", "student.architecture"),
+        ("student.config.parts=7", "student.config.parts"),
+        ("student.config.chanels=7", "student.config.chanels"),
+        ("student.config.identities=3", "student.config.identities"),
+        ("evaluation.protocol=../x", "evaluation.protocol"),
+    ],
+)
+def test_what_no_data_could_mend_is_found_without_data(setting: str, where: str) -> None:
+    (problem,) = impossible(load("demo", settings=[setting]))
+    assert problem.where == where
+    status, (answer,) = call("validate", "demo", "--set", setting)
+    assert (status, answer) == (2, {"errors": [vars(problem)]})
 
 
 def test_validate_for_a_command_refuses_a_recipe_for_the_other(

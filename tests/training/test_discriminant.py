@@ -65,12 +65,12 @@ def test_people_never_seen_are_told_apart_better_by_the_directions_than_by_all_c
 
 
 def test_directions_in_which_people_hardly_differ_do_no_harm() -> None:
-    embeddings, labels = people(walks=4, identities=25, seed=1)
-
     def told_apart(channels: int) -> float:
         found = discriminant(*people(walks=8, identities=60), channels, shrinkage=0.1)
-        return rank1(found.of(embeddings), labels)
+        drawn = [people(walks=4, identities=25, seed=seed) for seed in range(1, 9)]
+        return float(np.mean([rank1(found.of(embeddings), labels) for embeddings, labels in drawn]))
 
+    # Of one draw it says little: from 0.08 less to 0.10 more (12 draws).
     assert told_apart(WIDTH) > told_apart(2) - 0.05
 
 
@@ -95,7 +95,8 @@ def test_parts_that_explain_one_another_see_through_a_coat_that_changes_them_all
     mixed = mixing(*coats(walks=8, identities=60, seed=0), shrinkage=0.1)
     embeddings, labels = coats(walks=4, identities=25, seed=1)
     seen = np.einsum("npc,qdpc->nqd", embeddings, mixed)
-    assert rank1(seen, labels) > rank1(embeddings, labels) + 0.3
+    # 0.31 to 0.61 more in 12 draws
+    assert rank1(seen, labels) > rank1(embeddings, labels) + 0.2
 
 
 def test_mixed_parts_compare_as_the_discriminants_of_all_parts_do_and_stay_in_their_places() -> (

@@ -240,12 +240,18 @@ def batches(recipe: Recipe, preparation: Preparation) -> Iterator[Batch]:
 
 def test_training_learns_the_drawn_walkers(pack: Path, tmp_path: Path) -> None:
     recipe = tiny(
-        "student-baseline", pack, "steps=40", "save_every=40", "log_every=10", "average=0.9",
+        "student-baseline", pack, "steps=60", "save_every=60", "log_every=10", "average=0.9",
         "optimiser={kind='adamw', learning_rate=0.01}", "schedule.warm_up=4",
     )  # fmt: skip
-    progress = [e for e in run(recipe, tmp_path).events if isinstance(e, Progressed)]
-    assert progress[-1].metrics["loss"] < 0.7 * progress[0].metrics["loss"]
-    assert progress[-1].metrics["accuracy"] > 2 * progress[0].metrics["accuracy"]
+    events = run(recipe, tmp_path).events
+    told = [event.metrics for event in events if isinstance(event, Progressed)]
+    # Another machine rounds otherwise, which is as good as another seed. Of 28 seeds the loss fell
+    # to 0.22 to 0.43 of what it was; with a learning rate of 1e-7, to 0.94 and more (6 seeds).
+    assert told[-1]["loss"] < 0.7 * told[0]["loss"]
+    # A loss may fall without anybody being told apart. The accuracy over the second half of the run
+    # was 0.47 on average, 0.05 the standard deviation, 0.36 the least (16 seeds); 0.16, 0.01 and at
+    # most 0.18 without learning. Of one window of ten steps it says too little.
+    assert np.mean([metrics["accuracy"] for metrics in told[-3:]]) > 0.25
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_a_sentence_and_keeps_the_good_state(

@@ -9,6 +9,7 @@ from service.database import open_database
 from service.jobs.job import Job
 from service.jobs.plan import Outcome, Step
 from service.jobs.queue import JobQueue
+from service.jobs.watch import Watch
 from service.jobs.worker import Worker
 
 RUN = Path(__file__).parent / "fake_run.py"
@@ -27,9 +28,15 @@ class FakeJob:
         return Outcome({"finished": job.id})
 
 
+def fake_worker(queue: JobQueue, folders: Path) -> Worker:
+    watch = Watch(queue.lease_seconds)
+    types = {"fake": FakeJob()}
+    return Worker(queue, types, folders=folders, watch=watch, grace_s=0.5, poll_s=0.05)
+
+
 def main(database: str, folders: str) -> None:
     queue = JobQueue(open_database(database), lease_seconds=1.0, max_attempts=3)
-    worker = Worker(queue, {"fake": FakeJob()}, folders=Path(folders), grace_s=0.5, poll_s=0.05)
+    worker = fake_worker(queue, Path(folders))
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     worker.run()
 

@@ -15,9 +15,9 @@ from service.gallery.erasing import erase_subject
 from service.gallery.store import GalleryStore
 from service.jobs.job import Job, Status
 from service.jobs.leftovers import remove_walks
-from service.jobs.queue import ERASED, JobQueue
+from service.jobs.queue import ERASED, JobQueue, Lease
 from service.jobs.worker import Worker
-from service.model_registry import ModelRegistry, Source
+from service.model_registry import ModelRegistry, ModelRow, Source
 from service.settings import Settings
 from service.training_record import TrainedSubjectRow, TrainingRecord
 from tests.e2e.deployment import QUICK_TRAINING, until
@@ -37,8 +37,37 @@ class Killed(BaseException):
 
 
 class KilledBeforeTheCommit(JobQueue):
-    def succeed(self, *_: object, **__: object) -> Job:
-        raise Killed
+    """Dies in the transaction that ends the job, with its model moved in."""
+
+    def succeed(self, *arguments: Any, **named: Any) -> Job:
+        also = named.pop("also")
+
+        def settle(session: Session) -> None:
+            also(session)
+            raise Killed
+
+        return super().succeed(*arguments, also=settle, **named)
+
+
+class Overtaken(JobQueue):
+    """Is only paused, when everything is made, until another worker has taken the job over."""
+
+    def _overtake(self) -> None:
+        for beat in self.beats():
+            self.take_back(beat)
+        assert self.lease() is not None
+
+
+class OvertakenBeforeTheRecord(Overtaken):
+    def under(self, lease: Lease, work: Callable[[Session], None]) -> None:
+        self._overtake()
+        super().under(lease, work)
+
+
+class OvertakenBeforeTheEnd(Overtaken):
+    def succeed(self, *arguments: Any, **named: Any) -> Job:
+        self._overtake()
+        return super().succeed(*arguments, **named)
 
 
 @pytest.fixture
@@ -114,13 +143,9 @@ def test_whom_a_model_learned_from_is_kept_until_a_receipt_needs_it(
 def test_whom_a_model_learned_from_is_known_though_its_worker_died_as_it_was_moved(
     settings: Settings, engine: Engine, worker: Callable[..., Worker]
 ) -> None:
-    class Killed(JobQueue):
-        def succeed(self, *_: Any, **__: Any) -> Job:
-            raise SystemExit
-
     JobQueue(engine, lease_seconds=30.0, max_attempts=3).enqueue("distill", REQUEST)
-    with pytest.raises(SystemExit):
-        worker(Killed).run_one()
+    with pytest.raises(Killed):
+        worker(KilledBeforeTheCommit).run_one()
     assert (settings.models_dir / "mine").exists()
     models_of = TrainingRecord.of(settings.data_dir).models
     assert erase_subject(engine, "default", "a", models_of).models == ("mine",)
@@ -146,13 +171,13 @@ def test_an_erasure_stops_the_training_on_the_erased(
     assert not (settings.models_dir / "mine").exists()
 
 
-@pytest.mark.parametrize("moment", ["before the model is moved", "after it"])
+@pytest.mark.parametrize("moment", ["before its people are recorded", "after it"])
 def test_no_model_comes_of_walks_that_were_erased_when_the_training_had_just_ended(
     settings: Settings, engine: Engine, worker: Callable[..., Worker], moment: str
 ) -> None:
     class Erasing(JobQueue):
-        def get(self, job_id: str) -> Job:  # what the worker asks before it moves the model
-            if moment == "before the model is moved":
+        def get(self, job_id: str) -> Job:  # what the worker asks before it makes the model known
+            if moment == "before its people are recorded":
                 erase_subject(engine, "default", "a")
             return super().get(job_id)
 
@@ -170,7 +195,7 @@ def test_no_model_comes_of_walks_that_were_erased_when_the_training_had_just_end
     assert ModelRegistry(settings, engine).all() != []
     with Session(engine) as session:
         recorded = set(session.scalars(select(TrainedSubjectRow.model)))
-    # It was there for a moment, so receipts name it like any other that was removed.
+    # It may have been there for a moment, so receipts name it like any other that was removed.
     assert recorded == ({"mine"} if moment == "after it" else set())
 
 
@@ -184,10 +209,28 @@ def test_a_worker_killed_after_it_moved_the_model_is_followed_by_one_that_ends_t
     assert (settings.models_dir / "mine" / "card.json").is_file()
     # Packed again, the gallery would be another dataset, and the run in the folder another run's.
     enrol(GalleryStore(engine), "default", "b", 1)
-    until(worker().run_one, "the lease ran out")
+    until(worker().run_one, "its silence was noticed")
     job = queue.get(job.id)
     assert (job.status, job.attempts, job.error) == (Status.SUCCEEDED, 2, None)
     assert ModelRegistry(settings, engine).show("mine").job_id == job.id
     log = (settings.jobs_dir / job.id / "log.txt").read_text()
     assert log.count("== exporting the gallery") == 1
     assert not (settings.jobs_dir / job.id / "scratch").exists()
+
+
+@pytest.mark.parametrize("kind", [OvertakenBeforeTheRecord, OvertakenBeforeTheEnd])
+def test_a_worker_that_was_only_paused_registers_no_model_of_a_job_that_was_taken_over(
+    settings: Settings, engine: Engine, worker: Callable[..., Worker], kind: type[JobQueue]
+) -> None:
+    queue = JobQueue(engine, lease_seconds=1.0, max_attempts=3)
+    job = queue.enqueue("distill", REQUEST)
+    assert worker(kind).run_one()
+    assert queue.get(job.id).status is Status.RUNNING  # the other worker's, which does nothing yet
+    assert not (settings.models_dir / "mine").exists()
+    with Session(engine) as session:
+        assert session.get(ModelRow, "mine") is None
+        recorded = set(session.scalars(select(TrainedSubjectRow.model)))
+    assert recorded == (set() if kind is OvertakenBeforeTheRecord else {"mine"})
+    until(worker().run_one, "the other worker is silent, too")
+    assert queue.get(job.id).status is Status.SUCCEEDED
+    assert [path.name for path in settings.models_dir.iterdir()] == ["mine"]

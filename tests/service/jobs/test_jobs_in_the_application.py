@@ -51,6 +51,30 @@ def test_a_recipe_without_a_teachers_term_is_refused_before_it_is_queued(
     assert "no term has a teacher" in error["reason"]
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("student.architecture", "os.system", "known: deepgaitv2, gaitbase"),
+        ("evaluation.protocol", "../x", "known: auto, casia-b"),
+    ],
+)
+def test_an_override_that_no_training_could_run_is_refused_by_the_training_program(
+    shared: httpx.Client, key: str, value: object, says: str
+) -> None:
+    body = {
+        "recipe": "demo",
+        "name": "mine",
+        "dataset": {"gallery": "default"},
+        "teachers": ["default"],
+        "overrides": {key: value},
+    }
+    answer = shared.post("/jobs/distill", json=body)
+    assert answer.status_code == 422
+    (error,) = answer.json()["errors"]
+    assert error["where"] == f"overrides.{key}"
+    assert says in error["reason"]
+
+
 def test_a_body_that_is_not_json_is_malformed(shared: httpx.Client) -> None:
     answer = shared.post(
         "/jobs/distill", content=b"{", headers={"Content-Type": "application/json"}

@@ -13,6 +13,7 @@ from service.jobs.lane import LANES
 from service.jobs.plan import Outcome, Step
 from service.jobs.queue import JobQueue
 from service.jobs.types import job_types
+from service.jobs.watch import Watch
 from service.jobs.worker import Worker
 from service.settings import Settings
 from tests.e2e.deployment import until
@@ -32,9 +33,10 @@ class Running:
 
 def crew_of(queue: JobQueue, folders: Path) -> Crew:
     types = {kind: Running() for kind in ("distill", "calibrate")}
+    watch = Watch(queue.lease_seconds)
     return Crew(
         [
-            Worker(queue, types, folders=folders, grace_s=0.5, poll_s=0.02, lane=lane)
+            Worker(queue, types, folders=folders, watch=watch, grace_s=0.5, poll_s=0.02, lane=lane)
             for lane in LANES
         ]
     )
@@ -90,29 +92,43 @@ def test_a_crew_ends_when_one_of_its_workers_fails(
         crew_of(open_queue(), tmp_path / "jobs").run()
 
 
+ENDS_ITS_JOB = """
+import os, pathlib, sys, time
+from service.database import open_database
+from service.jobs.job import LEASE_VARIABLE
+from service.jobs.queue import JobQueue
+
+database, job_id, mark = sys.argv[1:]
+queue = JobQueue(open_database(database), lease_seconds=30, max_attempts=3)
+queue.succeed(queue.lease_of(job_id, int(os.environ[LEASE_VARIABLE])), {"done": True})
+time.sleep(0.5)
+pathlib.Path(mark).touch()
+"""
+
+
 class EndsItself:
     """A job whose command ends it, and then goes on tidying up."""
 
-    def __init__(self, queue: JobQueue) -> None:
-        self._queue = queue
+    def __init__(self, database_url: str) -> None:
+        self._database_url = database_url
 
     def steps(self, job: Job, folder: Path) -> Sequence[Step]:
-        lease = self._queue.lease_of(job.id)
-        self._queue.succeed(lease, {"done": True})
-        mark = folder / "tidied"
-        script = f"import time, pathlib; time.sleep(0.5); pathlib.Path({str(mark)!r}).touch()"
-        return [Step("run", (sys.executable, "-c", script))]
+        arguments = (self._database_url, job.id, str(folder / "tidied"))
+        return [Step("run", (sys.executable, "-c", ENDS_ITS_JOB, *arguments))]
 
     def complete(self, job: Job, folder: Path) -> Outcome:
         raise AssertionError("the job has ended")
 
 
 def test_a_command_that_ended_its_own_job_may_tidy_up(
-    open_queue: Callable[..., JobQueue], tmp_path: Path
+    open_queue: Callable[..., JobQueue], tmp_path: Path, database_url: str
 ) -> None:
     queue = open_queue()
     job = queue.enqueue("own", {})
-    worker = Worker(queue, {"own": EndsItself(queue)}, folders=tmp_path, grace_s=0.5, poll_s=0.02)
+    types = {"own": EndsItself(database_url)}
+    worker = Worker(
+        queue, types, folders=tmp_path, watch=Watch(queue.lease_seconds), grace_s=0.5, poll_s=0.02
+    )
     assert worker.run_one()
     ended = queue.get(job.id)
     assert (ended.status, ended.result) == (Status.SUCCEEDED, {"done": True})

@@ -1,12 +1,11 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 
 import pytest
 from sqlalchemy import Engine
 
-from service.database import now, open_database, writing
+from service.database import open_database, writing
 from service.errors import Conflict, NotFound
 from service.jobs.events import Evaluation, Progress, Start
 from service.jobs.job import Job, Status
@@ -55,6 +54,7 @@ def test_progress_and_metrics_follow_the_events(open_queue: OpenQueue) -> None:
     queue = open_queue()
     job = queue.enqueue("fake", {"a": 1})
     lease = leased(queue)
+    queue.begin(lease)
     queue.record(lease, [Start(event="start", total_steps=40)])
     queue.record(
         lease,
@@ -87,93 +87,122 @@ def test_a_finished_job_keeps_its_result_and_its_last_event_carries_it(
     assert last.data["result"] == {"model": "m"}
 
 
+def take_back(queue: JobQueue) -> None:
+    """What a watcher does to a job that was silent for too long."""
+    for beat in queue.beats():
+        queue.take_back(beat)
+
+
 def test_a_look_that_waited_for_the_lock_leaves_leases_that_could_not_be_renewed(
     open_queue: OpenQueue, engine: Engine
 ) -> None:
-    queue = open_queue(lease_seconds=0.01)
+    queue = open_queue()
     queue.enqueue("fake", {})
     lease = leased(queue)
-    time.sleep(0.05)
+    (silent,) = queue.beats()
     with ThreadPoolExecutor(1) as pool, writing(engine).connect() as connection:
         with connection.begin():
             connection.exec_driver_sql("SELECT 1")
-            look = pool.submit(queue.lease)
+            look = pool.submit(queue.take_back, silent)
             time.sleep(1.3)
-        assert look.result(10) is None
+        look.result(10)
     queue.heartbeat(lease)  # its runner's turn
-    time.sleep(0.05)
-    assert leased(queue).job.id == lease.job.id  # who is silent then is dead
+    queue.take_back(silent)  # who was heard of meanwhile lives
+    assert queue.get(lease.job.id).status is Status.RUNNING
+    take_back(queue)
+    assert leased(queue).job.id == lease.job.id
 
 
-def test_an_expired_lease_queues_the_job_again_and_fences_the_old_worker(
+def test_a_job_that_was_taken_back_is_queued_again_and_its_old_worker_can_write_nothing(
     open_queue: OpenQueue,
 ) -> None:
-    queue = open_queue(lease_seconds=0.05)
+    queue = open_queue()
     job = queue.enqueue("fake", {})
     old = leased(queue)
-    time.sleep(0.06)
-    new = leased(queue)
-    assert new.job.id == job.id
-    assert new.job.attempts == 2
-    for write in (
+    queue.begin(old)
+    take_back(queue)
+    writes: list[Callable[[], object]] = [
+        lambda: queue.begin(old),
         lambda: queue.heartbeat(old),
         lambda: queue.status(old),
-        lambda: queue.record(old, []),
+        lambda: queue.record(old, [Start(event="start", total_steps=1)]),
         lambda: queue.succeed(old, {}),
         lambda: queue.fail(old, "why"),
+        lambda: queue.stopped(old),
+        lambda: queue.retry(old, "why"),
         lambda: queue.release(old),
-    ):
-        with pytest.raises(LeaseLost):
-            write()
+        lambda: queue.lease_of(job.id, old.number),
+    ]
+
+    def require_nothing_written() -> None:
+        before = queue.get(job.id), queue.events(job.id)
+        for write in writes:
+            with pytest.raises(LeaseLost):
+                write()
+        assert (queue.get(job.id), queue.events(job.id)) == before
+
+    require_nothing_written()  # while nobody has the job
+    new = leased(queue)
+    require_nothing_written()  # while another worker has it
+    assert queue.begin(new).attempts == 2
     assert queue.succeed(new, {}).status is Status.SUCCEEDED
     assert statuses(queue, job) == ["queued", "running", "queued", "running", "succeeded"]
 
 
-def test_a_lease_given_before_the_clock_was_set_back_is_none(
-    open_queue: OpenQueue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    queue = open_queue(lease_seconds=5)
-    job = queue.enqueue("fake", {})
-    today = now()
-    for back, held in ((timedelta(seconds=4), True), (timedelta(days=1), False)):
-        with monkeypatch.context() as patch:
-            patch.setattr("service.jobs.queue.now", lambda: today)
-            queue.lease()
-            patch.setattr("service.jobs.queue.now", lambda back=back: today - back)
-            found = queue.lease()
-        assert (found is None) is held
-    assert found is not None
-    assert found.job.id == job.id
-
-
-def test_a_heartbeat_keeps_the_lease(open_queue: OpenQueue) -> None:
-    queue = open_queue(lease_seconds=0.2)
+def test_whatever_renews_a_lease_is_a_sign_of_life(open_queue: OpenQueue) -> None:
+    queue = open_queue()
     queue.enqueue("fake", {})
     lease = leased(queue)
-    for _ in range(4):
-        time.sleep(0.08)
-        queue.heartbeat(lease)
-        assert queue.lease() is None
+    seen = queue.beats()
+    for renew in (
+        lambda: queue.begin(lease),
+        lambda: queue.heartbeat(lease),
+        lambda: queue.record(lease, [Start(event="start", total_steps=1)]),
+    ):
+        renew()
+        assert queue.beats() != seen
+        for beat in seen:
+            queue.take_back(beat)
+        seen = queue.beats()
+    assert queue.status(lease) is Status.RUNNING
 
 
-def test_a_job_whose_workers_keep_disappearing_fails_with_a_reason(open_queue: OpenQueue) -> None:
-    queue = open_queue(lease_seconds=0.02, max_attempts=2)
+@pytest.mark.parametrize("begins", [True, False])
+def test_only_attempts_that_began_count_when_workers_keep_disappearing(
+    open_queue: OpenQueue, begins: bool
+) -> None:
+    queue = open_queue(max_attempts=2)
     job = queue.enqueue("fake", {}, claim="model:a")
-    for _ in range(2):
-        leased(queue)
-        time.sleep(0.03)
-    assert queue.lease() is None
+    for _ in range(2 if begins else 5):
+        lease = leased(queue)
+        if begins:
+            queue.begin(lease)
+        take_back(queue)
     seen = queue.get(job.id)
-    assert seen.status is Status.FAILED
-    assert seen.error == "gave up after 2 attempts: the worker that ran it disappeared"
-    queue.enqueue("fake", {}, claim="model:a")  # and holds its claim no longer
+    assert seen.status is (Status.FAILED if begins else Status.QUEUED)
+    assert seen.attempts == (2 if begins else 0)
+    if begins:
+        assert seen.error == "gave up after 2 attempts: the worker that ran it disappeared"
+        queue.enqueue("fake", {}, claim="model:a")  # and holds its claim no longer
+
+
+def test_an_attempt_that_cannot_begin_counts_or_it_would_be_made_for_ever(
+    open_queue: OpenQueue,
+) -> None:
+    queue = open_queue(max_attempts=2)
+    job = queue.enqueue("fake", {})
+    for _ in range(2):
+        queue.retry(leased(queue), "no folder")
+    assert queue.get(job.id).error == "gave up after 2 attempts: no folder"
 
 
 def test_a_released_job_does_not_lose_an_attempt(open_queue: OpenQueue) -> None:
     queue = open_queue(max_attempts=1)
     job = queue.enqueue("fake", {})
     for _ in range(3):
-        assert queue.release(leased(queue)).status is Status.QUEUED
+        lease = leased(queue)
+        queue.begin(lease)
+        assert queue.release(lease).status is Status.QUEUED
     assert queue.get(job.id).attempts == 0
 
 
@@ -197,7 +226,7 @@ def test_cancelling_a_running_job_is_told_to_its_worker(open_queue: OpenQueue) -
 
 @pytest.mark.parametrize("end", ["retry", "release", "disappear"])
 def test_a_job_being_cancelled_is_never_queued_again(open_queue: OpenQueue, end: str) -> None:
-    queue = open_queue(lease_seconds=0.05 if end == "disappear" else 30.0)
+    queue = open_queue()
     job = queue.enqueue("fake", {})
     lease = leased(queue)
     queue.cancel(job.id)
@@ -206,7 +235,7 @@ def test_a_job_being_cancelled_is_never_queued_again(open_queue: OpenQueue, end:
     elif end == "release":
         queue.release(lease)
     else:
-        time.sleep(0.06)
+        take_back(queue)
     assert queue.lease() is None
     assert queue.get(job.id).status is Status.CANCELLED
 

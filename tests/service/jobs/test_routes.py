@@ -18,11 +18,13 @@ from service.client import Client, JobEvent
 from service.errors import Reason
 from service.gallery.store import GalleryStore
 from service.jobs.events import Progress, Start
+from service.jobs.following import Followers
 from service.jobs.queue import JobQueue
 from service.model_registry import ModelRegistry
 from service.routes import jobs, models
 from service.routes.access import only_known_fields
 from service.settings import Settings
+from tests.e2e.deployment import until
 from tests.service.jobs.serving_in_a_thread import serving
 
 GOOD = {"recipe": "demo", "name": "mine", "dataset": "walks", "teachers": ["big"]}
@@ -78,7 +80,11 @@ def http(settings: Settings, engine: Engine, check: FakeCheck) -> Iterator[httpx
     app.include_router(models.router)
     audit = AuditRecord.open(settings, engine)
     app.state.resources = SimpleNamespace(
-        engine=engine, settings=settings, registry=ModelRegistry(settings, engine), audit=audit
+        engine=engine,
+        settings=settings,
+        registry=ModelRegistry(settings, engine),
+        audit=audit,
+        followers=Followers(JobQueue.of(engine, settings), most=3, most_per_caller=2, poll_s=0.05),
     )
     app.dependency_overrides[jobs.recipe_check] = lambda: check
     GalleryStore(engine).ensure("default")
@@ -89,7 +95,8 @@ def http(settings: Settings, engine: Engine, check: FakeCheck) -> Iterator[httpx
 def refused(http: httpx.Client, path: str, body: Any, status: int) -> dict[str, Any]:
     """The problem that a request is answered with; nothing was queued."""
     before = http.get("/jobs").json()
-    answer = http.post(path, json=body)
+    # escaped, so that half of a surrogate pair can be sent
+    answer = http.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     assert http.get("/jobs").json() == before
@@ -153,6 +160,12 @@ def test_a_distillation_is_queued_and_its_location_answers(
         ),
         ({"overrides": {"steps = 3": 1}}, 422, "overrides.steps = 3.[key]"),
         ({"overrides": {"student": {"checkpoint": "/etc"}}}, 422, "overrides.student"),
+        ({"overrides": {"description": "half of a pair: \ud800"}}, 422, "overrides.description"),
+        ({"overrides": {"description": "no\0thing"}}, 422, "overrides.description"),
+        ({"overrides": {"description": ["fine", "\udfff"]}}, 422, "overrides.description"),
+        ({"overrides": {"\ud800": 1}}, 422, "overrides.\ufffd\ufffd\ufffd.[key]"),
+        ({"name": "\ud800"}, 422, "name"),
+        ({"dataset": {"gallery": "\ud800"}}, 422, "dataset.gallery.gallery"),
     ],
 )
 def test_what_cannot_run_is_refused_by_name(
@@ -175,14 +188,19 @@ def test_overrides_that_the_recipe_refuses_name_their_keys(
         Reason("shedule", "no such key"),
         Reason("terms", "Field required"),
         Reason("data.dataset", "there is no packed dataset"),
+        Reason("student.config.channels.2", "Field required"),
+        Reason("", "schedule.warm_up must be shorter than the run"),
     ]
-    body = {**GOOD, "overrides": {"step": 5, "shedule.warm_up": 1}}
+    overrides = {"step": 5, "shedule.warm_up": 1, "student.config.channels": [1, 2]}
+    body = {**GOOD, "overrides": overrides}
     problem = refused(http, "/jobs/distill", body, 422)
     assert where(problem) == [
         "overrides.step",
         "overrides.shedule.warm_up",
         "recipe.terms",
         "recipe.data.dataset",
+        "overrides.student.config.channels",
+        "recipe",
     ]
 
 
@@ -266,6 +284,7 @@ def test_events_stream_as_they_happen_and_end_with_the_job(
     def work() -> None:
         lease = queue.lease()
         assert lease is not None
+        queue.begin(lease)
         queue.record(lease, [Start(event="start", total_steps=2)])
         time.sleep(0.5)
         queue.record(lease, [Progress(event="progress", step=1, total_steps=2)])
@@ -287,6 +306,7 @@ def test_a_stream_that_broke_goes_on_after_the_last_event_seen(
     job = queue.enqueue("evaluate", {})
     lease = queue.lease()
     assert lease is not None
+    queue.begin(lease)
     queue.record(lease, [Start(event="start", total_steps=2)])
     queue.succeed(lease, {})
     assert [event.sequence for event in followed(http, job.id, after=2)] == [3, 4]
@@ -295,6 +315,21 @@ def test_a_stream_that_broke_goes_on_after_the_last_event_seen(
     assert http.get(f"/jobs/{job.id}/events", headers={"Last-Event-ID": "x"}).status_code == 400
     far = http.get(f"/jobs/{job.id}/events", headers={"Last-Event-ID": "9" * 10})
     assert far.status_code == 204
+
+
+def test_a_stream_beyond_what_a_caller_may_have_is_refused_until_one_ends(
+    http: httpx.Client, queue: JobQueue
+) -> None:
+    job = queue.enqueue("evaluate", {})
+    path = f"/jobs/{job.id}/events"
+    with http.stream("GET", path) as first, http.stream("GET", path) as second:
+        assert (first.status_code, second.status_code) == (200, 200)
+        refusal = http.get(path)
+        assert (refusal.status_code, refusal.json()["type"]) == (503, "/problems/too-many-streams")
+        assert int(refusal.headers["retry-after"]) > 0
+        assert http.get(f"/jobs/{job.id}").status_code == 200
+    queue.cancel(job.id)
+    until(lambda: http.get(path).status_code == 200, "the seats are free again")
 
 
 def test_a_stream_after_an_event_that_never_was_ends_with_the_job(

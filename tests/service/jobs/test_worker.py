@@ -1,4 +1,5 @@
 import errno
+import os
 import signal
 import subprocess
 import sys
@@ -13,13 +14,14 @@ import pytest
 from sqlalchemy import Engine, update
 from sqlalchemy.exc import OperationalError
 
-from service.database import new_id, writing
+from service.database import writing
 from service.jobs.job import Job, Status
 from service.jobs.queue import JobQueue
 from service.jobs.reasons import last_error_line, plain
 from service.jobs.tables import JobRow
 from service.jobs.worker import Worker
-from tests.service.jobs.fake_worker import FakeJob
+from tests.e2e.deployment import children
+from tests.service.jobs.fake_worker import fake_worker
 
 OpenQueue = Callable[..., JobQueue]
 FAKE_WORKER = Path(__file__).parent / "fake_worker.py"
@@ -53,7 +55,7 @@ def queue(open_queue: OpenQueue) -> JobQueue:
 
 @pytest.fixture
 def worker(queue: JobQueue, folders: Path) -> Worker:
-    return Worker(queue, {"fake": FakeJob()}, folders=folders, grace_s=0.5, poll_s=0.05)
+    return fake_worker(queue, folders)
 
 
 @pytest.fixture
@@ -221,7 +223,7 @@ def test_an_idle_worker_outlives_a_database_that_is_busy(
     open_queue: OpenQueue, engine: Engine, folders: Path
 ) -> None:
     queue = open_queue(lease_seconds=0.3)
-    worker = Worker(queue, {"fake": FakeJob()}, folders=folders, grace_s=0.5, poll_s=0.05)
+    worker = fake_worker(queue, folders)
     job = queue.enqueue("fake", {})
     with write_lock(engine):
         assert not worker.run_one()
@@ -307,6 +309,50 @@ def test_a_worker_killed_in_the_middle_takes_its_child_along_and_another_one_res
     assert kept >= 5
 
 
+def processes_of(worker: subprocess.Popen[bytes]) -> list[int]:
+    """The worker, its guard and the run."""
+    found = [worker.pid]
+    for pid in found:
+        found += children(pid)
+    return found
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["the worker", "its children, too"])
+def test_a_worker_that_was_only_paused_costs_the_job_no_attempt_that_did_not_run(
+    queue: JobQueue,
+    folders: Path,
+    start_worker: Callable[[], subprocess.Popen[bytes]],
+    whole: bool,
+) -> None:
+    job = queue.enqueue("fake", {"steps": 60, "seconds": 0.05})
+    first = start_worker()
+    until(lambda: queue.get(job.id).progress.step, "the first worker's progress")
+    paused = processes_of(first)
+    assert len(paused) == 3
+    start_worker()
+    for pid in paused if whole else paused[:1]:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        if whole:  # the other one takes over and waits for the folder
+            until((folders / job.id / "lease").exists, "the other worker waits")
+            time.sleep(0.5)
+            assert queue.get(job.id).attempts == 1
+        else:
+            until(lambda: queue.get(job.id).attempts == 2, "the other worker's attempt")
+            assert all(gone(pid) for pid in paused[1:])
+    finally:
+        for pid in paused[:1] if not whole else paused:
+            os.kill(pid, signal.SIGCONT)
+    until(lambda: queue.get(job.id).status.final, "the end")
+    ended = queue.get(job.id)
+    assert (ended.status, ended.attempts, ended.error) == (Status.SUCCEEDED, 2, None)
+    assert (folders / job.id / "run" / "starts").read_text() == "start\nstart\n"
+    history = [event.data for event in queue.events(job.id) if event.kind == "status"]
+    assert [data.get("attempt") for data in history] == [None, 1, None, 2, None]
+    until(lambda: len(processes_of(first)) == 1, "the paused worker has no child any more")
+    assert not gone(first.pid)
+
+
 def test_a_worker_asked_to_stop_gives_its_job_back(
     queue: JobQueue, folders: Path, start_worker: Callable[[], subprocess.Popen[bytes]]
 ) -> None:
@@ -329,8 +375,8 @@ def test_a_worker_that_lost_its_lease_kills_its_child_and_goes_on(
     thread.start()
     until(lambda: queue.get(job.id).progress.step > 0, "progress")
     pid = int((folders / job.id / "run" / "pid").read_text())
-    with engine.begin() as connection:  # what another worker does to an expired lease
-        connection.execute(update(JobRow).values(lease_token=new_id()))
+    with engine.begin() as connection:  # what another worker does once it took it back
+        connection.execute(update(JobRow).values(lease_number=JobRow.lease_number + 1))
     thread.join(timeout=5)
     assert not thread.is_alive()
     assert gone(pid)

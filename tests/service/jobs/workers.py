@@ -10,6 +10,7 @@ from service.jobs.lane import Lane
 from service.jobs.plan import JobType
 from service.jobs.queue import JobQueue
 from service.jobs.types import job_types
+from service.jobs.watch import Watch
 from service.jobs.worker import Worker
 from service.settings import Settings
 
@@ -21,11 +22,14 @@ def worker_of(
     queue: JobQueue | None = None,
     types: Mapping[str, JobType] | None = None,
     lane: Lane | None = None,
+    watch: Watch | None = None,
 ) -> Worker:
+    queue = queue or JobQueue.of(engine, settings)
     return Worker(
-        queue or JobQueue.of(engine, settings),
+        queue,
         types or job_types(settings, engine),
         folders=settings.jobs_dir,
+        watch=watch or Watch(queue.lease_seconds),
         grace_s=0.5,
         poll_s=0.05,
         lane=lane,
