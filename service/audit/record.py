@@ -25,6 +25,7 @@ from service.audit.chain import BEGINNING, canonical, commitment, line_hash
 from service.audit.entries import SERVICE, Actor, Entry
 from service.audit.tables import AuditRow
 from service.database import (
+    check_sound,
     empty_log,
     migrate,
     note_erasure,
@@ -71,10 +72,12 @@ class AuditRecord:
         url = settings.resolved_audit_url
         engine = open_database(url, synchronous="NORMAL")
         migrate(engine, "audit")
+        flushing = open_database(url)
+        check_sound(flushing)  # so that it, too, knows the files from the beginning
         days = settings.audit_max_age_days
         return cls(
             engine,
-            open_database(url),
+            flushing,
             enabled=settings.audit,
             max_age=None if days is None else timedelta(days=days),
             enrolled=lambda gallery, subject_id: is_enrolled(galleries, gallery, subject_id),
@@ -87,10 +90,12 @@ class AuditRecord:
         self._flushing.dispose()
 
     def check(self) -> None:
-        """Read something: raises what the database raises where that cannot be done."""
+        """Read something: raises what keeps the database from being used."""
         if self._enabled:
             with self._engine.connect() as connection:
                 connection.execute(select(AuditRow.number).limit(1))
+            for engine in (self._engine, self._flushing):
+                check_sound(engine)
 
     # Writing
 

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Engine, Select, and_, exists, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from service.database import new_id, now, writing
+from service.database import check_sound, new_id, now, writing
 from service.errors import Conflict, NotFound, Reason
 from service.gallery.coverage import label
 from service.gallery.records import (
@@ -98,9 +98,10 @@ class GalleryStore:
         self._sealing = sealing_of(engine)
 
     def check(self) -> None:
-        """Read something: raises what the database raises where that cannot be done."""
+        """Read something: raises what keeps the database from being used."""
         with Session(self.engine) as session:
             session.execute(select(GalleryRow.id).limit(1))
+        check_sound(self.engine)
 
     # Galleries
 
