@@ -125,7 +125,7 @@ async def open_resources(
     encoder = encoder or open_encoder(settings, settings.model)
     # Under the name that GET /models lists, whatever its card is called.
     own = ModelInUse(settings.model, encoder.digest, encoder.card.threshold, encoder.card.metric)
-    store = GalleryStore(engine)
+    store = GalleryStore(engine, lambda what: metrics.damaged.labels(what).inc())
     store.ensure(DEFAULT_GALLERY)
     galleries = GalleryCache(max_bytes=settings.index_memory_bytes)
     readiness = Readiness(metrics)

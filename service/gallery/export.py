@@ -226,7 +226,12 @@ def _arrays(
     last = ""
     while True:
         query = (
-            select(SequenceRow.id, SequenceRow.silhouettes, SequenceRow.key_id)
+            select(
+                SequenceRow.id,
+                SequenceRow.silhouettes,
+                SequenceRow.key_id,
+                SequenceRow.content_hash,
+            )
             .where(_after(gallery, last))
             .order_by(SequenceRow.id)
             .limit(_PAGE)
@@ -236,7 +241,9 @@ def _arrays(
         if not rows:
             return
         for row in rows:
-            silhouettes = sealing.silhouettes(row.id, row.silhouettes, row.key_id)
+            silhouettes = sealing.silhouettes(
+                row.id, row.silhouettes, row.key_id, hashed=row.content_hash
+            )
             yield silhouettes_member(row.id), silhouettes
         if embeddings:
             yield from _embeddings(engine, [row.id for row in rows])
