@@ -101,8 +101,10 @@ def export_gallery(engine: Engine, name: str, path: Path) -> int:
 
 
 def _private(path: Path) -> IO[bytes]:
-    """A new file, or an emptied one, that nobody else may read if it is new."""
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+    """A new file, or an emptied one, that nobody else may read."""
+    file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+    os.fchmod(file.fileno(), 0o600)  # if it was there
+    return file
 
 
 class _Pieces:
