@@ -67,6 +67,7 @@ def main() -> None:
     # Before torch and faiss are loaded: threads that spin while they wait take the cores from the
     # requests and jobs beside them.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.umask(0o077)  # what is written is of people: for nobody else on this machine to read
     try:
         app()
     except CommandFailed as error:

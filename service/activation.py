@@ -244,15 +244,23 @@ class Activation:
         if late > _LATE_AT_MOST:
             raise _TooManyLate
         rows = session.execute(
-            select(SequenceRow.id, SequenceRow.silhouettes, SequenceRow.key_id).where(
-                SequenceRow.gallery_id == gallery_id, lacks(encoder.digest)
-            )
+            select(
+                SequenceRow.id,
+                SequenceRow.silhouettes,
+                SequenceRow.key_id,
+                SequenceRow.content_hash,
+            ).where(SequenceRow.gallery_id == gallery_id, lacks(encoder.digest))
         ).all()
         if rows:
             sealing = sealing_of(self._engine)
             sealing.require_current(session)
             made = encoder.encode(
-                [sealing.silhouettes(row.id, row.silhouettes, row.key_id) for row in rows]
+                [
+                    sealing.silhouettes(
+                        row.id, row.silhouettes, row.key_id, hashed=row.content_hash
+                    )
+                    for row in rows
+                ]
             )
             session.add_all(
                 embedding_row(row.id, encoder.digest, embedding, sealing)

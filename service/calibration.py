@@ -194,7 +194,7 @@ def _read(engine: Engine, gallery: str, digest: str) -> tuple[str, _Enrolled]:
     embeddings = np.empty((len(rows), *shape), np.float32)
     for number, row in enumerate(rows):
         embeddings[number] = sealing.embedding(
-            row.id, digest, row.vector, row.key_id, parts=row.parts
+            row.id, digest, row.vector, row.key_id, parts=row.parts, checksum=row.checksum
         )
     _, subjects = np.unique(
         np.asarray([row.subject_id for row in rows], np.str_), return_inverse=True

@@ -7,17 +7,35 @@ import logging
 import sqlite3
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import uuid_utils
 from alembic import command
 from alembic.config import Config
 from alembic.util.exc import CommandError
-from sqlalchemy import Connection, DateTime, Dialect, Engine, TypeDecorator, create_engine, event
-from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy import (
+    Connection,
+    DateTime,
+    Dialect,
+    Engine,
+    ExceptionContext,
+    PoolProxiedConnection,
+    TypeDecorator,
+    create_engine,
+    event,
+    make_url,
+)
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import DeclarativeBase
 
+from service.database_files import (
+    DatabaseDamaged,
+    DatabaseFiles,
+    DatabaseGone,
+    WatchedConnection,
+    is_damage,
+)
 from service.errors import ServiceError, StorageFull, Unavailable
 
 _log = logging.getLogger(__name__)
@@ -36,38 +54,6 @@ _POSTGRESQL_DISK_FULL = "53100"
 
 class NewerSchema(Exception):
     """A newer version of the program has written here; the text says what to do."""
-
-
-class DatabaseGone(SQLAlchemyError):
-    """The database's file is not where it was opened, or another one is in its place."""
-
-
-class _OneFile:
-    """The file that an engine opened first; every connection of it must be one to that file.
-
-    SQLite writes on into a file that was removed, and opens a new and empty one in its place: what
-    is acknowledged then is lost, and two connections of one process see two databases.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._first: tuple[int, int] | None = None
-
-    def remember(self) -> None:
-        """Know it by where it is now, if it is not known yet."""
-        self._first = self._first or self._found()
-
-    def check(self) -> None:
-        """Raise `DatabaseGone` unless it is still there, or was never opened."""
-        if self._first is not None and self._found() != self._first:
-            raise DatabaseGone(f"{self._path} was removed, moved or replaced while in use")
-
-    def _found(self) -> tuple[int, int] | None:
-        try:
-            status = Path(self._path).stat()
-        except OSError:
-            return None
-        return status.st_dev, status.st_ino
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -124,42 +110,89 @@ def open_database(url: str, *, synchronous: Literal["FULL", "NORMAL"] = "FULL") 
     begins with `BEGIN IMMEDIATE` (see `writing`), never half-way. With `synchronous="NORMAL"` a
     commit survives the end of the process but not a power cut.
 
-    A database whose file is removed or replaced meanwhile raises `DatabaseGone` from then on.
+    A database of which a file is removed or replaced meanwhile raises `DatabaseGone` from then on,
+    and one that was found to be damaged `DatabaseDamaged` whenever it is to be written to.
 
     Errors carry no parameters: they would bring subject ids into logs.
     """
-    engine = create_engine(url, pool_pre_ping=True, hide_parameters=True)
+    engine = create_engine(
+        url,
+        pool_pre_ping=True,
+        hide_parameters=True,
+        connect_args={"factory": WatchedConnection} if _is_a_file(url) else {},
+    )
     if engine.dialect.name == "sqlite":
-        path = engine.url.database
-        file = None if path in (None, "", ":memory:") else _OneFile(path)
-
-        @event.listens_for(engine, "connect")
-        def configure(connection: sqlite3.Connection, _record: object) -> None:
-            connection.isolation_level = None  # SQLAlchemy's "begin" event emits BEGIN, below
-            for pragma in (
-                "journal_mode=WAL",
-                f"synchronous={synchronous}",
-                "foreign_keys=ON",
-                "secure_delete=ON",
-                f"busy_timeout={_LOCK_WAIT_MS}",
-            ):
-                connection.execute(f"PRAGMA {pragma}")
-            if file is not None:
-                file.remember()
-
-        if file is not None:
-            event.listen(engine, "do_connect", lambda *_: file.check())
-            event.listen(engine, "checkout", lambda *_: file.check())
-
-        @event.listens_for(engine, "begin")
-        def begin(connection: object) -> None:
-            # A deferred transaction that reads and then writes can fail with SQLITE_BUSY without
-            # waiting; taking the write lock up front makes writers queue instead.
-            options = connection.get_execution_options()  # type: ignore[attr-defined]
-            mode = "IMMEDIATE" if options.get("write") else "DEFERRED"
-            connection.exec_driver_sql(f"BEGIN {mode}")  # type: ignore[attr-defined]
-
+        _set_up_sqlite(engine, synchronous)
+    if _is_a_file(url):
+        _watch(engine, DatabaseFiles(engine.url.database or ""))
     return engine
+
+
+def _is_a_file(url: str) -> bool:
+    parsed = make_url(url)
+    return parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:")
+
+
+def _set_up_sqlite(engine: Engine, synchronous: str) -> None:
+    @event.listens_for(engine, "connect")
+    def configure(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None  # SQLAlchemy's "begin" event emits BEGIN, below
+        for pragma in (
+            "journal_mode=WAL",
+            f"synchronous={synchronous}",
+            "foreign_keys=ON",
+            "secure_delete=ON",
+            f"busy_timeout={_LOCK_WAIT_MS}",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A deferred transaction that reads and then writes can fail with SQLITE_BUSY without
+        # waiting; taking the write lock up front makes writers queue instead.
+        mode = "IMMEDIATE" if connection.get_execution_options().get("write") else "DEFERRED"
+        connection.exec_driver_sql(f"BEGIN {mode}")
+
+
+def _watch(engine: Engine, files: DatabaseFiles) -> None:
+    @event.listens_for(engine, "connect")
+    def opened(connection: WatchedConnection, _record: object) -> None:
+        connection.execute("PRAGMA schema_version").fetchone()  # opens the log
+        files.opened(connection)
+
+    @event.listens_for(engine, "do_connect")
+    def connecting(*_: object) -> None:
+        files.check_before_opening()
+
+    @event.listens_for(engine, "checkout")
+    def checkout(connection: WatchedConnection, *_: object) -> None:
+        files.check(connection)
+
+    @event.listens_for(engine, "begin")
+    def begun(connection: Connection) -> None:
+        # Whoever had to wait for the write lock waited for somebody who may have moved the log.
+        if connection.get_execution_options().get("write"):
+            watched = _watched(connection)
+            try:
+                files.require_sound()
+                files.require_same(watched)
+            except (DatabaseGone, DatabaseDamaged):
+                watched.rollback()
+                raise
+
+    @event.listens_for(engine, "handle_error")
+    def note(context: ExceptionContext) -> None:
+        files.note(context.original_exception)
+
+
+def _watched(connection: Connection) -> WatchedConnection:
+    return cast(WatchedConnection, connection.connection.dbapi_connection)
+
+
+def _note(connection: PoolProxiedConnection, error: sqlite3.DatabaseError) -> None:
+    """What a statement told that went past the engine."""
+    if isinstance(connection.dbapi_connection, WatchedConnection):
+        connection.dbapi_connection.files.note(error)
 
 
 def writing(engine: Engine) -> Engine:
@@ -191,6 +224,14 @@ def migrate(engine: Engine, what: Literal["galleries", "audit"] = "galleries") -
             ) from error
 
 
+def check_sound(engine: Engine) -> None:
+    """Raise what keeps the database from being used; `DatabaseDamaged` once damage was found."""
+    with engine.connect() as connection:
+        connection.exec_driver_sql("SELECT 1")
+        if connection.dialect.name == "sqlite":
+            _watched(connection).files.require_sound()
+
+
 def empty_log(engine: Engine) -> None:
     """Move SQLite's log of newer pages into its file, so that no older page is left beside it.
 
@@ -200,7 +241,8 @@ def empty_log(engine: Engine) -> None:
         connection = engine.raw_connection()  # a checkpoint cannot run inside a transaction
         try:
             busy, _, _ = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        except sqlite3.OperationalError as error:  # no space left, say: the erasure is committed
+        except sqlite3.DatabaseError as error:  # no space left, say: the erasure is committed
+            _note(connection, error)
             _log.error("the write-ahead log keeps what was erased: %s", error)
         else:
             if busy:
@@ -244,7 +286,8 @@ def rewrite(engine: Engine, largest: int = _LARGEST_REWRITE) -> None:
         if cursor.execute("PRAGMA user_version").fetchone()[0] == pragma["user_version"]:
             cursor.execute("PRAGMA user_version=0")  # nothing was erased meanwhile
         cursor.execute("COMMIT")
-    except sqlite3.OperationalError as error:  # busy, or no space left: the next time, then
+    except sqlite3.DatabaseError as error:  # busy, or no space left: the next time, then
+        _note(connection, error)
         _log.warning("traces of what was erased are left in a database: %s", error)
     finally:
         connection.close()
@@ -262,8 +305,14 @@ def storage_trouble(error: Exception) -> ServiceError | None:
             return _out_of_reach("data folder")
         case PoolTimeoutError():
             return _busy()
+        case DatabaseGone(committed=True):
+            return _uncertain()
         case DatabaseGone():
             return _out_of_reach()
+        case DatabaseDamaged():
+            return _damaged()
+        case DBAPIError(orig=sqlite3.DatabaseError() as cause) if is_damage(cause):
+            return _damaged()
         case DBAPIError(orig=sqlite3.OperationalError() as cause):
             return _sqlite_trouble(cause)
         case OperationalError(orig=cause):
@@ -303,4 +352,22 @@ def _out_of_reach(what: str = "database") -> ServiceError:
         "says why.",
         slug="database-unavailable",
         retry_after=10.0,
+    )
+
+
+def _uncertain() -> ServiceError:
+    return Unavailable(
+        "The database's files were removed or replaced while this was written, and it is not "
+        "known whether it was kept. The service's log says what to do; ask then for what you sent.",
+        slug="database-unavailable",
+        retry_after=10.0,
+    )
+
+
+def _damaged() -> ServiceError:
+    return Unavailable(
+        "The database is damaged, and nothing was changed. Its operator must stop the service and "
+        "restore a backup; the service's log says more.",
+        slug="database-damaged",
+        retry_after=60.0,
     )

@@ -314,7 +314,12 @@ def _read(engine: Engine, gallery: str, model: AuditModel) -> _Enrolled:
                 missing += 1
                 continue
             embedding = sealing.embedding(
-                item.id, model.digest, item.vector, item.key_id, parts=item.parts
+                item.id,
+                model.digest,
+                item.vector,
+                item.key_id,
+                parts=item.parts,
+                checksum=item.checksum,
             )
             vectors += embedding.astype("<f4").tobytes()
             shape = (item.parts, item.channels)

@@ -43,6 +43,10 @@ class Metrics:
             "gaitid_model_exchanges_total", "Changes of a gallery's model, by how they ended.",
             ["outcome"], registry=self.registry,
         )  # fmt: skip
+        self.damaged = Counter(
+            "gaitid_damaged_rows_read_total", "Damaged rows that were read, and not used.",
+            ["what"], registry=self.registry,
+        )  # fmt: skip
         self.models_loaded = Gauge(
             "gaitid_models_loaded", "Checkpoints in memory.", registry=self.registry
         )

@@ -24,6 +24,7 @@ from service.active_models import ActiveModels
 from service.audit.record import AuditRecord
 from service.batching import FrameBatcher
 from service.calibration import queue_stale
+from service.data_folder import open_data_folder
 from service.database import migrate, open_database, storage_trouble
 from service.decoder_pool import DecoderPool
 from service.encryption import read_keys
@@ -95,10 +96,11 @@ class Resources:
 def open_engine(settings: Settings) -> Engine:
     """Open the deployment's database, bring its schema up to date, and give it its keys.
 
-    Raises `KeyTrouble` for encryption keys that are no good, or not the database's.
+    Raises `KeyTrouble` for encryption keys that are no good, or not the database's, and
+    `NotPrivate` for a data folder that cannot be kept from others.
     """
     keys = read_keys(settings)
-    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    open_data_folder(settings)
     engine = open_database(settings.resolved_database_url)
     migrate(engine)
     unlock(engine, keys)
@@ -130,7 +132,7 @@ async def open_resources(
     encoder = encoder or open_encoder(settings, settings.model)
     # Under the name that GET /models lists, whatever its card is called.
     own = ModelInUse(settings.model, encoder.digest, encoder.card.threshold, encoder.card.metric)
-    store = GalleryStore(engine)
+    store = GalleryStore(engine, lambda what: metrics.damaged.labels(what).inc())
     store.ensure(DEFAULT_GALLERY)
     galleries = GalleryCache(max_bytes=settings.index_memory_bytes)
     readiness = Readiness(metrics)

@@ -20,6 +20,7 @@ from models.encoder import Encoder, find_device
 from service.app import create_app
 from service.audit.record import AuditRecord
 from service.connections import Connections, affordable
+from service.data_folder import NotPrivate
 from service.database import NewerSchema
 from service.encryption import KeyTrouble
 from service.errors import NotFound
@@ -49,7 +50,7 @@ def _preflight(settings: Settings) -> Encoder:
     try:
         engine = open_engine(settings)
         AuditRecord.open(settings, engine).close()
-    except (KeyTrouble, NewerSchema) as error:
+    except (KeyTrouble, NewerSchema, NotPrivate) as error:
         raise CannotServe(str(error)) from error
     except (OSError, ImportError, SQLAlchemyError) as error:
         cause = getattr(error, "orig", error)

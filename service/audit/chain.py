@@ -2,6 +2,8 @@
 
 Nobody's id is hashed itself, but a commitment to it: SHA-256 of a random salt and the id. Erasing a
 person takes id and salt away, after which the commitment tells nothing and the chain still holds.
+A line of its own then says of how many lines that was done. It does not say of which, because that
+would go on telling which searches found one and the same person, whoever that was.
 
 Only the standard library is imported here: whoever keeps an export can check it with this file.
 """
@@ -16,6 +18,9 @@ from typing import Any, Final
 
 BEGINNING: Final = "0" * 64
 """What the first line of a record names as the hash before it."""
+
+FORGETTING: Final = "forget_subjects"
+"""The action of a line that says of how many lines before it the subjects were taken away."""
 
 _NOT_HASHED = frozenset({"hash", "subject_id", "salt"})
 
@@ -54,9 +59,12 @@ def check(lines: Iterable[Mapping[str, Any]]) -> Checked:
     """Check that lines follow each other unchanged; raises `Broken`.
 
     They may begin anywhere, and the last ones may be missing: that only shows against a hash that
-    was noted elsewhere.
+    was noted elsewhere. Every line without its subject must be accounted for by a line after it; so
+    lines up to a time in the past may seem to lack one. Where older lines are missing, one that was
+    blanked may pass for one of theirs.
     """
     count = 0
+    blank = 0  # lines without their subject that nothing accounts for so far
     first = None
     before: Mapping[str, Any] | None = None
     for line in lines:
@@ -72,8 +80,19 @@ def check(lines: Iterable[Mapping[str, Any]]) -> Checked:
             or commitment(line["subject_id"], line["salt"]) != line["subject_commitment"]
         ):
             raise Broken(f"line {number} names another subject than it did")
+        if line["subject_id"] is None and line["salt"] is not None:
+            raise Broken(f"line {number} names nobody any more, and no erasure does it like that")
+        if line["subject_id"] is None and line["subject_commitment"] is not None:
+            blank += 1
+        if line["action"] == FORGETTING:
+            blank = max(0, blank - int(line["details"]["lines"]))
         before = line
         count += 1
     if before is None:
         return Checked(0, None, None, None)
+    if blank:
+        raise Broken(
+            f"{blank} more of the lines name nobody any more than erasures account for; the "
+            "record cannot tell which"
+        )
     return Checked(count, first, before["number"], before["hash"])

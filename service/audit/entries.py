@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from service.audit.chain import FORGETTING
+
 if TYPE_CHECKING:  # a command that records one line need not load what decodes walks
     from service.auth import ApiKey
     from service.decision import Threshold
@@ -124,6 +126,11 @@ def erasure(what: Literal["subject", "sequence", "gallery"], receipt: ErasureRec
             "embeddings": receipt.embeddings,
         },
     )
+
+
+def forgotten(gallery: str, lines: int) -> Entry:
+    """From how many lines of the record erased subjects were taken, and not from which."""
+    return Entry(FORGETTING, gallery, None, {"lines": lines})
 
 
 def silhouettes(sequence: SequenceRecord, form: str) -> Entry:

@@ -18,13 +18,25 @@ from contextvars import copy_context
 from datetime import datetime, timedelta
 from typing import Any, Self
 
-from sqlalchemy import Connection, Engine, Select, delete, func, insert, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Select,
+    delete,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.engine import Row
 
-from service.audit.chain import BEGINNING, canonical, commitment, line_hash
-from service.audit.entries import SERVICE, Actor, Entry
+from service.audit.chain import BEGINNING, FORGETTING, canonical, commitment, line_hash
+from service.audit.entries import SERVICE, Actor, Entry, forgotten
 from service.audit.tables import AuditRow
 from service.database import (
+    check_sound,
     empty_log,
     migrate,
     note_erasure,
@@ -71,10 +83,12 @@ class AuditRecord:
         url = settings.resolved_audit_url
         engine = open_database(url, synchronous="NORMAL")
         migrate(engine, "audit")
+        flushing = open_database(url)
+        check_sound(flushing)  # so that it, too, knows the files from the beginning
         days = settings.audit_max_age_days
         return cls(
             engine,
-            open_database(url),
+            flushing,
             enabled=settings.audit,
             max_age=None if days is None else timedelta(days=days),
             enrolled=lambda gallery, subject_id: is_enrolled(galleries, gallery, subject_id),
@@ -87,10 +101,12 @@ class AuditRecord:
         self._flushing.dispose()
 
     def check(self) -> None:
-        """Read something: raises what the database raises where that cannot be done."""
+        """Read something: raises what keeps the database from being used."""
         if self._enabled:
             with self._engine.connect() as connection:
                 connection.execute(select(AuditRow.number).limit(1))
+            for engine in (self._engine, self._flushing):
+                check_sound(engine)
 
     # Writing
 
@@ -133,8 +149,9 @@ class AuditRecord:
         if subject_id is not None:
             change = change.where(AuditRow.subject_id == subject_id)
         with self._writing(self._flushing) as connection:
-            if connection.execute(change.values(subject_id=None, salt=None)).rowcount:
+            if lines := connection.execute(change.values(subject_id=None, salt=None)).rowcount:
                 note_erasure(connection)
+                _add(connection, forgotten(gallery, lines), SERVICE)
         empty_log(self._flushing)
 
     def tidy(self) -> None:
@@ -162,7 +179,11 @@ class AuditRecord:
         until: datetime | None = None,
         gallery: str | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """Lines in order, as they are now: with a number above `after`, from `since` to `until`."""
+        """Lines in order, as they are now: with a number above `after`, from `since` to `until`.
+
+        Up to the newest there is at the beginning, or the newest that accounts for a subject that
+        was forgotten while they were read.
+        """
         query = select(*AuditRow.__table__.columns).order_by(AuditRow.number).limit(_PAGE)
         if since is not None:
             query = query.where(AuditRow.at >= since)
@@ -170,13 +191,18 @@ class AuditRecord:
             query = query.where(AuditRow.at < until)
         if gallery is not None:
             query = query.where(AuditRow.gallery == gallery)
+        newest = self._newest()
+        while newest is not None:
+            up_to = query.where(AuditRow.number <= newest)
+            while rows := self._rows(up_to.where(AuditRow.number > after)):
+                for row in rows:
+                    yield _line(row)
+                after = rows[-1].number
+            newest = self._newest(AuditRow.action == FORGETTING, AuditRow.number > newest)
+
+    def _newest(self, *which: ColumnElement[bool]) -> int | None:
         with self._engine.connect() as connection:
-            newest = connection.scalar(select(func.max(AuditRow.number))) or 0
-        query = query.where(AuditRow.number <= newest)
-        while rows := self._rows(query.where(AuditRow.number > after)):
-            for row in rows:
-                yield _line(row)
-            after = rows[-1].number
+            return connection.scalar(select(func.max(AuditRow.number)).where(*which))
 
     def _rows(self, query: Select[*tuple[Any, ...]]) -> list[Row[*tuple[Any, ...]]]:
         with self._engine.connect() as connection:
@@ -206,30 +232,8 @@ class AuditRecord:
             empty_log(self._flushing)
 
     def _append(self, engine: Engine, entry: Entry, by: Actor) -> None:
-        salt = None if entry.subject_id is None else secrets.token_hex(16)
-        line: dict[str, Any] = {
-            "action": entry.action,
-            "actor": by.kind,
-            "key_id": by.key_id,
-            "key_name": by.key_name,
-            "request_id": request_id.get(),
-            "gallery": entry.gallery,
-            "subject_id": entry.subject_id,
-            "salt": salt,
-            "subject_commitment": None
-            if entry.subject_id is None or salt is None
-            else commitment(entry.subject_id, salt),
-            "details": entry.details,
-        }
         with self._writing(engine) as connection:
-            last = connection.execute(
-                select(AuditRow.number, AuditRow.hash).order_by(AuditRow.number.desc()).limit(1)
-            ).one_or_none()
-            number, previous = (1, BEGINNING) if last is None else (last.number + 1, last.hash)
-            at = now()
-            line |= {"number": number, "at": at.isoformat(), "previous": previous}
-            kept = {"at": at, "details": canonical(entry.details), "hash": line_hash(line)}
-            connection.execute(insert(AuditRow), {**line, **kept})
+            _add(connection, entry, by)
 
     @contextmanager
     def _writing(self, engine: Engine) -> Iterator[Connection]:
@@ -237,6 +241,33 @@ class AuditRecord:
             if engine.dialect.name == "postgresql":  # SQLite has but one writer
                 connection.execute(text("LOCK TABLE audit IN EXCLUSIVE MODE"))
             yield connection
+
+
+def _add(connection: Connection, entry: Entry, by: Actor) -> None:
+    """Add a line, in a transaction that nobody else can write beside."""
+    salt = None if entry.subject_id is None else secrets.token_hex(16)
+    line: dict[str, Any] = {
+        "action": entry.action,
+        "actor": by.kind,
+        "key_id": by.key_id,
+        "key_name": by.key_name,
+        "request_id": request_id.get(),
+        "gallery": entry.gallery,
+        "subject_id": entry.subject_id,
+        "salt": salt,
+        "subject_commitment": None
+        if entry.subject_id is None or salt is None
+        else commitment(entry.subject_id, salt),
+        "details": entry.details,
+    }
+    last = connection.execute(
+        select(AuditRow.number, AuditRow.hash).order_by(AuditRow.number.desc()).limit(1)
+    ).one_or_none()
+    number, previous = (1, BEGINNING) if last is None else (last.number + 1, last.hash)
+    at = now()
+    line |= {"number": number, "at": at.isoformat(), "previous": previous}
+    kept = {"at": at, "details": canonical(entry.details), "hash": line_hash(line)}
+    connection.execute(insert(AuditRow), {**line, **kept})
 
 
 def _line(row: Row[Any]) -> dict[str, Any]:

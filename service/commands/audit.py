@@ -31,8 +31,11 @@ def audit(
     """Write the audit record of a running service as JSON lines."""
     from service.audit import chain
 
-    if check and gallery is not None:
-        raise WrongUsage("--check takes every line, so it cannot be told with --gallery")
+    if check and (gallery is not None or until is not None):
+        raise WrongUsage(
+            "--check takes every line up to the newest, so it cannot be told with --gallery or "
+            "--until"
+        )
     with connected(url, api_key) as client:
         lines = client.audit(since=since, until=until, gallery=gallery, after=after)
         if not check:

@@ -59,10 +59,13 @@ def database(settings: Settings) -> Iterator[Engine]:
     """
     from sqlalchemy.exc import SQLAlchemyError
 
+    from service.data_folder import NotPrivate, open_data_folder
     from service.database import NewerSchema, migrate, open_database, storage_trouble
 
     try:
-        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        open_data_folder(settings)
+    except NotPrivate as error:
+        raise CommandFailed(str(error)) from error
     except OSError as error:
         raise CommandFailed(f"the data folder cannot be made: {error}") from error
     engine = open_database(settings.resolved_database_url)

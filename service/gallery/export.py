@@ -101,8 +101,10 @@ def export_gallery(engine: Engine, name: str, path: Path) -> int:
 
 
 def _private(path: Path) -> IO[bytes]:
-    """A new file, or an emptied one, that nobody else may read if it is new."""
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+    """A new file, or an emptied one, that nobody else may read."""
+    file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+    os.fchmod(file.fileno(), 0o600)  # if it was there
+    return file
 
 
 class _Pieces:
@@ -226,7 +228,12 @@ def _arrays(
     last = ""
     while True:
         query = (
-            select(SequenceRow.id, SequenceRow.silhouettes, SequenceRow.key_id)
+            select(
+                SequenceRow.id,
+                SequenceRow.silhouettes,
+                SequenceRow.key_id,
+                SequenceRow.content_hash,
+            )
             .where(_after(gallery, last))
             .order_by(SequenceRow.id)
             .limit(_PAGE)
@@ -236,7 +243,9 @@ def _arrays(
         if not rows:
             return
         for row in rows:
-            silhouettes = sealing.silhouettes(row.id, row.silhouettes, row.key_id)
+            silhouettes = sealing.silhouettes(
+                row.id, row.silhouettes, row.key_id, hashed=row.content_hash
+            )
             yield silhouettes_member(row.id), silhouettes
         if embeddings:
             yield from _embeddings(engine, [row.id for row in rows])

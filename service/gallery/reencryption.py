@@ -79,7 +79,9 @@ def _sequences(
 ) -> tuple[tuple[str, ...], int] | None:
     """Seal the next silhouettes; the last one's key and how many, None when there are no more."""
     query = (
-        select(SequenceRow.id, SequenceRow.silhouettes, SequenceRow.key_id)
+        select(
+            SequenceRow.id, SequenceRow.silhouettes, SequenceRow.key_id, SequenceRow.content_hash
+        )
         .where(SequenceRow.id > after[0], SequenceRow.key_id.is_distinct_from(sealing.key_id))
         .order_by(SequenceRow.id)
         .limit(_PIECE)
@@ -93,7 +95,7 @@ def _sequences(
             silhouettes=sealing.reseal_silhouettes(row.id, row.silhouettes, row.key_id),
             key_id=sealing.key_id,
             content_hash=sealing.content_hash(
-                sealing.silhouettes(row.id, row.silhouettes, row.key_id)
+                sealing.silhouettes(row.id, row.silhouettes, row.key_id, hashed=row.content_hash)
             ),
         )
         for row in rows
@@ -109,7 +111,12 @@ def _embeddings(
     place = tuple_(EmbeddingRow.sequence_id, EmbeddingRow.digest)
     query = (
         select(
-            EmbeddingRow.sequence_id, EmbeddingRow.digest, EmbeddingRow.vector, EmbeddingRow.key_id
+            EmbeddingRow.sequence_id,
+            EmbeddingRow.digest,
+            EmbeddingRow.parts,
+            EmbeddingRow.vector,
+            EmbeddingRow.checksum,
+            EmbeddingRow.key_id,
         )
         .where(place > after, EmbeddingRow.key_id.is_distinct_from(sealing.key_id))
         .order_by(EmbeddingRow.sequence_id, EmbeddingRow.digest)
@@ -125,7 +132,15 @@ def _embeddings(
             EmbeddingRow.key_id.is_not_distinct_from(row.key_id),
         )
         .values(
-            vector=sealing.reseal_embedding(row.sequence_id, row.digest, row.vector, row.key_id),
+            vector=sealing.reseal_embedding(
+                row.sequence_id,
+                row.digest,
+                row.vector,
+                row.key_id,
+                parts=row.parts,
+                checksum=row.checksum,
+            ),
+            checksum=None,
             key_id=sealing.key_id,
         )
         for row in rows

@@ -91,31 +91,51 @@ class Sealing:
         """Silhouettes uint8 [s, 64, 64] for keeping; `ValueError` for any other shape."""
         return self._seal(packed(silhouettes), _silhouettes_of(sequence_id))
 
-    def silhouettes(self, sequence_id: str, kept: bytes, key_id: str | None) -> Silhouettes:
+    def silhouettes(
+        self, sequence_id: str, kept: bytes, key_id: str | None, *, hashed: str | None = None
+    ) -> Silhouettes:
         """Undo `seal_silhouettes`: uint8 [s, 64, 64].
+
+        `hashed` is the `content_hash` of the row, if it was read: plain silhouettes must have it.
 
         Raises `Unavailable` without the key, and `DamagedSilhouettes` for what was not sealed as
         this sequence's silhouettes, or is none.
         """
         try:
             plain = zlib.decompress(self._open(kept, key_id, _silhouettes_of(sequence_id)))
-            return np.frombuffer(plain, np.uint8).reshape(-1, SIDE, SIDE)
+            silhouettes = np.frombuffer(plain, np.uint8).reshape(-1, SIDE, SIDE)
         except (Tampered, zlib.error, ValueError) as error:  # ValueError: no whole frames
             raise DamagedSilhouettes(sequence_id) from error
+        if key_id is None and hashed not in (None, content_hash(silhouettes)):
+            raise DamagedSilhouettes(sequence_id)  # another sequence's
+        return silhouettes
 
     def seal_embedding(self, sequence_id: str, digest: str, embedding: Embedding) -> bytes:
         """An embedding [p, c] for keeping: float32, little-endian, row by row."""
         vector = np.ascontiguousarray(embedding, "<f4").tobytes()
         return self._seal(vector, _embedding_of(sequence_id, digest))
 
+    def checksum(self, sequence_id: str, digest: str, kept: bytes, *, parts: int) -> int | None:
+        """What is kept beside what `seal_embedding` gave; None where encryption has its own."""
+        return None if self._current else _checksum(sequence_id, digest, kept, parts)
+
     def embedding(
-        self, sequence_id: str, digest: str, kept: bytes, key_id: str | None, *, parts: int
+        self,
+        sequence_id: str,
+        digest: str,
+        kept: bytes,
+        key_id: str | None,
+        *,
+        parts: int,
+        checksum: int | None,
     ) -> Embedding:
         """Undo `seal_embedding`: float32 [p, c].
 
-        Raises `Unavailable` without the key, and `DamagedEmbedding` for what was not sealed as
-        this checkpoint's embedding of this sequence, or is none.
+        A plain one without a checksum, from before there was one, is taken as it is. Raises
+        `Unavailable` without the key, and `DamagedEmbedding` for what was not sealed as this
+        checkpoint's embedding of this sequence, or is none.
         """
+        _require(sequence_id, digest, kept, key_id, parts, checksum)
         try:
             vector = self._open(kept, key_id, _embedding_of(sequence_id, digest))
             embedding = np.frombuffer(vector, "<f4").reshape(parts, -1)
@@ -149,9 +169,17 @@ class Sealing:
             raise DamagedSilhouettes(sequence_id) from error
 
     def reseal_embedding(
-        self, sequence_id: str, digest: str, kept: bytes, key_id: str | None
+        self,
+        sequence_id: str,
+        digest: str,
+        kept: bytes,
+        key_id: str | None,
+        *,
+        parts: int,
+        checksum: int | None,
     ) -> bytes:
         """The same embedding, sealed with the first key; raises as `embedding` does."""
+        _require(sequence_id, digest, kept, key_id, parts, checksum)
         about = _embedding_of(sequence_id, digest)
         try:
             return self._seal(self._open(kept, key_id, about), about)
@@ -235,3 +263,21 @@ def _silhouettes_of(sequence_id: str) -> bytes:
 
 def _embedding_of(sequence_id: str, digest: str) -> bytes:
     return f"embedding {sequence_id} {digest}".encode()
+
+
+def _checksum(sequence_id: str, digest: str, kept: bytes, parts: int) -> int:
+    """CRC-32 of an embedding and whose it is: of a damaged disk, not against an attacker."""
+    return zlib.crc32(kept, zlib.crc32(f"{sequence_id} {digest} {parts}".encode()))
+
+
+def _require(
+    sequence_id: str,
+    digest: str,
+    kept: bytes,
+    key_id: str | None,
+    parts: int,
+    checksum: int | None,
+) -> None:
+    """Raise `DamagedEmbedding` for a plain embedding that has not got its checksum."""
+    if key_id is None and checksum not in (None, _checksum(sequence_id, digest, kept, parts)):
+        raise DamagedEmbedding

@@ -7,15 +7,27 @@ visible in order, and a reader that has seen revision r has seen everything up t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, Select, and_, exists, func, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Engine,
+    Row,
+    Select,
+    and_,
+    delete,
+    exists,
+    func,
+    select,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from service.database import new_id, now, writing
+from service.database import check_sound, new_id, now, writing
 from service.errors import Conflict, NotFound, Reason
 from service.gallery.coverage import label
 from service.gallery.records import (
@@ -30,7 +42,12 @@ from service.gallery.records import (
     SequenceRecord,
     Silhouettes,
 )
-from service.gallery.sealing import Sealing, sealing_of
+from service.gallery.sealing import (
+    DamagedEmbedding,
+    DamagedSilhouettes,
+    Sealing,
+    sealing_of,
+)
 from service.gallery.tables import (
     EmbeddingRow,
     ErasedSequenceRow,
@@ -39,6 +56,8 @@ from service.gallery.tables import (
     SubjectRow,
 )
 
+_log = logging.getLogger(__name__)
+_WALK = (SequenceRow.id, SequenceRow.silhouettes, SequenceRow.key_id, SequenceRow.content_hash)
 _PIECE = 2048  # sequences that are read at once: at 16 x 256 channels, 32 MB
 Also = Callable[[Session], None]
 """Work to do in the same transaction; what it raises rolls everything back."""
@@ -93,14 +112,17 @@ def raise_revision(session: Session, name: str) -> tuple[str, int]:
 class GalleryStore:
     """Galleries, subjects, sequences and embeddings behind one engine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, damaged: Callable[[str], None] = lambda _what: None) -> None:
+        """`damaged` is told of every damaged row that was read: an embedding, or silhouettes."""
         self.engine = engine
         self._sealing = sealing_of(engine)
+        self._damaged = damaged
 
     def check(self) -> None:
-        """Read something: raises what the database raises where that cannot be done."""
+        """Read something: raises what keeps the database from being used."""
         with Session(self.engine) as session:
             session.execute(select(GalleryRow.id).limit(1))
+        check_sound(self.engine)
 
     # Galleries
 
@@ -213,14 +235,10 @@ class GalleryStore:
     def silhouettes(self, sequence_id: str) -> Silhouettes:
         """The normalised silhouettes, uint8 [s, 64, 64]; raises `NotFound`."""
         with Session(self.engine) as session:
-            row = session.execute(
-                select(SequenceRow.silhouettes, SequenceRow.key_id).where(
-                    SequenceRow.id == sequence_id
-                )
-            ).one_or_none()
+            row = session.execute(select(*_WALK).where(SequenceRow.id == sequence_id)).one_or_none()
         if row is None:
             raise missing_sequence(sequence_id)
-        return self._sealing.silhouettes(sequence_id, row.silhouettes, row.key_id)
+        return self._silhouettes(row)
 
     # Following
 
@@ -283,11 +301,7 @@ class GalleryStore:
                         row.id,
                         row.subject_id,
                         row.details,
-                        None
-                        if row.vector is None
-                        else self._sealing.embedding(
-                            row.id, digest, row.vector, row.key_id, parts=row.parts
-                        ),
+                        None if row.vector is None else self._embedding(row, digest),
                     )
                     for row in added
                 ),
@@ -320,7 +334,7 @@ class GalleryStore:
     ) -> list[tuple[str, Silhouettes]]:
         """Up to `limit` sequences that this checkpoint has not embedded, by id, after an id."""
         query = (
-            select(SequenceRow.id, SequenceRow.silhouettes, SequenceRow.key_id)
+            select(*_WALK)
             .where(lacks(digest), SequenceRow.id > after)
             .order_by(SequenceRow.id)
             .limit(limit)
@@ -328,10 +342,7 @@ class GalleryStore:
         if gallery_id is not None:
             query = query.where(SequenceRow.gallery_id == gallery_id)
         with Session(self.engine) as session:
-            return [
-                (row.id, self._sealing.silhouettes(row.id, row.silhouettes, row.key_id))
-                for row in session.execute(query)
-            ]
+            return [(row.id, self._silhouettes(row)) for row in session.execute(query)]
 
     def add_embeddings(self, digest: str, made: Iterable[tuple[str, Embedding]]) -> None:
         """Keep embeddings; skips sequences erased, or embedded by somebody else, meanwhile."""
@@ -348,18 +359,69 @@ class GalleryStore:
             )
             session.add_all(rows[sequence_id] for sequence_id in wanted)
 
+    def replace_embeddings(self, digest: str, made: Iterable[tuple[str, Embedding]]) -> None:
+        """Keep embeddings in the place of those there are; skips sequences erased meanwhile."""
+        rows = {
+            sequence_id: embedding_row(sequence_id, digest, embedding, self._sealing)
+            for sequence_id, embedding in made
+        }
+        with Session(writing(self.engine)) as session, session.begin():
+            self._sealing.require_current(session)
+            _drop_embeddings(session, digest, list(rows))
+            there = select(SequenceRow.id).where(SequenceRow.id.in_(list(rows))).with_for_update()
+            session.add_all(rows[sequence_id] for sequence_id in session.scalars(there))
+
+    def drop_embeddings(self, digest: str, sequence_ids: Sequence[str]) -> None:
+        """Forget what a checkpoint made of these sequences."""
+        with Session(writing(self.engine)) as session, session.begin():
+            _drop_embeddings(session, digest, sequence_ids)
+
+    def _embedding(self, row: Row[*tuple[Any, ...]], digest: str) -> Embedding:
+        """Of a row of `sequences_under`."""
+        try:
+            return self._sealing.embedding(
+                row.id, digest, row.vector, row.key_id, parts=row.parts, checksum=row.checksum
+            )
+        except DamagedEmbedding:
+            self._tell("embedding", row.id)
+            raise
+
+    def _silhouettes(self, row: Row[*tuple[Any, ...]]) -> Silhouettes:
+        """Of a row of `_WALK`."""
+        try:
+            return self._sealing.silhouettes(
+                row.id, row.silhouettes, row.key_id, hashed=row.content_hash
+            )
+        except DamagedSilhouettes:
+            self._tell("silhouettes", row.id)
+            raise
+
+    def _tell(self, what: str, sequence_id: str) -> None:
+        _log.error("stored data is damaged: %s", what, extra={"sequence_id": sequence_id})
+        self._damaged(what)
+
+
+def _drop_embeddings(session: Session, digest: str, sequence_ids: Sequence[str]) -> None:
+    session.execute(
+        delete(EmbeddingRow).where(
+            EmbeddingRow.sequence_id.in_(sequence_ids), EmbeddingRow.digest == digest
+        )
+    )
+
 
 def embedding_row(
     sequence_id: str, digest: str, embedding: Embedding, sealing: Sealing
 ) -> EmbeddingRow:
     """The row for one embedding float32 [p, c]."""
     parts, channels = embedding.shape
+    vector = sealing.seal_embedding(sequence_id, digest, embedding)
     return EmbeddingRow(
         sequence_id=sequence_id,
         digest=digest,
         parts=parts,
         channels=channels,
-        vector=sealing.seal_embedding(sequence_id, digest, embedding),
+        vector=vector,
+        checksum=sealing.checksum(sequence_id, digest, vector, parts=parts),
         key_id=sealing.key_id,
     )
 
@@ -383,19 +445,27 @@ def sequence_record(row: SequenceRow, gallery: str) -> SequenceRecord:
 
 def embedding_of(row: EmbeddingRow, sealing: Sealing) -> Embedding:
     """The embedding float32 [p, c] in a row; raises as `Sealing.embedding` does."""
-    return sealing.embedding(row.sequence_id, row.digest, row.vector, row.key_id, parts=row.parts)
+    return sealing.embedding(
+        row.sequence_id,
+        row.digest,
+        row.vector,
+        row.key_id,
+        parts=row.parts,
+        checksum=row.checksum,
+    )
 
 
 def sequences_under(digest: str, *columns: InstrumentedAttribute[Any]) -> Select[tuple[Any, ...]]:
     """Sequences with what a checkpoint made of each: `vector` is None where it has made nothing.
 
     Columns are the sequence's `id` and `subject_id`, those that are asked for, and the embedding's
-    `parts`, `channels`, `vector` and `key_id`, for `Sealing.embedding`.
+    `parts`, `channels`, `vector`, `checksum` and `key_id`, for `Sealing.embedding`.
     """
     embedding = (
         EmbeddingRow.parts,
         EmbeddingRow.channels,
         EmbeddingRow.vector,
+        EmbeddingRow.checksum,
         EmbeddingRow.key_id,
     )
     return select(SequenceRow.id, SequenceRow.subject_id, *columns, *embedding).outerjoin(

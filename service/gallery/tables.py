@@ -104,7 +104,11 @@ class SequenceRow(Table):
 
 
 class EmbeddingRow(Table):
-    """What one checkpoint made of one sequence: float32 [p, c], as `Sealing` keeps it."""
+    """What one checkpoint made of one sequence: float32 [p, c], as `Sealing` keeps it.
+
+    `checksum` is null where it is encrypted, which has one of its own, and where it was written
+    before there was one.
+    """
 
     __tablename__ = "embedding"
 
@@ -115,6 +119,7 @@ class EmbeddingRow(Table):
     parts: Mapped[int]
     channels: Mapped[int]
     vector: Mapped[bytes] = mapped_column(LargeBinary)
+    checksum: Mapped[int | None] = mapped_column(BigInteger)
     key_id: Mapped[str | None] = mapped_column(_KEY)
 
     __table_args__ = (Index("ix_embedding_key", "key_id"),)

@@ -124,7 +124,8 @@ def test_every_kind_of_change_is_recorded(serve: Serve) -> None:
     recorded = lines(client)
     assert [line["action"] for line in recorded] == [
         "create_gallery", "enroll", "read_silhouettes", "read_silhouettes", "read_silhouettes",
-        "job_calibrate", "call", "erase_sequence", "erase_subject", "erase_gallery", "read_audit",
+        "job_calibrate", "call", "erase_sequence", "forget_subjects", "erase_subject",
+        "erase_gallery", "read_audit",
     ]  # fmt: skip
     by_action = {line["action"]: line for line in recorded}
     assert by_action["job_calibrate"]["details"] == {"job_id": job}
@@ -184,10 +185,11 @@ def test_who_is_erased_is_not_named_any_more_and_the_chain_still_holds(
     client.delete("/subjects/anna-the-first")
     recorded = lines(client)
     assert [line["subject_id"] for line in recorded] == [
-        None, None, "bert-the-second", "bert-the-second", None, None,
+        None, None, "bert-the-second", "bert-the-second", None, None, None,
     ]  # fmt: skip
+    assert (recorded[4]["action"], recorded[4]["details"]) == ("forget_subjects", {"lines": 2})
     assert [line["salt"] is None for line in recorded[:4]] == [True, True, False, False]
-    assert chain.check(recorded).lines == 6
+    assert chain.check(recorded).lines == 7
     files = b"".join(path.read_bytes() for path in (tmp_path / "data").glob("*.sqlite*"))
     assert b"anna-the-first" not in files
     assert b"bert-the-second" in files
@@ -215,7 +217,8 @@ def test_who_is_erased_during_a_search_is_not_named_by_it(
     answer = identify(client, walk(1)).json()
     assert answer["candidates"][0]["subject_id"] == "anna"  # as the search had found
     assert actions(client) == [
-        ("enroll", None), ("erase_subject", None), ("identify", None), ("read_audit", None),
+        ("enroll", None), ("forget_subjects", None), ("erase_subject", None), ("identify", None),
+        ("forget_subjects", None), ("read_audit", None),
     ]  # fmt: skip
 
 
@@ -227,8 +230,11 @@ def test_what_an_erasure_had_no_time_to_forget_is_forgotten_later(
     assert [line["subject_id"] for line in record.lines()] == ["anna"]
     monkeypatch.setattr(service.audit.record, "_SETTLED", timedelta(0))
     record.tidy()
-    assert [line["subject_id"] for line in record.lines()] == [None]
+    found = [(line["action"], line["subject_id"]) for line in record.lines()]
+    assert found == [("enroll", None), ("forget_subjects", None)]
     chain.check(record.lines())
+    record.tidy()
+    assert len(list(record.lines())) == 2  # nobody forgotten is nothing told
 
 
 def test_the_database_refuses_to_change_the_record(settings: Settings, record: AuditRecord) -> None:
@@ -248,7 +254,59 @@ def test_the_database_refuses_to_change_the_record(settings: Settings, record: A
         connection.execute("UPDATE audit SET subject_id = NULL, salt = NULL WHERE number = 2")
         connection.commit()
     assert [line["subject_id"] for line in record.lines()] == ["s0", None, "s2"]
-    chain.check(record.lines())
+    with pytest.raises(chain.Broken, match="1 more of the lines name nobody any more than eras"):
+        chain.check(record.lines())
+    # An erasure, of whom it may be, accounts for its own lines only.
+    for subject in ("s1", "s2"):
+        record.forget("default", subject)
+    with pytest.raises(chain.Broken, match="1 more of the lines"):
+        chain.check(record.lines())
+
+
+def test_a_line_is_not_blanked_by_halves(settings: Settings, record: AuditRecord) -> None:
+    record.changed(Entry("enroll", "default", "anna"), COMMAND)
+    forgotten = [{**line, "subject_id": None} for line in record.lines()]
+    with pytest.raises(chain.Broken, match="line 1 names nobody any more"):
+        chain.check(forgotten)
+
+
+def test_who_is_forgotten_while_the_record_is_read_is_accounted_for(
+    record: AuditRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.audit.record, "_PAGE", 2)
+    for number in range(6):
+        record.changed(Entry("enroll", "default", f"s{number}"), COMMAND)
+    reading = record.lines()
+    read = [next(reading)]
+    record.forget("default", "s5")
+    record.changed(Entry("enroll", "default", "later"), COMMAND)
+    read += reading
+    assert [line["number"] for line in read] == list(range(1, 8))
+    assert read[5]["subject_id"] is None
+    assert chain.check(read).lines == 7
+
+
+def test_who_was_forgotten_before_there_were_lines_of_it_is_accounted_for_by_the_migration(
+    settings: Settings,
+) -> None:
+    galleries = open_engine(settings)
+    path = file_of(settings)
+    with closing(AuditRecord.open(settings, galleries)) as audit:
+        for number in range(3):
+            audit.changed(Entry("enroll", "default", f"s{number}"), COMMAND)
+    with closing(sqlite3.connect(path)) as connection:  # as the version before left it
+        connection.execute("UPDATE audit SET subject_id = NULL, salt = NULL WHERE number < 3")
+        connection.execute("UPDATE audit_version SET version_num = '0001_audit'")
+        connection.commit()
+    with closing(AuditRecord.open(settings, galleries)) as audit:
+        told = list(audit.lines())[-1]
+        assert (told["action"], told["actor"]) == ("forget_subjects", "service")
+        assert told["details"] == {"lines": 2, "before": "0002_forgetting"}
+        assert chain.check(audit.lines()).lines == 4
+        audit.changed(Entry("enroll", "default", "s9"), COMMAND)
+    with closing(AuditRecord.open(settings, galleries)) as audit:
+        assert chain.check(audit.lines()).lines == 5
+    galleries.dispose()
 
 
 @pytest.mark.parametrize(
@@ -376,7 +434,7 @@ def test_turned_off_it_records_nothing_and_still_forgets(serve: Serve) -> None:
     enrol(off, "bert", walk(2))
     assert actions(off) == [("enroll", "anna")]
     off.delete("/subjects/anna")
-    assert actions(off) == [("enroll", None)]
+    assert actions(off) == [("enroll", None), ("forget_subjects", None)]
 
 
 @pytest.mark.timeout(120)

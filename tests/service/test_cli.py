@@ -24,6 +24,7 @@ from service.__main__ import main
 from service.errors import Unavailable
 from service.settings import Settings
 from tests.service.client.answering import Script, a_job
+from tests.service.requests import enrol
 from tests.service.walkers import walk
 
 Gaitid = Callable[..., tuple[int, str, str]]
@@ -361,7 +362,19 @@ def test_the_record_is_written_as_json_lines_and_checked(
     assert (status, out[:25]) == (0, "6 lines, 1 to 6, unchange")
     status, _, err = gaitid("audit", "--since", "yesterday", *at)
     assert (status, "since" in err) == (1, True)
-    assert gaitid("audit", "--check", "--gallery", "lab", *at)[0] == 2
+    for part in (("--gallery", "lab"), ("--until", "2100-01-01T00:00:00Z")):
+        assert gaitid("audit", "--check", *part, *at)[0] == 2
+    with closing(sqlite3.connect(tmp_path / "data" / "audit.sqlite")) as connection:
+        connection.execute("UPDATE audit SET subject_id = NULL, salt = NULL")
+        connection.commit()
+    assert gaitid("audit", "--check", *at)[0] == 0  # nobody was named
+    service.headers["Authorization"] = f"Bearer {token.strip()}"
+    assert enrol(service, "anna", walk(1)).status_code == 201
+    with closing(sqlite3.connect(tmp_path / "data" / "audit.sqlite")) as connection:
+        connection.execute("UPDATE audit SET subject_id = NULL, salt = NULL")
+        connection.commit()
+    status, _, err = gaitid("audit", "--check", *at)
+    assert (status, "than erasures account for" in err) == (1, True)
 
 
 def test_a_gallery_is_encrypted_and_its_key_replaced(

@@ -22,7 +22,7 @@ from service.errors import NotFound
 from service.gallery.export import export_gallery
 from service.gallery.store import GalleryStore
 from tests.service.jobs.galleries import enrol as enrol_some
-from tests.service.requests import contents, enrol, identify
+from tests.service.requests import contents, enrol, identify, problem
 from tests.service.server import wait_until
 from tests.service.walkers import walk
 
@@ -111,6 +111,30 @@ def test_after_kill_9_every_acknowledged_enrolment_is_found_and_nothing_half_don
         listed = {item["subject_id"] for item in answer["candidates"]}
         assert listed <= subjects
         assert len(listed) == min(100, len(subjects))
+
+
+@pytest.mark.timeout(120)
+def test_whose_log_was_removed_before_kill_9_everybody_acknowledged_is_found(
+    tmp_path: Path, models: Path
+) -> None:
+    acknowledged: set[str] = set()
+    with process(tmp_path, models) as (running, address), httpx.Client(base_url=address) as client:
+        for number in range(8):
+            if number == 4:
+                (tmp_path / "gaitid.sqlite-wal").unlink()
+            answer = enrol(client, f"s{number}", walk(number % 5, frames=24))
+            if answer.status_code == 201:
+                acknowledged.add(f"s{number}")
+            else:
+                assert problem(answer, 503)["type"] == "/problems/database-unavailable"
+        problem(client.get("/readyz"), 503)
+        assert client.get("/healthz").status_code == 200
+        running.send_signal(signal.SIGKILL)
+        running.wait(10)
+    assert len(acknowledged) >= 4
+    with process(tmp_path, models) as (_, address), httpx.Client(base_url=address) as client:
+        assert set(contents(client)) - {""} == acknowledged
+        assert enrol(client, "later", walk(1, frames=24)).status_code == 201
 
 
 def test_an_import_killed_in_the_middle_of_its_transaction_leaves_nothing(tmp_path: Path) -> None:

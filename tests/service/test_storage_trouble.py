@@ -174,9 +174,9 @@ def test_the_space_reserved_for_erasures_is_also_for_what_the_record_has_of_them
         time.sleep(0.01)
     with full_while(reserve, writes):
         assert client.delete("/subjects/anna").status_code == 200
-    lines = [json.loads(line) for line in client.get("/audit").text.splitlines()][:2]
-    assert [line["action"] for line in lines] == ["enroll", "erase_subject"]
-    assert [line["subject_id"] for line in lines] == [None, None]
+    lines = [json.loads(line) for line in client.get("/audit").text.splitlines()][:3]
+    assert [line["action"] for line in lines] == ["enroll", "forget_subjects", "erase_subject"]
+    assert [line["subject_id"] for line in lines] == [None, None, None]
     assert reserve.exists()
 
 

@@ -8,7 +8,7 @@ from alembic import op
 from service.database import UtcDateTime
 
 revision = "0009_leases"
-down_revision = "0007_answers"
+down_revision = "0008_checksums"
 branch_labels = None
 depends_on = None
 
