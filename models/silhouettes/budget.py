@@ -1,4 +1,4 @@
-"""Limits on decoding, and what is left of them while it runs."""
+"""Limits on decoding and preparing, and what is left of them while that runs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ MEBIBYTE = 2**20
 
 @dataclass(frozen=True, slots=True)
 class DecodeLimits:
-    """What one sequence may cost to decode.
+    """What one sequence may cost to decode and prepare.
 
     Attributes:
         max_frames: frames in the sequence.
         max_side: rows or columns of a frame, in pixels.
         max_decoded_bytes: bytes of everything that is unpacked, archives and frames together.
-        max_seconds: wall-clock seconds of decoding.
+        max_seconds: wall-clock seconds of decoding and preparing.
     """
 
     max_frames: int = 1000
@@ -47,7 +47,8 @@ class Budget:
         """Raise SequenceTooLarge once the seconds are spent."""
         if self._clock() > self._deadline:
             raise SequenceTooLarge(
-                f"decoding took longer than {self.limits.max_seconds:g} s; send a shorter sequence"
+                "decoding and preparing took longer than "
+                f"{self.limits.max_seconds:g} s; send a shorter sequence"
             )
 
     def take_bytes(self, count: int) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from models.silhouettes import cleaning
-from models.silhouettes.cleaning import EMPTY, FRAGMENT
+from models.silhouettes.budget import Budget, DecodeLimits
+from models.silhouettes.cleaning import EMPTY, FRAGMENT, Size, find_person, find_unsteady
+from models.silhouettes.decode import decode_within
 from models.silhouettes.frame import Frame, Silhouettes
 from models.silhouettes.normalise import CUT_WIDTH, HEIGHT, WIDTH, normalise, pad
 from models.silhouettes.quality import Quality, judge
@@ -19,6 +20,7 @@ _OFF_CENTRE = 4  # columns
 _MARGIN = 4  # rows
 _MOST = 0.8  # of the frames; the others may hold a slip of whoever prepared them
 _FLATTEST = 64  # columns of the frame for each row of the person
+_UNBOUNDED = DecodeLimits(max_seconds=math.inf)
 
 
 class Prepared(NamedTuple):
@@ -33,7 +35,24 @@ class Prepared(NamedTuple):
     quality: Quality
 
 
-def prepare(frames: Sequence[Frame], *, clean: bool = True) -> Prepared:
+def prepare_upload(data: bytes, limits: DecodeLimits, *, clean: bool = True) -> Prepared:
+    """Decode and prepare one walk within one budget: its limits span everything that is done.
+
+    Args:
+        data: the file's bytes; hostile ones are expected. `decode` says what is accepted.
+        limits: what it may cost.
+        clean: as for `prepare`.
+
+    Raises:
+        SequenceError: any of its kinds, and no other error.
+    """
+    budget = Budget(limits)
+    return prepare(decode_within(data, budget), clean=clean, budget=budget)
+
+
+def prepare(
+    frames: Sequence[Frame], *, clean: bool = True, budget: Budget | None = None
+) -> Prepared:
     """Clean, normalise and judge one walk.
 
     Frames that are normalised already pass untouched (64 x 44 ones get their margins back), except
@@ -43,14 +62,16 @@ def prepare(frames: Sequence[Frame], *, clean: bool = True) -> Prepared:
         frames: uint8 `[h, w]` each, of any sizes.
         clean: whether to look for the person in each frame; without, whole frames are normalised
             as the field does, noise and all.
+        budget: whose time preparing must keep to; unbounded when None.
 
     Raises:
         PoorSequence: no gait can be recognised in it.
+        SequenceTooLarge: the budget's time is spent.
     """
     if is_prepared(frames):
         silhouettes, dropped = _take_prepared(frames)
     else:
-        silhouettes, dropped = _normalise_all(frames, clean_first=clean)
+        silhouettes, dropped = _normalise_all(frames, clean, budget or Budget(_UNBOUNDED))
     quality = judge(silhouettes, frames_in=len(frames), dropped=dropped)
     return Prepared(silhouettes, quality)
 
@@ -86,22 +107,38 @@ def _take_prepared(frames: Sequence[Frame]) -> tuple[Silhouettes, dict[str, int]
 
 
 def _normalise_all(
-    frames: Sequence[Frame], *, clean_first: bool
+    frames: Sequence[Frame], clean: bool, budget: Budget
 ) -> tuple[Silhouettes, dict[str, int]]:
-    cleaned, dropped = cleaning.clean(frames) if clean_first else (list(frames), {})
-    counts = Counter(dropped)
-    kept: list[NDArray[np.uint8]] = []
-    for frame in cleaned:
-        if _is_flat(frame):
-            counts[FRAGMENT] += 1
+    """Normalise each person as soon as found: strips of all frames would double what is held."""
+    dropped: Counter[str] = Counter()
+    sizes: list[Size] = []
+    normalised: list[Frame | str] = []
+    for frame in frames:
+        budget.check_time()
+        if not clean:
+            normalised.append(_normalise_one(frame))
             continue
-        silhouette = normalise(frame)
-        if silhouette is None:
-            counts[EMPTY] += 1
+        person = find_person(frame, budget)
+        if isinstance(person, str):
+            dropped[person] += 1
         else:
-            kept.append(silhouette)
+            sizes.append(person.size)
+            normalised.append(_normalise_one(person.strip))
+    reasons = find_unsteady(sizes) if clean else [""] * len(normalised)
+    dropped.update(reason for reason in reasons if reason)
+    steady = [item for item, reason in zip(normalised, reasons, strict=True) if not reason]
+    dropped.update(item for item in steady if isinstance(item, str))
+    kept = [item for item in steady if not isinstance(item, str)]
     silhouettes = np.stack(kept) if kept else np.zeros((0, HEIGHT, WIDTH), np.uint8)
-    return silhouettes, dict(counts)
+    return silhouettes, dict(dropped)
+
+
+def _normalise_one(frame: Frame) -> Frame | str:
+    """A frame normalised, or the reason why it can't be."""
+    if _is_flat(frame):
+        return FRAGMENT
+    silhouette = normalise(frame)
+    return EMPTY if silhouette is None else silhouette
 
 
 def _is_flat(frame: Frame) -> bool:
