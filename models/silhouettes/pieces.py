@@ -83,7 +83,7 @@ def join_pieces(stats: NDArray[np.int64], budget: Budget | None = None) -> tuple
     if len(numbers) == 0:
         return chosen, body
     pieces = [Box(*row) for row in boxes.tolist()]
-    below, above = _Below(boxes), _Above(boxes)
+    below, above = _Below(boxes, body), _Above(boxes)
     while True:
         legs_gap, legs = below.nearest(body)
         head_gap, head = above.nearest(body)
@@ -105,22 +105,23 @@ class _Below:
     (width, top, and the two sides) one after another, each a heap of those that still wait there.
     """
 
-    def __init__(self, boxes: NDArray[np.int64]) -> None:
+    def __init__(self, boxes: NDArray[np.int64], body: Box) -> None:
         left, top, right, _, _ = boxes.T
         middle = left + right  # twice
-        gates = (right - left, -top, -middle, middle)
-        numbers = range(len(boxes))
-        self._keys = [gate.tolist() for gate in gates]
-        self._gates = [list(zip(self._keys[0], numbers, strict=True)), [], [], []]
-        heapq.heapify(self._gates[0])
-        self._ready: list[tuple[int, int]] = []
-        self._tops = top.tolist()
+        keys = np.stack([right - left, -top, -middle, middle])
+        self._keys: list[list[int]] = keys.tolist()
+        self._tops: list[int] = top.tolist()
+        limits = np.array(_reach(body))
+        near = (keys.T <= limits).all(axis=1)
+        # Sorted lists are heaps.
+        self._ready = sorted((self._tops[piece], piece) for piece in np.flatnonzero(near).tolist())
+        far = sorted((self._keys[0][piece], piece) for piece in np.flatnonzero(~near).tolist())
+        self._gates: list[list[tuple[int, int]]] = [far, [], [], []]
         self._taken = [False] * len(boxes)
 
     def nearest(self, body: Box) -> tuple[float, int]:
         """The gap to the nearest piece, 1 being the furthest that belongs, and its number."""
-        limits = (body.width, -body.top, -2 * body.left, 2 * body.right)
-        for place, (gate, limit) in enumerate(zip(self._gates, limits, strict=True)):
+        for place, (gate, limit) in enumerate(zip(self._gates, _reach(body), strict=True)):
             while gate and gate[0][0] <= limit:
                 _, piece = heapq.heappop(gate)
                 if place + 1 < len(self._gates):
@@ -137,6 +138,10 @@ class _Below:
     def remove(self, piece: int) -> None:
         """Take a piece out; one that still waits at a gate may have come by the other way."""
         self._taken[piece] = True
+
+
+def _reach(body: Box) -> tuple[int, int, int, int]:
+    return body.width, -body.top, -2 * body.left, 2 * body.right
 
 
 class _Above:
