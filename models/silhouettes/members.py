@@ -28,7 +28,21 @@ _EXTENDED = frozenset(
     }
 )
 _LONGEST_EXTENDED = 4096
+_LONGEST_GLOBAL = 1024  # together; every member gets a copy of what they say
+_HEADERS_PER_MEMBER = 4  # of a tar: its own, and what extends it
+_LONGEST_NAME = 4096  # bytes, and of a part of it: more than file systems allow
+_LONGEST_PART = 255
+_DIRECTORY_PER_MEMBER = 512  # bytes of a zip's directory
+_ZIP_END = re.compile(rb"PK\x05\x06|PK\x06\x06")
+_ZIP_TAIL = (
+    2**16 + 22 + 76
+)  # bytes in which a zip's end may begin: with a comment, and of a large zip
+_STRAYS_PER_FRAME = 4
 _DRIVE = re.compile(r"[A-Za-z]:")
+
+_TOO_MANY = "the archive holds too many files; send a part of the walk"
+_NO_PLAIN_FILE = "the archive holds something that is no plain file; pack images only"
+NO_MEMORY = "it takes more memory than one sequence may; send fewer or smaller frames"
 
 
 @contextmanager
@@ -37,12 +51,14 @@ def refusing(reason: str, *, where: str = "") -> Iterator[None]:
 
     Decoders raise nearly everything over broken input (struct.error, KeyError, RecursionError,
     their own), so there is no shorter list to catch. Nothing of their text is shown; the original
-    stays as the cause.
+    stays as the cause. Memory that ran out says nothing about the bytes but that they want much.
     """
     try:
         yield
     except SequenceError:
         raise
+    except MemoryError as error:
+        raise SequenceTooLarge(NO_MEMORY, where=where) from error
     except Exception as error:
         raise MalformedSequence(reason, where=where) from error
 
@@ -53,19 +69,19 @@ def shown(name: str) -> str:
     return printable if len(printable) <= 120 else f"{printable[:117]}..."
 
 
-def natural_key(name: str) -> list[tuple[int, int, str]]:
+def natural_key(name: str) -> str:
     """Order names as people number them: `2.png` before `10.png`.
 
-    Numbers compare by length, then digits, so that no length of number has to be converted.
+    Numbers compare by length, then digits, so that no length of number has to be converted. The
+    key is hardly longer than the name: each number has its length, as one letter, put before it,
+    and before that what sorts before every letter.
     """
-    key: list[tuple[int, int, str]] = []
-    for text in re.split(r"([0-9]+)", name):
-        if text.isdecimal():
-            digits = text.lstrip("0")
-            key.append((0, len(digits), digits))
-        else:
-            key.append((1, 0, text.casefold()))
-    return key
+
+    def with_length(number: re.Match[str]) -> str:
+        digits = number[0].lstrip("0")
+        return f"\0{chr(len(digits))}{digits}"
+
+    return re.sub("[0-9]+", with_length, name.casefold())
 
 
 def is_stray(name: str) -> bool:
@@ -74,8 +90,22 @@ def is_stray(name: str) -> bool:
     return parts[-1].startswith(".") or parts[-1].casefold() in _STRAY_NAMES or "__MACOSX" in parts
 
 
+def most_members(budget: Budget) -> int:
+    """How many members an archive may have, files that are no frames and folders among them."""
+    return budget.limits.max_frames * _STRAYS_PER_FRAME
+
+
 def check_name(name: str) -> None:
-    """Refuse a name that points outside; nothing is ever written, but it is no honest file."""
+    """Refuse a name that is no honest file's: too long for one, or it points outside.
+
+    Nothing is ever written, but names are split, sorted and shown.
+    """
+    encoded = name.encode("utf-8", "surrogatepass")
+    if len(encoded) > _LONGEST_NAME or max(map(len, encoded.split(b"/"))) > _LONGEST_PART:
+        raise SequenceTooLarge(
+            "the archive holds a name that is too long; pack it again with short names",
+            where=shown(name[:_LONGEST_PART]),
+        )
     path = name.replace("\\", "/")
     if path.startswith("/") or _DRIVE.match(path) or ".." in path.split("/"):
         raise MalformedSequence(
@@ -84,10 +114,30 @@ def check_name(name: str) -> None:
         )
 
 
+def check_directory(data: bytes, budget: Budget) -> None:
+    """Refuse a zip whose directory is long, before zipfile builds an object for each entry of it.
+
+    Raises:
+        SequenceTooLarge: it has too many entries, or says too much about them.
+    """
+    most = most_members(budget)
+    if data.count(b"PK\x01\x02") > most:
+        raise SequenceTooLarge(_TOO_MANY)
+    for end in _ZIP_END.finditer(data, max(0, len(data) - _ZIP_TAIL)):
+        at, width = (12, 4) if end[0] == b"PK\x05\x06" else (40, 8)
+        at += end.start()
+        if int.from_bytes(data[at : at + width], "little") > most * _DIRECTORY_PER_MEMBER:
+            raise SequenceTooLarge(
+                "the archive's directory is too long; pack it again with short names and no "
+                "comments"
+            )
+
+
 def zip_members(archive: zipfile.ZipFile, budget: Budget) -> list[zipfile.ZipInfo]:
     """The regular members that are not strays, in natural order of names, none of them read yet."""
     members = []
     for member in archive.infolist():
+        budget.check_time()
         check_name(member.filename)
         if stat.S_ISLNK(member.external_attr >> 16):
             raise _link(member.filename)
@@ -105,7 +155,7 @@ def zip_members(archive: zipfile.ZipFile, budget: Budget) -> list[zipfile.ZipInf
                 where=shown(member.filename),
             )
         members.append(member)
-        budget.check_time()
+        budget.check_frame_count(len(members))
     return sorted(members, key=lambda member: natural_key(member.filename))
 
 
@@ -126,13 +176,15 @@ def read_zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, budget: B
     return content.getvalue()
 
 
-def tar_members(data: bytes, budget: Budget, *, most: int) -> list[tarfile.TarInfo]:
+def tar_members(data: bytes, budget: Budget) -> list[tarfile.TarInfo]:
     """The regular members of an uncompressed tar that are not strays, in natural order of names.
 
     Their content, `data[member.offset_data:][:member.size]`, is checked to lie within `data`.
     """
     members: list[tarfile.TarInfo] = []
     damaged = "the archive is damaged or cut short; pack it again"
+    if b"GNU.sparse." in data:
+        raise MalformedSequence(_NO_PLAIN_FILE)  # tarfile would read a list of any length
     position = -1
     with (
         refusing(damaged),
@@ -149,33 +201,43 @@ def tar_members(data: bytes, budget: Budget, *, most: int) -> list[tarfile.TarIn
             if member.issym() or member.islnk():
                 raise _link(member.name)
             if not member.isreg() or member.issparse():
-                raise MalformedSequence(
-                    "the archive holds something that is no plain file; pack images only",
-                    where=shown(member.name),
-                )
+                raise MalformedSequence(_NO_PLAIN_FILE, where=shown(member.name))
             if member.offset_data + member.size > len(data):
                 raise MalformedSequence(damaged, where=shown(member.name))
             members.append(member)
-            if len(members) > most:
-                raise SequenceTooLarge("the archive holds too many files; send a part of the walk")
+            budget.check_frame_count(len(members))
         if any(data[archive.offset : archive.offset + tarfile.BLOCKSIZE]):
             raise MalformedSequence(damaged)  # tarfile takes a broken header for the end
     return sorted(members, key=lambda member: natural_key(member.name))
 
 
 def _bounded(budget: Budget) -> type[tarfile.TarInfo]:
-    """Members whose extended headers are short, and are read within the budget's time.
+    """Members that are not too many, whose extended headers are short.
 
-    One header may follow another without a file between, and for a long one some versions of
-    tarfile take time in the square of its length, during which no other thread runs.
+    Looked at one by one as they are read, because tarfile keeps each. One header may follow another
+    without a file between, for a long one some versions of tarfile take time in the square of its
+    length, during which no other thread runs, and what a sparse file's says may have any length.
     """
+    most = most_members(budget)
+    headers = members = global_bytes = 0
 
     class Member(tarfile.TarInfo):
         @classmethod
         def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+            nonlocal headers, members, global_bytes
             budget.check_time()
             member = super().frombuf(buf, encoding, errors)
-            if member.type in _EXTENDED and member.size > _LONGEST_EXTENDED:
+            headers += 1
+            members += member.type not in _EXTENDED
+            if members > most or headers > most * _HEADERS_PER_MEMBER:
+                raise SequenceTooLarge(_TOO_MANY)
+            if member.type == tarfile.GNUTYPE_SPARSE:
+                raise MalformedSequence(_NO_PLAIN_FILE)
+            if member.type == tarfile.XGLTYPE:
+                global_bytes += member.size
+            if global_bytes > _LONGEST_GLOBAL or (
+                member.type in _EXTENDED and member.size > _LONGEST_EXTENDED
+            ):
                 raise SequenceTooLarge(
                     "the archive says too much about a file; pack it without extended attributes"
                 )

@@ -112,7 +112,7 @@ class _Below:
         self._keys: list[list[int]] = keys.tolist()
         self._tops: list[int] = top.tolist()
         limits = np.array(_reach(body))
-        near = (keys.T <= limits).all(axis=1)
+        near = (limits >= keys.T).all(axis=1)
         # Sorted lists are heaps.
         self._ready = sorted((self._tops[piece], piece) for piece in np.flatnonzero(near).tolist())
         far = sorted((self._keys[0][piece], piece) for piece in np.flatnonzero(~near).tolist())

@@ -7,12 +7,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from models.silhouettes.budget import Budget, DecodeLimits
 from models.silhouettes.cleaning import EMPTY, FRAGMENT, Size, find_person, find_unsteady
 from models.silhouettes.decode import decode_within
+from models.silhouettes.errors import SequenceTooLarge
 from models.silhouettes.frame import Frame, Silhouettes
+from models.silhouettes.members import NO_MEMORY
 from models.silhouettes.normalise import CUT_WIDTH, HEIGHT, WIDTH, normalise, pad
 from models.silhouettes.quality import Quality, judge
 
@@ -47,7 +50,14 @@ def prepare_upload(data: bytes, limits: DecodeLimits, *, clean: bool = True) -> 
         SequenceError: any of its kinds, and no other error.
     """
     budget = Budget(limits)
-    return prepare(decode_within(data, budget), clean=clean, budget=budget)
+    try:
+        return prepare(decode_within(data, budget), clean=clean, budget=budget)
+    except MemoryError as error:
+        raise SequenceTooLarge(NO_MEMORY) from error
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise SequenceTooLarge(NO_MEMORY) from error
+        raise
 
 
 def prepare(

@@ -222,7 +222,10 @@ TOO_LARGE: dict[str, tuple[Callable[[], bytes], str]] = {
     "long array": (lambda: npy(np.zeros((1001, 1, 1), np.uint8)), "1000 frames"),
     "many files": (lambda: zipped([(f"{i}.png", b"") for i in range(1001)]), "1000 frames"),
     "very many files": (lambda: zipped([(f"{i}", b"") for i in range(4001)]), "too many files"),
-    "very many files in a tar": (lambda: tarred([(f"{i}", b"") for i in range(4001)]), "too many"),
+    "very many strays in a tar": (
+        lambda: tarred([(f".{i}", b"") for i in range(4001)]),
+        "too many",
+    ),
     "MP4 of many samples": (lambda: promising(b"stsz", 8, 1, 10_000_000), "promises more"),
     "MP4 of long chunks": (lambda: promising(b"stsc", 16, 2**32 - 1), "promises more"),
     "MP4 of many edits": (lambda: promising(b"elst", 8, 10_000_000), "promises more"),
