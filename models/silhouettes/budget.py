@@ -19,7 +19,8 @@ class DecodeLimits:
         max_frames: frames in the sequence.
         max_side: rows or columns of a frame, in pixels.
         max_decoded_bytes: bytes of everything that is unpacked, archives and frames together.
-        max_decoder_bytes: bytes of the pictures that a video's decoder keeps beside those.
+        max_decoder_bytes: bytes that a video's decoder keeps beside those: of pictures, of the
+            file's index.
         max_seconds: wall-clock seconds of decoding and preparing.
     """
 

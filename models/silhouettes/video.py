@@ -33,6 +33,7 @@ _DECODERS = frozenset(
 """What cameras and ffmpeg write; libav's hundreds of others stay closed to hostile bytes."""
 
 _MOST_STREAMS = 32  # libav looks into each of them
+_MOST_PROBED = 2**18  # bytes of packets, of which libav keeps every one until it knows all streams
 _LARGEST_BLOCK = 64  # pixels a side, which pictures are padded to multiples of
 _EDGES = 128  # pixels that libav adds to a side, at most, when it checks sides
 _MOST_BITS = 64  # a pixel, in any format
@@ -56,6 +57,7 @@ def decode_video(data: bytes, kind: Kind, budget: Budget) -> list[Frame]:
         "codec_whitelist": ",".join(sorted(_DECODERS)),
         "max_pixels": most_pixels,
         "max_streams": str(_MOST_STREAMS),
+        "probesize": str(_MOST_PROBED),
     }
     with (
         refusing(_CUT_SHORT),
@@ -114,8 +116,9 @@ def _decode_track(
         if packet.size:
             packets += 1
             end = max(end, (packet.pts or 0) + (packet.duration or 0))
-        for picture in packet.decode():
-            _check_memory(stream.codec_context, budget)
+        pictures = packet.decode()
+        _check_memory(stream.codec_context, budget)
+        for picture in pictures:
             budget.take_frame(picture.height, picture.width, where=f"frame {len(frames) + 1}")
             brightness = picture.to_ndarray(format="gray")
             frames.append(np.where(brightness > BRIGHT, np.uint8(255), np.uint8(0)))
