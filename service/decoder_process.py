@@ -39,7 +39,7 @@ import numpy as np
 
 from models.silhouettes.budget import DecodeLimits
 from models.silhouettes.errors import PoorSequence, SequenceError
-from models.silhouettes.prepare import take
+from models.silhouettes.prepare import prepare_upload
 from models.silhouettes.quality import LEAST_FRAMES
 
 FORK, KILL, SLOW = b"fork", b"kill", b"slow"
@@ -102,7 +102,7 @@ def _warm_up(limits: DecodeLimits) -> None:
         for number in range(LEAST_FRAMES):
             target.writestr(f"{number}.png", png.tobytes())
     with suppress(PoorSequence):  # nobody walks there
-        take(archive.getvalue(), limits)
+        prepare_upload(archive.getvalue(), limits)
 
 
 def _decode_and_exit(
@@ -172,7 +172,7 @@ def _read(sent: BufferedIOBase) -> bytes | None:
 
 def _answer(data: bytes, limits: DecodeLimits, *, clean: bool) -> tuple[Mapping[str, Any], bytes]:
     try:
-        prepared = take(data, limits, clean=clean)
+        prepared = prepare_upload(data, limits, clean=clean)
     except SequenceError as error:
         refusal: dict[str, Any] = {
             "refused": type(error).__name__,

@@ -43,9 +43,9 @@ from service.gallery.sealing import Damaged, unlock
 from service.gallery.store import GalleryStore
 from service.identification import Identification
 from service.intake import Intake
-from service.load import Load
 from service.jobs.following import Followers
 from service.jobs.queue import JobQueue
+from service.load import Load
 from service.metrics import Metrics
 from service.model_in_use import ModelInUse
 from service.model_pool import LoadedModel, ModelPool, ModelUnavailable

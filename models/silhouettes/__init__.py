@@ -13,7 +13,7 @@ from models.silhouettes.errors import (
 from models.silhouettes.frame import Frame, Silhouettes
 from models.silhouettes.gei import gait_energy_image
 from models.silhouettes.normalise import cut, normalise, pad
-from models.silhouettes.prepare import Prepared, is_prepared, prepare, take
+from models.silhouettes.prepare import Prepared, is_prepared, prepare, prepare_upload
 from models.silhouettes.quality import EXPLANATIONS, LEAST_FRAMES, Quality, judge
 
 __all__ = [
@@ -39,5 +39,5 @@ __all__ = [
     "normalise",
     "pad",
     "prepare",
-    "take",
+    "prepare_upload",
 ]

@@ -1,4 +1,4 @@
-"""Limits on decoding, and what is left of them while it runs."""
+"""Limits on decoding and preparing, and what is left of them while that runs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ class DecodeLimits:
         max_frames: frames in the sequence.
         max_side: rows or columns of a frame, in pixels.
         max_decoded_bytes: bytes of everything that is unpacked, archives and frames together.
+        max_decoder_bytes: bytes that a video's decoder keeps beside those: of pictures, of the
+            file's index.
         max_seconds: wall-clock seconds of decoding and preparing.
     """
 
     max_frames: int = 1000
     max_side: int = 4096
     max_decoded_bytes: int = 512 * MEBIBYTE
+    max_decoder_bytes: int = 320 * MEBIBYTE
     max_seconds: float = 20.0
 
 
@@ -47,8 +50,8 @@ class Budget:
         """Raise SequenceTooLarge once the seconds are spent."""
         if self._clock() > self._deadline:
             raise SequenceTooLarge(
-                f"reading it took longer than {self.limits.max_seconds:g} s; "
-                "send a shorter sequence or smaller frames"
+                "decoding and preparing took longer than "
+                f"{self.limits.max_seconds:g} s; send a shorter sequence"
             )
 
     def take_bytes(self, count: int) -> None:
@@ -76,6 +79,15 @@ class Budget:
                 f"a frame of {rows} x {columns} pixels is over the limit of "
                 f"{self.limits.max_side} pixels a side; send smaller frames",
                 where=where,
+            )
+
+    def check_decoder(self, count: int) -> None:
+        """Raise SequenceTooLarge if a decoder may not keep `count` bytes of pictures."""
+        if count > self.limits.max_decoder_bytes:
+            raise SequenceTooLarge(
+                "the video's decoder would keep more than "
+                f"{self.limits.max_decoder_bytes / MEBIBYTE:g} MiB of pictures; export it again "
+                "with 8 bits, fewer reference frames, or smaller"
             )
 
     def take_frame(self, rows: int, columns: int, *, where: str) -> None:

@@ -15,7 +15,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from models.silhouettes.budget import Budget
 from models.silhouettes.frame import Frame
+from models.silhouettes.pieces import join_pieces
 
 EMPTY = "empty"
 BORDER = "border"
@@ -28,19 +30,10 @@ _LEAST_HEIGHT = 12  # rows; below that a box of pixels could be anything
 _WINDOW = 21  # frames of the running median, nearly a gait cycle at 25 frames a second
 _HEIGHTS = (0.8, 1.25)  # of the running median; beyond is a fragment, or an outlier
 _AREAS = (0.6, 1.6)
-_LEAST_PIECE = 0.01  # of the area found, to be a part of the person
-_MOST_PIECES = 256  # that may be one; joining them takes time in the square of their number
-
-# How far off a cut-off head may lie, as a part of the height found; how far its middle from the
-# body's, as a part of half the width; and its least area. Legs, thin and dark, go missing most.
-_HEAD_GAP = 0.18
-_HEAD_ASIDE = 0.6
-_HEAD_AREA = 0.03
-_LEGS_GAP = 0.3
 
 
 class Size(NamedTuple):
-    """How large a person is in a frame, in rows and in pixels."""
+    """Rows that a person takes, and pixels."""
 
     height: int
     area: int
@@ -51,7 +44,7 @@ class Person(NamedTuple):
 
     Attributes:
         strip: uint8 `[rows of the person, columns of the frame]`, nothing but the person in it.
-        size: the person's.
+        size: how large the person is.
     """
 
     strip: Frame
@@ -65,22 +58,6 @@ class Cleaned(NamedTuple):
     dropped: dict[str, int]
 
 
-class _Box(NamedTuple):
-    left: int
-    top: int
-    width: int
-    height: int
-    area: int
-
-    @property
-    def right(self) -> int:
-        return self.left + self.width
-
-    @property
-    def bottom(self) -> int:
-        return self.top + self.height
-
-
 def clean(frames: Sequence[Frame]) -> Cleaned:
     """Find the person in each frame and drop the frames that would mislead.
 
@@ -92,46 +69,66 @@ def clean(frames: Sequence[Frame]) -> Cleaned:
         `fragment` and `outlier`.
     """
     found = [find_person(frame) for frame in frames]
-    people = [person for person in found if isinstance(person, Person)]
     dropped = Counter(reason for reason in found if isinstance(reason, str))
-    reasons = unlike_neighbours([person.size for person in people])
+    people = [person for person in found if isinstance(person, Person)]
+    reasons = find_unsteady([person.size for person in people])
     dropped.update(reason for reason in reasons if reason)
     kept = [person.strip for person, reason in zip(people, reasons, strict=True) if not reason]
     return Cleaned(kept, dict(dropped))
 
 
-def unlike_neighbours(sizes: Sequence[Size]) -> list[str]:
-    """For each frame's person, in order, why it is dropped: `fragment`, `outlier` or nothing."""
+def find_unsteady(sizes: Sequence[Size]) -> list[str]:
+    """For each person of a walk, why the size does not fit the frames around; empty if it does."""
     if not sizes:
         return []
     heights = _against_neighbours(np.array([size.height for size in sizes]))
     areas = _against_neighbours(np.array([size.area for size in sizes]))
     small = (heights < _HEIGHTS[0]) | (areas < _AREAS[0])
     large = (heights > _HEIGHTS[1]) | (areas > _AREAS[1])
-    reasons: list[str] = np.select([small, large], [FRAGMENT, OUTLIER], "").tolist()
-    return reasons
+    return [
+        FRAGMENT if is_small else OUTLIER if is_large else ""
+        for is_small, is_large in zip(small, large, strict=True)
+    ]
 
 
-def find_person(frame: Frame) -> Person | str:
-    """Cut the person out of one frame uint8 `[h, w]`, or name the reason why there is none."""
+def find_person(frame: Frame, budget: Budget | None = None) -> Person | str:
+    """Cut the person out of one frame uint8 `[h, w]`, or name the reason why there is none.
+
+    Raises:
+        SequenceTooLarge: the budget's time is spent.
+    """
     mask = (frame > _FOREGROUND).view(np.uint8)
     left, top, width, height = cv2.boundingRect(mask)
     if cv2.countNonZero(mask) < _LEAST_AREA:
         return EMPTY
     window = np.s_[top : top + height, left : left + width]
     closed = _close(mask[window], frame.shape[0])
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(closed, connectivity=8)
-    pieces, body = _pieces(stats[:count])
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(closed, connectivity=8)
+    components: NDArray[np.int64] = stats[1:].astype(np.int64)  # row 0 is the background
+    pieces, body = join_pieces(components, budget)
     if body.height < max(_LEAST_HEIGHT, frame.shape[1] // 64) or body.area < _LEAST_AREA:
         return FRAGMENT
     if _is_cut(body.left + left, body.right + left, body.height, frame.shape):
         return BORDER
     rows = slice(body.top, body.bottom)
-    is_person = np.zeros(count, np.bool_)
-    is_person[pieces] = True
+    chosen = _select(labels[rows], [piece + 1 for piece in pieces], len(stats) + 1)
     strip = np.zeros((body.height, frame.shape[1]), np.uint8)
-    strip[:, left : left + width] = _repair(frame[window][rows], is_person[labels[rows]])
+    strip[:, left : left + width] = _repair(frame[window][rows], chosen)
     return Person(strip, Size(body.height, body.area))
+
+
+def _select(labels: NDArray[Any], chosen: list[int], count: int) -> NDArray[np.bool_]:
+    """Where a label `[h, w]` of `count` is one of those chosen."""
+    if len(chosen) == 1:
+        only: NDArray[np.bool_] = labels == chosen[0]
+        return only
+    table = np.zeros(count, np.bool_)
+    table[chosen] = True
+    # Row by row: a table is read with 64-bit numbers, which all rows at once would be copied to.
+    selected = np.empty(labels.shape, np.bool_)
+    for row, into in zip(labels, selected, strict=True):
+        np.take(table, row, out=into)
+    return selected
 
 
 def _close(mask: Frame, rows: int) -> Frame:
@@ -141,49 +138,6 @@ def _close(mask: Frame, rows: int) -> Frame:
     kernel = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
     closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, kernel)
     return np.ascontiguousarray(closed[radius:-radius, radius:-radius], dtype=np.uint8)
-
-
-def _pieces(stats: NDArray[Any]) -> tuple[list[int], _Box]:
-    """The labels of the person's pieces, and the box around them.
-
-    They are the largest component and, nearest first, what a gap has cut off above or below it. Of
-    the others the largest `_MOST_PIECES` are looked at, however much noise there is.
-    """
-    areas = stats[1:, cv2.CC_STAT_AREA]  # row 0 is the background
-    largest = 1 + int(areas.argmax())
-    body = _Box(*map(int, stats[largest]))
-    labels = 1 + np.flatnonzero(areas >= _LEAST_PIECE * body.area)
-    if len(labels) > _MOST_PIECES:
-        by_area = np.argsort(-stats[labels, cv2.CC_STAT_AREA], kind="stable")
-        labels = np.sort(labels[by_area[:_MOST_PIECES]])
-    loose = {int(label): _Box(*map(int, stats[label])) for label in labels if label != largest}
-    pieces = [largest]
-    while loose:
-        nearest = min(loose, key=lambda label: _gap(body, loose[label]))
-        box = loose.pop(nearest)
-        if _gap(body, box) > 1:
-            break
-        pieces.append(nearest)
-        body = _join([body, box])
-    return pieces, body
-
-
-def _gap(body: _Box, piece: _Box) -> float:
-    """How far a piece lies above or below the body, 1 being the furthest that still belongs."""
-    if piece.width > body.width:
-        return np.inf
-    aside = abs(2 * (piece.left - body.left) + piece.width - body.width) / body.width
-    if piece.top >= body.top:
-        below = (piece.top - body.bottom) / (_LEGS_GAP * body.height)
-        return below if aside <= 1 else np.inf
-    is_head = aside <= _HEAD_ASIDE and piece.area >= _HEAD_AREA * body.area
-    return (body.top - piece.bottom) / (_HEAD_GAP * body.height) if is_head else np.inf
-
-
-def _join(boxes: list[_Box]) -> _Box:
-    left, top = min(box.left for box in boxes), min(box.top for box in boxes)
-    right, bottom = max(box.right for box in boxes), max(box.bottom for box in boxes)
-    return _Box(left, top, right - left, bottom - top, sum(box.area for box in boxes))
 
 
 def _is_cut(left: int, right: int, height: int, shape: tuple[int, ...]) -> bool:

@@ -44,14 +44,14 @@ def decode(data: bytes, limits: DecodeLimits | None = None) -> list[Frame]:
 
 
 def decode_within(data: bytes, budget: Budget) -> list[Frame]:
-    """Decode one walk as `decode` does, spending from a budget that others spend from too."""
+    """`decode`, spending from a budget that others spend from as well."""
     frames = _decode(data, budget)
     if not frames:
         raise MalformedSequence("the file holds no frames")
-    brightest = max(int(frame.max()) for frame in frames)
-    if 0 < brightest <= BRIGHT:
-        for frame in frames:  # in place: a second copy of them all could be half a gigabyte
-            np.copyto(frame, np.uint8(255), where=frame > 0)
+    if all(int(frame.max()) <= BRIGHT for frame in frames):
+        for frame in frames:  # in place: a second copy would double what decoding holds
+            budget.check_time()
+            np.multiply(frame != 0, np.uint8(255), out=frame)
     return frames
 
 

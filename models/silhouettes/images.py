@@ -6,7 +6,8 @@ import functools
 import io
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from models.silhouettes.errors import MalformedSequence, SequenceTooLarge, Unsup
 from models.silhouettes.frame import Frame
 from models.silhouettes.members import refusing
 from models.silhouettes.sniff import Kind
+from models.silhouettes.tiff import check_pages
 
 BRIGHT = 127
 """Above this a pixel of a lossy format is the person."""
@@ -44,6 +46,12 @@ _READERS: dict[Kind, type[ImageFile.ImageFile]] = {
 
 _MOST_SCANS = 64
 """A progressive JPEG has about ten, and each costs as much as the whole image."""
+
+_MOST_EXIF = 64
+"""A JPEG has one segment of it, or a few; Pillow copies all of them for each."""
+
+_MOST_PIECES = 250_000
+"""Chunks, segments or blocks of one file: Pillow goes through them, and keeps some, in Python."""
 
 _LOSSY_TIFF = frozenset({"jpeg", "tiff_jpeg", "webp"})
 
@@ -70,7 +78,7 @@ def _frames(data: bytes, kind: Kind, budget: Budget, *, where: str) -> Iterator[
     broken = f"{kind.value} that is damaged or cut short; save it again"
     _check_header(data, kind, budget, where, broken)
     with refusing(broken, where=where):
-        image = _READERS[kind](io.BytesIO(data))
+        image = _READERS[kind](_Watched(data, budget))
     lossy = kind is Kind.JPEG or (kind is Kind.WEBP and b"VP8 " in data)
     index = 0
     while True:
@@ -98,6 +106,8 @@ def _check_header(data: bytes, kind: Kind, budget: Budget, where: str, broken: s
         raise SequenceTooLarge(
             f"a JPEG of more than {_MOST_SCANS} scans; save it as PNG", where=where
         )
+    if kind is Kind.JPEG and data.count(b"Exif\0\0") > _MOST_EXIF:
+        raise SequenceTooLarge("a JPEG that says too much of itself; save it as PNG", where=where)
     with refusing(broken, where=where):
         if kind is Kind.WEBP:
             sides = _webp_sides(data)
@@ -107,6 +117,8 @@ def _check_header(data: bytes, kind: Kind, budget: Budget, where: str, broken: s
             for count, (rows, columns) in enumerate(_gif_extents(data, budget), start=1):
                 budget.check_frame_count(count)
                 budget.check_sides(rows, columns, where=where)
+        elif kind is Kind.TIFF:
+            check_pages(data, budget, where=where)
 
 
 def _webp_sides(data: bytes) -> tuple[int, int] | None:
@@ -133,6 +145,7 @@ def _gif_extents(data: bytes, budget: Budget) -> Iterator[tuple[int, int]]:
         return position + (3 << ((flags & 7) + 1) if flags & 0x80 else 0)
 
     position = after_table(13, data[10])
+    blocks = 0
     while position < len(data) and data[position] != 0x3B:
         if data[position] == 0x2C:
             left, top, columns, rows, flags = struct.unpack_from("<HHHHB", data, position + 1)
@@ -144,8 +157,35 @@ def _gif_extents(data: bytes, budget: Budget) -> Iterator[tuple[int, int]]:
             return  # Pillow skips what it does not know, or refuses it
         while position < len(data) and data[position]:
             position += data[position] + 1
+            blocks += 1
             budget.check_time()
+        if blocks > _MOST_PIECES:
+            raise _in_pieces()
         position += 1
+
+
+class _Watched(io.BytesIO):
+    """A file that Pillow reads within the budget's time, in a bounded number of steps.
+
+    Whatever Pillow does in a loop of Python, it reads in each turn.
+    """
+
+    def __init__(self, data: bytes, budget: Budget) -> None:
+        super().__init__(data)
+        self._budget = budget
+        self._reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._reads += 1
+        if self._reads % 64 == 0:
+            self._budget.check_time()
+        if self._reads > 2 * _MOST_PIECES:
+            raise _in_pieces()
+        return super().read(size)
+
+
+def _in_pieces() -> SequenceTooLarge:
+    return SequenceTooLarge("an image made of too many pieces; save it again")
 
 
 def _refuse_what_is_slow_or_wide(image: ImageFile.ImageFile, where: str) -> None:
@@ -168,22 +208,23 @@ def _grey(image: Image.Image) -> Frame:
     if image.mode in ("L", "1"):
         return np.array(image.convert("L"))
     if image.mode.startswith("I"):
-        return _from_wide(np.asarray(image).astype(np.int64))
+        return _from_wide(np.asarray(image))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        *colours, opacity = image.convert("RGBA").split()
-        return _with_opacity(_from_colours(colours), np.array(opacity))
-    return _from_colours(image.convert("RGB").split())
+        if image.mode != "RGBA":
+            image = image.convert("RGBA")
+        return _with_opacity(_from_colours(image), np.array(image.getchannel("A")))
+    return _from_colours(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _from_wide(values: NDArray[np.int64]) -> Frame:
+def _from_wide(values: NDArray[np.integer[Any]]) -> Frame:
     highest = int(values.max())
     if values.min() < 0 or highest > 0xFFFF:
         raise MalformedSequence("an image of more than 16 bits a pixel; save it with 8")
     return (values >> 8 if highest > 0xFF else values).astype(np.uint8)
 
 
-def _from_colours(channels: Sequence[Image.Image]) -> Frame:
-    red, green, blue = (np.array(channel) for channel in channels)
+def _from_colours(image: Image.Image) -> Frame:
+    red, green, blue = (np.array(image.getchannel(name)) for name in "RGB")
     if np.array_equal(red, green) and np.array_equal(red, blue):
         return red
     brightest = np.maximum(np.maximum(red, green), blue)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 import stat
-import struct
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -29,15 +28,21 @@ _EXTENDED = frozenset(
     }
 )
 _LONGEST_EXTENDED = 4096
-_HEADERS_PER_FILE = 3  # two extended ones, and its own
-_LONGEST_NAME = 1024
-_NUMBER = re.compile(r"([0-9]+)")
-_DIRECTORY_ENTRY = b"PK\x01\x02"
+_LONGEST_GLOBAL = 1024  # together; every member gets a copy of what they say
+_HEADERS_PER_MEMBER = 4  # of a tar: its own, and what extends it
+_LONGEST_NAME = 4096  # bytes, and of a part of it: more than file systems allow
+_LONGEST_PART = 255
+_DIRECTORY_PER_MEMBER = 512  # bytes of a zip's directory
+_ZIP_END = re.compile(rb"PK\x05\x06|PK\x06\x06")
+_ZIP_TAIL = (
+    2**16 + 22 + 76
+)  # bytes in which a zip's end may begin: with a comment, and of a large zip
+_STRAYS_PER_FRAME = 4
 _DRIVE = re.compile(r"[A-Za-z]:")
+
 _TOO_MANY = "the archive holds too many files; send a part of the walk"
-_LONG_WINDED = (
-    "the archive says too much about a file; pack it with short names and no extended attributes"
-)
+_NO_PLAIN_FILE = "the archive holds something that is no plain file; pack images only"
+NO_MEMORY = "it takes more memory than one sequence may; send fewer or smaller frames"
 
 
 @contextmanager
@@ -46,12 +51,14 @@ def refusing(reason: str, *, where: str = "") -> Iterator[None]:
 
     Decoders raise nearly everything over broken input (struct.error, KeyError, RecursionError,
     their own), so there is no shorter list to catch. Nothing of their text is shown; the original
-    stays as the cause. A lack of memory is no fault of the bytes and goes on as it is.
+    stays as the cause. Memory that ran out says nothing about the bytes but that they want much.
     """
     try:
         yield
-    except (SequenceError, MemoryError):
+    except SequenceError:
         raise
+    except MemoryError as error:
+        raise SequenceTooLarge(NO_MEMORY, where=where) from error
     except Exception as error:
         raise MalformedSequence(reason, where=where) from error
 
@@ -65,14 +72,16 @@ def shown(name: str) -> str:
 def natural_key(name: str) -> str:
     """Order names as people number them: `2.png` before `10.png`.
 
-    Numbers compare by length, then digits, so that no length of number has to be converted. Texts
-    and numbers take turns, with a NUL between, which is in no name: one string for a name takes a
-    hundredth of the memory that a tuple of its pieces does.
+    Numbers compare by length, then digits, so that no length of number has to be converted. The
+    key is hardly longer than the name: each number has its length, as one letter, put before it,
+    and before that what sorts before every letter.
     """
-    pieces = _NUMBER.split(name.casefold())
-    numbers = (number.lstrip("0") for number in pieces[1::2])
-    pieces[1::2] = (chr(1 + len(number)) + number for number in numbers)
-    return "\0".join(pieces)
+
+    def with_length(number: re.Match[str]) -> str:
+        digits = number[0].lstrip("0")
+        return f"\0{chr(len(digits))}{digits}"
+
+    return re.sub("[0-9]+", with_length, name.casefold())
 
 
 def is_stray(name: str) -> bool:
@@ -81,8 +90,22 @@ def is_stray(name: str) -> bool:
     return parts[-1].startswith(".") or parts[-1].casefold() in _STRAY_NAMES or "__MACOSX" in parts
 
 
+def most_members(budget: Budget) -> int:
+    """How many members an archive may have, files that are no frames and folders among them."""
+    return budget.limits.max_frames * _STRAYS_PER_FRAME
+
+
 def check_name(name: str) -> None:
-    """Refuse a name that points outside; nothing is ever written, but it is no honest file."""
+    """Refuse a name that is no honest file's: too long for one, or it points outside.
+
+    Nothing is ever written, but names are split, sorted and shown.
+    """
+    encoded = name.encode("utf-8", "surrogatepass")
+    if len(encoded) > _LONGEST_NAME or max(map(len, encoded.split(b"/"))) > _LONGEST_PART:
+        raise SequenceTooLarge(
+            "the archive holds a name that is too long; pack it again with short names",
+            where=shown(name[:_LONGEST_PART]),
+        )
     path = name.replace("\\", "/")
     if path.startswith("/") or _DRIVE.match(path) or ".." in path.split("/"):
         raise MalformedSequence(
@@ -91,26 +114,30 @@ def check_name(name: str) -> None:
         )
 
 
-def check_directory(data: bytes, *, most: int) -> None:
-    """Refuse a zip whose list of files is too long, or too long-winded, before zipfile reads it.
+def check_directory(data: bytes, budget: Budget) -> None:
+    """Refuse a zip whose directory is long, before zipfile builds an object for each entry of it.
 
-    Every entry that zipfile keeps begins with these four bytes; in what is compressed they hardly
-    ever come together.
+    Raises:
+        SequenceTooLarge: it has too many entries, or says too much about them.
     """
-    if data.count(_DIRECTORY_ENTRY) > most:
+    most = most_members(budget)
+    if data.count(b"PK\x01\x02") > most:
         raise SequenceTooLarge(_TOO_MANY)
-    position = data.find(_DIRECTORY_ENTRY)
-    while position >= 0:
-        lengths = data[position + 28 : position + 34].ljust(6, b"\0")
-        if max(struct.unpack("<3H", lengths)) > _LONGEST_NAME:  # name, extra field and comment
-            raise SequenceTooLarge(_LONG_WINDED)
-        position = data.find(_DIRECTORY_ENTRY, position + 4)
+    for end in _ZIP_END.finditer(data, max(0, len(data) - _ZIP_TAIL)):
+        at, width = (12, 4) if end[0] == b"PK\x05\x06" else (40, 8)
+        at += end.start()
+        if int.from_bytes(data[at : at + width], "little") > most * _DIRECTORY_PER_MEMBER:
+            raise SequenceTooLarge(
+                "the archive's directory is too long; pack it again with short names and no "
+                "comments"
+            )
 
 
 def zip_members(archive: zipfile.ZipFile, budget: Budget) -> list[zipfile.ZipInfo]:
     """The regular members that are not strays, in natural order of names, none of them read yet."""
     members = []
     for member in archive.infolist():
+        budget.check_time()
         check_name(member.filename)
         if stat.S_ISLNK(member.external_attr >> 16):
             raise _link(member.filename)
@@ -128,7 +155,7 @@ def zip_members(archive: zipfile.ZipFile, budget: Budget) -> list[zipfile.ZipInf
                 where=shown(member.filename),
             )
         members.append(member)
-        budget.check_time()
+        budget.check_frame_count(len(members))
     return sorted(members, key=lambda member: natural_key(member.filename))
 
 
@@ -149,19 +176,19 @@ def read_zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, budget: B
     return content.getvalue()
 
 
-def tar_members(data: bytes, budget: Budget, *, most: int) -> list[tarfile.TarInfo]:
+def tar_members(data: bytes, budget: Budget) -> list[tarfile.TarInfo]:
     """The regular members of an uncompressed tar that are not strays, in natural order of names.
 
     Their content, `data[member.offset_data:][:member.size]`, is checked to lie within `data`.
     """
     members: list[tarfile.TarInfo] = []
     damaged = "the archive is damaged or cut short; pack it again"
+    if b"GNU.sparse." in data:
+        raise MalformedSequence(_NO_PLAIN_FILE)  # tarfile would read a list of any length
     position = -1
     with (
         refusing(damaged),
-        tarfile.open(
-            fileobj=io.BytesIO(data), mode="r:", tarinfo=_bounded(budget, most)
-        ) as archive,
+        tarfile.open(fileobj=io.BytesIO(data), mode="r:", tarinfo=_bounded(budget)) as archive,
     ):
         while (member := archive.next()) is not None:
             budget.check_time()
@@ -174,39 +201,46 @@ def tar_members(data: bytes, budget: Budget, *, most: int) -> list[tarfile.TarIn
             if member.issym() or member.islnk():
                 raise _link(member.name)
             if not member.isreg() or member.issparse():
-                raise MalformedSequence(
-                    "the archive holds something that is no plain file; pack images only",
-                    where=shown(member.name),
-                )
+                raise MalformedSequence(_NO_PLAIN_FILE, where=shown(member.name))
             if member.offset_data + member.size > len(data):
                 raise MalformedSequence(damaged, where=shown(member.name))
             members.append(member)
-            if len(members) > most:
-                raise SequenceTooLarge(_TOO_MANY)
+            budget.check_frame_count(len(members))
         if any(data[archive.offset : archive.offset + tarfile.BLOCKSIZE]):
             raise MalformedSequence(damaged)  # tarfile takes a broken header for the end
     return sorted(members, key=lambda member: natural_key(member.name))
 
 
-def _bounded(budget: Budget, most: int) -> type[tarfile.TarInfo]:
-    """Members of about `most` files at most, with headers that are short.
+def _bounded(budget: Budget) -> type[tarfile.TarInfo]:
+    """Members that are not too many, whose extended headers are short.
 
-    tarfile keeps what every header says, one may follow another without a file between, and for a
-    long one some versions take time in the square of its length.
+    Looked at one by one as they are read, because tarfile keeps each. One header may follow another
+    without a file between, for a long one some versions of tarfile take time in the square of its
+    length, during which no other thread runs, and what a sparse file's says may have any length.
     """
-    headers = 0
+    most = most_members(budget)
+    headers = members = global_bytes = 0
 
     class Member(tarfile.TarInfo):
         @classmethod
         def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-            nonlocal headers
-            headers += 1
-            if headers > _HEADERS_PER_FILE * most:
-                raise SequenceTooLarge(_TOO_MANY)
+            nonlocal headers, members, global_bytes
             budget.check_time()
             member = super().frombuf(buf, encoding, errors)
-            if member.type in _EXTENDED and member.size > _LONGEST_EXTENDED:
-                raise SequenceTooLarge(_LONG_WINDED)
+            headers += 1
+            members += member.type not in _EXTENDED
+            if members > most or headers > most * _HEADERS_PER_MEMBER:
+                raise SequenceTooLarge(_TOO_MANY)
+            if member.type == tarfile.GNUTYPE_SPARSE:
+                raise MalformedSequence(_NO_PLAIN_FILE)
+            if member.type == tarfile.XGLTYPE:
+                global_bytes += member.size
+            if global_bytes > _LONGEST_GLOBAL or (
+                member.type in _EXTENDED and member.size > _LONGEST_EXTENDED
+            ):
+                raise SequenceTooLarge(
+                    "the archive says too much about a file; pack it without extended attributes"
+                )
             return member
 
     return Member

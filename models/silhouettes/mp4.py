@@ -20,7 +20,7 @@ _LEAST_IN_ONE_ENTRY = 160  # samples of sound that share one
 
 
 def check_tables(data: bytes, budget: Budget) -> None:
-    """Refuse a file whose index would not fit into what may be decoded.
+    """Refuse a file whose index would not fit into what a decoder may keep.
 
     Tables are found by their names wherever they are outside of the pictures themselves, so that
     no nesting hides one.
@@ -51,7 +51,7 @@ def check_tables(data: bytes, budget: Budget) -> None:
                         "a video whose header is compressed; export it again as MP4"
                     )
     entries = samples * edits + fragments + chunks * longest_chunk // _LEAST_IN_ONE_ENTRY
-    if entries * _ENTRY_BYTES > budget.bytes_left:
+    if entries * _ENTRY_BYTES > budget.limits.max_decoder_bytes:
         raise SequenceTooLarge(
             "the video's header promises more pictures or sounds than can be read; export it again"
         )

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from models.silhouettes.budget import Budget, DecodeLimits
-from models.silhouettes.cleaning import EMPTY, FRAGMENT, Size, find_person, unlike_neighbours
+from models.silhouettes.cleaning import EMPTY, FRAGMENT, Size, find_person, find_unsteady
 from models.silhouettes.decode import decode_within
 from models.silhouettes.errors import SequenceTooLarge
 from models.silhouettes.frame import Frame, Silhouettes
+from models.silhouettes.members import NO_MEMORY
 from models.silhouettes.normalise import CUT_WIDTH, HEIGHT, WIDTH, normalise, pad
 from models.silhouettes.quality import Quality, judge
 
@@ -22,6 +23,7 @@ _OFF_CENTRE = 4  # columns
 _MARGIN = 4  # rows
 _MOST = 0.8  # of the frames; the others may hold a slip of whoever prepared them
 _FLATTEST = 64  # columns of the frame for each row of the person
+_UNBOUNDED = DecodeLimits(max_seconds=math.inf)
 
 
 class Prepared(NamedTuple):
@@ -36,26 +38,26 @@ class Prepared(NamedTuple):
     quality: Quality
 
 
-def take(data: bytes, limits: DecodeLimits, *, clean: bool = True) -> Prepared:
-    """Decode, clean, normalise and judge one walk, all within one budget.
+def prepare_upload(data: bytes, limits: DecodeLimits, *, clean: bool = True) -> Prepared:
+    """Decode and prepare one walk within one budget: its limits span everything that is done.
 
     Args:
-        data: the file's bytes; hostile ones are expected.
+        data: the file's bytes; hostile ones are expected. `decode` says what is accepted.
         limits: what it may cost.
-        clean: as `prepare` has it.
+        clean: as for `prepare`.
 
     Raises:
-        SequenceError: it was refused; no other error comes of bytes.
+        SequenceError: any of its kinds, and no other error.
     """
     budget = Budget(limits)
     try:
         return prepare(decode_within(data, budget), clean=clean, budget=budget)
     except MemoryError as error:
-        raise _out_of_memory() from error
+        raise SequenceTooLarge(NO_MEMORY) from error
     except cv2.error as error:
-        if error.code != cv2.Error.StsNoMem:
-            raise
-        raise _out_of_memory() from error
+        if error.code == cv2.Error.StsNoMem:
+            raise SequenceTooLarge(NO_MEMORY) from error
+        raise
 
 
 def prepare(
@@ -70,17 +72,16 @@ def prepare(
         frames: uint8 `[h, w]` each, of any sizes.
         clean: whether to look for the person in each frame; without, whole frames are normalised
             as the field does, noise and all.
-        budget: whose time it may take; that of the default limits when None.
+        budget: whose time preparing must keep to; unbounded when None.
 
     Raises:
         PoorSequence: no gait can be recognised in it.
-        SequenceTooLarge: it takes longer than the budget has time.
+        SequenceTooLarge: the budget's time is spent.
     """
     if is_prepared(frames):
         silhouettes, dropped = _take_prepared(frames)
     else:
-        budget = budget or Budget(DecodeLimits())
-        silhouettes, dropped = _normalise_all(frames, budget, clean_first=clean)
+        silhouettes, dropped = _normalise_all(frames, clean, budget or Budget(_UNBOUNDED))
     quality = judge(silhouettes, frames_in=len(frames), dropped=dropped)
     return Prepared(silhouettes, quality)
 
@@ -116,39 +117,34 @@ def _take_prepared(frames: Sequence[Frame]) -> tuple[Silhouettes, dict[str, int]
 
 
 def _normalise_all(
-    frames: Sequence[Frame], budget: Budget, *, clean_first: bool
+    frames: Sequence[Frame], clean: bool, budget: Budget
 ) -> tuple[Silhouettes, dict[str, int]]:
-    """Normalise each frame as soon as its person is found, and drop the odd ones at the end.
-
-    Strips of all of them would take as much memory as the frames do.
-    """
-    counts: Counter[str] = Counter()
-    found: list[Frame | str] = []
+    """Normalise each person as soon as found: strips of all frames would double what is held."""
+    dropped: Counter[str] = Counter()
     sizes: list[Size] = []
+    normalised: list[Frame | str] = []
     for frame in frames:
         budget.check_time()
-        strip = frame
-        if clean_first:
-            person = find_person(frame)
-            if isinstance(person, str):
-                counts[person] += 1
-                continue
-            strip = person.strip
-            sizes.append(person.size)
-        found.append(_normalise(strip))
-    reasons = unlike_neighbours(sizes) if clean_first else [""] * len(found)
-    kept: list[NDArray[np.uint8]] = []
-    for silhouette, reason in zip(found, reasons, strict=True):
-        if reason or isinstance(silhouette, str):
-            counts[reason or str(silhouette)] += 1
+        if not clean:
+            normalised.append(_normalise_one(frame))
+            continue
+        person = find_person(frame, budget)
+        if isinstance(person, str):
+            dropped[person] += 1
         else:
-            kept.append(silhouette)
+            sizes.append(person.size)
+            normalised.append(_normalise_one(person.strip))
+    reasons = find_unsteady(sizes) if clean else [""] * len(normalised)
+    dropped.update(reason for reason in reasons if reason)
+    steady = [item for item, reason in zip(normalised, reasons, strict=True) if not reason]
+    dropped.update(item for item in steady if isinstance(item, str))
+    kept = [item for item in steady if not isinstance(item, str)]
     silhouettes = np.stack(kept) if kept else np.zeros((0, HEIGHT, WIDTH), np.uint8)
-    return silhouettes, dict(counts)
+    return silhouettes, dict(dropped)
 
 
-def _normalise(frame: Frame) -> Frame | str:
-    """A normalised frame, or why there is none."""
+def _normalise_one(frame: Frame) -> Frame | str:
+    """A frame normalised, or the reason why it can't be."""
     if _is_flat(frame):
         return FRAGMENT
     silhouette = normalise(frame)
@@ -159,9 +155,3 @@ def _is_flat(frame: Frame) -> bool:
     """Whether a speck in a wide frame would be blown up to an image of many megabytes."""
     rows = np.flatnonzero(frame.any(axis=1))
     return rows.size > 0 and frame.shape[1] > _FLATTEST * (rows[-1] - rows[0] + 1)
-
-
-def _out_of_memory() -> SequenceTooLarge:
-    return SequenceTooLarge(
-        "reading it takes more memory than a sequence may; send fewer or smaller frames"
-    )

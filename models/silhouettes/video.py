@@ -8,7 +8,6 @@ from typing import NoReturn, cast
 
 import av
 import av.video
-import av.video.format
 import numpy as np
 from av.container import InputContainer
 
@@ -18,6 +17,7 @@ from models.silhouettes.frame import Frame
 from models.silhouettes.images import BRIGHT
 from models.silhouettes.members import refusing
 from models.silhouettes.mp4 import check_tables
+from models.silhouettes.references import pictures_kept
 from models.silhouettes.sniff import Kind
 
 # A playlist format would let a file name others to open; these three cannot.
@@ -32,7 +32,12 @@ _DECODERS = frozenset(
 )
 """What cameras and ffmpeg write; libav's hundreds of others stay closed to hostile bytes."""
 
-_PICTURES_HELD = 6  # four that are referred to, one that is decoded and one that is converted
+_MOST_STREAMS = 32  # libav looks into each of them
+_MOST_PROBED = 2**18  # bytes of packets, of which libav keeps every one until it knows all streams
+_LARGEST_BLOCK = 64  # pixels a side, which pictures are padded to multiples of
+_EDGES = 128  # pixels that libav adds to a side, at most, when it checks sides
+_MOST_BITS = 64  # a pixel, in any format
+_BYTES_BESIDE = 0.75  # a pixel: the motion that a decoder keeps with a picture, at most
 
 _CUT_SHORT = "the video is cut short or damaged; export it again"
 
@@ -48,12 +53,18 @@ def decode_video(data: bytes, kind: Kind, budget: Budget) -> list[Frame]:
     if kind is Kind.MP4:
         check_tables(data, budget)
     most_pixels = str(budget.limits.max_side**2)
+    options = {
+        "codec_whitelist": ",".join(sorted(_DECODERS)),
+        "max_pixels": most_pixels,
+        "max_streams": str(_MOST_STREAMS),
+        "probesize": str(_MOST_PROBED),
+    }
     with (
         refusing(_CUT_SHORT),
         av.open(
             io.BytesIO(data),
             format=_CONTAINERS[kind],
-            options={"codec_whitelist": ",".join(sorted(_DECODERS)), "max_pixels": most_pixels},
+            options=options,
             io_open=_refuse_other_files,
             timeout=budget.limits.max_seconds,
         ) as container,
@@ -67,17 +78,35 @@ def decode_video(data: bytes, kind: Kind, budget: Budget) -> list[Frame]:
                 "the video's codec is not accepted; export it as H.264 or VP9"
             )
         budget.check_sides(codec.height, codec.width)
-        _take_pictures(codec.height, codec.width, codec.format, budget)
+        _check_memory(codec, budget)
+        # No later picture may be larger than those the memory was told for.
+        most_pixels = str((codec.width + _EDGES) * (codec.height + _EDGES))
         codec.options = {"max_pixels": most_pixels}
         codec.thread_count = 1
         return _decode_track(cast("InputContainer", container), stream, budget)
+
+
+def _check_memory(codec: av.VideoCodecContext, budget: Budget) -> None:
+    """Refuse a stream whose decoder would hold more in pictures than it may.
+
+    It is asked before any is decoded, and again with each packet: what a stream says of itself may
+    change within.
+    """
+    form = codec.format
+    bits = form.padded_bits_per_pixel if form else _MOST_BITS
+    size = _padded(codec.width) * _padded(codec.height) * (bits / 8 + _BYTES_BESIDE)
+    pictures = pictures_kept(codec.name, codec.extradata or b"", codec.reorder_depth)
+    budget.check_decoder(round(pictures * size))
+
+
+def _padded(side: int) -> int:
+    return -(-side // _LARGEST_BLOCK) * _LARGEST_BLOCK
 
 
 def _decode_track(
     container: InputContainer, stream: av.video.VideoStream, budget: Budget
 ) -> list[Frame]:
     frames: list[Frame] = []
-    layout = None
     packets = 0
     end = 0
     for packet in container.demux(stream):
@@ -87,28 +116,15 @@ def _decode_track(
         if packet.size:
             packets += 1
             end = max(end, (packet.pts or 0) + (packet.duration or 0))
-        for picture in packet.decode():
-            if layout not in (None, (picture.height, picture.width, picture.format.name)):
-                _take_pictures(picture.height, picture.width, picture.format, budget)
-            layout = picture.height, picture.width, picture.format.name
+        pictures = packet.decode()
+        _check_memory(stream.codec_context, budget)
+        for picture in pictures:
             budget.take_frame(picture.height, picture.width, where=f"frame {len(frames) + 1}")
             brightness = picture.to_ndarray(format="gray")
             frames.append(np.where(brightness > BRIGHT, np.uint8(255), np.uint8(0)))
     if packets < stream.frames or _ends_early(container, stream, end):
         raise MalformedSequence(_CUT_SHORT)
     return frames
-
-
-def _take_pictures(
-    rows: int, columns: int, pixels: av.video.format.VideoFormat | None, budget: Budget
-) -> None:
-    """Spend what a decoder holds: pictures that others refer to, in the track's own format.
-
-    How many those are only the codec knows; of more than these, whoever bounds this process's
-    memory makes an end.
-    """
-    bits = 24 if pixels is None else pixels.padded_bits_per_pixel
-    budget.take_bytes(_PICTURES_HELD * rows * columns * bits // 8)
 
 
 def _ends_early(container: InputContainer, stream: av.video.VideoStream, end: int) -> bool:

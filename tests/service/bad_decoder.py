@@ -42,5 +42,5 @@ def _obey(data: bytes, _limits: object, *, clean: bool = True) -> Prepared:
 
 
 if __name__ == "__main__":
-    setattr(decoder_process, "take", _obey)  # noqa: B010
+    setattr(decoder_process, "prepare_upload", _obey)  # noqa: B010
     decoder_process.main(sys.argv[1:])

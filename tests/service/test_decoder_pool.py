@@ -20,7 +20,7 @@ from models.silhouettes.errors import (
     SequenceTooLarge,
     UnsupportedSequence,
 )
-from models.silhouettes.prepare import take
+from models.silhouettes.prepare import prepare_upload
 from service.decoder_pool import DecoderPool, PreparedWalk, Read
 from service.errors import Unavailable
 from tests.service.walkers import npz, walk, walker
@@ -98,7 +98,7 @@ async def until(holds: Callable[[], bool], seconds: float = 15) -> None:
 
 def test_a_walk_comes_back_as_it_would_be_prepared_here() -> None:
     data = walk(1)
-    here = take(data, LIMITS)
+    here = prepare_upload(data, LIMITS)
 
     async def check(decoders: DecoderPool) -> None:
         for _ in range(2):
@@ -121,7 +121,7 @@ def test_a_walk_comes_back_as_it_would_be_prepared_here() -> None:
 )
 def test_a_refusal_comes_back_as_it_is(data: bytes, kind: type[Exception]) -> None:
     with pytest.raises(kind) as here:
-        take(data, LIMITS)
+        prepare_upload(data, LIMITS)
 
     async def check(decoders: DecoderPool) -> None:
         with pytest.raises(kind) as there:

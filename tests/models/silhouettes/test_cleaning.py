@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-from typing import Any
-
 import cv2
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from models.silhouettes import Frame, clean, cleaning
+from models.silhouettes import Frame, clean
 from models.silhouettes.cleaning import find_person
 from tests.models.silhouettes.uploads import walker
 
@@ -121,61 +118,3 @@ def test_a_person_who_comes_nearer_is_not_an_outlier() -> None:
 
 def test_no_frames_at_all_are_no_error() -> None:
     assert clean([]) == ([], {})
-
-
-def noisy(seed: int, specks: int, size: tuple[int, int] = (160, 120)) -> Frame:
-    """A person with gaps across, and specks of several sizes around."""
-    draw = np.random.default_rng(seed)
-    frame = walker(1, height=120, size=size)[0].copy()
-    for row in draw.integers(0, size[0] - 8, 3):
-        frame[row : row + draw.integers(2, 8)] = 0
-    for row, column in draw.integers(0, (size[0], size[1]), (specks, 2)):
-        frame[row : row + draw.integers(1, 5), column : column + draw.integers(1, 5)] = 255
-    return frame
-
-
-def joined_one_by_one(stats: NDArray[Any]) -> set[int]:
-    """The labels of a person's pieces, every other one looked at again after each that joins."""
-    boxes = {label: cleaning._Box(*map(int, row)) for label, row in enumerate(stats) if label}
-    largest = max(boxes, key=lambda label: boxes[label].area)
-    least = cleaning._LEAST_PIECE * boxes[largest].area
-    chosen, body = {largest}, boxes[largest]
-    while True:
-        gaps = {
-            label: cleaning._gap(body, box)
-            for label, box in boxes.items()
-            if label not in chosen and box.area >= least
-        }
-        nearest = min(gaps, key=lambda label: gaps[label], default=None)
-        if nearest is None or gaps[nearest] > 1:
-            return chosen
-        chosen.add(nearest)
-        body = cleaning._join([body, boxes[nearest]])
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_pieces_are_joined_nearest_first(seed: int) -> None:
-    frame = noisy(seed, specks=4 * seed)
-    _, _, stats, _ = cv2.connectedComponentsWithStats(frame, connectivity=8)
-    pieces, body = cleaning._pieces(stats)
-    assert set(pieces) == joined_one_by_one(stats)
-    assert body.area == stats[pieces, cv2.CC_STAT_AREA].sum()
-
-
-def test_noise_without_end_costs_no_more_than_much_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = 0
-    gap = cleaning._gap
-
-    def counted(*boxes: cleaning._Box) -> float:
-        nonlocal looks
-        looks += 1
-        return gap(*boxes)
-
-    monkeypatch.setattr(cleaning, "_gap", counted)
-    frame = np.zeros((1600, 1600), np.uint8)
-    frame[10, 5:-5] = 255
-    for row in range(40, 1590, 20):
-        for column in range(8, 1590, 20):
-            frame[row : row + 6, column : column + 6] = 255
-    find_person(frame)
-    assert looks <= (cleaning._MOST_PIECES + 1) ** 2

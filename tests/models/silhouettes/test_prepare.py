@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import ast
-import itertools
 import sys
 from pathlib import Path
 
@@ -11,22 +10,16 @@ import pytest
 
 import models.silhouettes
 from models.silhouettes import (
-    DecodeLimits,
     PoorSequence,
-    SequenceTooLarge,
     cut,
     decode,
     gait_energy_image,
     is_prepared,
     normalise,
     prepare,
-    take,
 )
-from models.silhouettes.budget import Budget
 from tests.models.silhouettes.uploads import images, npy, walker, zipped
 
-OPENCV_S = cv2.error("Failed to allocate")
-OPENCV_S.code = cv2.Error.StsNoMem
 REAL = Path(__file__).parents[3] / "../shared/data/real-dev"
 
 
@@ -167,30 +160,3 @@ def test_silhouettes_never_import_torch() -> None:
         )
     }
     assert imported - set(sys.stdlib_module_names) == {"models", "numpy", "cv2", "PIL", "av"}
-
-
-def test_the_limit_of_time_holds_while_a_walk_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
-    frames = walker()
-    now = itertools.count()
-    ticking = Budget(DecodeLimits(max_seconds=20), clock=lambda: float(next(now)))
-    with pytest.raises(SequenceTooLarge, match="longer than 20 s"):
-        prepare(frames, budget=ticking)
-
-
-def test_a_walk_taken_is_one_decoded_and_prepared() -> None:
-    data = zipped(images(walker()))
-    taken, prepared = take(data, DecodeLimits()), prepare(decode(data))
-    np.testing.assert_array_equal(taken.silhouettes, prepared.silhouettes)
-    assert taken.quality == prepared.quality
-
-
-@pytest.mark.parametrize("error", [MemoryError(), OPENCV_S])
-def test_a_lack_of_memory_is_an_upload_that_is_too_large(
-    error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(sys.modules["models.silhouettes.prepare"], "find_person", fail)
-    with pytest.raises(SequenceTooLarge, match="more memory"):
-        take(npy(np.stack(walker(9))), DecodeLimits())
