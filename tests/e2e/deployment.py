@@ -37,6 +37,10 @@ class Deployment:
         self.url = ""
         self._client: Client | None = None
 
+    def set(self, **settings: str) -> None:
+        """Change the environment that the service is started with."""
+        self._environment |= settings
+
     def start(self) -> Client:
         """Start the service and return a client once it is ready."""
         with (self._folder / "service.log").open("ab") as log:
