@@ -70,9 +70,9 @@ def _database(settings: Settings) -> Path:
 
 
 def _close(path: Path) -> bool:
-    """Take it from all but its owner; False where it was."""
-    mode = path.lstat().st_mode
-    if stat.S_ISLNK(mode) or not mode & _OTHERS:
+    """Take it from all but its owner; False where it was, or where it is another folder's link."""
+    mode = path.stat().st_mode
+    if not mode & _OTHERS or (path.is_symlink() and stat.S_ISDIR(mode)):
         return False
     path.chmod(stat.S_IMODE(mode) & ~_OTHERS)
     return True

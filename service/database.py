@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import sqlite3
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, cast
@@ -300,7 +301,9 @@ def storage_trouble(error: Exception) -> ServiceError | None:
     """
     match error:
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
-            return _full()
+            return _no_room_for_uploads() if _in_temporary_folder(error) else _full()
+        case OSError() if _in_temporary_folder(error):
+            return _out_of_reach("temporary folder")
         case OSError(errno=code) if code in _FILES_OUT_OF_REACH:
             return _out_of_reach("data folder")
         case PoolTimeoutError():
@@ -320,6 +323,17 @@ def storage_trouble(error: Exception) -> ServiceError | None:
             return _full() if full else _out_of_reach()
         case _:
             return None
+
+
+def _in_temporary_folder(error: BaseException) -> bool:
+    """Whether it was raised for a file that Python keeps there: an upload that is being read.
+
+    A file without a name has none in its errors, either.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code.co_filename == tempfile.__file__
 
 
 def _sqlite_trouble(cause: sqlite3.OperationalError) -> ServiceError | None:
@@ -343,6 +357,13 @@ def _full() -> ServiceError:
     return StorageFull(
         "The service has no space left to write to, and changed nothing. Free space where it "
         "keeps its data, then try again."
+    )
+
+
+def _no_room_for_uploads() -> ServiceError:
+    return StorageFull(
+        "There is no space left in the service's temporary folder, where uploads are kept while "
+        "they are read, and nothing was changed. Free space there, or send less at a time."
     )
 
 

@@ -59,8 +59,9 @@ class DatabaseFiles:
 
     def __init__(self, path: str) -> None:
         self._path = Path(path).absolute()
-        self._log = self._path.with_name(f"{self._path.name}-wal")
-        self._shared = self._path.with_name(f"{self._path.name}-shm")
+        real = self._path.resolve()  # where SQLite puts what belongs to a file behind a link
+        self._log = real.with_name(f"{real.name}-wal")
+        self._shared = real.with_name(f"{real.name}-shm")
         self._main: Inode = None
         self._removed = False
         self._damaged = False

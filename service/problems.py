@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -15,6 +16,8 @@ from starlette.routing import compile_path
 
 from service.database import storage_trouble
 from service.errors import Reason, ServiceError, TooLarge
+
+_log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 _MOST_REASONS = 100
@@ -121,6 +124,7 @@ def _methods(request: Request) -> list[str]:
 def render_http(error: HTTPException) -> JSONResponse:
     """One of the framework's errors, or what it made one of while it read a body."""
     if isinstance(error.__cause__, Exception) and (trouble := storage_trouble(error.__cause__)):
+        _log.error("an upload could not be kept while it was read: %s", error.__cause__)
         return render(trouble)
     if error.status_code == HTTPStatus.BAD_REQUEST and str(error.detail).startswith(_OVER):
         return render(TooLarge(str(error.detail)))

@@ -45,11 +45,16 @@ def test_others_are_kept_out_of_an_older_folder_and_a_log_line_says_so(
     elsewhere = wide.data_dir.parent / "elsewhere"
     elsewhere.mkdir()
     elsewhere.chmod(0o755)
+    (elsewhere / "file").touch()
+    (elsewhere / "file").chmod(0o644)
     (wide.data_dir / "datasets").symlink_to(elsewhere)
+    (wide.data_dir / "linked.sqlite").symlink_to(elsewhere / "file")
+    (wide.data_dir / "broken").symlink_to(elsewhere / "missing")
     open_data_folder(wide)
     assert mode(wide.data_dir) == mode(wide.data_dir / "jobs") == 0o700
     assert {mode(wide.data_dir / name) for name in OPEN} == {0o600}
     assert mode(elsewhere) == 0o755  # whoever made the link decides
+    assert mode(elsewhere / "file") == 0o600
     assert len(caplog.records) == 1
     assert all(name in caplog.text for name in (*OPEN, "jobs", wide.data_dir.name))
     open_data_folder(wide)

@@ -160,6 +160,21 @@ def test_a_new_connection_is_not_opened_beside_those_whose_log_is_gone(
     assert not beside(path, "-wal")[0].exists()
 
 
+def test_a_database_behind_a_link_is_watched_where_it_is(tmp_path: Path) -> None:
+    real = tmp_path / "elsewhere" / "real.sqlite"
+    real.parent.mkdir()
+    real.touch()
+    (tmp_path / "t.sqlite").symlink_to(real)
+    engine = open_database(f"sqlite:///{tmp_path / 't.sqlite'}")
+    with writing(engine).begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE t (k INTEGER PRIMARY KEY, v TEXT)")
+    add(engine, 1)
+    beside(real, "-wal")[0].unlink()
+    with pytest.raises(DatabaseGone):
+        add(engine, 2)
+    engine.dispose()
+
+
 def _nothing(_database: Engine, _path: Path) -> None:
     pass
 

@@ -335,6 +335,35 @@ def test_an_upload_that_finds_no_space_to_be_spooled_is_507() -> None:
     assert render_http(error).status_code == 507
 
 
+@pytest.mark.parametrize("again", [{}, {"Idempotency-Key": "k"}])
+def test_a_full_temporary_folder_is_not_said_to_be_the_data_folder(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, again: dict[str, str]
+) -> None:
+    client = serve()
+
+    def full(**_: object) -> io.FileIO:
+        return io.FileIO("/dev/full", "r+")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    upload = {"sequence": ("walk.npz", bytes(3 * 2**20))}
+    refused = client.post("/identify", files=upload, headers=again)
+    body = problem(refused, 507)
+    assert body["type"] == "/problems/storage-full"
+    assert "temporary folder" in body["detail"]
+    assert "keeps its data" not in body["detail"]
+
+
+def test_no_temporary_folder_at_all_is_503(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    client = serve()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    upload = {"sequence": ("walk.npz", bytes(3 * 2**20))}
+    body = problem(client.post("/identify", files=upload), 503)
+    assert "temporary folder" in body["detail"]
+    assert str(tmp_path) not in body["detail"]
+
+
 def test_a_database_that_cannot_be_written_is_503_and_is_still_read(serve: Serve) -> None:
     with pragma_of_every_connection("query_only=OFF") as change:
         client = serve()
