@@ -72,16 +72,15 @@ def join_pieces(stats: NDArray[np.int64], budget: Budget | None = None) -> tuple
         Rows of `stats`, the largest component's first, and the box around them all.
     """
     largest = int(stats[:, 4].argmax())
-    loose = stats[:, 4] >= _LEAST_PIECE * stats[largest, 4]
-    loose[largest] = False
-    numbers = np.flatnonzero(loose)
-    edges = stats.copy()
-    edges[:, 2:4] += stats[:, :2]  # right and bottom instead of width and height
-    boxes: NDArray[np.int64] = edges[numbers]
-    body = Box(*edges[largest].tolist())
+    left, top, width, height, area = stats[largest].tolist()
+    body = Box(left, top, left + width, top + height, area)
     chosen = [largest]
-    if len(numbers) == 0:
+    numbers = np.flatnonzero(stats[:, 4] >= _LEAST_PIECE * area)
+    if len(numbers) == 1:
         return chosen, body
+    numbers = numbers[numbers != largest]
+    boxes: NDArray[np.int64] = stats[numbers]
+    boxes[:, 2:4] += boxes[:, :2]  # right and bottom instead of width and height
     pieces = [Box(*row) for row in boxes.tolist()]
     below, above = _Below(boxes, body), _Above(boxes)
     while True:

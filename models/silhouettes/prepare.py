@@ -55,9 +55,9 @@ def prepare_upload(data: bytes, limits: DecodeLimits, *, clean: bool = True) -> 
     except MemoryError as error:
         raise SequenceTooLarge(NO_MEMORY) from error
     except cv2.error as error:
-        if error.code == cv2.Error.StsNoMem:
-            raise SequenceTooLarge(NO_MEMORY) from error
-        raise
+        if error.code != cv2.Error.StsNoMem:
+            raise
+        raise SequenceTooLarge(NO_MEMORY) from error
 
 
 def prepare(

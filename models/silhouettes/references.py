@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 
 _MOST_REFERENCES = {
     **{"h264": 16, "hevc": 16},
@@ -66,7 +67,7 @@ def _units(parameters: bytes, codec: str) -> Iterator[bytes]:
                 yield unit
     else:
         starts = [found.end() for found in _START_CODE.finditer(parameters)]
-        for start, end in zip(starts, [*starts[1:], len(parameters)], strict=True):
+        for start, end in pairwise([*starts, len(parameters)]):
             yield parameters[start:end]
 
 

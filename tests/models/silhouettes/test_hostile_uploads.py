@@ -2,19 +2,26 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import itertools
 import pickle
 import re
 import stat
 import struct
+import subprocess
+import sys
 import tarfile
 import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from models.silhouettes import (
     DecodeLimits,
@@ -28,8 +35,24 @@ from models.silhouettes.archives import decode_tar
 from models.silhouettes.budget import Budget
 from models.silhouettes.members import natural_key
 from models.silhouettes.mp4 import check_tables
+from models.silhouettes.references import pictures_kept
 from models.silhouettes.sniff import Kind
 from models.silhouettes.video import decode_video
+from tests.models.silhouettes.hostile import (
+    directory,
+    gif_of_many_blocks,
+    header,
+    jpeg_of_many_exif,
+    png_of_many_chunks,
+    references,
+    says,
+    sparse_in_a_list,
+    sparse_in_many_parts,
+    striped_tiff,
+    tiff,
+    tiled_tiff,
+    told_of_all,
+)
 from tests.models.silhouettes.uploads import (
     animation,
     image,
@@ -122,6 +145,9 @@ def oversized_npy() -> bytes:
 MALFORMED: dict[str, tuple[Callable[[], bytes], str]] = {
     "nothing": (lambda: b"", "empty"),
     "empty zip": (lambda: zipped([]), "no images"),
+    "sparse file in a tar": (sparse_in_many_parts, "no plain file"),
+    "sparse file of the new kind": (sparse_in_a_list, "no plain file"),
+    "TIFF of odd tiles": (lambda: tiled_tiff(kind=16), "damaged"),
     "zip of strays": (lambda: zipped([(".DS_Store", b"x"), ("a/", b"")]), "no images"),
     "array of no frames": (lambda: npy(np.zeros((0, 64, 44), np.uint8)), "no frames"),
     "array of no rows": (lambda: npy(np.zeros((5, 0, 44), np.uint8)), "empty"),
@@ -201,6 +227,7 @@ UNSUPPORTED: dict[str, tuple[Callable[[], bytes], str]] = {
     "encrypted zip": (encrypted_zip, "encrypted"),
     "bzip2 in a zip": (lambda: zipped(images(WALK), compression=zipfile.ZIP_BZIP2), "deflate"),
     "lzma in a zip": (lambda: zipped(images(WALK), compression=zipfile.ZIP_LZMA), "deflate"),
+    "TIFF compressed with LZMA": (lambda: tiff((259, 3, 1, 34925)), "LZMA"),
     "unusual codec": (lambda: video(WALK, "avi", "wmv2"), "codec"),
     "compressed tables": (lambda: video(WALK).replace(b"mvhd", b"cmov"), "compressed"),
     "playlist": (lambda: b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "not a sequence"),
@@ -232,6 +259,31 @@ TOO_LARGE: dict[str, tuple[Callable[[], bytes], str]] = {
     "MP4 of many samples in a fragment": (many_in_fragments, "promises more"),
     "tar of a long extended header": (lambda: extended(20_000), "says too much"),
     "JPEG of many scans": (lambda: image(FRAME, "JPEG") + b"\xff\xda" * 99, "scans"),
+    "JPEG of many segments": (jpeg_of_many_exif, "too much of itself"),
+    "PNG of many chunks": (png_of_many_chunks, "too many pieces"),
+    "GIF of many blocks": (gif_of_many_blocks, "too many pieces"),
+    "TIFF in a huge tile": (tiled_tiff, "4096 pixels"),
+    "TIFF in very many strips": (striped_tiff, "too much of itself"),
+    "TIFF of very many tags": (
+        lambda: tiff(*((n, 3, 1, 1) for n in range(30_000, 32_000))),
+        "too much of itself",
+    ),
+    "zip of long names": (lambda: directory(b"1a" * 30_000), "directory is too long"),
+    "zip of long comments": (lambda: directory(b"0.png", b"-" * 60_000), "directory is too long"),
+    "zip of a long name": (lambda: zipped([("a" * 300, b"")]), "name that is too long"),
+    "zip of a deep name": (lambda: zipped([("a/" * 3000, b"")]), "name that is too long"),
+    "tar of a long name": (lambda: tarred([("a" * 300, b"")]), "name that is too long"),
+    "very many folders in a tar": (
+        lambda: header(tarfile.DIRTYPE, name="a/") * 4001,
+        "too many files",
+    ),
+    "very many headers in a tar": (
+        lambda: (header(tarfile.XHDTYPE, says(("path", "a"))) * 99 + header(tarfile.DIRTYPE)) * 200,
+        "too many files",
+    ),
+    "tar that says much of all files": (lambda: told_of_all(3), "says too much"),
+    "gzip of many parts": (lambda: gzip.compress(b"") * 20_000, "too many parts"),
+    "video of many references": (references, "reference frames"),
 }
 
 
@@ -379,6 +431,37 @@ def test_a_tar_that_says_more_of_its_files_than_their_names_is_read() -> None:
     assert len(decode(tarred(members))) == 3
 
 
+def test_parts_of_a_gzip_and_the_padding_after_them_are_read_as_one() -> None:
+    data = tarred(images(WALK))
+    parts = [gzip.compress(data[start : start + 3000]) for start in range(0, len(data), 3000)]
+    assert len(parts) > 3
+    assert len(decode(b"".join(parts) + bytes(99))) == len(WALK)
+    assert len(decode(bytes(100).join(parts))) == len(WALK)
+
+
+def test_a_large_gzip_costs_no_copy_of_what_is_left_of_it() -> None:
+    """Of 8 MiB that hardly compress, zlib is shown a part at a time."""
+    content = np.random.default_rng(0).integers(0, 256, 2**23, np.uint8).tobytes()
+    data = gzip.compress(content, 1)
+    tracemalloc.start()
+    try:
+        assert "no tar" in refusal(data).reason
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.5 * len(content)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(names=st.lists(st.text("aB19 0/._-é", max_size=12), max_size=8))
+def test_names_are_ordered_as_their_texts_and_numbers_compare(names: list[str]) -> None:
+    def by_the_letter(name: str) -> list[tuple[int, str]]:
+        texts = re.split(r"([0-9]+)", name.casefold())
+        return [(int(text), "") if index % 2 else (-1, text) for index, text in enumerate(texts)]
+
+    assert sorted(names, key=natural_key) == sorted(names, key=by_the_letter)
+
+
 def test_a_number_of_any_length_in_a_name_is_ordered() -> None:
     nines, ones = "9" * 5000, "1" + "0" * 5000
     assert sorted(["a", ones, nines, "10", "2"], key=natural_key) == ["2", "10", nines, ones, "a"]
@@ -390,6 +473,91 @@ def test_a_tar_that_leads_round_in_circles_ends() -> None:
     header = bytes(data[:148]) + b" " * 8 + bytes(data[156:512])
     data[148:156] = f"{sum(header):06o}\0 ".encode()
     assert isinstance(refusal(bytes(data)), SequenceError)
+
+
+def test_a_video_that_grows_is_not_followed() -> None:
+    """Once the decoder's memory is told, no later picture may be larger."""
+    random = np.random.default_rng(0)
+    noise = [random.integers(0, 256, (240, 320), np.uint8) for _ in range(4)]
+    data = bytearray(video(noise, "avi", "mjpeg", "yuvj420p"))
+    large = image(np.zeros((1024, 1024), np.uint8), "JPEG", quality=20)
+    pictures = [found.start() for found in re.finditer(rb"00dc", data)]
+    size = int.from_bytes(data[pictures[2] + 4 : pictures[2] + 8], "little")
+    assert len(large) < size
+    data[pictures[2] + 8 : pictures[2] + 8 + size] = large.ljust(size, b"\0")
+    assert isinstance(refusal(bytes(data)), MalformedSequence)
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "option", "references"),
+    [
+        ("mp4", "libx264", "ref=5:bframes=0", 5),
+        ("matroska", "libx264", "ref=3:bframes=0:cqm=jvt", 3),
+        ("avi", "libx264", "ref=16:bframes=0", 16),
+        ("mp4", "libx265", "ref=2:bframes=0:log-level=none:pools=none", 3),
+        ("matroska", "libx265", "ref=4:bframes=0:log-level=none:pools=none", 5),
+    ],
+)
+def test_how_many_pictures_a_decoder_keeps_is_read_from_the_stream(
+    container: str, codec: str, option: str, references: int
+) -> None:
+    options = {f"{codec.removeprefix('lib')}-params": option}
+    data = video(walker(3), container, codec, "yuv420p", **options)
+    with av.open(io.BytesIO(data)) as opened:
+        context = opened.streams.video[0].codec_context
+        parameters = context.extradata or b""
+        assert pictures_kept(context.name, parameters, 0) == references + 2
+    # What cannot be read may ask for anything.
+    assert pictures_kept(context.name, b"", 0) == 18
+    for cut in range(len(parameters)):
+        assert pictures_kept(context.name, parameters[:cut], 0) <= 18
+
+
+def test_a_decoder_keeps_to_its_own_limit() -> None:
+    data = video(WALK)
+    assert len(decode(data, DecodeLimits(max_decoder_bytes=10 * 2**20))) == len(WALK)
+    error = refusal(data, DecodeLimits(max_decoder_bytes=2**19))
+    assert type(error) is SequenceTooLarge
+    assert "decoder" in error.reason
+
+
+_WITHIN_LIMITS = """
+import resource, sys
+from pathlib import Path
+from models.silhouettes import DecodeLimits, SequenceError, prepare_upload
+now = next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]
+most = int(now) * 1024 + 350 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+for path in sys.argv[1:]:
+    try:
+        prepare_upload(Path(path).read_bytes(), DecodeLimits(max_decoded_bytes=128 * 2**20))
+    except SequenceError as error:
+        print(type(error).__name__, error.__cause__ is None)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the size of a process is read from /proc")
+def test_hostile_uploads_are_refused_before_memory_runs_out(tmp_path: Path) -> None:
+    """Each by a count: no refusal has an error of a library behind it."""
+    makers: list[Callable[[], bytes]] = [
+        lambda: directory(b"1a" * 30_000),
+        lambda: gzip.compress(header(tarfile.DIRTYPE, name="a/") * 100_000, 1),
+        references,
+        tiled_tiff,
+        striped_tiff,
+        lambda: zipped([("0.png", png_of_many_chunks())], compression=8),
+    ]
+    paths = [tmp_path / str(index) for index in range(len(makers))]
+    for path, make in zip(paths, makers, strict=True):
+        path.write_bytes(make())
+    child = subprocess.run(
+        [sys.executable, "-c", _WITHIN_LIMITS, *map(str, paths)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    assert child.stdout.splitlines() == ["SequenceTooLarge True"] * len(makers), child.stderr
 
 
 def test_nothing_is_written_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import sys
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -10,17 +13,34 @@ import pytest
 
 import models.silhouettes
 from models.silhouettes import (
+    DecodeLimits,
+    Frame,
     PoorSequence,
+    SequenceTooLarge,
+    clean,
     cut,
     decode,
     gait_energy_image,
     is_prepared,
     normalise,
     prepare,
+    prepare_upload,
 )
-from tests.models.silhouettes.uploads import images, npy, walker, zipped
+from models.silhouettes.budget import Budget
+from models.silhouettes.decode import decode_within
+from tests.models.silhouettes.uploads import images, npy, video, walker, zipped
 
 REAL = Path(__file__).parents[3] / "../shared/data/real-dev"
+
+
+def specks() -> Iterator[Frame]:
+    """Noise for each frame of a walk, that touches no side."""
+    random = np.random.default_rng(0)
+    for frame in walker():
+        dots = (random.random(frame.shape) < 0.0005).astype(np.uint8)
+        noise = np.asarray(cv2.dilate(dots, np.ones((3, 3))), np.uint8) * np.uint8(255)
+        noise[:, :2] = noise[:, -2:] = 0
+        yield noise
 
 
 def test_prepared_frames_of_64_by_64_pass_untouched() -> None:
@@ -77,12 +97,7 @@ def test_without_cleaning_whole_frames_are_normalised_as_the_field_does() -> Non
 
 def test_cleaning_makes_a_noisy_walk_close_to_the_clean_one() -> None:
     walk = walker()
-    random = np.random.default_rng(0)
-    noisy = []
-    for frame in walk:
-        specks = cv2.dilate((random.random(frame.shape) < 0.0005).astype(np.uint8), np.ones((3, 3)))
-        specks[:, :2] = specks[:, -2:] = 0
-        noisy.append(np.maximum(frame, specks * 255))
+    noisy = [np.maximum(frame, noise) for frame, noise in zip(walk, specks(), strict=True)]
     clean, cleaned = prepare(walk).silhouettes, prepare(noisy).silhouettes
     left = np.stack([normalise(frame) for frame in noisy])  # type: ignore[misc]
     assert cleaned.shape == clean.shape
@@ -102,10 +117,93 @@ def test_the_scale_and_place_of_the_person_do_not_matter() -> None:
 def test_specks_in_very_wide_frames_cost_little_even_uncleaned() -> None:
     speck = np.zeros((2, 4096), np.uint8)
     speck[0, 1000:1200] = 255
-    for clean in (True, False):
+    for cleaned in (True, False):
         with pytest.raises(PoorSequence) as caught:
-            prepare([speck] * 500, clean=clean)
+            prepare([speck] * 500, clean=cleaned)
         assert caught.value.quality.dropped == {"fragment": 500}
+
+
+def test_an_upload_is_prepared_as_its_decoded_frames_are() -> None:
+    walk = walker()
+    for data in (zipped(images(walk)), video(walk), npy(prepare(walk).silhouettes)):
+        for cleaned in (True, False):
+            ours = prepare_upload(data, DecodeLimits(), clean=cleaned)
+            expected = prepare(decode(data), clean=cleaned)
+            np.testing.assert_array_equal(ours.silhouettes, expected.silhouettes)
+            assert ours.quality == expected.quality
+
+
+def test_a_walk_normalised_as_it_is_cleaned_is_the_one_normalised_afterwards() -> None:
+    walk = walker()
+    walk[10][130:] = 0  # no legs
+    walk[20] = walker(21, height=230)[20]
+    walk[30][:] = 0
+    cleaned = clean(walk)
+    expected = [normalise(strip) for strip in cleaned.strips]
+    prepared = prepare(walk)
+    np.testing.assert_array_equal(prepared.silhouettes, np.stack(expected))  # type: ignore[arg-type]
+    assert prepared.quality.dropped == cleaned.dropped == {"empty": 1, "fragment": 1, "outlier": 1}
+
+
+@pytest.mark.parametrize("cleaned", [True, False])
+def test_one_budget_s_time_spans_decoding_and_preparing(cleaned: bool) -> None:
+    data = zipped(images(walker()))
+    looks = itertools.count()
+    decode_within(data, Budget(DecodeLimits(), clock=lambda: next(looks) / 1e6))
+    limits = DecodeLimits(max_seconds=next(looks) + 9)
+    looks = itertools.count()
+    budget = Budget(limits, clock=lambda: next(looks))
+    frames = decode_within(data, budget)
+    with pytest.raises(SequenceTooLarge, match="decoding and preparing took longer than"):
+        prepare(frames, clean=cleaned, budget=budget)
+
+
+def test_preparing_holds_no_second_copy_of_the_frames() -> None:
+    frames = walker(24, height=700, size=(1000, 1000), speed=9)
+    tracemalloc.start()
+    try:
+        prepare(frames)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * frames[0].nbytes
+
+
+def test_labels_become_white_without_a_second_copy_of_the_frames() -> None:
+    labels = np.stack(walker(24)) // 255
+    data = npy(labels)
+    tracemalloc.start()
+    try:
+        frames = decode(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(np.stack(frames), labels * 255)
+    assert peak < 1.3 * labels.nbytes
+
+
+def out_of_memory_in_opencv() -> cv2.error:
+    error = cv2.error("Failed to allocate")
+    error.code = cv2.Error.StsNoMem
+    return error
+
+
+@pytest.mark.parametrize("error", [MemoryError(), out_of_memory_in_opencv()])
+def test_memory_that_runs_out_is_a_sequence_too_large(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    data = zipped(images(walker(2)))
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["models.silhouettes.prepare"], "find_person", fail)
+        with pytest.raises(SequenceTooLarge, match="more memory"):
+            prepare_upload(data, DecodeLimits())
+    if isinstance(error, MemoryError):
+        monkeypatch.setattr("models.silhouettes.archives.decode_still", fail)
+        with pytest.raises(SequenceTooLarge, match="more memory"):
+            prepare_upload(data, DecodeLimits())
 
 
 def test_no_frames_are_too_few() -> None:

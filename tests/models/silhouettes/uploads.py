@@ -104,12 +104,16 @@ def npz(**arrays: Any) -> bytes:
 
 
 def video(
-    frames: Sequence[Frame], container: str = "mp4", codec: str = "libx264", pixels: str = "yuv420p"
+    frames: Sequence[Frame],
+    container: str = "mp4",
+    codec: str = "libx264",
+    pixels: str = "yuv420p",
+    **options: str,
 ) -> bytes:
-    """Frames as a video of 25 a second."""
+    """Frames as a video of 25 a second; the options are the encoder's."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
-        stream: Any = output.add_stream(codec, rate=25)
+        stream: Any = output.add_stream(codec, rate=25, options=options)
         stream.height, stream.width = frames[0].shape
         stream.pix_fmt = pixels
         stream.codec_context.thread_count = 1
