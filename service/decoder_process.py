@@ -132,10 +132,12 @@ def _confine(memory: int) -> None:
     """Give up what decoding does not need. Linux says what is used; elsewhere only time counts."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
-        # Should memory run short all the same, the kernel is to end this process first.
-        Path("/proc/self/oom_score_adj").write_text("1000")
     except FileNotFoundError:
         pages = 0
+    # Should memory run short all the same, the kernel is to end this process first; where it takes
+    # no such wishes, the bounds below hold alone.
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
     _bound(resource.RLIMIT_CORE, 0)
     _bound(resource.RLIMIT_FSIZE, 0)
     _bound(resource.RLIMIT_NOFILE, _MOST_FILES)
