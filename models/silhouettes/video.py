@@ -129,10 +129,13 @@ def _decode_track(
 
 
 def _ends_early(container: InputContainer, stream: av.video.VideoStream, end: int) -> bool:
-    """Whether the last packet ends well before the track should; WebM counts no frames."""
+    """Whether the last packet ends well before the track should; WebM counts no frames.
+
+    What libav gives a WebM's track for its own duration is the file's, sound and all.
+    """
     if stream.time_base is None:
         return False
-    if stream.duration is not None:
+    if stream.duration is not None and "matroska" not in container.format.name:
         promised = stream.duration * stream.time_base
     elif container.duration is not None and len(container.streams) == 1:
         promised = Fraction(container.duration, av.time_base)
