@@ -212,7 +212,7 @@ def _grey(image: Image.Image) -> Frame:
     silhouette, unless what is opaque is itself black and white.
     """
     if image.mode in ("L", "1"):
-        return np.array(image.convert("L"))
+        return np.array(image if image.mode == "L" else image.convert("L"))
     if image.mode.startswith("I"):
         return _from_wide(np.asarray(image))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
