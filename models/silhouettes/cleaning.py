@@ -104,8 +104,7 @@ def find_person(frame: Frame, budget: Budget | None = None) -> Person | str:
     window = np.s_[top : top + height, left : left + width]
     closed = _close(mask[window], frame.shape[0])
     _, labels, stats, _ = cv2.connectedComponentsWithStats(closed, connectivity=8)
-    components: NDArray[np.int64] = stats[1:].astype(np.int64)  # row 0 is the background
-    pieces, body = join_pieces(components, budget)
+    pieces, body = join_pieces(stats[1:], budget)  # row 0 is the background
     if body.height < max(_LEAST_HEIGHT, frame.shape[1] // 64) or body.area < _LEAST_AREA:
         return FRAGMENT
     if _is_cut(body.left + left, body.right + left, body.height, frame.shape):

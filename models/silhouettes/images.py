@@ -47,8 +47,12 @@ _READERS: dict[Kind, type[ImageFile.ImageFile]] = {
 _MOST_SCANS = 64
 """A progressive JPEG has about ten, and each costs as much as the whole image."""
 
-_MOST_EXIF = 64
-"""A JPEG has one segment of it, or a few; Pillow copies all of them for each."""
+_SAID: dict[Kind, tuple[bytes, ...]] = {
+    Kind.JPEG: (b"Exif\0\0",),  # Pillow copies all of them for each
+    Kind.PNG: (b"iCCP", b"iTXt", b"zTXt"),  # each is unpacked, to a mebibyte
+}
+_MOST_SAID = 128
+"""What an image says of itself beside its pixels is in a few parts."""
 
 _MOST_PIECES = 250_000
 """Chunks, segments or blocks of one file: Pillow goes through them, and keeps some, in Python."""
@@ -106,8 +110,10 @@ def _check_header(data: bytes, kind: Kind, budget: Budget, where: str, broken: s
         raise SequenceTooLarge(
             f"a JPEG of more than {_MOST_SCANS} scans; save it as PNG", where=where
         )
-    if kind is Kind.JPEG and data.count(b"Exif\0\0") > _MOST_EXIF:
-        raise SequenceTooLarge("a JPEG that says too much of itself; save it as PNG", where=where)
+    if sum(map(data.count, _SAID.get(kind, ()))) > _MOST_SAID:
+        raise SequenceTooLarge(
+            f"{kind.value} that says too much of itself; save it without metadata", where=where
+        )
     with refusing(broken, where=where):
         if kind is Kind.WEBP:
             sides = _webp_sides(data)
@@ -206,7 +212,7 @@ def _grey(image: Image.Image) -> Frame:
     silhouette, unless what is opaque is itself black and white.
     """
     if image.mode in ("L", "1"):
-        return np.array(image.convert("L"))
+        return np.array(image if image.mode == "L" else image.convert("L"))
     if image.mode.startswith("I"):
         return _from_wide(np.asarray(image))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:

@@ -9,7 +9,7 @@ of reach again, few can join before what has joined outweighs every one of them.
 from __future__ import annotations
 
 import heapq
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,28 +58,29 @@ class Box(NamedTuple):
         )
 
 
-def join_pieces(stats: NDArray[np.int64], budget: Budget | None = None) -> tuple[list[int], Box]:
+def join_pieces(stats: NDArray[Any], budget: Budget | None = None) -> tuple[list[int], Box]:
     """Find the components of the person.
 
     A piece belongs when it is no wider than the body, lies within the body's columns by its middle,
     and is not far below it; or not far above it, more nearly in its middle and of a head's size.
 
     Args:
-        stats: int64 `[k, 5]`: left, top, width, height and area of each component, k >= 1.
+        stats: integers `[k, 5]`: left, top, width, height and area of each component, k >= 1.
         budget: whose time to keep to.
 
     Returns:
         Rows of `stats`, the largest component's first, and the box around them all.
     """
-    largest = int(stats[:, 4].argmax())
+    areas = stats[:, 4]
+    largest = int(areas.argmax())
     left, top, width, height, area = stats[largest].tolist()
     body = Box(left, top, left + width, top + height, area)
     chosen = [largest]
-    numbers = np.flatnonzero(stats[:, 4] >= _LEAST_PIECE * area)
+    numbers = (areas >= _LEAST_PIECE * area).nonzero()[0]
     if len(numbers) == 1:
         return chosen, body
     numbers = numbers[numbers != largest]
-    boxes: NDArray[np.int64] = stats[numbers]
+    boxes: NDArray[np.int64] = stats[numbers].astype(np.int64)
     boxes[:, 2:4] += boxes[:, :2]  # right and bottom instead of width and height
     pieces = [Box(*row) for row in boxes.tolist()]
     below, above = _Below(boxes, body), _Above(boxes)

@@ -153,5 +153,5 @@ def _normalise_one(frame: Frame) -> Frame | str:
 
 def _is_flat(frame: Frame) -> bool:
     """Whether a speck in a wide frame would be blown up to an image of many megabytes."""
-    rows = np.flatnonzero(frame.any(axis=1))
-    return rows.size > 0 and frame.shape[1] > _FLATTEST * (rows[-1] - rows[0] + 1)
+    height = cv2.boundingRect(frame)[3]
+    return height > 0 and frame.shape[1] > _FLATTEST * height

@@ -33,10 +33,9 @@ _DECODERS = frozenset(
 """What cameras and ffmpeg write; libav's hundreds of others stay closed to hostile bytes."""
 
 _MOST_STREAMS = 32  # libav looks into each of them
-_MOST_PROBED = 2**18  # bytes of packets, of which libav keeps every one until it knows all streams
+_MOST_PROBED = 32  # bytes of packets, which libav keeps and may decode, for every stream at once
 _LARGEST_BLOCK = 64  # pixels a side, which pictures are padded to multiples of
 _EDGES = 128  # pixels that libav adds to a side, at most, when it checks sides
-_MOST_BITS = 64  # a pixel, in any format
 _BYTES_BESIDE = 0.75  # a pixel: the motion that a decoder keeps with a picture, at most
 
 _CUT_SHORT = "the video is cut short or damaged; export it again"
@@ -89,12 +88,14 @@ def decode_video(data: bytes, kind: Kind, budget: Budget) -> list[Frame]:
 def _check_memory(codec: av.VideoCodecContext, budget: Budget) -> None:
     """Refuse a stream whose decoder would hold more in pictures than it may.
 
-    It is asked before any is decoded, and again with each packet: what a stream says of itself may
-    change within.
+    It is asked before any is decoded, and again with each packet: some tell their format only then,
+    and what a stream says of itself may change within.
     """
     form = codec.format
-    bits = form.padded_bits_per_pixel if form else _MOST_BITS
-    size = _padded(codec.width) * _padded(codec.height) * (bits / 8 + _BYTES_BESIDE)
+    if form is None:
+        return
+    pixels = _padded(codec.width) * _padded(codec.height)
+    size = pixels * (form.padded_bits_per_pixel / 8 + _BYTES_BESIDE)
     pictures = pictures_kept(codec.name, codec.extradata or b"", codec.reorder_depth)
     budget.check_decoder(round(pictures * size))
 
@@ -128,10 +129,13 @@ def _decode_track(
 
 
 def _ends_early(container: InputContainer, stream: av.video.VideoStream, end: int) -> bool:
-    """Whether the last packet ends well before the track should; WebM counts no frames."""
+    """Whether the last packet ends well before the track should; WebM counts no frames.
+
+    What libav gives a WebM's track for its own duration is the file's, sound and all.
+    """
     if stream.time_base is None:
         return False
-    if stream.duration is not None:
+    if stream.duration is not None and "matroska" not in container.format.name:
         promised = stream.duration * stream.time_base
     elif container.duration is not None and len(container.streams) == 1:
         promised = Fraction(container.duration, av.time_base)

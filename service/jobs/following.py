@@ -124,9 +124,9 @@ class Followers:
                     continue
                 if ended:
                     return
-                await changed.wait()
                 if feed.failed:
                     raise CutOff(f"nobody looks for news of job {job_id} any more")
+                await changed.wait()
         finally:
             feed.streams -= 1
             if not feed.streams and self._feeds.get(job_id) is feed:

@@ -88,6 +88,14 @@ def png_of_many_chunks() -> bytes:
     return data[:33] + chunk * 300_000 + data[33:]
 
 
+def png_of_many_profiles() -> bytes:
+    """Each profile unpacks to nearly a mebibyte."""
+    content = b"iCCPsRGB\0\0" + zlib.compress(bytes(10**6))
+    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    data = image(FRAME)
+    return data[:33] + chunk * 1000 + data[33:]
+
+
 def gif_of_many_blocks() -> bytes:
     data = animation(WALK, "GIF")
     start = data.index(b"\x21\xf9")
@@ -96,7 +104,7 @@ def gif_of_many_blocks() -> bytes:
 
 def jpeg_of_many_exif() -> bytes:
     data = image(FRAME, "JPEG")
-    return data[:2] + (b"\xff\xe1\x00\x10Exif\0\0" + bytes(8)) * 100 + data[2:]
+    return data[:2] + (b"\xff\xe1\x00\x10Exif\0\0" + bytes(8)) * 200 + data[2:]
 
 
 def references(count: int = 16, side: int = 2048) -> bytes:

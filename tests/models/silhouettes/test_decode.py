@@ -87,6 +87,23 @@ def test_names_are_ordered_as_people_number_them_and_never_decide_the_kind() -> 
     assert [int(frame[0, 0]) for frame in decode(tarred(shuffled))] == [200, 201, 202, 203]
 
 
+@pytest.mark.parametrize(
+    ("container", "codec", "sound"),
+    [
+        ("mp4", "libx264", "libopus"),
+        ("matroska", "libx264", "libopus"),
+        ("webm", "libvpx-vp9", "libopus"),
+        ("avi", "mpeg4", "pcm_s16le"),
+    ],
+)
+def test_sound_that_is_longer_than_the_pictures_changes_nothing(
+    container: str, codec: str, sound: str
+) -> None:
+    frames = decode(video(WALK, container, codec, sound=sound))
+    for frame, alone in zip(frames, decode(video(WALK, container, codec)), strict=True):
+        np.testing.assert_array_equal(frame, alone)
+
+
 def test_frames_may_differ_in_size() -> None:
     sizes = [(20, 10), (40, 30), (64, 44)]
     data = zipped(images([np.full(size, 255, np.uint8) for size in sizes]))

@@ -108,15 +108,28 @@ def video(
     container: str = "mp4",
     codec: str = "libx264",
     pixels: str = "yuv420p",
+    *,
+    sound: str = "",
     **options: str,
 ) -> bytes:
-    """Frames as a video of 25 a second; the options are the encoder's."""
+    """Frames as a video of 25 a second, with two seconds of silence by the codec named `sound`.
+
+    The options are the encoder's.
+    """
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
         stream: Any = output.add_stream(codec, rate=25, options=options)
         stream.height, stream.width = frames[0].shape
         stream.pix_fmt = pixels
         stream.codec_context.thread_count = 1
+        if sound:
+            track: Any = output.add_stream(sound, rate=48000, layout="stereo")
+            silence = np.zeros((1, 2 * 960), np.int16)
+            for _ in range(100):
+                block = av.AudioFrame.from_ndarray(silence, format="s16", layout="stereo")
+                block.sample_rate = 48000
+                output.mux(track.encode(block))
+            output.mux(track.encode(None))
         for frame in frames:
             output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="gray")))
         output.mux(stream.encode(None))
