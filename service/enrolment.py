@@ -11,7 +11,7 @@ from service.active_models import ActiveModels
 from service.calibration import queue_if_stale
 from service.conflict import ConflictingWalk
 from service.database import new_id
-from service.gallery.coverage import Coverage, coverage
+from service.gallery.coverage import Coverage, LabelsInUse, coverage, labels_in_use
 from service.gallery.records import Metadata, NewSequence, SequenceQuality
 from service.gallery.sealing import sealing_of
 from service.gallery.store import GalleryStore
@@ -116,8 +116,10 @@ class Enrolment:
         )
         while True:
             seen = protection.look(gallery, subject_id, offered)
+            with Session(self._store.engine) as session:
+                in_use = labels_in_use(session, seen.gallery_id, subject_id)
             attempt = _Attempt(
-                protection, model, gallery, subject_id, offered, seen, accept_conflict
+                protection, model, gallery, subject_id, offered, seen, in_use, accept_conflict
             )
             try:
                 return attempt.carry_out(self._store, also)
@@ -135,6 +137,7 @@ class _Attempt:
     subject_id: str
     offered: Sequence[Offered]
     seen: Seen
+    in_use: LabelsInUse
     accept_conflict: bool
 
     def carry_out(self, store: GalleryStore, also: Also) -> Enrolled:
@@ -158,7 +161,8 @@ class _Attempt:
         def finish(session: Session) -> None:
             queue_if_stale(session, self.gallery, self.model.digest)
             ((gallery_id, admission),) = decided
-            answers.append(self._answer(admission, coverage(session, gallery_id, self.subject_id)))
+            covered = coverage(session, gallery_id, self.subject_id, self.in_use)
+            answers.append(self._answer(admission, covered))
             also(session, answers[0])
 
         store.enrol(

@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Self
 
-from sqlalchemy import Index, String, delete, or_, select
+from sqlalchemy import Index, String, delete, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from service.database import Table
@@ -41,7 +41,10 @@ class TrainedSubjectRow(Table):
     subject_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
     key_id: Mapped[str] = mapped_column(String(16))
 
-    __table_args__ = (Index("ix_trained_subject_hash", "subject_hash"),)
+    __table_args__ = (
+        Index("ix_trained_subject_hash", "subject_hash"),
+        Index("ix_trained_subject_key", "key_id", "model"),
+    )
 
 
 class BrokenKey(Exception):
@@ -103,7 +106,15 @@ class TrainingRecord:
         """Names of the models that learned from any of these subjects, and of all that may have."""
         if not subject_ids:
             return ()
-        names: set[str] = set()
+        # Two ranges of an index: "another key than this" would read every row.
+        before, after = (
+            select(TrainedSubjectRow.model).where(of_another_key)
+            for of_another_key in (
+                TrainedSubjectRow.key_id < self._key_id,
+                TrainedSubjectRow.key_id > self._key_id,
+            )
+        )
+        names = set(session.scalars(before.union(after)))
         for start in range(0, len(subject_ids), _AT_ONCE):
             hashes = [
                 self._hash(gallery, subject_id)
@@ -112,12 +123,7 @@ class TrainingRecord:
             names.update(
                 session.scalars(
                     select(TrainedSubjectRow.model)
-                    .where(
-                        or_(
-                            TrainedSubjectRow.subject_hash.in_(hashes),
-                            TrainedSubjectRow.key_id != self._key_id,
-                        )
-                    )
+                    .where(TrainedSubjectRow.subject_hash.in_(hashes))
                     .distinct()
                 )
             )

@@ -48,4 +48,5 @@ class AuditRow(AuditTable):
     __table_args__ = (
         Index("ix_audit_at", "at"),
         Index("ix_audit_subject", "gallery", "subject_id"),
+        Index("ix_audit_gallery", "gallery", "number"),
     )

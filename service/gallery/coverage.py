@@ -8,12 +8,12 @@ views (between views people are told apart much worse than within one).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy import CTE, ColumnElement, Row, func, select
+from sqlalchemy.orm import Session
 
 from service.gallery.records import Scalar
 from service.gallery.tables import SequenceRow
@@ -21,8 +21,21 @@ from service.gallery.tables import SequenceRow
 LEAST_SEQUENCES: Final = 2
 LEAST_VIEWS: Final = 2
 _MOST_MISSING: Final = 12
+_TO_SPARE: Final = 12  # labels that the subject may be given before the answer is made
 
 Advice = Literal["another_sequence", "another_view", "name_the_view"]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelsInUse:
+    """A gallery's labels, the most used first: more of them than one subject's coverage names.
+
+    How often the subject's own walks use them makes no difference, because what the subject has is
+    not missing. So what was read before its newest walks were added serves after that as well.
+    """
+
+    views: tuple[str, ...]
+    conditions: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,44 +67,72 @@ def label(value: Scalar) -> str | None:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def coverage(session: Session, gallery_id: str, subject_id: str) -> Coverage:
-    """What the subject is enrolled in, as the session sees it."""
-    rows = session.execute(
-        select(SequenceRow.view, SequenceRow.condition).where(
-            SequenceRow.gallery_id == gallery_id, SequenceRow.subject_id == subject_id
-        )
-    ).all()
+def labels_in_use(session: Session, gallery_id: str, subject_id: str) -> LabelsInUse:
+    """What a gallery's walks are labelled with, for the coverage of one of its subjects.
+
+    It reads through the whole gallery: not for a transaction that holds the write lock.
+    """
+    pairs = (
+        select(SequenceRow.view, SequenceRow.condition, func.count().label("walks"))
+        .where(SequenceRow.gallery_id == gallery_id)
+        .group_by(SequenceRow.view, SequenceRow.condition)
+        .cte("pairs")
+    )
+    own = _own(session, gallery_id, subject_id)
+    return LabelsInUse(
+        views=_most_used(session, pairs, pairs.c.view, {row.view for row in own}),
+        conditions=_most_used(session, pairs, pairs.c.condition, {row.condition for row in own}),
+    )
+
+
+def coverage(session: Session, gallery_id: str, subject_id: str, in_use: LabelsInUse) -> Coverage:
+    """What the subject is enrolled in, as the session sees it, beside what the gallery has."""
+    rows = _own(session, gallery_id, subject_id)
     views = _labels(row.view for row in rows)
     conditions = _labels(row.condition for row in rows)
     return Coverage(
         sequences=len(rows),
         views=views,
         conditions=conditions,
-        missing_views=_in_use(session, gallery_id, SequenceRow.view, views),
-        missing_conditions=_in_use(session, gallery_id, SequenceRow.condition, conditions),
+        missing_views=_missing(in_use.views, views),
+        missing_conditions=_missing(in_use.conditions, conditions),
         advice=_advice(len(rows), views, labelled=all(row.view is not None for row in rows)),
     )
+
+
+def _own(
+    session: Session, gallery_id: str, subject_id: str
+) -> Sequence[Row[str | None, str | None]]:
+    return session.execute(
+        select(SequenceRow.view, SequenceRow.condition).where(
+            SequenceRow.gallery_id == gallery_id, SequenceRow.subject_id == subject_id
+        )
+    ).all()
 
 
 def _labels(values: Iterable[str | None]) -> tuple[str, ...]:
     return tuple(sorted({value for value in values if value is not None}))
 
 
-def _in_use(
+def _most_used(
     session: Session,
-    gallery_id: str,
-    column: InstrumentedAttribute[str | None],
-    besides: tuple[str, ...],
+    pairs: CTE,
+    column: ColumnElement[str | None],
+    own: Collection[str | None],
 ) -> tuple[str, ...]:
     query = (
         select(column)
-        .where(SequenceRow.gallery_id == gallery_id, column.is_not(None))
+        .select_from(pairs)
+        .where(column.is_not(None))
         .group_by(column)
-        .order_by(func.count().desc(), column)
-        .limit(_MOST_MISSING + len(besides))
+        .order_by(func.sum(pairs.c.walks).desc(), column)
+        .limit(_MOST_MISSING + len(own) + _TO_SPARE)
     )
-    found = [value for value in session.scalars(query) if value and value not in besides]
-    return tuple(found[:_MOST_MISSING])
+    return tuple(value for value in session.scalars(query) if value)
+
+
+def _missing(in_use: tuple[str, ...], own: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(value for value in in_use if value not in own)[:_MOST_MISSING]
 
 
 def _advice(sequences: int, views: tuple[str, ...], *, labelled: bool) -> tuple[Advice, ...]:

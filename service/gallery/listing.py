@@ -11,7 +11,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from service.errors import NotFound, Reason
-from service.gallery.coverage import Coverage, coverage
+from service.gallery.coverage import Coverage, coverage, labels_in_use
 from service.gallery.records import GalleryRecord, Page, SequenceRecord, SubjectRecord
 from service.gallery.store import gallery_record, missing_gallery, sequence_record
 from service.gallery.tables import GalleryRow, SequenceRow, SubjectRow
@@ -91,7 +91,12 @@ def subject(
         return (
             SubjectRecord(gallery, subject_id, len(sequences), row.created_at),
             sequences,
-            coverage(session, gallery_id, subject_id),
+            coverage(
+                session,
+                gallery_id,
+                subject_id,
+                labels_in_use(session, gallery_id, subject_id),
+            ),
         )
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from service.gallery_audit import Audited
-from service.jobs.audit_findings import forget_findings, keep_enrolled
+from service.jobs.audit_findings import keep_enrolled, note_findings
 from service.jobs.job import Job
 from service.jobs.measuring import measuring_step
 from service.jobs.plan import JobRefused, Outcome, Step, scratch
@@ -46,7 +46,7 @@ class AuditJob:
         def settle(session: Session) -> None:
             if not keep_enrolled(session, audited.gallery_id, result):
                 raise JobRefused("the gallery was erased while it was audited")
-            forget_findings(session, gallery)  # of earlier audits
+            note_findings(session, gallery, job.id)
 
         return Outcome(result, also=settle)
 

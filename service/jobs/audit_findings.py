@@ -1,7 +1,7 @@
 """The findings of audits name people: those who are erased go from them as well.
 
-Only a gallery's newest audit keeps its lists, so there is one to look through. They are in the
-job's result and in the event that ended it.
+Only a gallery's newest audit keeps its lists, so there is one to look through: the job whose
+`findings_of` is the gallery. They are in the job's result and in the event that ended it.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ def forget_findings(
     session: Session, gallery: str, sequence_ids: Collection[str] | None = None
 ) -> None:
     """Take what names these sequences, or all of it, out of a gallery's audits."""
-    rows = session.scalars(
-        select(JobRow).where(
-            JobRow.type == KIND,
-            JobRow.request["gallery"].as_string() == gallery,
-            JobRow.result.is_not(None),
-        )
-    )
-    for row in rows:
+    for row in session.scalars(select(JobRow).where(JobRow.findings_of == gallery)).all():
+        if row.result is not None and any(row.result[name] for name in _LISTS):
+            row.result = _without(row.result, sequence_ids)
+            events = select(JobEventRow).where(JobEventRow.job_id == row.id)
+            for event in session.scalars(events):
+                if event.data.get("result"):
+                    result = _without(event.data["result"], sequence_ids)
+                    event.data = {**event.data, "result": result}
         if row.result is None or not any(row.result[name] for name in _LISTS):
-            continue
-        row.result = _without(row.result, sequence_ids)
-        events = select(JobEventRow).where(JobEventRow.job_id == row.id)
-        for event in session.scalars(events):
-            if event.data.get("result"):
-                result = _without(event.data["result"], sequence_ids)
-                event.data = {**event.data, "result": result}
+            row.findings_of = None  # nobody is left in it
+
+
+def note_findings(session: Session, gallery: str, job_id: str) -> None:
+    """Make a gallery's audit the one that may name people, in the transaction that ends the job."""
+    forget_findings(session, gallery)  # of earlier audits
+    session.get_one(JobRow, job_id).findings_of = gallery
 
 
 def keep_enrolled(session: Session, gallery_id: str, result: JsonObject) -> bool:

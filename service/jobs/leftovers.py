@@ -36,8 +36,9 @@ def remove_walks(folders: Path, job_ids: Collection[str]) -> None:
 
 def remove_old(queue: JobQueue, folders: Path, before: datetime) -> int:
     """Remove the folders of jobs that ended before a moment and return how many there were."""
-    ended = queue.ended_before(before)
-    old = [folder for folder in _present(folders) if folder.name in ended]
+    present = list(_present(folders))  # the jobs there ever were are many more
+    ended = queue.ended_before(before, [folder.name for folder in present])
+    old = [folder for folder in present if folder.name in ended]
     for folder in old:
         remove_folder(folder)
     return len(old)

@@ -33,6 +33,7 @@ from service.jobs.tables import JobEventRow, JobRow
 from service.settings import Settings
 
 ERASED = "some of the walks that it was working on were erased; start it again"
+_AT_ONCE = 500  # names in one statement
 _PROMPT_S = 1.0  # within which the write lock comes when nobody keeps it for long
 Also = Callable[[Session, Job], None]
 """Work to do in the same transaction; what it raises rolls everything back."""
@@ -354,11 +355,15 @@ class JobQueue:
             self._return(session, row, "the worker was stopped")
             return _snapshot(row)
 
-    def ended_before(self, moment: datetime) -> frozenset[str]:
-        """Ids of the jobs that ended before a moment."""
-        query = select(JobRow.id).where(JobRow.finished_at < moment)
+    def ended_before(self, moment: datetime, among: Sequence[str]) -> frozenset[str]:
+        """Ids of those jobs, of these, that ended before a moment."""
+        ended: set[str] = set()
         with Session(self._engine) as session:
-            return frozenset(session.scalars(query))
+            for start in range(0, len(among), _AT_ONCE):
+                some = JobRow.id.in_(among[start : start + _AT_ONCE])
+                query = select(JobRow.id).where(some, JobRow.finished_at < moment)
+                ended.update(session.scalars(query))
+        return frozenset(ended)
 
     def unfinished(self) -> frozenset[str]:
         """Ids of all jobs that have not ended."""

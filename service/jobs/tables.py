@@ -28,6 +28,8 @@ class JobRow(Table):
     metrics: Mapped[JsonObject] = mapped_column(JSON, default=dict)
     result: Mapped[JsonObject | None] = mapped_column(JSON(none_as_null=True))
     error: Mapped[str | None] = mapped_column(Text)
+    # The gallery whose people the result of an audit may name; null for all other jobs.
+    findings_of: Mapped[str | None] = mapped_column(String(64))
     attempts: Mapped[int] = mapped_column(default=0)
     lease_number: Mapped[int] = mapped_column(default=0, server_default="0")
     lease_renewals: Mapped[int] = mapped_column(default=0, server_default="0")
@@ -35,7 +37,10 @@ class JobRow(Table):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 
-    __table_args__ = (Index("ix_job_status_id", "status", "id"),)
+    __table_args__ = (
+        Index("ix_job_status_id", "status", "id"),
+        Index("ix_job_findings", "findings_of"),
+    )
 
 
 class JobEventRow(Table):

@@ -23,12 +23,13 @@ from service.audit import chain
 from service.audit.entries import COMMAND, SERVICE, Actor, Entry
 from service.audit.record import AuditRecord
 from service.auth import Scope, create_key
-from service.database import open_database
+from service.database import now, open_database
 from service.identification import Identification
 from service.resources import open_engine
 from service.settings import Settings
 from tests.service.requests import enrol, identify, problem, verify
 from tests.service.server import wait_until
+from tests.service.statements import plans
 from tests.service.test_access import bearer, database
 from tests.service.test_crashes import process
 from tests.service.walkers import walk
@@ -286,6 +287,22 @@ def test_who_is_forgotten_while_the_record_is_read_is_accounted_for(
     assert chain.check(read).lines == 7
 
 
+def test_a_gallery_s_lines_are_read_in_order_by_an_index(record: AuditRecord) -> None:
+    for number in range(6):
+        record.changed(Entry("enroll", f"g{number % 2}", f"s{number}"), COMMAND)
+    day = timedelta(days=1)
+    for since, until in ((None, None), (now() - day, now() + day)):
+        with plans(record._engine) as found:
+            read = record.lines(gallery="g1", since=since, until=until)
+            assert [line["number"] for line in read] == [2, 4, 6]
+        pages = [plan for statement, plan in found.items() if "audit.gallery = ?" in statement]
+        assert pages
+        for plan in pages:
+            assert plan == [
+                "SEARCH audit USING INDEX ix_audit_gallery (gallery=? AND number>? AND number<?)"
+            ]
+
+
 def test_who_was_forgotten_before_there_were_lines_of_it_is_accounted_for_by_the_migration(
     settings: Settings,
 ) -> None:
@@ -296,6 +313,7 @@ def test_who_was_forgotten_before_there_were_lines_of_it_is_accounted_for_by_the
             audit.changed(Entry("enroll", "default", f"s{number}"), COMMAND)
     with closing(sqlite3.connect(path)) as connection:  # as the version before left it
         connection.execute("UPDATE audit SET subject_id = NULL, salt = NULL WHERE number < 3")
+        connection.execute("DROP INDEX ix_audit_gallery")
         connection.execute("UPDATE audit_version SET version_num = '0001_audit'")
         connection.commit()
     with closing(AuditRecord.open(settings, galleries)) as audit:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, event, select
 from sqlalchemy.orm import Session
 
 from service.database import now, open_database, writing
@@ -23,6 +23,7 @@ from service.jobs.plan import scratch
 from service.jobs.queue import ERASED, JobQueue, Lease
 from service.training_record import BrokenKey, TrainedSubjectRow, TrainingRecord
 from tests.service.requests import enrol, identify
+from tests.service.statements import plans
 from tests.service.walkers import walk
 
 Serve = Callable[..., httpx.Client]
@@ -216,6 +217,27 @@ def test_after_the_key_was_lost_a_receipt_names_too_many_models_rather_than_too_
     (data / "receipts.key").write_bytes(b"short")
     with pytest.raises(BrokenKey, match="Restore it"):
         TrainingRecord.of(data)
+
+
+def test_what_an_erasure_asks_of_the_record_is_found_by_indexes_and_once(
+    data: Path, serve: Serve, engine: Engine
+) -> None:
+    serve()
+    record = TrainingRecord.of(data)
+    subjects = [f"s{number}" for number in range(1200)]
+    with Session(writing(engine)) as session, session.begin():
+        record.add(session, "m", "default", subjects, [])
+        asked: list[str] = []
+        event.listen(engine, "before_cursor_execute", lambda *sent: asked.append(sent[2]))
+        with plans(engine) as found:
+            assert record.models(session, "default", subjects) == ("m",)
+    steps = [step for plan in found.values() for step in plan]
+    assert not [step for step in steps if step.startswith("SCAN")], found
+    searches = [step for step in steps if step.startswith("SEARCH")]
+    assert any("ix_trained_subject_hash" in step for step in searches), found
+    ranges = [step for step in searches if "ix_trained_subject_key" in step]
+    assert len(ranges) == 2, found
+    assert sum("key_id <" in statement for statement in asked) == 1
 
 
 def test_the_record_keeps_no_order_and_one_row_a_subject(

@@ -4,7 +4,6 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import httpx
 import pytest
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine, event, func, select, text, update
+from sqlalchemy import Engine, func, select, text, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 import service.database
@@ -39,6 +38,7 @@ from service.idempotency import (
 from service.middleware.idempotency import BodyHash
 from service.settings import Settings
 from tests.service.requests import identify, problem
+from tests.service.statements import instructions_of_writes, plans
 from tests.service.walkers import walk
 
 Serve = Callable[..., httpx.Client]
@@ -268,29 +268,6 @@ def keep_answer(engine: Engine, store: IdempotencyStore, key: str, **body: Any) 
         keep(session, hold, Answer(201, {}, json.dumps(body)))
 
 
-@contextmanager
-def plans(engine: Engine) -> Iterator[dict[str, list[str]]]:
-    """Of every statement that is executed meanwhile, how SQLite finds the rows."""
-    found: dict[str, list[str]] = {}
-
-    def explain(_connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        if statement.startswith(("SELECT", "INSERT", "UPDATE", "DELETE")):
-            asked = cursor.connection.cursor()
-            steps = asked.execute(f"EXPLAIN QUERY PLAN {statement}", parameters or ()).fetchall()
-            found[statement] = [step[3] for step in steps]
-
-    def explain_one(
-        connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
-    ) -> None:
-        explain(connection, cursor, statement, parameters[0] if many else parameters, context)
-
-    event.listen(engine, "before_cursor_execute", explain_one)
-    try:
-        yield found
-    finally:
-        event.remove(engine, "before_cursor_execute", explain_one)
-
-
 def test_no_statement_reads_answers_but_by_an_index(engine: Engine) -> None:
     store = IdempotencyStore(engine, all_enrolled)
     with plans(engine) as found:
@@ -344,19 +321,13 @@ def a_hold(key_hash: str) -> IdempotencyRow:
 
 def instructions(engine: Engine, name: str) -> int:
     """How many instructions of SQLite's machine it takes to forget the answers about somebody."""
-    count = 0
-
-    def step() -> int:
-        nonlocal count
-        count += 1
-        return 0
-
-    with Session(writing(engine)) as session, session.begin():
-        connection = session.connection().connection.driver_connection
-        assert connection is not None
-        connection.set_progress_handler(step, 1)
+    with (
+        instructions_of_writes(engine) as counted,
+        Session(writing(engine)) as session,
+        session.begin(),
+    ):
         forget_answers_about(session, [name])
-        connection.set_progress_handler(None, 0)
+    (count,) = counted
     return count
 
 

@@ -16,18 +16,22 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from service.conflict import EnrolmentConflict
-from service.database import migrate, new_id, open_database
+from service.database import migrate, new_id, now, open_database, writing
 from service.gallery.cache import GalleryCache
+from service.gallery.coverage import coverage, labels_in_use
 from service.gallery.erasing import erase_gallery, erase_sequence, erase_subject
 from service.gallery.followed import FollowedGallery
 from service.gallery.memory_index import MemoryIndex
 from service.gallery.records import Embedding, NewSequence, SequenceQuality, Silhouettes
 from service.gallery.sealing import Sealing
 from service.gallery.store import GalleryStore
+from service.gallery.tables import SequenceRow, SubjectRow
 from service.model_in_use import ModelInUse
 from service.protection import Admission, GalleryChanged, Offered, Protection, Seen
 from service.schemas import EnrolConflictProblem
+from service.settings import Settings
 from tests.service.requests import contents, enrol, problem
+from tests.service.statements import instructions_of_writes
 from tests.service.walkers import npz as packed
 from tests.service.walkers import walk, walker
 
@@ -247,6 +251,60 @@ def test_coverage_names_the_most_used_views_first_and_not_endlessly(serve: Serve
     missing = covered(client, "carl", view="x")["missing_views"]
     assert missing[:2] == ["007", "000"]
     assert len(missing) == 12
+
+
+def add_walks(engine: Engine, gallery_id: str, subject: str, labels: list[tuple[str, str]]) -> None:
+    """Rows of walks that no index ever hears of."""
+    with Session(writing(engine)) as session, session.begin():
+        if session.get(SubjectRow, (gallery_id, subject)) is None:
+            session.add(SubjectRow(gallery_id=gallery_id, subject_id=subject, created_at=now()))
+            session.flush()
+        session.add_all(
+            SequenceRow(
+                id=new_id(), gallery_id=gallery_id, subject_id=subject, revision=1, frames=1,
+                silhouettes=b"", content_hash=new_id(), quality={}, details={},
+                view=view, condition=condition, created_at=now(),
+            )
+            for view, condition in labels
+        )  # fmt: skip
+
+
+def test_what_an_enrolment_does_under_the_write_lock_does_not_grow_with_the_gallery(
+    serve: Serve, settings: Settings
+) -> None:
+    client = serve(audit=False)
+    enrol(client, "anna", walk(1), metadata='{"view": "000"}')
+    engine = open_database(settings.resolved_database_url)
+    gallery_id, _, _ = GalleryStore(engine).head("default")
+    took = []
+    for person in (2, 3):
+        with instructions_of_writes(Engine) as counted:
+            covered = enrol(client, "anna", walk(person), metadata='{"view": "000"}').json()
+        took.append(max(counted))
+        labels = [(f"{number % 11:03}", f"c{number % 3}") for number in range(2000)]
+        add_walks(engine, gallery_id, "bert", labels)
+    engine.dispose()
+    assert covered["coverage"]["missing_views"][:2] == ["001", "002"]
+    assert took[1] <= 1.2 * took[0], took
+
+
+def test_labels_read_before_a_subject_gets_its_walks_serve_after_it(
+    engine: Engine, store: GalleryStore
+) -> None:
+    gallery_id, _, _ = store.head("default")
+    for times, number in enumerate(range(40, 0, -1), 1):
+        add_walks(engine, gallery_id, "anna", [(f"{number:03}", "coat")] * times)
+    add_walks(engine, gallery_id, "bert", [("001", "bag")])
+    with Session(engine) as session:
+        before = labels_in_use(session, gallery_id, "bert")
+    add_walks(engine, gallery_id, "bert", [(f"{number:03}", "coat") for number in range(2, 13)])
+    with Session(engine) as session:
+        found = coverage(session, gallery_id, "bert", before)
+        assert found == coverage(
+            session, gallery_id, "bert", labels_in_use(session, gallery_id, "bert")
+        )
+    assert found.missing_views == tuple(f"{number:03}" for number in range(13, 25))
+    assert (found.conditions, found.missing_conditions) == (("bag", "coat"), ())
 
 
 # The turn that decides

@@ -9,11 +9,15 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from alembic import command
+from alembic.config import Config
 from numpy.typing import NDArray
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
 
+import service.database
 from service.__main__ import main
-from service.database import new_id, open_database
+from service.database import new_id, open_database, writing
 from service.errors import NotFound
 from service.gallery.erasing import erase_gallery, erase_sequence, erase_subject
 from service.gallery.records import NewSequence, SequenceQuality
@@ -22,11 +26,13 @@ from service.gallery_audit import MOST_LISTED, AuditModel, CannotAudit, audit, u
 from service.jobs.job import Job, Status
 from service.jobs.plan import Outcome
 from service.jobs.queue import JobQueue
+from service.jobs.tables import JobRow
 from service.jobs.types import job_types
 from service.model_registry import read_card, resolve
 from service.settings import Settings
 from tests.service.jobs.workers import worker_of
 from tests.service.requests import problem
+from tests.service.statements import plans
 
 Serve = Callable[..., httpx.Client]
 GOOD = SequenceQuality(1.0)
@@ -241,6 +247,45 @@ def test_only_the_newest_audit_of_a_gallery_keeps_its_lists(
     assert second.result is not None
     assert (kept.result["pairs"], kept.result["totals"]) == ([], second.result["totals"])
     assert second.result["pairs"]
+
+
+def test_an_erasure_finds_the_audit_that_names_people_by_an_index_and_no_other_one(
+    settings: Settings, engine: Engine
+) -> None:
+    ids = mixed_up(engine, settings)
+    first, second = run(settings, engine), run(settings, engine)
+
+    def marked() -> list[str]:
+        with Session(engine) as session:
+            return list(session.scalars(select(JobRow.id).where(JobRow.findings_of == "default")))
+
+    assert marked() == [second.id] != [first.id]
+    with plans(engine) as found:
+        erase_sequence(engine, ids["bert"][1])
+    (plan,) = (plan for statement, plan in found.items() if "job.findings_of = ?" in statement)
+    assert plan == ["SEARCH job USING INDEX ix_job_findings (findings_of=?)"]
+    for statement, plan in found.items():
+        assert not [step for step in plan if step.startswith("SCAN")], (statement, plan)
+    erase_gallery(engine, "default", keep=True)
+    assert marked() == []  # it names nobody any more
+
+
+def test_audits_of_before_are_found_after_the_migration(settings: Settings, engine: Engine) -> None:
+    ids = mixed_up(engine, settings)
+    job = run(settings, engine)
+    other = JobQueue.of(engine, settings).enqueue("calibrate", {"gallery": "default"})
+    config = Config()
+    folder = Path(service.database.__file__).parent / "migrations"
+    config.set_main_option("script_location", str(folder))
+    with writing(engine).begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0009_leases")
+        command.upgrade(config, "head")
+    with Session(engine) as session:
+        assert session.get_one(JobRow, job.id).findings_of == "default"
+        assert session.get_one(JobRow, other.id).findings_of is None
+    erase_subject(engine, "default", "bert")
+    assert ids["bert"][1] not in str(JobQueue.of(engine, settings).get(job.id).result)
 
 
 @pytest.mark.parametrize(

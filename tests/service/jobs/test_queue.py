@@ -1,15 +1,17 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import Engine
 
-from service.database import open_database, writing
+from service.database import now, open_database, writing
 from service.errors import Conflict, NotFound
 from service.jobs.events import Evaluation, Progress, Start
 from service.jobs.job import Job, Status
 from service.jobs.queue import JobQueue, Lease, LeaseLost
+from tests.service.statements import plans
 
 OpenQueue = Callable[..., JobQueue]
 
@@ -48,6 +50,21 @@ def test_many_workers_at_once_never_lease_one_job_twice(
     with ThreadPoolExecutor(4) as pool:
         taken = [job for mine in pool.map(drain, range(4)) for job in mine]
     assert sorted(taken) == sorted(jobs)
+
+
+def test_which_jobs_ended_long_ago_is_asked_by_id_and_only_of_some(
+    open_queue: OpenQueue, engine: Engine
+) -> None:
+    queue = open_queue()
+    old, unasked, running = (queue.enqueue("fake", {}).id for _ in range(3))
+    for job_id in (old, unasked):
+        queue.cancel(job_id)
+    names = [old, running, *(f"no-job-{number}" for number in range(1000))]
+    with plans(engine) as found:
+        assert queue.ended_before(now() + timedelta(seconds=1), names) == {old}
+        assert queue.ended_before(now() - timedelta(days=1), names) == frozenset()
+    for plan in found.values():
+        assert plan == ["SEARCH job USING INDEX sqlite_autoindex_job_1 (id=?)"]
 
 
 def test_progress_and_metrics_follow_the_events(open_queue: OpenQueue) -> None:
