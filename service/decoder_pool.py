@@ -104,7 +104,7 @@ _ENVIRONMENT: Final = frozenset(
 )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Decoder:
     """A forked process that waits for an upload, and the uploads it has yet to take."""
 
@@ -144,7 +144,9 @@ class DecoderPool:
         self._control: socket.socket | None = None
         self._ready: deque[Decoder] = deque()
         self._filling: asyncio.Task[None] | None = None
-        self._stopping = False
+        self._reading: set[Decoder] = set()
+        self.in_haste = False
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         self._fill()
@@ -156,7 +158,7 @@ class DecoderPool:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stopping = True
+        self._closed = True
         if self._filling is not None:
             self._filling.cancel()
             await asyncio.gather(self._filling, return_exceptions=True)
@@ -183,6 +185,7 @@ class DecoderPool:
         """
         decoder = await self._take()
         answered = False
+        self._reading.add(decoder)
         try:
             started(decoder)
             async with asyncio.timeout(self._limits.max_seconds + _GRACE_S):
@@ -195,10 +198,13 @@ class DecoderPool:
                 "send a shorter sequence or smaller frames"
             ) from error
         except (ConnectionError, asyncio.IncompleteReadError) as error:
+            if self.in_haste:
+                raise _stopped() from error
             _log.warning("a decoder ended before it had answered: %s", error)
             raise _taken_too_much() from error
         finally:
-            if answered and decoder.walks_left > 0 and not self._stopping:
+            self._reading.discard(decoder)
+            if answered and decoder.walks_left > 0 and not self._closed:
                 self._ready.append(decoder)
             else:
                 self._end(decoder)
@@ -297,6 +303,13 @@ class DecoderPool:
                 self._template.wait()
             self._template = None
 
+    def give_up_slow(self) -> None:
+        """The service stops: quick uploads may end, slow ones are answered that it does."""
+        self.in_haste = True
+        for decoder in self._reading:
+            if decoder.walks_left == 0:
+                self._end(decoder)
+
     def slow_down(self, decoder: Decoder) -> None:
         """Let quick uploads go before the one that this decoder reads; it takes no further one."""
         decoder.walks_left = 0
@@ -334,6 +347,8 @@ class Turn:
         try:
             await asyncio.wait({work}, timeout=self._pool.slow_after)
             while not work.done():
+                if self._pool.in_haste:
+                    raise _stopped()
                 if self._pool.slow.free:
                     await self._pool.slow.enter()
                     self.is_slow = True
@@ -392,6 +407,13 @@ def _refusal(answer: _Refused) -> SequenceError:
     if answer.refused in _REFUSALS:
         return _REFUSALS[answer.refused](answer.reason, where=answer.where)
     return _taken_too_much()
+
+
+def _stopped() -> Unavailable:
+    return Unavailable(
+        "The service was stopped while it was reading this. Send it again when it is back.",
+        retry_after=5.0,
+    )
 
 
 def _taken_too_much() -> SequenceTooLarge:

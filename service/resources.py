@@ -90,6 +90,7 @@ class Resources:
     erasure: Erasure
     reserve: Reserve
     portability: Portability
+    decoders: DecoderPool
     followers: Followers
 
 
@@ -219,6 +220,7 @@ async def open_resources(
                     erasure=Erasure(store, writers, galleries, record, reserve, settings),
                     reserve=reserve,
                     portability=Portability(settings, store, writers, registry),
+                    decoders=decoders,
                     followers=Followers(
                         JobQueue.of(engine, settings),
                         most=settings.max_streams,

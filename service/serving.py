@@ -86,17 +86,22 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     )
 
 
-class _Announcing(uvicorn.Server):
-    """Says where it listens once it is ready, for people and for programs that wait for it."""
+class _Server(uvicorn.Server):
+    """Says where it listens once it is ready, and waits for no slow upload when it stops."""
 
-    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+    def __init__(self, app: FastAPI, config: uvicorn.Config, announce: Callable[[], None]) -> None:
         super().__init__(config)
+        self._app = app
         self._announce = announce
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._announce()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.state.resources.decoders.give_up_slow()
+        await super().shutdown(sockets)
 
 
 def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -117,7 +122,8 @@ def serve(settings: Settings, listener: socket.socket, *, with_worker: bool) -> 
     with ExitStack() as stack:
         stack.enter_context(listener)
         encoder = _preflight(settings)
-        config = server_config(create_app(settings, encoder), settings)
+        app = create_app(settings, encoder)
+        config = server_config(app, settings)
         if with_worker:
             worker = WorkerSupervisor(
                 program("service", "worker"),
@@ -125,4 +131,4 @@ def serve(settings: Settings, listener: socket.socket, *, with_worker: bool) -> 
                 grace_s=settings.cancel_grace_seconds + 5.0,
             )
             stack.enter_context(worker)
-        _Announcing(config, announce).run(sockets=[listener])
+        _Server(app, config, announce).run(sockets=[listener])

@@ -280,6 +280,20 @@ def test_a_pool_that_is_closed_leaves_no_process_and_waits_for_no_upload() -> No
     assert not decoders_of(psutil.Process())
 
 
+def test_a_service_that_stops_gives_slow_uploads_up_and_lets_quick_ones_end() -> None:
+    async def check(decoders: DecoderPool) -> None:
+        async with started(prepare(decoders, b"sleep")) as slow:
+            await until(lambda: not decoders.slow.free)
+            decoders.give_up_slow()
+            with pytest.raises(Unavailable):
+                await slow
+        await prepare(decoders, b"fine")
+        with pytest.raises(Unavailable):
+            await prepare(decoders, b"sleep")
+
+    with_pool(check)
+
+
 def test_decoders_end_with_the_service_however_it_ends() -> None:
     program = (
         "import asyncio\n"
