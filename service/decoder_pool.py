@@ -313,7 +313,10 @@ class DecoderPool:
     def slow_down(self, decoder: Decoder) -> None:
         """Let quick uploads go before the one that this decoder reads; it takes no further one."""
         decoder.walks_left = 0
-        self._tell(SLOW, decoder.number)
+        if self.in_haste:
+            self._end(decoder)
+        else:
+            self._tell(SLOW, decoder.number)
 
     def _end(self, decoder: Decoder) -> None:
         """See to it that the process is gone, whatever it does."""
@@ -331,6 +334,7 @@ class Turn:
 
     def __init__(self, pool: DecoderPool) -> None:
         self._pool = pool
+        self._decoder: Decoder | None = None  # of the walk that is being read
         self.is_slow = False
 
     async def prepare(self, read: Read) -> PreparedWalk:
@@ -339,11 +343,11 @@ class Turn:
         Also `Unavailable`, for a slow one while others wait and all slow places are taken.
         """
         if self.is_slow:
-            return await self._pool.decode(read, self._pool.slow_down)
+            return await self._pool.decode(read, self._started)
         quick = self._pool.quick
         await quick.enter()
-        decoders: list[Decoder] = []
-        work = asyncio.create_task(self._pool.decode(read, decoders.append))
+        self._decoder = None
+        work = asyncio.create_task(self._pool.decode(read, self._started))
         try:
             await asyncio.wait({work}, timeout=self._pool.slow_after)
             while not work.done():
@@ -353,8 +357,8 @@ class Turn:
                     await self._pool.slow.enter()
                     self.is_slow = True
                     quick.leave()
-                    for decoder in decoders:
-                        self._pool.slow_down(decoder)
+                    if self._decoder is not None:
+                        self._pool.slow_down(self._decoder)
                 elif quick.waiting:
                     raise Unavailable(
                         "Reading this takes long, and so do other sequences that are being read. "
@@ -369,6 +373,12 @@ class Turn:
             await asyncio.gather(work, return_exceptions=True)
             if not self.is_slow:
                 quick.leave()
+
+    def _started(self, decoder: Decoder) -> None:
+        """Know who reads; a walk may have waited for its decoder until it was slow."""
+        self._decoder = decoder
+        if self.is_slow:
+            self._pool.slow_down(decoder)
 
     def leave(self) -> None:
         """Give back the slow place, if the request had one."""

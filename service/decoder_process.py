@@ -43,7 +43,6 @@ from models.silhouettes.prepare import prepare_upload
 from models.silhouettes.quality import LEAST_FRAMES
 
 FORK, KILL, SLOW = b"fork", b"kill", b"slow"
-_PIECE = 2**20
 _MOST_FILES = 64  # that are open: libraries load parts of themselves when they need them
 _CPU_GRACE_S = 2  # the budget speaks first
 _NICENESS = 10  # of a slow decoder

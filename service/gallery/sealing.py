@@ -135,11 +135,10 @@ class Sealing:
         `Unavailable` without the key, and `DamagedEmbedding` for what was not sealed as this
         checkpoint's embedding of this sequence, or is none.
         """
-        _require(sequence_id, digest, kept, key_id, parts, checksum)
+        vector = self._open_embedding(sequence_id, digest, kept, key_id, parts, checksum)
         try:
-            vector = self._open(kept, key_id, _embedding_of(sequence_id, digest))
             embedding = np.frombuffer(vector, "<f4").reshape(parts, -1)
-        except (Tampered, ValueError) as error:  # ValueError: its bytes do not fill its shape
+        except ValueError as error:  # its bytes do not fill its shape
             raise DamagedEmbedding from error
         if not np.isfinite(embedding).all():
             raise DamagedEmbedding
@@ -179,10 +178,22 @@ class Sealing:
         checksum: int | None,
     ) -> bytes:
         """The same embedding, sealed with the first key; raises as `embedding` does."""
+        vector = self._open_embedding(sequence_id, digest, kept, key_id, parts, checksum)
+        return self._seal(vector, _embedding_of(sequence_id, digest))
+
+    def _open_embedding(
+        self,
+        sequence_id: str,
+        digest: str,
+        kept: bytes,
+        key_id: str | None,
+        parts: int,
+        checksum: int | None,
+    ) -> bytes:
+        """The bytes that were sealed; raises `DamagedEmbedding` for others."""
         _require(sequence_id, digest, kept, key_id, parts, checksum)
-        about = _embedding_of(sequence_id, digest)
         try:
-            return self._seal(self._open(kept, key_id, about), about)
+            return self._open(kept, key_id, _embedding_of(sequence_id, digest))
         except Tampered as error:
             raise DamagedEmbedding from error
 

@@ -21,7 +21,7 @@ from models.silhouettes.errors import (
     UnsupportedSequence,
 )
 from models.silhouettes.prepare import prepare_upload
-from service.decoder_pool import DecoderPool, PreparedWalk, Read
+from service.decoder_pool import Decoder, DecoderPool, PreparedWalk, Read
 from service.errors import Unavailable
 from tests.service.walkers import npz, walk, walker
 
@@ -290,6 +290,23 @@ def test_a_service_that_stops_gives_slow_uploads_up_and_lets_quick_ones_end() ->
         await prepare(decoders, b"fine")
         with pytest.raises(Unavailable):
             await prepare(decoders, b"sleep")
+
+    with_pool(check)
+
+
+def test_an_upload_that_was_slow_before_it_had_a_decoder_is_given_up_too() -> None:
+    async def check(decoders: DecoderPool) -> None:
+        await prepare(decoders, b"fine")
+        take = decoders._take
+
+        async def take_late() -> Decoder:
+            await until(lambda: not decoders.slow.free)
+            decoders.give_up_slow()
+            return await take()
+
+        decoders._take = take_late  # type: ignore[method-assign]
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(prepare(decoders, b"sleep"), 15)
 
     with_pool(check)
 
