@@ -21,17 +21,18 @@ from pydantic import SecretStr
 from sqlalchemy import Engine
 
 from benchmarks import machine
-from service.audit.entries import Actor, Entry
-from service.audit.record import AuditRecord
-from service.database import new_id
-from service.encryption import new_secret
+from service.access.audit.entries import Actor, Entry
+from service.access.audit.record import AuditRecord
+from service.foundation.settings import Settings
 from service.gallery.faiss_index import FaissIndex
-from service.gallery.followed import FollowedGallery
+from service.gallery.listing import is_enrolled
+from service.gallery.live_index import FollowedGallery
 from service.gallery.records import NewSequence, SequenceQuality
 from service.gallery.reencryption import reencrypt
 from service.gallery.store import GalleryStore
-from service.resources import open_engine
-from service.settings import Settings
+from service.http.resources import open_engine
+from service.storage.database import new_id
+from service.storage.encryption import new_secret
 
 ENROLLED = 10_000
 PARTS, CHANNELS, FRAMES = 16, 256, 40
@@ -111,7 +112,7 @@ def measure() -> dict[str, object]:
                 timed(partial(enrol, store, "new", 1), CALLS)
             )
         settings = Settings(data_dir=Path(folder) / "plain")
-        with closing(AuditRecord.open(settings, plain)) as audit:
+        with closing(AuditRecord.open(settings, partial(is_enrolled, plain))) as audit:
             search = Entry("identify", "default", "s000", {"similarity": 0.5, "candidates": 5})
             rows["record one search"] = machine.milliseconds(
                 timed(lambda: audit.read(search, Actor("anyone")), CALLS)

@@ -30,7 +30,7 @@ from benchmarks.serving import server
 from models import checkpoint, registry
 from models.checkpoint import Card
 from models.silhouettes import DecodeLimits, decode, prepare
-from service.demo_walks import WALKS
+from service.cli.demo_walks import WALKS
 
 SEQUENCES = 2_000
 CLIENTS = 2

@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.walks import Walks, arguments, known_thresholds, publish
 from models.calibration import CannotCalibrate, KnownThreshold, calibrate
 from models.encoder import Encoder
-from service.conflict import NewWalk, Resemblance, find_conflicts
+from service.recognition.conflict import NewWalk, Resemblance, find_conflicts
 
 REQUESTS = (1, 2, 4)
 CALIBRATED = 0.1

@@ -22,8 +22,8 @@ import numpy as np
 from benchmarks import machine
 from models.silhouettes import prepare_upload
 from models.silhouettes.budget import MEBIBYTE, DecodeLimits
-from service.decoder_pool import DecoderPool, Read
-from service.demo_walks import WALKS
+from service.cli.demo_walks import WALKS
+from service.recognition.decoder_pool import DecoderPool, Read
 
 TIMES = 200
 WORKERS = 2

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from service.database import new_id
+from service.foundation.settings import Settings
 from service.gallery.records import NewSequence, SequenceQuality
 from service.gallery.store import GalleryStore
-from service.resources import open_engine
-from service.settings import Settings
+from service.http.resources import open_engine
+from service.storage.database import new_id
 
 Walk = Callable[[np.random.Generator], npt.NDArray[np.uint8]]
 

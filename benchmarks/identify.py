@@ -25,7 +25,7 @@ from benchmarks.embedding import SHIPPED
 from benchmarks.gallery import fill
 from benchmarks.serving import server
 from models import checkpoint
-from service.demo_walks import WALKS
+from service.cli.demo_walks import WALKS
 
 SIZES = (1_000, 10_000)
 REQUESTS = 60

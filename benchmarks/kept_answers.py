@@ -28,11 +28,11 @@ from benchmarks.embedding import SHIPPED
 from benchmarks.gallery import fill
 from benchmarks.serving import server
 from models import checkpoint
-from service.database import new_id, now, writing
-from service.demo_walks import WALKS
-from service.idempotency import Answer, Hold, IdempotencyRow, keep
-from service.resources import open_engine
-from service.settings import Settings
+from service.cli.demo_walks import WALKS
+from service.foundation.settings import Settings
+from service.http.resources import open_engine
+from service.storage.database import new_id, now, writing
+from service.storage.kept_answers import Answer, Hold, IdempotencyRow, keep
 
 ENROLLED = 1_000
 TURNS = 40

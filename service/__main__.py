@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from service.commands import (
+from service.cli import (
     audit,
     checkpoints,
     encryption,
@@ -28,7 +28,7 @@ from service.commands import (
     sequences,
     subjects,
 )
-from service.commands.failure import CommandFailed
+from service.cli.failure import CommandFailed
 
 app = typer.Typer(
     name="gaitid",

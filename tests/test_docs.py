@@ -13,9 +13,9 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from benchmarks.__main__ import BY_HAND
-from service.app import create_app
-from service.errors import ServiceError
-from service.settings import Settings
+from service.foundation.errors import ServiceError
+from service.foundation.settings import Settings
+from service.http.app import create_app
 from training.cli import app as training
 from training.evaluation import PROTOCOLS
 from training.recipe import DistillationTerm, LabelTerm, load, shipped

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
-from service.gallery.followed import FollowedGallery
+from service.gallery.live_index import FollowedGallery
 
 
 class GalleryCache:

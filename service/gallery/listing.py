@@ -10,11 +10,12 @@ from collections.abc import Collection
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
-from service.errors import NotFound, Reason
+from service.foundation.errors import NotFound, Reason
 from service.gallery.coverage import Coverage, coverage, labels_in_use
-from service.gallery.records import GalleryRecord, Page, SequenceRecord, SubjectRecord
+from service.gallery.records import GalleryRecord, SequenceRecord, SubjectRecord
 from service.gallery.store import gallery_record, missing_gallery, sequence_record
 from service.gallery.tables import GalleryRow, SequenceRow, SubjectRow
+from service.storage.database import Page
 
 
 def galleries(engine: Engine, *, limit: int, after: str | None) -> Page[GalleryRecord]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,6 @@ Scalar = str | int | float | bool | None
 Metadata = dict[str, Scalar]
 Silhouettes = NDArray[np.uint8]  # [s, 64, 64]
 Embedding = NDArray[np.float32]  # [p, c]
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +83,6 @@ class SubjectRecord:
     subject_id: str
     sequences: int
     created_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Page(Generic[Item]):
-    """Some items, and the key after which the next page starts (None: this was the last)."""
-
-    items: tuple[Item, ...]
-    next_key: str | None
 
 
 @dataclass(frozen=True, slots=True)

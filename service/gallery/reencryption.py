@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from sqlalchemy import Engine, Update, delete, func, select, tuple_, update
 from sqlalchemy.orm import Session
 
-from service.database import empty_log, writing
-from service.encryption import KeyTrouble
 from service.gallery.sealing import Sealing, sealing_of
 from service.gallery.tables import EmbeddingRow, EncryptionKeyRow, SequenceRow
+from service.storage.database import empty_log, writing
+from service.storage.encryption import KeyTrouble
 
 _PIECE = 64  # rows: at 16 x 256 channels, 1 MB of embeddings
 

@@ -16,11 +16,11 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from service.database import now, writing
-from service.encryption import EncryptionKey, KeyTrouble, Tampered
-from service.errors import Unavailable
+from service.foundation.errors import Unavailable
 from service.gallery.records import Embedding, Silhouettes
 from service.gallery.tables import EncryptionKeyRow
+from service.storage.database import now, writing
+from service.storage.encryption import EncryptionKey, KeyTrouble, Tampered
 
 SIDE = 64
 _OPTION = "sealing"  # of an engine

@@ -27,8 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from service.database import check_sound, new_id, now, writing
-from service.errors import Conflict, NotFound, Reason
+from service.foundation.errors import Conflict, NotFound, Reason
 from service.gallery.coverage import label
 from service.gallery.records import (
     Changes,
@@ -55,6 +54,7 @@ from service.gallery.tables import (
     SequenceRow,
     SubjectRow,
 )
+from service.storage.database import check_sound, new_id, now, writing
 
 _log = logging.getLogger(__name__)
 _WALK = (SequenceRow.id, SequenceRow.silhouettes, SequenceRow.key_id, SequenceRow.content_hash)

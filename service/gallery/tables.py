@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.database import Table
+from service.storage.database import Table
 
 _ID = String(36)
 _DIGEST = String(64)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.errors import CutOff, Unavailable
+from service.foundation.errors import CutOff, Unavailable
 from service.jobs.job import JobEvent, Status
 from service.jobs.queue import JobQueue, News
 

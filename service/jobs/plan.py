@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from sqlalchemy.orm import Session
 
-from service.database import Table
 from service.jobs.job import Job, JsonObject
+from service.storage.database import Table
 
 _TRIES = 10
 

@@ -22,15 +22,14 @@ from sqlalchemy import ColumnElement, Engine, Select, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from service.database import Table, new_id, now, writing
-from service.errors import Conflict, NotFound, Reason
-from service.gallery.records import Page
+from service.foundation.errors import Conflict, NotFound, Reason
+from service.foundation.settings import Settings
 from service.jobs.events import Done, Evaluation, Failed, Progress, RunEvent, Start
 from service.jobs.job import Job, JobEvent, JsonObject, Status
 from service.jobs.job import Progress as JobProgress
 from service.jobs.lane import Lane
 from service.jobs.tables import JobEventRow, JobRow
-from service.settings import Settings
+from service.storage.database import Page, Table, new_id, now, writing
 
 ERASED = "some of the walks that it was working on were erased; start it again"
 _AT_ONCE = 500  # names in one statement

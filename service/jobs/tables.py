@@ -7,8 +7,8 @@ from datetime import datetime
 from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.database import Table
 from service.jobs.job import JsonObject
+from service.storage.database import Table
 
 
 class JobRow(Table):

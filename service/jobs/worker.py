@@ -17,18 +17,18 @@ from typing import IO, ParamSpec, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.database import storage_trouble
 from service.jobs.child import Child
 from service.jobs.guard import TRY_AGAIN, Attempt
 from service.jobs.job import LEASE_VARIABLE, Job, Status
 from service.jobs.lane import Lane
-from service.jobs.leftovers import remove_leftovers
 from service.jobs.lock import announce, announced, try_lock
 from service.jobs.plan import JobRefused, JobType, Step, partial, remove_folder, scratch
 from service.jobs.queue import JobQueue, Lease, LeaseLost
 from service.jobs.reasons import last_error_line, plain
 from service.jobs.relay import Relay, Tenure
+from service.jobs.scratch import remove_leftovers
 from service.jobs.watch import Watch
+from service.storage.database import storage_trouble
 
 _log = logging.getLogger(__name__)
 Asked = ParamSpec("Asked")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.settings import Settings
+from service.foundation.settings import Settings
 
 
 @pytest.mark.slow

@@ -27,12 +27,12 @@ from playwright.sync_api import Route as Reply
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from service.auth import Scope, create_key
+from service.access.keys import Scope, create_key
 from service.client import Client
-from service.database import new_id, open_database, writing
 from service.gallery.records import NewSequence, SequenceQuality
 from service.gallery.store import GalleryStore
 from service.gallery.tables import GalleryRow
+from service.storage.database import new_id, open_database, writing
 from tests.e2e.deployment import Deployment
 from tests.service.conftest import save_tiny_model
 from tests.service.walkers import walk, walker

@@ -12,8 +12,8 @@ from sqlalchemy import Engine
 
 from models import checkpoint, registry
 from models.checkpoint import Card
-from service.database import open_database
-from service.settings import Settings
+from service.foundation.settings import Settings
+from service.storage.database import open_database
 from tests.service.server import serving, settings_for
 
 TINY = {

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from service.database import open_database
-from service.gallery.export_file import ExportFile
-from service.gallery.importing import Tape, add, check
 from service.gallery.sealing import Sealing
+from service.storage.database import open_database
+from service.transfer.export_file import ExportFile
+from service.transfer.importing import Tape, add, check
 
 url, file, after = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 

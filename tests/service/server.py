@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import uvicorn
 
-from service.app import create_app
-from service.serving import server_config
-from service.settings import Settings
+from service.foundation.settings import Settings
+from service.http.app import create_app
+from service.http.serve import server_config
 
 
 def settings_for(data_dir: Path, models: Path, **changes: Any) -> Settings:

@@ -17,10 +17,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.database import migrate, open_database
-from service.errors import NotFound
-from service.gallery.export import export_gallery
+from service.foundation.errors import NotFound
 from service.gallery.store import GalleryStore
+from service.storage.database import migrate, open_database
+from service.transfer.export import export_gallery
 from tests.service.jobs.galleries import enrol as enrol_some
 from tests.service.requests import contents, enrol, identify, problem
 from tests.service.server import wait_until
@@ -42,7 +42,7 @@ def process(data_dir: Path, models: Path) -> Iterator[tuple[subprocess.Popen[byt
         "GAITID_DEVICE": "cpu",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "uvicorn", "--factory", "service.app:create_app"]
+    command = [sys.executable, "-m", "uvicorn", "--factory", "service.http.app:create_app"]
     running = subprocess.Popen(
         [*command, "--port", str(port), "--no-access-log"],
         env=environment,

@@ -16,7 +16,6 @@ import httpx
 import pytest
 from pydantic import BaseModel
 
-from service.app import create_app
 from service.client import AsyncClient, Client, UnexpectedAnswer, UnusableName
 from service.client.call import (
     Call,
@@ -32,7 +31,8 @@ from service.client.call import (
     streamed,
 )
 from service.client.calls import Calls
-from service.settings import Settings
+from service.foundation.settings import Settings
+from service.http.app import create_app
 from tests.service.client.answering import Script, async_client, client, problem
 
 WALK = ("walk.npz", b"walk")

@@ -11,16 +11,16 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
-from service.database import open_database, writing
-from service.encryption import new_secret
-from service.gallery.export import stream_gallery
+from service.foundation.settings import Settings
 from service.gallery.reencryption import reencrypt
 from service.gallery.sealing import DamagedEmbedding, DamagedSilhouettes
 from service.gallery.store import GalleryStore
 from service.gallery.tables import EmbeddingRow, SequenceRow
-from service.reindexing import Reindexed, reindex
-from service.resources import open_engine
-from service.settings import Settings
+from service.http.resources import open_engine
+from service.job_types.reindexing import Reindexed, reindex
+from service.storage.database import open_database, writing
+from service.storage.encryption import new_secret
+from service.transfer.export import stream_gallery
 from tests.service.jobs.galleries import enrol as enrol_in_store
 from tests.service.requests import enrol, identify, problem
 from tests.service.walkers import walk

@@ -17,18 +17,18 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
-from service.database import writing
-from service.encryption import EncryptionKey, KeyTrouble, Tampered, new_secret, read_keys
-from service.errors import Unavailable
-from service.gallery.export import export_gallery
+from service.foundation.errors import Unavailable
+from service.foundation.settings import Settings
 from service.gallery.records import NewSequence
 from service.gallery.reencryption import Kept, holdings, reencrypt
 from service.gallery.sealing import DamagedEmbedding, DamagedSilhouettes, Sealing, sealing_of
 from service.gallery.store import GalleryStore
 from service.gallery.tables import EmbeddingRow, SequenceRow
-from service.resources import open_engine
-from service.serving import CannotServe, _preflight
-from service.settings import Settings
+from service.http.resources import open_engine
+from service.http.serve import CannotServe, _preflight
+from service.storage.database import writing
+from service.storage.encryption import EncryptionKey, KeyTrouble, Tampered, new_secret, read_keys
+from service.transfer.export import export_gallery
 from tests.service.jobs.galleries import enrol as enrol_in_store
 from tests.service.requests import enrol, identify
 from tests.service.walkers import walk
@@ -274,8 +274,8 @@ def test_a_changed_ciphertext_does_not_open() -> None:
 ROTATE_SLOWLY = """
 import sys, time
 from service.gallery import reencryption
-from service.resources import open_engine
-from service.settings import Settings
+from service.http.resources import open_engine
+from service.foundation.settings import Settings
 
 reencryption._PIECE = 4
 def tell(done, total):

@@ -11,16 +11,16 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from service.database import migrate, new_id, open_database
-from service.errors import NotFound
+from service.foundation.errors import NotFound
 from service.gallery.cache import GalleryCache
-from service.gallery.erasing import erase_gallery, erase_sequence, erase_subject
-from service.gallery.followed import FollowedGallery
 from service.gallery.index import Hits, Keys
+from service.gallery.live_index import FollowedGallery
 from service.gallery.memory_index import MemoryIndex
 from service.gallery.records import Embedding, NewSequence, SequenceQuality
 from service.gallery.store import GalleryStore
-from service.reembedding import Reembedding
+from service.privacy.erasing import erase_gallery, erase_sequence, erase_subject
+from service.serving.reembedding import Reembedding
+from service.storage.database import migrate, new_id, open_database
 
 PARTS, CHANNELS = 2, 3
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from service.database import Table, open_database
 from service.jobs.queue import JobQueue
+from service.storage.database import Table, open_database
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from service.database import open_database
 from service.jobs.job import Job
 from service.jobs.plan import Outcome, Step
 from service.jobs.queue import JobQueue
 from service.jobs.watch import Watch
 from service.jobs.worker import Worker
+from service.storage.database import open_database
 
 RUN = Path(__file__).parent / "fake_run.py"
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from service.database import new_id
 from service.gallery.records import NewSequence, SequenceQuality
 from service.gallery.store import GalleryStore
+from service.storage.database import new_id
 
 
 def enrol(store: GalleryStore, gallery: str, subject: str, count: int) -> list[NewSequence]:

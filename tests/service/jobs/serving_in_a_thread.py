@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from service.listening import listen, url_of
+from service.http.listening import listen, url_of
 
 
 @contextmanager

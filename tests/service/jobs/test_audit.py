@@ -15,21 +15,27 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-import service.database
+import service.storage.database
 from service.__main__ import main
-from service.database import new_id, open_database, writing
-from service.errors import NotFound
-from service.gallery.erasing import erase_gallery, erase_sequence, erase_subject
+from service.foundation.errors import NotFound
+from service.foundation.settings import Settings
 from service.gallery.records import NewSequence, SequenceQuality
 from service.gallery.store import GalleryStore
-from service.gallery_audit import MOST_LISTED, AuditModel, CannotAudit, audit, unusual_count
+from service.job_types.gallery_audit import (
+    MOST_LISTED,
+    AuditModel,
+    CannotAudit,
+    audit,
+    unusual_count,
+)
+from service.job_types.types import job_types
 from service.jobs.job import Job, Status
 from service.jobs.plan import Outcome
 from service.jobs.queue import JobQueue
 from service.jobs.tables import JobRow
-from service.jobs.types import job_types
-from service.model_registry import read_card, resolve
-from service.settings import Settings
+from service.privacy.erasing import erase_gallery, erase_sequence, erase_subject
+from service.serving.registry import read_card, resolve
+from service.storage.database import new_id, open_database, writing
 from tests.service.jobs.workers import worker_of
 from tests.service.requests import problem
 from tests.service.statements import plans
@@ -275,7 +281,7 @@ def test_audits_of_before_are_found_after_the_migration(settings: Settings, engi
     job = run(settings, engine)
     other = JobQueue.of(engine, settings).enqueue("calibrate", {"gallery": "default"})
     config = Config()
-    folder = Path(service.database.__file__).parent / "migrations"
+    folder = Path(service.storage.database.__file__).parent / "migrations"
     config.set_main_option("script_location", str(folder))
     with writing(engine).begin() as connection:
         config.attributes["connection"] = connection

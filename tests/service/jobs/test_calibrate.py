@@ -15,21 +15,21 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from models.calibration import CannotCalibrate, calibrate, stranger_similarities
-from service import calibration
 from service.__main__ import main
-from service.calibration import CalibrationModel, measure
-from service.database import new_id, open_database, writing
-from service.errors import NotFound
-from service.gallery.erasing import erase_gallery, erase_subject
+from service.foundation.errors import NotFound
+from service.foundation.settings import Settings
+from service.gallery.operating_point import OperatingPoint
 from service.gallery.records import NewSequence, SequenceQuality
 from service.gallery.store import GalleryStore
+from service.job_types.calibration import CalibrationModel, measure
+from service.job_types.types import job_types
 from service.jobs.job import Job, Status
 from service.jobs.plan import Outcome
 from service.jobs.queue import JobQueue
-from service.jobs.types import job_types
-from service.model_registry import read_card, resolve
-from service.operating_point import OperatingPoint
-from service.settings import Settings
+from service.privacy.erasing import erase_gallery, erase_subject
+from service.serving import thresholds
+from service.serving.registry import read_card, resolve
+from service.storage.database import new_id, open_database, writing
 from tests.service.jobs.workers import worker_of
 from tests.service.requests import enrol, identify, problem, verify
 from tests.service.walkers import walk
@@ -370,7 +370,7 @@ def test_a_stale_gallery_is_not_queued_while_a_calibration_of_it_waits(
     client.post("/jobs/calibrate", json={"target_fpir": 0.2})
     fill(engine, settings, make_people(10, seed=1), first=100)
     with Session(writing(engine)) as session, session.begin():
-        calibration.queue_if_stale(session, "default", "any")
+        thresholds.queue_if_stale(session, "default", "any")
     (queued,) = client.get("/jobs", params={"status": "queued"}).json()["items"]
     assert worker_of(settings, engine).run_one()
     assert client.get(f"/jobs/{queued['id']}").json()["result"]["target_fpir"] == 0.2

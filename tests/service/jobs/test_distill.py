@@ -10,16 +10,16 @@ import pytest
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from service.database import migrate, open_database
-from service.gallery.erasing import erase_subject
+from service.foundation.settings import Settings
 from service.gallery.store import GalleryStore
 from service.jobs.job import Job, Status
-from service.jobs.leftovers import remove_walks
 from service.jobs.queue import ERASED, JobQueue, Lease
+from service.jobs.scratch import remove_walks
 from service.jobs.worker import Worker
-from service.model_registry import ModelRegistry, ModelRow, Source
-from service.settings import Settings
-from service.training_record import TrainedSubjectRow, TrainingRecord
+from service.privacy.erasing import erase_subject
+from service.serving.lineage import TrainedSubjectRow, TrainingRecord
+from service.serving.registry import ModelRegistry, ModelRow, Source
+from service.storage.database import migrate, open_database
 from tests.e2e.deployment import QUICK_TRAINING, until
 from tests.service.jobs.galleries import enrol
 from tests.service.jobs.workers import worker_of

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from sqlalchemy import Engine
 
-from service.errors import NotFound
-from service.gallery.export import export_gallery
+from service.foundation.errors import NotFound
 from service.gallery.store import GalleryStore
-from service.jobs.requests import Protocol
+from service.job_types.requests import Protocol
+from service.transfer.export import export_gallery
 from tests.service.jobs.galleries import enrol
 from training.data.gallery_export import GalleryExport
 from training.evaluation.protocols import PROTOCOLS

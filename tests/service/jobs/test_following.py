@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine, event
 from sqlalchemy.exc import OperationalError
 
-from service.errors import CutOff, Unavailable
+from service.foundation.errors import CutOff, Unavailable
 from service.jobs.events import Progress
 from service.jobs.following import Followers
 from service.jobs.queue import JobQueue, Lease

@@ -13,21 +13,21 @@ from sqlalchemy import Engine
 
 from models import checkpoint, registry
 from models.checkpoint import Card
-from service.database import migrate, new_id, open_database
-from service.errors import Conflict
-from service.gallery.erasing import erase_subject
-from service.gallery.export import export_gallery
-from service.gallery.pins import pinned
+from service.foundation.errors import Conflict
+from service.foundation.settings import Settings
+from service.gallery.active_model import pinned
 from service.gallery.records import NewSequence, SequenceQuality
 from service.gallery.store import GalleryStore
-from service.holding_out import is_held_out, partition_of, trained_on
+from service.job_types.held_out_split import is_held_out, partition_of, trained_on
+from service.job_types.requests import DistillRequest
+from service.job_types.submission import Submission
 from service.jobs.job import Job, Status
 from service.jobs.queue import ERASED, JobQueue
-from service.jobs.requests import DistillRequest
-from service.jobs.submission import Submission
 from service.jobs.worker import Worker
-from service.settings import Settings
-from service.training_record import TrainingRecord
+from service.privacy.erasing import erase_subject
+from service.serving.lineage import TrainingRecord
+from service.storage.database import migrate, new_id, open_database
+from service.transfer.export import export_gallery
 from tests.e2e.deployment import QUICK_TRAINING
 from tests.service.conftest import TINY, save_tiny_model
 from tests.service.jobs.workers import worker_of

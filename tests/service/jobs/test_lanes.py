@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from service.foundation.settings import Settings
+from service.job_types.types import job_types
 from service.jobs.crew import Crew
 from service.jobs.job import Job, Status
 from service.jobs.lane import LANES
 from service.jobs.plan import Outcome, Step
 from service.jobs.queue import JobQueue
-from service.jobs.types import job_types
 from service.jobs.watch import Watch
 from service.jobs.worker import Worker
-from service.settings import Settings
 from tests.e2e.deployment import until
 from tests.service.jobs.fake_worker import RUN
 
@@ -94,7 +94,7 @@ def test_a_crew_ends_when_one_of_its_workers_fails(
 
 ENDS_ITS_JOB = """
 import os, pathlib, sys, time
-from service.database import open_database
+from service.storage.database import open_database
 from service.jobs.job import LEASE_VARIABLE
 from service.jobs.queue import JobQueue
 

@@ -3,8 +3,8 @@ from pathlib import Path
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-import service.app  # noqa: F401 - knows every table
-from service.database import Table, migrate, open_database
+import service.http.app  # noqa: F401 - knows every table
+from service.storage.database import Table, migrate, open_database
 
 
 def test_the_migrations_make_exactly_the_tables_that_the_code_uses(tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Engine
 
-from service.database import now, open_database, writing
-from service.errors import Conflict, NotFound
+from service.foundation.errors import Conflict, NotFound
 from service.jobs.events import Evaluation, Progress, Start
 from service.jobs.job import Job, Status
 from service.jobs.queue import JobQueue, Lease, LeaseLost
+from service.storage.database import now, open_database, writing
 from tests.service.statements import plans
 
 OpenQueue = Callable[..., JobQueue]

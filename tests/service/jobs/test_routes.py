@@ -3,6 +3,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,18 +13,19 @@ import pytest
 from fastapi import Depends, FastAPI
 from sqlalchemy import Engine
 
-from service import problems
-from service.audit.record import AuditRecord
+from service.access.audit.record import AuditRecord
 from service.client import Client, JobEvent
-from service.errors import Reason
+from service.foundation.errors import Reason
+from service.foundation.settings import Settings
+from service.gallery.listing import is_enrolled
 from service.gallery.store import GalleryStore
+from service.http import problems
+from service.http.routes import jobs, models
+from service.http.routes.access import only_known_fields
 from service.jobs.events import Progress, Start
 from service.jobs.following import Followers
 from service.jobs.queue import JobQueue
-from service.model_registry import ModelRegistry
-from service.routes import jobs, models
-from service.routes.access import only_known_fields
-from service.settings import Settings
+from service.serving.registry import ModelRegistry
 from tests.e2e.deployment import until
 from tests.service.jobs.serving_in_a_thread import serving
 
@@ -78,7 +80,7 @@ def http(settings: Settings, engine: Engine, check: FakeCheck) -> Iterator[httpx
     problems.install(app)
     app.include_router(jobs.router)
     app.include_router(models.router)
-    audit = AuditRecord.open(settings, engine)
+    audit = AuditRecord.open(settings, partial(is_enrolled, engine))
     app.state.resources = SimpleNamespace(
         engine=engine,
         settings=settings,

@@ -5,10 +5,10 @@ from datetime import timedelta
 
 import pytest
 
-from service.database import now
 from service.jobs.job import Status
 from service.jobs.queue import Beat, JobQueue
 from service.jobs.watch import Watch
+from service.storage.database import now
 
 OpenQueue = Callable[..., JobQueue]
 

@@ -14,12 +14,12 @@ import pytest
 from sqlalchemy import Engine, update
 from sqlalchemy.exc import OperationalError
 
-from service.database import writing
 from service.jobs.job import Job, Status
 from service.jobs.queue import JobQueue
 from service.jobs.reasons import last_error_line, plain
 from service.jobs.tables import JobRow
 from service.jobs.worker import Worker
+from service.storage.database import writing
 from tests.e2e.deployment import children
 from tests.service.jobs.fake_worker import fake_worker
 
@@ -187,7 +187,7 @@ def test_files_that_cannot_be_removed_do_not_take_the_worker_along(
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The database says that it is busy after a moment, not after ten seconds."""
-    monkeypatch.setattr("service.database._LOCK_WAIT_MS", 100)
+    monkeypatch.setattr("service.storage.database._LOCK_WAIT_MS", 100)
 
 
 @contextmanager

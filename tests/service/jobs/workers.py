@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 from sqlalchemy import Engine
 
+from service.foundation.settings import Settings
+from service.job_types.types import job_types
 from service.jobs.lane import Lane
 from service.jobs.plan import JobType
 from service.jobs.queue import JobQueue
-from service.jobs.types import job_types
 from service.jobs.watch import Watch
 from service.jobs.worker import Worker
-from service.settings import Settings
 
 
 def worker_of(

@@ -7,7 +7,7 @@ import pytest
 from models.silhouettes import DecodeLimits, decode
 from models.silhouettes.prepare import prepare
 
-WALKS = Path(__file__).parents[3] / "service/demo_walks"
+WALKS = Path(__file__).parents[3] / "service/cli/demo_walks"
 FILES = sorted(WALKS.glob("*/*.zip"))
 
 

@@ -1,0 +1,274 @@
+"""The record in its database: add, read, forget who was erased, drop what is too old.
+
+A line is committed before the answer that it is about is sent, so it survives kill -9 at any
+moment. With SQLite, lines about searches are not flushed to the disk one by one, which would cost
+every search a few milliseconds: a power cut may take the last seconds of them. Everything else is.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+from asyncio import get_running_loop
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
+from datetime import datetime, timedelta
+from typing import Any, Self
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Select,
+    delete,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.engine import Row
+
+from service.access.audit.chain import BEGINNING, FORGETTING, canonical, commitment, line_hash
+from service.access.audit.entries import SERVICE, Actor, Entry, forgotten
+from service.access.audit.tables import AuditRow
+from service.foundation.logs import request_id
+from service.foundation.settings import Settings
+from service.storage.database import (
+    check_sound,
+    empty_log,
+    migrate,
+    note_erasure,
+    now,
+    open_database,
+    rewrite,
+    writing,
+)
+
+_PAGE = 500
+_SETTLED = timedelta(minutes=10)  # an enrolment is recorded a moment before it is committed
+
+
+class AuditRecord:
+    """Adds to the record and reads it; one for a process."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        flushing: Engine,
+        *,
+        enabled: bool,
+        max_age: timedelta | None,
+        enrolled: Callable[[str, str], bool],
+    ) -> None:
+        """`flushing` is the same database, whose commits wait for the disk.
+
+        `enrolled` says whether a gallery has a subject.
+        """
+        self._engine = engine
+        self._flushing = flushing
+        self._enabled = enabled
+        self._max_age = max_age
+        self._enrolled = enrolled
+        self._lock = threading.Lock()  # waiting for each other here is faster than in the database
+        self._thread = ThreadPoolExecutor(1, "audit")
+
+    @classmethod
+    def open(cls, settings: Settings, enrolled: Callable[[str, str], bool]) -> Self:
+        """Open the deployment's record and bring its schema up to date; `enrolled` as above."""
+        url = settings.resolved_audit_url
+        engine = open_database(url, synchronous="NORMAL")
+        migrate(engine, "audit")
+        flushing = open_database(url)
+        check_sound(flushing)  # so that it, too, knows the files from the beginning
+        days = settings.audit_max_age_days
+        return cls(
+            engine,
+            flushing,
+            enabled=settings.audit,
+            max_age=None if days is None else timedelta(days=days),
+            enrolled=enrolled,
+        )
+
+    def close(self) -> None:
+        """Close the database; what was begun is finished."""
+        self._thread.shutdown()
+        self._engine.dispose()
+        self._flushing.dispose()
+
+    def check(self) -> None:
+        """Read something: raises what keeps the database from being used."""
+        if self._enabled:
+            with self._engine.connect() as connection:
+                connection.execute(select(AuditRow.number).limit(1))
+            for engine in (self._engine, self._flushing):
+                check_sound(engine)
+
+    # Writing
+
+    async def answered(self, entry: Entry, by: Actor) -> None:
+        """Record something that was read, before it is answered, off the event loop."""
+        context = copy_context()  # has the request's id
+        await get_running_loop().run_in_executor(
+            self._thread, lambda: context.run(self.read, entry, by)
+        )
+
+    def read(self, entry: Entry, by: Actor) -> None:
+        """Record something that was read: a search, say.
+
+        Whoever is erased meanwhile is not named: the erasure forgets those that were recorded
+        before, and who is recorded after it is found not to be enrolled any more.
+        """
+        if not self._enabled:
+            return
+        self._append(self._engine, entry, by)
+        if (
+            entry.subject_id is not None
+            and entry.gallery is not None
+            and not self._enrolled(entry.gallery, entry.subject_id)
+        ):
+            self.forget(entry.gallery, entry.subject_id)
+
+    def changed(self, entry: Entry, by: Actor) -> None:
+        """Record a change, in the transaction that makes it, before it is committed.
+
+        Should that fail at the last moment, the record has a change too many, never one too few.
+        """
+        if self._enabled:
+            self._append(self._flushing, entry, by)
+
+    def forget(self, gallery: str, subject_id: str | None = None) -> None:
+        """Take a subject who was erased, or everybody in a gallery, out of the record for good."""
+        change = update(AuditRow).where(
+            AuditRow.gallery == gallery, AuditRow.subject_id.is_not(None)
+        )
+        if subject_id is not None:
+            change = change.where(AuditRow.subject_id == subject_id)
+        with self._writing(self._flushing) as connection:
+            if lines := connection.execute(change.values(subject_id=None, salt=None)).rowcount:
+                note_erasure(connection)
+                _add(connection, forgotten(gallery, lines), SERVICE)
+        empty_log(self._flushing)
+
+    def tidy(self) -> None:
+        """Forget who is not enrolled any more, and drop lines over the age limit.
+
+        An erasure forgets by itself; this is for one whose process died before it did, for those
+        that retention erased, and for enrolments that were recorded and then failed.
+        """
+        for gallery, subject_id in self._named():
+            if not self._enrolled(gallery, subject_id):
+                self.forget(gallery, subject_id)
+        if self._max_age is not None:
+            self._drop(now() - self._max_age)
+        with self._lock:
+            rewrite(self._flushing)
+        empty_log(self._flushing)  # what died, or had to wait, before it did
+
+    # Reading
+
+    def lines(
+        self,
+        *,
+        after: int = 0,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        gallery: str | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Lines in order, as they are now: with a number above `after`, from `since` to `until`.
+
+        Up to the newest there is at the beginning, or the newest that accounts for a subject that
+        was forgotten while they were read.
+        """
+        query = select(*AuditRow.__table__.columns).order_by(AuditRow.number).limit(_PAGE)
+        if since is not None:
+            query = query.where(AuditRow.at >= since)
+        if until is not None:
+            query = query.where(AuditRow.at < until)
+        if gallery is not None:
+            query = query.where(AuditRow.gallery == gallery)
+        newest = self._newest()
+        while newest is not None:
+            up_to = query.where(AuditRow.number <= newest)
+            while rows := self._rows(up_to.where(AuditRow.number > after)):
+                for row in rows:
+                    yield _line(row)
+                after = rows[-1].number
+            newest = self._newest(AuditRow.action == FORGETTING, AuditRow.number > newest)
+
+    def _newest(self, *which: ColumnElement[bool]) -> int | None:
+        with self._engine.connect() as connection:
+            return connection.scalar(select(func.max(AuditRow.number)).where(*which))
+
+    def _rows(self, query: Select[*tuple[Any, ...]]) -> list[Row[*tuple[Any, ...]]]:
+        with self._engine.connect() as connection:
+            return list(connection.execute(query))
+
+    def _named(self) -> list[tuple[str, str]]:
+        query = (
+            select(AuditRow.gallery, AuditRow.subject_id)
+            .where(AuditRow.subject_id.is_not(None), AuditRow.at < now() - _SETTLED)
+            .distinct()
+        )
+        return [(row.gallery, row.subject_id) for row in self._rows(query)]
+
+    def _drop(self, before: datetime) -> None:
+        # From the beginning only, because a clock that was wrong may have put an old time between
+        # new ones, and a gap would break the chain. The newest line stays, so that it goes on.
+        young = select(func.min(AuditRow.number)).where(AuditRow.at >= before).scalar_subquery()
+        newest = select(func.max(AuditRow.number)).scalar_subquery()
+        with self._writing(self._flushing) as connection:
+            gone = connection.execute(
+                delete(AuditRow).where(AuditRow.number < func.coalesce(young, newest))
+            ).rowcount
+            if gone:
+                note_erasure(connection)
+        if gone:
+            self._append(self._flushing, Entry("drop_old_lines", details={"lines": gone}), SERVICE)
+            empty_log(self._flushing)
+
+    def _append(self, engine: Engine, entry: Entry, by: Actor) -> None:
+        with self._writing(engine) as connection:
+            _add(connection, entry, by)
+
+    @contextmanager
+    def _writing(self, engine: Engine) -> Iterator[Connection]:
+        with self._lock, writing(engine).begin() as connection:
+            if engine.dialect.name == "postgresql":  # SQLite has but one writer
+                connection.execute(text("LOCK TABLE audit IN EXCLUSIVE MODE"))
+            yield connection
+
+
+def _add(connection: Connection, entry: Entry, by: Actor) -> None:
+    """Add a line, in a transaction that nobody else can write beside."""
+    salt = None if entry.subject_id is None else secrets.token_hex(16)
+    line: dict[str, Any] = {
+        "action": entry.action,
+        "actor": by.kind,
+        "key_id": by.key_id,
+        "key_name": by.key_name,
+        "request_id": request_id.get(),
+        "gallery": entry.gallery,
+        "subject_id": entry.subject_id,
+        "salt": salt,
+        "subject_commitment": None
+        if entry.subject_id is None or salt is None
+        else commitment(entry.subject_id, salt),
+        "details": entry.details,
+    }
+    last = connection.execute(
+        select(AuditRow.number, AuditRow.hash).order_by(AuditRow.number.desc()).limit(1)
+    ).one_or_none()
+    number, previous = (1, BEGINNING) if last is None else (last.number + 1, last.hash)
+    at = now()
+    line |= {"number": number, "at": at.isoformat(), "previous": previous}
+    kept = {"at": at, "details": canonical(entry.details), "hash": line_hash(line)}
+    connection.execute(insert(AuditRow), {**line, **kept})
+
+
+def _line(row: Row[Any]) -> dict[str, Any]:
+    line = dict(row._mapping)
+    return {**line, "at": row.at.isoformat(), "details": json.loads(row.details)}

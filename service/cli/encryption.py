@@ -1,0 +1,58 @@
+"""`gaitid encryption`: the keys of this deployment's galleries, on its machine."""
+
+from __future__ import annotations
+
+import typer
+
+from service.cli.deployment import audit_record, existing, galleries
+from service.cli.options import DataDir
+
+app = typer.Typer(
+    no_args_is_help=True, help="Encryption of what this deployment keeps, on its machine."
+)
+
+
+@app.command("new-key")
+def new_key() -> None:
+    """Print a new key for GAITID_ENCRYPTION_KEYS; whoever loses it loses what it encrypts."""
+    from service.storage.encryption import new_secret
+
+    typer.echo(new_secret())
+
+
+@app.command("status")
+def status(data_dir: DataDir = None) -> None:
+    """Say how much is encrypted with which key, and how much is plain."""
+    from service.gallery.reencryption import holdings
+    from service.gallery.sealing import sealing_of
+
+    with galleries(existing(data_dir)) as engine:
+        current = sealing_of(engine).key_id
+        for kept in holdings(engine):
+            name = "not encrypted" if kept.key_id is None else f"key {kept.key_id}"
+            written = "  (written with)" if kept.key_id == current else ""
+            typer.echo(f"{name}: {kept.sequences} walks, {kept.embeddings} embeddings{written}")
+
+
+@app.command("rotate")
+def rotate(data_dir: DataDir = None) -> None:
+    """Encrypt everything with the first key, also what is plain; the service may run meanwhile.
+
+    Run it again when it was interrupted. Afterwards the other keys are not needed any more.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from service.access.audit.entries import COMMAND, Entry
+    from service.gallery.reencryption import reencrypt
+
+    settings = existing(data_dir)
+    with (
+        galleries(settings) as engine,
+        audit_record(settings, engine) as record,
+        Progress(console=Console(stderr=True)) as bar,
+    ):
+        record.changed(Entry("rotate_encryption"), COMMAND)
+        task = bar.add_task("encrypting", total=None)
+        done = reencrypt(engine, lambda done, total: bar.update(task, completed=done, total=total))
+    typer.echo(f"{done} silhouettes and embeddings encrypted")

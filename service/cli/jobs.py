@@ -1,0 +1,255 @@
+"""`gaitid jobs`, `gaitid calibrate` and `gaitid check-gallery`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from service.cli.connection import connected, followed, require_success
+from service.cli.failure import WrongUsage
+from service.cli.options import LOCAL, ApiKey, AsJson, Gallery, TargetFpir, Url, Wait
+from service.cli.output import print_answer, print_list, print_table, printable
+
+if TYPE_CHECKING:
+    from service.client import Client, Job
+
+app = typer.Typer(no_args_is_help=True, help="Jobs of a running service.")
+submit = typer.Typer(no_args_is_help=True, help="Start a job; its id goes to stdout.")
+app.add_typer(submit, name="submit")
+
+Pack = Annotated[str | None, typer.Option(help="A pack of the deployment's.")]
+Enrolled = Annotated[str | None, typer.Option(help="Instead: what is enrolled in this gallery.")]
+
+
+@app.command("list")
+def show_all(
+    status: Annotated[str | None, typer.Option(help="Only jobs with this status.")] = None,
+    url: Url = LOCAL,
+    api_key: ApiKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first."""
+    with connected(url, api_key) as client:
+        print_list(
+            client.jobs(status=status),
+            {
+                "job": lambda item: item.id,
+                "type": lambda item: item.type,
+                "status": lambda item: item.status,
+                "done": lambda item: f"{item.progress.fraction:.0%}",
+                "created": lambda item: item.created_at,
+                "error": lambda item: item.error,
+            },
+            as_json=as_json,
+        )
+
+
+@app.command("show")
+def show(job_id: str, url: Url = LOCAL, api_key: ApiKey = None) -> None:
+    """Show a job as JSON."""
+    with connected(url, api_key) as client:
+        print_answer(client.job(job_id))
+
+
+@app.command("cancel")
+def cancel(job_id: str, url: Url = LOCAL, api_key: ApiKey = None) -> None:
+    """Ask for a job to be stopped."""
+    with connected(url, api_key) as client:
+        typer.echo(client.cancel(job_id).status)
+
+
+@app.command("follow")
+def follow(job_id: str, url: Url = LOCAL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
+    """Show a job's progress to its end; status 1 unless it succeeds."""
+    with connected(url, api_key, patience=8) as client:
+        if as_json:
+            for event in client.follow(job_id):
+                print_answer(event)
+            job = client.job(job_id)
+        else:
+            job = followed(client, client.job(job_id))
+    require_success(job)
+    if not as_json:
+        typer.echo(job.status)
+
+
+@submit.command("distill")
+def distill(
+    recipe: str,
+    name: Annotated[str, typer.Option(help="Name of the model to make.")],
+    teacher: Annotated[list[str], typer.Option(help="A registered model; may be repeated.")],
+    dataset: Pack = None,
+    gallery: Enrolled = None,
+    student: Annotated[str | None, typer.Option(help="A registered model to start from.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Changes the recipe, such as steps=500; repeatable."
+        ),
+    ] = None,
+    activate: Annotated[str | None, typer.Option(help="never, or if_better.")] = None,
+    activate_in: Annotated[
+        str | None, typer.Option(help="In which gallery; the dataset's, else default.")
+    ] = None,
+    wait: Wait = False,
+    url: Url = LOCAL,
+    api_key: ApiKey = None,
+) -> None:
+    """Train a student from teachers by a recipe."""
+    source = _source(dataset, gallery)
+    changes = dict(map(_override, overrides or ()))
+    with connected(url, api_key) as client:
+        job = client.distill(
+            recipe=recipe,
+            name=name,
+            dataset=source,
+            teachers=teacher,
+            student=student,
+            overrides=changes,
+            activate=activate,
+            activate_in=activate_in,
+        )
+        _started(client, job, wait=wait)
+
+
+@submit.command("evaluate")
+def evaluate(
+    model: str,
+    dataset: Pack = None,
+    gallery: Enrolled = None,
+    protocol: Annotated[str, typer.Option(help="How it is measured.")] = "cross-view",
+    wait: Wait = False,
+    url: Url = LOCAL,
+    api_key: ApiKey = None,
+) -> None:
+    """Measure a model."""
+    source = _source(dataset, gallery)
+    with connected(url, api_key) as client:
+        job = client.evaluate(model=model, dataset=source, protocol=protocol)
+        _started(client, job, wait=wait)
+
+
+@submit.command("calibrate")
+def submit_calibration(
+    gallery: Gallery = "default",
+    target_fpir: TargetFpir = 0.01,
+    wait: Wait = False,
+    url: Url = LOCAL,
+    api_key: ApiKey = None,
+) -> None:
+    """Find a gallery's threshold."""
+    with connected(url, api_key) as client:
+        _started(client, client.calibrate(gallery=gallery, target_fpir=target_fpir), wait=wait)
+
+
+@submit.command("audit-gallery")
+def submit_audit(
+    gallery: Gallery = "default", wait: Wait = False, url: Url = LOCAL, api_key: ApiKey = None
+) -> None:
+    """Find what in a gallery attracts other people."""
+    with connected(url, api_key) as client:
+        _started(client, client.audit_gallery(gallery=gallery), wait=wait)
+
+
+@submit.command("reindex")
+def reindex(
+    gallery: Gallery = "default", wait: Wait = False, url: Url = LOCAL, api_key: ApiKey = None
+) -> None:
+    """Make a gallery's embeddings and index anew."""
+    with connected(url, api_key) as client:
+        _started(client, client.reindex(gallery=gallery), wait=wait)
+
+
+def calibrate(
+    gallery: Gallery = "default",
+    target_fpir: TargetFpir = 0.01,
+    url: Url = LOCAL,
+    api_key: ApiKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find a gallery's threshold, by a job; status 1 unless it succeeds."""
+    with connected(url, api_key) as client:
+        job = client.calibrate(gallery=gallery, target_fpir=target_fpir)
+        job = require_success(followed(client, job, quietly=as_json))
+    if as_json:
+        print_answer(job)
+        return
+    found = job.result or {}
+    low, high = found["interval"] or (None, None)
+    interval = "" if low is None else f", {low:.4f} to {high:.4f} at {found['confidence']:.0%}"
+    typer.echo(
+        f"threshold {found['threshold']:.4f} ({found['method']}{interval}) for "
+        f"{found['target_fpir']:g} false matches a search with {found['gallery_subjects']} enrolled"
+    )
+
+
+def check_gallery(
+    gallery: Gallery = "default",
+    url: Url = LOCAL,
+    api_key: ApiKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what in a gallery attracts other people, by a job; status 1 unless it succeeds."""
+    with connected(url, api_key) as client:
+        job = client.audit_gallery(gallery=gallery)
+        job = require_success(followed(client, job, quietly=as_json))
+    if as_json:
+        print_answer(job)
+        return
+    found = job.result or {}
+    typer.echo(
+        f"{found['gallery_sequences']} sequences of {found['gallery_subjects']} subjects, "
+        f"threshold {found['threshold']:.4f} ({printable(found['threshold_source'])})"
+    )
+    if findings := list(_findings(found)):
+        print_table(("finding", "subject", "sequence", "because"), findings)
+    else:
+        typer.echo("nothing was found")
+
+
+def _findings(found: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:
+    """A row for each finding of an audit; of two subjects that may be one, for the first."""
+    for item in found["nearer_to_another"]:
+        yield "nearer to another", *_member(item), _likeness(item["similarity"], item["other"])
+    for item in found["pairs"]:
+        first, second = item["members"]
+        yield "perhaps one person", *_member(first), _likeness(item["similarity"], second)
+    for item in found["hubs"]:
+        yield "attracts others", *_member(item), f"{item['attracts']} subjects"
+    for item in found["poor"]:
+        reasons = ", ".join(item["issues"]) or "no issues"
+        yield "poor", *_member(item), f"score {item['score']:.2f}, {reasons}"
+
+
+def _member(item: Mapping[str, Any]) -> tuple[object, object]:
+    return item["subject_id"], item["sequence_id"]
+
+
+def _likeness(similarity: float, other: Mapping[str, Any]) -> str:
+    return f"{similarity:.3f} to {other['subject_id']} {other['sequence_id']}"
+
+
+def _source(dataset: str | None, gallery: str | None) -> str | dict[str, str]:
+    if (dataset is None) == (gallery is None):
+        raise WrongUsage("give --dataset or --gallery, and not both")
+    return dataset if dataset is not None else {"gallery": str(gallery)}
+
+
+def _override(text: str) -> tuple[str, Any]:
+    """A change of a recipe: its key, and a JSON value or else a word."""
+    key, equals, value = text.partition("=")
+    if not (key.strip() and equals):
+        raise WrongUsage(f"--set {printable(text)}: a change is written KEY=VALUE")
+    try:
+        return key.strip(), json.loads(value, parse_constant=str)  # no request can carry NaN
+    except ValueError:
+        return key.strip(), value
+
+
+def _started(client: Client, job: Job, *, wait: bool) -> None:
+    typer.echo(job.id)
+    if wait:
+        require_success(followed(client, job))

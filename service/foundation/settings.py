@@ -1,0 +1,178 @@
+"""Deployment settings, read once from the environment (GAITID_*)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    Field,
+    IPvAnyNetwork,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    field_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.foundation.rate import UNLIMITED, Rate
+
+_ROOT = Path(__file__).parents[2]
+_PREFIX = "GAITID_"
+_OF_THE_CLIENT = frozenset({"URL", "API_KEY"})
+
+
+class Settings(BaseSettings):
+    """Everything an operator may set, as GAITID_<NAME>."""
+
+    # A value that is refused may be a secret, so errors do not repeat it.
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True
+    )
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    data_dir: Path = Path("data")
+    database_url: str | None = None  # default: sqlite file in data_dir
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    index: Literal["faiss", "memory"] = "faiss"
+    model: str = "default"  # the registered model that galleries start with
+    max_models: int = Field(default=4, ge=3)  # loaded at once, for all galleries
+    shipped_models_dir: Path = _ROOT / "models" / "checkpoints"
+    recipes_dir: Path = _ROOT / "training" / "recipes"
+
+    # Without any API key the service listens on loopback only, unless the operator vouches for the
+    # network in front of it (a container whose port is published on loopback, say).
+    allow_unauthenticated: bool = False
+    # Host names by which such a service may be called, beside loopback, addresses and names without
+    # a dot: any other name may be an attacker's that resolves to us (DNS rebinding).
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+
+    # Addresses and networks of proxies whose X-Forwarded-For says who calls. Nobody else's does.
+    trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode] = ()
+    max_connections: PositiveInt = 1024  # half of them from one address; fewer with few descriptors
+
+    # Requests that a key may send, unless it has a rate of its own; without keys, an address.
+    rate_limit: str = UNLIMITED
+    wrong_key_rate: str = "30/minute"  # wrong keys that an address may send
+
+    # The record of who did what
+    audit: bool = True
+    audit_max_age_days: int | None = Field(default=None, ge=30)  # as its triggers have it
+
+    # Keys for silhouettes and embeddings, of 32 bytes in URL-safe Base64 with commas between. The
+    # first one is written with, all are read with. The file holds the same, for a mounted secret.
+    encryption_keys: SecretStr | None = None
+    encryption_keys_file: Path | None = None
+
+    # Uploads
+    max_request_bytes: PositiveInt = 64 * 2**20
+    max_frames: PositiveInt = 1000
+    max_side: PositiveInt = 4096
+    max_decoded_bytes: PositiveInt = 512 * 2**20
+    max_decode_seconds: PositiveFloat = 20.0
+    max_sequences_per_request: PositiveInt = 50
+    max_uploads: PositiveInt = 32  # requests with files at once; they are spooled to disk
+    max_upload_idle_seconds: PositiveFloat = 30.0  # without a byte of an unfinished body
+    max_json_bytes: PositiveInt = 2**16  # of a request whose body is JSON; read on the event loop
+    max_streams: PositiveInt = 512  # of jobs' events, open at once
+    max_streams_per_caller: PositiveInt = 64  # a key; without keys, an address
+    max_import_bytes: PositiveInt = 4 * 2**30  # of a gallery that is imported; kept in data_dir
+    decode_workers: PositiveInt = 2  # processes that decode, and as many for slow sequences
+    clean_silhouettes: bool = True
+
+    # Embedding
+    # A small student is fastest on one core: several would wait for each other in every layer.
+    embed_threads: PositiveInt = 1
+    batch_frames: PositiveInt = 512  # frames embedded in one batch
+    batch_wait_ms: float = Field(default=2.0, ge=0)
+    max_pending: PositiveInt = 64  # sequences being decoded or embedded before 503
+    max_wait_seconds: PositiveFloat = 2.0  # of work that a request may wait behind before 503
+
+    # Search
+    shortlist: PositiveInt = 100  # sequences re-ranked exactly with the checkpoint's own metric
+    index_memory_bytes: PositiveInt = 4 * 2**30  # galleries kept in memory, the last one always
+
+    # Jobs
+    lease_seconds: PositiveFloat = 30.0
+    job_max_attempts: PositiveInt = 3
+    cancel_grace_seconds: PositiveFloat = 3.0
+
+    # Retention
+    sweep_seconds: PositiveFloat = 3600.0  # between two looks for what is too old
+    job_retention_days: PositiveInt = 30  # of an ended job's folder
+    reserve_bytes: NonNegativeInt = 16 * 2**20  # of the disk, so that a full one can be erased from
+
+    @field_validator("rate_limit", "wrong_key_rate")
+    @classmethod
+    def _rate(cls, value: str) -> str:
+        Rate.parse(value)
+        return value
+
+    @field_validator("allowed_hosts", "trusted_proxies", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        """Take names as an environment writes them: with commas between, or as a JSON list."""
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            try:
+                return tuple(json.loads(value))
+            except ValueError as error:
+                raise ValueError("write names with commas between, or a JSON list") from error
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+
+    @property
+    def resolved_database_url(self) -> str:
+        """The database's URL; by default one SQLite file in the data folder."""
+        return self.database_url or f"sqlite:///{self.database_file}"
+
+    @property
+    def database_file(self) -> Path:
+        """The SQLite file of a deployment that is not told another database."""
+        return self.data_dir / "gaitid.sqlite"
+
+    @property
+    def resolved_audit_url(self) -> str:
+        """The URL of the audit record: a SQLite file of its own, or the same other database."""
+        own = self.database_url is None or self.database_url.startswith("sqlite")
+        return f"sqlite:///{self.data_dir / 'audit.sqlite'}" if own else self.resolved_database_url
+
+    @property
+    def datasets_dir(self) -> Path:
+        """Where packed datasets are found by name."""
+        return self.data_dir / "datasets"
+
+    @property
+    def models_dir(self) -> Path:
+        """Where this deployment keeps the checkpoints it made or was given."""
+        return self.data_dir / "models"
+
+    @property
+    def reserve_file(self) -> Path:
+        """What holds the space that erasures may need."""
+        return self.data_dir / "reserve"
+
+    @property
+    def jobs_dir(self) -> Path:
+        """A folder a job: its run's files and log."""
+        return self.data_dir / "jobs"
+
+
+def misspelt(variables: Iterable[str]) -> list[str]:
+    """A sentence for every variable of an environment that looks like a setting and is none."""
+    known = {name.upper() for name in Settings.model_fields}
+    complaints = []
+    for variable in sorted(variables):
+        name = variable.upper().removeprefix(_PREFIX)
+        if name == variable.upper() or name in known | _OF_THE_CLIENT:
+            continue
+        near = get_close_matches(name, sorted(known), n=1)
+        meant = f"; did you mean {_PREFIX}{near[0]}?" if near else ""
+        complaints.append(f"{variable} is not a setting{meant}")
+    return complaints

@@ -1,0 +1,218 @@
+"""Which model each gallery is searched with: read it, swap it, swap it back.
+
+Everything that changes it is a function here, for a transaction of the caller's that holds the
+write lock. A gallery's row keeps the active model and the one before, each with its operating
+point, so that going back needs nothing but exchanging them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Engine, delete, exists, func, select, update
+from sqlalchemy.orm import Session
+
+from service.foundation.errors import Conflict, Reason
+from service.gallery.records import ModelPin
+from service.gallery.store import lacks, missing_gallery, pin
+from service.gallery.tables import EmbeddingRow, GalleryRow, SequenceRow
+from service.storage.database import writing
+
+_PRUNED_AT_ONCE = 500  # embeddings a transaction: other writers wait for a moment only
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedGallery:
+    """A gallery, its newest revision, and its models; `active` None is the deployment's own."""
+
+    gallery_id: str
+    name: str
+    revision: int
+    active: ModelPin | None
+    previous: ModelPin | None
+    index_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack:
+    """What a rollback exchanged."""
+
+    gallery: str
+    active: ModelPin
+    previous: ModelPin
+
+
+_COLUMNS = (
+    GalleryRow.id,
+    GalleryRow.name,
+    GalleryRow.revision,
+    GalleryRow.active_model,
+    GalleryRow.active_digest,
+    GalleryRow.previous_model,
+    GalleryRow.previous_digest,
+    GalleryRow.index_epoch,
+)
+
+
+def pinned(engine: Engine, gallery: str) -> PinnedGallery:
+    """One gallery; raises `NotFound`."""
+    with Session(engine) as session:
+        return pinned_in(session, gallery)
+
+
+def pinned_in(session: Session, gallery: str) -> PinnedGallery:
+    """The same, within a transaction."""
+    row = session.execute(select(*_COLUMNS).where(GalleryRow.name == gallery)).one_or_none()
+    if row is None:
+        raise missing_gallery(gallery)
+    return _pinned(*row)
+
+
+def pinned_by_id(engine: Engine, gallery_ids: Iterable[str]) -> list[PinnedGallery]:
+    """Those of these galleries that are still there."""
+    with Session(engine) as session:
+        rows = session.execute(select(*_COLUMNS).where(GalleryRow.id.in_(list(gallery_ids))))
+        return [_pinned(*row) for row in rows]
+
+
+def every_gallery(engine: Engine) -> list[PinnedGallery]:
+    """Every gallery, by name."""
+    with Session(engine) as session:
+        rows = session.execute(select(*_COLUMNS).order_by(GalleryRow.name))
+        return [_pinned(*row) for row in rows]
+
+
+def lock_gallery(session: Session, gallery_id: str) -> bool:
+    """Hold the gallery's row until the transaction ends; False when the gallery is gone.
+
+    Whoever enrols raises the gallery's revision first, and so waits for it.
+    """
+    row = select(GalleryRow.id).where(GalleryRow.id == gallery_id).with_for_update()
+    return session.scalar(row) is not None
+
+
+def count_sequences(session: Session, gallery_id: str) -> int:
+    """How many sequences the gallery has."""
+    query = select(func.count()).select_from(SequenceRow)
+    return session.scalar(query.where(SequenceRow.gallery_id == gallery_id)) or 0
+
+
+def count_lacking(session: Session, gallery_id: str, digest: str) -> int:
+    """How many sequences of the gallery this checkpoint has not embedded."""
+    query = select(func.count()).select_from(SequenceRow)
+    return session.scalar(query.where(SequenceRow.gallery_id == gallery_id, lacks(digest))) or 0
+
+
+def swap(
+    session: Session,
+    gallery_id: str,
+    new: ModelPin,
+    old: ModelPin,
+    operating_point: dict[str, Any] | None,
+) -> None:
+    """Make `new` the active model and `old` the previous one.
+
+    `operating_point` is what is decided by under the new model; None leaves the old model's, which
+    is stale then. The old model keeps its own in any case.
+    """
+    row = session.get_one(GalleryRow, gallery_id)
+    row.active_model, row.active_digest = new.name, new.digest
+    row.previous_model, row.previous_digest = old.name, old.digest
+    row.previous_operating_point = row.operating_point
+    row.operating_point = operating_point or row.operating_point
+    session.flush()
+
+
+def swap_back(session: Session, gallery: str) -> RolledBack:
+    """Exchange active and previous model; raises `NotFound`, and `Conflict` without a previous."""
+    row = session.scalar(select(GalleryRow).where(GalleryRow.name == gallery).with_for_update())
+    if row is None:
+        raise missing_gallery(gallery)
+    active = pin(row.active_model, row.active_digest)
+    previous = pin(row.previous_model, row.previous_digest)
+    if active is None or previous is None:
+        raise Conflict(
+            f"The gallery {gallery!r} has had no other model since it was made: there is nothing "
+            "to roll back to. POST /models/{name}/activate changes its model.",
+            Reason("gallery", "no_previous_model"),
+            slug="no-previous-model",
+        )
+    # Without a point of the old model's, the one there is stays: it is stale, and so found again.
+    before = row.operating_point
+    now_active = row.previous_operating_point or before
+    row.active_model, row.active_digest = previous.name, previous.digest
+    row.previous_model, row.previous_digest = active.name, active.digest
+    row.operating_point, row.previous_operating_point = now_active, before
+    session.flush()
+    return RolledBack(gallery, previous, active)
+
+
+def adopt(engine: Engine, gallery_id: str, was: ModelPin, digest: str) -> None:
+    """Follow a checkpoint that was replaced on disk under the name that the gallery uses."""
+    with Session(writing(engine)) as session, session.begin():
+        session.execute(
+            update(GalleryRow)
+            .where(GalleryRow.id == gallery_id, GalleryRow.active_digest == was.digest)
+            .values(active_digest=digest)
+        )
+
+
+def renew_indexes(session: Session, gallery_id: str) -> None:
+    """Make every process build the gallery's index anew from the database."""
+    session.execute(
+        update(GalleryRow)
+        .where(GalleryRow.id == gallery_id)
+        .values(index_epoch=GalleryRow.index_epoch + 1)
+    )
+
+
+def prune(engine: Engine, gallery_id: str, keep: Iterable[str]) -> int:
+    """Drop the gallery's embeddings of all checkpoints but these; returns how many went.
+
+    Piece by piece, each in a transaction. A process that still answers with a checkpoint whose
+    embeddings went makes those anew that it needs.
+    """
+    kept = list(keep)
+    of_gallery = exists().where(
+        SequenceRow.id == EmbeddingRow.sequence_id, SequenceRow.gallery_id == gallery_id
+    )
+    chosen = (
+        select(EmbeddingRow.sequence_id, EmbeddingRow.digest)
+        .where(of_gallery, EmbeddingRow.digest.not_in(kept))
+        .limit(_PRUNED_AT_ONCE)
+    )
+    gone = 0
+    while True:
+        with Session(writing(engine)) as session, session.begin():
+            rows = session.execute(chosen).all()
+            for sequence_id, digest in rows:
+                session.execute(
+                    delete(EmbeddingRow).where(
+                        EmbeddingRow.sequence_id == sequence_id, EmbeddingRow.digest == digest
+                    )
+                )
+        if not rows:
+            return gone
+        gone += len(rows)
+
+
+def _pinned(
+    gallery_id: str,
+    name: str,
+    revision: int,
+    active_model: str | None,
+    active_digest: str | None,
+    previous_model: str | None,
+    previous_digest: str | None,
+    index_epoch: int,
+) -> PinnedGallery:
+    return PinnedGallery(
+        gallery_id,
+        name,
+        revision,
+        pin(active_model, active_digest),
+        pin(previous_model, previous_digest),
+        index_epoch,
+    )

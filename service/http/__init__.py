@@ -1,0 +1,1 @@
+"""The application: routes, middleware, schemas, the page."""

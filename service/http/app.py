@@ -1,0 +1,121 @@
+"""The application: one FastAPI app, made of resources, layers and thin routes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import Depends, FastAPI
+
+from models.encoder import Encoder
+from service.access.keys import Scope
+from service.foundation.logs import log_as_json
+from service.foundation.metrics import Metrics
+from service.foundation.settings import Settings
+from service.http import problems
+from service.http.middleware.access import Access
+from service.http.middleware.audit import Audit
+from service.http.middleware.body import BodyGuard
+from service.http.middleware.head import HeadAsGet
+from service.http.middleware.idempotency import Idempotency
+from service.http.middleware.request_context import RequestContext
+from service.http.middleware.scopes import Scopes
+from service.http.openapi import openapi, operation_id
+from service.http.resources import open_engine, open_resources
+from service.http.routes import (
+    audited,
+    enroll,
+    galleries,
+    health,
+    identify,
+    jobs,
+    models,
+    page,
+    portability,
+    sequences,
+    subjects,
+)
+from service.http.routes.access import only_known_fields, requires
+from service.storage.writers import Writers
+
+
+def create_app(settings: Settings | None = None, encoder: Encoder | None = None) -> FastAPI:
+    """Make the application; without settings they come from the environment (GAITID_*).
+
+    `encoder` is of the deployment's own model, for who has loaded it already.
+    """
+    settings = settings or Settings()
+    engine = open_engine(settings)
+    metrics = Metrics()
+    writers = Writers()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        log_as_json()
+        app.openapi()  # kept from here on: nobody's request waits while it is made
+        async with open_resources(settings, engine, writers, metrics, encoder) as resources:
+            app.state.resources = resources
+            yield
+        writers.close()
+        engine.dispose()
+
+    app = FastAPI(
+        title="GaitID",
+        summary="Enrol and identify people by how they walk.",
+        version=version("gaitid"),
+        lifespan=lifespan,
+        docs_url=None,  # `service.http.routes.health` has a page that needs no other host
+        redoc_url=None,
+        redirect_slashes=False,
+        generate_unique_id_function=operation_id,
+        dependencies=[Depends(only_known_fields)],
+    )
+    problems.install(app)
+    for router in (
+        health,
+        page,
+        enroll,
+        identify,
+        galleries,
+        portability,
+        subjects,
+        sequences,
+        audited,
+    ):
+        app.include_router(router.router)
+    for router in (jobs, models):
+        app.include_router(router.router, dependencies=[Depends(requires(Scope.JOBS))])
+
+    # The last one added is the outermost.
+    app.add_middleware(Audit)
+    app.add_middleware(Idempotency, engine=engine, writers=writers)
+    app.add_middleware(
+        BodyGuard,
+        max_bytes=settings.max_request_bytes,
+        max_json_bytes=settings.max_json_bytes,
+        max_import_bytes=settings.max_import_bytes,
+        max_uploads=settings.max_uploads,
+        max_idle_seconds=settings.max_upload_idle_seconds,
+    )
+    app.add_middleware(Scopes)
+    app.add_middleware(
+        Access,
+        engine=engine,
+        allow_unauthenticated=settings.allow_unauthenticated,
+        allowed_hosts=settings.allowed_hosts,
+        trusts_proxies=bool(settings.trusted_proxies),
+        rate_limit=settings.rate_limit,
+        wrong_key_rate=settings.wrong_key_rate,
+    )
+    app.add_middleware(RequestContext, metrics=metrics)
+    app.add_middleware(HeadAsGet)
+
+    def describe() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = openapi(app)
+        return app.openapi_schema
+
+    app.openapi = describe  # type: ignore[method-assign]
+    return app

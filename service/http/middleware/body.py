@@ -1,0 +1,175 @@
+"""Limits on a request's body, enforced while it streams in, and a check that it is whole."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from time import perf_counter
+
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.foundation.errors import Malformed, Reason, TooLarge, UnsupportedCoding
+from service.http.middleware.access import caller_of
+from service.http.middleware.boundaries import Boundaries
+from service.http.upload_slots import Upload, UploadSlots
+
+_IMPORT = re.compile(r"/galleries/[^/]+/import")
+_SLOWEST = 8192  # bytes a second that a body must come with, on the whole
+_LONGEST_BOUNDARY = 200  # RFC 2046 allows 70 characters
+_TOO_SLOW = "The body stopped arriving, or came too slowly while others waited. Send it again."
+
+
+class BodyCutOff(HTTPException):
+    """A body that broke a rule half-way; the framework hands an HTTPException through."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(status, detail)
+
+
+class BodyGuard:
+    """Refuses bodies over the limit, too many uploads at once, and multipart bodies cut off.
+
+    The parser behind it drops a part that is not closed, so of two files a cut-off second one would
+    be left out in silence and the first enrolled alone.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_bytes: int,
+        max_json_bytes: int,
+        max_import_bytes: int,
+        max_uploads: int,
+        max_idle_seconds: float,
+    ) -> None:
+        self._app = app
+        self._slots = UploadSlots(max_uploads)
+        self._max_idle_seconds = max_idle_seconds
+        self._max_bytes = max_bytes
+        self._max_json_bytes = max_json_bytes
+        self._max_import_bytes = max_import_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        boundary = multipart_boundary(headers.get("content-type", ""))
+        if headers.get("content-encoding", "identity").strip().lower() != "identity":
+            raise UnsupportedCoding(
+                "Compressed request bodies are not read. Send the body as it is, without "
+                "Content-Encoding; archives may be compressed.",
+                Reason("Content-Encoding", "unsupported"),
+            )
+        limit = self._limit(scope, boundary)
+        announced = headers.get("content-length", "")
+        if announced.isascii() and announced.isdigit() and int(announced[:20]) > limit:
+            raise TooLarge(_over(limit), slug="request-too-large")
+        if boundary is None:
+            await self._app(scope, _Arriving(receive, limit, self._max_idle_seconds), send)
+            return
+        upload = self._slots.take(caller_of(scope))
+        arriving = _Arriving(receive, limit, self._max_idle_seconds, upload, Boundaries(boundary))
+        try:
+            await self._app(scope, arriving, send)
+        finally:
+            self._slots.give_back(upload)
+
+    def _limit(self, scope: Scope, boundary: bytes | None) -> int:
+        if scope["method"] == "PUT" and _IMPORT.fullmatch(scope["path"]):
+            return self._max_import_bytes
+        return self._max_json_bytes if boundary is None else self._max_bytes
+
+
+class _Arriving:
+    """A request's body as it comes in; raises `BodyCutOff` where it breaks a rule.
+
+    A body must keep a pace, because otherwise a few clients that send a byte now and then keep all
+    others from uploading. Once it is complete, receiving is waiting for the client to leave.
+    """
+
+    def __init__(
+        self,
+        receive: Receive,
+        limit: int,
+        max_idle_seconds: float,
+        upload: Upload | None = None,
+        boundaries: Boundaries | None = None,
+    ) -> None:
+        self._receive = receive
+        self._limit = limit
+        self._max_idle_seconds = max_idle_seconds
+        self._upload = upload
+        self._boundaries = boundaries
+        self._total = 0
+        self._waited = 0.0
+        self._complete = False
+
+    async def __call__(self) -> Message:
+        """The next message of the request."""
+        message = await self._next()
+        if message["type"] != "http.request":
+            return message
+        body = message.get("body", b"")
+        self._total += len(body)
+        self._complete = not message.get("more_body", False)
+        if self._upload is not None:
+            self._upload.arrived = self._total
+            self._upload.arriving = not self._complete
+        if self._total > self._limit:
+            raise BodyCutOff(413, _over(self._limit))
+        if self._boundaries is not None:
+            if not self._boundaries.follow(body):
+                raise BodyCutOff(
+                    400,
+                    "The multipart body has its boundary inside of a part, or something behind it. "
+                    "Choose another boundary.",
+                )
+            if self._complete and self._total and not self._boundaries.closed:
+                raise BodyCutOff(
+                    400, "The multipart body ends before its closing boundary. Send it whole."
+                )
+        return message
+
+    async def _next(self) -> Message:
+        if self._complete:
+            return await self._receive()
+        patience = min(0.0, self._total / _SLOWEST - self._waited) + self._max_idle_seconds
+        began = perf_counter()
+        try:
+            async with asyncio.timeout(patience) as waiting:
+                if self._upload is not None:
+                    if self._upload.cut:
+                        raise TimeoutError
+                    self._upload.waiting = waiting
+                message = await self._receive()
+        except TimeoutError as error:
+            raise BodyCutOff(408, _TOO_SLOW) from error
+        finally:
+            if self._upload is not None:
+                self._upload.waiting = None
+        self._waited += perf_counter() - began
+        return message
+
+
+def multipart_boundary(content_type: str) -> bytes | None:
+    """The boundary of a multipart/form-data body; None for other bodies.
+
+    Raises `Malformed` for a boundary that no client would choose.
+    """
+    kind, options = parse_options_header(content_type)
+    if kind != b"multipart/form-data":
+        return None
+    boundary = options.get(b"boundary", b"")
+    if not 1 <= len(boundary) <= _LONGEST_BOUNDARY:
+        raise Malformed("The multipart body has no usable boundary in its Content-Type.")
+    return boundary
+
+
+def _over(limit: int) -> str:
+    return f"The request is over the limit of {limit:,} bytes. Send less at a time."

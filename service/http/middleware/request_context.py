@@ -1,0 +1,109 @@
+"""The outermost layer of a request.
+
+It gives the request an id, one log line and one measurement, and keeps exception text in.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from asyncio import CancelledError
+from time import perf_counter
+
+import uuid_utils
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.foundation.errors import CutOff, ServiceError, Unavailable
+from service.foundation.logs import request_id
+from service.foundation.metrics import Metrics
+from service.http.problems import internal_error, render, render_http
+from service.storage.database import storage_trouble
+
+_log = logging.getLogger(__name__)
+_ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_STOPPING = Unavailable(
+    "The service was stopped before it could answer. Send the request again when it is back.",
+    retry_after=10.0,
+)
+# Of what is no page of ours: shown by a browser all the same, it loads, runs and frames nothing.
+_NO_PAGE = "default-src 'none'; frame-ancestors 'none'"
+_CLIENT_CLOSED = 499  # for the log only; there is nobody left to answer
+
+
+class RequestContext:
+    """Gives each request an id (its own X-Request-ID if it is decent) and accounts for it."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent = Headers(scope=scope).get("x-request-id", "")
+        current = sent if _ACCEPTABLE_ID.fullmatch(sent) else str(uuid_utils.uuid7())
+        token = request_id.set(current)
+        started = perf_counter()
+        status: int | None = None
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = current
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers["Referrer-Policy"] = "no-referrer"
+                headers["Cross-Origin-Opener-Policy"] = "same-origin"
+                headers.setdefault("Content-Security-Policy", _NO_PAGE)
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            status = status or _CLIENT_CLOSED
+        except CancelledError:  # by the server, which has waited as long as it may and ends
+            if status is not None:
+                raise
+            await render(_STOPPING)(scope, receive, send_with_id)
+        except CutOff as error:  # the server cuts the connection of an answer without an end
+            _log.warning("an answer was cut off: %s", error)
+        except ServiceError as error:  # raised by a layer outside of the router
+            await render(error)(scope, receive, send_with_id)
+        except HTTPException as error:
+            await render_http(error)(scope, receive, send_with_id)
+        except Exception as error:
+            trouble = storage_trouble(error)
+            _log.exception("unexpected exception" if trouble is None else trouble.problem_slug)
+            if status is not None:  # too late for another answer: cut the connection
+                raise
+            answer = internal_error(current) if trouble is None else render(trouble)
+            await answer(scope, receive, send_with_id)
+        finally:
+            seconds = perf_counter() - started
+            route = getattr(scope.get("route"), "path", "unmatched")
+            self._metrics.request_seconds.labels(
+                _method(scope["method"]), route, str(status or _CLIENT_CLOSED)
+            ).observe(seconds)
+            _log.info(
+                "request",
+                extra={
+                    "method": _method(scope["method"]),
+                    "route": route,
+                    "status": status,
+                    "ms": round(seconds * 1000, 1),
+                },
+            )
+            request_id.reset(token)
+
+
+def _method(name: str) -> str:
+    """A known method, so that strangers cannot invent label values."""
+    known = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+    return name if name in known else "OTHER"

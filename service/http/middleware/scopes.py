@@ -1,0 +1,55 @@
+"""A route's scope, asked for before the request's body is waited for.
+
+The routes themselves say what they ask for (`service.http.routes.access.requires`); without
+this layer they would be asked only once the framework has read the whole body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fastapi import FastAPI
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import RouteContext, iter_route_contexts
+from starlette.routing import Match
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.http.middleware.access import CALLER
+from service.http.routes.access import Requirement
+
+
+class Scopes:
+    """Refuses a key that lacks the scope of the route it calls."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._routes: list[tuple[RouteContext, tuple[Requirement, ...]]] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; raises `Forbidden`."""
+        if scope["type"] == "http" and scope.get(CALLER) is not None:
+            for requirement in self._requirements(scope):
+                requirement.ask(scope[CALLER])
+        await self._app(scope, receive, send)
+
+    def _requirements(self, scope: Scope) -> tuple[Requirement, ...]:
+        if self._routes is None:  # the first request finds every route in its place
+            self._routes = list(requirements(scope["app"]))
+        for route, asked in self._routes:
+            if route.matches(scope)[0] is Match.FULL:
+                return asked
+        return ()
+
+
+def requirements(app: FastAPI) -> Iterator[tuple[RouteContext, tuple[Requirement, ...]]]:
+    """Every route, and what it and the routers around it ask of a key."""
+    for route in iter_route_contexts(app.routes):
+        dependant: Dependant | None = getattr(route, "dependant", None)
+        yield route, () if dependant is None else tuple(_asked(dependant))
+
+
+def _asked(dependant: Dependant) -> Iterator[Requirement]:
+    for dependency in dependant.dependencies:
+        if isinstance(dependency.call, Requirement):
+            yield dependency.call
+        yield from _asked(dependency)

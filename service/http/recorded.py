@@ -1,0 +1,124 @@
+"""The entry that the audit record keeps of each call.
+
+Of people it names the subject that the call is about, and nobody where somebody is erased. It keeps
+no silhouettes, embeddings, metadata, or names of files.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from service.access.audit.entries import Entry, model_named
+from service.gallery.records import ErasureReceipt, GalleryRecord, SequenceRecord
+from service.jobs.job import Job
+from service.recognition.enrolment import Enrolled
+from service.recognition.identification import Identified
+from service.recognition.verification import Verified
+from service.serving.decision import Threshold
+from service.serving.model_in_use import ModelInUse
+
+
+def identification(answer: Identified, *, top_k: int, filtered: bool) -> Entry:
+    """A search. Its subject is the first candidate, whatever the decision.
+
+    The answer shows who that is in any case; were only matches recorded, a search with a threshold
+    of 1 would leave no trace of whom it found.
+    """
+    first = answer.candidates[0].candidate if answer.candidates else None
+    return Entry(
+        "identify",
+        answer.gallery,
+        None if first is None else first.subject_id,
+        {
+            "search_id": answer.search_id,
+            "decision": "match" if answer.match else "no_match",
+            "similarity": None if first is None else first.similarity,
+            "candidates": len(answer.candidates),
+            "top_k": top_k,
+            "filtered": filtered,
+            **_decided_by(answer.threshold, answer.model, answer.seconds),
+        },
+    )
+
+
+def verification(answer: Verified) -> Entry:
+    """A verification of one subject."""
+    return Entry(
+        "verify",
+        answer.gallery,
+        answer.closest.subject_id,
+        {
+            "search_id": answer.search_id,
+            "decision": "verified" if answer.verified else "not_verified",
+            "similarity": answer.closest.similarity,
+            **_decided_by(answer.threshold, answer.model, answer.seconds),
+        },
+    )
+
+
+def enrolment(enrolled: Enrolled) -> Entry:
+    """Walks that were added to a subject."""
+    return Entry(
+        "enroll",
+        enrolled.gallery,
+        enrolled.subject_id,
+        {"sequences": len(enrolled.sequences), "model": model_named(enrolled.model)},
+    )
+
+
+def new_gallery(gallery: GalleryRecord) -> Entry:
+    """A gallery that was created."""
+    return Entry("create_gallery", gallery.name)
+
+
+def export(gallery: str, *, embeddings: bool) -> Entry:
+    """A whole gallery that was given out."""
+    return Entry("export_gallery", gallery, details={"embeddings": embeddings})
+
+
+def imported(gallery: GalleryRecord) -> Entry:
+    """A whole gallery that was taken in."""
+    return Entry("import_gallery", gallery.name, details={"sequences": gallery.sequences})
+
+
+def erasure(what: Literal["subject", "sequence", "gallery"], receipt: ErasureReceipt) -> Entry:
+    """What went, by number: who it was is not to be found any more."""
+    return Entry(
+        f"erase_{what}",
+        receipt.gallery,
+        None,
+        {
+            "receipt_id": receipt.receipt_id,
+            "subjects": receipt.subjects,
+            "sequences": len(receipt.sequence_ids),
+            "embeddings": receipt.embeddings,
+        },
+    )
+
+
+def silhouettes(sequence: SequenceRecord, form: str) -> Entry:
+    """That somebody was given a walk's silhouettes or what is made of them."""
+    return Entry("read_silhouettes", sequence.gallery, sequence.subject_id, {"as": form})
+
+
+def job(queued: Job) -> Entry:
+    """A job that was queued: a training, a calibration, an activation."""
+    request = queued.request
+    dataset = request.get("dataset")
+    gallery = dataset.get("gallery") if isinstance(dataset, dict) else request.get("gallery")
+    details = {name: request[name] for name in ("name", "model") if name in request}
+    return Entry(f"job_{queued.type}", gallery, None, {"job_id": queued.id} | details)
+
+
+def model(action: Literal["add_model", "remove_model"], name: str, **details: str) -> Entry:
+    """A model that was uploaded or removed."""
+    return Entry(action, details={"name": name, **details})
+
+
+def _decided_by(threshold: Threshold, model: ModelInUse, seconds: float) -> dict[str, Any]:
+    return {
+        "threshold": threshold.value,
+        "threshold_source": threshold.source,
+        "model": model_named(model),
+        "took_ms": round(seconds * 1000, 1),
+    }

@@ -1,0 +1,114 @@
+"""What every route asks of a request before it looks at it: a scope, and known fields only."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, get_origin
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.datastructures import FormData
+
+from service.access.keys import ApiKey, Scope
+from service.foundation.errors import Forbidden, Malformed, Reason
+from service.http.middleware.access import CALLER
+
+_TWICE = "Sent more than once"
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A dependency that asks the caller's key for one of these scopes.
+
+    `service.http.middleware.scopes` finds it among a route's dependencies and asks it
+    before the body is there.
+    """
+
+    scopes: tuple[Scope, ...]
+
+    def __call__(self, request: Request) -> None:
+        """Raise `Forbidden` unless the key has one of the scopes, or there are no keys."""
+        self.ask(request.scope.get(CALLER))
+
+    def ask(self, key: ApiKey | None) -> None:
+        """Raise `Forbidden` for a key that has none of the scopes."""
+        if key is not None and not any(key.may(scope) for scope in self.scopes):
+            named = " or ".join(f"`{scope}`" for scope in self.scopes)
+            raise Forbidden(
+                f"This call needs a key with the scope {named}.",
+                Reason("Authorization", "scope_missing"),
+            )
+
+
+def requires(*scopes: Scope) -> Requirement:
+    """What a route depends on that is for keys with one of these scopes."""
+    return Requirement(scopes)
+
+
+async def only_known_fields(request: Request) -> None:
+    """Refuse query parameters and form fields that are not declared, doubled, or left empty.
+
+    The framework takes an empty field for one that was left out, so that a script whose variable
+    is empty would enrol into the default gallery. JSON bodies are models that refuse unknown
+    fields themselves; of a name that is there twice the framework takes the last.
+
+    Raises `RequestValidationError`, as for any other field that is wrong, and `Malformed`.
+    """
+    route = request.scope.get("route")
+    if not isinstance(route, APIRoute):
+        return
+    query = {parameter.alias for parameter in route.dependant.query_params}
+    errors = _faults("query", query, set(), request.query_params.multi_items())
+    form = getattr(request, "_form", None)  # parsed by the framework, if the route takes a form
+    if isinstance(form, FormData):
+        fields = {parameter.alias for parameter in route.dependant.body_params}
+        lists = {
+            parameter.alias
+            for parameter in route.dependant.body_params
+            if get_origin(parameter.field_info.annotation) is list
+        }
+        errors += _faults("body", fields, lists, form.multi_items())
+    if hasattr(request, "_json"):  # parsed by the framework
+        errors += _doubled(await request.body())
+    if errors:
+        raise RequestValidationError(errors)
+
+
+def _doubled(body: bytes) -> list[dict[str, object]]:
+    """Names that are there twice in one object of a JSON body that can be read."""
+    faults: list[dict[str, object]] = []
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        if len(dict(pairs)) < len(pairs):
+            times = Counter(name for name, _ in pairs)
+            doubled = (name for name in times if times[name] > 1)
+            faults.extend(_fault("twice", "body", name, _TWICE) for name in doubled)
+
+    try:
+        json.loads(body, object_pairs_hook=look)
+    except RecursionError as error:  # a little deeper on the stack than where it was parsed
+        raise Malformed("The body is nested too deeply.") from error
+    return faults
+
+
+def _faults(
+    part: str, known: set[str], lists: set[str], sent: list[tuple[str, Any]]
+) -> list[dict[str, object]]:
+    faults: list[dict[str, object]] = []
+    empty = {name for name, value in sent if value == ""}
+    for name, times in Counter(name for name, _ in sent).items():
+        if name not in known:
+            faults.append(_fault("extra", part, name, "Unknown field"))
+        elif times > 1 and name not in lists:
+            faults.append(_fault("twice", part, name, _TWICE))
+        elif name in empty:
+            faults.append(_fault("empty", part, name, "Empty: leave it out"))
+    return faults
+
+
+def _fault(kind: str, part: str, name: str, message: str) -> dict[str, object]:
+    shown = name if 1 <= len(name) <= 64 and name.isprintable() else repr(name[:63])
+    return {"type": kind, "loc": (part, shown), "msg": message}

@@ -1,0 +1,86 @@
+"""POST /enroll."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
+from sqlalchemy.orm import Session
+
+from service.access.keys import Scope
+from service.foundation.errors import Reason, TooLarge
+from service.gallery.fields import (
+    METADATA_SCHEMA,
+    GalleryName,
+    SubjectId,
+    json_in_a_string,
+    parse_metadata,
+)
+from service.http import recorded
+from service.http.middleware.idempotency import HOLD
+from service.http.routes.access import requires
+from service.http.routes.audited import record_change
+from service.http.routes.dependencies import HeldReady, unless_disconnected, walk
+from service.http.schemas import EnrolAnswer, EnrolConflictProblem
+from service.privacy.erasure import DEFAULT_GALLERY
+from service.recognition.enrolment import Enrolled
+from service.storage.kept_answers import Answer, keep
+
+router = APIRouter(tags=["recognition"], dependencies=[Depends(requires(Scope.ENROLL))])
+
+
+@router.post(
+    "/enroll",
+    status_code=201,
+    responses={
+        409: {
+            "model": EnrolConflictProblem,
+            "description": "A walk may be another subject's, or its Idempotency-Key is in use.",
+        },
+    },
+)
+async def enroll(
+    request: Request,
+    held: HeldReady,
+    subject_id: Annotated[SubjectId, Form()],
+    sequence: Annotated[
+        list[UploadFile], File(min_length=1, description="One walk each, 1 to 50 files.")
+    ],
+    gallery: Annotated[GalleryName, Form()] = DEFAULT_GALLERY,
+    metadata: Annotated[
+        str | None,
+        Form(
+            description='A JSON object of scalars, such as {"view": "090"}, for every file.',
+            json_schema_extra=json_in_a_string(METADATA_SCHEMA),
+        ),
+    ] = None,
+    accept_conflict: Annotated[
+        bool, Form(description="Enrol also walks that may be another subject's.")
+    ] = False,
+) -> EnrolAnswer:
+    """Enrol walks of one person: all of them, or none when one is refused."""
+    most = held.settings.max_sequences_per_request
+    if len(sequence) > most:
+        raise TooLarge(
+            f"Send at most {most} sequences in a request.", Reason("sequence", "too_many")
+        )
+    details = parse_metadata(metadata)
+    hold = request.scope.get(HOLD)
+
+    def keep_answer(session: Session, enrolled: Enrolled) -> None:
+        body = EnrolAnswer.of(enrolled).model_dump_json()
+        record_change(request, recorded.enrolment(enrolled))
+        keep(session, hold, Answer(201, {"content-type": "application/json"}, body))
+
+    enrolled = await unless_disconnected(
+        request,
+        held.enrolment.enrol(
+            gallery,
+            subject_id,
+            [walk(upload, position) for position, upload in enumerate(sequence)],
+            details,
+            keep_answer,
+            accept_conflict=accept_conflict,
+        ),
+    )
+    return EnrolAnswer.of(enrolled)

@@ -1,0 +1,56 @@
+"""Is it alive, is it ready, how is it doing; and its documentation."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from service.http.documentation import POLICY, documentation_page
+from service.http.routes.dependencies import Held
+from service.http.schemas import ModelReference, Schema
+
+router = APIRouter(tags=["health"])
+
+
+class Alive(Schema):
+    """The process answers."""
+
+    status: str
+
+
+class Ready(Schema):
+    """Model and indexes are loaded, the databases can be read."""
+
+    status: str
+    model: ModelReference
+
+
+@router.get("/healthz")
+async def alive() -> Alive:
+    """Say that the process answers."""
+    return Alive(status="alive")
+
+
+@router.get("/readyz")
+def ready(held: Held) -> Ready:
+    """Say whether model and indexes are loaded and the databases there: 503 with the reason."""
+    held.readiness.require()
+    held.store.check()
+    held.audit.check()
+    return Ready(status="ready", model=ModelReference.of(held.model))
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+def metrics(held: Held) -> Response:
+    """Metrics for Prometheus."""
+    return Response(
+        generate_latest(held.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+    )
+
+
+@router.get("/docs", include_in_schema=False)
+async def documentation(request: Request) -> HTMLResponse:
+    """Describe every call."""
+    page = documentation_page(request.app.openapi())
+    return HTMLResponse(page, headers={"Content-Security-Policy": POLICY})

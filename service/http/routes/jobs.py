@@ -1,0 +1,268 @@
+"""Jobs: start, list, show, cancel, follow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import aclosing
+from functools import cache
+from typing import Annotated, Any, Literal, Self
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from sqlalchemy.orm import Session
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.types import Receive, Scope, Send
+
+from service.access.audit.entries import Entry
+from service.foundation.errors import Malformed, Reason
+from service.gallery.fields import Cursor, decode_cursor, encode_cursor
+from service.http import recorded
+from service.http.middleware.access import caller_of
+from service.http.middleware.idempotency import HOLD
+from service.http.routes.audited import record_change
+from service.http.routes.dependencies import Held
+from service.http.schemas import Schema, Timestamp
+from service.job_types.requests import (
+    AuditRequest,
+    CalibrateRequest,
+    DistillRequest,
+    EvaluateRequest,
+    ReindexRequest,
+)
+from service.job_types.submission import CheckRecipe, RecipeCheck, Submission
+from service.jobs.following import Followers
+from service.jobs.job import Job, JobEvent, Status
+from service.jobs.queue import Also, JobQueue
+from service.storage.kept_answers import Answer, keep
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+_PING_S = 10
+_LARGEST_SEQUENCE = 2**31 - 1
+_LAST_EVENT_ID = Header(
+    description="`id` of the last event that was received.",
+    json_schema_extra={"pattern": "^[0-9]{0,10}$"},
+)
+
+
+class ProgressAnswer(Schema):
+    """How far a job is; `fraction` in [0, 1], `eta_s` in seconds."""
+
+    fraction: float
+    step: int
+    total_steps: int | None
+    eta_s: float | None
+
+
+class JobAnswer(Schema):
+    """A job; `status` and `error` say how it stands, the answer is 200 whatever they are."""
+
+    id: str
+    type: str
+    status: Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
+    progress: ProgressAnswer
+    metrics: dict[str, Any]
+    result: dict[str, Any] | None
+    error: str | None
+    created_at: Timestamp
+    started_at: Timestamp | None
+    finished_at: Timestamp | None
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        """From a job."""
+        return cls(
+            id=job.id,
+            type=job.type,
+            status=job.status.value,
+            progress=ProgressAnswer(
+                fraction=job.progress.fraction,
+                step=job.progress.step,
+                total_steps=job.progress.total_steps,
+                eta_s=job.progress.eta_s,
+            ),
+            metrics=job.metrics,
+            result=job.result,
+            error=job.error,
+            created_at=job.created_at,
+            started_at=job.started_at,
+            finished_at=job.finished_at,
+        )
+
+
+class JobPage(Schema):
+    """Some jobs, newest first."""
+
+    items: list[JobAnswer]
+    next_cursor: str | None
+
+
+def job_queue(held: Held) -> JobQueue:
+    """The deployment's queue."""
+    return JobQueue.of(held.engine, held.settings)
+
+
+@cache
+def recipe_check() -> CheckRecipe:
+    """What asks the training program about recipes: one for all requests, to bound how many run."""
+    return RecipeCheck()
+
+
+Queue = Annotated[JobQueue, Depends(job_queue)]
+
+
+def submission(
+    held: Held, queue: Queue, check: Annotated[CheckRecipe, Depends(recipe_check)]
+) -> Submission:
+    """What takes requests for jobs."""
+    return Submission(held.settings, held.engine, queue, check)
+
+
+Submissions = Annotated[Submission, Depends(submission)]
+
+
+@router.post("/distill", status_code=202)
+def distill(
+    request: Request, response: Response, jobs: Submissions, body: DistillRequest
+) -> JobAnswer:
+    """Train a student from registered teachers by a recipe; the result is a registered model."""
+    return accepted(response, jobs.distill(body, keeping(request)))
+
+
+@router.post("/evaluate", status_code=202)
+def evaluate(
+    request: Request, response: Response, jobs: Submissions, body: EvaluateRequest
+) -> JobAnswer:
+    """Measure a registered model on a dataset."""
+    return accepted(response, jobs.evaluate(body, keeping(request)))
+
+
+@router.post("/calibrate", status_code=202)
+def calibrate(
+    request: Request,
+    response: Response,
+    jobs: Submissions,
+    body: CalibrateRequest | None = None,
+) -> JobAnswer:
+    """Find the threshold at which a gallery falsely matches a stranger at most at a given rate."""
+    return accepted(response, jobs.calibrate(body or CalibrateRequest(), keeping(request)))
+
+
+@router.post("/reindex", status_code=202)
+def reindex(
+    request: Request,
+    response: Response,
+    jobs: Submissions,
+    body: ReindexRequest | None = None,
+) -> JobAnswer:
+    """Complete a gallery's embeddings under its model, and build its indexes anew."""
+    return accepted(response, jobs.reindex(body or ReindexRequest(), keeping(request)))
+
+
+@router.post("/audit-gallery", status_code=202)
+def audit_gallery(
+    request: Request,
+    response: Response,
+    jobs: Submissions,
+    body: AuditRequest | None = None,
+) -> JobAnswer:
+    """List what in a gallery attracts other people: misplaced, doubled and poor sequences."""
+    return accepted(response, jobs.audit(body or AuditRequest(), keeping(request)))
+
+
+@router.get("")
+def list_jobs(
+    queue: Queue,
+    status: Status | None = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    cursor: Annotated[Cursor | None, Query()] = None,
+) -> JobPage:
+    """List jobs, newest first."""
+    page = queue.page(status=status, limit=limit, cursor=decode_cursor(cursor))
+    return JobPage(
+        items=[JobAnswer.of(job) for job in page.items], next_cursor=encode_cursor(page.next_key)
+    )
+
+
+@router.get("/{job_id}")
+def show_job(queue: Queue, job_id: str) -> JobAnswer:
+    """Show one job."""
+    return JobAnswer.of(queue.get(job_id))
+
+
+@router.post("/{job_id}/cancel")
+def cancel_job(queue: Queue, job_id: str) -> JobAnswer:
+    """Cancel a job: at once while it waits, within seconds when it runs."""
+    return JobAnswer.of(queue.cancel(job_id))
+
+
+@router.get(
+    "/{job_id}/events",
+    response_class=EventSourceResponse,
+    responses={
+        200: {"content": {"text/event-stream": {}}, "description": "Events, to the job's end."},
+        204: {"description": "The job has ended and you have seen everything; do not reconnect."},
+    },
+)
+def follow_job(
+    request: Request,
+    held: Held,
+    queue: Queue,
+    job_id: str,
+    last_event_id: Annotated[str | None, _LAST_EVENT_ID] = None,
+) -> Response:
+    """Follow a job: server-sent events numbered from 1, from the start or after Last-Event-ID."""
+    after = _sequence(last_event_id)
+    if queue.get(job_id).status.final and not queue.events(job_id, after=after, limit=1):
+        return Response(status_code=204)
+    return _Stream(held.followers, caller_of(request.scope), job_id, after)
+
+
+class _Stream(EventSourceResponse):
+    """A job's events, for which there must be a seat."""
+
+    def __init__(self, followers: Followers, who: str, job_id: str, after: int) -> None:
+        self._followers = followers
+        self._who = who
+        self._events = followers.follow(job_id, after)
+        super().__init__((_sent(event) async for event in self._events), ping=_PING_S)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve it; raises `Unavailable`."""
+        with self._followers.seat(self._who):
+            async with aclosing(self._events):
+                await super().__call__(scope, receive, send)
+
+
+def _sent(event: JobEvent) -> ServerSentEvent:
+    data = {**event.data, "at": event.at.isoformat(timespec="milliseconds")}
+    return ServerSentEvent(json.dumps(data), event=event.kind, id=str(event.sequence))
+
+
+def _sequence(last_event_id: str | None) -> int:
+    if not last_event_id:
+        return 0
+    if not (last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) <= 10):
+        raise Malformed(
+            "Last-Event-ID is the `id` of the last event that you received.",
+            Reason("Last-Event-ID", "invalid"),
+        )
+    return min(int(last_event_id), _LARGEST_SEQUENCE)
+
+
+def accepted(response: Response, job: Job) -> JobAnswer:
+    """The answer to whoever started a job, which says where the job is."""
+    response.headers["Location"] = f"/jobs/{job.id}"
+    return JobAnswer.of(job)
+
+
+def keeping(request: Request, entry: Callable[[Job], Entry] = recorded.job) -> Also:
+    """Keeps and records the answer, in the transaction that queues the job."""
+    hold = request.scope.get(HOLD)
+
+    def keep_answer(session: Session, job: Job) -> None:
+        headers = {"content-type": "application/json", "location": f"/jobs/{job.id}"}
+        keep(session, hold, Answer(202, headers, JobAnswer.of(job).model_dump_json()))
+        record_change(request, entry(job))
+
+    return keep_answer

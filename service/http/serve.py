@@ -1,0 +1,135 @@
+"""`gaitid serve`: the api in this process, and one worker beside it."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from types import FrameType
+from typing import NoReturn
+
+import uvicorn
+from fastapi import FastAPI
+from sqlalchemy.exc import SQLAlchemyError
+
+from models.checkpoint import CheckpointError
+from models.encoder import Encoder, find_device
+from service.access.audit.record import AuditRecord
+from service.access.exposure import Exposed, check_exposure
+from service.foundation.errors import NotFound
+from service.foundation.settings import Settings
+from service.gallery.listing import is_enrolled
+from service.http.app import create_app
+from service.http.connections import Connections, affordable
+from service.http.listening import url_of
+from service.http.protocol import BoundedHttp
+from service.http.resources import open_encoder, open_engine
+from service.job_types.datasets import deployment, program
+from service.jobs.supervisor import WorkerSupervisor
+from service.serving.lineage import BrokenKey, TrainingRecord
+from service.storage.data_folder import NotPrivate
+from service.storage.database import NewerSchema
+from service.storage.encryption import KeyTrouble
+
+
+class CannotServe(Exception):
+    """The service cannot start as it is configured; the text says what to change."""
+
+
+def _preflight(settings: Settings) -> Encoder:
+    """The deployment's own model, loaded.
+
+    Says in one sentence what would otherwise be a traceback out of the starting application.
+    """
+    try:
+        find_device(settings.device)
+    except ValueError as error:
+        raise CannotServe(f"GAITID_DEVICE: {error}") from error
+    try:
+        engine = open_engine(settings)
+        AuditRecord.open(settings, partial(is_enrolled, engine)).close()
+    except (KeyTrouble, NewerSchema, NotPrivate) as error:
+        raise CannotServe(str(error)) from error
+    except (OSError, ImportError, SQLAlchemyError) as error:
+        cause = getattr(error, "orig", error)
+        raise CannotServe(
+            f"the database cannot be opened: {cause}. Unless GAITID_DATABASE_URL says otherwise it "
+            f"is in {settings.data_dir}: is there space left, and may this user write there?"
+        ) from error
+    try:
+        check_exposure(settings, engine)
+        TrainingRecord.of(settings.data_dir)
+        return open_encoder(settings, settings.model)
+    except (Exposed, NotFound, CheckpointError, BrokenKey) as error:
+        raise CannotServe(str(error)) from error
+    finally:
+        engine.dispose()
+
+
+def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How the application is served: which connections are taken, and who is believed."""
+    # A file of an upload goes to the disk from 1 MiB on, and so does a body with its key.
+    files = settings.max_uploads * (settings.max_request_bytes // 2**20 + 2)
+    among = Connections(affordable(settings.max_connections, files))
+    return uvicorn.Config(
+        app,
+        http=partial(BoundedHttp, among=among),  # type: ignore[arg-type]
+        ws="none",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=[str(network) for network in settings.trusted_proxies],
+        timeout_graceful_shutdown=10,
+    )
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens once it is ready, and waits for no slow upload when it stops."""
+
+    def __init__(self, app: FastAPI, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._app = app
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._announce()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.state.resources.decoders.give_up_slow()
+        await super().shutdown(sockets)
+
+
+def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)
+
+
+def serve(settings: Settings, listener: socket.socket, *, with_worker: bool) -> None:
+    """Serve until SIGINT or SIGTERM; raises `CannotServe`."""
+
+    def announce() -> None:
+        sys.stdout.write(f"GaitID listens on {url_of(settings.host, listener)}\n")
+        sys.stdout.flush()
+
+    # uvicorn raises the signal that ended it once more afterwards; by default that would end this
+    # process before the worker was asked to stop.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    with ExitStack() as stack:
+        stack.enter_context(listener)
+        encoder = _preflight(settings)
+        app = create_app(settings, encoder)
+        config = server_config(app, settings)
+        if with_worker:
+            worker = WorkerSupervisor(
+                program("service", "worker"),
+                deployment(settings),
+                grace_s=settings.cancel_grace_seconds + 5.0,
+            )
+            stack.enter_context(worker)
+        _Server(app, config, announce).run(sockets=[listener])

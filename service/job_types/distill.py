@@ -1,0 +1,191 @@
+"""Distillation: `python -m training distill` on a pack, its export, and that among the models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service.foundation.errors import NotFound, ServiceError
+from service.foundation.settings import Settings
+from service.job_types.activate import KIND, claim
+from service.job_types.datasets import dataset_steps, deployment, device, gallery_export, program
+from service.job_types.requests import ActivateRequest, DistillRequest, GalleryDataset, Override
+from service.job_types.verdict import Verdict
+from service.jobs.job import Job, JsonObject
+from service.jobs.plan import JobRefused, Outcome, Step, partial, scratch
+from service.jobs.queue import ERASED, queue_unless_claimed
+from service.jobs.tables import JobRow
+from service.serving.lineage import TrainingRecord, exported_subjects
+from service.serving.registry import ModelRegistry, resolve
+
+
+class DistillJob:
+    """Makes a model from teachers."""
+
+    def __init__(self, settings: Settings, models: ModelRegistry, record: TrainingRecord) -> None:
+        self._settings = settings
+        self._models = models
+        self._record = record
+
+    def steps(self, job: Job, folder: Path) -> Sequence[Step]:
+        """Export and pack the gallery if that is the dataset, train, export what was trained."""
+        request = DistillRequest.model_validate(job.request)
+        before, pack = dataset_steps(
+            self._settings, request.dataset, folder, hold_out=request.holds_out
+        )
+        try:
+            what = run_arguments(self._settings, request, pack)
+        except NotFound as error:
+            raise JobRefused(f"{error} It was there when the job was queued.") from error
+        model = _model(folder)
+        # Templates of people, as good as their embeddings: not in the run's folder, which stays.
+        kept = scratch(folder).absolute() / "prototypes"
+        train = program(
+            "training", "distill", *what, "--out", str(_run(folder)), "--prototypes", str(kept),
+            "--json",
+        )  # fmt: skip
+        export = program(
+            "training", "export", str(_checkpoint(folder)), "--out", str(partial(model)),
+            "--name", request.name,
+        )  # fmt: skip
+        verdict = _verdict(folder)
+        compare = program(
+            "service", "compare-models", request.target, str(partial(verdict)),
+            "--checkpoint", str(model), "--pack", str(pack.absolute()),
+        )  # fmt: skip
+        judging = Step(
+            "comparison", compare, output=verdict, environment=deployment(self._settings)
+        )
+        return (
+            *before,
+            Step("training", train, environment=device(self._settings)),
+            Step("export", export, output=model, environment=device(self._settings)),
+            *((judging,) if request.activate == "if_better" else ()),
+        )
+
+    def complete(self, job: Job, folder: Path) -> Outcome:
+        """Register the model, and whom it was given to learn from; queue its activation if better.
+
+        The people held out count: the job had their walks, and they had a say in what it made.
+        """
+        request = DistillRequest.model_validate(job.request)
+        name = request.name
+        _refuse_erased(job.error)
+        gallery, subject_ids = None, frozenset[str]()
+        if isinstance(request.dataset, GalleryDataset):
+            gallery = request.dataset.gallery
+            subject_ids = frozenset(exported_subjects(gallery_export(folder)))
+        ancestors = [*request.teachers, *filter(None, [request.student])]
+
+        def record(session: Session) -> None:
+            self._record.add(session, name, gallery, subject_ids, ancestors)
+
+        try:
+            staged = self._models.stage_trained(
+                name, _model(folder), job_id=job.id, metrics=job.metrics
+            )
+        except ServiceError as error:
+            raise JobRefused(f"the model could not be registered: {error}") from error
+        result: JsonObject = {"model": name, "digest": staged.row.digest}
+        verdict: Verdict | None = None
+        if request.activate == "if_better":
+            verdict = Verdict.model_validate_json(_verdict(folder).read_bytes())
+            result |= {"gallery": request.target, **verdict.model_dump(exclude={"gallery_id"})}
+            result["activation"] = None
+
+        def settle(session: Session) -> None:
+            try:
+                _refuse_erased(session.scalar(select(JobRow.error).where(JobRow.id == job.id)))
+            except JobRefused:
+                staged.withdraw()
+                raise
+            staged.move_in()
+            if verdict is not None and verdict.better:
+                _queue_activation(session, request, verdict, result)
+
+        return Outcome(
+            result,
+            first=record,  # so that of a model that is there it is known from whom it learned
+            records=(staged.row,),
+            also=settle,
+            spent=(_run(folder) / "state.pt", _checkpoint(folder)),
+        )
+
+
+def _refuse_erased(error: str | None) -> None:
+    """Let no model come of walks that were erased while it learned from them."""
+    if error == ERASED:
+        raise JobRefused(ERASED)
+
+
+def _queue_activation(
+    session: Session, request: DistillRequest, verdict: Verdict, result: JsonObject
+) -> None:
+    """Queue the activation of a better model, and say so in the result, if it can be."""
+    content = ActivateRequest(
+        name=request.name, gallery=request.target, instead_of=verdict.against["digest"]
+    )
+    job = queue_unless_claimed(
+        session, KIND, content.model_dump(mode="json"), claim=claim(request.target)
+    )
+    if job is None:
+        result["reason"] += "; not activated, because another job changes the gallery now"
+    else:
+        result["activation"] = job.id
+
+
+def run_arguments(
+    settings: Settings, request: DistillRequest, pack: Path | None
+) -> tuple[str, ...]:
+    """What to train, as `python -m training` is told it; raises `NotFound` for a missing model."""
+    arguments = [str(recipe_path(settings, request.recipe))]
+    if pack is not None:
+        arguments += ["--dataset", str(pack)]
+    for teacher in request.teachers:
+        arguments += ["--teacher", str(resolve(settings, teacher).absolute())]
+    if request.student is not None:
+        arguments += ["--student", str(resolve(settings, request.student).absolute())]
+    for key, value in request.overrides.items():
+        arguments += ["--set", setting(key, value)]
+    return tuple(arguments)
+
+
+def recipe_names(settings: Settings) -> Sequence[str]:
+    """The recipes there are, without those that `python -m training render` reads."""
+    names = (path.stem for path in settings.recipes_dir.glob("*.toml"))
+    return sorted(name for name in names if not name.startswith("render-"))
+
+
+def recipe_path(settings: Settings, name: str) -> Path:
+    """Where the recipe called `name` is, if there is one."""
+    return settings.recipes_dir.absolute() / f"{name}.toml"
+
+
+def setting(key: str, value: Override) -> str:
+    """An override as `--set` reads it: the value in TOML, whose scalars JSON's are.
+
+    A string is quoted, so that it stays a string whatever is in it. TOML wants one character
+    escaped that JSON does not.
+    """
+    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return f"{key}={text}"
+
+
+def _run(folder: Path) -> Path:
+    return folder.absolute() / "run"
+
+
+def _checkpoint(folder: Path) -> Path:
+    return _run(folder) / "checkpoint"
+
+
+def _verdict(folder: Path) -> Path:
+    return scratch(folder).absolute() / "verdict.json"
+
+
+def _model(folder: Path) -> Path:
+    return scratch(folder).absolute() / "model"

@@ -1,0 +1,44 @@
+"""Evaluation: `python -m training evaluate` of a registered model on a pack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from service.foundation.errors import ServiceError
+from service.foundation.settings import Settings
+from service.job_types.datasets import dataset_steps, device, program
+from service.job_types.requests import EvaluateRequest
+from service.jobs.job import Job
+from service.jobs.plan import JobRefused, Outcome, Step
+from service.serving.registry import read_card, resolve
+
+
+class EvaluateJob:
+    """Measures a model; the figures are the job's metrics."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def steps(self, job: Job, folder: Path) -> Sequence[Step]:
+        """Export and pack the gallery if that is the dataset, then evaluate."""
+        request = EvaluateRequest.model_validate(job.request)
+        before, pack = dataset_steps(self._settings, request.dataset, folder)
+        command = program(
+            "training", "evaluate", "--checkpoint", str(self._checkpoint(request.model)),
+            "--dataset", str(pack), "--protocol", request.protocol, "--json",
+        )  # fmt: skip
+        return (*before, Step("evaluation", command, environment=device(self._settings)))
+
+    def complete(self, job: Job, folder: Path) -> Outcome:
+        """Name the model that was measured, exactly."""
+        del folder
+        request = EvaluateRequest.model_validate(job.request)
+        digest = read_card(self._checkpoint(request.model))["digest"]
+        return Outcome({"model": request.model, "digest": digest, "protocol": request.protocol})
+
+    def _checkpoint(self, name: str) -> Path:
+        try:
+            return resolve(self._settings, name).absolute()
+        except ServiceError as error:
+            raise JobRefused(f"the model {name!r} is no longer there") from error

@@ -1,0 +1,186 @@
+"""What a client may ask of a job. Names only: a request never carries a path or a URL."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    WithJsonSchema,
+)
+
+from service.gallery.fields import GalleryName, storable
+from service.serving.registry import NAME
+
+_PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+_LONGEST_TEXT = 256
+_LARGEST_NUMBER = 2**53
+_KEY = r"^[a-z_]{1,40}(\.([a-z_]{1,40}|[0-9]{1,3})){0,5}$"
+# These say where files are, which is for the fields `dataset`, `teachers` and `student` to say.
+_PLACES = ("data.dataset", "student.checkpoint", "teachers")
+
+
+def _not_a_place(key: str) -> str:
+    if any(key == place or key.startswith(f"{place}.") for place in _PLACES):
+        raise ValueError("use the fields dataset, teachers and student instead")
+    return key
+
+
+def _plain_value(value: object) -> object:
+    """Refuse in one sentence what the union below would refuse once for each of its members."""
+    for item in value if isinstance(value, list) else [value]:
+        match item:
+            case bool():
+                pass
+            case int() | float() if abs(item) <= _LARGEST_NUMBER:  # neither infinite nor NaN
+                pass
+            case str() if not storable(item):
+                raise ValueError("holds characters that cannot be kept")
+            case str() if len(item) <= _LONGEST_TEXT:
+                pass
+            case _:
+                raise ValueError("must be text, a number, true, false, or a list of these")
+    return value
+
+
+def _kind_of_dataset(value: object) -> str:
+    return "pack" if isinstance(value, str) else "gallery"
+
+
+ModelName = Annotated[str, Field(pattern=NAME)]
+OverrideKey = Annotated[str, Field(pattern=_KEY), AfterValidator(_not_a_place)]
+Scalar = bool | int | float | str
+_SCALAR_SCHEMA = {
+    "anyOf": [
+        {"type": "boolean"},
+        {"type": "number", "minimum": -_LARGEST_NUMBER, "maximum": _LARGEST_NUMBER},
+        {"type": "string", "maxLength": _LONGEST_TEXT, "pattern": r"^[^\x00]*$"},
+    ]
+}
+Override = Annotated[
+    Scalar | Annotated[list[Scalar], Field(max_length=64)],
+    BeforeValidator(_plain_value),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                *_SCALAR_SCHEMA["anyOf"],
+                {"type": "array", "maxItems": 64, "items": _SCALAR_SCHEMA},
+            ]
+        }
+    ),
+]
+Protocol = Literal[
+    "casia-b",
+    "casia-b-mixed-gallery",
+    "cross-view",
+    "gait3d",
+    "grew",
+    "nine-pairs",
+    "ou-mvlp",
+    "ou-mvlp-mixed-gallery",
+]
+"""The protocols of `python -m training evaluate`, which is another program: a test compares."""
+
+
+class Request(BaseModel):
+    """A request for a job; a field that is not known is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _example(**fields: JsonValue) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [fields]})
+
+
+class GalleryDataset(Request):
+    """What is enrolled in a gallery when the job starts, as a dataset."""
+
+    gallery: GalleryName
+
+
+Dataset = Annotated[
+    Annotated[str, Field(pattern=_PLAIN_NAME), Tag("pack")]
+    | Annotated[GalleryDataset, Tag("gallery")],
+    Discriminator(_kind_of_dataset),
+]
+
+
+class DistillRequest(Request):
+    """Train a student from teachers by a recipe, and register it as the model `name`."""
+
+    model_config = _example(
+        recipe="demo", name="my-student", dataset={"gallery": "default"}, teachers=["default"]
+    )
+
+    recipe: Annotated[str, Field(pattern=_PLAIN_NAME)]
+    name: ModelName
+    dataset: Dataset
+    teachers: Annotated[list[ModelName], Field(min_length=1, max_length=8)]
+    student: ModelName | None = None
+    overrides: Annotated[
+        dict[OverrideKey, Override],
+        Field(max_length=64, json_schema_extra={"additionalProperties": False}),
+    ] = {}
+    activate: Literal["never", "if_better"] = "never"
+    gallery: GalleryName | None = Field(
+        default=None,
+        description="Where it is activated if better: by default the dataset's, else `default`.",
+    )
+
+    @property
+    def target(self) -> str:
+        """The gallery whose model the new one may become."""
+        of_dataset = self.dataset.gallery if isinstance(self.dataset, GalleryDataset) else "default"
+        return self.gallery or of_dataset
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether a fifth of the dataset's people is kept for comparing."""
+        return self.activate == "if_better"
+
+
+class GalleryChoice(Request):
+    """Which gallery is meant."""
+
+    gallery: GalleryName = "default"
+
+
+class ActivateRequest(GalleryChoice):
+    """Give a gallery another model; `instead_of` is the digest it was compared with, if any."""
+
+    name: ModelName
+    instead_of: str | None = None
+
+
+class ReindexRequest(GalleryChoice):
+    """Make a gallery's embeddings complete and its indexes equal to the database."""
+
+
+class CalibrateRequest(Request):
+    """Find the threshold at which a gallery falsely matches a stranger at most at this rate."""
+
+    gallery: GalleryName = "default"
+    target_fpir: Annotated[float, Field(ge=1e-6, le=0.25, strict=True, allow_inf_nan=False)] = 0.01
+
+
+class AuditRequest(Request):
+    """List what in a gallery attracts other people."""
+
+    gallery: GalleryName = "default"
+
+
+class EvaluateRequest(Request):
+    """Measure a registered model on a dataset by a protocol."""
+
+    model_config = _example(model="default", dataset={"gallery": "default"}, protocol="cross-view")
+
+    model: ModelName
+    dataset: Dataset
+    protocol: Protocol = "cross-view"

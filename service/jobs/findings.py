@@ -1,0 +1,77 @@
+"""The findings of audits name people: those who are erased go from them as well.
+
+Only a gallery's newest audit keeps its lists, so there is one to look through: the job whose
+`findings_of` is the gallery. They are in the job's result and in the event that ended it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any, Final
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service.jobs.job import JsonObject
+from service.jobs.tables import JobEventRow, JobRow
+
+KIND: Final = "audit-gallery"
+"""The type of the jobs."""
+
+_LISTS: Final = ("nearer_to_another", "hubs", "pairs", "poor")
+
+
+def forget_findings(
+    session: Session, gallery: str, sequence_ids: Collection[str] | None = None
+) -> None:
+    """Take what names these sequences, or all of it, out of a gallery's audits."""
+    for row in session.scalars(select(JobRow).where(JobRow.findings_of == gallery)).all():
+        if row.result is not None and any(row.result[name] for name in _LISTS):
+            row.result = without(row.result, sequence_ids)
+            events = select(JobEventRow).where(JobEventRow.job_id == row.id)
+            for event in session.scalars(events):
+                if event.data.get("result"):
+                    result = without(event.data["result"], sequence_ids)
+                    event.data = {**event.data, "result": result}
+        if row.result is None or not any(row.result[name] for name in _LISTS):
+            row.findings_of = None  # nobody is left in it
+
+
+def note_findings(session: Session, gallery: str, job_id: str) -> None:
+    """Make a gallery's audit the one that may name people, in the transaction that ends the job."""
+    forget_findings(session, gallery)  # of earlier audits
+    session.get_one(JobRow, job_id).findings_of = gallery
+
+
+def named_in(result: JsonObject) -> set[str]:
+    """Every sequence that the lists of an audit's result name."""
+    return {one for name in _LISTS for entry in result[name] for one in _named(entry)}
+
+
+def without(result: JsonObject, sequence_ids: Collection[str] | None) -> JsonObject:
+    """A result less what names these sequences, or less all that names any."""
+    kept = {
+        name: []
+        if sequence_ids is None
+        else [entry for entry in result[name] if _named(entry).isdisjoint(sequence_ids)]
+        for name in _LISTS
+    }
+    return {**result, **kept}
+
+
+def _named(entry: Any) -> frozenset[str]:
+    """Every sequence that an entry names, however deep."""
+    return frozenset(_ids(entry))
+
+
+def _ids(value: Any) -> Iterator[str]:
+    match value:
+        case {"sequence_id": str(sequence_id), **rest}:
+            yield sequence_id
+            yield from _ids(rest)
+        case dict():
+            for item in value.values():
+                yield from _ids(item)
+        case list() | tuple():
+            for item in value:
+                yield from _ids(item)

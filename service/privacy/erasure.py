@@ -1,0 +1,99 @@
+"""Erase a subject, a sequence or a gallery: from the database, from memory, from jobs' folders."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from service.foundation.errors import NotFound
+from service.foundation.settings import Settings
+from service.gallery.cache import GalleryCache
+from service.gallery.records import ErasureReceipt
+from service.gallery.store import GalleryStore
+from service.jobs.queue import JobQueue
+from service.jobs.scratch import remove_leftovers, remove_walks
+from service.privacy import erasing
+from service.serving.lineage import TrainingRecord
+from service.storage.reserve import Reserve
+from service.storage.writers import Writers
+
+DEFAULT_GALLERY = "default"
+_log = logging.getLogger(__name__)
+
+
+class Erasure:
+    """The use cases behind the DELETE calls; each raises `NotFound` for what is not there."""
+
+    def __init__(
+        self,
+        store: GalleryStore,
+        writers: Writers,
+        galleries: GalleryCache,
+        record: TrainingRecord,
+        reserve: Reserve,
+        settings: Settings,
+    ) -> None:
+        self._store = store
+        self._writers = writers
+        self._galleries = galleries
+        self._record = record
+        self._reserve = reserve
+        self._jobs = JobQueue.of(store.engine, settings)
+        self._jobs_dir = settings.jobs_dir
+
+    async def subject(self, gallery: str, subject_id: str) -> ErasureReceipt:
+        """Erase a subject with every sequence, and the embeddings held in this process."""
+        receipt = await self._erase(erasing.erase_subject, gallery, subject_id)
+        await self._clear(receipt, self._forget, self._clear_jobs)
+        return receipt
+
+    async def sequence(self, sequence_id: str) -> ErasureReceipt:
+        """Erase a sequence, and its subject when it was the last one."""
+        receipt = await self._erase(erasing.erase_sequence, sequence_id)
+        await self._clear(receipt, self._forget, self._clear_jobs)
+        return receipt
+
+    async def gallery(self, gallery: str) -> ErasureReceipt:
+        """Erase a gallery with everything in it; an empty `default` remains."""
+        gallery_id, _, _ = await asyncio.to_thread(self._store.head, gallery)
+        receipt = await self._erase(erasing.erase_gallery, gallery, keep=gallery == DEFAULT_GALLERY)
+        self._galleries.drop(gallery_id)
+        await self._clear(receipt, self._clear_jobs)
+        return receipt
+
+    async def _erase(
+        self, erase: Callable[..., ErasureReceipt], *what: str, **how: bool
+    ) -> ErasureReceipt:
+        work = partial(erase, self._store.engine, *what, models_of=self._record.models, **how)
+        return await self._writers.run(self._reserve.spend, work)
+
+    async def _clear(
+        self, receipt: ErasureReceipt, *pieces: Callable[[ErasureReceipt], None]
+    ) -> None:
+        """Clear away what is left outside of the database.
+
+        The erasure is committed: a disk or a database that refuses now must not keep it from being
+        recorded and answered. The next search, the jobs' ends and the sweeps clear up after it.
+        """
+        for piece in pieces:
+            try:
+                await asyncio.to_thread(piece, receipt)
+            except (OSError, SQLAlchemyError):
+                _log.exception("after an erasure something is left for a while")
+
+    def _clear_jobs(self, receipt: ErasureReceipt) -> None:
+        remove_walks(self._jobs_dir, receipt.jobs)
+        remove_leftovers(self._jobs, self._jobs_dir)
+
+    def _forget(self, receipt: ErasureReceipt) -> None:
+        # Other processes follow at their next search; this one need not keep it until then.
+        try:
+            gallery_id, _, _ = self._store.head(receipt.gallery)
+        except NotFound:  # the whole gallery went meanwhile
+            return
+        for held in self._galleries.held(gallery_id).values():
+            held.forget(receipt.sequence_ids)

@@ -1,0 +1,1 @@
+"""From an upload to an enrolment, an identification or a verification."""

@@ -1,0 +1,294 @@
+"""Which model answers for which gallery in this process, and how that changes unnoticed.
+
+A gallery's row says which model is active. A process that reads there another one than it answers
+with goes on with the old model *and* the old index, loads the new model and brings the new index up
+to date beside it, and then exchanges both in one assignment. A request takes its model once, at its
+beginning: what it embeds with that model it looks up in that model's index, and that model is what
+it names, whatever is exchanged meanwhile.
+
+An exchange that fails leaves the old model in service and is tried again later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from service.foundation.errors import NotFound, Unavailable
+from service.foundation.metrics import Metrics
+from service.gallery.active_model import PinnedGallery, pinned, pinned_by_id
+from service.gallery.cache import GalleryCache
+from service.gallery.live_index import FollowedGallery
+from service.gallery.store import GalleryStore
+from service.serving.model_in_use import ModelInUse
+from service.serving.model_pool import LoadedModel, ModelPool, ModelUnavailable
+
+_log = logging.getLogger(__name__)
+
+_LOOK_S = 1.0  # between two looks at the rows of the galleries in memory
+_KEEP_UP_S = 2.0  # between two rounds of keeping indexes current
+_RETRY_S = 15.0  # after an exchange that failed
+_AT_ONCE_S = 5.0  # that a rollback's answer waits for this process to follow it
+
+Follow = Callable[[str, LoadedModel], FollowedGallery]
+"""A new and empty index of a gallery under a model."""
+
+
+@dataclass(slots=True)
+class _Serving:
+    """What answers for one gallery."""
+
+    loaded: LoadedModel
+    index_epoch: int
+
+
+class ActiveModels:
+    """The model of each gallery in this process; a context manager, owned by an event loop."""
+
+    def __init__(
+        self,
+        store: GalleryStore,
+        pool: ModelPool,
+        galleries: GalleryCache,
+        follow: Follow,
+        metrics: Metrics,
+    ) -> None:
+        self._store = store
+        self._pool = pool
+        self._galleries = galleries
+        self._follow = follow
+        self._metrics = metrics
+        self._serving: dict[str, _Serving] = {}
+        self._exchanges: dict[str, asyncio.Task[None]] = {}
+        self._failed_at: dict[str, float] = {}
+        self._out_of_reach: set[str] = set()  # digests of previous models that cannot be loaded
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        self._tasks = [
+            asyncio.create_task(self._repeat(self._look, _LOOK_S), name="look-for-swaps"),
+            asyncio.create_task(self._repeat(self._keep_up, _KEEP_UP_S), name="keep-up"),
+        ]
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        tasks = [*self._exchanges.values(), *self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def own(self) -> ModelInUse:
+        """The deployment's own model, with which galleries start."""
+        return self._pool.own.model
+
+    @asynccontextmanager
+    async def using(self, gallery: str) -> AsyncIterator[LoadedModel]:
+        """The model that answers for a gallery, usable until the block ends.
+
+        Raises `NotFound` for a missing gallery, `ModelUnavailable` when nothing answers for it yet
+        and its model cannot be loaded.
+        """
+        row = await asyncio.to_thread(pinned, self._store.engine, gallery)
+        with self._pool.lease(await self.model_of(row)) as loaded:
+            yield loaded
+
+    async def model_of(self, row: PinnedGallery) -> LoadedModel:
+        """The model that answers for a gallery whose row was just read.
+
+        Begins to exchange it when the row says another one. Raises `ModelUnavailable`.
+        """
+        serving = self._serving.get(row.gallery_id)
+        if serving is None:
+            loaded = await self._pool.get(row.active)
+            # Another request may have been faster.
+            serving = self._serving.setdefault(row.gallery_id, _Serving(loaded, row.index_epoch))
+        elif self._differs(row, serving):
+            self._exchange(row.gallery_id)
+        return serving.loaded
+
+    def index(self, gallery_id: str, loaded: LoadedModel) -> FollowedGallery:
+        """The index of what this model made of a gallery. From any thread."""
+        return self._galleries.get(
+            gallery_id, loaded.digest, lambda: self._follow(gallery_id, loaded)
+        )
+
+    async def follow_now(self, gallery: str) -> None:
+        """Exchange a gallery's model without waiting for a look, if that takes a moment only.
+
+        Else it goes on in the background. The swap has happened, so nothing is raised for a model
+        that cannot be loaded (the log says so) or a gallery that is gone by now.
+        """
+        try:
+            row = await asyncio.to_thread(pinned, self._store.engine, gallery)
+            self._failed_at.pop(row.gallery_id, None)
+            await self.model_of(row)
+        except (NotFound, ModelUnavailable):
+            return
+        exchange = self._exchanges.get(row.gallery_id)
+        if exchange is not None:
+            await asyncio.wait({exchange}, timeout=_AT_ONCE_S)
+
+    def forget(self, loaded: LoadedModel) -> None:
+        """The pool dropped a model: whoever asks for its galleries next loads it again."""
+        for gallery_id, serving in list(self._serving.items()):
+            if serving.loaded is loaded:
+                del self._serving[gallery_id]
+        self._galleries.drop_model(loaded.digest)
+
+    def _wanted(self, row: PinnedGallery) -> str:
+        return self.own.digest if row.active is None else row.active.digest
+
+    def _differs(self, row: PinnedGallery, serving: _Serving) -> bool:
+        wanted = (self._wanted(row), row.index_epoch)
+        return wanted != (serving.loaded.digest, serving.index_epoch)
+
+    def _exchange(self, gallery_id: str) -> None:
+        """Begin to exchange a gallery's model in the background, unless that is under way."""
+        failed_at = self._failed_at.get(gallery_id)
+        if gallery_id in self._exchanges or (
+            failed_at is not None and time.monotonic() < failed_at + _RETRY_S
+        ):
+            return
+        task = asyncio.create_task(self._do_exchange(gallery_id), name="exchange-model")
+        self._exchanges[gallery_id] = task
+        task.add_done_callback(lambda _: self._exchanges.pop(gallery_id, None))
+
+    async def _do_exchange(self, gallery_id: str) -> None:
+        try:
+            # Whoever asked for it may have read the row before the last exchange.
+            row = await asyncio.to_thread(self._row, gallery_id)
+            serving = self._serving.get(gallery_id)
+            if serving is not None and not self._differs(row, serving):
+                return
+            anew = serving is None or serving.index_epoch != row.index_epoch
+            loaded = await self._pool.get(row.active)
+            if loaded.digest != self._wanted(row):
+                raise RuntimeError(
+                    f"the model {loaded.model.name!r} on disk is not the one that was activated"
+                )
+            with self._pool.lease(loaded):
+                await asyncio.to_thread(self._bring_up_to_date, row, loaded, anew=anew)
+                self._serving[gallery_id] = _Serving(loaded, row.index_epoch)
+        except NotFound:  # the gallery was erased meanwhile
+            self._let_go(gallery_id)
+        except Exception:
+            self._failed_at[gallery_id] = time.monotonic()
+            self._metrics.model_exchanges.labels("failed").inc()
+            _log.exception("a gallery's new model cannot be put into service; the old one goes on")
+        else:
+            self._failed_at.pop(gallery_id, None)
+            self._metrics.model_exchanges.labels("done").inc()
+            _log.info("a gallery is answered by the model %r now", loaded.model.name)
+
+    def _bring_up_to_date(self, row: PinnedGallery, loaded: LoadedModel, *, anew: bool) -> None:
+        """Build the index that the row asks for, without touching the one that is searched."""
+        held = self._galleries.held(row.gallery_id).get(loaded.digest)
+        index = held
+        if index is None or anew:
+            index = self._follow(row.gallery_id, loaded)
+        index.follow(row.revision)
+        index.follow(self._row(row.gallery_id).revision)  # what came meanwhile: a little
+        if held is not None and held is not index and not held.same_as(index):
+            _log.warning("a gallery's index differed from the database and was replaced")
+        self._galleries.replace(row.gallery_id, loaded.digest, index)
+
+    def _row(self, gallery_id: str) -> PinnedGallery:
+        found = pinned_by_id(self._store.engine, [gallery_id])
+        if not found:
+            raise NotFound("The gallery was erased.")
+        return found[0]
+
+    async def _repeat(self, work: Callable[[], Awaitable[None]], pause_s: float) -> None:
+        while True:
+            await asyncio.sleep(pause_s)
+            try:
+                await work()
+            except Exception:  # the database may be out of reach; requests say so themselves
+                _log.exception("the galleries' models could not be looked after")
+
+    async def _look(self) -> None:
+        """Notice what other processes did, also while nobody searches."""
+        needed = {self.own.digest}
+        for row in await self._rows():
+            serving = self._serving.get(row.gallery_id)
+            if serving is None:
+                continue
+            if self._differs(row, serving):
+                self._exchange(row.gallery_id)
+            needed |= self._known(row)
+        # Also of galleries that were first asked for while the rows were read.
+        needed |= {serving.loaded.digest for serving in self._serving.values()}
+        if not self._exchanges:
+            for digest in self._pool.digests() - needed:
+                self._pool.drop(digest)
+
+    async def _keep_up(self) -> None:
+        """Keep the indexes in memory current, the previous models' too: a rollback is at once."""
+        for row in await self._rows():
+            try:
+                await self._keep_up_one(row)
+            except NotFound:  # erased meanwhile: the next round lets go of it
+                continue
+            except Unavailable as error:
+                _log.error("an index in memory cannot be kept current: %s", error)
+            except Exception:  # the other galleries are none the worse for it
+                _log.exception("an index in memory cannot be kept current")
+
+    async def _keep_up_one(self, row: PinnedGallery) -> None:
+        await self._open_previous(row)
+        serving = self._serving.get(row.gallery_id)
+        known = self._known(row) | ({serving.loaded.digest} if serving else set())
+        for digest, index in self._galleries.held(row.gallery_id).items():
+            if digest in known:
+                await asyncio.to_thread(index.follow, row.revision)
+            else:
+                self._galleries.drop(row.gallery_id, digest)
+
+    async def _open_previous(self, row: PinnedGallery) -> None:
+        """Hold the previous model's index as well, after a restart, say, where there is room."""
+        held = self._galleries.held(row.gallery_id)
+        previous = row.previous
+        if previous is None or previous.digest in held or previous.digest in self._out_of_reach:
+            return
+        loaded = self._pool.held(previous.digest)
+        if not self._galleries.has_room_for(held.values()) or (
+            loaded is None and not self._pool.has_room
+        ):
+            return
+        try:
+            loaded = await self._pool.get(previous)
+        except ModelUnavailable:  # a rollback will say so
+            self._out_of_reach.add(previous.digest)
+            return
+        if loaded.digest == previous.digest:
+            self.index(row.gallery_id, loaded)
+        else:  # replaced on disk; a rollback says so too
+            self._out_of_reach.add(previous.digest)
+
+    async def _rows(self) -> list[PinnedGallery]:
+        """The galleries that this process answers for; lets go of those that are erased."""
+        known = set(self._serving)
+        rows = await asyncio.to_thread(pinned_by_id, self._store.engine, known)
+        for gallery_id in known - {row.gallery_id for row in rows}:
+            self._let_go(gallery_id)
+        return rows
+
+    def _known(self, row: PinnedGallery) -> set[str]:
+        return {self._wanted(row)} | ({row.previous.digest} if row.previous else set())
+
+    def _let_go(self, gallery_id: str) -> None:
+        self._serving.pop(gallery_id, None)
+        self._failed_at.pop(gallery_id, None)
+        self._galleries.drop(gallery_id)

@@ -1,0 +1,158 @@
+"""Which models learned from whom, so that a receipt can say what an erasure does not reach.
+
+The record must still answer after a person is erased, and enrolled and erased again, and must not
+say by itself who that was. So it holds, for each model, keyed hashes of the gallery's name and the
+subject's id, in no order; the key lies beside the database, in the data folder (`receipts.key`).
+Whoever has both can try ids one by one, and nobody can list them.
+
+A hash of another key, one that was lost, cannot be compared. Its model then counts as having
+learned from everybody: a receipt may name too many models, never too few.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import zipfile
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Final, Self
+
+from sqlalchemy import Index, String, delete, select
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from service.storage.database import Table
+
+_KEY_FILE: Final = "receipts.key"
+_KEY_BYTES: Final = 32
+_AT_ONCE: Final = 500
+
+_SEQUENCES = "sequences.jsonl"  # in an exported gallery
+
+
+class TrainedSubjectRow(Table):
+    """That a model learned from a subject."""
+
+    __tablename__ = "trained_subject"
+
+    model: Mapped[str] = mapped_column(String(64), primary_key=True)
+    subject_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key_id: Mapped[str] = mapped_column(String(16))
+
+    __table_args__ = (
+        Index("ix_trained_subject_hash", "subject_hash"),
+        Index("ix_trained_subject_key", "key_id", "model"),
+    )
+
+
+class BrokenKey(Exception):
+    """The key's file does not hold a key."""
+
+
+class TrainingRecord:
+    """The record, under one deployment's key."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._key_id = hashlib.sha256(b"key id\0" + key).hexdigest()[:16]
+
+    @classmethod
+    def of(cls, data_dir: Path) -> Self:
+        """The deployment's, with a new key if it has none; raises `BrokenKey`."""
+        path = data_dir / _KEY_FILE
+        try:
+            key = path.read_bytes()
+        except FileNotFoundError:
+            _make_key(path)
+            key = path.read_bytes()
+        if len(key) != _KEY_BYTES:
+            raise BrokenKey(
+                f"{_KEY_FILE} in the data folder does not hold a key. Restore it from a backup; "
+                "without it, remove it, and receipts will name every model trained so far."
+            )
+        return cls(key)
+
+    def add(
+        self,
+        session: Session,
+        model: str,
+        gallery: str | None,
+        subject_ids: Iterable[str],
+        ancestors: Collection[str],
+    ) -> None:
+        """Record a new model's subjects, and those that the models it was made from learned from.
+
+        `ancestors` are its teachers and what it started from: what they know it may know.
+        """
+        session.execute(delete(TrainedSubjectRow).where(TrainedSubjectRow.model == model))
+        inherited = session.execute(
+            select(TrainedSubjectRow.subject_hash, TrainedSubjectRow.key_id)
+            .where(TrainedSubjectRow.model.in_(ancestors))
+            .distinct()
+        )
+        hashes: dict[str, str] = {row.subject_hash: row.key_id for row in inherited}
+        if gallery is not None:
+            hashes.update(
+                (self._hash(gallery, subject_id), self._key_id) for subject_id in subject_ids
+            )
+        session.add_all(
+            TrainedSubjectRow(model=model, subject_hash=subject_hash, key_id=key_id)
+            for subject_hash, key_id in sorted(hashes.items())  # not as they were enrolled
+        )
+
+    def models(self, session: Session, gallery: str, subject_ids: Sequence[str]) -> tuple[str, ...]:
+        """Names of the models that learned from any of these subjects, and of all that may have."""
+        if not subject_ids:
+            return ()
+        # Two ranges of an index: "another key than this" would read every row.
+        before, after = (
+            select(TrainedSubjectRow.model).where(of_another_key)
+            for of_another_key in (
+                TrainedSubjectRow.key_id < self._key_id,
+                TrainedSubjectRow.key_id > self._key_id,
+            )
+        )
+        names = set(session.scalars(before.union(after)))
+        for start in range(0, len(subject_ids), _AT_ONCE):
+            hashes = [
+                self._hash(gallery, subject_id)
+                for subject_id in subject_ids[start : start + _AT_ONCE]
+            ]
+            names.update(
+                session.scalars(
+                    select(TrainedSubjectRow.model)
+                    .where(TrainedSubjectRow.subject_hash.in_(hashes))
+                    .distinct()
+                )
+            )
+        return tuple(sorted(names))
+
+    def _hash(self, gallery: str, subject_id: str) -> str:
+        return hmac.new(self._key, f"{gallery}\0{subject_id}".encode(), "sha256").hexdigest()
+
+
+def exported_subjects(path: Path) -> Iterator[str]:
+    """The subjects of an export that this deployment made, some more than once."""
+    with zipfile.ZipFile(path) as file, file.open(_SEQUENCES) as lines:
+        for line in lines:
+            yield json.loads(line)["subject_id"]
+
+
+def _make_key(path: Path) -> None:
+    """Make the key's file, whole from the moment it is there; another process may be faster."""
+    draft = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(_KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            return
+    finally:
+        draft.unlink(missing_ok=True)

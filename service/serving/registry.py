@@ -1,0 +1,316 @@
+"""The models a deployment knows by name: those that ship with it, and those it made or was given.
+
+A model is a checkpoint folder (`weights.safetensors`, `card.json`) named after it. The folders are
+the truth; a row in the database adds which job made one. No torch is imported here: a card is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+
+from sqlalchemy import JSON, Engine, ForeignKey, String, delete, or_, select
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from models.disk import sync
+from service.foundation.errors import Conflict, NotFound, Reason
+from service.foundation.settings import Settings
+from service.gallery.active_model import pinned
+from service.gallery.tables import GalleryRow
+from service.jobs.job import JsonObject, Status
+from service.jobs.tables import JobRow
+from service.storage.database import Table, new_id, now, writing
+
+_log = logging.getLogger(__name__)
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+_CARD = "card.json"
+_MOST_CARD_BYTES = 2**20
+
+
+Also = Callable[[str], None]
+"""Work to do before a model of this digest is added; what it raises prevents that."""
+
+
+class Source(StrEnum):
+    """Where a model comes from."""
+
+    SHIPPED = "shipped"
+    TRAINED = "trained"
+    IMPORTED = "imported"
+
+
+class ModelRow(Table):
+    """What is known of a model besides its card."""
+
+    __tablename__ = "model"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64))
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("job.id"))
+    metrics: Mapped[JsonObject] = mapped_column(JSON)
+    created_at: Mapped[datetime]
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredModel:
+    """A model and what is known of it; `path` is for this process only, never for a client."""
+
+    name: str
+    source: Source
+    digest: str
+    card: JsonObject
+    metrics: JsonObject
+    job_id: str | None
+    created_at: datetime | None
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class StagedModel:
+    """A trained model that lies beside the models, and the row that is to be added for it."""
+
+    row: ModelRow
+    _incoming: Path
+    _target: Path
+
+    def move_in(self) -> None:
+        """Put it among the models, if it is not there yet: in the transaction that adds its row."""
+        if not self._target.exists():
+            _move_in(self._incoming, self._target)
+
+    def withdraw(self) -> None:
+        """Remove it, also where an attempt that was killed moved it in."""
+        for folder in (self._incoming, self._target):
+            if folder.exists():
+                shutil.rmtree(folder)
+
+
+class UnreadableCard(NotFound):
+    """A folder among the models whose card is not one, so there is no such model."""
+
+    slug = "model-unreadable"
+
+
+def resolve(settings: Settings, name: str) -> Path:
+    """The folder of the model called `name`; raises `NotFound`."""
+    if re.fullmatch(NAME, name):
+        for folder in (settings.shipped_models_dir, settings.models_dir):
+            if (folder / name / _CARD).is_file():
+                return folder / name
+    raise missing_model(name, "name")
+
+
+def active_checkpoint(settings: Settings, engine: Engine, gallery: str) -> Path:
+    """The folder of the model that a gallery is searched with, absolute.
+
+    Raises `NotFound` for the gallery or the model.
+    """
+    active = pinned(engine, gallery).active
+    return resolve(settings, settings.model if active is None else active.name).absolute()
+
+
+def missing_model(name: str, where: str) -> NotFound:
+    """The error for a model that is not registered; `where` is the field that names it."""
+    return NotFound(
+        f"There is no model {name!r}. GET /models lists those there are; "
+        "`gaitid import-opengait` makes one from an OpenGait checkpoint.",
+        Reason(where, "not_found"),
+        slug="model-not-found",
+    )
+
+
+def read_card(path: Path) -> JsonObject:
+    """A checkpoint's card, with its digest; raises `UnreadableCard`."""
+    try:
+        with (path / _CARD).open("rb") as file:
+            card = json.loads(file.read(_MOST_CARD_BYTES))
+        # what no answer can carry: numbers beyond all bounds, half of a surrogate pair
+        json.dumps(card, allow_nan=False, ensure_ascii=False).encode()
+    except (OSError, ValueError, RecursionError) as error:
+        raise UnreadableCard(f"The card of the model {path.name!r} cannot be read.") from error
+    if not isinstance(card, dict) or not isinstance(card.get("digest"), str):
+        raise UnreadableCard(f"The model {path.name!r} has a card without a digest.")
+    return card
+
+
+def remove_unfinished(models: Path, before: datetime) -> None:
+    """Remove what was half written or half removed before a moment, when its process died."""
+    for pattern in (".incoming-*", ".removed-*"):
+        for folder in models.glob(pattern):
+            if folder.stat().st_ctime < before.timestamp():
+                shutil.rmtree(folder)
+
+
+class ModelRegistry:
+    """Models by name, over the checkpoint folders and the database."""
+
+    def __init__(self, settings: Settings, engine: Engine) -> None:
+        self._settings = settings
+        self._engine = engine
+
+    def all(self) -> list[RegisteredModel]:
+        """Every model, by name; a folder whose card cannot be read is left out, and logged."""
+        models = []
+        for name in sorted(set(self._names())):
+            try:
+                models.append(self.show(name))
+            except UnreadableCard as error:
+                _log.warning("a model is not listed: %s", error)
+        return models
+
+    def show(self, name: str) -> RegisteredModel:
+        """One model; raises `NotFound`, or `UnreadableCard` when its folder is broken."""
+        path = resolve(self._settings, name)
+        card = read_card(path)
+        with Session(self._engine) as session:
+            row = session.get(ModelRow, name)
+        if path.parent == self._settings.shipped_models_dir:
+            source, row = Source.SHIPPED, None
+        else:
+            source = Source.TRAINED if row and row.job_id else Source.IMPORTED
+        own = card.get("metrics")
+        return RegisteredModel(
+            name=name,
+            source=source,
+            digest=card["digest"],
+            card=card,
+            metrics={**(own if isinstance(own, dict) else {}), **(row.metrics if row else {})},
+            job_id=row.job_id if row else None,
+            created_at=row.created_at if row else None,
+            path=path,
+        )
+
+    def stage_trained(
+        self, name: str, checkpoint: Path, *, job_id: str, metrics: JsonObject
+    ) -> StagedModel:
+        """Copy a checkpoint beside the models, to be moved among them in one rename, complete.
+
+        Doing it twice for the same checkpoint is the same as doing it once; another model of that
+        name raises `Conflict`.
+        """
+        target = self._settings.models_dir / name
+        digest = read_card(checkpoint)["digest"]
+        with Session(self._engine) as session:
+            taken = session.scalar(select(ModelRow.name).where(ModelRow.name == name)) is not None
+        if taken or (self._settings.shipped_models_dir / name).exists():
+            raise _taken(name)
+        if target.exists() and read_card(target)["digest"] != digest:
+            raise _taken(name)
+        # Of attempts that were killed; one that was only paused finds its copy gone and fails.
+        for left in self._settings.models_dir.glob(f".incoming-{job_id}-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        incoming = self._settings.models_dir / f".incoming-{job_id}-{new_id()}"
+        if not target.exists():
+            incoming.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(checkpoint, incoming)
+            _sync_whole(incoming)
+        return StagedModel(
+            ModelRow(name=name, digest=digest, job_id=job_id, metrics=metrics, created_at=now()),
+            incoming,
+            target,
+        )
+
+    def add_uploaded(self, name: str, checkpoint: Path, also: Also) -> RegisteredModel:
+        """Move a checkpoint folder on the same file system among the models; raises `Conflict`.
+
+        The folder appears in one rename, complete, and only where there is none. `also` is told the
+        digest within the transaction.
+        """
+        target = self._settings.models_dir / name
+        with Session(writing(self._engine)) as session, session.begin():  # one upload at a time
+            if (
+                session.get(ModelRow, name) is not None
+                or target.exists()
+                or (self._settings.shipped_models_dir / name).exists()
+                or session.scalar(select(JobRow.id).where(JobRow.claim == f"model:{name}"))
+            ):
+                raise _taken(name)
+            digest = read_card(checkpoint)["digest"]
+            session.add(ModelRow(name=name, digest=digest, metrics={}, created_at=now()))
+            session.flush()
+            also(digest)
+            _sync_whole(checkpoint)
+            _move_in(checkpoint, target)
+        return self.show(name)
+
+    def remove(self, name: str, also: Callable[[], None]) -> None:
+        """Remove a model that nobody needs; `also` is called within the transaction.
+
+        Raises `NotFound`, and `Conflict` for one that ships with the program, with which galleries
+        start, that is active or previous in a gallery, or that an unfinished job names.
+        """
+        path = resolve(self._settings, name)
+        if path.parent == self._settings.shipped_models_dir:
+            raise _in_use(name, "it ships with the program")
+        if name == self._settings.model:
+            raise _in_use(name, "galleries start with it (GAITID_MODEL)")
+        with Session(writing(self._engine)) as session, session.begin():
+            gallery = session.scalar(
+                select(GalleryRow.name).where(
+                    or_(GalleryRow.active_model == name, GalleryRow.previous_model == name)
+                )
+            )
+            if gallery is not None:
+                raise _in_use(name, f"the gallery {gallery!r} uses it, or may go back to it")
+            if name in self._named_by_jobs(session):
+                raise _in_use(name, "a job that has not ended uses it")
+            session.execute(delete(ModelRow).where(ModelRow.name == name))
+            also()
+        # Not before: a model whose folder is gone and whose row is not could neither be removed nor
+        # replaced. The other way round it is an imported one, which can be removed again.
+        gone = path.with_name(f".removed-{new_id()}")
+        try:
+            path.rename(gone)
+        except FileNotFoundError as error:
+            raise missing_model(name, "name") from error  # somebody else was faster
+        shutil.rmtree(gone)
+
+    @staticmethod
+    def _named_by_jobs(session: Session) -> set[str]:
+        unfinished = [status for status in Status if not status.final]
+        named: set[str] = set()
+        for request in session.scalars(select(JobRow.request).where(JobRow.status.in_(unfinished))):
+            named |= {
+                *request.get("teachers", ()),
+                *filter(None, (request.get(key) for key in ("name", "model", "student"))),
+            }
+        return named
+
+    def _names(self) -> Iterator[str]:
+        for folder in (self._settings.shipped_models_dir, self._settings.models_dir):
+            if folder.is_dir():
+                for entry in folder.iterdir():
+                    if re.fullmatch(NAME, entry.name) and (entry / _CARD).is_file():
+                        yield entry.name
+
+
+def _sync_whole(folder: Path) -> None:
+    for path in (*folder.iterdir(), folder):
+        sync(path)
+
+
+def _move_in(folder: Path, target: Path) -> None:
+    folder.rename(target)
+    sync(target.parent)
+
+
+def _taken(name: str) -> Conflict:
+    return Conflict(
+        f"a model called {name!r} exists already", Reason("name", "taken"), slug="model-exists"
+    )
+
+
+def _in_use(name: str, why: str) -> Conflict:
+    return Conflict(
+        f"The model {name!r} cannot be removed: {why}.",
+        Reason("name", "in_use"),
+        slug="model-in-use",
+    )

@@ -1,0 +1,1 @@
+"""What is on disk: the database and its migrations, keys, the data folder, kept answers."""

@@ -1,0 +1,78 @@
+"""The data folder: what is in it is of people, so it is its owner's alone.
+
+An older folder, or one that somebody made by hand, may let others in. That is mended at the start,
+where this user may: a folder that others cannot enter hides all that is further inside.
+"""
+
+from __future__ import annotations
+
+import logging
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import make_url
+
+from service.foundation.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+_OTHERS: Final = 0o077
+_SECRET: Final = ("receipts.key", "jobs", "audit.sqlite")  # and the galleries' database
+
+
+class NotPrivate(Exception):
+    """Others can read what they must not, and this user cannot change that; the text says what."""
+
+
+def open_data_folder(settings: Settings) -> None:
+    """Make the data folder if there is none, and keep others out of it and what is in it.
+
+    Raises `NotPrivate`, and `OSError` where the folder cannot be made.
+    """
+    folder = settings.data_dir
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    mended, left = [], []
+    for path in _entries(settings):
+        try:
+            if _close(path):
+                mended.append(path.name)
+        except FileNotFoundError:  # SQLite's log, or a folder that just arrived
+            continue
+        except PermissionError as error:
+            if path.name.startswith((*_SECRET, _database(settings).name)):
+                raise NotPrivate(
+                    f"other users of this machine may read {path}, which belongs to somebody else: "
+                    f"give it to the user of the service, or take it from the others "
+                    f"(chmod go-rwx)"
+                ) from error
+            left.append(path.name)
+    if mended:
+        _log.warning("other users could read what is kept, and cannot any more: %s", mended)
+    if left:
+        _log.warning("other users may read what belongs to somebody else: %s", left)
+
+
+def _entries(settings: Settings) -> Iterator[Path]:
+    """The folder, what lies in it, and a database that lies elsewhere."""
+    folder, database = settings.data_dir, _database(settings)
+    yield folder
+    yield from sorted(folder.iterdir())
+    if database.parent.absolute() != folder.absolute():
+        yield from (database.with_name(database.name + end) for end in ("", "-wal", "-shm"))
+
+
+def _database(settings: Settings) -> Path:
+    url = make_url(settings.resolved_database_url)
+    named = url.database if url.get_backend_name() == "sqlite" else None
+    return Path(named) if named else settings.database_file
+
+
+def _close(path: Path) -> bool:
+    """Take it from all but its owner; False where it was, or where it is another folder's link."""
+    mode = path.stat().st_mode
+    if not mode & _OTHERS or (path.is_symlink() and stat.S_ISDIR(mode)):
+        return False
+    path.chmod(stat.S_IMODE(mode) & ~_OTHERS)
+    return True

@@ -1,0 +1,1 @@
+"""A whole gallery as one file, out and in."""

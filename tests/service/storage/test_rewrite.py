@@ -1,0 +1,95 @@
+"""What SQLite leaves of deleted rows in unused parts of its file, and that it does not stay."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from service.storage.database import empty_log, note_erasure, open_database, rewrite, writing
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Engine]:
+    engine = open_database(f"sqlite:///{tmp_path}/t.sqlite")
+    with writing(engine).begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE t (k TEXT PRIMARY KEY, v TEXT)")
+    yield engine
+    engine.dispose()
+
+
+def erasures(engine: Engine) -> int:
+    with engine.connect() as connection:
+        count: int = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+    return count
+
+
+@pytest.mark.parametrize("seed", [1, 2])  # in which secure_delete alone leaves some
+def test_nothing_that_was_deleted_is_left_in_a_file_that_was_rewritten(
+    database: Engine, tmp_path: Path, seed: int
+) -> None:
+    rng = random.Random(seed)  # noqa: S311
+    there: list[str] = []
+    gone: list[str] = []
+    with writing(database).begin() as connection:
+        for _ in range(3000):
+            if there and rng.random() < 0.4:
+                gone.append(there.pop(rng.randrange(len(there))))
+                connection.exec_driver_sql("DELETE FROM t WHERE k = ?", (gone[-1],))
+            there.append(f"subject-{rng.random():.12f}")
+            row = (there[-1], "x" * rng.randint(10, 1500))
+            connection.exec_driver_sql("INSERT INTO t VALUES (?, ?)", row)
+        note_erasure(connection)
+    rewrite(database)
+    empty_log(database)
+    content = (tmp_path / "t.sqlite").read_bytes()
+    assert [name for name in gone if name.encode() in content] == []
+    assert all(name.encode() in content for name in there)
+    assert erasures(database) == 0
+
+
+def test_a_file_is_rewritten_only_after_an_erasure_and_while_it_is_small(
+    database: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    def pages() -> int:
+        with database.connect() as connection:
+            count: int = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        return count
+
+    with writing(database).begin() as connection:
+        connection.exec_driver_sql("INSERT INTO t VALUES ('k', ?)", ("x" * 100_000,))
+        connection.exec_driver_sql("DELETE FROM t")
+    before = pages()
+    rewrite(database)
+    assert pages() == before
+    with writing(database).begin() as connection:
+        note_erasure(connection)
+    with caplog.at_level(logging.WARNING):
+        rewrite(database, largest=10_000)
+    assert (pages(), erasures(database)) == (before, 1)
+    assert "too large to be rewritten" in caplog.text
+    rewrite(database)
+    assert pages() < before
+
+
+def test_a_file_that_is_written_to_is_rewritten_the_next_time(
+    database: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("service.storage.database._LOCK_WAIT_MS", 50)
+    with writing(database).begin() as connection:
+        note_erasure(connection)
+    database.dispose()  # connections made from here on wait less
+    with writing(database).begin() as connection:
+        connection.exec_driver_sql("INSERT INTO t VALUES ('k', 'v')")
+        other = threading.Thread(target=rewrite, args=(database,))
+        other.start()
+        other.join(10)
+    assert "traces of what was erased are left" in caplog.text
+    assert erasures(database) == 1
+    rewrite(database)
+    assert erasures(database) == 0
