@@ -9,7 +9,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from service.cli.failure import CommandFailed, StorageRefused
-from service.gallery.listing import is_enrolled
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,6 +117,7 @@ def audit_record(settings: Settings, engine: Engine) -> Iterator[AuditRecord]:
     from contextlib import closing
 
     from service.access.audit.record import AuditRecord
+    from service.gallery.listing import is_enrolled
 
     with closing(AuditRecord.open(settings, partial(is_enrolled, engine))) as record:
         yield record
