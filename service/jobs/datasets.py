@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from service.holding_out import partition_of
 from service.jobs.plan import JobRefused, Step, partial, scratch
 from service.jobs.requests import Dataset, GalleryDataset
 from service.settings import Settings
@@ -39,11 +40,13 @@ def dataset_steps(
     packing = ["pack", str(export), "--out", str(partial(pack)), "--format", "gallery"]
     if hold_out:
         packing += ["--partition", str(partition)]
-    splitting = Step(
-        "holding people out",
-        program("service", "hold-out", str(export), str(partial(partition))),
-        output=partition,
-    )
+
+    def hold_people_out() -> None:
+        try:
+            partition.write_text(partition_of(export), encoding="utf-8")
+        except ValueError as error:
+            raise JobRefused(str(error)) from error
+
     return (
         Step(
             "exporting the gallery",
@@ -51,11 +54,11 @@ def dataset_steps(
             output=export,
             environment=deployment(settings),
         ),
-        *((splitting,) if hold_out else ()),
         Step(
             "packing the gallery",
             program("training", *packing),
             output=pack,
+            prepare=hold_people_out if hold_out else None,
         ),
     ), pack
 

@@ -106,14 +106,14 @@ def fields_of(request: httpx.Request) -> set[str]:
     return set()
 
 
-def answer_of(name: str) -> type[Answer] | None:
+def answer_of(name: str) -> type[BaseModel] | None:
     """The record that a call's JSON is read as."""
     kind = get_type_hints(getattr(Client, name))["return"]
     if get_origin(kind) is Iterator:
         (item,) = get_args(kind)
         paged = issubclass(item, Answer) and item is not JobEvent
-        return Page.__class_getitem__(item) if paged else None
-    return kind if issubclass(kind, Answer) else None
+        return Page[item] if paged else None  # type: ignore[valid-type]
+    return kind if issubclass(kind, BaseModel) else None
 
 
 def operation(interface: dict[str, Any], request: httpx.Request) -> tuple[str, dict[str, Any]]:
