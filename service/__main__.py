@@ -1,6 +1,6 @@
 """`gaitid`, also `python -m service`: run the service, and use one.
 
-Nothing heavy is imported before a command needs it, so that `gaitid --help` answers at once.
+Heavy modules are imported by the commands that need them, so that `gaitid --help` answers at once.
 """
 
 from __future__ import annotations
@@ -8,27 +8,27 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from typing import Annotated
 
 import typer
 
 from service.cli import (
     audit,
     checkpoints,
+    deployment,
     encryption,
     galleries,
     gallery_files,
-    health,
     jobs,
     keys,
-    model_changes,
     models,
     portability,
     recognition,
-    running,
     sequences,
     subjects,
 )
-from service.cli.failure import CommandFailed
+from service.cli.deployment import DataDir
+from service.cli.failure import CommandFailed, failing_on
 
 app = typer.Typer(
     name="gaitid",
@@ -37,19 +37,81 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Self-hosted gait identification: enrol and identify people by how they walk.",
 )
-for commands in (
-    running,
-    recognition,
-    health,
-    portability,
-    audit,
-    gallery_files,
-    model_changes,
-    checkpoints,
-):
-    app.add_typer(commands.app)
-app.command()(jobs.calibrate)
-app.command()(jobs.check_gallery)
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="[GAITID_HOST, else 127.0.0.1]")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="0: a free one. [GAITID_PORT, else 8000]")
+    ] = None,
+    data_dir: DataDir = None,
+    worker: Annotated[bool, typer.Option(help="Run a worker for jobs beside the api.")] = True,
+) -> None:
+    """Run the api, and one worker beside it."""
+    from service.http.listening import CannotListen, listen
+
+    settings = deployment.settings_from(host=host, port=port, data_dir=data_dir)
+    with failing_on(CannotListen):
+        listener = listen(settings.host, settings.port)  # before anything slow is loaded
+    from service.foundation.logs import log_as_json
+    from service.http.serve import CannotServe
+    from service.http.serve import serve as run
+
+    log_as_json()
+    with failing_on(CannotServe):
+        run(settings, listener, with_worker=worker)
+
+
+@app.command()
+def worker(data_dir: DataDir = None) -> None:
+    """Run jobs until told to stop: one that trains, and one of the others beside it."""
+    import signal
+
+    from service.foundation.logs import log_as_json
+    from service.job_types.types import job_types
+    from service.jobs.crew import Crew
+    from service.jobs.lane import LANES
+    from service.jobs.queue import JobQueue
+    from service.jobs.watch import Watch
+    from service.jobs.worker import Worker
+
+    settings = deployment.settings_from(data_dir=data_dir)
+    log_as_json()
+    watch = Watch(settings.lease_seconds)
+    with deployment.galleries(settings) as engine:
+        running = Crew(
+            [
+                Worker(
+                    JobQueue.of(engine, settings),
+                    job_types(settings, engine),
+                    folders=settings.jobs_dir,
+                    watch=watch,
+                    grace_s=settings.cancel_grace_seconds,
+                    lane=lane,
+                )
+                for lane in LANES
+            ]
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: running.stop())
+        running.run()
+
+
+@app.command()
+def demo() -> None:
+    """Show everything at work: enrol, identify, a stranger, a distillation; leave nothing."""
+    from service.cli.demo import DemoFailed, run
+
+    try:
+        run()
+    except DemoFailed as error:
+        raise CommandFailed(f"the demo failed: {error}") from error
+
+
+for part in (recognition, portability, audit, gallery_files, checkpoints):
+    app.add_typer(part.app)
+app.add_typer(jobs.top)
 for name, noun in {
     "galleries": galleries,
     "subjects": subjects,

@@ -1,16 +1,18 @@
-"""Enrolling a folder of walks over HTTP, so that it can be done again after whatever happened.
+"""Enrols a folder of walks over HTTP; can be repeated after any failure.
 
 ```
-FOLDER/SUBJECT/WALK.zip      any format that can be uploaded, any ending
-FOLDER/SUBJECT/WALK/*.png    or a folder with an image for each frame
-FOLDER/SUBJECT/WALK.json     optional: the walk's metadata, a JSON object of scalars
+FOLDER/SUBJECT/WALK.zip               any format that can be uploaded, any ending
+FOLDER/SUBJECT/WALK/*.png             or a folder with an image for each frame
+FOLDER/SUBJECT/WALK.json              optional: the walk's metadata, a JSON object of scalars
+FOLDER/SUBJECT/CONDITION/VIEW.zip     the same, one level deeper:
+FOLDER/SUBJECT/CONDITION/VIEW/*.png   condition and view become metadata
 ```
-Without WALK.json a name VIEW_CONDITION gives `view` and `condition`, as `python -m training pack`
-reads them. Names that start with a dot are left alone.
+Without WALK.json a name VIEW_CONDITION gives `view` and `condition`, as in `python -m training
+pack`. Names that start with a dot are ignored.
 
-Nothing is remembered here. A walk's Idempotency-Key is a hash of what is sent, so that the service
-answers a second request for the same walk with what the first one enrolled. Nothing is doubled when
-this process or the service is killed, or when two of them enrol the same folder at once.
+Nothing is remembered here. A walk's Idempotency-Key is a hash of what is sent, so the service
+answers a second request for the same walk with what the first one enrolled. Nothing is enrolled
+twice if this process or the service is killed, or if two processes enrol the same folder at once.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from service.client import (
     BadRequest,
@@ -46,27 +48,34 @@ _COMPRESSED = (".gz", ".bz2", ".xz")
 _LARGEST_SIDE_FILE = 64 * 2**10
 _EARLIEST = (1980, 1, 1, 0, 0, 0)  # of a zip's times: the same frames make the same file
 _REFUSALS = (BadRequest, Conflict, Invalid, TooLarge, UnsupportedMedia)
-"""What the service says of a walk; anything else is said of every walk, and ends it all."""
+"""Errors of one walk; any other would be raised for every walk, and ends the enrolment."""
 
 
 class UnusableFolder(ValueError):
-    """The folder holds nobody; the text begins with what is at fault."""
+    """The folder cannot be enrolled; the text begins with the path at fault."""
 
 
 class UnusableWalk(ValueError):
-    """A walk that cannot be sent as it lies there."""
+    """A walk cannot be sent as it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class WalkOnDisk:
-    """A walk and whose it is: a file, or a folder of frames."""
+    """A walk: a file, or a folder of frames.
+
+    Attributes:
+        subject_id: whose walk it is.
+        path: of the file or folder.
+        condition: name of the CONDITION folder it is in; the walk's own name is then its view.
+    """
 
     subject_id: str
     path: Path
+    condition: str | None = None
 
     @property
     def name(self) -> str:
-        """The walk's name without the endings that say what it is packed in."""
+        """The walk's name without the endings of its format."""
         if self.path.is_dir():
             return self.path.name
         stem = Path(self.path.name)
@@ -75,11 +84,11 @@ class WalkOnDisk:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a walk.
+    """The result for one walk.
 
     Attributes:
-        walk: which one.
-        sequence_id: what it is enrolled as; None when it was refused.
+        walk: the walk, or the folder of a subject that was skipped.
+        sequence_id: of the enrolled sequence; None if it was refused.
         known: whether it had been enrolled before.
         refused: why it was refused, else None.
     """
@@ -90,28 +99,60 @@ class Outcome:
     refused: str | None = None
 
 
-def walks_in(folder: Path) -> list[WalkOnDisk]:
-    """Every walk of a folder, in the order of names.
+class Found(NamedTuple):
+    """The walks of a folder, and its subfolders that were skipped with the reason."""
+
+    walks: list[WalkOnDisk]
+    skipped: list[Outcome]
+
+
+def walks_in(folder: Path) -> Found:
+    """List the walks of a folder by name; skips subfolders whose name is no subject id.
 
     Raises:
-        UnusableFolder: there is none, a folder's name is no subject id, or a side file has no walk.
+        UnusableFolder: it has no walks, or a side file has no walk: its walk would be enrolled
+            without the metadata.
     """
     walks: list[WalkOnDisk] = []
-    for person in _visible(folder):
-        if not person.is_dir():
-            continue
-        if not _SUBJECT.fullmatch(person.name):
-            raise UnusableFolder(f"{person}: its name is not 1 to 128 of A-Z a-z 0-9 . _ : @ -")
-        found = _visible(person)
-        own = [WalkOnDisk(person.name, path) for path in found if path.suffix != ".json"]
-        names = {walk.name for walk in own}
-        for path in found:
-            if path.suffix == ".json" and path.stem not in names:
-                raise UnusableFolder(f"{path}: there is no walk of that name beside it")
-        walks += own
-    if not walks:
-        raise UnusableFolder(f"{folder}: no walks found, which lie in FOLDER/SUBJECT/WALK.zip")
+    skipped: list[Outcome] = []
+    for person in filter(Path.is_dir, _visible(folder)):
+        if _SUBJECT.fullmatch(person.name):
+            walks += _walks_of(person.name, person)
+        else:
+            reason = "the folder's name is not 1 to 128 of A-Z a-z 0-9 . _ : @ -"
+            skipped.append(Outcome(WalkOnDisk(person.name, person), refused=reason))
+    if not walks and not skipped:
+        raise UnusableFolder(
+            f"{folder}: no walks found, which lie in FOLDER/SUBJECT/WALK.zip or "
+            "FOLDER/SUBJECT/CONDITION/VIEW.zip"
+        )
+    return Found(walks, skipped)
+
+
+def _walks_of(subject_id: str, folder: Path, condition: str | None = None) -> list[WalkOnDisk]:
+    found = _visible(folder)
+    own = [WalkOnDisk(subject_id, path, condition) for path in found if path.suffix != ".json"]
+    names = {walk.name for walk in own}
+    for path in found:
+        if path.suffix == ".json" and path.stem not in names:
+            raise UnusableFolder(f"{path}: there is no walk of that name beside it")
+    if condition is not None:
+        return own
+    walks: list[WalkOnDisk] = []
+    for walk in own:
+        if _is_condition(walk.path):
+            walks += _walks_of(subject_id, walk.path, condition=walk.path.name)
+        else:
+            walks.append(walk)
     return walks
+
+
+def _is_condition(path: Path) -> bool:
+    """Whether this is a CONDITION folder: one that holds something, but no frames."""
+    if not path.is_dir():
+        return False
+    inside = _visible(path)
+    return bool(inside) and not any(item.suffix.lower() in _IMAGES for item in inside)
 
 
 def enrol_all(
@@ -122,11 +163,11 @@ def enrol_all(
     in_flight: int,
     accept_conflict: bool = False,
 ) -> Iterator[Outcome]:
-    """Enrol walks, some at once, and tell of each what became of it, in order.
+    """Enrol walks, `in_flight` at once, and yield the outcome of each, in order.
 
     Raises:
-        ClientError: what would befall all that follow, such as a missing gallery or a service that
-            does not come back. Walks that were under way may be enrolled; do it again.
+        ClientError: what would fail for all that follow, such as a missing gallery or a service
+            that does not come back. Walks in flight may be enrolled; repeat the call.
     """
     waiting = iter(walks)
     under_way: deque[Future[Outcome]] = deque()
@@ -146,7 +187,7 @@ def enrol_all(
 
 
 def metadata_of(walk: WalkOnDisk) -> dict[str, Any]:
-    """A walk's metadata: from its side file, else from its name; raises `UnusableWalk`."""
+    """Return a walk's metadata: of its side file, else its names; raises `UnusableWalk`."""
     side = walk.path.with_name(f"{walk.name}.json")
     if side.is_file():
         if side.stat().st_size > _LARGEST_SIDE_FILE:
@@ -158,15 +199,17 @@ def metadata_of(walk: WalkOnDisk) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise UnusableWalk(f"{side.name} is not a JSON object")
         return value
+    if walk.condition is not None:
+        return {"view": walk.name, "condition": walk.condition}
     name = _VIEW_CONDITION.fullmatch(walk.name)
     return {} if name is None else name.groupdict()
 
 
 def content_of(walk: WalkOnDisk) -> bytes:
-    """What is uploaded: the file, or a zip of the frames, always the same for the same frames.
+    """Return what is uploaded: the file, or a zip of the frames, equal for equal frames.
 
     Raises:
-        UnusableWalk: a folder without images, or with another folder in it.
+        UnusableWalk: the folder has no images, or a folder in it.
         OSError: it cannot be read.
     """
     if not walk.path.is_dir():
@@ -189,7 +232,7 @@ def _enrol(client: Client, walk: WalkOnDisk, *, gallery: str, accept_conflict: b
         metadata, content = metadata_of(walk), content_of(walk)
         enrolment = client.enroll(
             walk.subject_id,
-            # The whole request goes with the key, so a file's own name may not be in it.
+            # The key goes with the whole request, so the file's own name may not be in it.
             [("walk", content)],
             gallery=gallery,
             metadata=metadata,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from service.cli.failure import WrongUsage, complaints
+from service.cli.failure import WrongUsage, failing_on
 
 app = typer.Typer()
 
@@ -29,15 +29,11 @@ def import_opengait(
     """Turn a checkpoint that OpenGait saved into one of ours."""
     from models.opengait import convert
 
-    with complaints():
+    with failing_on(ValueError, OSError):
         card = convert(
-            checkpoint,
-            out,
-            architecture,
-            name=name,
-            metric=metric,
-            embedding_source=embedding_source,
-        )
+            checkpoint, out, architecture,
+            name=name, metric=metric, embedding_source=embedding_source,
+        )  # fmt: skip
     typer.echo(
         f"{out}: {card.architecture}, {card.parts} parts of {card.channels} channels, "
         f"{card.identities} identities, digest {card.digest}"
@@ -61,7 +57,7 @@ def embed(
 
     if (normalised is None) == (not walks):
         raise WrongUsage("give walks, or --normalised, and not both")
-    with complaints():
+    with failing_on(ValueError, OSError):
         if normalised is not None:
             count = embed_prepared(checkpoint, normalised, out)
         else:

@@ -1,8 +1,8 @@
-"""`gaitid demo`: the real service doing its main job, on walkers that ship with it.
+"""`gaitid demo`: a real service enrols, identifies and distils, with walkers that ship with it.
 
-A service of its own (uvicorn, SQLite, FAISS, a worker) is started on a free loopback port with a
-data folder of its own. Everything goes over HTTP, as any client would do it. Service and folder are
-gone afterwards, also when the demo is killed.
+It starts a service of its own (uvicorn, SQLite, FAISS, a worker) on a free loopback port, with a
+temporary data folder, and uses it over HTTP as any client would. The service ends with the demo,
+even if the demo is killed.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _STUDENT = "demo-student"
 
 
 class DemoFailed(Exception):
-    """Something did not work as it should; the text says what."""
+    """A part of the demo did not work; the text says which."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """Who walks in the demo: files by person."""
+    """The walks of the demo: files by person."""
 
     enrolled: Mapping[str, Sequence[Path]]
     probes: Sequence[tuple[str, Path]]
@@ -50,7 +50,14 @@ class Cast:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What the service said of the probes and of the strangers, and how long it took."""
+    """How the service answered.
+
+    Attributes:
+        rank1: share of probes whose best candidate is the right person.
+        matched: share of probes that are also matched.
+        strangers: the answers for the strangers.
+        latencies_ms: time of each identification, in milliseconds.
+    """
 
     rank1: float
     matched: float
@@ -59,10 +66,10 @@ class Answers:
 
 
 def run(console: Console | None = None, *, environment: Mapping[str, str] | None = None) -> None:
-    """Run the whole demo and print what happened; raises `DemoFailed`.
+    """Run the demo and print the results; raises `DemoFailed`.
 
-    `environment` is added to the service's, whose own GAITID_* settings are left out: the
-    deployment that this machine may be set up for is none of the demo's business.
+    The service gets `environment` in place of this process's GAITID_* variables, which are for
+    another deployment.
     """
     from service.cli.demo_walks import WALKS
 
@@ -86,9 +93,9 @@ def run(console: Console | None = None, *, environment: Mapping[str, str] | None
 
 
 def choose(walks: Path) -> Cast:
-    """Give the walkers in `walks/PERSON/*` their parts.
+    """Choose what is enrolled and what is probed among `walks/PERSON/*`.
 
-    The last person is the stranger; of everybody else the last walk is asked about and the others
+    The last person is the stranger. Of everybody else the last walk is the probe, and the others
     are enrolled.
     """
     people = {
@@ -145,7 +152,7 @@ def _identify(client: Client, people: Cast, console: Console) -> Answers:
 
 
 def _distil(client: Client, console: Console) -> Job:
-    """Distil a student from the shipped teacher on the walks just enrolled; none is activated."""
+    """Distil a student from the shipped teacher on the enrolled walks, without activating it."""
     job = client.distill(
         recipe="demo", name=_STUDENT, dataset={"gallery": "default"}, teachers=["teacher"]
     )
@@ -174,7 +181,7 @@ def _summarise(console: Console, answers: Answers, job: Job, seconds: float) -> 
 
 
 def judge(answers: Answers, job: Job) -> None:
-    """Raise `DemoFailed` unless people were known, strangers unknown and the job done."""
+    """Raise `DemoFailed` unless people were identified, strangers not, and the job succeeded."""
     if job.status != "succeeded":
         raise DemoFailed(f"the distillation {job.status}: {job.error}")
     if answers.rank1 < _LEAST_RANK1:
@@ -185,13 +192,13 @@ def judge(answers: Answers, job: Job) -> None:
 
 @contextmanager
 def _service(folder: Path, changes: Mapping[str, str]) -> Iterator[str]:
-    """A service that lives no longer than the block, or this process; yields its URL."""
+    """Run a service until the block, or this process, ends; yields its URL."""
     inherited = {name: value for name, value in os.environ.items() if name[:7] != "GAITID_"}
     command = program("service", "serve", "--port", "0", "--data-dir", str(folder / "data"))
     with (folder / "service.log").open("wb") as log:
         process = subprocess.Popen(
             command_line(command),
-            stdin=subprocess.PIPE,  # its closing ends the service, whatever happens to us
+            stdin=subprocess.PIPE,  # the service ends when it closes, even if we are killed
             stdout=subprocess.PIPE,
             stderr=log,
             env={**inherited, **changes},
@@ -218,7 +225,7 @@ def _service(folder: Path, changes: Mapping[str, str]) -> Iterator[str]:
 
 
 def _announced(output: IO[bytes], log: Path) -> str:
-    """The URL in the line with which the service says that it is there."""
+    """Return the URL that the service prints when it listens."""
     with selectors.DefaultSelector() as selector:
         selector.register(output, selectors.EVENT_READ)
         if not selector.select(_START_S):

@@ -1,4 +1,4 @@
-"""What commands need that work on this machine's deployment: its settings and its database."""
+"""What the commands share that work on this machine's deployment: its settings and its database."""
 
 from __future__ import annotations
 
@@ -6,21 +6,27 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from service.cli.failure import CommandFailed, StorageRefused
+import typer
+
+from service.cli.failure import CommandFailed, StorageRefused, failing_on
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from sqlalchemy import Engine
 
     from service.access.audit.record import AuditRecord
     from service.foundation.settings import Settings
 
 
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder of the deployment's data. [GAITID_DATA_DIR, else data]")
+]
+
+
 def settings_from(**given: Any) -> Settings:
-    """Settings from the environment, under what the command line gives."""
+    """Read the settings from the environment; what the command line gives goes first."""
     from pydantic import ValidationError
 
     from service.foundation.settings import Settings, misspelt
@@ -38,10 +44,10 @@ def settings_from(**given: Any) -> Settings:
 
 
 def existing(data_dir: Path | None) -> Settings:
-    """Settings of a deployment that there is already.
+    """Read the settings of a deployment that exists.
 
-    A folder that was mistyped is refused, instead of becoming an empty deployment in which there
-    is nothing to list, to revoke or to encrypt.
+    A mistyped folder is refused. It would become an empty deployment, with nothing to list, to
+    revoke or to encrypt.
     """
     settings = settings_from(data_dir=data_dir)
     if settings.database_url is None and not settings.database_file.exists():
@@ -54,9 +60,9 @@ def existing(data_dir: Path | None) -> Settings:
 
 @contextmanager
 def database(settings: Settings) -> Iterator[Engine]:
-    """The deployment's database, with today's tables; it is made where there is none.
+    """Yield the deployment's database, migrated; it is created if it is missing.
 
-    What storage refuses within is raised as `StorageRefused`.
+    Within, errors of the storage become `StorageRefused`.
     """
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -64,24 +70,22 @@ def database(settings: Settings) -> Iterator[Engine]:
     from service.storage.database import NewerSchema, migrate, open_database, storage_trouble
 
     try:
-        open_data_folder(settings)
-    except NotPrivate as error:
-        raise CommandFailed(str(error)) from error
+        with failing_on(NotPrivate):
+            open_data_folder(settings)
     except OSError as error:
         raise CommandFailed(f"the data folder cannot be made: {error}") from error
     engine = open_database(settings.resolved_database_url)
     is_open = False
     try:
-        migrate(engine)
+        with failing_on(NewerSchema):
+            migrate(engine)
         is_open = True
         yield engine
-    except NewerSchema as error:
-        raise CommandFailed(str(error)) from error
     except (OSError, SQLAlchemyError) as error:
         trouble = storage_trouble(error)
         if trouble is not None and trouble.problem_slug != "database-unavailable":
             raise StorageRefused(trouble.detail) from error
-        if isinstance(error, OSError):  # a file of the command's own
+        if isinstance(error, OSError):  # of a file that the command reads or writes
             raise CommandFailed(str(error)) from error
         cause = getattr(error, "orig", error)
         if trouble is not None:  # there is no log to look into
@@ -97,23 +101,21 @@ def database(settings: Settings) -> Iterator[Engine]:
 
 @contextmanager
 def galleries(settings: Settings) -> Iterator[Engine]:
-    """The database with the keys that its galleries may be encrypted with."""
+    """Yield the database, with the keys that its galleries may be encrypted with."""
     from service.foundation.errors import Unavailable
     from service.gallery.sealing import unlock
     from service.storage.encryption import KeyTrouble, read_keys
 
-    try:
+    with failing_on(KeyTrouble, Unavailable):  # a damaged row, a key that was replaced meanwhile
         keys = read_keys(settings)
         with database(settings) as engine:
             unlock(engine, keys)
             yield engine
-    except (KeyTrouble, Unavailable) as error:  # a damaged row, a key that was replaced meanwhile
-        raise CommandFailed(str(error)) from error
 
 
 @contextmanager
 def audit_record(settings: Settings, engine: Engine) -> Iterator[AuditRecord]:
-    """The record of who did what; `engine` is the galleries' database."""
+    """Yield the record of who did what; `engine` is the galleries' database."""
     from contextlib import closing
 
     from service.access.audit.record import AuditRecord

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from service.cli.deployment import audit_record, existing, galleries
-from service.cli.options import DataDir
+from service.cli.deployment import DataDir, audit_record, existing, galleries
 
 app = typer.Typer(
     no_args_is_help=True, help="Encryption of what this deployment keeps, on its machine."
@@ -14,7 +13,7 @@ app = typer.Typer(
 
 @app.command("new-key")
 def new_key() -> None:
-    """Print a new key for GAITID_ENCRYPTION_KEYS; whoever loses it loses what it encrypts."""
+    """Print a new key for GAITID_ENCRYPTION_KEYS; what it encrypts is lost with it."""
     from service.storage.encryption import new_secret
 
     typer.echo(new_secret())
@@ -40,19 +39,16 @@ def rotate(data_dir: DataDir = None) -> None:
 
     Run it again when it was interrupted. Afterwards the other keys are not needed any more.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from service.access.audit.entries import COMMAND, Entry
+    from service.cli.progress import bar
     from service.gallery.reencryption import reencrypt
 
     settings = existing(data_dir)
     with (
         galleries(settings) as engine,
         audit_record(settings, engine) as record,
-        Progress(console=Console(stderr=True)) as bar,
+        bar("encrypting") as update,
     ):
         record.changed(Entry("rotate_encryption"), COMMAND)
-        task = bar.add_task("encrypting", total=None)
-        done = reencrypt(engine, lambda done, total: bar.update(task, completed=done, total=total))
+        done = reencrypt(engine, lambda done, total: update(completed=done, total=total))
     typer.echo(f"{done} silhouettes and embeddings encrypted")

@@ -14,21 +14,21 @@ class CommandFailed(Exception):
 
 
 class WrongUsage(CommandFailed):
-    """Options or arguments do not go together, or say nothing."""
+    """Options or arguments are missing, contradict each other or cannot be read."""
 
     status = 2
 
 
 class StorageRefused(CommandFailed):
-    """The database is busy, full or out of reach; later it may go. A job is tried again."""
+    """The database is busy, full or out of reach. Trying again may help; a job is tried again."""
 
     status = 75  # EX_TEMPFAIL, as the guard's
 
 
 @contextmanager
-def complaints() -> Iterator[None]:
-    """Errors of `models` say what is wrong with a file; nobody needs their traceback."""
+def failing_on(*kinds: type[Exception]) -> Iterator[None]:
+    """End the command with the text of such an error, without a traceback."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except kinds as error:
         raise CommandFailed(str(error)) from error

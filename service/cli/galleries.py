@@ -2,75 +2,64 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.connection import confirm, connected
-from service.cli.options import LOCAL, ApiKey, AsJson, Url, Yes
+from service.cli.connection import AsJson, GalleryName, Yes, asking, confirm
 from service.cli.output import print_answer, print_list
+
+if TYPE_CHECKING:
+    from service.client import Client
 
 app = typer.Typer(no_args_is_help=True, help="Galleries of a running service.")
 
-MaxAgeDays = typer.Option(min=1, help="Erase what was enrolled so many days ago.")
-Name = Annotated[str, typer.Argument(help="The gallery's name.")]
+MaxAgeDays = Annotated[
+    int | None, typer.Option(min=1, help="Erase what was enrolled so many days ago.")
+]
 
 
-@app.command("list")
-def show_all(url: Url = LOCAL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
+@asking(app, "list")
+def show_all(client: Client, as_json: AsJson = False) -> None:
     """List galleries."""
-    with connected(url, api_key) as client:
-        print_list(
-            client.galleries(),
-            {
-                "gallery": lambda item: item.name,
-                "subjects": lambda item: item.subjects,
-                "sequences": lambda item: item.sequences,
-                "model": lambda item: item.model.name,
-                "days kept": lambda item: item.max_age_days,
-                "created": lambda item: item.created_at,
-            },
-            as_json=as_json,
-        )
+    print_list(
+        client.galleries(),
+        {
+            "gallery": lambda item: item.name,
+            "subjects": lambda item: item.subjects,
+            "sequences": lambda item: item.sequences,
+            "model": lambda item: item.model.name,
+            "days kept": lambda item: item.max_age_days,
+            "created": lambda item: item.created_at,
+        },
+        as_json=as_json,
+    )
 
 
-@app.command("show")
-def show(name: Name, url: Url = LOCAL, api_key: ApiKey = None) -> None:
+@asking(app, "show")
+def show(client: Client, name: GalleryName) -> None:
     """Show a gallery as JSON."""
-    with connected(url, api_key) as client:
-        print_answer(client.gallery(name))
+    print_answer(client.gallery(name))
 
 
-@app.command("create")
-def create(
-    name: Name,
-    max_age_days: Annotated[int | None, MaxAgeDays] = None,
-    url: Url = LOCAL,
-    api_key: ApiKey = None,
-) -> None:
+@asking(app, "create")
+def create(client: Client, name: GalleryName, max_age_days: MaxAgeDays = None) -> None:
     """Create an empty gallery."""
-    with connected(url, api_key) as client:
-        print_answer(client.create_gallery(name, max_age_days=max_age_days))
+    print_answer(client.create_gallery(name, max_age_days=max_age_days))
 
 
-@app.command("keep")
+@asking(app, "keep")
 def keep(
-    name: Name,
-    max_age_days: Annotated[int | None, MaxAgeDays] = None,
-    yes: Yes = False,
-    url: Url = LOCAL,
-    api_key: ApiKey = None,
+    client: Client, name: GalleryName, max_age_days: MaxAgeDays = None, yes: Yes = False
 ) -> None:
     """Set how long a gallery keeps its sequences: without --max-age-days for ever."""
     if max_age_days is not None:
         confirm(f"Erase what is older than {max_age_days} days in {name!r}, always?", yes=yes)
-    with connected(url, api_key) as client:
-        print_answer(client.change_gallery(name, max_age_days=max_age_days))
+    print_answer(client.change_gallery(name, max_age_days=max_age_days))
 
 
-@app.command("delete")
-def delete(name: Name, yes: Yes = False, url: Url = LOCAL, api_key: ApiKey = None) -> None:
+@asking(app, "delete")
+def delete(client: Client, name: GalleryName, yes: Yes = False) -> None:
     """Erase a gallery with everybody in it, and show the receipt."""
     confirm(f"Erase the gallery {name!r} with everybody in it?", yes=yes)
-    with connected(url, api_key) as client:
-        print_answer(client.erase_gallery(name))
+    print_answer(client.erase_gallery(name))

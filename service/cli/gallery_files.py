@@ -1,21 +1,35 @@
-"""Galleries of this machine's deployment, to files: also what jobs run as their children."""
+"""`gaitid export-gallery`, and the hidden commands that jobs run as their child processes.
+
+They write their result to a file, and what they report to stdout, as a training does.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from service.cli.deployment import audit_record, existing, galleries, settings_from
-from service.cli.events import tell, tell_steps
-from service.cli.failure import CommandFailed
-from service.cli.options import DataDir
+from service.cli.connection import GalleryName
+from service.cli.deployment import DataDir, audit_record, existing, galleries, settings_from
+from service.cli.failure import failing_on
+from service.jobs.job import LEASE_VARIABLE
 
 app = typer.Typer()
 
-GalleryName = Annotated[str, typer.Argument(help="The gallery's name.")]
+Result = Annotated[Path, typer.Argument(help="The .json to write.")]
 Checkpoint = Annotated[Path, typer.Option(exists=True, help="Folder of a checkpoint.")]
+
+
+def report(**event: Any) -> None:
+    """Report one event to the worker."""
+    typer.echo(json.dumps(event))
+
+
+def report_steps(done: int, total: int) -> None:
+    """Report how many of the job's steps are done."""
+    report(event="progress", step=done, total_steps=total)
 
 
 @app.command("export-gallery")
@@ -24,7 +38,7 @@ def export_gallery(
     out: Annotated[Path, typer.Argument(help="The .zip to write.")],
     data_dir: DataDir = None,
 ) -> None:
-    """Write a gallery's walks to a file, out of the database, as jobs do to train on them."""
+    """Write a gallery's walks from the database to a file, as jobs do to train on them."""
     from service.access.audit.entries import COMMAND, Entry
     from service.foundation.errors import CutOff, NotFound
     from service.transfer.export import export_gallery as export
@@ -32,81 +46,96 @@ def export_gallery(
     settings = existing(data_dir)
     with galleries(settings) as engine, audit_record(settings, engine) as record:
         record.changed(Entry("export_gallery", gallery), COMMAND)
-        try:
+        with failing_on(CutOff, NotFound):
             walks = export(engine, gallery, out)
-        except (CutOff, NotFound) as error:
-            raise CommandFailed(str(error)) from error
     typer.echo(f"{walks} walks")
 
 
 @app.command("calibrate-gallery", hidden=True)
 def calibrate_gallery(
     gallery: GalleryName,
-    out: Annotated[Path, typer.Argument(help="The .json to write.")],
+    out: Result,
     checkpoint: Checkpoint,
     target_fpir: Annotated[float, typer.Option(help="The rate of false matches to promise.")],
     data_dir: DataDir = None,
 ) -> None:
-    """Find a gallery's threshold and write it to a file: a calibration job's command."""
+    """Find a gallery's threshold: a calibration job's command."""
     from models.calibration import CannotCalibrate
     from service.foundation.errors import NotFound
     from service.job_types.calibration import CalibrationModel, measure
 
-    with galleries(settings_from(data_dir=data_dir)) as engine:
-        try:
-            model = CalibrationModel.read(checkpoint)
-            measured = measure(
-                engine,
-                gallery,
-                model,
-                target_fpir,
-                tell_steps,
-            )
-        except (NotFound, CannotCalibrate) as error:
-            raise CommandFailed(str(error)) from error
+    with (
+        galleries(settings_from(data_dir=data_dir)) as engine,
+        failing_on(NotFound, CannotCalibrate),
+    ):
+        model = CalibrationModel.read(checkpoint)
+        measured = measure(engine, gallery, model, target_fpir, report_steps)
     out.write_text(measured.model_dump_json(), encoding="utf-8")
-    tell(event="done", metrics={"threshold": measured.operating_point.threshold})
+    report(event="done", metrics={"threshold": measured.operating_point.threshold})
 
 
 @app.command("audit-gallery", hidden=True)
 def audit_gallery(
-    gallery: GalleryName,
-    out: Annotated[Path, typer.Argument(help="The .json to write.")],
-    checkpoint: Checkpoint,
-    data_dir: DataDir = None,
+    gallery: GalleryName, out: Result, checkpoint: Checkpoint, data_dir: DataDir = None
 ) -> None:
-    """Audit a gallery and write what was found to a file: an audit job's command."""
+    """Find what in a gallery attracts other people: an audit job's command."""
     from service.foundation.errors import NotFound
     from service.job_types.gallery_audit import AuditModel, CannotAudit, audit
 
-    with galleries(settings_from(data_dir=data_dir)) as engine:
-        try:
-            audited = audit(
-                engine,
-                gallery,
-                AuditModel.read(checkpoint),
-                tell_steps,
-            )
-        except (NotFound, CannotAudit) as error:
-            raise CommandFailed(str(error)) from error
+    with galleries(settings_from(data_dir=data_dir)) as engine, failing_on(NotFound, CannotAudit):
+        audited = audit(engine, gallery, AuditModel.read(checkpoint), report_steps)
     out.write_text(audited.model_dump_json(), encoding="utf-8")
-    tell(event="done", metrics=audited.audit.totals.model_dump())
+    report(event="done", metrics=audited.audit.totals.model_dump())
 
 
 @app.command("reindex-gallery", hidden=True)
-def reindex_gallery(
-    gallery: GalleryName,
-    out: Annotated[Path, typer.Argument(help="The .json to write.")],
-    data_dir: DataDir = None,
-) -> None:
+def reindex_gallery(gallery: GalleryName, out: Result, data_dir: DataDir = None) -> None:
     """Check and complete a gallery's embeddings: a reindex job's command."""
     from service.foundation.errors import ServiceError
     from service.job_types.reindexing import CannotReindex, reindex
 
     settings = settings_from(data_dir=data_dir)
-    with galleries(settings) as engine:
-        try:
-            done = reindex(settings, engine, gallery, tell_steps)
-        except (ServiceError, CannotReindex) as error:
-            raise CommandFailed(str(error)) from error
+    with galleries(settings) as engine, failing_on(ServiceError, CannotReindex):
+        done = reindex(settings, engine, gallery, report_steps)
     out.write_text(done.model_dump_json(), encoding="utf-8")
+
+
+@app.command("activate-model", hidden=True)
+def activate_model(
+    job_id: str,
+    lease: Annotated[int, typer.Option(envvar=LEASE_VARIABLE, help="The number of its lease.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Re-embed a gallery and swap its model: an activation job's command, which ends the job."""
+    from service.access.audit.entries import SERVICE, Entry
+    from service.foundation.errors import ServiceError
+    from service.job_types.activation import Activation, CannotActivate
+    from service.jobs.queue import JobQueue
+
+    settings = settings_from(data_dir=data_dir)
+    with galleries(settings) as engine, audit_record(settings, engine) as record:
+
+        def swapped(entry: Entry) -> None:
+            record.changed(entry, SERVICE)
+
+        queue = JobQueue.of(engine, settings)
+        with failing_on(ServiceError, CannotActivate):
+            Activation(settings, engine, queue, report_steps, swapped).run(job_id, lease)
+
+
+@app.command("compare-models", hidden=True)
+def compare_models(
+    gallery: GalleryName,
+    out: Result,
+    checkpoint: Annotated[Path, typer.Option(exists=True, help="Folder of the new checkpoint.")],
+    pack: Annotated[Path, typer.Option(exists=True, help="What it was trained on.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Compare a new model with a gallery's own on people it was not trained on."""
+    from service.foundation.errors import ServiceError
+    from service.job_types.gate import judge
+
+    settings = settings_from(data_dir=data_dir)
+    with galleries(settings) as engine, failing_on(ServiceError, ValueError, OSError):
+        verdict = judge(settings, engine, gallery, checkpoint, pack, report_steps)
+    out.write_text(verdict.model_dump_json(), encoding="utf-8")

@@ -8,9 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli.connection import connected, followed, require_success
+from service.cli.connection import (
+    AsJson,
+    Gallery,
+    TargetFpir,
+    Wait,
+    asking,
+    finish,
+    require_success,
+)
 from service.cli.failure import WrongUsage
-from service.cli.options import LOCAL, ApiKey, AsJson, Gallery, TargetFpir, Url, Wait
 from service.cli.output import print_answer, print_list, print_table, printable
 
 if TYPE_CHECKING:
@@ -19,65 +26,60 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Jobs of a running service.")
 submit = typer.Typer(no_args_is_help=True, help="Start a job; its id goes to stdout.")
 app.add_typer(submit, name="submit")
+top = typer.Typer()
+"""The commands that are no part of `gaitid jobs`."""
 
 Pack = Annotated[str | None, typer.Option(help="A pack of the deployment's.")]
 Enrolled = Annotated[str | None, typer.Option(help="Instead: what is enrolled in this gallery.")]
 
 
-@app.command("list")
+@asking(app, "list")
 def show_all(
+    client: Client,
     status: Annotated[str | None, typer.Option(help="Only jobs with this status.")] = None,
-    url: Url = LOCAL,
-    api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
-    with connected(url, api_key) as client:
-        print_list(
-            client.jobs(status=status),
-            {
-                "job": lambda item: item.id,
-                "type": lambda item: item.type,
-                "status": lambda item: item.status,
-                "done": lambda item: f"{item.progress.fraction:.0%}",
-                "created": lambda item: item.created_at,
-                "error": lambda item: item.error,
-            },
-            as_json=as_json,
-        )
+    print_list(
+        client.jobs(status=status),
+        {
+            "job": lambda item: item.id,
+            "type": lambda item: item.type,
+            "status": lambda item: item.status,
+            "done": lambda item: f"{item.progress.fraction:.0%}",
+            "created": lambda item: item.created_at,
+            "error": lambda item: item.error,
+        },
+        as_json=as_json,
+    )
 
 
-@app.command("show")
-def show(job_id: str, url: Url = LOCAL, api_key: ApiKey = None) -> None:
+@asking(app, "show")
+def show(client: Client, job_id: str) -> None:
     """Show a job as JSON."""
-    with connected(url, api_key) as client:
-        print_answer(client.job(job_id))
+    print_answer(client.job(job_id))
 
 
-@app.command("cancel")
-def cancel(job_id: str, url: Url = LOCAL, api_key: ApiKey = None) -> None:
+@asking(app, "cancel")
+def cancel(client: Client, job_id: str) -> None:
     """Ask for a job to be stopped."""
-    with connected(url, api_key) as client:
-        typer.echo(client.cancel(job_id).status)
+    typer.echo(client.cancel(job_id).status)
 
 
-@app.command("follow")
-def follow(job_id: str, url: Url = LOCAL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
+@asking(app, "follow", attempts=8)
+def follow(client: Client, job_id: str, as_json: AsJson = False) -> None:
     """Show a job's progress to its end; status 1 unless it succeeds."""
-    with connected(url, api_key, patience=8) as client:
-        if as_json:
-            for event in client.follow(job_id):
-                print_answer(event)
-            job = client.job(job_id)
-        else:
-            job = followed(client, client.job(job_id))
-    require_success(job)
-    if not as_json:
-        typer.echo(job.status)
+    if as_json:
+        for event in client.follow(job_id):
+            print_answer(event)
+        require_success(client.job(job_id))
+    else:
+        typer.echo(finish(client, client.job(job_id)).status)
 
 
-@submit.command("distill")
+@asking(submit, "distill")
 def distill(
+    client: Client,
     recipe: str,
     name: Annotated[str, typer.Option(help="Name of the model to make.")],
     teacher: Annotated[list[str], typer.Option(help="A registered model; may be repeated.")],
@@ -95,85 +97,68 @@ def distill(
         str | None, typer.Option(help="In which gallery; the dataset's, else default.")
     ] = None,
     wait: Wait = False,
-    url: Url = LOCAL,
-    api_key: ApiKey = None,
 ) -> None:
     """Train a student from teachers by a recipe."""
-    source = _source(dataset, gallery)
-    changes = dict(map(_override, overrides or ()))
-    with connected(url, api_key) as client:
-        job = client.distill(
-            recipe=recipe,
-            name=name,
-            dataset=source,
-            teachers=teacher,
-            student=student,
-            overrides=changes,
-            activate=activate,
-            activate_in=activate_in,
-        )
-        _started(client, job, wait=wait)
+    job = client.distill(
+        recipe=recipe,
+        name=name,
+        dataset=_source(dataset, gallery),
+        teachers=teacher,
+        student=student,
+        overrides=dict(map(_override, overrides or ())),
+        activate=activate,
+        activate_in=activate_in,
+    )
+    _started(client, job, wait=wait)
 
 
-@submit.command("evaluate")
+@asking(submit, "evaluate")
 def evaluate(
+    client: Client,
     model: str,
     dataset: Pack = None,
     gallery: Enrolled = None,
     protocol: Annotated[str, typer.Option(help="How it is measured.")] = "cross-view",
     wait: Wait = False,
-    url: Url = LOCAL,
-    api_key: ApiKey = None,
 ) -> None:
     """Measure a model."""
     source = _source(dataset, gallery)
-    with connected(url, api_key) as client:
-        job = client.evaluate(model=model, dataset=source, protocol=protocol)
-        _started(client, job, wait=wait)
+    _started(client, client.evaluate(model=model, dataset=source, protocol=protocol), wait=wait)
 
 
-@submit.command("calibrate")
+@asking(submit, "calibrate")
 def submit_calibration(
+    client: Client,
     gallery: Gallery = "default",
     target_fpir: TargetFpir = 0.01,
     wait: Wait = False,
-    url: Url = LOCAL,
-    api_key: ApiKey = None,
 ) -> None:
     """Find a gallery's threshold."""
-    with connected(url, api_key) as client:
-        _started(client, client.calibrate(gallery=gallery, target_fpir=target_fpir), wait=wait)
+    _started(client, client.calibrate(gallery=gallery, target_fpir=target_fpir), wait=wait)
 
 
-@submit.command("audit-gallery")
-def submit_audit(
-    gallery: Gallery = "default", wait: Wait = False, url: Url = LOCAL, api_key: ApiKey = None
-) -> None:
+@asking(submit, "audit-gallery")
+def submit_audit(client: Client, gallery: Gallery = "default", wait: Wait = False) -> None:
     """Find what in a gallery attracts other people."""
-    with connected(url, api_key) as client:
-        _started(client, client.audit_gallery(gallery=gallery), wait=wait)
+    _started(client, client.audit_gallery(gallery=gallery), wait=wait)
 
 
-@submit.command("reindex")
-def reindex(
-    gallery: Gallery = "default", wait: Wait = False, url: Url = LOCAL, api_key: ApiKey = None
-) -> None:
+@asking(submit, "reindex")
+def reindex(client: Client, gallery: Gallery = "default", wait: Wait = False) -> None:
     """Make a gallery's embeddings and index anew."""
-    with connected(url, api_key) as client:
-        _started(client, client.reindex(gallery=gallery), wait=wait)
+    _started(client, client.reindex(gallery=gallery), wait=wait)
 
 
+@asking(top, "calibrate")
 def calibrate(
+    client: Client,
     gallery: Gallery = "default",
     target_fpir: TargetFpir = 0.01,
-    url: Url = LOCAL,
-    api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Find a gallery's threshold, by a job; status 1 unless it succeeds."""
-    with connected(url, api_key) as client:
-        job = client.calibrate(gallery=gallery, target_fpir=target_fpir)
-        job = require_success(followed(client, job, quietly=as_json))
+    job = client.calibrate(gallery=gallery, target_fpir=target_fpir)
+    job = finish(client, job, quiet=as_json)
     if as_json:
         print_answer(job)
         return
@@ -186,16 +171,10 @@ def calibrate(
     )
 
 
-def check_gallery(
-    gallery: Gallery = "default",
-    url: Url = LOCAL,
-    api_key: ApiKey = None,
-    as_json: AsJson = False,
-) -> None:
+@asking(top, "check-gallery")
+def check_gallery(client: Client, gallery: Gallery = "default", as_json: AsJson = False) -> None:
     """List what in a gallery attracts other people, by a job; status 1 unless it succeeds."""
-    with connected(url, api_key) as client:
-        job = client.audit_gallery(gallery=gallery)
-        job = require_success(followed(client, job, quietly=as_json))
+    job = finish(client, client.audit_gallery(gallery=gallery), quiet=as_json)
     if as_json:
         print_answer(job)
         return
@@ -211,7 +190,7 @@ def check_gallery(
 
 
 def _findings(found: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:
-    """A row for each finding of an audit; of two subjects that may be one, for the first."""
+    """Yield a row for each finding of an audit; a pair of subjects has one, for the first."""
     for item in found["nearer_to_another"]:
         yield "nearer to another", *_member(item), _likeness(item["similarity"], item["other"])
     for item in found["pairs"]:
@@ -239,7 +218,7 @@ def _source(dataset: str | None, gallery: str | None) -> str | dict[str, str]:
 
 
 def _override(text: str) -> tuple[str, Any]:
-    """A change of a recipe: its key, and a JSON value or else a word."""
+    """Parse a change of a recipe: its key, and a JSON value or else a word."""
     key, equals, value = text.partition("=")
     if not (key.strip() and equals):
         raise WrongUsage(f"--set {printable(text)}: a change is written KEY=VALUE")
@@ -252,4 +231,4 @@ def _override(text: str) -> tuple[str, Any]:
 def _started(client: Client, job: Job, *, wait: bool) -> None:
     typer.echo(job.id)
     if wait:
-        require_success(followed(client, job))
+        finish(client, job)

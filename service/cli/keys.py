@@ -9,9 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from service.cli.deployment import audit_record, database, existing, settings_from
-from service.cli.failure import CommandFailed, WrongUsage
-from service.cli.options import DataDir
+from service.cli.deployment import (
+    DataDir,
+    audit_record,
+    database,
+    existing,
+    settings_from,
+)
+from service.cli.failure import WrongUsage, failing_on
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -43,7 +48,7 @@ def add(
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Make a key, shown once and kept as a hash; from then on every call needs one."""
+    """Make a key, shown once and kept as a hash; from then on every call needs a key."""
     from service.access.keys import Scope, create_key, read_expiry
     from service.storage.database import now
 
@@ -68,7 +73,7 @@ def add(
 
 @app.command("list")
 def show_all(data_dir: DataDir = None) -> None:
-    """List keys, without the secrets, which nobody knows; says when they expire, or have."""
+    """List keys with their state, without the secrets, which are not kept."""
     from service.access.keys import list_keys
     from service.storage.database import now
 
@@ -84,15 +89,12 @@ def show_all(data_dir: DataDir = None) -> None:
 
 @app.command("revoke")
 def revoke(key_id: str, data_dir: DataDir = None) -> None:
-    """Make a key useless from now on."""
+    """Revoke a key, from now on."""
     from service.access.keys import revoke_key
     from service.foundation.errors import NotFound
 
-    with _recorded("revoke_key", existing(data_dir)) as (engine, record):
-        try:
-            revoke_key(engine, key_id, record)
-        except NotFound as error:
-            raise CommandFailed(str(error)) from error
+    with _recorded("revoke_key", existing(data_dir)) as (engine, record), failing_on(NotFound):
+        revoke_key(engine, key_id, record)
     typer.echo(f"{key_id} revoked")
 
 
@@ -104,7 +106,7 @@ def _written(moment: datetime) -> str:
 def _recorded(
     action: Literal["add_key", "revoke_key"], settings: Settings
 ) -> Iterator[tuple[Engine, Callable[[ApiKey], None]]]:
-    """The database, and what writes a change of a key to the audit record."""
+    """Yield the database, and a function that writes a change of a key to the audit record."""
     from service.access.audit.entries import COMMAND, key_change
 
     with database(settings) as engine, audit_record(settings, engine) as record:

@@ -7,44 +7,42 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.connection import confirm, connected, followed, require_success
-from service.cli.failure import complaints
-from service.cli.options import LOCAL, ApiKey, AsJson, Gallery, Url, Wait, Yes
+from service.cli.connection import AsJson, Gallery, Wait, Yes, asking, confirm, finish
+from service.cli.failure import failing_on
 from service.cli.output import print_answer, print_list
 
 if TYPE_CHECKING:
-    from service.client import Client, Job
+    from service.client import Client
 
 app = typer.Typer(no_args_is_help=True, help="Models of a running service.")
 
 
-@app.command("list")
-def show_all(url: Url = LOCAL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
+@asking(app, "list")
+def show_all(client: Client, as_json: AsJson = False) -> None:
     """List models."""
-    with connected(url, api_key) as client:
-        print_list(
-            client.models(),
-            {
-                "model": lambda item: item.name,
-                "source": lambda item: item.source,
-                "architecture": lambda item: item.card.get("architecture"),
-                "digest": lambda item: item.digest[:12],
-                "active in": lambda item: ", ".join(item.active_in),
-                "created": lambda item: item.created_at,
-            },
-            as_json=as_json,
-        )
+    print_list(
+        client.models(),
+        {
+            "model": lambda item: item.name,
+            "source": lambda item: item.source,
+            "architecture": lambda item: item.card.get("architecture"),
+            "digest": lambda item: item.digest[:12],
+            "active in": lambda item: ", ".join(item.active_in),
+            "created": lambda item: item.created_at,
+        },
+        as_json=as_json,
+    )
 
 
-@app.command("show")
-def show(name: str, url: Url = LOCAL, api_key: ApiKey = None) -> None:
+@asking(app, "show")
+def show(client: Client, name: str) -> None:
     """Show a model and its card as JSON."""
-    with connected(url, api_key) as client:
-        print_answer(client.model(name))
+    print_answer(client.model(name))
 
 
-@app.command("upload")
+@asking(app, "upload")
 def upload(
+    client: Client,
     name: str,
     checkpoint: Annotated[
         Path,
@@ -52,50 +50,30 @@ def upload(
             exists=True, file_okay=False, help="A folder with weights.safetensors and card.json."
         ),
     ],
-    url: Url = LOCAL,
-    api_key: ApiKey = None,
 ) -> None:
     """Register a checkpoint as a model; `gaitid import-opengait` makes one of OpenGait's."""
-    with connected(url, api_key) as client, complaints():
-        print_answer(
-            client.upload_model(
-                name,
-                weights=checkpoint / "weights.safetensors",
-                card=checkpoint / "card.json",
-            )
-        )
+    weights, card = checkpoint / "weights.safetensors", checkpoint / "card.json"
+    with failing_on(OSError):
+        print_answer(client.upload_model(name, weights=weights, card=card))
 
 
-@app.command("delete")
-def delete(name: str, yes: Yes = False, url: Url = LOCAL, api_key: ApiKey = None) -> None:
+@asking(app, "delete")
+def delete(client: Client, name: str, yes: Yes = False) -> None:
     """Remove a model that no gallery uses or may go back to."""
     confirm(f"Remove the model {name!r}?", yes=yes)
-    with connected(url, api_key) as client:
-        client.remove_model(name)
+    client.remove_model(name)
     typer.echo(f"{name} removed")
 
 
-@app.command("activate")
-def activate(
-    name: str,
-    gallery: Gallery = "default",
-    wait: Wait = True,
-    url: Url = LOCAL,
-    api_key: ApiKey = None,
-) -> None:
+@asking(app, "activate")
+def activate(client: Client, name: str, gallery: Gallery = "default", wait: Wait = True) -> None:
     """Serve a gallery with a model, once everything is embedded with it."""
-    with connected(url, api_key) as client:
-        _ended(client, client.activate(name, gallery=gallery), wait=wait)
+    job = client.activate(name, gallery=gallery)
+    print_answer(finish(client, job) if wait else job)
 
 
-@app.command("rollback")
-def rollback(
-    gallery: Gallery = "default", wait: Wait = True, url: Url = LOCAL, api_key: ApiKey = None
-) -> None:
+@asking(app, "rollback")
+def rollback(client: Client, gallery: Gallery = "default", wait: Wait = True) -> None:
     """Serve a gallery with the model before the last activation again."""
-    with connected(url, api_key) as client:
-        _ended(client, client.rollback(gallery=gallery), wait=wait)
-
-
-def _ended(client: Client, job: Job, *, wait: bool) -> None:
-    print_answer(require_success(followed(client, job)) if wait else job)
+    job = client.rollback(gallery=gallery)
+    print_answer(finish(client, job) if wait else job)

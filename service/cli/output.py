@@ -1,4 +1,4 @@
-"""Answers for people, and for programs."""
+"""Answers, printed for people and for programs."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item", bound="Answer")
 
-_WIDE = 500  # columns, where nobody looks: nothing is cut off
+_WIDE = 500  # columns where it is no terminal, so that nothing is cut off
 
 
 def print_answer(answer: Answer) -> None:
-    """One answer as JSON, indented where a person looks."""
+    """Print one answer as JSON, indented in a terminal."""
     typer.echo(answer.model_dump_json(indent=2 if sys.stdout.isatty() else None))
 
 
 def print_object(content: Mapping[str, Any]) -> None:
-    """One line of JSON."""
+    """Print one line of JSON."""
     typer.echo(json.dumps(content, ensure_ascii=False))
 
 
 def print_list(
     items: Iterable[Item], columns: Mapping[str, Callable[[Item], object]], *, as_json: bool
 ) -> None:
-    """A table with these columns, or one JSON object a line."""
+    """Print a table with these columns, or one JSON object a line."""
     if as_json:
         for item in items:
             typer.echo(item.model_dump_json())
@@ -39,7 +39,7 @@ def print_list(
 
 
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """A table; what cannot be printed in a cell is replaced, so that none rules the terminal."""
+    """Print a table. Characters that would control the terminal are replaced."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -53,7 +53,7 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Non
 
 
 def printable(value: object) -> str:
-    """A value as text in one line."""
+    """Return a value as text in one line, without characters that control the terminal."""
     from datetime import datetime
 
     if value is None:

@@ -1,9 +1,10 @@
-"""Progress as a bar in a terminal: of a job, of a file that goes over the wire."""
+"""Progress bars in a terminal: of a job, of a transfer, of any counted work."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from rich.console import Console
 from rich.progress import (
@@ -11,6 +12,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -20,55 +22,58 @@ from rich.progress import (
 from service.client import Client, Job
 
 
-def follow(client: Client, job_id: str, *, console: Console | None = None) -> Job:
-    """Draw the job's bar from its events until it has ended; returns how it ended."""
-    bar = Progress(
-        TextColumn("{task.description}"),
+@contextmanager
+def bar(
+    description: str,
+    total: int | None = None,
+    *columns: ProgressColumn,
+    console: Console | None = None,
+) -> Iterator[Callable[..., None]]:
+    """Show a bar, on stderr unless `console` is given; the total may be unknown.
+
+    Yields `rich.progress.Progress.update` of the bar: it takes `completed`, `total`, `advance`,
+    `description` and fields of columns.
+    """
+    progress = Progress(
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
+        *(columns or (MofNCompleteColumn(), TimeRemainingColumn())),
+        console=console or Console(stderr=True),
+    )
+    with progress:
+        yield partial(progress.update, progress.add_task(description, total=total, figures=""))
+
+
+def follow(client: Client, job_id: str, *, console: Console | None = None) -> Job:
+    """Show a job's progress until it has ended, and return it."""
+    columns = (
         MofNCompleteColumn(),
         TextColumn("{task.fields[figures]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=console,
     )
-    with bar:
-        task = bar.add_task("queued", total=None, figures="")
+    with bar("queued", None, *columns, console=console) as update:
         for event in client.follow(job_id):
-            match event.kind:
-                case "status":
-                    bar.update(task, description=event.data["status"])
-                case "start":
-                    bar.update(task, completed=event.data["step"], total=event.data["total_steps"])
-                case "progress":
-                    bar.update(
-                        task,
-                        completed=event.data["step"],
-                        total=event.data["total_steps"],
-                        figures=figures(event.data["metrics"], most=2),
-                    )
-                case "evaluation":
-                    bar.update(task, figures=figures(event.data["metrics"], most=2))
+            data = event.data
+            if event.kind == "status":
+                update(description=data["status"])
+            if event.kind in ("start", "progress"):
+                update(completed=data["step"], total=data["total_steps"])
+            if event.kind in ("progress", "evaluation"):
+                update(figures=figures(data["metrics"], most=2))
     return client.job(job_id)
 
 
 @contextmanager
 def transfer(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar over bytes on stderr; the total may be unknown. Yields what to tell how many went."""
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-    )
-    with bar:
-        task = bar.add_task(description, total=total)
-        yield lambda count: bar.update(task, completed=count)
+    """Show a bar over bytes; yields a function that takes how many were transferred."""
+    columns = DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn()
+    with bar(description, total, *columns) as update:
+        yield lambda count: update(completed=count)
 
 
 def figures(metrics: dict[str, object], *, most: int | None = None) -> str:
-    """Metrics in one line: `loss 1.234  rank1 0.87`."""
+    """Return metrics in one line, such as `loss 1.234  rank1 0.87`."""
     shown = [
         f"{name} {value:.4g}"
         for name, value in metrics.items()

@@ -1,17 +1,14 @@
-"""`gaitid enroll`, `identify`, `verify`."""
+"""`gaitid enroll`, `identify` and `verify`."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli import folder
-from service.cli.connection import connected
-from service.cli.failure import WrongUsage
-from service.cli.options import (
+from service.cli.connection import (
     LOCAL,
     ApiKey,
     AsJson,
@@ -19,10 +16,19 @@ from service.cli.options import (
     Threshold,
     Url,
     WalkFile,
+    asking,
+    connected,
 )
-from service.cli.output import print_answer, print_table, printable
+from service.cli.failure import WrongUsage, failing_on
+from service.cli.output import print_answer, print_object, print_table, printable
+
+if TYPE_CHECKING:
+    from service.cli.bulk_enrolment import Outcome
+    from service.client import Client
 
 app = typer.Typer()
+
+_PATIENT = 12  # attempts, over some minutes: a killed service holds a key for two
 
 
 @app.command()
@@ -50,33 +56,24 @@ def enroll(
     """Enrol walks of one person, or of a whole folder of people.
 
     A folder: FOLDER/PERSON/WALK.zip in any upload format, or FOLDER/PERSON/WALK/ with an image for
-    each frame. A walk's metadata are in WALK.json beside it, else its name says VIEW_CONDITION, as
-    in 090_nm-01.zip. Run it again after whatever happened: nothing is enrolled twice. Status 1 when
-    a walk was refused.
+    each frame; or, one level deeper, FOLDER/PERSON/CONDITION/VIEW.zip or VIEW/. A walk's metadata
+    are in WALK.json beside it, else these names say condition and view, or WALK is VIEW_CONDITION,
+    as in 090_nm-01.zip. Run it again after any failure: nothing is enrolled twice. Status 1 when a
+    walk was refused or a folder skipped.
     """
     if not walks:
         if not Path(who).is_dir():
             raise WrongUsage(f"{who!r} is no folder; to enrol one person give walks as well")
         if metadata is not None:
             raise WrongUsage("--metadata is for one person; a folder has WALK.json for each walk")
-        folder.enroll(
-            Path(who),
-            gallery,
-            url,
-            api_key,
-            in_flight=in_flight,
-            accept_conflict=accept_conflict,
-            as_json=as_json,
-        )
+        with connected(url, api_key, attempts=_PATIENT) as client:
+            _enroll_folder(client, Path(who), gallery, in_flight, accept_conflict, as_json)
         return
     with connected(url, api_key) as client:
         enrolment = client.enroll(
-            who,
-            walks,
-            gallery=gallery,
-            metadata=_object("--metadata", metadata),
+            who, walks, gallery=gallery, metadata=_object("--metadata", metadata),
             accept_conflict=accept_conflict,
-        )
+        )  # fmt: skip
     if as_json:
         print_answer(enrolment)
         return
@@ -99,8 +96,59 @@ def enroll(
         )
 
 
-@app.command()
+def _enroll_folder(
+    client: Client, folder: Path, gallery: str, in_flight: int, accept: bool, as_json: bool
+) -> None:
+    """Enrol a folder; raises `typer.Exit` with 1 if a walk was refused or a folder skipped."""
+    from service.cli.bulk_enrolment import UnusableFolder, enrol_all, walks_in
+    from service.cli.progress import bar
+
+    with failing_on(UnusableFolder, OSError):
+        found = walks_in(folder)
+    client.gallery(gallery)  # before the first walk is read: is there such a gallery?
+    outcomes: list[Outcome] = []
+    refused: list[Outcome] = []
+    enrolling = enrol_all(client, found.walks, gallery, in_flight=in_flight, accept_conflict=accept)
+    with bar("0 refused", len(found.walks)) as update:
+        for outcome in enrolling:
+            outcomes.append(outcome)
+            if as_json:
+                _print_outcome(folder, outcome)
+            if outcome.refused is not None:
+                refused.append(outcome)
+            update(advance=1, description=f"{len(refused)} refused")
+    if as_json:
+        for outcome in found.skipped:
+            _print_outcome(folder, outcome)
+    else:
+        known = sum(outcome.known for outcome in outcomes)
+        added = len(outcomes) - len(refused) - known
+        skipped = f", {len(found.skipped)} folders skipped" if found.skipped else ""
+        typer.echo(f"{added} walks enrolled, {known} were already, {len(refused)} refused{skipped}")
+        if unusable := [*refused, *found.skipped]:
+            print_table(
+                ("refused", "because"),
+                ((outcome.walk.path.relative_to(folder), outcome.refused) for outcome in unusable),
+            )
+    if refused or found.skipped:
+        raise typer.Exit(1)
+
+
+def _print_outcome(folder: Path, outcome: Outcome) -> None:
+    print_object(
+        {
+            "walk": str(outcome.walk.path.relative_to(folder)),
+            "subject_id": outcome.walk.subject_id,
+            "sequence_id": outcome.sequence_id,
+            "already_enrolled": outcome.known,
+            "refused": outcome.refused,
+        }
+    )
+
+
+@asking(app, "identify")
 def identify(
+    client: Client,
     walk: WalkFile,
     gallery: Gallery = "default",
     top_k: Annotated[int, typer.Option(min=1, max=100, help="Candidates to name.")] = 5,
@@ -109,20 +157,13 @@ def identify(
         str | None, typer.Option(help='Metadata of candidates: JSON, such as {"view": ["090"]}.')
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Similarity of each part.")] = False,
-    url: Url = LOCAL,
-    api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Say who walks there."""
-    with connected(url, api_key) as client:
-        answer = client.identify(
-            walk,
-            gallery=gallery,
-            top_k=top_k,
-            threshold=threshold,
-            filter=_object("--filter", filter),
-            explain=explain,
-        )
+    answer = client.identify(
+        walk, gallery=gallery, top_k=top_k, threshold=threshold,
+        filter=_object("--filter", filter), explain=explain,
+    )  # fmt: skip
     if as_json:
         print_answer(answer)
         return
@@ -142,19 +183,17 @@ def identify(
         print_table(columns, rows)
 
 
-@app.command()
+@asking(app, "verify")
 def verify(
+    client: Client,
     subject_id: str,
     walk: WalkFile,
     gallery: Gallery = "default",
     threshold: Threshold = None,
-    url: Url = LOCAL,
-    api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Say whether this is the person; status 1 when it is not."""
-    with connected(url, api_key) as client:
-        answer = client.verify(subject_id, walk, gallery=gallery, threshold=threshold)
+    answer = client.verify(subject_id, walk, gallery=gallery, threshold=threshold)
     if as_json:
         print_answer(answer)
     else:
@@ -167,6 +206,7 @@ def verify(
 
 
 def _object(option: str, text: str | None) -> dict[str, Any] | None:
+    """Parse a JSON object that was given as an option."""
     if text is None:
         return None
     try:

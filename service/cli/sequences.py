@@ -3,53 +3,47 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.connection import confirm, connected
-from service.cli.failure import WrongUsage, complaints
-from service.cli.options import LOCAL, ApiKey, Url, Yes
+from service.cli.connection import Yes, asking, confirm
+from service.cli.failure import WrongUsage, failing_on
 from service.cli.output import print_answer
+
+if TYPE_CHECKING:
+    from service.client import Client
 
 app = typer.Typer(no_args_is_help=True, help="Enrolled walks of a running service.")
 
 
-@app.command("show")
-def show(sequence_id: str, url: Url = LOCAL, api_key: ApiKey = None) -> None:
+@asking(app, "show")
+def show(client: Client, sequence_id: str) -> None:
     """Show a sequence as JSON, without its silhouettes."""
-    with connected(url, api_key) as client:
-        print_answer(client.sequence(sequence_id))
+    print_answer(client.sequence(sequence_id))
 
 
-@app.command("download")
+@asking(app, "download")
 def download(
+    client: Client,
     sequence_id: str,
     out: Annotated[
         Path, typer.Argument(help="FILE.npz: silhouettes; .gif: as a film; .png: energy image.")
     ],
-    url: Url = LOCAL,
-    api_key: ApiKey = None,
 ) -> None:
     """Write a sequence's silhouettes to a file; its ending says as what."""
-    with connected(url, api_key) as client:
-        match out.suffix.lower():
-            case ".npz":
-                content = client.silhouettes(sequence_id)
-            case ".gif":
-                content = client.film(sequence_id)
-            case ".png":
-                content = client.energy_image(sequence_id)
-            case _:
-                raise WrongUsage(f"{out}: .npz, .gif or .png?")
-    with complaints():
+    kinds = {".npz": client.silhouettes, ".gif": client.film, ".png": client.energy_image}
+    fetch = kinds.get(out.suffix.lower())
+    if fetch is None:
+        raise WrongUsage(f"{out}: .npz, .gif or .png?")
+    content = fetch(sequence_id)
+    with failing_on(OSError):
         out.write_bytes(content)
     typer.echo(f"{out}: {len(content)} bytes")
 
 
-@app.command("delete")
-def delete(sequence_id: str, yes: Yes = False, url: Url = LOCAL, api_key: ApiKey = None) -> None:
+@asking(app, "delete")
+def delete(client: Client, sequence_id: str, yes: Yes = False) -> None:
     """Erase a sequence, and its subject with the last one, and show the receipt."""
     confirm(f"Erase the sequence {sequence_id!r}?", yes=yes)
-    with connected(url, api_key) as client:
-        print_answer(client.erase_sequence(sequence_id))
+    print_answer(client.erase_sequence(sequence_id))

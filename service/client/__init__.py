@@ -5,12 +5,9 @@ with Client("http://127.0.0.1:8000") as client:
     client.enroll("anna", [Path("walk.zip")])
     answer = client.identify(Path("other.zip"))
     for event in client.follow(client.calibrate().id): ...
-
-async with AsyncClient("http://127.0.0.1:8000") as client:
-    await client.enroll("anna", [Path("walk.zip")])
-    async for subject in client.subjects(): ...
 ```
-Both have the same calls, those of `service.client.calls.Calls`. It imports nothing of the service.
+Asynchronous programs call it in a thread: `await asyncio.to_thread(client.identify, walk)`. It
+imports nothing else of the service.
 """
 
 from service.client.answers import (
@@ -38,8 +35,8 @@ from service.client.answers import (
     SubjectDetails,
     Verification,
 )
-from service.client.call import Upload
-from service.client.connection import AsyncClient, Client
+from service.client.client import Client
+from service.client.connection import Retries, Upload
 from service.client.failures import (
     BadRequest,
     ClientError,
@@ -60,10 +57,8 @@ from service.client.failures import (
     UnsupportedMedia,
     UnusableName,
 )
-from service.client.retries import Retries
 
 __all__ = [
-    "AsyncClient",
     "BadRequest",
     "Candidate",
     "Client",

@@ -1,4 +1,4 @@
-"""What the service answers, as typed records; what a newer service says beside that is ignored."""
+"""Answers of the service as typed records; unknown fields of a newer service are ignored."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Answer(BaseModel):
 
     @classmethod
     def of(cls, response: httpx.Response) -> Self:
-        """From a successful response; raises `pydantic.ValidationError` when it is none."""
+        """Parse a successful response; raises `pydantic.ValidationError` if it does not fit."""
         return cls.model_validate_json(response.content)
 
 
 class Page(Answer, Generic[T]):
-    """Some items of a list, and where it goes on."""
+    """One page of a list, and the cursor of the next."""
 
     items: list[T]
     next_cursor: str | None
@@ -44,7 +44,7 @@ class Quality(Answer):
 
 
 class EnrolledSequence(Answer):
-    """One sequence that was enrolled, now or (the very same walk) before."""
+    """One enrolled sequence; the same walk may have been enrolled before."""
 
     sequence_id: str
     frames: int
@@ -70,7 +70,7 @@ class EnrolmentConflict(Answer):
 
 
 class Coverage(Answer):
-    """In which views and conditions a subject is enrolled, and what is missing."""
+    """The views and conditions in which a subject is enrolled, and those that are missing."""
 
     sequences: int
     views: list[str]
@@ -81,7 +81,7 @@ class Coverage(Answer):
 
 
 class Enrolment(Answer):
-    """What an enrolment added, and which conflicts it did in spite of."""
+    """What an enrolment added, and which conflicts were accepted."""
 
     gallery: str
     subject_id: str
@@ -90,24 +90,24 @@ class Enrolment(Answer):
     conflicts: list[EnrolmentConflict] = []
     coverage: Coverage | None = None
     replayed: bool = False
-    """Whether this is the answer that an earlier request with the same key had."""
+    """Whether this is the answer to an earlier request with the same key."""
 
     @classmethod
     def of(cls, response: httpx.Response) -> Self:
-        """From a response: a header says whether it is replayed."""
+        """Parse a response, whose header says whether it is replayed."""
         replayed = response.headers.get("Idempotency-Replayed") == "true"
         return super().of(response).model_copy(update={"replayed": replayed})
 
 
 class Probe(Answer):
-    """What was made of the walk that was asked about."""
+    """The walk that was searched for."""
 
     frames: int
     quality: Quality
 
 
 class Candidate(Answer):
-    """One enrolled subject who may be the probe; `parts`, head to feet, only when explained."""
+    """An enrolled subject who may be the probe; `parts`, head to feet, only when explained."""
 
     rank: int
     subject_id: str
@@ -117,43 +117,37 @@ class Candidate(Answer):
     parts: list[float] | None = None
 
 
-ThresholdSource = Literal["request", "gallery", "model"]
-
-
-class Identification(Answer):
-    """The answer to `identify`."""
+class Search(Answer):
+    """What the answers to `identify` and `verify` share."""
 
     search_id: str
     gallery: str
-    decision: Literal["match", "no_match"]
     threshold: float
-    threshold_source: ThresholdSource
+    threshold_source: Literal["request", "gallery", "model"]
     operating_point: dict[str, Any] | None
-    candidates: list[Candidate]
     probe: Probe
     model: ModelReference
     took_ms: float
 
 
-class Verification(Answer):
+class Identification(Search):
+    """The answer to `identify`."""
+
+    decision: Literal["match", "no_match"]
+    candidates: list[Candidate]
+
+
+class Verification(Search):
     """The answer to `verify`."""
 
-    search_id: str
-    gallery: str
     subject_id: str
     verified: bool
     similarity: float
-    threshold: float
-    threshold_source: ThresholdSource
-    operating_point: dict[str, Any] | None
     sequence_id: str
-    probe: Probe
-    model: ModelReference
-    took_ms: float
 
 
 class Gallery(Answer):
-    """A gallery and how much is in it."""
+    """A gallery and its size."""
 
     name: str
     subjects: int
@@ -167,7 +161,7 @@ class Gallery(Answer):
 
 
 class Import(Answer):
-    """What an import has made; `sequence_ids` are "kept" or "new", embeddings "taken" or "left"."""
+    """A gallery imported; `sequence_ids` are "kept" or "new", embeddings "taken" or "left"."""
 
     gallery: Gallery
     sequence_ids: str
@@ -206,7 +200,7 @@ class SubjectDetails(Answer):
 
 
 class ErasureReceipt(Answer):
-    """What an erasure took away: `erased` counts subjects, sequences and embeddings.
+    """What was erased: `erased` counts subjects, sequences and embeddings.
 
     `models` learned from an erased subject; `jobs` were cancelled because they were about to.
     """
@@ -246,16 +240,16 @@ class Job(Answer):
 
     @property
     def ended(self) -> bool:
-        """Whether the job will not change any more."""
+        """Whether the job has ended."""
         return self.status in ENDED
 
 
 ENDED = ("succeeded", "failed", "cancelled")
-"""The statuses of a job that will not change any more."""
+"""The statuses of a job that has ended."""
 
 
 class JobEvent(Answer):
-    """One entry of a job's history."""
+    """One event of a job."""
 
     sequence: int
     kind: str
@@ -263,7 +257,7 @@ class JobEvent(Answer):
 
     @property
     def last(self) -> bool:
-        """Whether the job has ended with it."""
+        """Whether it ends the job."""
         return self.kind == "status" and self.data["status"] in ENDED
 
 

@@ -1,50 +1,113 @@
-"""The two clients: one blocks, one is awaited. What they can be asked is in `calls`."""
+"""The connection that `Client` builds on: requests, retries, lists, events, files and errors.
+
+Every method takes a path made by `at` and returns the answer as a record of `answers`.
+"""
 
 from __future__ import annotations
 
 import os
+import random
 import time
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Generator,
-    Iterator,
-    Mapping,
-)
-from contextlib import aclosing, asynccontextmanager, closing, contextmanager
-from types import TracebackType
-from typing import Any, Self, TypeVar
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Self, TypeVar
+from urllib.parse import quote
 
-import anyio
-import anyio.to_thread
 import httpx
-from httpx_sse import EventSource
+from httpx_sse import EventSource, ServerSentEvent
 from pydantic import ValidationError
 
-from service.client.answers import Answer, JobEvent
-from service.client.call import Call, Download, Events, Lines, Pages, given
-from service.client.calls import Calls
+from service.client.answers import Answer, JobEvent, Page
 from service.client.failures import (
     ClientError,
+    RateLimited,
     Refused,
     ServiceUnreachable,
+    Unavailable,
     UnexpectedAnswer,
+    UnusableName,
     raise_for_problem,
-    told_as_unreachable,
+    unreachable_at,
 )
-from service.client.history import History
-from service.client.retries import Retries
 
 T = TypeVar("T")
-Item = TypeVar("Item", bound=Answer)
+A = TypeVar("A", bound=Answer)
 
 _CONNECT_S = 10.0
+_PIECE = 2**18  # bytes of a large file that are sent at once
+_PAGE = "200"  # items of a list that are asked for at once
+
+Values = Mapping[str, str | None]
+"""Query parameters or form fields; None is left out."""
+
+Upload = Path | tuple[str, bytes]
+"""A file to upload: its path, or a name and the content."""
+
+Transferred = Callable[[int], object]
+"""Called with the bytes transferred so far; when a transfer is repeated, they start again at 0."""
 
 
-class Client(Calls):
-    """A connection to one service, for any number of threads. To be closed, or used in a `with`."""
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """When a failed call is repeated.
+
+    The wait doubles after each failure, up to `longest_wait_s`. A random part of up to a half is
+    taken off, so that clients that failed together do not return together. The time that the
+    service asks for (Retry-After) is added; if it is longer than `longest_wait_s`, the call fails.
+
+    Attributes:
+        attempts: the most attempts per call.
+        first_wait_s: seconds to wait after the first failure.
+        longest_wait_s: the longest wait, in seconds.
+        sleep: waits for a number of seconds.
+    """
+
+    attempts: int = 5
+    first_wait_s: float = 0.5
+    longest_wait_s: float = 30.0
+    sleep: Callable[[float], object] = time.sleep
+
+    def run(self, attempt: Callable[[], T], *, repeatable: bool) -> T:
+        """Return the result of the first attempt that succeeds; see `pause`."""
+        failures = 0
+        while True:
+            try:
+                return attempt()
+            except ClientError as error:
+                failures += 1
+                pause = self.pause(error, failures, repeatable=repeatable)
+            self.sleep(pause)
+
+    def pause(self, error: ClientError, failures: int, *, repeatable: bool) -> float:
+        """Return the seconds to wait before the next attempt, or raise `error` to give up.
+
+        Args:
+            error: how the last attempt failed.
+            failures: how many attempts have failed.
+            repeatable: whether the call may be carried out twice. If not, it is repeated only when
+                it certainly was not carried out.
+        """
+        match error:
+            case ServiceUnreachable():
+                may_pass = repeatable or not error.sent
+            case RateLimited() | Unavailable():
+                may_pass = True
+            case Refused():  # our first attempt, whose connection broke, is still being carried out
+                may_pass = error.slug == "idempotency-key-in-flight"
+            case _:
+                may_pass = False
+        asked = error.retry_after or 0.0 if isinstance(error, Refused) else 0.0
+        if failures >= self.attempts or asked > self.longest_wait_s or not may_pass:
+            raise error
+        wait = min(self.longest_wait_s, self.first_wait_s * 2.0 ** min(failures - 1, 16))
+        return asked + wait * random.uniform(0.5, 1.0)  # noqa: S311 - spreads, hides nothing
+
+
+class Connection:
+    """A connection to one service, for any number of threads. Close it, or use it in a `with`."""
 
     def __init__(
         self,
@@ -55,30 +118,43 @@ class Client(Calls):
         retries: Retries | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """Speak to the service at `url`.
+        """Connect to the service at `url`.
 
         Args:
             url: such as `http://127.0.0.1:8000`.
-            api_key: where the service wants one; without it that of GAITID_API_KEY, empty for none.
-            timeout_s: how long an answer may take.
-            retries: how patient the client is with a service that does not answer.
-            transport: what carries the requests, instead of the network.
+            api_key: None takes GAITID_API_KEY; "" sends none.
+            timeout_s: the longest wait for an answer, in seconds.
+            retries: when failed calls are repeated.
+            transport: used instead of the network.
 
         Raises:
-            ValueError: an address that is none, or a key that cannot be one.
+            ValueError: the URL or the key is malformed.
         """
-        self._http = httpx.Client(transport=transport, **_options(url, api_key, timeout_s))
+        key = os.environ.get("GAITID_API_KEY", "") if api_key is None else api_key
+        if not (key.isascii() and key.isprintable() and " " not in key):
+            # httpx's own error would show the key.
+            raise ValueError(
+                "the API key holds a character that none has: check for spaces around it"
+            )
+        try:
+            base = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise ValueError(f"{url!r} is not a URL: {error}") from error
+        if base.scheme not in ("http", "https") or not base.host:
+            # Otherwise every call would be repeated, as if the service were down.
+            raise ValueError(f"{url!r} is not a URL such as http://127.0.0.1:8000")
+        self._http = httpx.Client(
+            transport=transport,
+            base_url=base,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_S)),
+        )
         self._retries = retries or Retries()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -86,76 +162,143 @@ class Client(Calls):
         self._http.close()
 
     def ready(self) -> bool:
-        """Whether the service answers and is ready, now."""
+        """Return whether the service is ready now; asks once."""
         try:
             return self._http.get("/readyz").is_success
         except httpx.TransportError:
             return False
 
-    def send(self, call: Call[T]) -> T:
-        """Carry out a call that is described."""
-        content = call.content()
-        return self._patiently(lambda: self._once(call, content), repeatable=call.repeatable)
+    def _ask(self, answer: type[A], method: str, path: str, **options: Any) -> A:
+        """Return the answer to a request; for the options see `_request`."""
+        response = self._request(method, path, **options)
+        try:
+            return answer.of(response)
+        except ValidationError as error:
+            raise UnexpectedAnswer(
+                f"{response.url}: the answer is not what this client knows ({error.error_count()} "
+                "faults); is the address right, and the client's version the service's?"
+            ) from error
 
-    def turn(self, pages: Pages[Item]) -> Iterator[Item]:
-        """Every item of a list, page after page."""
-        page = self.send(pages.call(None))
-        yield from page.items
-        while page.next_cursor is not None:
-            page = self.send(pages.call(page.next_cursor))
-            yield from page.items
+    def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Values | None = None,
+        form: Values | None = None,
+        files: Sequence[tuple[str, Upload]] = (),
+        json: Mapping[str, Any] | None = None,
+        changes: bool = True,
+        key: str | None = None,
+        file: Path | None = None,
+        transferred: Transferred | None = None,
+    ) -> httpx.Response:
+        """Send a request, repeatedly if that helps, and return the successful response.
 
-    def watch(self, events: Events) -> Iterator[JobEvent]:
-        """A job's events to its end, over as many connections as it takes."""
-        history = History(events, self._retries)
-        while not history.complete:
-            broken = None
-            try:
-                with closing(self._listen(history)) as arriving:
-                    yield from arriving
-            except (ServiceUnreachable, Refused) as error:
-                broken = error
-            if not history.complete:
-                time.sleep(history.pause(broken))
+        A POST is repeatable, because it changes nothing or because of its key. A DELETE is not: the
+        first answer would have been the receipt, the second says that there is nothing to erase.
 
-    def read_lines(self, lines: Lines) -> Iterator[str]:
-        """A long text, line by line."""
-        with self._streaming(lines.path, params=given(lines.query)) as response:
+        Args:
+            method: of HTTP.
+            path: made by `at`.
+            query: query parameters.
+            form: fields of a multipart body.
+            files: files of that body, by field.
+            json: the body instead.
+            changes: whether a POST changes anything, and so needs an Idempotency-Key.
+            key: the Idempotency-Key; by default one is made up.
+            file: a zip archive: the body instead, sent piece by piece.
+            transferred: told how much of `file` has been sent.
+        """
+        headers = {}
+        if method == "POST" and changes:
+            headers["Idempotency-Key"] = key or str(uuid.uuid4())
+        options: dict[str, Any] = {
+            "params": given(query),
+            "data": given(form) or None,
+            "files": [(field, _read(upload)) for field, upload in files] or None,
+            "json": json,
+            "headers": headers,
+        }
+        if file is not None:
+            # With its size, so that the service can refuse too large a file before it is sent.
+            headers["Content-Type"] = "application/zip"
+            headers["Content-Length"] = str(file.stat().st_size)
+            options["timeout"] = httpx.Timeout(60.0, read=None)  # the service reads it all first
+
+        def attempt() -> httpx.Response:
+            content = None if file is None else _pieces(file, transferred)
+            with unreachable_at(self._http.base_url):
+                response = self._http.request(method, path, content=content, **options)
+            raise_for_problem(response)
+            return response
+
+        return self._retries.run(attempt, repeatable=method in ("GET", "POST"))
+
+    def _list(self, page: type[Page[A]], path: str, **query: str | None) -> Iterator[A]:
+        """Yield the items of a list; each page is requested when it is needed."""
+        cursor = None
+        while True:
+            query = {"limit": _PAGE, **query, "cursor": cursor}
+            found = self._ask(page, "GET", path, query=query)
+            yield from found.items
+            cursor = found.next_cursor
+            if cursor is None:
+                return
+
+    def _lines(self, path: str, query: Values) -> Iterator[str]:
+        """Yield the lines of a long text."""
+        with self._streaming(path, params=given(query)) as response:
             yield from response.iter_lines()
 
-    def save(self, download: Download) -> None:
-        """Bring a file home; when that fails, nothing is there."""
-        self._patiently(lambda: self._save(download), repeatable=True)
+    def _save(self, path: str, to: Path, query: Values, transferred: Transferred | None) -> None:
+        """Download a file; nothing is left at `to` when that fails."""
 
-    def _patiently(self, attempt: Callable[[], T], *, repeatable: bool) -> T:
-        """What the first attempt to succeed gives."""
+        def attempt() -> None:
+            with (
+                self._streaming(path, params=given(query)) as response,
+                _private_file(to) as file,
+            ):
+                for piece in response.iter_bytes():
+                    file.write(piece)
+                    if transferred is not None:
+                        transferred(file.tell())
+
+        self._retries.run(attempt, repeatable=True)
+
+    def _events(self, path: str, after: int) -> Iterator[JobEvent]:
+        """Yield a job's events to its end, over as many connections as it takes."""
         failures = 0
         while True:
+            # A service that is stopped ends its streams in good order, before the job has ended.
+            broken: ClientError = ServiceUnreachable(f"{path} ended before the job", sent=True)
+            headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
+            if after:
+                headers["Last-Event-ID"] = str(after)
             try:
-                return attempt()
-            except ClientError as error:
-                failures += 1
-                pause = self._retries.pause(error, failures, repeatable=repeatable)
-            time.sleep(pause)
-
-    def _save(self, download: Download) -> None:
-        with (
-            self._streaming(download.path, params=given(download.query)) as response,
-            download.writing() as write,
-        ):
-            for piece in response.iter_bytes():
-                write(piece)
-
-    def _once(self, call: Call[T], content: Mapping[str, Any]) -> T:
-        body = None if call.file is None else call.file.pieces()
-        with told_as_unreachable(self._http.base_url):
-            response = self._http.request(**content, content=body)
-        return _answer(call, response)
+                with self._streaming(path, headers=headers) as response:
+                    if response.status_code == httpx.codes.NO_CONTENT:  # there are no more events
+                        return
+                    if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
+                        raise UnexpectedAnswer(f"{response.url} sends no events")
+                    for sent in EventSource(response).iter_sse():
+                        if not sent.data:  # a ping
+                            continue
+                        event = _event(sent, path)
+                        after, failures = event.sequence, 0
+                        yield event
+                        if event.last:
+                            return
+            except (ServiceUnreachable, Refused) as error:
+                broken = error
+            failures += 1
+            self._retries.sleep(self._retries.pause(broken, failures, repeatable=True))
 
     @contextmanager
     def _streaming(self, path: str, **options: Any) -> Iterator[httpx.Response]:
+        """Yield a successful response whose body is not read yet."""
         with (
-            told_as_unreachable(self._http.base_url),
+            unreachable_at(self._http.base_url),
             self._http.stream("GET", path, **options) as response,
         ):
             if not response.is_success:
@@ -163,161 +306,51 @@ class Client(Calls):
                 raise_for_problem(response)
             yield response
 
-    def _listen(self, history: History) -> Generator[JobEvent]:
-        with self._streaming(history.path, headers=history.headers) as response:
-            history.begin(response)
-            if not history.complete:
-                for sent in EventSource(response).iter_sse():
-                    if sent.data:  # else a ping
-                        yield history.take(sent)
+
+def at(*segments: str) -> str:
+    """Make a path of segments; whatever a name holds stays within its segment.
+
+    Raises:
+        UnusableName: a name that no URL can carry: `..`, `.` or an empty one.
+    """
+    for segment in segments:
+        if segment in ("", ".", ".."):
+            raise UnusableName(f"{segment!r} cannot be part of an address")
+    return "".join(f"/{quote(segment, safe='')}" for segment in segments)
 
 
-class AsyncClient(Calls):
-    """The same to be awaited, in asyncio or trio. To be closed, or used in an `async with`."""
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        api_key: str | None = None,
-        timeout_s: float = 60.0,
-        retries: Retries | None = None,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
-        """Speak to the service at `url`; as `Client` does."""
-        self._http = httpx.AsyncClient(transport=transport, **_options(url, api_key, timeout_s))
-        self._retries = retries or Retries()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Close the connection."""
-        await self._http.aclose()
-
-    async def ready(self) -> bool:
-        """Whether the service answers and is ready, now."""
-        try:
-            return (await self._http.get("/readyz")).is_success
-        except httpx.TransportError:
-            return False
-
-    async def send(self, call: Call[T]) -> T:
-        """Carry out a call that is described."""
-        content = await anyio.to_thread.run_sync(call.content)
-        return await self._patiently(lambda: self._once(call, content), repeatable=call.repeatable)
-
-    async def turn(self, pages: Pages[Item]) -> AsyncIterator[Item]:
-        """Every item of a list, page after page."""
-        cursor = None
-        while True:
-            page = await self.send(pages.call(cursor))
-            for item in page.items:
-                yield item
-            cursor = page.next_cursor
-            if cursor is None:
-                return
-
-    async def watch(self, events: Events) -> AsyncIterator[JobEvent]:
-        """A job's events to its end, over as many connections as it takes."""
-        history = History(events, self._retries)
-        while not history.complete:
-            broken = None
-            try:
-                async with aclosing(self._listen(history)) as arriving:
-                    async for event in arriving:
-                        yield event
-            except (ServiceUnreachable, Refused) as error:
-                broken = error
-            if not history.complete:
-                await anyio.sleep(history.pause(broken))
-
-    async def read_lines(self, lines: Lines) -> AsyncIterator[str]:
-        """A long text, line by line."""
-        async with self._streaming(lines.path, params=given(lines.query)) as response:
-            async for line in response.aiter_lines():
-                yield line
-
-    async def save(self, download: Download) -> None:
-        """Bring a file home; when that fails, nothing is there."""
-        await self._patiently(lambda: self._save(download), repeatable=True)
-
-    async def _patiently(self, attempt: Callable[[], Awaitable[T]], *, repeatable: bool) -> T:
-        """What the first attempt to succeed gives."""
-        failures = 0
-        while True:
-            try:
-                return await attempt()
-            except ClientError as error:
-                failures += 1
-                pause = self._retries.pause(error, failures, repeatable=repeatable)
-            await anyio.sleep(pause)
-
-    async def _save(self, download: Download) -> None:
-        async with self._streaming(download.path, params=given(download.query)) as response:
-            with download.writing() as write:
-                async for piece in response.aiter_bytes():
-                    await anyio.to_thread.run_sync(write, piece)
-
-    async def _once(self, call: Call[T], content: Mapping[str, Any]) -> T:
-        body = None if call.file is None else call.file.pieces_awaited()
-        with told_as_unreachable(self._http.base_url):
-            response = await self._http.request(**content, content=body)
-        return _answer(call, response)
-
-    @asynccontextmanager
-    async def _streaming(self, path: str, **options: Any) -> AsyncIterator[httpx.Response]:
-        with told_as_unreachable(self._http.base_url):
-            async with self._http.stream("GET", path, **options) as response:
-                if not response.is_success:
-                    await response.aread()
-                    raise_for_problem(response)
-                yield response
-
-    async def _listen(self, history: History) -> AsyncGenerator[JobEvent]:
-        async with self._streaming(history.path, headers=history.headers) as response:
-            history.begin(response)
-            if not history.complete:
-                async with aclosing(EventSource(response).aiter_sse()) as arriving:
-                    async for sent in arriving:
-                        if sent.data:
-                            yield history.take(sent)
+def given(values: Values | None) -> dict[str, str]:
+    """Return the values that are not None."""
+    return {name: value for name, value in (values or {}).items() if value is not None}
 
 
-def _options(url: str, api_key: str | None, timeout_s: float) -> dict[str, Any]:
-    """What both kinds of httpx client are made with."""
-    key = os.environ.get("GAITID_API_KEY", "") if api_key is None else api_key
-    if not (key.isascii() and key.isprintable() and " " not in key):
-        # Else the error that httpx raises would show it.
-        raise ValueError("the API key holds a character that none has: check for spaces around it")
+def _event(sent: ServerSentEvent, path: str) -> JobEvent:
     try:
-        base = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise ValueError(f"{url!r} is not a URL: {error}") from error
-    if base.scheme not in ("http", "https") or not base.host:
-        # Else every call would be tried again and again, as if nobody were at home.
-        raise ValueError(f"{url!r} is not a URL such as http://127.0.0.1:8000")
-    return {
-        "base_url": base,
-        "headers": {"Authorization": f"Bearer {key}"} if key else {},
-        "timeout": httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_S)),
-    }
+        return JobEvent(sequence=int(sent.id), kind=sent.event, data=sent.json())
+    except (ValueError, ValidationError) as error:
+        raise UnexpectedAnswer(f"{path} sends an event that is none of a job's") from error
 
 
-def _answer(call: Call[T], response: httpx.Response) -> T:
-    raise_for_problem(response)
+def _read(upload: Upload) -> tuple[str, bytes]:
+    return (upload.name, upload.read_bytes()) if isinstance(upload, Path) else upload
+
+
+def _pieces(path: Path, transferred: Transferred | None) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            yield piece
+            if transferred is not None:
+                transferred(file.tell())
+
+
+@contextmanager
+def _private_file(to: Path) -> Iterator[IO[bytes]]:
+    """Yield a file that appears at `to` when it is complete, readable by this user only."""
+    partial = to.with_name(f".{to.name}.part")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     try:
-        return call.read(response)
-    except ValidationError as error:
-        raise UnexpectedAnswer(
-            f"{response.url}: the answer is not what this client knows ({error.error_count()} "
-            "faults); is the address right, and the client's version the service's?"
-        ) from error
+        with os.fdopen(os.open(partial, flags, 0o600), "wb") as file:
+            yield file
+        partial.replace(to)
+    finally:
+        partial.unlink(missing_ok=True)

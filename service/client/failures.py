@@ -1,9 +1,9 @@
-"""What can go wrong with a call.
+"""Errors of the client.
 
 ClientError
 ├── ServiceUnreachable     nothing answers at the URL, or the connection broke
-├── UnexpectedAnswer       something answers that is not GaitID, or not as it should
-├── UnusableName           nothing is asked: no address can carry such a name
+├── UnexpectedAnswer       something answers that is not GaitID, or another version of it
+├── UnusableName           nothing is asked: no URL can carry such a name
 └── Refused                the service answered with a problem: status, slug, detail, errors
     ├── BadRequest         400  the request cannot be read
     ├── Unauthenticated    401  no key, or an unknown one
@@ -40,7 +40,7 @@ _NEVER_SENT = (
 
 
 class ClientError(Exception):
-    """Base of everything that a call may raise."""
+    """Base of all errors that a call raises."""
 
 
 class ServiceUnreachable(ClientError):
@@ -56,11 +56,11 @@ class ServiceUnreachable(ClientError):
 
 
 class UnexpectedAnswer(ClientError):
-    """What answers at the URL is not this service, or another version of it."""
+    """Something answers at the URL that is not GaitID, or another version of it."""
 
 
 class UnusableName(ClientError, ValueError):
-    """A name that is empty, `.` or `..` leads to another address than the one that is meant."""
+    """A name that no URL can carry: empty, `.` or `..`, which would lead to another address."""
 
 
 class Fault(BaseModel):
@@ -73,7 +73,7 @@ class Fault(BaseModel):
 
 
 class Problem(BaseModel):
-    """RFC 9457 problem details; `conflicts` where an enrolment was refused for them."""
+    """RFC 9457 problem details; `conflicts` says why an enrolment was refused."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -90,8 +90,12 @@ class Refused(ClientError):
 
     Attributes:
         problem: the whole problem document.
+        status: the HTTP status.
+        slug: the kind of problem in a word, such as `subject-not-found`.
+        detail: what is wrong and what to do.
+        errors: each fault of the request.
         retry_after: seconds that the service asks to wait, or None.
-        request_id: by which the service's log names the request, or None.
+        request_id: the request's id in the service's log, or None.
     """
 
     def __init__(
@@ -101,28 +105,12 @@ class Refused(ClientError):
         lines += [f"  {fault.where}: {fault.reason}" for fault in problem.errors]
         super().__init__("\n".join(lines))
         self.problem = problem
+        self.status = problem.status
+        self.slug = problem.type.rpartition("/")[2]
+        self.detail = problem.detail
+        self.errors = problem.errors
         self.retry_after = retry_after
         self.request_id = request_id
-
-    @property
-    def status(self) -> int:
-        """The HTTP status."""
-        return self.problem.status
-
-    @property
-    def slug(self) -> str:
-        """The kind of problem in a word, such as `subject-not-found`."""
-        return self.problem.type.rpartition("/")[2]
-
-    @property
-    def detail(self) -> str:
-        """What is wrong and what to do."""
-        return self.problem.detail
-
-    @property
-    def errors(self) -> list[Fault]:
-        """Every single thing that is wrong."""
-        return self.problem.errors
 
 
 class BadRequest(Refused):
@@ -130,15 +118,15 @@ class BadRequest(Refused):
 
 
 class Unauthenticated(Refused):
-    """401: no key, or one that is not known."""
+    """401: no key, or an unknown one."""
 
 
 class Forbidden(Refused):
-    """403: the key may not do this."""
+    """403: the key lacks a scope."""
 
 
 class NotFound(Refused):
-    """404: there is no such thing."""
+    """404: it does not exist."""
 
 
 class Conflict(Refused):
@@ -185,7 +173,7 @@ _KINDS: dict[int, type[Refused]] = {
 
 
 def raise_for_problem(response: httpx.Response) -> None:
-    """Raise `Refused` for an error, from whoever it comes: a proxy sends no problem document."""
+    """Raise `Refused` for an error status; a proxy's answer need not be a problem document."""
     if response.is_success:
         return
     if not response.is_error:
@@ -203,8 +191,8 @@ def raise_for_problem(response: httpx.Response) -> None:
 
 
 @contextmanager
-def told_as_unreachable(url: httpx.URL) -> Iterator[None]:
-    """Raise `ServiceUnreachable` where the connection to `url` fails."""
+def unreachable_at(url: httpx.URL) -> Iterator[None]:
+    """Turn failures of the connection to `url` into `ServiceUnreachable`."""
     try:
         yield
     except httpx.TransportError as error:

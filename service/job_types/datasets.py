@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from service.foundation.settings import Settings
+from service.job_types.held_out_split import partition_of
 from service.job_types.requests import Dataset, GalleryDataset
 from service.jobs.plan import JobRefused, Step, partial, scratch
 
@@ -39,11 +40,13 @@ def dataset_steps(
     packing = ["pack", str(export), "--out", str(partial(pack)), "--format", "gallery"]
     if hold_out:
         packing += ["--partition", str(partition)]
-    splitting = Step(
-        "holding people out",
-        program("service", "hold-out", str(export), str(partial(partition))),
-        output=partition,
-    )
+
+    def hold_people_out() -> None:
+        try:
+            partition.write_text(partition_of(export), encoding="utf-8")
+        except ValueError as error:
+            raise JobRefused(str(error)) from error
+
     return (
         Step(
             "exporting the gallery",
@@ -51,11 +54,11 @@ def dataset_steps(
             output=export,
             environment=deployment(settings),
         ),
-        *((splitting,) if hold_out else ()),
         Step(
             "packing the gallery",
             program("training", *packing),
             output=pack,
+            prepare=hold_people_out if hold_out else None,
         ),
     ), pack
 

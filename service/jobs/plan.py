@@ -23,12 +23,15 @@ class Step:
 
     A step with an `output` is skipped when that exists, so that a resumed job does not repeat it;
     its command writes to `partial(output)`, which is renamed when the command has succeeded.
+    `prepare` is called in the worker before the command, each time it is run; it writes small files
+    that the command reads, and raises `JobRefused`.
     """
 
     name: str
     command: Sequence[str]
     output: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    prepare: Callable[[], None] | None = None
 
 
 def partial(output: Path) -> Path:

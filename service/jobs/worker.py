@@ -241,6 +241,8 @@ class Worker:
                 log.write(f"== {step.name}, attempt {job.attempts}\n".encode())
                 log.flush()
                 begin = log.tell()
+                if step.prepare is not None:
+                    step.prepare()
                 child = self._start(lease, lock, folder, step, log)
             try:
                 while not child.ended():

@@ -41,10 +41,7 @@ def folder(tmp_path: Path) -> Path:
     for person in (1, 2, 3):
         (people / f"p{person}").mkdir(parents=True)
         (people / f"p{person}" / "090_nm-01.npz").write_bytes(walk(person))
-    frames = people / "p1" / "000_nm-02"
-    frames.mkdir()
-    for number, frame in enumerate(walker(1, phase=0.5)):
-        assert cv2.imwrite(str(frames / f"{number}.png"), frame)
+    save_frames(people / "p1" / "000_nm-02", 1)
     (people / "p3" / "090_nm-01.json").write_text('{"camera": "north", "indoors": true}')
     (people / ".hidden").mkdir()
     (people / "p1" / ".DS_Store").write_bytes(b"x")
@@ -68,8 +65,14 @@ def client(shared: httpx.Client) -> Iterator[Client]:
 
 def enrol(client: Client, folder: Path, gallery: str) -> list[Outcome]:
     """All of it; to the untrained network of these tests all people are one, so they may be."""
-    walks = walks_in(folder)
+    walks = walks_in(folder).walks
     return list(enrol_all(client, walks, gallery, in_flight=3, accept_conflict=True))
+
+
+def save_frames(folder: Path, person: int, phase: float = 0.5) -> None:
+    folder.mkdir(parents=True)
+    for number, frame in enumerate(walker(person, phase=phase)):
+        assert cv2.imwrite(str(folder / f"{number}.png"), frame)
 
 
 def enrolled(shared: httpx.Client, gallery: str) -> dict[str, list[object]]:
@@ -95,6 +98,33 @@ def test_every_walk_is_enrolled_with_its_metadata(
     outcomes = enrol(client, folder, gallery)
     assert [(item.refused, item.known) for item in outcomes] == [(None, False)] * 4
     assert enrolled(shared, gallery) == EXPECTED
+
+
+def test_a_tree_of_conditions_and_views_is_enrolled_with_both(
+    shared: httpx.Client, client: Client, tmp_path: Path, gallery: str
+) -> None:
+    person = tmp_path / "001"
+    for number, name in enumerate(("nm-01/090.npz", "bg-01/090.npz", "045_cl-01.npz")):
+        path = person / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(walk(1, phase=0.1 * number))
+    (person / "bg-01" / "090.json").write_text('{"camera": "north"}')
+    save_frames(person / "nm-01" / "000", 1)
+    (person / "nm-01" / "180").mkdir()
+    outcomes = enrol(client, tmp_path, gallery)
+    assert {
+        str(item.walk.path.relative_to(person)): item.refused
+        for item in outcomes
+        if item.refused is not None
+    } == {"nm-01/180": "there are no images in it"}
+    assert enrolled(shared, gallery) == {
+        "001": [
+            {"camera": "north"},
+            {"view": "000", "condition": "nm-01"},
+            {"view": "045", "condition": "cl-01"},
+            {"view": "090", "condition": "nm-01"},
+        ]
+    }
 
 
 def test_a_second_time_nothing_is_added(
@@ -131,7 +161,7 @@ def test_a_walk_that_may_be_another_persons_is_refused_unless_that_is_accepted(
     client: Client, folder: Path, gallery: str
 ) -> None:
     shutil.copytree(folder / "p2", folder / "p2-again")
-    walks = [walk for walk in walks_in(folder) if walk.subject_id.startswith("p2")]
+    walks = [walk for walk in walks_in(folder).walks if walk.subject_id.startswith("p2")]
     first, again = enrol_all(client, walks, gallery, in_flight=1)
     assert first.refused is None
     assert "p2" in str(again.refused)
@@ -187,6 +217,11 @@ def gaitid(shared: httpx.Client, *arguments: object) -> subprocess.Popen[str]:
     )
 
 
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
 def test_a_kill_in_the_middle_loses_and_doubles_nothing(
     shared: httpx.Client, tmp_path: Path, gallery: str
 ) -> None:
@@ -203,9 +238,8 @@ def test_a_kill_in_the_middle_loses_and_doubles_nothing(
         killed.send_signal(signal.SIGKILL)
         killed.communicate()
     assert 8 <= shared.get(f"/galleries/{gallery}").json()["sequences"] < 24
-    finishing = gaitid(shared, *command)
-    out, err = finishing.communicate(timeout=60)
-    assert finishing.returncode == 0, err
+    status, out, err = ended(gaitid(shared, *command))
+    assert status == 0, err
     told = [json.loads(line) for line in out.splitlines()]
     assert [item["walk"] for item in told] == [f"p{person:02}/090_1.npz" for person in range(24)]
     assert any(item["already_enrolled"] for item in told)
@@ -217,24 +251,32 @@ def test_a_kill_in_the_middle_loses_and_doubles_nothing(
     } == {item["subject_id"]: [item["sequence_id"]] for item in told}
 
 
-def test_the_command_lists_what_was_refused_and_why(
+def test_the_command_lists_what_was_refused_and_skipped_and_why(
     shared: httpx.Client, folder: Path, gallery: str
 ) -> None:
     command = ("enroll", folder, "--gallery", gallery, "--accept-conflict")
     (folder / "p2" / "short.npz").write_bytes(walk(2, frames=3))
-    run = gaitid(shared, *command)
-    out, _ = run.communicate(timeout=60)
-    assert run.returncode == 1
-    assert out.splitlines()[0] == "4 walks enrolled, 0 were already, 1 refused"
-    assert out.splitlines()[2].startswith("p2/short.npz")
-    assert "too_few_frames" in out
+    (folder / "Anna Blume").mkdir()
+    (folder / "Anna Blume" / "090_nm-01.npz").write_bytes(walk(4))
+    status, out, _ = ended(gaitid(shared, *command))
+    assert status == 1
+    summary, _, refused, skipped = out.splitlines()
+    assert summary == "4 walks enrolled, 0 were already, 1 refused, 1 folders skipped"
+    assert refused.startswith("p2/short.npz")
+    assert "too_few_frames" in refused
+    assert skipped.startswith("Anna Blume")
+    assert "the folder's name is not 1 to 128 of" in skipped
     (folder / "p2" / "short.npz").unlink()
-    run = gaitid(shared, *command)
-    out, _ = run.communicate(timeout=60)
-    assert (run.returncode, out) == (0, "0 walks enrolled, 4 were already, 0 refused\n")
-    run = gaitid(shared, "enroll", folder, "--gallery", "nowhere")
-    _, err = run.communicate(timeout=60)
-    assert run.returncode == 1
+    status, out, _ = ended(gaitid(shared, *command, "--json"))
+    told = [json.loads(line) for line in out.splitlines()]
+    assert (status, [item["refused"] is None for item in told]) == (1, [True] * 4 + [False])
+    assert (told[-1]["walk"], told[-1]["sequence_id"]) == ("Anna Blume", None)
+    (folder / "Anna Blume").rename(folder / "p4")
+    assert ended(gaitid(shared, *command))[:2] == (
+        0, "1 walks enrolled, 4 were already, 0 refused\n",
+    )  # fmt: skip
+    status, _, err = ended(gaitid(shared, "enroll", folder, "--gallery", "nowhere"))
+    assert status == 1
     assert "404 gallery-not-found" in err
 
 
@@ -306,6 +348,7 @@ def test_a_folder_that_is_not_laid_out_so_is_refused_before_anything_is_sent(
     with pytest.raises(UnusableFolder, match=r"walk\.json: there is no walk"):
         walks_in(tmp_path)
     (tmp_path / "anna" / "walk.zip").touch()
-    (tmp_path / "Anna Blume").mkdir()
-    with pytest.raises(UnusableFolder, match="Anna Blume"):
+    (tmp_path / "anna" / "nm-01").mkdir()
+    (tmp_path / "anna" / "nm-01" / "090.json").write_text("{}")
+    with pytest.raises(UnusableFolder, match=r"090\.json: there is no walk"):
         walks_in(tmp_path)

@@ -1,4 +1,4 @@
-"""A service that says what a test tells it to, for both clients."""
+"""A service that answers as a test tells it to."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from service.client import AsyncClient, Client, Retries
+from service.client import Client, Retries
 
 Answer = httpx.Response | Exception | Callable[[httpx.Request], httpx.Response]
 AT_ONCE = Retries(attempts=5, first_wait_s=0.0)
@@ -42,10 +42,6 @@ class Script(httpx.MockTransport):
 
 def client(script: Script, retries: Retries = AT_ONCE) -> Client:
     return Client("http://gait.test", api_key="", transport=script, retries=retries)
-
-
-def async_client(script: Script, retries: Retries = AT_ONCE) -> AsyncClient:
-    return AsyncClient("http://gait.test", api_key="", transport=script, retries=retries)
 
 
 def problem(status: int, slug: str = "internal", **headers: str) -> httpx.Response:

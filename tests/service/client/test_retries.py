@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
-import anyio
 import httpx
 import pytest
 
@@ -19,7 +18,7 @@ from service.client import (
     ServiceUnreachable,
     Unavailable,
 )
-from tests.service.client.answering import Script, a_job, async_client, client, problem
+from tests.service.client.answering import Script, a_job, client, problem
 
 REFUSED = httpx.ConnectError("Connection refused")
 BROKEN = httpx.RemoteProtocolError("Server disconnected without sending a response.")
@@ -53,18 +52,6 @@ def test_a_post_is_sent_again_with_the_same_key_and_body(failure: Exception) -> 
     assert key
     (body,) = {request.content for request in script.requests}
     assert b'"target_fpir":0.1' in body
-
-
-def test_the_asynchronous_client_sends_again_in_the_same_way() -> None:
-    script = Script(REFUSED, problem(503, "overloaded"), a_job())
-
-    async def call() -> str:
-        async with async_client(script) as awaited:
-            return (await awaited.calibrate()).id
-
-    assert anyio.run(call) == "j1"
-    assert len(script.requests) == 3
-    assert len(set(script.keys)) == 1
 
 
 def test_every_call_has_a_key_of_its_own() -> None:
@@ -135,14 +122,11 @@ def in_ten_seconds() -> str:
 
 
 @pytest.mark.parametrize("asked", ["10", in_ten_seconds])
-def test_a_service_that_asks_for_time_gets_it(
-    asked: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_service_that_asks_for_time_gets_it(asked: object) -> None:
     slept: list[float] = []
-    monkeypatch.setattr("service.client.connection.time.sleep", slept.append)
     value = asked() if callable(asked) else str(asked)
     script = Script(problem(503, "not-ready", Retry_After=value), a_job())
-    client(script).calibrate()
+    client(script, Retries(first_wait_s=0.0, sleep=slept.append)).calibrate()
     assert len(slept) == 1
     assert 8 < slept[0] <= 10
 

@@ -18,10 +18,12 @@ from service.foundation.settings import Settings
 from service.gallery.active_model import pinned
 from service.gallery.records import NewSequence, SequenceQuality
 from service.gallery.store import GalleryStore
+from service.job_types.datasets import dataset_steps, gallery_export
 from service.job_types.held_out_split import is_held_out, partition_of, trained_on
-from service.job_types.requests import DistillRequest
+from service.job_types.requests import DistillRequest, GalleryDataset
 from service.job_types.submission import Submission
 from service.jobs.job import Job, Status
+from service.jobs.plan import JobRefused
 from service.jobs.queue import ERASED, JobQueue
 from service.jobs.worker import Worker
 from service.privacy.erasing import erase_subject
@@ -129,7 +131,7 @@ def test_a_student_that_is_better_on_people_it_did_not_learn_is_activated(
     assert result["comparison"]["subjects"] == len(HELD_OUT)
     assert result["comparison"]["interval"][0] > 0
     log = (settings.jobs_dir / job.id / "log.txt").read_text()
-    assert log.index("holding people out") < log.index("packing") < log.index("comparison")
+    assert log.index("packing") < log.index("comparison")
 
     activation = queue.get(result["activation"])
     assert (activation.type, activation.status) == ("activate", Status.QUEUED)
@@ -210,6 +212,22 @@ def test_the_people_held_out_are_a_fifth_and_always_the_same(
     (pack / "partition.json").write_text(partition_of(tmp_path / "gallery.zip"))
     assert trained_on(pack) == set(LEARNT)
     assert json.loads((pack / "partition.json").read_text())["TEST_SET"] == sorted(HELD_OUT)
+
+
+def test_the_worker_writes_the_partition_before_the_gallery_is_packed(
+    settings: Settings, engine: Engine, tmp_path: Path
+) -> None:
+    (tmp_path / "scratch").mkdir()
+    steps, _ = dataset_steps(settings, GalleryDataset(gallery="default"), tmp_path, hold_out=True)
+    packing = steps[-1]
+    assert packing.prepare is not None
+    export_gallery(engine, "default", gallery_export(tmp_path))
+    packing.prepare()
+    partition = Path(packing.command[packing.command.index("--partition") + 1])
+    assert json.loads(partition.read_text())["TRAIN_SET"] == sorted(LEARNT)
+    gallery_export(tmp_path).write_bytes(b"no export")
+    with pytest.raises(JobRefused, match="not a gallery export"):
+        packing.prepare()
 
 
 def test_a_pack_without_a_partition_is_learnt_whole_and_what_is_none_is_refused(

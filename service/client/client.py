@@ -1,0 +1,320 @@
+"""The client: one method for each call of the REST interface (docs/api.md).
+
+A new call is one method here and, if its answer is new, one record in `answers`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from service.client import answers
+from service.client.answers import (
+    Answer,
+    Enrolment,
+    ErasureReceipt,
+    Gallery,
+    Health,
+    Identification,
+    Import,
+    Job,
+    JobEvent,
+    Model,
+    Page,
+    Readiness,
+    Subject,
+    SubjectDetails,
+    Verification,
+)
+from service.client.connection import Connection, Transferred, Upload, at, given
+
+A = TypeVar("A", bound=Answer)
+
+Metadata = Mapping[str, str | int | float | bool | None]
+Filter = Mapping[str, Any]
+Dataset = str | Mapping[str, str]
+"""The name of one of the deployment's packs, or `{"gallery": NAME}`."""
+
+
+class Client(Connection):
+    """A client of one service. Close it, or use it in a `with`; any number of threads may call it.
+
+    Calls raise `ClientError`, see `failures`.
+    """
+
+    # People
+
+    def enroll(
+        self,
+        subject_id: str,
+        walks: Sequence[Upload],
+        *,
+        gallery: str = "default",
+        metadata: Metadata | None = None,
+        accept_conflict: bool = False,
+        idempotency_key: str | None = None,
+    ) -> Enrolment:
+        """Enrol walks of one person: all of them, or none if one is refused.
+
+        With `accept_conflict` also walks that may be another person's. Calls with equal walks and
+        an equal `idempotency_key` within 24 hours enrol them once.
+        """
+        return self._ask(
+            Enrolment,
+            "POST",
+            "/enroll",
+            form={
+                "subject_id": subject_id,
+                "gallery": gallery,
+                "metadata": _json(metadata),
+                "accept_conflict": "true" if accept_conflict else None,
+            },
+            files=[("sequence", walk) for walk in walks],
+            key=idempotency_key,
+        )
+
+    def identify(
+        self,
+        walk: Upload,
+        *,
+        gallery: str = "default",
+        top_k: int = 5,
+        threshold: float | None = None,
+        filter: Filter | None = None,
+        explain: bool = False,
+    ) -> Identification:
+        """Find who walks; `filter` is metadata of candidates, and a list means any of its items."""
+        return self._search(
+            Identification, "/identify", walk, gallery, threshold,
+            top_k=str(top_k), filter=_json(filter), explain="true" if explain else None,
+        )  # fmt: skip
+
+    def verify(
+        self,
+        subject_id: str,
+        walk: Upload,
+        *,
+        gallery: str = "default",
+        threshold: float | None = None,
+    ) -> Verification:
+        """Check whether the walk is this person's."""
+        return self._search(
+            Verification, "/verify", walk, gallery, threshold, subject_id=subject_id
+        )
+
+    # What is enrolled
+
+    def galleries(self) -> Iterator[Gallery]:
+        """Yield all galleries, by name."""
+        return self._list(Page[Gallery], "/galleries")
+
+    def gallery(self, name: str = "default") -> Gallery:
+        """Return one gallery."""
+        return self._ask(Gallery, "GET", at("galleries", name))
+
+    def create_gallery(
+        self, name: str, *, metadata: Metadata | None = None, max_age_days: int | None = None
+    ) -> Gallery:
+        """Create an empty gallery, which erases sequences older than `max_age_days`."""
+        content: dict[str, Any] = {"name": name, "metadata": dict(metadata or {})}
+        if max_age_days is not None:
+            content["max_age_days"] = max_age_days
+        return self._ask(Gallery, "POST", "/galleries", json=content)
+
+    def change_gallery(self, name: str, *, max_age_days: int | None) -> Gallery:
+        """Set how many days a gallery keeps its sequences; None keeps them for ever."""
+        content = {"max_age_days": max_age_days}
+        return self._ask(Gallery, "PATCH", at("galleries", name), json=content)
+
+    def export_gallery(
+        self,
+        name: str,
+        to: Path,
+        *,
+        embeddings: bool = True,
+        transferred: Transferred | None = None,
+    ) -> None:
+        """Download a whole gallery as one file, which appears at `to` when it is complete."""
+        query = {"embeddings": "true" if embeddings else "false"}
+        self._save(at("galleries", name, "export"), to, query, transferred)
+
+    def import_gallery(
+        self, file: Path, name: str, *, transferred: Transferred | None = None
+    ) -> Import:
+        """Create a gallery from an export."""
+        path = at("galleries", name, "import")
+        return self._ask(Import, "PUT", path, file=file, transferred=transferred)
+
+    def erase_gallery(self, name: str) -> ErasureReceipt:
+        """Erase a gallery with everything in it."""
+        return self._ask(ErasureReceipt, "DELETE", at("galleries", name))
+
+    def subjects(self, *, gallery: str = "default") -> Iterator[Subject]:
+        """Yield everybody who is enrolled, by id."""
+        return self._list(Page[Subject], "/subjects", gallery=gallery)
+
+    def subject(self, subject_id: str, *, gallery: str = "default") -> SubjectDetails:
+        """Return one person with every sequence."""
+        query = {"gallery": gallery}
+        return self._ask(SubjectDetails, "GET", at("subjects", subject_id), query=query)
+
+    def erase_subject(self, subject_id: str, *, gallery: str = "default") -> ErasureReceipt:
+        """Erase a person with every sequence."""
+        query = {"gallery": gallery}
+        return self._ask(ErasureReceipt, "DELETE", at("subjects", subject_id), query=query)
+
+    def sequence(self, sequence_id: str) -> answers.Sequence:
+        """Return one sequence, without its silhouettes."""
+        return self._ask(answers.Sequence, "GET", at("sequences", sequence_id))
+
+    def silhouettes(self, sequence_id: str) -> bytes:
+        """Return a sequence's silhouettes as an .npz: `silhouettes`, uint8 [s, 64, 64]."""
+        return self._request("GET", at("sequences", sequence_id, "silhouettes.npz")).content
+
+    def film(self, sequence_id: str) -> bytes:
+        """Return a sequence's silhouettes as an animated GIF."""
+        return self._request("GET", at("sequences", sequence_id, "silhouettes.gif")).content
+
+    def energy_image(self, sequence_id: str) -> bytes:
+        """Return a sequence's gait energy image as a PNG, 44 x 64 pixels."""
+        return self._request("GET", at("sequences", sequence_id, "gei.png")).content
+
+    def erase_sequence(self, sequence_id: str) -> ErasureReceipt:
+        """Erase a sequence, and its subject with the last one."""
+        return self._ask(ErasureReceipt, "DELETE", at("sequences", sequence_id))
+
+    # Jobs
+
+    def distill(
+        self,
+        *,
+        recipe: str,
+        name: str,
+        dataset: Dataset,
+        teachers: Sequence[str],
+        student: str | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        activate: str | None = None,
+        activate_in: str | None = None,
+    ) -> Job:
+        """Start a distillation; `activate` is `never` or `if_better`, `activate_in` a gallery."""
+        target = {"activate": activate, "gallery": activate_in}
+        content = {
+            "recipe": recipe,
+            "name": name,
+            "dataset": dataset,
+            "teachers": list(teachers),
+            "student": student,
+            "overrides": dict(overrides or {}),
+            **given(target),
+        }
+        return self._start("/jobs/distill", content)
+
+    def evaluate(self, *, model: str, dataset: Dataset, protocol: str = "cross-view") -> Job:
+        """Start the evaluation of a model."""
+        content = {"model": model, "dataset": dataset, "protocol": protocol}
+        return self._start("/jobs/evaluate", content)
+
+    def calibrate(self, *, gallery: str = "default", target_fpir: float = 0.01) -> Job:
+        """Start the calibration of a gallery's threshold."""
+        return self._start("/jobs/calibrate", {"gallery": gallery, "target_fpir": target_fpir})
+
+    def audit_gallery(self, *, gallery: str = "default") -> Job:
+        """Start the audit of a gallery: what in it attracts other people."""
+        return self._start("/jobs/audit-gallery", {"gallery": gallery})
+
+    def reindex(self, *, gallery: str = "default") -> Job:
+        """Start making a gallery's embeddings and index anew."""
+        return self._start("/jobs/reindex", {"gallery": gallery})
+
+    def jobs(self, *, status: str | None = None) -> Iterator[Job]:
+        """Yield all jobs, newest first."""
+        return self._list(Page[Job], "/jobs", status=status)
+
+    def job(self, job_id: str) -> Job:
+        """Return one job."""
+        return self._ask(Job, "GET", at("jobs", job_id))
+
+    def cancel(self, job_id: str) -> Job:
+        """Ask for a job to be stopped."""
+        return self._ask(Job, "POST", at("jobs", job_id, "cancel"))
+
+    def follow(self, job_id: str, *, after: int = 0) -> Iterator[JobEvent]:
+        """Yield a job's events as they happen, to its end; a broken connection is made again."""
+        return self._events(at("jobs", job_id, "events"), after)
+
+    # Models
+
+    def models(self) -> Iterator[Model]:
+        """Yield all registered models, by name."""
+        return self._list(Page[Model], "/models", limit=None)
+
+    def model(self, name: str) -> Model:
+        """Return one model with its card."""
+        return self._ask(Model, "GET", at("models", name))
+
+    def upload_model(self, name: str, *, weights: Upload, card: Upload) -> Model:
+        """Register a checkpoint, given by its two files, as the model `name`."""
+        files = [("weights", weights), ("card", card)]
+        return self._ask(Model, "POST", "/models", form={"name": name}, files=files)
+
+    def remove_model(self, name: str) -> None:
+        """Remove a model that no gallery uses or may go back to."""
+        self._request("DELETE", at("models", name))
+
+    def activate(self, name: str, *, gallery: str = "default") -> Job:
+        """Start re-embedding a gallery with a model, which serves it afterwards."""
+        return self._start(at("models", name, "activate"), {"gallery": gallery})
+
+    def rollback(self, *, gallery: str = "default") -> Job:
+        """Start going back to the model that served a gallery before its last activation."""
+        return self._start("/models/rollback", {"gallery": gallery})
+
+    # The service itself
+
+    def audit(
+        self,
+        *,
+        since: str | None = None,
+        until: str | None = None,
+        gallery: str | None = None,
+        after: int = 0,
+    ) -> Iterator[str]:
+        """Yield the record of who did what: lines of JSON, oldest first, numbered above `after`."""
+        query = {"since": since, "until": until, "gallery": gallery, "cursor": str(after)}
+        return self._lines("/audit", query)
+
+    def health(self) -> Health:
+        """Return whether the process answers."""
+        return self._ask(Health, "GET", "/healthz")
+
+    def readiness(self) -> Readiness:
+        """Return the model that serves; raises `Unavailable` if it is not ready in time."""
+        return self._ask(Readiness, "GET", "/readyz")
+
+    def metrics(self) -> str:
+        """Return metrics in Prometheus's text format."""
+        return self._request("GET", "/metrics").text
+
+    def _search(
+        self,
+        answer: type[A],
+        path: str,
+        walk: Upload,
+        gallery: str,
+        threshold: float | None,
+        **fields: str | None,
+    ) -> A:
+        text = None if threshold is None else str(threshold)
+        form = {"gallery": gallery, "threshold": text, **fields}
+        files = [("sequence", walk)]
+        return self._ask(answer, "POST", path, form=form, files=files, changes=False)
+
+    def _start(self, path: str, content: Mapping[str, Any]) -> Job:
+        return self._ask(Job, "POST", path, json=content)
+
+
+def _json(value: Mapping[str, Any] | None) -> str | None:
+    return json.dumps(value) if value else None
