@@ -26,10 +26,10 @@ from service.gallery.store import GalleryStore
 from service.gallery.tables import GalleryRow
 from service.jobs.queue import JobQueue
 from service.jobs.scratch import remove_leftovers, remove_old
-from service.privacy.erasing import erase_older
+from service.privacy.erasure_transactions import erase_older
 from service.serving.registry import remove_unfinished
-from service.storage.database import empty_log, now, rewrite
-from service.storage.kept_answers import forget_expired
+from service.storage.database import checkpoint_wal, now, vacuum
+from service.storage.kept_answers import delete_expired_answers
 from service.storage.reserve import Reserve
 from service.storage.writers import Writers
 
@@ -110,15 +110,15 @@ class Retention:
             if sequences > before:
                 await asyncio.to_thread(self._follow, gallery_id, name)
         answers = await self._forget_answers(at)
-        await self._writers.run(rewrite, self._store.engine)
+        await self._writers.run(vacuum, self._store.engine)
         # Always: an erasure's process may have died before it did, or had to leave it.
-        await self._writers.run(empty_log, self._store.engine)
+        await self._writers.run(checkpoint_wal, self._store.engine)
         folders = await asyncio.to_thread(self._tidy_jobs, at)
         return Swept(sequences, subjects, folders, answers)
 
     async def _forget_answers(self, at: datetime) -> int:
         forgotten = 0
-        forget = partial(forget_expired, self._store.engine, at, _ANSWERS_AT_ONCE)
+        forget = partial(delete_expired_answers, self._store.engine, at, _ANSWERS_AT_ONCE)
         while True:
             some = await self._writers.run(self._reserve.spend, forget)
             forgotten += some

@@ -245,7 +245,7 @@ def check_sound(engine: Engine) -> None:
             _watched(connection).files.require_sound()
 
 
-def empty_log(engine: Engine) -> None:
+def checkpoint_wal(engine: Engine) -> None:
     """Move SQLite's log of newer pages into its file, so that no older page is left beside it.
 
     To be called after what was deleted or replaced was committed; logs what keeps it from doing so.
@@ -264,14 +264,14 @@ def empty_log(engine: Engine) -> None:
             connection.close()
 
 
-def note_erasure(connection: Connection) -> None:
-    """Count a transaction that erases, so that `rewrite` finds something to do; one that writes."""
+def mark_for_vacuum(connection: Connection) -> None:
+    """Count a transaction that erases, so that `vacuum` finds something to do; one that writes."""
     if connection.dialect.name == "sqlite":
         count = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
         connection.exec_driver_sql(f"PRAGMA user_version={count + 1}")
 
 
-def rewrite(engine: Engine, largest: int = _LARGEST_REWRITE) -> None:
+def vacuum(engine: Engine, largest: int = _LARGEST_REWRITE) -> None:
     """Write SQLite's file anew, if something was erased since that was done.
 
     `secure_delete` overwrites what is deleted. Where a row had moved from one page to another

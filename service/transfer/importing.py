@@ -32,7 +32,7 @@ _LENGTH = struct.Struct("<I")
 Item = TypeVar("Item")
 
 
-class Tape:
+class Spool:
     """Byte strings in a file, read back in the order in which they were written."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -88,7 +88,7 @@ class Imported:
 
 
 def check(
-    export: ExportFile, tape: Tape, models: Mapping[str, EmbeddingShape], sealing: Sealing
+    export: ExportFile, tape: Spool, models: Mapping[str, EmbeddingShape], sealing: Sealing
 ) -> Checked:
     """Read all of the export, leaving on the tape what `add` will need, plain as the export is.
 
@@ -128,7 +128,7 @@ def check(
     return Checked(sequence_ids, models, embeddings, left)
 
 
-def add(engine: Engine, name: str, export: ExportFile, checked: Checked, tape: Tape) -> Imported:
+def add(engine: Engine, name: str, export: ExportFile, checked: Checked, tape: Spool) -> Imported:
     """Make the gallery in one transaction; raises `Conflict` when the name is taken.
 
     Sequences keep their ids when none of them is taken; otherwise all get new ones, in the same
@@ -202,7 +202,7 @@ def _add_sequences(
     revision: int,
     sequences: Sequence[ExportedSequence],
     checked: Checked,
-    tape: Tape,
+    tape: Spool,
     sealing: Sealing,
     ids_kept: bool,
 ) -> None:

@@ -18,7 +18,7 @@ from service.storage.writers import Writers
 from service.transfer import importing
 from service.transfer.export import stream_gallery
 from service.transfer.export_file import EmbeddingShape, ExportFile
-from service.transfer.importing import Checked, Imported, Tape
+from service.transfer.importing import Checked, Imported, Spool
 
 _IN_MEMORY = 2**20  # of a body that arrives, before it goes to the disk
 
@@ -69,7 +69,7 @@ class Portability:
                 with await asyncio.to_thread(
                     ExportFile, file, max_frames=self._settings.max_frames
                 ) as export:
-                    tape = Tape(copies)
+                    tape = Spool(copies)
                     checked = await asyncio.to_thread(self._check, export, tape)
                     return await self._writers.run(
                         importing.add, self._store.engine, gallery, export, checked, tape
@@ -77,7 +77,7 @@ class Portability:
         finally:
             self._importing = False
 
-    def _check(self, export: ExportFile, tape: Tape) -> Checked:
+    def _check(self, export: ExportFile, tape: Spool) -> Checked:
         return importing.check(export, tape, self._models(), sealing_of(self._store.engine))
 
     def _models(self) -> Mapping[str, EmbeddingShape]:

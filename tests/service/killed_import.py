@@ -12,12 +12,12 @@ from tempfile import TemporaryFile
 from service.gallery.sealing import Sealing
 from service.storage.database import open_database
 from service.transfer.export_file import ExportFile
-from service.transfer.importing import Tape, add, check
+from service.transfer.importing import Spool, add, check
 
 url, file, after = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 
 
-class Fatal(Tape):
+class Fatal(Spool):
     """A tape that ends its reader."""
 
     reads = 0

@@ -18,7 +18,7 @@ from service.gallery.tables import EmbeddingRow, SequenceRow
 from service.jobs.job import Status
 from service.jobs.plan import scratch
 from service.jobs.queue import ERASED, JobQueue, Lease
-from service.privacy.erasing import erase_older
+from service.privacy.erasure_transactions import erase_older
 from service.serving.lineage import BrokenKey, TrainedSubjectRow, TrainingRecord
 from service.storage.database import now, open_database, writing
 from service.transfer.export import export_gallery

@@ -28,10 +28,10 @@ from service.gallery.store import GalleryStore
 from service.jobs import scratch as leftovers
 from service.jobs.plan import remove_folder
 from service.jobs.queue import JobQueue
-from service.privacy.erasing import erase_subject
+from service.privacy.erasure_transactions import erase_subject
 from service.privacy.retention import Retention, Swept
 from service.storage.database import migrate, new_id, now, open_database
-from service.storage.kept_answers import Answer, Hold, IdempotencyStore
+from service.storage.kept_answers import Answer, IdempotencyStore, KeyLock
 from service.storage.reserve import Reserve
 from service.storage.writers import Writers
 from tests.service.jobs.galleries import enrol as enrol_some
@@ -168,7 +168,7 @@ def test_a_sweep_empties_the_log_that_an_erasure_had_no_time_to_empty(
     create(store, "kept", None)
     enrol_some(store, "kept", "a-private-id", 1)
     with monkeypatch.context() as killed:
-        killed.setattr("service.privacy.erasing.empty_log", lambda _: None)
+        killed.setattr("service.privacy.erasure_transactions.checkpoint_wal", lambda _: None)
         erase_subject(store.engine, "kept", "a-private-id")
     log = settings.data_dir / "gaitid.sqlite-wal"
     assert b"a-private-id" in log.read_bytes()
@@ -183,9 +183,9 @@ def test_answers_whose_time_is_over_go_in_pieces(
     monkeypatch.setattr("service.privacy.retention._TURN_S", 0.0)
     kept = IdempotencyStore(engine, all_enrolled)
     for number in range(17):
-        hold = kept.take("", f"key-{number}", "f")
-        assert isinstance(hold, Hold)
-        kept.keep(hold, Answer(201, {}, "{}"))
+        lock = kept.acquire("", f"key-{number}", "f")
+        assert isinstance(lock, KeyLock)
+        kept.keep(lock, Answer(201, {}, "{}"))
     pieces: list[int] = []
 
     def count(_connection: Any, cursor: Any, statement: str, *_: Any) -> None:

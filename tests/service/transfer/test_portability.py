@@ -23,7 +23,7 @@ from service.access.keys import Scope, create_key
 from service.client import Client, Refused, ServiceUnreachable
 from service.foundation.errors import CutOff
 from service.gallery.tables import GalleryRow
-from service.privacy.erasing import erase_subject
+from service.privacy.erasure_transactions import erase_subject
 from service.storage.database import open_database, writing
 from service.storage.encryption import new_secret
 from service.transfer import portability

@@ -26,8 +26,8 @@ from service.gallery.tables import (
 )
 from service.jobs.findings import forget_findings
 from service.jobs.queue import cancel_those_that_hold
-from service.storage.database import empty_log, new_id, note_erasure, now, writing
-from service.storage.kept_answers import forget_answers_about, forget_answers_at
+from service.storage.database import checkpoint_wal, mark_for_vacuum, new_id, now, writing
+from service.storage.kept_answers import delete_answers_about
 
 ModelsOf = Callable[[Session, str, Sequence[str]], tuple[str, ...]]
 """The names of the models that learned from any of these subjects of a gallery."""
@@ -57,7 +57,7 @@ def erase_subject(
         _delete_subjects(session, gallery_id, [subject_id])
         jobs = cancel_those_that_hold(session, gallery)
         models = models_of(session, gallery, [subject_id])
-    empty_log(engine)
+    checkpoint_wal(engine)
     return _receipt(gallery, subject_id, 1, sequence_ids, embeddings, models, jobs)
 
 
@@ -83,7 +83,7 @@ def erase_sequence(
         _delete_subjects(session, gallery_id, vanished)
         jobs = cancel_those_that_hold(session, gallery)
         models = models_of(session, gallery, [subject_id])
-    empty_log(engine)
+    checkpoint_wal(engine)
     return _receipt(gallery, subject_id, len(vanished), (sequence_id,), embeddings, models, jobs)
 
 
@@ -112,9 +112,9 @@ def erase_gallery(
         forget_findings(session, gallery)
         max_age_days = row.max_age_days
         session.execute(delete(GalleryRow).where(GalleryRow.id == row.id))
-        forget_answers_about(session, [*subject_ids, *sequence_ids])
-        forget_answers_at(session, f"/galleries/{gallery}")
-        note_erasure(session.connection())
+        delete_answers_about(session, [*subject_ids, *sequence_ids])
+        delete_answers_about(session, [f"/galleries/{gallery}"])
+        mark_for_vacuum(session.connection())
         if keep:
             session.add(
                 GalleryRow(
@@ -129,7 +129,7 @@ def erase_gallery(
             )
         jobs = cancel_those_that_hold(session, gallery)
         models = models_of(session, gallery, subject_ids)
-    empty_log(engine)
+    checkpoint_wal(engine)
     return _receipt(gallery, None, len(subject_ids), sequence_ids, embeddings, models, jobs)
 
 
@@ -176,8 +176,8 @@ def _erase_sequences(
         session.add(
             ErasedSequenceRow(gallery_id=gallery_id, sequence_id=sequence_id, revision=revision)
         )
-    forget_answers_about(session, sequence_ids)
-    note_erasure(session.connection())
+    delete_answers_about(session, sequence_ids)
+    mark_for_vacuum(session.connection())
     return embeddings
 
 
@@ -204,7 +204,7 @@ def _without_sequences(
 
 def _delete_subjects(session: Session, gallery_id: str, subject_ids: Sequence[str]) -> None:
     if subject_ids:
-        forget_answers_about(session, subject_ids)
+        delete_answers_about(session, subject_ids)
         session.execute(
             delete(SubjectRow).where(
                 SubjectRow.gallery_id == gallery_id, SubjectRow.subject_id.in_(subject_ids)

@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from service.storage.database import empty_log, note_erasure, open_database, rewrite, writing
+from service.storage.database import (
+    checkpoint_wal,
+    mark_for_vacuum,
+    open_database,
+    vacuum,
+    writing,
+)
 
 
 @pytest.fixture
@@ -44,9 +50,9 @@ def test_nothing_that_was_deleted_is_left_in_a_file_that_was_rewritten(
             there.append(f"subject-{rng.random():.12f}")
             row = (there[-1], "x" * rng.randint(10, 1500))
             connection.exec_driver_sql("INSERT INTO t VALUES (?, ?)", row)
-        note_erasure(connection)
-    rewrite(database)
-    empty_log(database)
+        mark_for_vacuum(connection)
+    vacuum(database)
+    checkpoint_wal(database)
     content = (tmp_path / "t.sqlite").read_bytes()
     assert [name for name in gone if name.encode() in content] == []
     assert all(name.encode() in content for name in there)
@@ -65,15 +71,15 @@ def test_a_file_is_rewritten_only_after_an_erasure_and_while_it_is_small(
         connection.exec_driver_sql("INSERT INTO t VALUES ('k', ?)", ("x" * 100_000,))
         connection.exec_driver_sql("DELETE FROM t")
     before = pages()
-    rewrite(database)
+    vacuum(database)
     assert pages() == before
     with writing(database).begin() as connection:
-        note_erasure(connection)
+        mark_for_vacuum(connection)
     with caplog.at_level(logging.WARNING):
-        rewrite(database, largest=10_000)
+        vacuum(database, largest=10_000)
     assert (pages(), erasures(database)) == (before, 1)
     assert "too large to be rewritten" in caplog.text
-    rewrite(database)
+    vacuum(database)
     assert pages() < before
 
 
@@ -82,14 +88,14 @@ def test_a_file_that_is_written_to_is_rewritten_the_next_time(
 ) -> None:
     monkeypatch.setattr("service.storage.database._LOCK_WAIT_MS", 50)
     with writing(database).begin() as connection:
-        note_erasure(connection)
+        mark_for_vacuum(connection)
     database.dispose()  # connections made from here on wait less
     with writing(database).begin() as connection:
         connection.exec_driver_sql("INSERT INTO t VALUES ('k', 'v')")
-        other = threading.Thread(target=rewrite, args=(database,))
+        other = threading.Thread(target=vacuum, args=(database,))
         other.start()
         other.join(10)
     assert "traces of what was erased are left" in caplog.text
     assert erasures(database) == 1
-    rewrite(database)
+    vacuum(database)
     assert erasures(database) == 0
