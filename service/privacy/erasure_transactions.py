@@ -26,8 +26,9 @@ from service.gallery.tables import (
 )
 from service.jobs.findings import forget_findings
 from service.jobs.queue import cancel_those_that_hold
-from service.storage.database import checkpoint_wal, mark_for_vacuum, new_id, now, writing
+from service.storage.database import new_id, now, writing
 from service.storage.kept_answers import delete_answers_about
+from service.storage.vacuum import checkpoint_wal, mark_for_vacuum
 
 ModelsOf = Callable[[Session, str, Sequence[str]], tuple[str, ...]]
 """The names of the models that learned from any of these subjects of a gallery."""

@@ -28,9 +28,10 @@ from service.jobs.queue import JobQueue
 from service.jobs.scratch import remove_leftovers, remove_old
 from service.privacy.erasure_transactions import erase_older
 from service.serving.registry import remove_unfinished
-from service.storage.database import checkpoint_wal, now, vacuum
+from service.storage.database import now
 from service.storage.kept_answers import delete_expired_answers
 from service.storage.reserve import Reserve
+from service.storage.vacuum import checkpoint_wal, vacuum
 from service.storage.writers import Writers
 
 _ARRIVED: Final = timedelta(days=1)  # by when an upload is whole, or its process died

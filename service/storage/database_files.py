@@ -91,8 +91,8 @@ class DatabaseFiles:
         if self._removed or not self._is_as_opened(connection, self._found()):
             raise self._gone()
 
-    def check(self, connection: WatchedConnection) -> None:
-        """The same of a connection that is idle; saves what it holds, where it must."""
+    def check_idle(self, connection: WatchedConnection) -> None:
+        """As `require_same` for an idle connection; first saves what its removed log holds."""
         if self._removed:
             raise self._gone()
         found = self._found()

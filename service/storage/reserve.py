@@ -17,7 +17,7 @@ from typing import TypeVar
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.foundation.errors import StorageFull
-from service.storage.database import storage_trouble
+from service.storage.failures import storage_trouble
 
 _log = logging.getLogger(__name__)
 Result = TypeVar("Result")

@@ -37,16 +37,8 @@ from service.access.audit.entries import SERVICE, Actor, Entry, forgotten
 from service.access.audit.tables import AuditRow
 from service.foundation.logs import request_id
 from service.foundation.settings import Settings
-from service.storage.database import (
-    check_sound,
-    checkpoint_wal,
-    mark_for_vacuum,
-    migrate,
-    now,
-    open_database,
-    vacuum,
-    writing,
-)
+from service.storage.database import check_sound, migrate, now, open_database, writing
+from service.storage.vacuum import checkpoint_wal, mark_for_vacuum, vacuum
 
 _PAGE = 500
 _SETTLED = timedelta(minutes=10)  # an enrolment is recorded a moment before it is committed

@@ -14,16 +14,10 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.exc import DatabaseError
 
-from service.storage.database import (
-    check_sound,
-    checkpoint_wal,
-    mark_for_vacuum,
-    open_database,
-    storage_trouble,
-    vacuum,
-    writing,
-)
+from service.storage.database import check_sound, open_database, writing
 from service.storage.database_files import DatabaseDamaged, DatabaseGone, is_damage
+from service.storage.failures import storage_trouble
+from service.storage.vacuum import checkpoint_wal, mark_for_vacuum, vacuum
 
 
 @pytest.fixture

@@ -11,13 +11,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from service.storage.database import (
-    checkpoint_wal,
-    mark_for_vacuum,
-    open_database,
-    vacuum,
-    writing,
-)
+from service.storage.database import open_database, writing
+from service.storage.vacuum import checkpoint_wal, mark_for_vacuum, vacuum
 
 
 @pytest.fixture
