@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,10 +23,14 @@ def database(tmp_path: Path) -> Iterator[Engine]:
     engine.dispose()
 
 
-def erasures(engine: Engine) -> int:
+def pragma(engine: Engine, name: str) -> int:
     with engine.connect() as connection:
-        count: int = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-    return count
+        value: int = connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+    return value
+
+
+def erasures(engine: Engine) -> int:
+    return pragma(engine, "user_version")
 
 
 @pytest.mark.parametrize("seed", [1, 2])  # in which secure_delete alone leaves some
@@ -57,39 +60,32 @@ def test_nothing_that_was_deleted_is_left_in_a_file_that_was_rewritten(
 def test_a_file_is_rewritten_only_after_an_erasure_and_while_it_is_small(
     database: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def pages() -> int:
-        with database.connect() as connection:
-            count: int = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
-        return count
-
     with writing(database).begin() as connection:
         connection.exec_driver_sql("INSERT INTO t VALUES ('k', ?)", ("x" * 100_000,))
         connection.exec_driver_sql("DELETE FROM t")
-    before = pages()
+    before = pragma(database, "page_count")
     vacuum(database)
-    assert pages() == before
+    assert pragma(database, "page_count") == before
     with writing(database).begin() as connection:
         mark_for_vacuum(connection)
     with caplog.at_level(logging.WARNING):
         vacuum(database, largest=10_000)
-    assert (pages(), erasures(database)) == (before, 1)
+    assert (pragma(database, "page_count"), erasures(database)) == (before, 1)
     assert "too large to be rewritten" in caplog.text
     vacuum(database)
-    assert pages() < before
+    assert pragma(database, "page_count") < before
 
 
 def test_a_file_that_is_written_to_is_rewritten_the_next_time(
-    database: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    database: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("service.storage.database._LOCK_WAIT_MS", 50)
+    impatient = open_database(str(database.url), lock_wait_ms=50)
     with writing(database).begin() as connection:
         mark_for_vacuum(connection)
-    database.dispose()  # connections made from here on wait less
     with writing(database).begin() as connection:
         connection.exec_driver_sql("INSERT INTO t VALUES ('k', 'v')")
-        other = threading.Thread(target=vacuum, args=(database,))
-        other.start()
-        other.join(10)
+        vacuum(impatient)
+    impatient.dispose()
     assert "traces of what was erased are left" in caplog.text
     assert erasures(database) == 1
     vacuum(database)
