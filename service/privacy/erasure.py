@@ -76,10 +76,10 @@ class Erasure:
     async def _clear(
         self, receipt: ErasureReceipt, *pieces: Callable[[ErasureReceipt], None]
     ) -> None:
-        """Clear away what is left outside of the database.
+        """Clear what is left outside of the database.
 
-        The erasure is committed: a disk or a database that refuses now must not keep it from being
-        recorded and answered. The next search, the jobs' ends and the sweeps clear up after it.
+        The erasure is committed: a disk or a database that fails now must not prevent that it is
+        recorded and answered. The next search, the jobs' ends and the sweeps clear the rest.
         """
         for piece in pieces:
             try:
@@ -92,7 +92,7 @@ class Erasure:
         remove_leftovers(self._jobs, self._jobs_dir)
 
     def _forget(self, receipt: ErasureReceipt) -> None:
-        # Other processes follow at their next search; this one need not keep it until then.
+        # Other processes drop them at their next search; this one need not wait for it.
         try:
             gallery_id, _, _ = self._store.head(receipt.gallery)
         except NotFound:  # the whole gallery went meanwhile

@@ -1,9 +1,9 @@
 """Erase a subject, a sequence or a gallery in one transaction, and say what went.
 
-SQLite overwrites what it deletes (`secure_delete`); the write-ahead log still holds older pages,
-so it is emptied into the database afterwards, and the next sweep rewrites the file. Answers kept
-for idempotency keys may name a subject or a sequence, so those that do go too, and jobs that work
-on copies of the gallery's walks are cancelled.
+With its sequences go the kept answers and the findings of audits that name them; jobs that work on
+copies of the gallery's walks are cancelled. SQLite overwrites what it deletes (`secure_delete`);
+the write-ahead log still holds older pages, so it is emptied into the database afterwards, and the
+next sweep rewrites the file.
 """
 
 from __future__ import annotations
@@ -46,20 +46,23 @@ def erase_subject(
         gallery_id, revision = raise_revision(session, gallery)
         if session.get(SubjectRow, (gallery_id, subject_id)) is None:
             raise missing_subject(gallery, subject_id)
-        sequence_ids = tuple(
-            session.scalars(
-                select(SequenceRow.id)
-                .where(SequenceRow.gallery_id == gallery_id, SequenceRow.subject_id == subject_id)
-                .order_by(SequenceRow.id)
-            )
-        )
-        embeddings = _erase_sequences(session, gallery_id, revision, sequence_ids)
-        forget_findings(session, gallery, sequence_ids)
+        hers = (SequenceRow.gallery_id == gallery_id) & (SequenceRow.subject_id == subject_id)
+        sequence_ids, embeddings = _erase_sequences(session, gallery_id, revision, hers)
         _delete_subjects(session, gallery_id, [subject_id])
-        jobs = cancel_those_that_hold(session, gallery)
-        models = models_of(session, gallery, [subject_id])
+        forget_findings(session, gallery, sequence_ids)
+        receipt = ErasureReceipt(
+            receipt_id=new_id(),
+            gallery=gallery,
+            subject_id=subject_id,
+            subjects=1,
+            sequence_ids=sequence_ids,
+            embeddings=embeddings,
+            models=models_of(session, gallery, [subject_id]),
+            jobs=cancel_those_that_hold(session, gallery),
+            erased_at=now(),
+        )
     checkpoint_wal(engine)
-    return _receipt(gallery, subject_id, 1, sequence_ids, embeddings, models, jobs)
+    return receipt
 
 
 def erase_sequence(
@@ -76,45 +79,47 @@ def erase_sequence(
             raise missing_sequence(sequence_id)
         gallery, subject_id = where
         gallery_id, revision = raise_revision(session, gallery)
-        if session.get(SequenceRow, sequence_id) is None:  # erased while we waited for our turn
+        this = SequenceRow.id == sequence_id
+        sequence_ids, embeddings = _erase_sequences(session, gallery_id, revision, this)
+        if not sequence_ids:  # erased while we waited for our turn
             raise missing_sequence(sequence_id)
-        embeddings = _erase_sequences(session, gallery_id, revision, (sequence_id,))
-        forget_findings(session, gallery, (sequence_id,))
-        vanished = _without_sequences(session, gallery_id, [subject_id])
-        _delete_subjects(session, gallery_id, vanished)
-        jobs = cancel_those_that_hold(session, gallery)
-        models = models_of(session, gallery, [subject_id])
+        vanished = _delete_subjects_without_sequences(session, gallery_id, {subject_id})
+        forget_findings(session, gallery, sequence_ids)
+        receipt = ErasureReceipt(
+            receipt_id=new_id(),
+            gallery=gallery,
+            subject_id=subject_id,
+            subjects=vanished,
+            sequence_ids=sequence_ids,
+            embeddings=embeddings,
+            models=models_of(session, gallery, [subject_id]),
+            jobs=cancel_those_that_hold(session, gallery),
+            erased_at=now(),
+        )
     checkpoint_wal(engine)
-    return _receipt(gallery, subject_id, len(vanished), (sequence_id,), embeddings, models, jobs)
+    return receipt
 
 
 def erase_gallery(
     engine: Engine, gallery: str, *, keep: bool, models_of: ModelsOf = _none_known
 ) -> ErasureReceipt:
-    """Erase a gallery with everything in it.
+    """Erase a gallery with everything in it; raises `NotFound`.
 
-    With `keep` an empty one of that name remains, which keeps what it gets for as long.
+    With `keep` an empty gallery of that name remains, with the same maximum age.
     """
     with Session(writing(engine)) as session, session.begin():
         row = session.scalar(select(GalleryRow).where(GalleryRow.name == gallery).with_for_update())
         if row is None:
             raise missing_gallery(gallery)
-        subject_ids = list(
-            session.scalars(select(SubjectRow.subject_id).where(SubjectRow.gallery_id == row.id))
-        )
-        sequence_ids = tuple(
-            session.scalars(
-                select(SequenceRow.id)
-                .where(SequenceRow.gallery_id == row.id)
-                .order_by(SequenceRow.id)
-            )
-        )
-        embeddings = _count_embeddings(session, SequenceRow.gallery_id == row.id)
-        forget_findings(session, gallery)
+        all_of_it = SequenceRow.gallery_id == row.id
+        subjects = select(SubjectRow.subject_id).where(SubjectRow.gallery_id == row.id)
+        subject_ids = list(session.scalars(subjects))
+        sequence_ids = _sequence_ids(session, all_of_it)
+        embeddings = _count_embeddings(session, all_of_it)
         max_age_days = row.max_age_days
         session.execute(delete(GalleryRow).where(GalleryRow.id == row.id))
-        delete_answers_about(session, [*subject_ids, *sequence_ids])
-        delete_answers_about(session, [f"/galleries/{gallery}"])
+        delete_answers_about(session, [*subject_ids, *sequence_ids, f"/galleries/{gallery}"])
+        forget_findings(session, gallery)
         mark_for_vacuum(session.connection())
         if keep:
             session.add(
@@ -128,19 +133,28 @@ def erase_gallery(
                     created_at=now(),
                 )
             )
-        jobs = cancel_those_that_hold(session, gallery)
-        models = models_of(session, gallery, subject_ids)
+        receipt = ErasureReceipt(
+            receipt_id=new_id(),
+            gallery=gallery,
+            subject_id=None,
+            subjects=len(subject_ids),
+            sequence_ids=sequence_ids,
+            embeddings=embeddings,
+            models=models_of(session, gallery, subject_ids),
+            jobs=cancel_those_that_hold(session, gallery),
+            erased_at=now(),
+        )
     checkpoint_wal(engine)
-    return _receipt(gallery, None, len(subject_ids), sequence_ids, embeddings, models, jobs)
+    return receipt
 
 
 def erase_older(engine: Engine, gallery_id: str, at: datetime, most: int) -> tuple[int, int]:
     """Erase up to `most` sequences that were enrolled before the gallery's maximum age.
 
-    Returns how many sequences and subjects went; nothing when the gallery has no such age, is gone,
-    or has nothing so old. Jobs that work on a copy of the walks go on, because they end by
-    themselves and a gallery that loses its oldest every hour would never see one finish. The
-    write-ahead log is left for the caller to empty.
+    Returns how many sequences and subjects went: none when the gallery has no such age, is gone, or
+    has nothing so old. Jobs that work on a copy of the walks go on: they end by themselves, and in
+    a gallery that loses its oldest every hour none would ever finish. The caller empties the
+    write-ahead log.
     """
     with Session(writing(engine)) as session, session.begin():
         gallery = session.get(GalleryRow, gallery_id, with_for_update=True)
@@ -158,78 +172,62 @@ def erase_older(engine: Engine, gallery_id: str, at: datetime, most: int) -> tup
         if not rows:
             return 0, 0
         _, revision = raise_revision(session, gallery.name)
-        sequence_ids = tuple(row.id for row in rows)
-        _erase_sequences(session, gallery_id, revision, sequence_ids)
+        old = SequenceRow.id.in_([row.id for row in rows])
+        sequence_ids, _ = _erase_sequences(session, gallery_id, revision, old)
+        subject_ids = {row.subject_id for row in rows}
+        vanished = _delete_subjects_without_sequences(session, gallery_id, subject_ids)
         forget_findings(session, gallery.name, sequence_ids)
-        vanished = _without_sequences(session, gallery_id, {row.subject_id for row in rows})
-        _delete_subjects(session, gallery_id, vanished)
-        return len(rows), len(vanished)
+        return len(rows), vanished
 
 
 def _erase_sequences(
-    session: Session, gallery_id: str, revision: int, sequence_ids: tuple[str, ...]
-) -> int:
-    embeddings = sum(
-        _count_embeddings(session, SequenceRow.id == sequence_id) for sequence_id in sequence_ids
+    session: Session, gallery_id: str, revision: int, which: ColumnElement[bool]
+) -> tuple[tuple[str, ...], int]:
+    """Returns the ids of the erased sequences and how many embeddings they had."""
+    sequence_ids = _sequence_ids(session, which)
+    embeddings = _count_embeddings(session, which)
+    session.execute(delete(SequenceRow).where(which))
+    session.add_all(
+        ErasedSequenceRow(gallery_id=gallery_id, sequence_id=sequence_id, revision=revision)
+        for sequence_id in sequence_ids
     )
-    for sequence_id in sequence_ids:
-        session.execute(delete(SequenceRow).where(SequenceRow.id == sequence_id))
-        session.add(
-            ErasedSequenceRow(gallery_id=gallery_id, sequence_id=sequence_id, revision=revision)
-        )
     delete_answers_about(session, sequence_ids)
     mark_for_vacuum(session.connection())
-    return embeddings
+    return sequence_ids, embeddings
 
 
-def _count_embeddings(session: Session, of: ColumnElement[bool]) -> int:
+def _sequence_ids(session: Session, which: ColumnElement[bool]) -> tuple[str, ...]:
+    return tuple(session.scalars(select(SequenceRow.id).where(which).order_by(SequenceRow.id)))
+
+
+def _count_embeddings(session: Session, which: ColumnElement[bool]) -> int:
     query = (
         select(func.count())
         .select_from(EmbeddingRow)
         .join(SequenceRow, SequenceRow.id == EmbeddingRow.sequence_id)
-        .where(of)
+        .where(which)
     )
     return session.scalar(query) or 0
 
 
-def _without_sequences(
+def _delete_subjects_without_sequences(
     session: Session, gallery_id: str, subject_ids: Collection[str]
-) -> Sequence[str]:
+) -> int:
+    """Of these subjects, delete those with no sequence left; returns how many."""
     left = (
         select(SequenceRow.subject_id)
         .where(SequenceRow.gallery_id == gallery_id, SequenceRow.subject_id.in_(subject_ids))
         .distinct()
     )
-    return sorted(set(subject_ids) - set(session.scalars(left)))
+    vanished = sorted(set(subject_ids) - set(session.scalars(left)))
+    _delete_subjects(session, gallery_id, vanished)
+    return len(vanished)
 
 
-def _delete_subjects(session: Session, gallery_id: str, subject_ids: Sequence[str]) -> None:
-    if subject_ids:
-        delete_answers_about(session, subject_ids)
-        session.execute(
-            delete(SubjectRow).where(
-                SubjectRow.gallery_id == gallery_id, SubjectRow.subject_id.in_(subject_ids)
-            )
+def _delete_subjects(session: Session, gallery_id: str, subject_ids: Collection[str]) -> None:
+    delete_answers_about(session, subject_ids)
+    session.execute(
+        delete(SubjectRow).where(
+            SubjectRow.gallery_id == gallery_id, SubjectRow.subject_id.in_(subject_ids)
         )
-
-
-def _receipt(
-    gallery: str,
-    subject_id: str | None,
-    subjects: int,
-    sequence_ids: tuple[str, ...],
-    embeddings: int,
-    models: tuple[str, ...],
-    jobs: tuple[str, ...],
-) -> ErasureReceipt:
-    return ErasureReceipt(
-        receipt_id=new_id(),
-        gallery=gallery,
-        subject_id=subject_id,
-        subjects=subjects,
-        sequence_ids=sequence_ids,
-        embeddings=embeddings,
-        models=models,
-        jobs=jobs,
-        erased_at=now(),
     )
