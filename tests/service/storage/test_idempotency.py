@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -122,15 +124,8 @@ def test_a_strange_key_is_refused(shared: httpx.Client, key: str) -> None:
 
 def test_many_at_once_enrol_once(serve: Serve) -> None:
     client = serve()
-    answers: list[httpx.Response] = []
-    threads = [
-        threading.Thread(target=lambda: answers.append(enrol(client, "k1", "anna", walk(1))))
-        for _ in range(6)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(6) as clients:
+        answers = list(clients.map(lambda _: enrol(client, "k1", "anna", walk(1)), range(6)))
     assert {answer.status_code for answer in answers} <= {201, 409}
     assert len({answer.text for answer in answers if answer.status_code == 201}) == 1
     assert client.get("/galleries/default").json()["sequences"] == 1
@@ -147,78 +142,86 @@ def database(tmp_path: Path) -> Iterator[Engine]:
     engine.dispose()
 
 
-def held(outcome: KeyLock | Answer) -> KeyLock:
+@pytest.fixture
+def store(engine: Engine) -> IdempotencyStore:
+    return IdempotencyStore(engine, all_enrolled)
+
+
+@contextmanager
+def writes(engine: Engine) -> Iterator[Session]:
+    with Session(writing(engine)) as session, session.begin():
+        yield session
+
+
+def locked(outcome: KeyLock | Answer) -> KeyLock:
     assert isinstance(outcome, KeyLock)
     return outcome
 
 
 def run_out(engine: Engine, after: timedelta = timedelta(seconds=-1)) -> None:
-    with Session(writing(engine)) as session, session.begin():
+    with writes(engine) as session:
         session.execute(update(IdempotencyRow).values(expires_at=now() + after))
 
 
-def test_a_hold_given_before_the_clock_was_set_back_is_none(engine: Engine) -> None:
-    store = IdempotencyStore(engine, all_enrolled)
-    held(store.acquire("", "key", "f"))
+def test_a_lock_made_before_the_clock_was_set_back_is_none(
+    store: IdempotencyStore, engine: Engine
+) -> None:
+    locked(store.acquire("", "key", "f"))
     run_out(engine, timedelta(minutes=3))
     with pytest.raises(Conflict):
         store.acquire("", "key", "f")
     run_out(engine, timedelta(days=1))
-    held(store.acquire("", "key", "f"))
+    locked(store.acquire("", "key", "f"))
 
 
-def test_a_key_is_held_by_one_request_at_a_time(engine: Engine) -> None:
-    store = IdempotencyStore(engine, all_enrolled)
-    lock = held(store.acquire("", "key", "f"))
+def test_a_key_is_locked_by_one_request_at_a_time(store: IdempotencyStore) -> None:
+    lock = locked(store.acquire("", "key", "f"))
     with pytest.raises(Conflict):
         store.acquire("", "key", "f")
     with pytest.raises(Invalid):
         store.acquire("", "key", "other")
-    held(store.acquire("somebody else", "key", "f"))
+    locked(store.acquire("somebody else", "key", "f"))
     store.release(lock)
-    held(store.acquire("", "key", "f"))
+    locked(store.acquire("", "key", "f"))
 
 
-def test_work_whose_hold_was_taken_over_does_not_commit(engine: Engine) -> None:
-    store = IdempotencyStore(engine, all_enrolled)
-    slow = held(store.acquire("", "key", "f"))
+def test_work_whose_lock_was_taken_over_does_not_commit(
+    store: IdempotencyStore, engine: Engine
+) -> None:
+    slow = locked(store.acquire("", "key", "f"))
     run_out(engine)
-    retry = held(store.acquire("", "key", "f"))
-    with (
-        pytest.raises(Conflict),
-        Session(writing(engine)) as session,
-        session.begin(),
-    ):
+    retry = locked(store.acquire("", "key", "f"))
+    with pytest.raises(Conflict), writes(engine) as session:
         keep(session, slow, Answer(201, {}, '"slow"'))
     store.keep(slow, Answer(201, {}, '"slow"'))
     store.release(slow)
-    with Session(writing(engine)) as session, session.begin():
+    with writes(engine) as session:
         keep(session, retry, Answer(201, {}, '"retry"'))
     assert store.acquire("", "key", "f") == Answer(201, {}, '"retry"')
 
 
-def test_a_hold_whose_process_died_is_taken_over_unless_the_work_was_done(engine: Engine) -> None:
-    store = IdempotencyStore(engine, all_enrolled)
-    lock = held(store.acquire("", "done", "f"))
-    with Session(writing(engine)) as session, session.begin():
+def test_a_lock_whose_process_died_is_taken_over_unless_the_work_was_done(
+    store: IdempotencyStore, engine: Engine
+) -> None:
+    lock = locked(store.acquire("", "done", "f"))
+    with writes(engine) as session:
         keep(session, lock, Answer(201, {}, '"the answer"'))
-    held(store.acquire("", "undone", "f"))
-    with Session(writing(engine)) as session, session.begin():
+    locked(store.acquire("", "undone", "f"))
+    with writes(engine) as session:
         undone = update(IdempotencyRow).where(IdempotencyRow.status.is_(None))
         session.execute(undone.values(expires_at=now() - timedelta(seconds=1)))
     assert store.acquire("", "done", "f") == Answer(201, {}, '"the answer"')
-    held(store.acquire("", "undone", "f"))
+    locked(store.acquire("", "undone", "f"))
 
 
 def test_an_answer_that_is_too_old_is_not_replayed_though_no_sweep_has_removed_it(
-    engine: Engine,
+    store: IdempotencyStore, engine: Engine
 ) -> None:
-    store = IdempotencyStore(engine, all_enrolled)
     for fingerprint in ("f", "another body"):
         keep_answer(engine, store, "key", subject_id="anna")
         assert isinstance(store.acquire("", "key", "f"), Answer)
         run_out(engine)
-        store.release(held(store.acquire("", "key", fingerprint)))
+        store.release(locked(store.acquire("", "key", fingerprint)))
     assert rows(engine) == (0, 0)
 
 
@@ -262,25 +265,25 @@ def rows(engine: Engine) -> tuple[int, int]:
 
 
 def keep_answer(engine: Engine, store: IdempotencyStore, key: str, **body: Any) -> None:
-    lock = held(store.acquire("", key, "f"))
-    with Session(writing(engine)) as session, session.begin():
+    lock = locked(store.acquire("", key, "f"))
+    with writes(engine) as session:
         keep(session, lock, Answer(201, {}, json.dumps(body)))
 
 
-def test_no_statement_reads_answers_but_by_an_index(engine: Engine) -> None:
-    store = IdempotencyStore(engine, all_enrolled)
+def test_no_statement_reads_answers_but_by_an_index(
+    store: IdempotencyStore, engine: Engine
+) -> None:
     with plans(engine) as found:
         keep_answer(engine, store, "kept", subject_id="anna", sequence_id="1")
         store.acquire("", "kept", "f")
-        store.release(held(store.acquire("", "refused", "f")))
-        store.keep(held(store.acquire("", "late", "f")), Answer(200, {}, '{"sequence_id": "1"}'))
+        store.release(locked(store.acquire("", "refused", "f")))
+        store.keep(locked(store.acquire("", "late", "f")), Answer(200, {}, '{"sequence_id": "1"}'))
         run_out_and_take = update(IdempotencyRow).where(IdempotencyRow.number == 1)
-        with Session(writing(engine)) as session, session.begin():
+        with writes(engine) as session:
             session.execute(run_out_and_take.values(expires_at=now()))
         store.acquire("", "kept", "f")
-        with Session(writing(engine)) as session, session.begin():
-            delete_answers_about(session, ["anna", "1"])
-            delete_answers_about(session, ["/galleries/lab"])
+        with writes(engine) as session:
+            delete_answers_about(session, ["anna", "1", "/galleries/lab"])
         delete_expired_answers(engine, now(), 10)
     steps = [step for plan in found.values() for step in plan]
     assert not [step for step in steps if step.startswith("SCAN")], found
@@ -293,46 +296,33 @@ def test_no_statement_reads_answers_but_by_an_index(engine: Engine) -> None:
     assert step.startswith("SEARCH")
 
 
-def test_what_an_erasure_costs_does_not_grow_with_the_answers_about_others(engine: Engine) -> None:
-    store = IdempotencyStore(engine, all_enrolled)
+def test_what_an_erasure_costs_does_not_grow_with_the_answers_about_others(
+    store: IdempotencyStore, engine: Engine
+) -> None:
     steps = []
     for others in (5, 500):
-        with Session(writing(engine)) as session, session.begin():
+        with writes(engine) as session:
             for number in range(others):
-                key = f"{others}-{number}"
-                session.add(row := a_hold(key))
+                lock = KeyLock(f"{others}-{number}", "h")
+                session.add(
+                    IdempotencyRow(
+                        **asdict(lock),
+                        fingerprint="f",
+                        expires_at=now() + LOCK_TIME,
+                        headers={},
+                        body="",
+                    )
+                )
                 session.flush()
-                name = f"other-{key}"
-                keep(session, KeyLock(key, "h"), Answer(201, {}, json.dumps({"subject_id": name})))
-                assert row.number
+                name = {"subject_id": f"other-{lock.key_hash}"}
+                keep(session, lock, Answer(201, {}, json.dumps(name)))
         keep_answer(engine, store, f"hers-{others}", subject_id="anna", sequences=[])
         before = rows(engine)
-        steps.append(instructions(engine, "anna"))
+        with instructions_of_writes(engine) as counted, writes(engine) as session:
+            delete_answers_about(session, ["anna"])
+        steps += counted
         assert rows(engine) == (before[0] - 1, before[1] - 1)
     assert steps[1] <= 1.1 * steps[0]
-
-
-def a_hold(key_hash: str) -> IdempotencyRow:
-    return IdempotencyRow(
-        key_hash=key_hash,
-        fingerprint="f",
-        holder="h",
-        expires_at=now() + LOCK_TIME,
-        headers={},
-        body="",
-    )
-
-
-def instructions(engine: Engine, name: str) -> int:
-    """How many instructions of SQLite's machine it takes to forget the answers about somebody."""
-    with (
-        instructions_of_writes(engine) as counted,
-        Session(writing(engine)) as session,
-        session.begin(),
-    ):
-        delete_answers_about(session, [name])
-    (count,) = counted
-    return count
 
 
 NAMING = {
@@ -344,15 +334,14 @@ NAMING = {
 
 @pytest.mark.parametrize("body", NAMING.values(), ids=NAMING)
 def test_an_answer_is_forgotten_wherever_it_names_somebody(
-    engine: Engine, body: dict[str, Any]
+    store: IdempotencyStore, engine: Engine, body: dict[str, Any]
 ) -> None:
-    store = IdempotencyStore(engine, all_enrolled)
     keep_answer(engine, store, "hers", **body)
     keep_answer(engine, store, "another's", subject_id="bob", text="anna", anna=1, n=[None, 2])
-    with Session(writing(engine)) as session, session.begin():
+    with writes(engine) as session:
         delete_answers_about(session, ["nobody", "ann", "anna2"])
     assert rows(engine)[0] == 2
-    with Session(writing(engine)) as session, session.begin():
+    with writes(engine) as session:
         delete_answers_about(session, [*(f"nobody-{n}" for n in range(1200)), "anna"])
     assert rows(engine) == (1, 1)
 
@@ -420,12 +409,11 @@ def test_a_search_that_was_under_way_while_somebody_was_erased_keeps_no_answer_a
     assert identify(client, walk(4)).headers["idempotency-replayed"] == "true"
 
 
-def test_a_hold_that_ran_out_is_left_to_a_slow_request_until_it_is_surely_dead(
-    engine: Engine,
+def test_a_lock_that_ran_out_is_left_to_a_slow_request_until_it_is_surely_dead(
+    store: IdempotencyStore, engine: Engine
 ) -> None:
-    store = IdempotencyStore(engine, all_enrolled)
-    lock = held(store.acquire("", "slow", "f"))
-    held(store.acquire("", "dead", "f"))
+    lock = locked(store.acquire("", "slow", "f"))
+    locked(store.acquire("", "dead", "f"))
     assert delete_expired_answers(engine, now() + timedelta(minutes=30), 10) == 0
     store.keep(lock, Answer(201, {}, '"kept"'))
     assert isinstance(store.acquire("", "slow", "f"), Answer)
@@ -435,9 +423,8 @@ def test_a_hold_that_ran_out_is_left_to_a_slow_request_until_it_is_surely_dead(
 
 
 def test_a_request_removes_nobody_else_s_answers_and_the_sweep_does_so_some_at_once(
-    engine: Engine,
+    store: IdempotencyStore, engine: Engine
 ) -> None:
-    store = IdempotencyStore(engine, all_enrolled)
     for number in range(7):
         keep_answer(engine, store, f"old-{number}", subject_id=f"s{number}", sequence_id=new_id())
     run_out(engine)
