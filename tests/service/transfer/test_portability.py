@@ -7,12 +7,12 @@ import io
 import json
 import struct
 import threading
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import httpx
 import numpy as np
@@ -229,13 +229,17 @@ def test_whoever_downloads_an_export_that_is_cut_off_notices(
     out.mkdir()
 
     def erase_in_the_middle(_connection: object, _cursor: object, statement: str, *_: Any) -> None:
-        if "FROM embedding" in statement:
-            event.remove(Engine, "before_cursor_execute", erase_in_the_middle)
-            erase_subject(engine, "lab", "bert")
+        if "FROM embedding" in statement:  # of every attempt
+            with writing(engine).begin() as connection:
+                connection.exec_driver_sql("UPDATE gallery SET revision = revision + 1")
+                connection.exec_driver_sql(
+                    "INSERT INTO erased_sequence SELECT id, revision, revision FROM gallery"
+                )
 
     event.listen(Engine, "before_cursor_execute", erase_in_the_middle)
     with Client(str(client.base_url)) as ours, pytest.raises(ServiceUnreachable):
         ours.export_gallery("lab", out / "lab.zip")
+    event.remove(Engine, "before_cursor_execute", erase_in_the_middle)
     assert list(out.iterdir()) == []
     assert any("an answer was cut off: something was erased" in one for one in caplog.messages)
     assert not any(record.exc_info for record in caplog.records)
@@ -500,22 +504,27 @@ def test_a_directory_of_more_members_than_an_export_has_is_not_parsed(
     assert body["errors"][0]["reason"] == "not_an_export"
 
 
-def test_one_gallery_is_imported_at_a_time(serve: Serve) -> None:
+def test_one_gallery_is_imported_at_a_time(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     client = serve()
     file = export(client)
-    go_on = threading.Event()
+    begun, go_on = threading.Event(), threading.Event()
+
+    def announced(**where: Any) -> IO[bytes]:
+        begun.set()
+        return TemporaryFile(**where)
 
     def slowly() -> Iterator[bytes]:
         yield file[:100]
         go_on.wait(20)
         yield file[100:]
 
+    monkeypatch.setattr("service.transfer.portability.TemporaryFile", announced)
     with ThreadPoolExecutor(1) as other, httpx.Client(base_url=client.base_url) as slow:
         first_import = other.submit(
             lambda: slow.put("/galleries/first/import", content=slowly(), timeout=30)
         )
-        while (refused := put(client, "second", b"")).status_code == 400:  # not begun yet
-            time.sleep(0.01)
+        assert begun.wait(20)
+        refused = put(client, "second", file)
         go_on.set()
         assert problem(refused, 503)["type"] == "/problems/overloaded"
         assert int(refused.headers["retry-after"]) >= 1
