@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 class Erasure:
-    """The use cases behind the DELETE calls; each raises `NotFound` for what is not there."""
+    """The use cases behind the DELETE calls; each raises `NotFound` if nothing is there."""
 
     def __init__(
         self,

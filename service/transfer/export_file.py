@@ -66,7 +66,7 @@ class BrokenExport(Malformed):
 
 
 class _Record(BaseModel):
-    # Strict, because what is guessed would not come out again as it went in.
+    # Strict, because a guessed value would not be exported again as it was imported.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -125,7 +125,7 @@ class ExportFile:
     """An open export; to be closed, or used in a `with`. The file itself stays open."""
 
     def __init__(self, file: IO[bytes], *, max_frames: int) -> None:
-        """Check what the file's directory promises, and read what is said of the gallery.
+        """Check the file's directory, and read `gallery.json`.
 
         Raises:
             BrokenExport: not a zip, or not one of ours.
@@ -151,7 +151,7 @@ class ExportFile:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the zip."""
         self._zip.close()
 
     def subjects(self) -> Iterator[ExportedSubject]:
@@ -164,7 +164,7 @@ class ExportFile:
             yield subject
 
     def sequences(self) -> Iterator[tuple[str, ExportedSequence]]:
-        """The sequences, each once, and where each is described; raises `BrokenExport`."""
+        """Each sequence once, after the place of its line; raises `BrokenExport`."""
         seen: set[str] = set()
         for where, sequence in self._lines(SEQUENCES, ExportedSequence):
             if sequence.sequence_id in seen:
@@ -177,7 +177,7 @@ class ExportFile:
             yield where, sequence
 
     def arrays(self) -> Iterator[tuple[str, str | None]]:
-        """Every array in the file: of which sequence, by which checkpoint (None: silhouettes)."""
+        """Each array's sequence id, and its checkpoint's digest (None: silhouettes)."""
         for name in self._members:
             if found := _ARRAY.fullmatch(name):
                 yield found["id"], found["digest"]
@@ -309,7 +309,7 @@ def _check_directory(file: IO[bytes]) -> int:
         )
     file.seek(max(0, at - length))
     if file.read(length).count(_ENTRY) > _OTHER_ENTRIES + length // _SMALLEST_ENTRY:
-        raise _no_zip()  # a great many members, and none of an export
+        raise _no_zip()  # more members than the directory of an export has room for
     return size
 
 
@@ -341,7 +341,7 @@ def _check_members(members: list[zipfile.ZipInfo], size: int) -> dict[str, zipfi
 
 
 def _check_time(where: str, at: datetime) -> None:
-    """A time to come would keep a sequence from growing too old."""
+    """A time in the future would keep a sequence from growing too old."""
     if at > now() + _CLOCKS_DIFFER:
         raise broken(where, "created_at lies in the future")
 

@@ -1,4 +1,4 @@
-"""Take a whole gallery out of the service as one file, and put such a file in again."""
+"""The use cases of a gallery's export and import."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _IN_MEMORY = 2**20  # of a body that arrives, before it goes to the disk
 
 
 class Portability:
-    """The use cases behind a gallery's export and import."""
+    """Exports galleries, and imports one at a time."""
 
     def __init__(
         self, settings: Settings, store: GalleryStore, writers: Writers, registry: ModelRegistry
@@ -91,7 +91,7 @@ class Portability:
 
 
 async def _receive(body: AsyncIterator[bytes], file: IO[bytes]) -> None:
-    """Bring the body to the disk without keeping the event loop waiting for it."""
+    """Write the body to the disk without blocking the event loop."""
     pieces: list[bytes] = []
     held = 0
     async for piece in body:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import Any
 
 import httpx
 import numpy as np
@@ -509,7 +509,7 @@ def test_one_gallery_is_imported_at_a_time(serve: Serve, monkeypatch: pytest.Mon
     file = export(client)
     begun, go_on = threading.Event(), threading.Event()
 
-    def announced(**where: Any) -> IO[bytes]:
+    def announced(**where: Any) -> Any:
         begun.set()
         return TemporaryFile(**where)
 
