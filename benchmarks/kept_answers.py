@@ -32,7 +32,7 @@ from service.cli.demo_walks import WALKS
 from service.foundation.settings import Settings
 from service.http.resources import open_engine
 from service.storage.database import new_id, now, writing
-from service.storage.kept_answers import Answer, Hold, IdempotencyRow, keep
+from service.storage.kept_answers import Answer, IdempotencyRow, KeyLock, keep
 
 ENROLLED = 1_000
 TURNS = 40
@@ -44,25 +44,25 @@ def keep_answers(data_dir: Path, count: int) -> None:
     engine = open_engine(Settings(data_dir=data_dir))
     until = now() + timedelta(hours=2)
     for start in range(0, count, _AT_ONCE):
-        holds = [Hold(f"{number:064x}", "b") for number in range(start, start + _AT_ONCE)]
+        locks = [KeyLock(f"{number:064x}", "b") for number in range(start, start + _AT_ONCE)]
         with Session(writing(engine)) as session, session.begin():
             session.execute(
                 insert(IdempotencyRow),
                 [
                     {
-                        "key_hash": hold.key_hash,
+                        "key_hash": lock.key_hash,
                         "fingerprint": "f" * 64,
-                        "holder": hold.holder,
+                        "holder": lock.holder,
                         "expires_at": until,
                         "status": None,
                         "headers": {},
                         "body": "",
                     }
-                    for hold in holds
+                    for lock in locks
                 ],
             )
-            for number, hold in enumerate(holds, start):
-                keep(session, hold, _answer(f"kept-{number}"))
+            for number, lock in enumerate(locks, start):
+                keep(session, lock, _answer(f"kept-{number}"))
     engine.dispose()
 
 

@@ -67,7 +67,8 @@ def database(settings: Settings) -> Iterator[Engine]:
     from sqlalchemy.exc import SQLAlchemyError
 
     from service.storage.data_folder import NotPrivate, open_data_folder
-    from service.storage.database import NewerSchema, migrate, open_database, storage_trouble
+    from service.storage.database import NewerSchema, migrate, open_database
+    from service.storage.failures import storage_trouble
 
     try:
         with failing_on(NotPrivate):

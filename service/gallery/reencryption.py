@@ -15,8 +15,9 @@ from sqlalchemy.orm import Session
 
 from service.gallery.sealing import Sealing, sealing_of
 from service.gallery.tables import EmbeddingRow, EncryptionKeyRow, SequenceRow
-from service.storage.database import empty_log, writing
+from service.storage.database import writing
 from service.storage.encryption import KeyTrouble
+from service.storage.vacuum import checkpoint_wal
 
 _PIECE = 64  # rows: at 16 x 256 channels, 1 MB of embeddings
 
@@ -70,7 +71,7 @@ def reencrypt(engine: Engine, progress: Progress = lambda _done, _total: None) -
                 after, count = last
                 done += count
                 progress(done, max(done, total))
-    empty_log(engine)
+    checkpoint_wal(engine)
     return done
 
 

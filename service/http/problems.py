@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
 from service.foundation.errors import Reason, ServiceError, TooLarge
-from service.storage.database import storage_trouble
+from service.storage.failures import storage_trouble
 
 _log = logging.getLogger(__name__)
 

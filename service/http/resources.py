@@ -56,8 +56,9 @@ from service.serving.reembedding import Reembedding
 from service.serving.registry import ModelRegistry, resolve
 from service.serving.thresholds import queue_stale
 from service.storage.data_folder import open_data_folder
-from service.storage.database import migrate, open_database, storage_trouble
+from service.storage.database import migrate, open_database
 from service.storage.encryption import read_keys
+from service.storage.failures import storage_trouble
 from service.storage.reserve import Reserve
 from service.storage.writers import Writers
 from service.transfer.portability import Portability

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from service.foundation.errors import NotFound, ServiceError
 from service.foundation.settings import Settings
+from service.gallery.export_format import exported_subjects
 from service.job_types.activate import KIND, claim
 from service.job_types.datasets import dataset_steps, deployment, device, gallery_export, program
 from service.job_types.requests import ActivateRequest, DistillRequest, GalleryDataset, Override
@@ -19,7 +20,7 @@ from service.jobs.job import Job, JsonObject
 from service.jobs.plan import JobRefused, Outcome, Step, partial, scratch
 from service.jobs.queue import ERASED, queue_unless_claimed
 from service.jobs.tables import JobRow
-from service.serving.lineage import TrainingRecord, exported_subjects
+from service.serving.lineage import TrainingRecord
 from service.serving.registry import ModelRegistry, resolve
 
 

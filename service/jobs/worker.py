@@ -28,7 +28,7 @@ from service.jobs.reasons import last_error_line, plain
 from service.jobs.relay import Relay, Tenure
 from service.jobs.scratch import remove_leftovers
 from service.jobs.watch import Watch
-from service.storage.database import storage_trouble
+from service.storage.failures import storage_trouble
 
 _log = logging.getLogger(__name__)
 Asked = ParamSpec("Asked")

@@ -16,7 +16,7 @@ from service.gallery.records import ErasureReceipt
 from service.gallery.store import GalleryStore
 from service.jobs.queue import JobQueue
 from service.jobs.scratch import remove_leftovers, remove_walks
-from service.privacy import erasing
+from service.privacy import erasure_transactions as transactions
 from service.serving.lineage import TrainingRecord
 from service.storage.reserve import Reserve
 from service.storage.writers import Writers
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 class Erasure:
-    """The use cases behind the DELETE calls; each raises `NotFound` for what is not there."""
+    """The use cases behind the DELETE calls; each raises `NotFound` if nothing is there."""
 
     def __init__(
         self,
@@ -47,20 +47,22 @@ class Erasure:
 
     async def subject(self, gallery: str, subject_id: str) -> ErasureReceipt:
         """Erase a subject with every sequence, and the embeddings held in this process."""
-        receipt = await self._erase(erasing.erase_subject, gallery, subject_id)
+        receipt = await self._erase(transactions.erase_subject, gallery, subject_id)
         await self._clear(receipt, self._forget, self._clear_jobs)
         return receipt
 
     async def sequence(self, sequence_id: str) -> ErasureReceipt:
         """Erase a sequence, and its subject when it was the last one."""
-        receipt = await self._erase(erasing.erase_sequence, sequence_id)
+        receipt = await self._erase(transactions.erase_sequence, sequence_id)
         await self._clear(receipt, self._forget, self._clear_jobs)
         return receipt
 
     async def gallery(self, gallery: str) -> ErasureReceipt:
         """Erase a gallery with everything in it; an empty `default` remains."""
         gallery_id, _, _ = await asyncio.to_thread(self._store.head, gallery)
-        receipt = await self._erase(erasing.erase_gallery, gallery, keep=gallery == DEFAULT_GALLERY)
+        receipt = await self._erase(
+            transactions.erase_gallery, gallery, keep=gallery == DEFAULT_GALLERY
+        )
         self._galleries.drop(gallery_id)
         await self._clear(receipt, self._clear_jobs)
         return receipt
@@ -74,10 +76,10 @@ class Erasure:
     async def _clear(
         self, receipt: ErasureReceipt, *pieces: Callable[[ErasureReceipt], None]
     ) -> None:
-        """Clear away what is left outside of the database.
+        """Clear what is left outside of the database.
 
-        The erasure is committed: a disk or a database that refuses now must not keep it from being
-        recorded and answered. The next search, the jobs' ends and the sweeps clear up after it.
+        The erasure is committed: a disk or a database that fails now must not prevent that it is
+        recorded and answered. The next search, the jobs' ends and the sweeps clear the rest.
         """
         for piece in pieces:
             try:
@@ -90,7 +92,7 @@ class Erasure:
         remove_leftovers(self._jobs, self._jobs_dir)
 
     def _forget(self, receipt: ErasureReceipt) -> None:
-        # Other processes follow at their next search; this one need not keep it until then.
+        # Other processes drop them at their next search; this one need not wait for it.
         try:
             gallery_id, _, _ = self._store.head(receipt.gallery)
         except NotFound:  # the whole gallery went meanwhile

@@ -1,7 +1,7 @@
-"""What is kept no longer than it may be: old sequences of galleries, kept answers, jobs' folders.
+"""Remove what is too old: sequences of galleries, kept answers, jobs' folders.
 
-A sequence's age counts from its enrolment. `captured_at` in the metadata is what a client claims,
-if it claims anything, and would let a sequence be kept for ever by a typing error.
+A sequence's age counts from its enrolment. `captured_at` in the metadata is only a client's claim,
+with which a typing error could keep a sequence for ever.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
@@ -26,18 +26,19 @@ from service.gallery.store import GalleryStore
 from service.gallery.tables import GalleryRow
 from service.jobs.queue import JobQueue
 from service.jobs.scratch import remove_leftovers, remove_old
-from service.privacy.erasing import erase_older
+from service.privacy.erasure_transactions import erase_older
 from service.serving.registry import remove_unfinished
-from service.storage.database import empty_log, now, rewrite
-from service.storage.kept_answers import forget_expired
+from service.storage.database import now
+from service.storage.kept_answers import delete_expired_answers
 from service.storage.reserve import Reserve
+from service.storage.vacuum import checkpoint_wal, vacuum
 from service.storage.writers import Writers
 
 _ARRIVED: Final = timedelta(days=1)  # by when an upload is whole, or its process died
-_AT_ONCE: Final = 200  # sequences in one transaction, so that enrolments get their turn
+_SEQUENCES_AT_ONCE: Final = 200  # in one transaction, so that enrolments get their turn
 _ANSWERS_AT_ONCE: Final = 500
-_TURN_S: Final = 0.1  # as long as whoever waits for SQLite's lock sleeps at most between two looks
-_SOON: Final = timedelta(days=7)  # before a key expires, somebody has to hear of it
+_PAUSE_S: Final = 0.1  # who waits for SQLite's lock sleeps at most so long between two attempts
+_WARNING: Final = timedelta(days=7)  # of a key that expires
 _log = logging.getLogger(__name__)
 
 
@@ -52,7 +53,7 @@ class Swept:
 
 
 class Retention:
-    """Sweeps now and then. Any number of processes may: what one has removed, no other finds."""
+    """Sweeps at intervals. Any number of processes may: what one has removed, no other finds."""
 
     def __init__(
         self,
@@ -62,6 +63,8 @@ class Retention:
         galleries: GalleryCache,
         reserve: Reserve,
         clock: Callable[[], datetime] = now,
+        sequences_at_once: int = _SEQUENCES_AT_ONCE,
+        answers_at_once: int = _ANSWERS_AT_ONCE,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -69,6 +72,8 @@ class Retention:
         self._galleries = galleries
         self._reserve = reserve
         self._clock = clock
+        self._sequences_at_once = sequences_at_once
+        self._answers_at_once = answers_at_once
         self._announced: set[str] = set()  # keys
 
     async def run(self) -> None:
@@ -81,15 +86,7 @@ class Retention:
                 _log.exception("the sweep was cut short")
             else:
                 if swept != Swept():
-                    _log.info(
-                        "swept",
-                        extra={
-                            "sequences": swept.sequences,
-                            "subjects": swept.subjects,
-                            "job_folders": swept.job_folders,
-                            "answers": swept.answers,
-                        },
-                    )
+                    _log.info("swept", extra=asdict(swept))
             await asyncio.sleep(self._settings.sweep_seconds)
 
     async def sweep(self) -> Swept:
@@ -97,38 +94,43 @@ class Retention:
         at = self._clock()
         sequences = subjects = 0
         for gallery_id, name in await asyncio.to_thread(self._limited):
-            before = sequences
-            while True:
-                erased, vanished = await self._writers.run(
-                    self._reserve.spend,
-                    partial(erase_older, self._store.engine, gallery_id, at, _AT_ONCE),
-                )
-                sequences += erased
-                subjects += vanished
-                if erased < _AT_ONCE:
-                    break
-            if sequences > before:
+            erased, vanished = await self._erase_old(gallery_id, at)
+            sequences += erased
+            subjects += vanished
+            if erased:
                 await asyncio.to_thread(self._follow, gallery_id, name)
-        answers = await self._forget_answers(at)
-        await self._writers.run(rewrite, self._store.engine)
+        answers = await self._delete_answers(at)
+        await self._writers.run(vacuum, self._store.engine)
         # Always: an erasure's process may have died before it did, or had to leave it.
-        await self._writers.run(empty_log, self._store.engine)
+        await self._writers.run(checkpoint_wal, self._store.engine)
         folders = await asyncio.to_thread(self._tidy_jobs, at)
         return Swept(sequences, subjects, folders, answers)
 
-    async def _forget_answers(self, at: datetime) -> int:
-        forgotten = 0
-        forget = partial(forget_expired, self._store.engine, at, _ANSWERS_AT_ONCE)
+    async def _erase_old(self, gallery_id: str, at: datetime) -> tuple[int, int]:
+        sequences = subjects = 0
+        most = self._sequences_at_once
+        erase = partial(erase_older, self._store.engine, gallery_id, at, most)
         while True:
-            some = await self._writers.run(self._reserve.spend, forget)
-            forgotten += some
-            if some < _ANSWERS_AT_ONCE:
-                return forgotten
-            await asyncio.sleep(_TURN_S)
+            erased, vanished = await self._writers.run(self._reserve.spend, erase)
+            sequences += erased
+            subjects += vanished
+            if erased < most:
+                return sequences, subjects
+
+    async def _delete_answers(self, at: datetime) -> int:
+        deleted = 0
+        most = self._answers_at_once
+        delete = partial(delete_expired_answers, self._store.engine, at, most)
+        while True:
+            some = await self._writers.run(self._reserve.spend, delete)
+            deleted += some
+            if some < most:
+                return deleted
+            await asyncio.sleep(_PAUSE_S)
 
     def _announce_keys(self) -> None:
-        """Warn once of each key that expires soon: whoever uses it may notice only when it has."""
-        for key in keys_that_expire(self._store.engine, _SOON, self._clock()):
+        """Warn once of each key that expires soon: its user may notice only when it has."""
+        for key in keys_that_expire(self._store.engine, _WARNING, self._clock()):
             if key.key_id not in self._announced and key.expires_at is not None:
                 self._announced.add(key.key_id)
                 when = key.expires_at.isoformat(timespec="seconds")
@@ -142,7 +144,7 @@ class Retention:
             return [(row.id, row.name) for row in session.execute(query)]
 
     def _follow(self, gallery_id: str, name: str) -> None:
-        """Let go of the embeddings in memory; other processes do at their next search."""
+        """Drop the embeddings from memory; other processes do so at their next search."""
         held = self._galleries.held(gallery_id)
         if not held:
             return

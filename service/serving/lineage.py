@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import os
 import secrets
-import zipfile
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Final, Self
 
@@ -29,8 +27,6 @@ from service.storage.database import Table
 _KEY_FILE: Final = "receipts.key"
 _KEY_BYTES: Final = 32
 _AT_ONCE: Final = 500
-
-_SEQUENCES = "sequences.jsonl"  # in an exported gallery
 
 
 class TrainedSubjectRow(Table):
@@ -132,13 +128,6 @@ class TrainingRecord:
 
     def _hash(self, gallery: str, subject_id: str) -> str:
         return hmac.new(self._key, f"{gallery}\0{subject_id}".encode(), "sha256").hexdigest()
-
-
-def exported_subjects(path: Path) -> Iterator[str]:
-    """The subjects of an export that this deployment made, some more than once."""
-    with zipfile.ZipFile(path) as file, file.open(_SEQUENCES) as lines:
-        for line in lines:
-            yield json.loads(line)["subject_id"]
 
 
 def _make_key(path: Path) -> None:

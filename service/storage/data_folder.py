@@ -1,7 +1,7 @@
-"""The data folder: what is in it is of people, so it is its owner's alone.
+"""Keep the data folder, which holds biometric data, from other users of the machine.
 
-An older folder, or one that somebody made by hand, may let others in. That is mended at the start,
-where this user may: a folder that others cannot enter hides all that is further inside.
+An older folder, or one made by hand, may be open to others. The start closes it where this user
+may: a folder that others cannot enter hides everything inside.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ class NotPrivate(Exception):
 
 
 def open_data_folder(settings: Settings) -> None:
-    """Make the data folder if there is none, and keep others out of it and what is in it.
+    """Make the data folder if it is missing, and close it and its contents to other users.
 
-    Raises `NotPrivate`, and `OSError` where the folder cannot be made.
+    Raises `NotPrivate`, and `OSError` if the folder cannot be made.
     """
     folder = settings.data_dir
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     mended, left = [], []
-    for path in _entries(settings):
+    for path in _paths(settings):
         try:
-            if _close(path):
+            if _make_private(path):
                 mended.append(path.name)
         except FileNotFoundError:  # SQLite's log, or a folder that just arrived
             continue
@@ -54,8 +54,8 @@ def open_data_folder(settings: Settings) -> None:
         _log.warning("other users may read what belongs to somebody else: %s", left)
 
 
-def _entries(settings: Settings) -> Iterator[Path]:
-    """The folder, what lies in it, and a database that lies elsewhere."""
+def _paths(settings: Settings) -> Iterator[Path]:
+    """The folder, its entries, and a database in another folder."""
     folder, database = settings.data_dir, _database(settings)
     yield folder
     yield from sorted(folder.iterdir())
@@ -69,8 +69,8 @@ def _database(settings: Settings) -> Path:
     return Path(named) if named else settings.database_file
 
 
-def _close(path: Path) -> bool:
-    """Take it from all but its owner; False where it was, or where it is another folder's link."""
+def _make_private(path: Path) -> bool:
+    """Returns whether access was taken from others; a link to a folder is left as it is."""
     mode = path.stat().st_mode
     if not mode & _OTHERS or (path.is_symlink() and stat.S_ISDIR(mode)):
         return False

@@ -1,11 +1,11 @@
-"""A SQLite database's files under a running process: are they those that were opened?
+"""Notice when a SQLite database's files are removed or replaced under a running process.
 
-SQLite writes on into a file that was removed, and opens a new and empty one in its place. What is
-acknowledged then goes with the process, and two connections of one database see two of them. So a
-connection knows the files it was opened on, asks for them before it is used and after every commit,
-and a commit that may be lost is an error.
+SQLite goes on writing into a file that was removed, and opens a new, empty one in its place. What
+is acknowledged then is lost with the process, and two connections see two databases. So each
+connection remembers the files it was opened on and compares them before it is used and after every
+commit; a commit that may be lost is an error.
 
-While any connection is open SQLite itself neither removes nor replaces one of these files.
+While any connection is open, SQLite itself neither removes nor replaces one of these files.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 _log = logging.getLogger(__name__)
 
-_LOG_BEGINS: Final = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")  # by the order of its bytes
+_LOG_MAGIC: Final = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")  # by its byte order
 _DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _NO_TEXT: Final = "Could not decode to UTF-8"  # Python's own error, which has no code
 
 Inode = tuple[int, int] | None
-"""Device and number of a file; None where there is none."""
+"""Device and number of a file; None if there is no file."""
 
 
 class DatabaseGone(SQLAlchemyError):
@@ -41,8 +41,8 @@ class DatabaseDamaged(SQLAlchemyError):
     """The database was found to be damaged, so nothing more is written to it."""
 
 
-class Found(NamedTuple):
-    """Which files there are: the database's own, its write-ahead log, the log's shared index."""
+class FileIds(NamedTuple):
+    """The files that exist: the database's own, its write-ahead log, the log's shared index."""
 
     main: Inode
     log: Inode
@@ -52,9 +52,9 @@ class Found(NamedTuple):
 class DatabaseFiles:
     """The files of the database that one engine opened first.
 
-    Where only the log or its index went, what the log holds is moved into the database's file, by a
-    connection that still has it. Nothing is opened in their place: other processes may still write
-    into what was removed. So the database is out of reach until this process is started again.
+    If only the log or its index is removed, a connection that still has the log moves what it holds
+    into the database file. No new files are opened: other processes may still write into the
+    removed ones. So the database is out of reach until this process is started again.
     """
 
     def __init__(self, path: str) -> None:
@@ -67,15 +67,15 @@ class DatabaseFiles:
         self._damaged = False
 
     def opened(self, connection: WatchedConnection) -> None:
-        """Have a new connection, which has read something by now, know what it was opened on."""
-        connection.watch(self, self._found())
+        """Watch a new connection, which has read something by now."""
+        connection.files, connection.opened_on = self, self._found()
         if self._main is None:
             self._main = connection.opened_on.main
         with _watching:
             _open.add(connection)
 
     def check_before_opening(self) -> None:
-        """Raise `DatabaseGone` where a new connection would not see what those that are open do."""
+        """Raise `DatabaseGone` if a new connection would see other files than the open ones."""
         found = self._found()
         with _watching:
             others = [one.opened_on for one in _open if one.files._path == self._path]
@@ -87,12 +87,12 @@ class DatabaseFiles:
             raise self._gone()
 
     def require_same(self, connection: WatchedConnection) -> None:
-        """Raise `DatabaseGone` unless a connection was opened on what is there."""
+        """Raise `DatabaseGone` unless a connection was opened on the files that exist now."""
         if self._removed or not self._is_as_opened(connection, self._found()):
             raise self._gone()
 
-    def check(self, connection: WatchedConnection) -> None:
-        """The same of a connection that is idle; saves what it holds, where it must."""
+    def check_idle(self, connection: WatchedConnection) -> None:
+        """As `require_same` for an idle connection; first saves what its removed log holds."""
         if self._removed:
             raise self._gone()
         found = self._found()
@@ -104,7 +104,7 @@ class DatabaseFiles:
         raise self._gone()
 
     def check_after_commit(self, connection: WatchedConnection) -> None:
-        """Raise `DatabaseGone` where what was just committed may be lost when the process ends."""
+        """Raise `DatabaseGone` if what was just committed may be lost when the process ends."""
         found = self._found()
         if not self._is_as_opened(connection, found) and not self._save(connection, found):
             raise self._gone(committed=True)
@@ -115,7 +115,7 @@ class DatabaseFiles:
             raise DatabaseDamaged(f"{self._path.name} is damaged")
 
     def note(self, error: BaseException | None) -> None:
-        """Remember that there is damage, if that is what an error of SQLite's says."""
+        """Remember an error of SQLite's that means damage."""
         if not self._damaged and is_damage(error):
             self._damaged = True
             _log.error(
@@ -125,35 +125,34 @@ class DatabaseFiles:
                 error,
             )
 
-    def _found(self) -> Found:
-        return Found(_inode(self._path), _inode(self._log), _inode(self._shared))
+    def _found(self) -> FileIds:
+        return FileIds(_inode(self._path), _inode(self._log), _inode(self._shared))
 
-    def _is_as_opened(self, connection: WatchedConnection, found: Found) -> bool:
+    def _is_as_opened(self, connection: WatchedConnection, found: FileIds) -> bool:
         return found == connection.opened_on and found.main == self._main and self._log_begins()
 
     def _log_begins(self) -> bool:
-        """Whether the log is empty, or begins as one does: it does not once it was cut off.
+        """Whether the log is missing, empty, or begins as one does; not once it was cut off.
 
         SQLite locks no part of the log, so it may be opened here and closed again.
         """
         try:
             with self._log.open("rb", buffering=0) as log:
-                return log.read(4) in (b"", *_LOG_BEGINS)
+                return log.read(4) in (b"", *_LOG_MAGIC)
         except OSError:
-            return True  # there is none: that is another question
+            return True  # a missing log is noticed by its id
 
-    def _save(self, connection: WatchedConnection, found: Found) -> bool:
-        """Move what a removed log holds into the database's file; whether all of it is there.
+    def _save(self, connection: WatchedConnection, found: FileIds) -> bool:
+        """Move what a removed log holds into the database file; returns whether all of it is there.
 
-        Only where nobody can have written anything else since: a log that came in its place is
-        empty, and the index, by which processes exclude each other, is not another one.
+        Only if nobody can have written anything else since: a log in its place is empty, and the
+        index, by which processes exclude each other, was not replaced.
         """
         opened = connection.opened_on
-        if found.main != opened.main or found.shared not in (None, opened.shared):
-            return False
-        if found.log == opened.log and not self._log_begins():
-            return False
-        if found.log not in (None, opened.log) and _size(self._log):
+        cut_off = found.log == opened.log and not self._log_begins()
+        replaced = found.log not in (None, opened.log) and _size(self._log) > 0
+        other_index = found.shared not in (None, opened.shared)
+        if found.main != opened.main or cut_off or replaced or other_index:
             return False
         try:
             busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -179,21 +178,17 @@ class WatchedConnection(sqlite3.Connection):
     """A connection that knows the files it was opened on."""
 
     files: DatabaseFiles
-    opened_on: Found
-
-    def watch(self, files: DatabaseFiles, opened_on: Found) -> None:
-        """From now on every commit is checked."""
-        self.files, self.opened_on = files, opened_on
+    opened_on: FileIds
 
     def commit(self) -> None:
-        """Commit; raises `DatabaseGone` where that may be lost."""
+        """Commit; raises `DatabaseGone` if the commit may be lost."""
         writes = self.in_transaction
         super().commit()
         if writes:
             self.files.check_after_commit(self)
 
     def close(self) -> None:
-        """Close it; what others open need not be what this one was opened on."""
+        """Close it; other connections need not match its files any more."""
         with _watching:
             _open.discard(self)
         super().close()
@@ -201,7 +196,7 @@ class WatchedConnection(sqlite3.Connection):
 
 _watching = threading.Lock()
 _open: WeakSet[WatchedConnection] = WeakSet()
-"""Every open connection of this process: its engines share what SQLite knows of a file."""
+"""Every open connection of this process: SQLite shares its state of a file among them."""
 
 
 def is_damage(error: BaseException | None) -> bool:

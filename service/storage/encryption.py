@@ -1,8 +1,7 @@
-"""Keys for what is kept encrypted: where they come from, and what one of them does.
+"""Encryption keys: where they are read from, and what one of them does.
 
-AES-256-GCM. Every ciphertext is bound to what it is (the row it belongs to), so that it opens there
-and nowhere else. From one secret are derived a cipher's key, a key for hashes, and a name by which
-the secret may be spoken of.
+AES-256-GCM. Every ciphertext is bound to its row, so that it can be decrypted nowhere else. Three
+things are derived from one secret: the cipher's key, a key for hashes, and the key's public name.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ _NAME_BYTES = 8
 
 
 class KeyTrouble(Exception):
-    """The encryption keys are not what they should be; the text says what to change."""
+    """The encryption keys are missing, wrong or malformed; the text says what to change."""
 
 
 class Tampered(Exception):
-    """What is kept is not what was written there: damaged, changed, or moved from elsewhere."""
+    """Stored bytes are not those that were written there: damaged, changed, or moved."""
 
 
 class EncryptionKey:
-    """One key: encrypts, decrypts, and hashes what may not be hashed without a key."""
+    """One key: encrypts, decrypts and makes keyed hashes."""
 
     def __init__(self, secret: bytes) -> None:
         """Derive everything from a secret of 32 random bytes; `ValueError` for any other length."""
@@ -57,17 +56,17 @@ class EncryptionKey:
             raise Tampered("what is kept was damaged, changed or moved") from error
 
     def keyed_hash(self, content: bytes) -> str:
-        """HMAC-SHA-256, which nobody without the key can try walks against."""
+        """HMAC-SHA-256, hexadecimal; without the key nobody can test a walk against it."""
         return hmac.new(self._for_hashes, content, hashlib.sha256).hexdigest()
 
 
 def new_secret() -> str:
-    """A new key, as it is written into the setting."""
+    """A new key in the form that the setting takes."""
     return base64.urlsafe_b64encode(os.urandom(_SECRET_BYTES)).decode()
 
 
 def read_keys(settings: Settings) -> tuple[EncryptionKey, ...]:
-    """The deployment's keys, from the setting or the file that holds the same; maybe none.
+    """The deployment's keys, from the setting or from a file; empty if neither is set.
 
     Keys have commas or line ends between them. Raises `KeyTrouble`, which never shows a key.
     """

@@ -1,32 +1,31 @@
 """Answers kept for idempotency keys, so that a retried POST is carried out once.
 
-A request with an Idempotency-Key first takes a hold of the key. The holder's answer is kept for a
-while and replayed to the same key and body; another body is refused; while a hold lasts, others get
-409. Only successes are kept: a refused request changed nothing and may be tried again.
+A request with an Idempotency-Key first locks the key. Its answer is kept for a while and replayed
+to the same key and body; another body is refused; while the key is locked, other requests get 409.
+Only successes are kept: a refused request changed nothing and may be sent again.
 
 Exactly once, also through kill -9: work that writes to the database calls `keep` inside its own
-transaction, so the work and its answer commit together, and a hold that ran out and was taken over
-by a retry makes the first holder's `keep`, and with it the work, fail. What does not call `keep`
-(a request whose answer is kept only after it) may be carried out again if the process dies between
-the two and the client retries after the hold.
+transaction, so the work and its answer commit together. When a lock has run out and a retry has
+taken the key over, the first request's `keep` fails, and its work with it. A request whose answer
+is kept only after its work may be carried out again if the process dies between the two.
 
-No request reads another's answer: a key is looked up, what is too old goes in the sweep
-(`forget_expired`), and an erasure finds the answers that name somebody by an index of the names.
+No request reads another's answer: a key is looked up, old answers go in the sweep, and an erasure
+finds the answers that name somebody through an index of hashed names.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any, Final
 
 from sqlalchemy import (
     JSON,
     BigInteger,
     ColumnElement,
-    CursorResult,
     Engine,
     ForeignKey,
     Index,
@@ -46,21 +45,21 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from service.foundation.errors import Conflict, Invalid, Reason
 from service.storage.database import Table, new_id, now, writing
 
-HOLD = timedelta(minutes=2)
-KEPT = timedelta(hours=24)
-KEPT_SEARCH = timedelta(minutes=10)  # it can be repeated; for as long as a client tries again
-_ABANDONED = timedelta(hours=1)  # a hold that ran out is left to a slow request for so long
-_PAGE = 500
-_SUBJECTS = frozenset({"subject_id", "subject_ids"})
-_SEQUENCES = frozenset({"sequence_id", "sequence_ids"})
-_NUMBER = BigInteger().with_variant(Integer(), "sqlite")  # the one that SQLite counts up by itself
+LOCK_TIME: Final = timedelta(minutes=2)
+ANSWER_LIFETIME: Final = timedelta(hours=24)
+SEARCH_LIFETIME: Final = timedelta(minutes=10)  # can be repeated; as long as a client retries
+_ABANDONED: Final = timedelta(hours=1)  # a slow request may still use a lock that ran out
+_PAGE: Final = 500
+_SUBJECTS: Final = frozenset({"subject_id", "subject_ids"})
+_SEQUENCES: Final = frozenset({"sequence_id", "sequence_ids"})
+_NUMBER = BigInteger().with_variant(Integer(), "sqlite")  # SQLite numbers only an INTEGER by itself
 
-StillThere = Callable[[Session, Collection[str]], bool]
+AllEnrolled = Callable[[Session, Collection[str]], bool]
 """Whether all of these sequences are enrolled, and stay so until the transaction ends."""
 
 
 class IdempotencyRow(Table):
-    """One key: who holds it, or (with a status) the answer that is replayed; until when."""
+    """One key: which request has it locked, or (with a status) the answer; until when."""
 
     __tablename__ = "idempotency"
 
@@ -76,10 +75,10 @@ class IdempotencyRow(Table):
     __table_args__ = (Index("ix_idempotency_expires", "expires_at"),)
 
 
-class NamedRow(Table):
-    """That an answer names a subject, a sequence or a place: of the name 64 bits of its hash.
+class AnswerNameRow(Table):
+    """An answer names a subject, a sequence or a location: 64 bits of the name's hash.
 
-    Two names of one hash cost an answer that could have been kept, nothing else.
+    Two names with one hash cost an answer that could have been kept, nothing else.
     """
 
     __tablename__ = "idempotency_name"
@@ -99,7 +98,7 @@ class NamedRow(Table):
 class Answer:
     """A response worth keeping; its body is JSON.
 
-    Whom it names it names in `subject_id` and `sequence_id` (or lists of them), and nowhere else.
+    It names people only in `subject_id` and `sequence_id`, or in lists of them.
     """
 
     status: int
@@ -108,7 +107,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
+class KeyLock:
     """The right to carry out the request behind a key."""
 
     key_hash: str
@@ -116,90 +115,52 @@ class Hold:
 
 
 class IdempotencyStore:
-    """Holds and answers in the database."""
+    """Locks and answers in the database."""
 
-    def __init__(self, engine: Engine, still_there: StillThere) -> None:
+    def __init__(self, engine: Engine, all_enrolled: AllEnrolled) -> None:
         self._engine = engine
-        self._still_there = still_there
+        self._all_enrolled = all_enrolled
 
-    def take(self, caller: str, key: str, fingerprint: str) -> Hold | Answer:
-        """Take a hold of the key, or get the answer to replay.
+    def acquire(self, caller: str, key: str, fingerprint: str) -> KeyLock | Answer:
+        """Lock the key, or return the answer to replay.
 
-        Raises `Conflict` while another request holds the key and `Invalid` when the key was used
-        for another request.
+        Raises `Conflict` while another request has the key locked, and `Invalid` when the key was
+        used for another request.
         """
+        lock = KeyLock(hashlib.sha256(f"{caller}\0{key}".encode()).hexdigest(), new_id())
         try:
-            return self._take(caller, key, fingerprint)
+            with Session(writing(self._engine)) as session, session.begin():
+                return _acquire(session, lock, fingerprint)
         except IntegrityError as error:  # PostgreSQL: two requests insert the key at once
             raise _in_flight() from error
 
-    def _take(self, caller: str, key: str, fingerprint: str) -> Hold | Answer:
-        at = now()
-        key_hash = hashlib.sha256(f"{caller}\0{key}".encode()).hexdigest()
-        hold = Hold(key_hash, new_id())
-        with Session(writing(self._engine)) as session, session.begin():
-            row = session.scalar(
-                select(IdempotencyRow).where(IdempotencyRow.key_hash == key_hash).with_for_update()
-            )
-            if row is not None and _over(row, at):
-                session.delete(row)
-                session.flush()
-                row = None
-            if row is None:
-                session.add(
-                    IdempotencyRow(
-                        key_hash=key_hash,
-                        fingerprint=fingerprint,
-                        holder=hold.holder,
-                        expires_at=at + HOLD,
-                        status=None,
-                        headers={},
-                        body="",
-                    )
-                )
-                return hold
-            if row.fingerprint != fingerprint:
-                raise Invalid(
-                    "This Idempotency-Key was used for another request. Send a new key with a new "
-                    "request; send exactly the same request to have its answer again.",
-                    Reason("Idempotency-Key", "used_for_another_request"),
-                    slug="idempotency-key-reused",
-                )
-            if row.status is None:
-                raise _in_flight()
-            return Answer(row.status, row.headers, row.body)
+    def keep(self, lock: KeyLock, answer: Answer, lifetime: timedelta = ANSWER_LIFETIME) -> None:
+        """Keep an answer that no transaction has kept; does nothing once the lock is lost.
 
-    def keep(self, hold: Hold, answer: Answer, lifetime: timedelta = KEPT) -> None:
-        """Keep an answer that no transaction has kept; a hold that is gone is left alone.
-
-        So is an answer that names a sequence which was erased meanwhile: the key is free again.
+        An answer that names a sequence which was erased meanwhile is not kept: the key is free
+        again.
         """
-        if not self._is_held(hold):
-            return
+        with Session(self._engine) as session:  # without waiting for other writers
+            if session.scalar(select(IdempotencyRow.number).where(*_locked_by(lock))) is None:
+                return
         with Session(writing(self._engine)) as session, session.begin():
-            if self._still_there(session, _named(answer, _SEQUENCES)):
-                _write(session, hold, answer, lifetime)
+            if self._all_enrolled(session, _names(answer, _SEQUENCES)):
+                _write(session, lock, answer, lifetime)
             else:
-                _release(session, hold)
+                session.execute(delete(IdempotencyRow).where(*_locked_by(lock)))
 
-    def release(self, hold: Hold) -> None:
-        """Let the key go without an answer: the request was refused or failed."""
+    def release(self, lock: KeyLock) -> None:
+        """Unlock the key without an answer: the request was refused or failed."""
         with Session(writing(self._engine)) as session, session.begin():
-            _release(session, hold)
-
-    def _is_held(self, hold: Hold) -> bool:
-        """Asked without the lock that writers wait for; what was kept is not taken back."""
-        with Session(self._engine) as session:
-            held = select(IdempotencyRow.number).where(*_of(hold))
-            return session.scalar(held) is not None
+            session.execute(delete(IdempotencyRow).where(*_locked_by(lock)))
 
 
-def keep(session: Session, hold: Hold | None, answer: Answer) -> None:
-    """Keep the answer in the transaction of the work itself; without a hold there is nothing to do.
+def keep(session: Session, lock: KeyLock | None, answer: Answer) -> None:
+    """Keep the answer in the transaction of the work itself; does nothing without a lock.
 
-    Raises `Conflict` when the hold ran out and the key went to a retry: the work must not commit.
+    Raises `Conflict` when the lock ran out and the key went to a retry: the work must not commit.
     """
-    if hold is not None and not _write(session, hold, answer, KEPT):
+    if lock is not None and not _write(session, lock, answer, ANSWER_LIFETIME):
         raise Conflict(
             "This request took so long that a retry with its Idempotency-Key took its place.",
             Reason("Idempotency-Key", "taken_over"),
@@ -207,25 +168,20 @@ def keep(session: Session, hold: Hold | None, answer: Answer) -> None:
         )
 
 
-def forget_answers_about(session: Session, names: Collection[str]) -> None:
-    """Delete kept answers that name one of these subjects or sequences.
+def delete_answers_about(session: Session, names: Collection[str]) -> None:
+    """Delete kept answers that name one of these subjects or sequences, or have this location.
 
-    They are erased, by this transaction and before this: who keeps an answer about them meanwhile
-    waits for them, or is waited for.
+    Call it in the transaction that erases them, after the erasure: a request that keeps an answer
+    about them at the same time waits for this transaction, or is waited for.
     """
     hashes = [_name_hash(name) for name in names]
     for start in range(0, len(hashes), _PAGE):
-        naming = select(NamedRow.answer).where(NamedRow.name_hash.in_(hashes[start:][:_PAGE]))
-        _delete(session, naming)
+        page = hashes[start : start + _PAGE]
+        _delete(session, select(AnswerNameRow.answer).where(AnswerNameRow.name_hash.in_(page)))
 
 
-def forget_answers_at(session: Session, location: str) -> None:
-    """Delete kept answers that made what was there, which is erased."""
-    forget_answers_about(session, [location])
-
-
-def forget_expired(engine: Engine, at: datetime, most: int) -> int:
-    """Delete up to `most` answers whose time is over, and holds of who died; returns how many."""
+def delete_expired_answers(engine: Engine, at: datetime, most: int) -> int:
+    """Delete up to `most` expired answers and abandoned locks; returns how many."""
     over = (
         select(IdempotencyRow.number)
         .where(
@@ -243,12 +199,46 @@ def forget_expired(engine: Engine, at: datetime, most: int) -> int:
         return _delete(session, over)
 
 
-def _over(row: IdempotencyRow, at: datetime) -> bool:
-    """Whether an answer is too old, or a hold ran out: its process died, or `keep` fences it off.
+def _acquire(session: Session, lock: KeyLock, fingerprint: str) -> KeyLock | Answer:
+    at = now()
+    row = session.scalar(
+        select(IdempotencyRow).where(IdempotencyRow.key_hash == lock.key_hash).with_for_update()
+    )
+    if row is not None and _is_over(row, at):
+        session.delete(row)
+        session.flush()
+        row = None
+    if row is None:
+        session.add(
+            IdempotencyRow(
+                key_hash=lock.key_hash,
+                fingerprint=fingerprint,
+                holder=lock.holder,
+                expires_at=at + LOCK_TIME,
+                status=None,
+                headers={},
+                body="",
+            )
+        )
+        return lock
+    if row.fingerprint != fingerprint:
+        raise Invalid(
+            "This Idempotency-Key was used for another request. Send a new key with a new "
+            "request; send exactly the same request to have its answer again.",
+            Reason("Idempotency-Key", "used_for_another_request"),
+            slug="idempotency-key-reused",
+        )
+    if row.status is None:
+        raise _in_flight()
+    return Answer(row.status, row.headers, row.body)
 
-    A hold of a time that nobody gives was given before the clock was set back.
+
+def _is_over(row: IdempotencyRow, at: datetime) -> bool:
+    """Whether an answer has expired, or a lock: its process died, or will fail in `keep`.
+
+    A lock that lasts longer than any was made before the clock was set back.
     """
-    return row.expires_at <= at or (row.status is None and row.expires_at > at + 2 * HOLD)
+    return row.expires_at <= at or (row.status is None and row.expires_at > at + 2 * LOCK_TIME)
 
 
 def _in_flight() -> Conflict:
@@ -261,19 +251,20 @@ def _in_flight() -> Conflict:
     )
 
 
-def _of(hold: Hold) -> tuple[ColumnElement[bool], ...]:
-    """Where the hold is, as long as it is one."""
+def _locked_by(lock: KeyLock) -> tuple[ColumnElement[bool], ...]:
+    """Selects the key's row while this lock is on it."""
     return (
-        IdempotencyRow.key_hash == hold.key_hash,
-        IdempotencyRow.holder == hold.holder,
+        IdempotencyRow.key_hash == lock.key_hash,
+        IdempotencyRow.holder == lock.holder,
         IdempotencyRow.status.is_(None),
     )
 
 
-def _write(session: Session, hold: Hold, answer: Answer, lifetime: timedelta) -> bool:
+def _write(session: Session, lock: KeyLock, answer: Answer, lifetime: timedelta) -> bool:
+    """Put the answer in the lock's place, with whom it names; False when the lock is lost."""
     number = session.scalar(
         update(IdempotencyRow)
-        .where(*_of(hold))
+        .where(*_locked_by(lock))
         .values(
             status=answer.status,
             headers=answer.headers,
@@ -284,49 +275,37 @@ def _write(session: Session, hold: Hold, answer: Answer, lifetime: timedelta) ->
     )
     if number is None:
         return False
-    names = _named(answer, _SUBJECTS | _SEQUENCES)
+    names = _names(answer, _SUBJECTS | _SEQUENCES)
     if "location" in answer.headers:
         names.add(answer.headers["location"])
-    hashes = {_name_hash(name) for name in names}
-    if hashes:
-        session.execute(
-            insert(NamedRow), [{"name_hash": name, "answer": number} for name in hashes]
-        )
+    rows = [{"name_hash": name, "answer": number} for name in {_name_hash(name) for name in names}]
+    if rows:
+        session.execute(insert(AnswerNameRow), rows)
     return True
 
 
-def _release(session: Session, hold: Hold) -> None:
-    session.execute(delete(IdempotencyRow).where(*_of(hold)))
-
-
 def _delete(session: Session, numbers: Select[int]) -> int:
-    result = session.execute(
-        delete(IdempotencyRow).where(IdempotencyRow.number.in_(numbers)),
-        execution_options={"synchronize_session": False},
-    )
-    if not isinstance(result, CursorResult):
-        raise TypeError("a DELETE must answer with a cursor")
-    return result.rowcount
+    answers = delete(IdempotencyRow).where(IdempotencyRow.number.in_(numbers))
+    return session.connection().execute(answers).rowcount
 
 
-def _named(answer: Answer, fields: frozenset[str]) -> set[str]:
-    return set(_values(json.loads(answer.body), fields))
+def _names(answer: Answer, fields: frozenset[str]) -> set[str]:
+    """Every text under one of these fields, however deep, alone or in a list.
 
+    Read while the answer is written, from the whole of it: whichever route made it, nobody whom it
+    names is missed.
+    """
+    names: set[str] = set()
 
-def _values(content: object, fields: frozenset[str]) -> Iterator[str]:
-    """Every text under one of these fields, however deep, alone or in a list."""
-    if isinstance(content, dict):
-        for field, value in content.items():
-            if field in fields:
-                yield from (one for one in _listed(value) if isinstance(one, str))
-            yield from _values(value, fields)
-    elif isinstance(content, list):
-        for value in content:
-            yield from _values(value, fields)
+    def collect(item: dict[str, Any]) -> dict[str, Any]:
+        for field in fields & item.keys():
+            value = item[field]
+            texts = value if isinstance(value, list) else [value]
+            names.update(text for text in texts if isinstance(text, str))
+        return item
 
-
-def _listed(value: object) -> list[object]:
-    return value if isinstance(value, list) else [value]
+    json.loads(answer.body, object_hook=collect)
+    return names
 
 
 def _name_hash(name: str) -> int:

@@ -1,8 +1,8 @@
-"""Space that is kept so that a full disk can still be erased from.
+"""Disk space reserved so that erasures still work on a full disk.
 
-An erasure writes before it frees: overwritten pages pass through the write-ahead log. So a file of
-the data folder holds some space, which is given free when an erasure finds none, and taken again
-afterwards.
+An erasure writes before it frees space: overwritten pages pass through the write-ahead log. So a
+file in the data folder reserves some, which is released when an erasure finds the disk full, and
+taken again afterwards.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TypeVar
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.foundation.errors import StorageFull
-from service.storage.database import storage_trouble
+from service.storage.failures import storage_trouble
 
 _log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -32,10 +32,9 @@ class Reserve:
         self._size = size
 
     def fill(self) -> None:
-        """Take the space, if it is not taken, or most of what there is; a log line says how much.
+        """Reserve the space, or most of what is left; a log line says if that is less.
 
-        A file that another process removes at this moment only means that there is no reserve until
-        the next time.
+        If another process removes the file at this moment, there is no reserve until the next time.
         """
         if not self._size:
             return
@@ -50,7 +49,7 @@ class Reserve:
                 _log.warning("only %d bytes are reserved for erasures", held)
 
     def spend(self, erase: Callable[[], Result]) -> Result:
-        """Erase something, with the reserve's space where there is no other left."""
+        """Erase something; if the disk is full, once more with the reserve's space."""
         try:
             return erase()
         except (OSError, SQLAlchemyError) as error:
@@ -71,9 +70,9 @@ class Reserve:
 
 
 def _extend(file: int, size: int) -> int:
-    """Give a file `size` bytes of the disk, or most of what is left; how many it has then.
+    """Give a file `size` bytes of the disk, or most of what is left; returns how many it has.
 
-    What is left is little after an erasure that had to grow a file, and it is needed by the next.
+    After an erasure that had to grow a file little is left, and the next one needs it.
     """
     try:
         os.posix_fallocate(file, 0, size)

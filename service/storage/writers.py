@@ -1,7 +1,7 @@
-"""Threads of their own for what writes to the database.
+"""Separate threads for database writes.
 
-Writers wait for each other: behind SQLite's one write lock, or the row of their gallery. On the
-threads and connections that readers use, a few of them would keep every reader waiting as well.
+Writers wait for each other: for SQLite's one write lock, or for their gallery's row. On the threads
+and connections that readers use, a few of them would make every reader wait as well.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Writers:
     async def run(
         self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs
     ) -> Result:
-        """Do the work in a writer's thread, in the caller's context (as `asyncio.to_thread`)."""
+        """Run the work in a writer's thread, in the caller's context (as `asyncio.to_thread`)."""
         context = copy_context()
         return await asyncio.get_running_loop().run_in_executor(
             self._threads, lambda: context.run(work, *args, **kwargs)
         )
 
     def close(self) -> None:
-        """Wait for the writes that have begun."""
+        """Wait for the running and queued writes."""
         self._threads.shutdown()

@@ -1,17 +1,7 @@
 """A whole gallery as one file: a backup, a move to another deployment, or a dataset.
 
-A zip, in this order (an object a line in `.jsonl`; times are RFC 3339, UTC):
-
-gallery.json                       format (1), name, metadata, max_age_days, operating_point,
-                                   created_at
-subjects.jsonl                     subject_id, created_at
-sequences.jsonl                    subject_id, sequence_id, metadata, frames, quality, content_hash,
-                                   created_at; in order of ids, which is that of enrolment
-silhouettes/<sequence_id>.npy      uint8 [s, 64, 64]
-embeddings/<digest>/<sequence_id>.npy   float32 [p, c] of that checkpoint; may be left out
-
-`python -m training pack --format gallery` reads the same file. It holds biometric data: whoever
-asks for it removes it.
+See `service.gallery.export_format` for what is in it; `python -m training pack --format gallery`
+reads it, too. It holds biometric data: whoever asks for it removes it.
 """
 
 from __future__ import annotations
@@ -27,10 +17,18 @@ from typing import IO, Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import ColumnElement, Engine, and_, case, exists, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Engine, Row, Select, and_, case, exists, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from service.foundation.errors import CutOff
+from service.gallery.export_format import (
+    ABOUT,
+    FORMAT,
+    SEQUENCES,
+    SUBJECTS,
+    embedding_member,
+    silhouettes_member,
+)
 from service.gallery.sealing import content_hash, sealing_of
 from service.gallery.store import embedding_of, missing_gallery
 from service.gallery.tables import (
@@ -41,34 +39,25 @@ from service.gallery.tables import (
     SubjectRow,
 )
 
-FORMAT: Final = 1
-ABOUT, SUBJECTS, SEQUENCES = "gallery.json", "subjects.jsonl", "sequences.jsonl"
-_PAGE = 64
-_PIECE = 2**18  # bytes that are handed out at once, about
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the same gallery makes the same file
-_LEVEL = 1  # silhouettes shrink by far the most with the least effort
-_ATTEMPTS = 5
+_PAGE: Final = 64
+_PIECE: Final = 2**18  # bytes that are handed out at once, about
+_EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the same gallery makes the same file
+_LEVEL: Final = 1  # silhouettes shrink by far the most with the least effort
+_ATTEMPTS: Final = 5
 
-
-def silhouettes_member(sequence_id: str) -> str:
-    """Where a sequence's silhouettes are in the file."""
-    return f"silhouettes/{sequence_id}.npy"
-
-
-def embedding_member(digest: str, sequence_id: str) -> str:
-    """Where what a checkpoint made of a sequence is in the file."""
-    return f"embeddings/{digest}/{sequence_id}.npy"
+Arrays = Iterator[tuple[str, npt.NDArray[np.generic]]]
+"""Members and what they hold."""
 
 
 def stream_gallery(engine: Engine, name: str, *, embeddings: bool) -> Iterator[bytes]:
     """The file in pieces, as it is made: the gallery at the revision it has now.
 
-    It is read a page at a time, with no transaction open while whoever takes the pieces is slow, so
-    neither memory nor the write-ahead log grows with the gallery.
+    It is read a page at a time, each in a transaction of its own, so neither memory nor the
+    write-ahead log grows with the gallery or with a slow reader.
 
     Raises:
         NotFound: there is no such gallery; at once.
-        CutOff: while pieces are taken, before the last.
+        CutOff: something was erased meanwhile; while pieces are taken, before the last.
     """
     with Session(engine) as session:
         gallery = session.scalar(select(GalleryRow).where(GalleryRow.name == name))
@@ -78,7 +67,7 @@ def stream_gallery(engine: Engine, name: str, *, embeddings: bool) -> Iterator[b
 
 
 def export_gallery(engine: Engine, name: str, path: Path) -> int:
-    """Write the gallery without its embeddings to `path` and return the number of sequences.
+    """Write the gallery without its embeddings to `path`; returns the number of sequences.
 
     Nobody else may read the file. Begins again when something is erased meanwhile.
 
@@ -101,9 +90,9 @@ def export_gallery(engine: Engine, name: str, path: Path) -> int:
 
 
 def _private(path: Path) -> IO[bytes]:
-    """A new file, or an emptied one, that nobody else may read."""
+    """A new or emptied file that nobody else may read."""
     file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
-    os.fchmod(file.fileno(), 0o600)  # if it was there
+    os.fchmod(file.fileno(), 0o600)  # if it existed
     return file
 
 
@@ -120,7 +109,7 @@ class _Pieces:
         return len(data)
 
     def flush(self) -> None:
-        """There is nothing behind this to flush to."""
+        """Nothing to do; zipfile calls it."""
 
     def take(self) -> bytes:
         taken = b"".join(self._pieces)
@@ -132,18 +121,20 @@ class _Pieces:
 def _write(engine: Engine, gallery: GalleryRow, embeddings: bool) -> Iterator[bytes]:
     pieces = _Pieces()
     with zipfile.ZipFile(pieces, "w") as file:  # type: ignore[call-overload]
-        file.writestr(_member(ABOUT), json.dumps(_about(gallery), ensure_ascii=False))
+        file.writestr(_member(ABOUT), _json(_about(gallery)))
         for name, lines in (
             (SUBJECTS, _subjects(engine, gallery)),
             (SEQUENCES, _sequences(engine, gallery)),
         ):
             with file.open(_member(name), "w", force_zip64=True) as member:
                 for line in lines:
-                    member.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                    member.write(_json(line) + b"\n")
                     if pieces.size >= _PIECE:
                         yield pieces.take()
         for name, array in _arrays(engine, gallery, embeddings):
-            file.writestr(_member(name), _npy(array))
+            buffer = io.BytesIO()
+            np.save(buffer, array)
+            file.writestr(_member(name), buffer.getvalue())
             if pieces.size >= _PIECE:
                 yield pieces.take()
         _require_unchanged(engine, gallery)  # before the directory, which makes the file whole
@@ -172,89 +163,50 @@ def _about(gallery: GalleryRow) -> dict[str, Any]:
 
 def _subjects(engine: Engine, gallery: GalleryRow) -> Iterator[dict[str, Any]]:
     """Those who had a sequence at the gallery's revision."""
-    last = ""
     enrolled = exists().where(
         SequenceRow.gallery_id == SubjectRow.gallery_id,
         SequenceRow.subject_id == SubjectRow.subject_id,
         SequenceRow.revision <= gallery.revision,
     )
-    while True:
-        query = (
-            select(SubjectRow)
-            .where(SubjectRow.gallery_id == gallery.id, SubjectRow.subject_id > last, enrolled)
-            .order_by(SubjectRow.subject_id)
-            .limit(_PAGE)
-        )
-        with Session(engine) as session:
-            rows = session.scalars(query).all()
-        if not rows:
-            return
-        for row in rows:
-            yield {"subject_id": row.subject_id, "created_at": _time(row.created_at)}
-        last = rows[-1].subject_id
+    query = select(SubjectRow).where(SubjectRow.gallery_id == gallery.id, enrolled)
+    for rows in _pages(engine, query, SubjectRow.subject_id):
+        for row, subject_id in rows:
+            yield {"subject_id": subject_id, "created_at": _time(row.created_at)}
 
 
 def _sequences(engine: Engine, gallery: GalleryRow) -> Iterator[dict[str, Any]]:
     sealing = sealing_of(engine)
-    last = ""
-    while True:
-        # A hash that is keyed with a key of this deployment's says nothing elsewhere.
-        keyed = case((SequenceRow.key_id.is_not(None), SequenceRow.silhouettes))
-        query = select(SequenceRow, keyed).where(_after(gallery, last)).order_by(SequenceRow.id)
-        with Session(engine) as session:
-            rows = session.execute(query.limit(_PAGE)).all()
-        if not rows:
-            return
-        for row, kept in rows:
+    # A hash that is keyed with a key of this deployment's says nothing elsewhere.
+    keyed = case((SequenceRow.key_id.is_not(None), SequenceRow.silhouettes))
+    query = select(SequenceRow, keyed).where(_exported(gallery))
+    for rows in _pages(engine, query, SequenceRow.id):
+        for row, kept, sequence_id in rows:
             hashed = row.content_hash
             if kept is not None:
-                hashed = content_hash(sealing.silhouettes(row.id, kept, row.key_id))
+                hashed = content_hash(sealing.silhouettes(sequence_id, kept, row.key_id))
             yield {
                 "subject_id": row.subject_id,
-                "sequence_id": row.id,
+                "sequence_id": sequence_id,
                 "metadata": row.details,
                 "frames": row.frames,
                 "quality": row.quality,
                 "content_hash": hashed,
                 "created_at": _time(row.created_at),
             }
-        last = rows[-1][0].id
 
 
-def _arrays(
-    engine: Engine, gallery: GalleryRow, embeddings: bool
-) -> Iterator[tuple[str, npt.NDArray[np.generic]]]:
+def _arrays(engine: Engine, gallery: GalleryRow, embeddings: bool) -> Arrays:
     sealing = sealing_of(engine)
-    last = ""
-    while True:
-        query = (
-            select(
-                SequenceRow.id,
-                SequenceRow.silhouettes,
-                SequenceRow.key_id,
-                SequenceRow.content_hash,
-            )
-            .where(_after(gallery, last))
-            .order_by(SequenceRow.id)
-            .limit(_PAGE)
-        )
-        with Session(engine) as session:
-            rows = session.execute(query).all()
-        if not rows:
-            return
-        for row in rows:
-            silhouettes = sealing.silhouettes(
-                row.id, row.silhouettes, row.key_id, hashed=row.content_hash
-            )
-            yield silhouettes_member(row.id), silhouettes
+    query = select(SequenceRow.silhouettes, SequenceRow.key_id, SequenceRow.content_hash)
+    for rows in _pages(engine, query.where(_exported(gallery)), SequenceRow.id):
+        for kept, key_id, hashed, sequence_id in rows:
+            silhouettes = sealing.silhouettes(sequence_id, kept, key_id, hashed=hashed)
+            yield silhouettes_member(sequence_id), silhouettes
         if embeddings:
-            yield from _embeddings(engine, [row.id for row in rows])
-        last = rows[-1].id
+            yield from _embeddings(engine, [sequence_id for *_, sequence_id in rows])
 
 
-def _embeddings(
-    engine: Engine, sequence_ids: Sequence[str]
-) -> Iterator[tuple[str, npt.NDArray[np.generic]]]:
+def _embeddings(engine: Engine, sequence_ids: Sequence[str]) -> Arrays:
     query = (
         select(EmbeddingRow)
         .where(EmbeddingRow.sequence_id.in_(sequence_ids))
@@ -268,16 +220,27 @@ def _embeddings(
         yield embedding_member(row.digest, row.sequence_id), embedding.astype("<f4")
 
 
-def _after(gallery: GalleryRow, sequence_id: str) -> ColumnElement[bool]:
-    return and_(
-        SequenceRow.gallery_id == gallery.id,
-        SequenceRow.revision <= gallery.revision,
-        SequenceRow.id > sequence_id,
-    )
+def _pages(
+    engine: Engine, query: Select[*tuple[Any, ...]], key: InstrumentedAttribute[str]
+) -> Iterator[Sequence[Row[*tuple[Any, ...]]]]:
+    """Pages of a query's rows, in order of the key, which is added to each row at its end."""
+    ordered = query.add_columns(key).order_by(key).limit(_PAGE)
+    last = ""
+    while True:
+        with Session(engine) as session:
+            rows = session.execute(ordered.where(key > last)).all()
+        if not rows:
+            return
+        yield rows
+        last = rows[-1][-1]
+
+
+def _exported(gallery: GalleryRow) -> ColumnElement[bool]:
+    return and_(SequenceRow.gallery_id == gallery.id, SequenceRow.revision <= gallery.revision)
 
 
 def _require_unchanged(engine: Engine, gallery: GalleryRow) -> None:
-    """Nothing of it may have gone: then every page was of one and the same state."""
+    """Raise `CutOff` if anything was erased meanwhile: else every page shows one state."""
     erased = exists().where(
         ErasedSequenceRow.gallery_id == gallery.id, ErasedSequenceRow.revision > gallery.revision
     )
@@ -287,10 +250,8 @@ def _require_unchanged(engine: Engine, gallery: GalleryRow) -> None:
             raise CutOff("something was erased from the gallery while it was exported")
 
 
-def _npy(array: npt.NDArray[np.generic]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode()
 
 
 def _time(at: datetime) -> str:

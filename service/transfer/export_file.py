@@ -1,6 +1,6 @@
-"""A gallery's export as somebody sent it: read with suspicion, nothing extracted to disk.
+"""A gallery's export as a client sent it: nothing in it is trusted or extracted to disk.
 
-Only members that `service.transfer.export` writes may be in it, under exactly those names; what
+It may hold only the members of `service.gallery.export_format`, under exactly those names. What
 each unpacks to is bounded before it is read, and every sequence must hash to what its line says.
 """
 
@@ -11,29 +11,33 @@ import re
 import struct
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from datetime import datetime, timedelta
+from itertools import count
 from typing import IO, Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from models.array_file import read_array
 from models.silhouettes.members import shown
 from service.foundation.errors import Invalid, Malformed, Reason, TooLarge
+from service.gallery.export_format import (
+    ABOUT,
+    FORMAT,
+    LONGEST_LINE,
+    SEQUENCES,
+    SUBJECTS,
+    embedding_member,
+    lines,
+    silhouettes_member,
+)
 from service.gallery.fields import GalleryName, MaxAgeDays, SubjectId, UtcTime, check_metadata
 from service.gallery.operating_point import OperatingPoint
 from service.gallery.records import Embedding, Silhouettes
 from service.gallery.sealing import SIDE, content_hash
 from service.storage.database import now
-from service.transfer.export import (
-    ABOUT,
-    FORMAT,
-    SEQUENCES,
-    SUBJECTS,
-    embedding_member,
-    silhouettes_member,
-)
 
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _ARRAY = re.compile(rf"(?:silhouettes|embeddings/(?P<digest>[0-9a-f]{{64}}))/(?P<id>{_UUID})\.npy")
@@ -43,11 +47,11 @@ _SMALLEST_ENTRY = 90  # bytes, on the whole: 46 and a name such as silhouettes/I
 _OTHER_ENTRIES = 8  # whose names are shorter
 _MOST_EXPANSION = 200  # walks shrink by about 30
 _SMALL_BYTES = 16 * 2**20  # which may expand as it likes
-_LONGEST_LINE = 256 * 2**10
 _MOST_LIST_BYTES = 512 * 2**20
 _HEADER_BYTES = 4096  # of an array
 _MOST_VALUES = 2**20  # of an embedding
 _CLOCKS_DIFFER = timedelta(days=1)
+DAMAGED = "The export is damaged or was changed"
 _END, _LOCATOR, _END_64 = (
     struct.Struct("<4sHHHHIIH"),
     struct.Struct("<4sIQI"),
@@ -62,7 +66,7 @@ class BrokenExport(Malformed):
 
 
 class _Record(BaseModel):
-    # Strict, because what is guessed would not come out again as it went in.
+    # Strict, because a guessed value would not be exported again as it was imported.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -84,16 +88,14 @@ class ExportedSubject(_Record):
     created_at: UtcTime
 
 
+_Code = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,64}$")]
+
+
 class _Quality(_Record):
     score: Annotated[float, Field(ge=0, le=1)]
-    issues: Annotated[
-        list[Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,64}$")]], Field(max_length=32)
-    ]
+    issues: Annotated[list[_Code], Field(max_length=32)]
     frames_in: Annotated[int, Field(ge=0)]
-    dropped: Annotated[
-        dict[Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,64}$")], int],
-        Field(max_length=32),
-    ]
+    dropped: Annotated[dict[_Code, int], Field(max_length=32)]
 
 
 class ExportedSequence(_Record):
@@ -108,12 +110,12 @@ class ExportedSequence(_Record):
     created_at: UtcTime
 
 
+_Number = TypeVar("_Number", np.uint8, np.float32)
 _Line = TypeVar("_Line", ExportedSubject, ExportedSequence)
 
 
-@dataclass(frozen=True, slots=True)
-class EmbeddingShape:
-    """What a checkpoint makes of a sequence: float32 [parts, channels]."""
+class EmbeddingShape(BaseModel):
+    """What a checkpoint makes of a sequence: float32 [parts, channels]; read from its card."""
 
     parts: int
     channels: int
@@ -123,7 +125,7 @@ class ExportFile:
     """An open export; to be closed, or used in a `with`. The file itself stays open."""
 
     def __init__(self, file: IO[bytes], *, max_frames: int) -> None:
-        """Check what the file's directory promises, and read what is said of the gallery.
+        """Check the file's directory, and read `gallery.json`.
 
         Raises:
             BrokenExport: not a zip, or not one of ours.
@@ -149,7 +151,7 @@ class ExportFile:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the zip."""
         self._zip.close()
 
     def subjects(self) -> Iterator[ExportedSubject]:
@@ -157,25 +159,25 @@ class ExportFile:
         seen: set[str] = set()
         for where, subject in self._lines(SUBJECTS, ExportedSubject):
             if subject.subject_id in seen:
-                raise _broken(where, "a subject a second time")
+                raise broken(where, "a subject a second time")
             seen.add(subject.subject_id)
             yield subject
 
     def sequences(self) -> Iterator[tuple[str, ExportedSequence]]:
-        """The sequences, each once, and where each is described; raises `BrokenExport`."""
+        """Each sequence once, after the place of its line; raises `BrokenExport`."""
         seen: set[str] = set()
         for where, sequence in self._lines(SEQUENCES, ExportedSequence):
             if sequence.sequence_id in seen:
-                raise _broken(where, "a sequence a second time")
+                raise broken(where, "a sequence a second time")
             seen.add(sequence.sequence_id)
             try:
                 check_metadata(sequence.metadata)
             except Invalid as error:
-                raise _broken(where, str(error)) from error
+                raise broken(where, str(error)) from error
             yield where, sequence
 
     def arrays(self) -> Iterator[tuple[str, str | None]]:
-        """Every array in the file: of which sequence, by which checkpoint (None: silhouettes)."""
+        """Each array's sequence id, and its checkpoint's digest (None: silhouettes)."""
         for name in self._members:
             if found := _ARRAY.fullmatch(name):
                 yield found["id"], found["digest"]
@@ -194,18 +196,14 @@ class ExportFile:
                 "(GAITID_MAX_FRAMES).",
                 Reason(name, "too_many_frames"),
             )
-        most = sequence.frames * SIDE * SIDE + _HEADER_BYTES
-        try:
-            array = read_array(self._read(name, most), np.uint8, (sequence.frames, SIDE, SIDE))
-        except ValueError as error:
-            raise _broken(name, str(error)) from error
-        silhouettes = np.asarray(array, np.uint8)
+        most = sequence.frames * SIDE * SIDE
+        silhouettes = self._array(name, most, np.uint8, (sequence.frames, SIDE, SIDE))
         if content_hash(silhouettes) != sequence.content_hash:
-            raise _broken(name, f"its frames are not those that {SEQUENCES} has the hash of")
+            raise broken(name, f"its frames are not those that {SEQUENCES} has the hash of")
         return silhouettes
 
     def embedding(self, sequence_id: str, digest: str, shape: EmbeddingShape) -> Embedding | None:
-        """What the checkpoint made of a sequence, float32 [p, c]; None where that is not there.
+        """What the checkpoint made of a sequence, float32 [p, c]; None if the file lacks it.
 
         Raises:
             BrokenExport: it is not what this checkpoint makes.
@@ -213,75 +211,71 @@ class ExportFile:
         name = embedding_member(digest, sequence_id)
         if name not in self._members:
             return None
-        try:
-            array = read_array(
-                self._read(name, 4 * _MOST_VALUES + _HEADER_BYTES),
-                np.dtype("<f4"),
-                (shape.parts, shape.channels),
-            )
-        except ValueError as error:
-            raise _broken(name, str(error)) from error
-        embedding = np.asarray(array, np.float32)
+        shaped = (shape.parts, shape.channels)
+        embedding = self._array(name, 4 * _MOST_VALUES, np.float32, shaped)
         if not np.isfinite(embedding).all():
-            raise _broken(name, "it holds numbers that are not finite")
+            raise broken(name, "it holds numbers that are not finite")
         return embedding
 
     def _read_about(self) -> AboutGallery:
         try:
-            about = AboutGallery.model_validate_json(self._read(ABOUT, _LONGEST_LINE))
+            about = AboutGallery.model_validate_json(self._read(ABOUT, LONGEST_LINE))
             check_metadata(about.metadata)
             point = about.operating_point
             json.dumps(None if point is None else point.kept(), allow_nan=False)
         except ValidationError as error:
-            raise _broken(ABOUT, _first(error)) from error
+            raise broken(ABOUT, _first(error)) from error
         except (Invalid, ValueError) as error:
-            raise _broken(ABOUT, str(error)) from error
+            raise broken(ABOUT, str(error)) from error
         _check_time(ABOUT, about.created_at)
         return about
 
     def _lines(self, name: str, kind: type[_Line]) -> Iterator[tuple[str, _Line]]:
-        member = self._members[name]
-        if member.file_size > _MOST_LIST_BYTES:
+        if self._members[name].file_size > _MOST_LIST_BYTES:
             raise TooLarge(
                 f"{name} is larger than {_MOST_LIST_BYTES} bytes.", Reason(name, "too_large")
             )
-        number = 0
-        with self._open(member) as lines:
-            while line := self._take(name, lines):
-                number += 1
-                where = f"{name} line {number}"
-                if not line.endswith(b"\n"):
-                    raise _broken(where, "it is cut off, or too long")
-                try:
-                    record = kind.model_validate_json(line)
-                except ValidationError as error:
-                    raise _broken(where, _first(error)) from error
-                _check_time(where, record.created_at)
-                yield where, record
+        left = lines(self._zip, name)
+        for number in count(1):
+            with _unpacking(name):
+                line = next(left, None)
+            if line is None:
+                return
+            where = f"{name} line {number}"
+            if not line.endswith(b"\n"):
+                raise broken(where, "it is cut off, or too long")
+            try:
+                record = kind.model_validate_json(line)
+            except ValidationError as error:
+                raise broken(where, _first(error)) from error
+            _check_time(where, record.created_at)
+            yield where, record
 
-    def _open(self, member: zipfile.ZipInfo) -> IO[bytes]:
+    def _array(
+        self, name: str, most: int, dtype: type[_Number], shape: tuple[int, ...]
+    ) -> npt.NDArray[_Number]:
         try:
-            return self._zip.open(member)
-        except Exception as error:  # zipfile has no common error over broken input
-            raise _broken(member.filename, "it cannot be unpacked") from error
-
-    @staticmethod
-    def _take(name: str, lines: IO[bytes]) -> bytes:
-        try:
-            return lines.readline(_LONGEST_LINE)
-        except Exception as error:  # zlib and zipfile have no common error
-            raise _broken(name, "it cannot be unpacked") from error
+            data = self._read(name, most + _HEADER_BYTES)
+            return np.asarray(read_array(data, np.dtype(dtype).newbyteorder("<"), shape), dtype)
+        except ValueError as error:
+            raise broken(name, str(error)) from error
 
     def _read(self, name: str, most: int) -> bytes:
         member = self._members.get(name)
         if member is None:
-            raise _broken(name, "it is missing")
+            raise broken(name, "it is missing")
         if member.file_size > most:
-            raise _broken(name, f"{member.file_size} bytes, at most {most} are expected")
-        try:
+            raise broken(name, f"{member.file_size} bytes, at most {most} are expected")
+        with _unpacking(name):
             return self._zip.read(member)
-        except Exception as error:  # zlib and zipfile have no common error
-            raise _broken(name, "it cannot be unpacked") from error
+
+
+@contextmanager
+def _unpacking(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # zlib and zipfile have no common error over broken input
+        raise broken(name, "it cannot be unpacked") from error
 
 
 def _check_directory(file: IO[bytes]) -> int:
@@ -315,7 +309,7 @@ def _check_directory(file: IO[bytes]) -> int:
         )
     file.seek(max(0, at - length))
     if file.read(length).count(_ENTRY) > _OTHER_ENTRIES + length // _SMALLEST_ENTRY:
-        raise _no_zip()  # a great many members, and none of an export
+        raise _no_zip()  # more members than the directory of an export has room for
     return size
 
 
@@ -325,18 +319,18 @@ def _check_members(members: list[zipfile.ZipInfo], size: int) -> dict[str, zipfi
     for member in members:
         name = member.filename
         if name not in (ABOUT, SUBJECTS, SEQUENCES) and not _ARRAY.fullmatch(name):
-            raise _broken(shown(name), "no export has a member of this name")
+            raise broken(shown(name), "no export has a member of this name")
         if name in found:
-            raise _broken(name, "it is there a second time")
+            raise broken(name, "it is there a second time")
         if member.flag_bits & 0x1 or member.compress_type not in (
             zipfile.ZIP_STORED,
             zipfile.ZIP_DEFLATED,
         ):
-            raise _broken(name, "it is encrypted, or packed in a way that exports are not")
+            raise broken(name, "it is encrypted, or packed in a way that exports are not")
         found[name] = member
     for name in (ABOUT, SUBJECTS, SEQUENCES):
         if name not in found:
-            raise _broken(name, "it is missing")
+            raise broken(name, "it is missing")
     if sum(member.file_size for member in members) > max(_MOST_EXPANSION * size, _SMALL_BYTES):
         raise TooLarge(
             f"The file unpacks to more than {_MOST_EXPANSION} times its size, which no export "
@@ -347,9 +341,9 @@ def _check_members(members: list[zipfile.ZipInfo], size: int) -> dict[str, zipfi
 
 
 def _check_time(where: str, at: datetime) -> None:
-    """A time to come would keep a sequence from growing too old."""
+    """A time in the future would keep a sequence from growing too old."""
     if at > now() + _CLOCKS_DIFFER:
-        raise _broken(where, "created_at lies in the future")
+        raise broken(where, "created_at lies in the future")
 
 
 def _first(error: ValidationError) -> str:
@@ -367,7 +361,6 @@ def _no_zip() -> BrokenExport:
     )
 
 
-def _broken(where: str, reason: str) -> BrokenExport:
-    return BrokenExport(
-        f"The export is damaged or was changed: {where}: {reason}", Reason(where, reason)
-    )
+def broken(where: str, reason: str) -> BrokenExport:
+    """The error for one place in the export."""
+    return BrokenExport(f"{DAMAGED}: {where}: {reason}", Reason(where, reason))

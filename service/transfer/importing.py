@@ -1,13 +1,13 @@
 """Put an export into a new gallery: checked to its last byte first, then added all or nothing.
 
-The check unpacks every sequence and leaves it on a tape as the database will keep it, so that the
+The check unpacks every sequence and writes it to a spool as the database will keep it, so that the
 transaction, during which nobody else may write, only copies.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import IO, Final, TypeVar
@@ -19,20 +19,26 @@ from sqlalchemy.orm import Session
 
 from service.foundation.errors import Reason
 from service.gallery.coverage import label
+from service.gallery.export_format import SUBJECTS
 from service.gallery.records import GalleryRecord
-from service.gallery.sealing import Sealing, packed, sealing_of
+from service.gallery.sealing import packed, sealing_of
 from service.gallery.store import embedding_row, gallery_exists
-from service.gallery.tables import GalleryRow, SequenceRow, SubjectRow
+from service.gallery.tables import EmbeddingRow, GalleryRow, SequenceRow, SubjectRow
 from service.storage.database import new_id, writing
-from service.transfer.export import SUBJECTS
-from service.transfer.export_file import BrokenExport, EmbeddingShape, ExportedSequence, ExportFile
+from service.transfer.export_file import (
+    DAMAGED,
+    BrokenExport,
+    EmbeddingShape,
+    ExportedSequence,
+    ExportFile,
+)
 
 _AT_ONCE: Final = 256  # rows that are in memory; also what one revision adds
 _LENGTH = struct.Struct("<I")
 Item = TypeVar("Item")
 
 
-class Tape:
+class Spool:
     """Byte strings in a file, read back in the order in which they were written."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -54,23 +60,6 @@ class Tape:
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """What a whole export has turned out to be.
-
-    Attributes:
-        sequence_ids: of every sequence, in order.
-        kept: which checkpoints' embeddings are on the tape.
-        embeddings: how many these are.
-        left: how many are in the file and of no use here: no model has their digest.
-    """
-
-    sequence_ids: Sequence[str]
-    kept: Mapping[str, EmbeddingShape]
-    embeddings: int
-    left: int
-
-
-@dataclass(frozen=True, slots=True)
 class Imported:
     """What an import has made.
 
@@ -87,179 +76,174 @@ class Imported:
     embeddings_left: int
 
 
-def check(
-    export: ExportFile, tape: Tape, models: Mapping[str, EmbeddingShape], sealing: Sealing
-) -> Checked:
-    """Read all of the export, leaving on the tape what `add` will need, plain as the export is.
+class GalleryImport:
+    """One import: `check` reads the whole export, then `add` makes the gallery."""
 
-    Embeddings are kept of the checkpoints in `models`, by digest.
+    def __init__(
+        self,
+        engine: Engine,
+        export: ExportFile,
+        models: Mapping[str, EmbeddingShape],
+        spool: Spool,
+    ) -> None:
+        """Embeddings are taken over of the checkpoints in `models`, by digest."""
+        self._engine = engine
+        self._export = export
+        self._models = models
+        self._spool = spool
+        self._sealing = sealing_of(engine)
+        self._sequence_ids: list[str] = []
+        self._embeddings = self._embeddings_left = 0
 
-    Raises:
-        BrokenExport: something in it is not as `service.transfer.export` writes it.
-        TooLarge: a sequence is over the limit.
-    """
-    subjects = {subject.subject_id for subject in export.subjects()}
-    without = set(subjects)
-    sequence_ids: list[str] = []
-    embeddings = 0
-    for where, sequence in export.sequences():
-        if sequence.subject_id not in subjects:
-            raise BrokenExport(
-                f"The export is damaged or was changed: {where}: {SUBJECTS} lacks its subject",
-                Reason(where, "subject_missing"),
-            )
-        without.discard(sequence.subject_id)
-        sequence_ids.append(sequence.sequence_id)
-        silhouettes = export.silhouettes(sequence)
-        tape.write(sealing.content_hash(silhouettes).encode())
-        tape.write(packed(silhouettes))
-        for digest, shape in models.items():
-            embedding = export.embedding(sequence.sequence_id, digest, shape)
-            tape.write(b"" if embedding is None else embedding.astype("<f4").tobytes())
-            embeddings += embedding is not None
-    if without:
-        raise BrokenExport(
-            f"The export is damaged or was changed: {len(without)} of its subjects have no "
-            "sequence.",
-            Reason(SUBJECTS, "subject_without_sequences"),
-        )
-    left = _count_left(export, frozenset(sequence_ids), frozenset(models))
-    tape.rewind()
-    return Checked(sequence_ids, models, embeddings, left)
+    def check(self) -> None:
+        """Read all of the export and spool what `add` will need, plain as the export is.
 
-
-def add(engine: Engine, name: str, export: ExportFile, checked: Checked, tape: Tape) -> Imported:
-    """Make the gallery in one transaction; raises `Conflict` when the name is taken.
-
-    Sequences keep their ids when none of them is taken; otherwise all get new ones, in the same
-    order, because a subject's sequences are listed by id.
-    """
-    about = export.about
-    point = about.operating_point
-    sealing = sealing_of(engine)
-    with Session(writing(engine)) as session, session.begin():
-        gallery = GalleryRow(
-            id=new_id(),
-            name=name,
-            revision=0,
-            details=about.metadata,
-            operating_point=None if point is None else point.kept(),
-            max_age_days=about.max_age_days,
-            created_at=about.created_at,
-        )
-        _claim_name(session, gallery)
-        sealing.require_current(session)
-        subjects = 0
-        for batch in _batches(export.subjects()):
-            subjects += len(batch)
-            session.add_all(
-                SubjectRow(
-                    gallery_id=gallery.id,
-                    subject_id=subject.subject_id,
-                    created_at=subject.created_at,
+        Raises:
+            BrokenExport: something in it is not as `service.transfer.export` writes it.
+            TooLarge: a sequence is over the limit.
+        """
+        subjects = {subject.subject_id for subject in self._export.subjects()}
+        without = set(subjects)
+        for where, sequence in self._export.sequences():
+            if sequence.subject_id not in subjects:
+                raise BrokenExport(
+                    f"{DAMAGED}: {where}: {SUBJECTS} lacks its subject",
+                    Reason(where, "subject_missing"),
                 )
-                for subject in batch
+            without.discard(sequence.subject_id)
+            self._sequence_ids.append(sequence.sequence_id)
+            self._spool_sequence(sequence)
+        if without:
+            raise BrokenExport(
+                f"{DAMAGED}: {len(without)} of its subjects have no sequence.",
+                Reason(SUBJECTS, "subject_without_sequences"),
             )
-            session.flush()
-        ids_kept = not _any_taken(session, checked.sequence_ids)
-        # A revision is read in one piece by whoever follows, so each adds only so many.
-        sequences = (sequence for _, sequence in export.sequences())
-        for revision, batch_of_sequences in enumerate(_batches(sequences), 1):
-            _add_sequences(
-                session, gallery.id, revision, batch_of_sequences, checked, tape, sealing, ids_kept
-            )
-            gallery.revision = revision
-        session.flush()
-        return Imported(
-            gallery=GalleryRecord(
-                gallery_id=gallery.id,
+        known = frozenset(self._sequence_ids)
+        for sequence_id, digest in self._export.arrays():
+            if sequence_id not in known:
+                raise BrokenExport(
+                    f"{DAMAGED}: it has arrays of {sequence_id}, which is no sequence of it.",
+                    Reason(sequence_id, "not_listed"),
+                )
+            self._embeddings_left += digest is not None and digest not in self._models
+        self._spool.rewind()
+
+    def _spool_sequence(self, sequence: ExportedSequence) -> None:
+        silhouettes = self._export.silhouettes(sequence)
+        self._spool.write(self._sealing.content_hash(silhouettes).encode())
+        self._spool.write(packed(silhouettes))
+        for digest, shape in self._models.items():
+            embedding = self._export.embedding(sequence.sequence_id, digest, shape)
+            self._spool.write(b"" if embedding is None else embedding.astype("<f4").tobytes())
+            self._embeddings += embedding is not None
+
+    def add(self, name: str) -> Imported:
+        """Make the gallery in one transaction; raises `Conflict` when the name is taken.
+
+        Sequences keep their ids when none of them is taken; otherwise all get new ones, in the same
+        order, because a subject's sequences are listed by id.
+        """
+        about = self._export.about
+        point = about.operating_point
+        with Session(writing(self._engine)) as session, session.begin():
+            gallery = GalleryRow(
+                id=new_id(),
                 name=name,
-                revision=gallery.revision,
-                subjects=subjects,
-                sequences=len(checked.sequence_ids),
-                metadata=about.metadata,
-                operating_point=gallery.operating_point,
+                revision=0,
+                details=about.metadata,
+                operating_point=None if point is None else point.kept(),
                 max_age_days=about.max_age_days,
                 created_at=about.created_at,
-            ),
-            ids_kept=ids_kept,
-            embeddings=checked.embeddings,
-            embeddings_left=checked.left,
+            )
+            session.add(gallery)
+            try:
+                session.flush()
+            except IntegrityError as error:
+                raise gallery_exists(name) from error
+            self._sealing.require_current(session)
+            subjects = 0
+            for batch in _batches(self._export.subjects()):
+                subjects += len(batch)
+                session.add_all(
+                    SubjectRow(
+                        gallery_id=gallery.id,
+                        subject_id=subject.subject_id,
+                        created_at=subject.created_at,
+                    )
+                    for subject in batch
+                )
+                session.flush()
+            ids_kept = not self._any_id_taken(session)
+            # A revision is read in one piece by whoever follows, so each adds only so many.
+            sequences = (sequence for _, sequence in self._export.sequences())
+            for revision, some in enumerate(_batches(sequences), 1):
+                gallery.revision = revision
+                self._add_sequences(session, gallery, some, ids_kept)
+            session.flush()
+            return Imported(
+                gallery=GalleryRecord(
+                    gallery_id=gallery.id,
+                    name=name,
+                    revision=gallery.revision,
+                    subjects=subjects,
+                    sequences=len(self._sequence_ids),
+                    metadata=about.metadata,
+                    operating_point=gallery.operating_point,
+                    max_age_days=about.max_age_days,
+                    created_at=about.created_at,
+                ),
+                ids_kept=ids_kept,
+                embeddings=self._embeddings,
+                embeddings_left=self._embeddings_left,
+            )
+
+    def _any_id_taken(self, session: Session) -> bool:
+        return any(
+            session.scalar(select(SequenceRow.id).where(SequenceRow.id.in_(batch)).limit(1))
+            for batch in _batches(self._sequence_ids)
         )
 
-
-def _claim_name(session: Session, gallery: GalleryRow) -> None:
-    session.add(gallery)
-    try:
-        session.flush()
-    except IntegrityError as error:
-        raise gallery_exists(gallery.name) from error
-
-
-def _add_sequences(
-    session: Session,
-    gallery_id: str,
-    revision: int,
-    sequences: Sequence[ExportedSequence],
-    checked: Checked,
-    tape: Tape,
-    sealing: Sealing,
-    ids_kept: bool,
-) -> None:
-    rows = []
-    embeddings = []
-    for sequence in sequences:
-        sequence_id = sequence.sequence_id if ids_kept else new_id()
-        rows.append(
-            SequenceRow(
-                id=sequence_id,
-                gallery_id=gallery_id,
-                subject_id=sequence.subject_id,
-                revision=revision,
-                frames=sequence.frames,
-                content_hash=tape.read().decode(),
-                silhouettes=sealing.reseal_silhouettes(sequence_id, tape.read(), None),
-                key_id=sealing.key_id,
-                quality=sequence.quality.model_dump(),
-                details=sequence.metadata,
-                view=label(sequence.metadata.get("view")),
-                condition=label(sequence.metadata.get("condition")),
-                created_at=sequence.created_at,
+    def _add_sequences(
+        self,
+        session: Session,
+        gallery: GalleryRow,
+        sequences: Sequence[ExportedSequence],
+        ids_kept: bool,
+    ) -> None:
+        rows: list[SequenceRow] = []
+        embeddings: list[EmbeddingRow] = []
+        for sequence in sequences:
+            sequence_id = sequence.sequence_id if ids_kept else new_id()
+            content_hash, silhouettes = self._spool.read().decode(), self._spool.read()
+            rows.append(
+                SequenceRow(
+                    id=sequence_id,
+                    gallery_id=gallery.id,
+                    subject_id=sequence.subject_id,
+                    revision=gallery.revision,
+                    frames=sequence.frames,
+                    content_hash=content_hash,
+                    silhouettes=self._sealing.reseal_silhouettes(sequence_id, silhouettes, None),
+                    key_id=self._sealing.key_id,
+                    quality=sequence.quality.model_dump(),
+                    details=sequence.metadata,
+                    view=label(sequence.metadata.get("view")),
+                    condition=label(sequence.metadata.get("condition")),
+                    created_at=sequence.created_at,
+                )
             )
-        )
-        for digest, shape in checked.kept.items():
-            if vector := tape.read():
-                embedding = np.frombuffer(vector, "<f4").reshape(shape.parts, shape.channels)
-                embeddings.append(embedding_row(sequence_id, digest, embedding, sealing))
-    session.add_all(rows)
-    session.flush()
-    session.add_all(embeddings)
-    session.flush()
-    for row in (*rows, *embeddings):  # or the session would hold all of the gallery
-        session.expunge(row)
+            for digest, shape in self._models.items():
+                if vector := self._spool.read():
+                    embedding = np.frombuffer(vector, "<f4").reshape(shape.parts, shape.channels)
+                    embeddings.append(embedding_row(sequence_id, digest, embedding, self._sealing))
+        for added in (rows, embeddings):
+            session.add_all(added)
+            session.flush()
+        for row in (*rows, *embeddings):  # or the session would keep all of the gallery in memory
+            session.expunge(row)
 
 
-def _any_taken(session: Session, sequence_ids: Sequence[str]) -> bool:
-    return any(
-        session.scalar(select(SequenceRow.id).where(SequenceRow.id.in_(batch)).limit(1))
-        for batch in _batches(iter(sequence_ids))
-    )
-
-
-def _count_left(export: ExportFile, known: frozenset[str], kept: frozenset[str]) -> int:
-    """How many embeddings have no model here; raises `BrokenExport` for arrays of no sequence."""
-    left = 0
-    for sequence_id, digest in export.arrays():
-        if sequence_id not in known:
-            raise BrokenExport(
-                f"The export is damaged or was changed: it has arrays of {sequence_id}, which is "
-                "no sequence of it.",
-                Reason(sequence_id, "not_listed"),
-            )
-        left += digest is not None and digest not in kept
-    return left
-
-
-def _batches(items: Iterator[Item]) -> Iterator[list[Item]]:
-    while batch := list(islice(items, _AT_ONCE)):
+def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    left = iter(items)
+    while batch := list(islice(left, _AT_ONCE)):
         yield batch

@@ -1,4 +1,4 @@
-"""Take a whole gallery out of the service as one file, and put such a file in again."""
+"""The use cases of a gallery's export and import."""
 
 from __future__ import annotations
 
@@ -7,29 +7,22 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from tempfile import TemporaryFile
 from typing import IO
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from service.foundation.errors import NotFound, Unavailable
 from service.foundation.settings import Settings
-from service.gallery.sealing import sealing_of
 from service.gallery.store import GalleryStore, gallery_exists
 from service.serving.registry import ModelRegistry
 from service.storage.writers import Writers
-from service.transfer import importing
 from service.transfer.export import stream_gallery
 from service.transfer.export_file import EmbeddingShape, ExportFile
-from service.transfer.importing import Checked, Imported, Tape
+from service.transfer.importing import GalleryImport, Imported, Spool
 
 _IN_MEMORY = 2**20  # of a body that arrives, before it goes to the disk
 
 
-class _Shape(BaseModel):
-    parts: int
-    channels: int
-
-
 class Portability:
-    """The use cases behind a gallery's export and import."""
+    """Exports galleries, and imports one at a time."""
 
     def __init__(
         self, settings: Settings, store: GalleryStore, writers: Writers, registry: ModelRegistry
@@ -69,26 +62,21 @@ class Portability:
                 with await asyncio.to_thread(
                     ExportFile, file, max_frames=self._settings.max_frames
                 ) as export:
-                    tape = Tape(copies)
-                    checked = await asyncio.to_thread(self._check, export, tape)
-                    return await self._writers.run(
-                        importing.add, self._store.engine, gallery, export, checked, tape
-                    )
+                    models = await asyncio.to_thread(self._models)
+                    new = GalleryImport(self._store.engine, export, models, Spool(copies))
+                    await asyncio.to_thread(new.check)
+                    return await self._writers.run(new.add, gallery)
         finally:
             self._importing = False
-
-    def _check(self, export: ExportFile, tape: Tape) -> Checked:
-        return importing.check(export, tape, self._models(), sealing_of(self._store.engine))
 
     def _models(self) -> Mapping[str, EmbeddingShape]:
         """What each registered checkpoint makes of a sequence, by digest."""
         shapes = {}
         for model in self._registry.all():
             try:
-                shape = _Shape.model_validate(model.card)
-            except ValidationError:  # a card of before; whatever it made is made anew
+                shapes[model.digest] = EmbeddingShape.model_validate(model.card)
+            except ValidationError:  # an old card; what the model made is made anew
                 continue
-            shapes[model.digest] = EmbeddingShape(shape.parts, shape.channels)
         return shapes
 
     def _require_free(self, gallery: str) -> None:
@@ -103,7 +91,7 @@ class Portability:
 
 
 async def _receive(body: AsyncIterator[bytes], file: IO[bytes]) -> None:
-    """Bring the body to the disk without keeping the event loop waiting for it."""
+    """Write the body to the disk without blocking the event loop."""
     pieces: list[bytes] = []
     held = 0
     async for piece in body:

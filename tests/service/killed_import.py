@@ -1,6 +1,6 @@
 """Imports an export and dies of SIGKILL in the middle of the transaction that adds it.
 
-usage: killed_import.py DATABASE_URL EXPORT AFTER (how many reads of the tape)
+usage: killed_import.py DATABASE_URL EXPORT AFTER (how many reads of the spool)
 """
 
 import os
@@ -9,16 +9,15 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from service.gallery.sealing import Sealing
 from service.storage.database import open_database
 from service.transfer.export_file import ExportFile
-from service.transfer.importing import Tape, add, check
+from service.transfer.importing import GalleryImport, Spool
 
 url, file, after = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 
 
-class Fatal(Tape):
-    """A tape that ends its reader."""
+class Fatal(Spool):
+    """A spool that ends its reader."""
 
     reads = 0
 
@@ -35,5 +34,6 @@ with (
     TemporaryFile() as copies,
     ExportFile(opened, max_frames=1000) as export,
 ):
-    tape = Fatal(copies)
-    add(open_database(url), "copy", export, check(export, tape, {}, Sealing()), tape)
+    new = GalleryImport(open_database(url), export, {}, Fatal(copies))
+    new.check()
+    new.add("copy")

@@ -37,16 +37,8 @@ from service.access.audit.entries import SERVICE, Actor, Entry, forgotten
 from service.access.audit.tables import AuditRow
 from service.foundation.logs import request_id
 from service.foundation.settings import Settings
-from service.storage.database import (
-    check_sound,
-    empty_log,
-    migrate,
-    note_erasure,
-    now,
-    open_database,
-    rewrite,
-    writing,
-)
+from service.storage.database import check_sound, migrate, now, open_database, writing
+from service.storage.vacuum import checkpoint_wal, mark_for_vacuum, vacuum
 
 _PAGE = 500
 _SETTLED = timedelta(minutes=10)  # an enrolment is recorded a moment before it is committed
@@ -149,9 +141,9 @@ class AuditRecord:
             change = change.where(AuditRow.subject_id == subject_id)
         with self._writing(self._flushing) as connection:
             if lines := connection.execute(change.values(subject_id=None, salt=None)).rowcount:
-                note_erasure(connection)
+                mark_for_vacuum(connection)
                 _add(connection, forgotten(gallery, lines), SERVICE)
-        empty_log(self._flushing)
+        checkpoint_wal(self._flushing)
 
     def tidy(self) -> None:
         """Forget who is not enrolled any more, and drop lines over the age limit.
@@ -165,8 +157,8 @@ class AuditRecord:
         if self._max_age is not None:
             self._drop(now() - self._max_age)
         with self._lock:
-            rewrite(self._flushing)
-        empty_log(self._flushing)  # what died, or had to wait, before it did
+            vacuum(self._flushing)
+        checkpoint_wal(self._flushing)  # what died, or had to wait, before it did
 
     # Reading
 
@@ -225,10 +217,10 @@ class AuditRecord:
                 delete(AuditRow).where(AuditRow.number < func.coalesce(young, newest))
             ).rowcount
             if gone:
-                note_erasure(connection)
+                mark_for_vacuum(connection)
         if gone:
             self._append(self._flushing, Entry("drop_old_lines", details={"lines": gone}), SERVICE)
-            empty_log(self._flushing)
+            checkpoint_wal(self._flushing)
 
     def _append(self, engine: Engine, entry: Entry, by: Actor) -> None:
         with self._writing(engine) as connection:

@@ -20,10 +20,16 @@ from service.foundation.errors import Invalid, Reason
 from service.gallery.listing import all_enrolled
 from service.http.middleware.access import CALLER
 from service.http.middleware.body import multipart_boundary
-from service.storage.kept_answers import KEPT, KEPT_SEARCH, Answer, Hold, IdempotencyStore
+from service.storage.kept_answers import (
+    ANSWER_LIFETIME,
+    SEARCH_LIFETIME,
+    Answer,
+    IdempotencyStore,
+    KeyLock,
+)
 from service.storage.writers import Writers
 
-HOLD = "gaitid.idempotency_hold"  # in the scope: what `service.storage.kept_answers.keep` takes
+KEY_LOCK = "gaitid.idempotency_lock"  # in the scope: what `service.storage.kept_answers.keep` takes
 _IN_MEMORY = 2**20
 _CHUNK = 2**18
 _LONGEST_ANSWER = 2**20
@@ -93,19 +99,19 @@ class Idempotency:
             ).hexdigest()
             caller = scope.get(CALLER)
             taken = await self._writers.run(
-                self._store.take, "" if caller is None else caller.key_id, key, fingerprint
+                self._store.acquire, "" if caller is None else caller.key_id, key, fingerprint
             )
             if isinstance(taken, Answer):
                 await _replay(taken)(scope, receive, send)
                 return
             await self._carry_out(taken, scope, _again(body, receive), send)
 
-    async def _carry_out(self, hold: Hold, scope: Scope, receive: Receive, send: Send) -> None:
-        scope[HOLD] = hold
+    async def _carry_out(self, lock: KeyLock, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[KEY_LOCK] = lock
         status = 0
         headers: dict[str, str] = {}
         body = bytearray()
-        lifetime = KEPT_SEARCH if scope["path"] in _SEARCHES else KEPT
+        lifetime = SEARCH_LIFETIME if scope["path"] in _SEARCHES else ANSWER_LIFETIME
         settled = False
 
         async def send_and_keep(message: Message) -> None:
@@ -120,11 +126,11 @@ class Idempotency:
                 # key free again for a corrected one.
                 if 200 <= status < 300 and _can_be_kept(headers, body):
                     answer = Answer(status, headers, body.decode())
-                    await self._writers.run(self._store.keep, hold, answer, lifetime)
+                    await self._writers.run(self._store.keep, lock, answer, lifetime)
                     settled = True
                 else:
                     with suppress(SQLAlchemyError):  # then once more, when the client has it
-                        await self._writers.run(self._store.release, hold)
+                        await self._writers.run(self._store.release, lock)
                         settled = True
             await send(message)
 
@@ -132,7 +138,7 @@ class Idempotency:
             await self._app(scope, receive, send_and_keep)
         finally:
             if not settled:
-                await asyncio.shield(self._writers.run(self._store.release, hold))
+                await asyncio.shield(self._writers.run(self._store.release, lock))
 
 
 async def _read(receive: Receive, body: IO[bytes], digest: BodyHash) -> None:

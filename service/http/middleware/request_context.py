@@ -20,7 +20,7 @@ from service.foundation.errors import CutOff, ServiceError, Unavailable
 from service.foundation.logs import request_id
 from service.foundation.metrics import Metrics
 from service.http.problems import internal_error, render, render_http
-from service.storage.database import storage_trouble
+from service.storage.failures import storage_trouble
 
 _log = logging.getLogger(__name__)
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")

@@ -23,7 +23,7 @@ from service.http.middleware.audit import RECORDED
 from service.http.routes.access import requires
 from service.http.routes.dependencies import Held, resources
 from service.http.schemas import AuditLine
-from service.storage.database import storage_trouble
+from service.storage.failures import storage_trouble
 
 
 class ErasureUnrecorded(StorageFull):

@@ -17,7 +17,7 @@ from service.gallery.fields import (
     parse_metadata,
 )
 from service.http import recorded
-from service.http.middleware.idempotency import HOLD
+from service.http.middleware.idempotency import KEY_LOCK
 from service.http.routes.access import requires
 from service.http.routes.audited import record_change
 from service.http.routes.dependencies import HeldReady, unless_disconnected, walk
@@ -65,12 +65,12 @@ async def enroll(
             f"Send at most {most} sequences in a request.", Reason("sequence", "too_many")
         )
     details = parse_metadata(metadata)
-    hold = request.scope.get(HOLD)
+    lock = request.scope.get(KEY_LOCK)
 
     def keep_answer(session: Session, enrolled: Enrolled) -> None:
         body = EnrolAnswer.of(enrolled).model_dump_json()
         record_change(request, recorded.enrolment(enrolled))
-        keep(session, hold, Answer(201, {"content-type": "application/json"}, body))
+        keep(session, lock, Answer(201, {"content-type": "application/json"}, body))
 
     enrolled = await unless_disconnected(
         request,

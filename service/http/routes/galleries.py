@@ -12,7 +12,7 @@ from service.gallery.fields import Cursor, check_metadata, decode_cursor, encode
 from service.gallery.listing import galleries
 from service.gallery.records import GalleryRecord
 from service.http import recorded
-from service.http.middleware.idempotency import HOLD
+from service.http.middleware.idempotency import KEY_LOCK
 from service.http.routes.access import requires
 from service.http.routes.audited import record_change, record_erasure
 from service.http.routes.dependencies import Held
@@ -49,13 +49,13 @@ def create_gallery(
     request: Request, response: Response, held: Held, body: GalleryRequest
 ) -> GalleryAnswer:
     """Create an empty gallery."""
-    hold = request.scope.get(HOLD)
+    lock = request.scope.get(KEY_LOCK)
     location = f"/galleries/{body.name}"
 
     def keep_answer(session: Session, record: GalleryRecord) -> None:
         answer = GalleryAnswer.of(record, held.model).model_dump_json()
         headers = {"content-type": "application/json", "location": location}
-        keep(session, hold, Answer(201, headers, answer))
+        keep(session, lock, Answer(201, headers, answer))
         record_change(request, recorded.new_gallery(record))
 
     metadata = check_metadata(body.metadata)

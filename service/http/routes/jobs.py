@@ -18,7 +18,7 @@ from service.foundation.errors import Malformed, Reason
 from service.gallery.fields import Cursor, decode_cursor, encode_cursor
 from service.http import recorded
 from service.http.middleware.access import caller_of
-from service.http.middleware.idempotency import HOLD
+from service.http.middleware.idempotency import KEY_LOCK
 from service.http.routes.audited import record_change
 from service.http.routes.dependencies import Held
 from service.http.schemas import Schema, Timestamp
@@ -258,11 +258,11 @@ def accepted(response: Response, job: Job) -> JobAnswer:
 
 def keeping(request: Request, entry: Callable[[Job], Entry] = recorded.job) -> Also:
     """Keeps and records the answer, in the transaction that queues the job."""
-    hold = request.scope.get(HOLD)
+    lock = request.scope.get(KEY_LOCK)
 
     def keep_answer(session: Session, job: Job) -> None:
         headers = {"content-type": "application/json", "location": f"/jobs/{job.id}"}
-        keep(session, hold, Answer(202, headers, JobAnswer.of(job).model_dump_json()))
+        keep(session, lock, Answer(202, headers, JobAnswer.of(job).model_dump_json()))
         record_change(request, entry(job))
 
     return keep_answer

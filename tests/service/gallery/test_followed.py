@@ -18,7 +18,7 @@ from service.gallery.live_index import FollowedGallery
 from service.gallery.memory_index import MemoryIndex
 from service.gallery.records import Embedding, NewSequence, SequenceQuality
 from service.gallery.store import GalleryStore
-from service.privacy.erasing import erase_gallery, erase_sequence, erase_subject
+from service.privacy.erasure_transactions import erase_gallery, erase_sequence, erase_subject
 from service.serving.reembedding import Reembedding
 from service.storage.database import migrate, new_id, open_database
 

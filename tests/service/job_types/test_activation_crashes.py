@@ -26,7 +26,7 @@ from service.job_types.activation import Activation, CannotActivate
 from service.job_types.calibration import CalibrationModel, Measured, measure
 from service.jobs.job import Job, Status
 from service.jobs.queue import JobQueue, Lease
-from service.privacy.erasing import erase_gallery
+from service.privacy.erasure_transactions import erase_gallery
 from service.serving.registry import read_card, resolve
 from service.serving.thresholds import keep
 from service.storage.database import migrate, new_id, open_database, writing

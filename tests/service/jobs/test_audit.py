@@ -33,7 +33,7 @@ from service.jobs.job import Job, Status
 from service.jobs.plan import Outcome
 from service.jobs.queue import JobQueue
 from service.jobs.tables import JobRow
-from service.privacy.erasing import erase_gallery, erase_sequence, erase_subject
+from service.privacy.erasure_transactions import erase_gallery, erase_sequence, erase_subject
 from service.serving.registry import read_card, resolve
 from service.storage.database import new_id, open_database, writing
 from tests.service.jobs.workers import worker_of

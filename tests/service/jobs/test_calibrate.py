@@ -26,7 +26,7 @@ from service.job_types.types import job_types
 from service.jobs.job import Job, Status
 from service.jobs.plan import Outcome
 from service.jobs.queue import JobQueue
-from service.privacy.erasing import erase_gallery, erase_subject
+from service.privacy.erasure_transactions import erase_gallery, erase_subject
 from service.serving import thresholds
 from service.serving.registry import read_card, resolve
 from service.storage.database import new_id, open_database, writing

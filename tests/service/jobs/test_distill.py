@@ -16,7 +16,7 @@ from service.jobs.job import Job, Status
 from service.jobs.queue import ERASED, JobQueue, Lease
 from service.jobs.scratch import remove_walks
 from service.jobs.worker import Worker
-from service.privacy.erasing import erase_subject
+from service.privacy.erasure_transactions import erase_subject
 from service.serving.lineage import TrainedSubjectRow, TrainingRecord
 from service.serving.registry import ModelRegistry, ModelRow, Source
 from service.storage.database import migrate, open_database

@@ -26,7 +26,7 @@ from service.jobs.job import Job, Status
 from service.jobs.plan import JobRefused
 from service.jobs.queue import ERASED, JobQueue
 from service.jobs.worker import Worker
-from service.privacy.erasing import erase_subject
+from service.privacy.erasure_transactions import erase_subject
 from service.serving.lineage import TrainingRecord
 from service.storage.database import migrate, new_id, open_database
 from service.transfer.export import export_gallery

@@ -6,19 +6,21 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from sqlalchemy import Engine, event, select
 from sqlalchemy.orm import Session
 
+from service.foundation.settings import Settings
 from service.gallery.sealing import Sealing
 from service.gallery.store import GalleryStore
 from service.gallery.tables import EmbeddingRow, SequenceRow
 from service.jobs.job import Status
 from service.jobs.plan import scratch
 from service.jobs.queue import ERASED, JobQueue, Lease
-from service.privacy.erasing import erase_older
+from service.privacy.erasure_transactions import erase_older
 from service.serving.lineage import BrokenKey, TrainedSubjectRow, TrainingRecord
 from service.storage.database import now, open_database, writing
 from service.transfer.export import export_gallery
@@ -28,20 +30,32 @@ from tests.service.walkers import walk
 
 Serve = Callable[..., httpx.Client]
 NAME, PLACE = "a-very-peculiar-name", "a very peculiar place"
+Learning = tuple[TrainingRecord, Session]
 ON_DEFAULT = {"dataset": {"gallery": "default"}}
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return tmp_path / "data"
+def data(settings: Settings) -> Path:
+    return settings.data_dir
 
 
 @pytest.fixture
-def engine(data: Path) -> Iterator[Engine]:
-    """The service's database, once it is there."""
-    engine = open_database(f"sqlite:///{data / 'gaitid.sqlite'}")
-    yield engine
-    engine.dispose()
+def learning(data: Path, serve: Serve, engine: Engine) -> Iterator[Learning]:
+    """A deployment's record of who trained which model, and a transaction that adds to it."""
+    serve()
+    with Session(writing(engine)) as session, session.begin():
+        yield TrainingRecord.of(data), session
+
+
+def erase(client: httpx.Client, what: str, sequence_id: str) -> dict[str, Any]:
+    """Erase the person, their one sequence or the whole gallery; the receipt."""
+    address = {
+        "sequence": f"/sequences/{sequence_id}",
+        "subject": f"/subjects/{NAME}",
+        "gallery": "/galleries/default",
+    }[what]
+    receipt: dict[str, Any] = client.delete(address).json()
+    return receipt
 
 
 def traces(engine: Engine) -> dict[str, bytes]:
@@ -119,12 +133,7 @@ def test_nothing_of_an_erased_person_is_left_in_any_file(
     assert len(list((data / "jobs").glob("*/scratch/gallery.zip"))) == 4  # compressed
     assert all(before.values()), before
 
-    address = {
-        "sequence": f"/sequences/{sequence['sequence_id']}",
-        "subject": f"/subjects/{NAME}",
-        "gallery": "/galleries/default",
-    }[by]
-    receipt = client.delete(address).json()
+    receipt = erase(client, by, sequence["sequence_id"])
 
     assert found(data, marks) == {what: set() for what in marks}
     assert receipt["jobs"] == [running.job.id, crashed, released]
@@ -199,38 +208,35 @@ def test_a_receipt_names_the_models_that_learned_from_the_erased(
 
 
 def test_after_the_key_was_lost_a_receipt_names_too_many_models_rather_than_too_few(
-    data: Path, serve: Serve, engine: Engine
+    data: Path, learning: Learning
 ) -> None:
-    serve()
+    record, session = learning
     key = (data / "receipts.key").read_bytes()
     assert (data / "receipts.key").stat().st_mode & 0o077 == 0
-    assert TrainingRecord.of(data) is not TrainingRecord.of(data)  # both read the same file
+    assert TrainingRecord.of(data) is not record  # both read the same file
     assert (data / "receipts.key").read_bytes() == key
-    with Session(writing(engine)) as session, session.begin():
-        TrainingRecord.of(data).add(session, "before", "default", ["anna"], [])
-        (data / "receipts.key").unlink()
-        lost = TrainingRecord.of(data)
-        lost.add(session, "since", "default", ["bert"], [])
-        assert lost.models(session, "default", ["carl"]) == ("before",)
-        assert lost.models(session, "default", ["bert"]) == ("before", "since")
-        assert lost.models(session, "default", []) == ()
+    record.add(session, "before", "default", ["anna"], [])
+    (data / "receipts.key").unlink()
+    lost = TrainingRecord.of(data)
+    lost.add(session, "since", "default", ["bert"], [])
+    assert lost.models(session, "default", ["carl"]) == ("before",)
+    assert lost.models(session, "default", ["bert"]) == ("before", "since")
+    assert lost.models(session, "default", []) == ()
     (data / "receipts.key").write_bytes(b"short")
     with pytest.raises(BrokenKey, match="Restore it"):
         TrainingRecord.of(data)
 
 
 def test_what_an_erasure_asks_of_the_record_is_found_by_indexes_and_once(
-    data: Path, serve: Serve, engine: Engine
+    engine: Engine, learning: Learning
 ) -> None:
-    serve()
-    record = TrainingRecord.of(data)
+    record, session = learning
     subjects = [f"s{number}" for number in range(1200)]
-    with Session(writing(engine)) as session, session.begin():
-        record.add(session, "m", "default", subjects, [])
-        asked: list[str] = []
-        event.listen(engine, "before_cursor_execute", lambda *sent: asked.append(sent[2]))
-        with plans(engine) as found:
-            assert record.models(session, "default", subjects) == ("m",)
+    record.add(session, "m", "default", subjects, [])
+    asked: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *sent: asked.append(sent[2]))
+    with plans(engine) as found:
+        assert record.models(session, "default", subjects) == ("m",)
     steps = [step for plan in found.values() for step in plan]
     assert not [step for step in steps if step.startswith("SCAN")], found
     searches = [step for step in steps if step.startswith("SEARCH")]
@@ -240,22 +246,18 @@ def test_what_an_erasure_asks_of_the_record_is_found_by_indexes_and_once(
     assert sum("key_id <" in statement for statement in asked) == 1
 
 
-def test_the_record_keeps_no_order_and_one_row_a_subject(
-    data: Path, serve: Serve, engine: Engine
-) -> None:
-    serve()
-    record = TrainingRecord.of(data)
-    with Session(writing(engine)) as session, session.begin():
-        record.add(session, "m", "default", ["b", "a", "c", "a"], [])
-        record.add(session, "m", "default", ["b", "a", "c"], ["m"])
-        hashes = list(session.scalars(select(TrainedSubjectRow.subject_hash)))
+def test_the_record_keeps_no_order_and_one_row_a_subject(learning: Learning) -> None:
+    record, session = learning
+    record.add(session, "m", "default", ["b", "a", "c", "a"], [])
+    record.add(session, "m", "default", ["b", "a", "c"], ["m"])
+    hashes = list(session.scalars(select(TrainedSubjectRow.subject_hash)))
     assert len(hashes) == 3
     assert hashes == sorted(hashes)
 
 
-@pytest.mark.parametrize("erase", ["subject", "sequence", "gallery", "age"])
+@pytest.mark.parametrize("by", ["subject", "sequence", "gallery", "age"])
 def test_a_database_that_was_erased_from_is_rewritten_by_the_next_sweep(
-    serve: Serve, engine: Engine, data: Path, erase: str
+    serve: Serve, engine: Engine, data: Path, by: str
 ) -> None:
     record = open_database(f"sqlite:///{data / 'audit.sqlite'}")
 
@@ -267,18 +269,12 @@ def test_a_database_that_was_erased_from_is_rewritten_by_the_next_sweep(
     client = serve()
     sequence = enrol(client, NAME, walk(1)).json()["sequences"][0]["sequence_id"]
     assert (erasures(engine), erasures(record)) == (0, 0)
-    match erase:
-        case "subject":
-            client.delete(f"/subjects/{NAME}")
-        case "sequence":
-            client.delete(f"/sequences/{sequence}")
-        case "gallery":
-            client.delete("/galleries/default")
-        case "age":
-            client.patch("/galleries/default", json={"max_age_days": 1})
-            later = now() + timedelta(days=2)
-            gallery_id, _, _ = GalleryStore(engine).head("default")
-            assert erase_older(engine, gallery_id, later, 10) == (1, 1)
+    if by == "age":
+        client.patch("/galleries/default", json={"max_age_days": 1})
+        gallery_id, _, _ = GalleryStore(engine).head("default")
+        assert erase_older(engine, gallery_id, now() + timedelta(days=2), 10) == (1, 1)
+    else:
+        erase(client, by, sequence)
     assert erasures(engine) == 1
     serve()  # another process: it sweeps and tidies as it starts
     deadline = time.monotonic() + 20

@@ -28,10 +28,10 @@ from service.gallery.store import GalleryStore
 from service.jobs import scratch as leftovers
 from service.jobs.plan import remove_folder
 from service.jobs.queue import JobQueue
-from service.privacy.erasing import erase_subject
+from service.privacy.erasure_transactions import erase_subject
 from service.privacy.retention import Retention, Swept
 from service.storage.database import migrate, new_id, now, open_database
-from service.storage.kept_answers import Answer, Hold, IdempotencyStore
+from service.storage.kept_answers import Answer, IdempotencyStore, KeyLock
 from service.storage.reserve import Reserve
 from service.storage.writers import Writers
 from tests.service.jobs.galleries import enrol as enrol_some
@@ -39,6 +39,7 @@ from tests.service.requests import contents, enrol, identify, problem
 from tests.service.walkers import walk
 
 Serve = Callable[..., httpx.Client]
+Sweep = Callable[..., Swept]
 DAY = timedelta(days=1)
 
 
@@ -57,14 +58,13 @@ def store(engine: Engine) -> GalleryStore:
 
 
 @pytest.fixture
-def sweep(settings: Settings, store: GalleryStore) -> Iterator[Callable[[datetime], Swept]]:
+def sweep(settings: Settings, store: GalleryStore) -> Iterator[Sweep]:
     writers = Writers()
 
-    def run(at: datetime) -> Swept:
-        galleries = GalleryCache(max_bytes=1)
+    def run(at: datetime, **options: Any) -> Swept:
+        options = {"galleries": GalleryCache(max_bytes=1), "clock": lambda: at, **options}
         reserve = Reserve(settings.reserve_file, settings.reserve_bytes)
-        retention = Retention(settings, store, writers, galleries, reserve, clock=lambda: at)
-        return asyncio.run(retention.sweep())
+        return asyncio.run(Retention(settings, store, writers, reserve=reserve, **options).sweep())
 
     yield run
     writers.close()
@@ -75,7 +75,7 @@ def create(store: GalleryStore, name: str, max_age_days: int | None) -> None:
 
 
 def test_what_is_older_than_the_gallery_keeps_it_goes_with_its_subject(
-    store: GalleryStore, sweep: Callable[[datetime], Swept], monkeypatch: pytest.MonkeyPatch
+    store: GalleryStore, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create(store, "week", 7)
     create(store, "ever", None)
@@ -98,7 +98,7 @@ def test_what_is_older_than_the_gallery_keeps_it_goes_with_its_subject(
 
 
 def test_what_a_client_says_of_when_a_walk_was_filmed_is_not_its_age(
-    store: GalleryStore, sweep: Callable[[datetime], Swept]
+    store: GalleryStore, sweep: Sweep
 ) -> None:
     create(store, "week", 7)
     sequence = NewSequence(
@@ -114,7 +114,7 @@ def test_what_a_client_says_of_when_a_walk_was_filmed_is_not_its_age(
 
 
 def test_a_sweep_lets_go_of_what_every_model_made_of_the_walks(
-    settings: Settings, store: GalleryStore
+    store: GalleryStore, sweep: Sweep
 ) -> None:
     create(store, "week", 7)
     enrol_some(store, "week", "a", 3)
@@ -129,13 +129,8 @@ def test_a_sweep_lets_go_of_what_every_model_made_of_the_walks(
         galleries.held(gallery_id)[digest].follow(newest)
         indexes.append(index)
     assert [len(index) for index in indexes] == [3, 3]
-    writers = Writers()
-    reserve = Reserve(settings.reserve_file, settings.reserve_bytes)
-    later = now() + 8 * DAY
-    retention = Retention(settings, store, writers, galleries, reserve, clock=lambda: later)
-    assert asyncio.run(retention.sweep()) == Swept(sequences=3, subjects=1)
+    assert sweep(now() + 8 * DAY, galleries=galleries) == Swept(sequences=3, subjects=1)
     assert [len(index) for index in indexes] == [0, 0]
-    writers.close()
 
 
 def embed_ones(sequence_ids: Sequence[str]) -> dict[str, Embedding]:
@@ -143,17 +138,14 @@ def embed_ones(sequence_ids: Sequence[str]) -> dict[str, Embedding]:
 
 
 def test_a_long_gallery_is_swept_in_pieces_and_by_several_at_once(
-    store: GalleryStore,
-    sweep: Callable[[datetime], Swept],
-    monkeypatch: pytest.MonkeyPatch,
+    store: GalleryStore, sweep: Sweep
 ) -> None:
-    monkeypatch.setattr("service.privacy.retention._AT_ONCE", 7)
     create(store, "week", 7)
     for subject in "abc":
         enrol_some(store, "week", subject, 11)
     later = now() + 8 * DAY
     with ThreadPoolExecutor(3) as processes:
-        swept = list(processes.map(lambda _: sweep(later), range(3)))
+        swept = list(processes.map(lambda _: sweep(later, sequences_at_once=7), range(3)))
     assert sum(one.sequences for one in swept) == 33
     assert sum(one.subjects for one in swept) == 3
     assert store.gallery("week").sequences == 0
@@ -162,13 +154,13 @@ def test_a_long_gallery_is_swept_in_pieces_and_by_several_at_once(
 def test_a_sweep_empties_the_log_that_an_erasure_had_no_time_to_empty(
     settings: Settings,
     store: GalleryStore,
-    sweep: Callable[[datetime], Swept],
+    sweep: Sweep,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     create(store, "kept", None)
     enrol_some(store, "kept", "a-private-id", 1)
     with monkeypatch.context() as killed:
-        killed.setattr("service.privacy.erasing.empty_log", lambda _: None)
+        killed.setattr("service.privacy.erasure_transactions.checkpoint_wal", lambda _: None)
         erase_subject(store.engine, "kept", "a-private-id")
     log = settings.data_dir / "gaitid.sqlite-wal"
     assert b"a-private-id" in log.read_bytes()
@@ -176,16 +168,12 @@ def test_a_sweep_empties_the_log_that_an_erasure_had_no_time_to_empty(
     assert log.read_bytes() == b""
 
 
-def test_answers_whose_time_is_over_go_in_pieces(
-    engine: Engine, sweep: Callable[[datetime], Swept], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.privacy.retention._ANSWERS_AT_ONCE", 7)
-    monkeypatch.setattr("service.privacy.retention._TURN_S", 0.0)
+def test_answers_whose_time_is_over_go_in_pieces(engine: Engine, sweep: Sweep) -> None:
     kept = IdempotencyStore(engine, all_enrolled)
     for number in range(17):
-        hold = kept.take("", f"key-{number}", "f")
-        assert isinstance(hold, Hold)
-        kept.keep(hold, Answer(201, {}, "{}"))
+        lock = kept.acquire("", f"key-{number}", "f")
+        assert isinstance(lock, KeyLock)
+        kept.keep(lock, Answer(201, {}, "{}"))
     pieces: list[int] = []
 
     def count(_connection: Any, cursor: Any, statement: str, *_: Any) -> None:
@@ -193,8 +181,8 @@ def test_answers_whose_time_is_over_go_in_pieces(
             pieces.append(cursor.rowcount)
 
     event.listen(engine, "after_cursor_execute", count)
-    assert sweep(now() + 0.9 * DAY) == Swept()
-    assert sweep(now() + 1.1 * DAY) == Swept(answers=17)
+    assert sweep(now() + 0.9 * DAY, answers_at_once=7) == Swept()
+    assert sweep(now() + 1.1 * DAY, answers_at_once=7) == Swept(answers=17)
     assert pieces == [0, 7, 7, 3]
 
 
@@ -221,7 +209,7 @@ def test_whoever_reads_the_log_hears_once_of_a_key_that_expires_soon(
 
 
 def test_the_folder_of_an_ended_job_goes_after_its_days_and_no_other(
-    settings: Settings, engine: Engine, sweep: Callable[[datetime], Swept]
+    settings: Settings, engine: Engine, sweep: Sweep
 ) -> None:
     queue = JobQueue.of(engine, settings)
     ended, running, _queued = (queue.enqueue("evaluate", {}) for _ in range(3))
@@ -245,7 +233,7 @@ def test_the_folder_of_an_ended_job_goes_after_its_days_and_no_other(
 
 
 def test_what_a_killed_upload_or_removal_of_a_model_left_goes_after_a_day(
-    settings: Settings, sweep: Callable[[datetime], Swept]
+    settings: Settings, sweep: Sweep
 ) -> None:
     for name in (".incoming-1", ".removed-2", "mine"):
         (settings.models_dir / name).mkdir(parents=True)
@@ -259,7 +247,7 @@ def test_what_a_killed_upload_or_removal_of_a_model_left_goes_after_a_day(
 def test_a_folder_that_cannot_be_cleared_keeps_no_other_from_it(
     settings: Settings,
     engine: Engine,
-    sweep: Callable[[datetime], Swept],
+    sweep: Sweep,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     queue = JobQueue.of(engine, settings)

@@ -25,7 +25,7 @@ from service.gallery.sealing import Sealing
 from service.gallery.store import GalleryStore
 from service.gallery.tables import SequenceRow, SubjectRow
 from service.http.schemas import EnrolConflictProblem
-from service.privacy.erasing import erase_gallery, erase_sequence, erase_subject
+from service.privacy.erasure_transactions import erase_gallery, erase_sequence, erase_subject
 from service.recognition.conflict import EnrolmentConflict
 from service.recognition.protection import Admission, GalleryChanged, Offered, Protection, Seen
 from service.serving.model_in_use import ModelInUse

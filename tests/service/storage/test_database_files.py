@@ -14,16 +14,10 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.exc import DatabaseError
 
-from service.storage.database import (
-    check_sound,
-    empty_log,
-    note_erasure,
-    open_database,
-    rewrite,
-    storage_trouble,
-    writing,
-)
+from service.storage.database import check_sound, open_database, writing
 from service.storage.database_files import DatabaseDamaged, DatabaseGone, is_damage
+from service.storage.failures import storage_trouble
+from service.storage.vacuum import checkpoint_wal, mark_for_vacuum, vacuum
 
 
 @pytest.fixture
@@ -180,13 +174,13 @@ def _nothing(_database: Engine, _path: Path) -> None:
 
 
 def _checkpoint(database: Engine, _path: Path) -> None:
-    empty_log(database)
+    checkpoint_wal(database)
 
 
 def _vacuum(database: Engine, _path: Path) -> None:
     with writing(database).begin() as connection:
-        note_erasure(connection)
-    rewrite(database)
+        mark_for_vacuum(connection)
+    vacuum(database)
 
 
 def _close_all(database: Engine, path: Path) -> None:
@@ -268,11 +262,11 @@ def test_what_empties_the_log_and_rewrites_the_file_survives_damage_and_tells_of
 ) -> None:
     add(database, 1)
     with writing(database).begin() as connection:
-        note_erasure(connection)
+        mark_for_vacuum(connection)
     database.dispose()
     smash(path, "t")
-    rewrite(database)
-    empty_log(database)
+    vacuum(database)
+    checkpoint_wal(database)
     with pytest.raises(DatabaseDamaged):
         check_sound(database)
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,17 +26,16 @@ from service.http.app import create_app
 from service.http.middleware.idempotency import BodyHash
 from service.storage.database import migrate, new_id, now, open_database, writing
 from service.storage.kept_answers import (
-    HOLD,
-    KEPT,
-    KEPT_SEARCH,
+    ANSWER_LIFETIME,
+    LOCK_TIME,
+    SEARCH_LIFETIME,
     Answer,
-    Hold,
+    AnswerNameRow,
     IdempotencyRow,
     IdempotencyStore,
-    NamedRow,
-    forget_answers_about,
-    forget_answers_at,
-    forget_expired,
+    KeyLock,
+    delete_answers_about,
+    delete_expired_answers,
     keep,
 )
 from tests.service.requests import identify, problem
@@ -89,9 +90,9 @@ def test_whoever_has_read_a_refusal_finds_the_key_free_again(
 ) -> None:
     release = IdempotencyStore.release
 
-    def late(self: IdempotencyStore, hold: Hold) -> None:
+    def late(self: IdempotencyStore, lock: KeyLock) -> None:
         time.sleep(0.3)
-        release(self, hold)
+        release(self, lock)
 
     monkeypatch.setattr(IdempotencyStore, "release", late)
     client = serve()
@@ -123,15 +124,8 @@ def test_a_strange_key_is_refused(shared: httpx.Client, key: str) -> None:
 
 def test_many_at_once_enrol_once(serve: Serve) -> None:
     client = serve()
-    answers: list[httpx.Response] = []
-    threads = [
-        threading.Thread(target=lambda: answers.append(enrol(client, "k1", "anna", walk(1))))
-        for _ in range(6)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(6) as clients:
+        answers = list(clients.map(lambda _: enrol(client, "k1", "anna", walk(1)), range(6)))
     assert {answer.status_code for answer in answers} <= {201, 409}
     assert len({answer.text for answer in answers if answer.status_code == 201}) == 1
     assert client.get("/galleries/default").json()["sequences"] == 1
@@ -148,78 +142,86 @@ def database(tmp_path: Path) -> Iterator[Engine]:
     engine.dispose()
 
 
-def held(outcome: Hold | Answer) -> Hold:
-    assert isinstance(outcome, Hold)
+@pytest.fixture
+def store(engine: Engine) -> IdempotencyStore:
+    return IdempotencyStore(engine, all_enrolled)
+
+
+@contextmanager
+def writes(engine: Engine) -> Iterator[Session]:
+    with Session(writing(engine)) as session, session.begin():
+        yield session
+
+
+def locked(outcome: KeyLock | Answer) -> KeyLock:
+    assert isinstance(outcome, KeyLock)
     return outcome
 
 
 def run_out(engine: Engine, after: timedelta = timedelta(seconds=-1)) -> None:
-    with Session(writing(engine)) as session, session.begin():
+    with writes(engine) as session:
         session.execute(update(IdempotencyRow).values(expires_at=now() + after))
 
 
-def test_a_hold_given_before_the_clock_was_set_back_is_none(engine: Engine) -> None:
-    store = IdempotencyStore(engine, all_enrolled)
-    held(store.take("", "key", "f"))
+def test_a_lock_made_before_the_clock_was_set_back_is_none(
+    store: IdempotencyStore, engine: Engine
+) -> None:
+    locked(store.acquire("", "key", "f"))
     run_out(engine, timedelta(minutes=3))
     with pytest.raises(Conflict):
-        store.take("", "key", "f")
+        store.acquire("", "key", "f")
     run_out(engine, timedelta(days=1))
-    held(store.take("", "key", "f"))
+    locked(store.acquire("", "key", "f"))
 
 
-def test_a_key_is_held_by_one_request_at_a_time(engine: Engine) -> None:
-    store = IdempotencyStore(engine, all_enrolled)
-    hold = held(store.take("", "key", "f"))
+def test_a_key_is_locked_by_one_request_at_a_time(store: IdempotencyStore) -> None:
+    lock = locked(store.acquire("", "key", "f"))
     with pytest.raises(Conflict):
-        store.take("", "key", "f")
+        store.acquire("", "key", "f")
     with pytest.raises(Invalid):
-        store.take("", "key", "other")
-    held(store.take("somebody else", "key", "f"))
-    store.release(hold)
-    held(store.take("", "key", "f"))
+        store.acquire("", "key", "other")
+    locked(store.acquire("somebody else", "key", "f"))
+    store.release(lock)
+    locked(store.acquire("", "key", "f"))
 
 
-def test_work_whose_hold_was_taken_over_does_not_commit(engine: Engine) -> None:
-    store = IdempotencyStore(engine, all_enrolled)
-    slow = held(store.take("", "key", "f"))
+def test_work_whose_lock_was_taken_over_does_not_commit(
+    store: IdempotencyStore, engine: Engine
+) -> None:
+    slow = locked(store.acquire("", "key", "f"))
     run_out(engine)
-    retry = held(store.take("", "key", "f"))
-    with (
-        pytest.raises(Conflict),
-        Session(writing(engine)) as session,
-        session.begin(),
-    ):
+    retry = locked(store.acquire("", "key", "f"))
+    with pytest.raises(Conflict), writes(engine) as session:
         keep(session, slow, Answer(201, {}, '"slow"'))
     store.keep(slow, Answer(201, {}, '"slow"'))
     store.release(slow)
-    with Session(writing(engine)) as session, session.begin():
+    with writes(engine) as session:
         keep(session, retry, Answer(201, {}, '"retry"'))
-    assert store.take("", "key", "f") == Answer(201, {}, '"retry"')
+    assert store.acquire("", "key", "f") == Answer(201, {}, '"retry"')
 
 
-def test_a_hold_whose_process_died_is_taken_over_unless_the_work_was_done(engine: Engine) -> None:
-    store = IdempotencyStore(engine, all_enrolled)
-    hold = held(store.take("", "done", "f"))
-    with Session(writing(engine)) as session, session.begin():
-        keep(session, hold, Answer(201, {}, '"the answer"'))
-    held(store.take("", "undone", "f"))
-    with Session(writing(engine)) as session, session.begin():
+def test_a_lock_whose_process_died_is_taken_over_unless_the_work_was_done(
+    store: IdempotencyStore, engine: Engine
+) -> None:
+    lock = locked(store.acquire("", "done", "f"))
+    with writes(engine) as session:
+        keep(session, lock, Answer(201, {}, '"the answer"'))
+    locked(store.acquire("", "undone", "f"))
+    with writes(engine) as session:
         undone = update(IdempotencyRow).where(IdempotencyRow.status.is_(None))
         session.execute(undone.values(expires_at=now() - timedelta(seconds=1)))
-    assert store.take("", "done", "f") == Answer(201, {}, '"the answer"')
-    held(store.take("", "undone", "f"))
+    assert store.acquire("", "done", "f") == Answer(201, {}, '"the answer"')
+    locked(store.acquire("", "undone", "f"))
 
 
 def test_an_answer_that_is_too_old_is_not_replayed_though_no_sweep_has_removed_it(
-    engine: Engine,
+    store: IdempotencyStore, engine: Engine
 ) -> None:
-    store = IdempotencyStore(engine, all_enrolled)
     for fingerprint in ("f", "another body"):
         keep_answer(engine, store, "key", subject_id="anna")
-        assert isinstance(store.take("", "key", "f"), Answer)
+        assert isinstance(store.acquire("", "key", "f"), Answer)
         run_out(engine)
-        store.release(held(store.take("", "key", fingerprint)))
+        store.release(locked(store.acquire("", "key", fingerprint)))
     assert rows(engine) == (0, 0)
 
 
@@ -241,8 +243,8 @@ def test_a_search_s_answer_is_kept_for_minutes_and_another_for_a_day(
         assert problem(other, 422)["type"] == "/problems/idempotency-key-reused"
     until = sorted(kept(tmp_path, IdempotencyRow.expires_at))
     took = now() - began
-    assert all(began + KEPT_SEARCH <= at <= began + KEPT_SEARCH + took for at in until[:2])
-    assert until[2] >= began + KEPT - timedelta(minutes=1)
+    assert all(began + SEARCH_LIFETIME <= at <= began + SEARCH_LIFETIME + took for at in until[:2])
+    assert until[2] >= began + ANSWER_LIFETIME - timedelta(minutes=1)
 
 
 def kept(tmp_path: Path, what: InstrumentedAttribute[Any]) -> Sequence[Any]:
@@ -255,34 +257,34 @@ def kept(tmp_path: Path, what: InstrumentedAttribute[Any]) -> Sequence[Any]:
 
 
 def rows(engine: Engine) -> tuple[int, int]:
-    """How many answers and holds there are, and how many names they have."""
+    """How many answers and locks there are, and how many names they have."""
     with Session(engine) as session:
-        tables = (IdempotencyRow, NamedRow)
+        tables = (IdempotencyRow, AnswerNameRow)
         answers, names = (session.scalar(select(func.count()).select_from(one)) for one in tables)
     return answers or 0, names or 0
 
 
 def keep_answer(engine: Engine, store: IdempotencyStore, key: str, **body: Any) -> None:
-    hold = held(store.take("", key, "f"))
-    with Session(writing(engine)) as session, session.begin():
-        keep(session, hold, Answer(201, {}, json.dumps(body)))
+    lock = locked(store.acquire("", key, "f"))
+    with writes(engine) as session:
+        keep(session, lock, Answer(201, {}, json.dumps(body)))
 
 
-def test_no_statement_reads_answers_but_by_an_index(engine: Engine) -> None:
-    store = IdempotencyStore(engine, all_enrolled)
+def test_no_statement_reads_answers_but_by_an_index(
+    store: IdempotencyStore, engine: Engine
+) -> None:
     with plans(engine) as found:
         keep_answer(engine, store, "kept", subject_id="anna", sequence_id="1")
-        store.take("", "kept", "f")
-        store.release(held(store.take("", "refused", "f")))
-        store.keep(held(store.take("", "late", "f")), Answer(200, {}, '{"sequence_id": "1"}'))
+        store.acquire("", "kept", "f")
+        store.release(locked(store.acquire("", "refused", "f")))
+        store.keep(locked(store.acquire("", "late", "f")), Answer(200, {}, '{"sequence_id": "1"}'))
         run_out_and_take = update(IdempotencyRow).where(IdempotencyRow.number == 1)
-        with Session(writing(engine)) as session, session.begin():
+        with writes(engine) as session:
             session.execute(run_out_and_take.values(expires_at=now()))
-        store.take("", "kept", "f")
-        with Session(writing(engine)) as session, session.begin():
-            forget_answers_about(session, ["anna", "1"])
-            forget_answers_at(session, "/galleries/lab")
-        forget_expired(engine, now(), 10)
+        store.acquire("", "kept", "f")
+        with writes(engine) as session:
+            delete_answers_about(session, ["anna", "1", "/galleries/lab"])
+        delete_expired_answers(engine, now(), 10)
     steps = [step for plan in found.values() for step in plan]
     assert not [step for step in steps if step.startswith("SCAN")], found
     searches = "\n".join(steps)
@@ -294,41 +296,33 @@ def test_no_statement_reads_answers_but_by_an_index(engine: Engine) -> None:
     assert step.startswith("SEARCH")
 
 
-def test_what_an_erasure_costs_does_not_grow_with_the_answers_about_others(engine: Engine) -> None:
-    store = IdempotencyStore(engine, all_enrolled)
+def test_what_an_erasure_costs_does_not_grow_with_the_answers_about_others(
+    store: IdempotencyStore, engine: Engine
+) -> None:
     steps = []
     for others in (5, 500):
-        with Session(writing(engine)) as session, session.begin():
+        with writes(engine) as session:
             for number in range(others):
-                key = f"{others}-{number}"
-                session.add(row := a_hold(key))
+                lock = KeyLock(f"{others}-{number}", "h")
+                session.add(
+                    IdempotencyRow(
+                        **asdict(lock),
+                        fingerprint="f",
+                        expires_at=now() + LOCK_TIME,
+                        headers={},
+                        body="",
+                    )
+                )
                 session.flush()
-                name = f"other-{key}"
-                keep(session, Hold(key, "h"), Answer(201, {}, json.dumps({"subject_id": name})))
-                assert row.number
+                name = {"subject_id": f"other-{lock.key_hash}"}
+                keep(session, lock, Answer(201, {}, json.dumps(name)))
         keep_answer(engine, store, f"hers-{others}", subject_id="anna", sequences=[])
         before = rows(engine)
-        steps.append(instructions(engine, "anna"))
+        with instructions_of_writes(engine) as counted, writes(engine) as session:
+            delete_answers_about(session, ["anna"])
+        steps += counted
         assert rows(engine) == (before[0] - 1, before[1] - 1)
     assert steps[1] <= 1.1 * steps[0]
-
-
-def a_hold(key_hash: str) -> IdempotencyRow:
-    return IdempotencyRow(
-        key_hash=key_hash, fingerprint="f", holder="h", expires_at=now() + HOLD, headers={}, body=""
-    )
-
-
-def instructions(engine: Engine, name: str) -> int:
-    """How many instructions of SQLite's machine it takes to forget the answers about somebody."""
-    with (
-        instructions_of_writes(engine) as counted,
-        Session(writing(engine)) as session,
-        session.begin(),
-    ):
-        forget_answers_about(session, [name])
-    (count,) = counted
-    return count
 
 
 NAMING = {
@@ -340,16 +334,15 @@ NAMING = {
 
 @pytest.mark.parametrize("body", NAMING.values(), ids=NAMING)
 def test_an_answer_is_forgotten_wherever_it_names_somebody(
-    engine: Engine, body: dict[str, Any]
+    store: IdempotencyStore, engine: Engine, body: dict[str, Any]
 ) -> None:
-    store = IdempotencyStore(engine, all_enrolled)
     keep_answer(engine, store, "hers", **body)
     keep_answer(engine, store, "another's", subject_id="bob", text="anna", anna=1, n=[None, 2])
-    with Session(writing(engine)) as session, session.begin():
-        forget_answers_about(session, ["nobody", "ann", "anna2"])
+    with writes(engine) as session:
+        delete_answers_about(session, ["nobody", "ann", "anna2"])
     assert rows(engine)[0] == 2
-    with Session(writing(engine)) as session, session.begin():
-        forget_answers_about(session, [*(f"nobody-{n}" for n in range(1200)), "anna"])
+    with writes(engine) as session:
+        delete_answers_about(session, [*(f"nobody-{n}" for n in range(1200)), "anna"])
     assert rows(engine) == (1, 1)
 
 
@@ -416,30 +409,28 @@ def test_a_search_that_was_under_way_while_somebody_was_erased_keeps_no_answer_a
     assert identify(client, walk(4)).headers["idempotency-replayed"] == "true"
 
 
-def test_a_hold_that_ran_out_is_left_to_a_slow_request_until_it_is_surely_dead(
-    engine: Engine,
+def test_a_lock_that_ran_out_is_left_to_a_slow_request_until_it_is_surely_dead(
+    store: IdempotencyStore, engine: Engine
 ) -> None:
-    store = IdempotencyStore(engine, all_enrolled)
-    hold = held(store.take("", "slow", "f"))
-    held(store.take("", "dead", "f"))
-    assert forget_expired(engine, now() + timedelta(minutes=30), 10) == 0
-    store.keep(hold, Answer(201, {}, '"kept"'))
-    assert isinstance(store.take("", "slow", "f"), Answer)
-    assert forget_expired(engine, now() + timedelta(minutes=70), 10) == 1
-    assert forget_expired(engine, now() + timedelta(hours=25), 10) == 1
+    lock = locked(store.acquire("", "slow", "f"))
+    locked(store.acquire("", "dead", "f"))
+    assert delete_expired_answers(engine, now() + timedelta(minutes=30), 10) == 0
+    store.keep(lock, Answer(201, {}, '"kept"'))
+    assert isinstance(store.acquire("", "slow", "f"), Answer)
+    assert delete_expired_answers(engine, now() + timedelta(minutes=70), 10) == 1
+    assert delete_expired_answers(engine, now() + timedelta(hours=25), 10) == 1
     assert rows(engine) == (0, 0)
 
 
 def test_a_request_removes_nobody_else_s_answers_and_the_sweep_does_so_some_at_once(
-    engine: Engine,
+    store: IdempotencyStore, engine: Engine
 ) -> None:
-    store = IdempotencyStore(engine, all_enrolled)
     for number in range(7):
         keep_answer(engine, store, f"old-{number}", subject_id=f"s{number}", sequence_id=new_id())
     run_out(engine)
     keep_answer(engine, store, "fresh", subject_id="anna")
     assert rows(engine) == (8, 15)
-    assert [forget_expired(engine, now(), 3) for _ in range(4)] == [3, 3, 1, 0]
+    assert [delete_expired_answers(engine, now(), 3) for _ in range(4)] == [3, 3, 1, 0]
     assert rows(engine) == (1, 1)
 
 

@@ -25,7 +25,6 @@ from sqlalchemy import Engine, Pool, event
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
-import service.storage.database
 from service.client import Client, StorageFull
 from service.foundation.settings import Settings
 from service.http.problems import render_http
@@ -34,7 +33,6 @@ from service.http.serve import serve as serve_forever
 from service.storage.reserve import Reserve
 from tests.service.conftest import save_tiny_model
 from tests.service.requests import contents, enrol, identify, problem
-from tests.service.server import settings_for
 from tests.service.walkers import walk
 
 Serve = Callable[..., httpx.Client]
@@ -58,6 +56,13 @@ def pragma_of_every_connection(first: str) -> Iterator[Callable[[str], None]]:
         yield change
     finally:
         event.remove(Pool, "checkout", checkout)
+
+
+@pytest.fixture
+def impatient() -> Iterator[None]:
+    """The database says that it is busy after a moment, not after ten seconds."""
+    with pragma_of_every_connection("busy_timeout=100"):
+        yield
 
 
 @contextmanager
@@ -139,6 +144,14 @@ def full_while(path: Path, writes: str = "DELETE FROM sequence") -> Iterator[Non
         yield
 
 
+def wait_for_reserve(path: Path, size: int) -> None:
+    """The first sweep takes it."""
+    deadline = time.monotonic() + 20
+    while not path.exists() or path.stat().st_size < size:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_a_full_disk_can_be_erased_from_with_the_space_reserved_for_that(
     serve: Serve, tmp_path: Path
 ) -> None:
@@ -146,11 +159,7 @@ def test_a_full_disk_can_be_erased_from_with_the_space_reserved_for_that(
     reserve = tmp_path / "data" / "reserve"
     enrol(client, "anna", walk(1))
     enrol(client, "bert", walk(2))
-    deadline = time.monotonic() + 20
-    while not reserve.exists() or reserve.stat().st_size < 50_000:  # the first sweep takes it
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    assert reserve.stat().st_size == 50_000
+    wait_for_reserve(reserve, 50_000)
     assert reserve.stat().st_blocks * 512 >= 50_000
     with full_while(reserve):
         assert client.delete("/subjects/anna").status_code == 200
@@ -168,10 +177,7 @@ def test_the_space_reserved_for_erasures_is_also_for_what_the_record_has_of_them
     client = serve()
     reserve = tmp_path / "data" / "reserve"
     enrol(client, "anna", walk(1))
-    deadline = time.monotonic() + 20
-    while not reserve.exists():  # the first sweep takes it
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_reserve(reserve, 4096)
     with full_while(reserve, writes):
         assert client.delete("/subjects/anna").status_code == 200
     lines = [json.loads(line) for line in client.get("/audit").text.splitlines()][:3]
@@ -364,17 +370,22 @@ def test_no_temporary_folder_at_all_is_503(
     assert str(tmp_path) not in body["detail"]
 
 
-def test_a_database_that_cannot_be_written_is_503_and_is_still_read(serve: Serve) -> None:
+def test_a_database_that_cannot_be_written_is_503_and_still_read_and_the_log_names_nobody(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
     with pragma_of_every_connection("query_only=OFF") as change:
         client = serve()
         enrol(client, "anna", walk(1))
         change("query_only=ON")
-        refused = enrol(client, "bert", walk(2))
+        refused = enrol(client, "a-very-private-id", walk(2))
         assert problem(refused, 503)["type"] == "/problems/database-unavailable"
         assert int(refused.headers["retry-after"]) >= 1
         assert client.get("/subjects/anna").status_code == 200
         problem(identify(client, walk(1)), 503)  # it could not be recorded
         change("query_only=OFF")
+    logged = " ".join(record.getMessage() + str(record.exc_info) for record in caplog.records)
+    assert "database-unavailable" in logged
+    assert "a-very-private-id" not in logged
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.EIO, errno.EMFILE])
@@ -422,10 +433,8 @@ def test_a_database_that_is_gone_or_replaced_is_503_until_it_is_back(
     assert client.get("/galleries/default").json()["subjects"] == 2
 
 
-def test_a_database_locked_for_long_is_503_with_retry_after(
-    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(service.storage.database, "_LOCK_WAIT_MS", 100)
+@pytest.mark.usefixtures("impatient")
+def test_a_database_locked_for_long_is_503_with_retry_after(serve: Serve, tmp_path: Path) -> None:
     client = serve()
     with write_lock(tmp_path / "data"):
         refused = enrol(client, "anna", walk(1))
@@ -448,10 +457,10 @@ def test_enrolments_that_wait_for_the_database_hold_up_no_search(
         assert [enrolment.result().status_code for enrolment in waiting] == [201] * 20
 
 
+@pytest.mark.usefixtures("impatient")
 def test_an_erasure_is_answered_though_a_reader_keeps_the_log_from_being_emptied(
-    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    serve: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(service.storage.database, "_LOCK_WAIT_MS", 100)
     client = serve()
     enrol(client, "anna", walk(1))
     with closing(sqlite3.connect(tmp_path / "data" / "gaitid.sqlite")) as reader:
@@ -462,60 +471,42 @@ def test_an_erasure_is_answered_though_a_reader_keeps_the_log_from_being_emptied
     assert client.get("/subjects").json()["items"] == []
 
 
-def test_storage_errors_bring_no_subject_id_into_the_log(
-    serve: Serve, caplog: pytest.LogCaptureFixture
-) -> None:
-    with pragma_of_every_connection("query_only=OFF") as change:
-        client = serve()
-        change("query_only=ON")
-        problem(enrol(client, "a-very-private-id", walk(1)), 503)
-        change("query_only=OFF")
-    logged = " ".join(record.getMessage() + str(record.exc_info) for record in caplog.records)
-    assert "database-unavailable" in logged
-    assert "a-very-private-id" not in logged
-
-
 @pytest.fixture
-def own_signals() -> Iterator[None]:
-    """The handlers that serving sets are this test's only."""
+def start(settings: Settings) -> Iterator[Callable[..., None]]:
+    """Serves with changed settings; the handlers that serving sets are this test's only."""
     saved: dict[int, Any] = {
         number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)
     }
-    yield
+    settings.data_dir.mkdir(parents=True)
+
+    def run(**changes: Any) -> None:
+        changed = settings.model_copy(update=changes)
+        serve_forever(changed, socket.create_server(("127.0.0.1", 0)), with_worker=False)
+
+    yield run
     for number, handler in saved.items():
         signal.signal(number, handler)
 
 
-def _start(settings: Settings) -> None:
-    serve_forever(settings, socket.create_server(("127.0.0.1", 0)), with_worker=False)
-
-
-@pytest.mark.usefixtures("own_signals")
-def test_a_database_that_cannot_be_opened_is_one_sentence_at_start(settings: Settings) -> None:
-    (settings.data_dir / "gaitid.sqlite").mkdir(parents=True)
-    with pytest.raises(CannotServe, match="the database cannot be opened: unable to open"):
-        _start(settings)
-
-
-@pytest.mark.usefixtures("own_signals")
-def test_a_damaged_key_of_the_receipts_is_one_sentence_at_start(settings: Settings) -> None:
-    settings.data_dir.mkdir(parents=True)
+def test_what_keeps_the_service_from_starting_is_one_sentence(
+    start: Callable[..., None], settings: Settings, tmp_path: Path
+) -> None:
     (settings.data_dir / "receipts.key").write_bytes(b"not a key")
     with pytest.raises(CannotServe, match=r"receipts\.key in the data folder does not hold a key"):
-        _start(settings)
-
-
-@pytest.mark.usefixtures("own_signals")
-def test_a_damaged_checkpoint_is_one_sentence_at_start(tmp_path: Path) -> None:
+        start()
+    (settings.data_dir / "receipts.key").unlink()
     save_tiny_model(tmp_path / "models" / "default")
     with (tmp_path / "models" / "default" / "weights.safetensors").open("r+b") as weights:
         weights.truncate(1000)
     with pytest.raises(CannotServe, match="changed or damaged"):
-        _start(settings_for(tmp_path / "data", tmp_path / "models"))
+        start(shipped_models_dir=tmp_path / "models")
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "gaitid.sqlite").mkdir(parents=True)
+    with pytest.raises(CannotServe, match="the database cannot be opened: unable to open"):
+        start(data_dir=elsewhere)
 
 
-@pytest.mark.usefixtures("own_signals")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU that is asked for")
-def test_a_gpu_that_is_not_there_is_one_sentence_at_start(settings: Settings) -> None:
+def test_a_gpu_that_is_not_there_is_one_sentence_at_start(start: Callable[..., None]) -> None:
     with pytest.raises(CannotServe, match="GAITID_DEVICE: device 'cuda' is not available"):
-        _start(settings.model_copy(update={"device": "cuda"}))
+        start(device="cuda")

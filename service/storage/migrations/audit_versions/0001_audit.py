@@ -9,8 +9,6 @@ from service.storage.database import UtcDateTime
 
 revision = "0001_audit"
 down_revision = None
-branch_labels = None
-depends_on = None
 
 _FOREVER = (
     "number", "at", "action", "actor", "key_id", "key_name", "request_id", "gallery",

@@ -12,8 +12,6 @@ from service.storage.database import UtcDateTime, now
 
 revision = "0002_forgetting"
 down_revision = "0001_audit"
-branch_labels = None
-depends_on = None
 
 _NAMES = (
     "number", "action", "actor", "key_id", "key_name", "request_id", "gallery", "subject_id",

@@ -6,8 +6,6 @@ from alembic import op
 
 revision = "0003_gallery"
 down_revision = "0002_forgetting"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:

@@ -9,8 +9,6 @@ from service.storage.database import UtcDateTime
 
 revision = "0001_gallery"
 down_revision = None
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:

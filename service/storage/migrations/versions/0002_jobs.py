@@ -9,8 +9,6 @@ from service.storage.database import UtcDateTime
 
 revision = "0002_jobs"
 down_revision = "0001_gallery"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:

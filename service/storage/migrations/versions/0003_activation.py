@@ -7,8 +7,6 @@ from alembic import op
 
 revision = "0003_activation"
 down_revision = "0002_jobs"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:

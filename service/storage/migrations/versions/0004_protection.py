@@ -10,8 +10,6 @@ from alembic import op
 
 revision = "0004_protection"
 down_revision = "0003_activation"
-branch_labels = None
-depends_on = None
 
 _PAGE = 500
 

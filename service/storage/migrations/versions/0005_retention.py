@@ -7,8 +7,6 @@ from alembic import op
 
 revision = "0005_retention"
 down_revision = "0004_protection"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:

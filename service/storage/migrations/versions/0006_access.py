@@ -9,8 +9,6 @@ from service.storage.database import UtcDateTime
 
 revision = "0006_access"
 down_revision = "0005_retention"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:

@@ -14,8 +14,6 @@ from service.storage.database import UtcDateTime
 
 revision = "0007_answers"
 down_revision = "0006_access"
-branch_labels = None
-depends_on = None
 
 _NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 

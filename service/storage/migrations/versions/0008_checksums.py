@@ -7,8 +7,6 @@ from alembic import op
 
 revision = "0008_checksums"
 down_revision = "0007_answers"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:

@@ -9,8 +9,6 @@ from service.storage.database import UtcDateTime
 
 revision = "0009_leases"
 down_revision = "0008_checksums"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:

@@ -7,8 +7,6 @@ from alembic import op
 
 revision = "0010_growth"
 down_revision = "0009_leases"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import random
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
 
-from service.storage.database import empty_log, note_erasure, open_database, rewrite, writing
+from service.storage.database import open_database, writing
+from service.storage.vacuum import checkpoint_wal, mark_for_vacuum, vacuum
 
 
 @pytest.fixture
@@ -23,10 +23,14 @@ def database(tmp_path: Path) -> Iterator[Engine]:
     engine.dispose()
 
 
-def erasures(engine: Engine) -> int:
+def pragma(engine: Engine, name: str) -> int:
     with engine.connect() as connection:
-        count: int = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-    return count
+        value: int = connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+    return value
+
+
+def erasures(engine: Engine) -> int:
+    return pragma(engine, "user_version")
 
 
 @pytest.mark.parametrize("seed", [1, 2])  # in which secure_delete alone leaves some
@@ -44,9 +48,9 @@ def test_nothing_that_was_deleted_is_left_in_a_file_that_was_rewritten(
             there.append(f"subject-{rng.random():.12f}")
             row = (there[-1], "x" * rng.randint(10, 1500))
             connection.exec_driver_sql("INSERT INTO t VALUES (?, ?)", row)
-        note_erasure(connection)
-    rewrite(database)
-    empty_log(database)
+        mark_for_vacuum(connection)
+    vacuum(database)
+    checkpoint_wal(database)
     content = (tmp_path / "t.sqlite").read_bytes()
     assert [name for name in gone if name.encode() in content] == []
     assert all(name.encode() in content for name in there)
@@ -56,40 +60,33 @@ def test_nothing_that_was_deleted_is_left_in_a_file_that_was_rewritten(
 def test_a_file_is_rewritten_only_after_an_erasure_and_while_it_is_small(
     database: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def pages() -> int:
-        with database.connect() as connection:
-            count: int = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
-        return count
-
     with writing(database).begin() as connection:
         connection.exec_driver_sql("INSERT INTO t VALUES ('k', ?)", ("x" * 100_000,))
         connection.exec_driver_sql("DELETE FROM t")
-    before = pages()
-    rewrite(database)
-    assert pages() == before
+    before = pragma(database, "page_count")
+    vacuum(database)
+    assert pragma(database, "page_count") == before
     with writing(database).begin() as connection:
-        note_erasure(connection)
+        mark_for_vacuum(connection)
     with caplog.at_level(logging.WARNING):
-        rewrite(database, largest=10_000)
-    assert (pages(), erasures(database)) == (before, 1)
+        vacuum(database, largest=10_000)
+    assert (pragma(database, "page_count"), erasures(database)) == (before, 1)
     assert "too large to be rewritten" in caplog.text
-    rewrite(database)
-    assert pages() < before
+    vacuum(database)
+    assert pragma(database, "page_count") < before
 
 
 def test_a_file_that_is_written_to_is_rewritten_the_next_time(
-    database: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    database: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("service.storage.database._LOCK_WAIT_MS", 50)
+    impatient = open_database(str(database.url), lock_wait_ms=50)
     with writing(database).begin() as connection:
-        note_erasure(connection)
-    database.dispose()  # connections made from here on wait less
+        mark_for_vacuum(connection)
     with writing(database).begin() as connection:
         connection.exec_driver_sql("INSERT INTO t VALUES ('k', 'v')")
-        other = threading.Thread(target=rewrite, args=(database,))
-        other.start()
-        other.join(10)
+        vacuum(impatient)
+    impatient.dispose()
     assert "traces of what was erased are left" in caplog.text
     assert erasures(database) == 1
-    rewrite(database)
+    vacuum(database)
     assert erasures(database) == 0

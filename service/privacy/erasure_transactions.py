@@ -1,0 +1,233 @@
+"""Erase a subject, a sequence or a gallery in one transaction, and say what went.
+
+With its sequences go the kept answers and the findings of audits that name them; jobs that work on
+copies of the gallery's walks are cancelled. SQLite overwrites what it deletes (`secure_delete`);
+the write-ahead log still holds older pages, so it is emptied into the database afterwards, and the
+next sweep rewrites the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import ColumnElement, Engine, delete, func, select
+from sqlalchemy.orm import Session
+
+from service.gallery.listing import missing_subject
+from service.gallery.records import ErasureReceipt
+from service.gallery.store import missing_gallery, missing_sequence, raise_revision
+from service.gallery.tables import (
+    EmbeddingRow,
+    ErasedSequenceRow,
+    GalleryRow,
+    SequenceRow,
+    SubjectRow,
+)
+from service.jobs.findings import forget_findings
+from service.jobs.queue import cancel_those_that_hold
+from service.storage.database import new_id, now, writing
+from service.storage.kept_answers import delete_answers_about
+from service.storage.vacuum import checkpoint_wal, mark_for_vacuum
+
+ModelsOf = Callable[[Session, str, Sequence[str]], tuple[str, ...]]
+"""The names of the models that learned from any of these subjects of a gallery."""
+
+
+def _none_known(_session: Session, _gallery: str, _subject_ids: Sequence[str]) -> tuple[str, ...]:
+    return ()
+
+
+def erase_subject(
+    engine: Engine, gallery: str, subject_id: str, models_of: ModelsOf = _none_known
+) -> ErasureReceipt:
+    """Erase a subject with every sequence; raises `NotFound`."""
+    with Session(writing(engine)) as session, session.begin():
+        gallery_id, revision = raise_revision(session, gallery)
+        if session.get(SubjectRow, (gallery_id, subject_id)) is None:
+            raise missing_subject(gallery, subject_id)
+        hers = (SequenceRow.gallery_id == gallery_id) & (SequenceRow.subject_id == subject_id)
+        sequence_ids, embeddings = _erase_sequences(session, gallery_id, revision, hers)
+        _delete_subjects(session, gallery_id, [subject_id])
+        forget_findings(session, gallery, sequence_ids)
+        receipt = ErasureReceipt(
+            receipt_id=new_id(),
+            gallery=gallery,
+            subject_id=subject_id,
+            subjects=1,
+            sequence_ids=sequence_ids,
+            embeddings=embeddings,
+            models=models_of(session, gallery, [subject_id]),
+            jobs=cancel_those_that_hold(session, gallery),
+            erased_at=now(),
+        )
+    checkpoint_wal(engine)
+    return receipt
+
+
+def erase_sequence(
+    engine: Engine, sequence_id: str, models_of: ModelsOf = _none_known
+) -> ErasureReceipt:
+    """Erase a sequence, and its subject when it was the last one; raises `NotFound`."""
+    with Session(writing(engine)) as session, session.begin():
+        where = session.execute(
+            select(GalleryRow.name, SequenceRow.subject_id)
+            .join(SequenceRow, SequenceRow.gallery_id == GalleryRow.id)
+            .where(SequenceRow.id == sequence_id)
+        ).one_or_none()
+        if where is None:
+            raise missing_sequence(sequence_id)
+        gallery, subject_id = where
+        gallery_id, revision = raise_revision(session, gallery)
+        this = SequenceRow.id == sequence_id
+        sequence_ids, embeddings = _erase_sequences(session, gallery_id, revision, this)
+        if not sequence_ids:  # erased while we waited for our turn
+            raise missing_sequence(sequence_id)
+        vanished = _delete_subjects_without_sequences(session, gallery_id, {subject_id})
+        forget_findings(session, gallery, sequence_ids)
+        receipt = ErasureReceipt(
+            receipt_id=new_id(),
+            gallery=gallery,
+            subject_id=subject_id,
+            subjects=vanished,
+            sequence_ids=sequence_ids,
+            embeddings=embeddings,
+            models=models_of(session, gallery, [subject_id]),
+            jobs=cancel_those_that_hold(session, gallery),
+            erased_at=now(),
+        )
+    checkpoint_wal(engine)
+    return receipt
+
+
+def erase_gallery(
+    engine: Engine, gallery: str, *, keep: bool, models_of: ModelsOf = _none_known
+) -> ErasureReceipt:
+    """Erase a gallery with everything in it; raises `NotFound`.
+
+    With `keep` an empty gallery of that name remains, with the same maximum age.
+    """
+    with Session(writing(engine)) as session, session.begin():
+        row = session.scalar(select(GalleryRow).where(GalleryRow.name == gallery).with_for_update())
+        if row is None:
+            raise missing_gallery(gallery)
+        all_of_it = SequenceRow.gallery_id == row.id
+        subjects = select(SubjectRow.subject_id).where(SubjectRow.gallery_id == row.id)
+        subject_ids = list(session.scalars(subjects))
+        sequence_ids = _sequence_ids(session, all_of_it)
+        embeddings = _count_embeddings(session, all_of_it)
+        max_age_days = row.max_age_days
+        session.execute(delete(GalleryRow).where(GalleryRow.id == row.id))
+        delete_answers_about(session, [*subject_ids, *sequence_ids, f"/galleries/{gallery}"])
+        forget_findings(session, gallery)
+        mark_for_vacuum(session.connection())
+        if keep:
+            session.add(
+                GalleryRow(
+                    id=new_id(),
+                    name=gallery,
+                    revision=0,
+                    details={},
+                    operating_point=None,
+                    max_age_days=max_age_days,
+                    created_at=now(),
+                )
+            )
+        receipt = ErasureReceipt(
+            receipt_id=new_id(),
+            gallery=gallery,
+            subject_id=None,
+            subjects=len(subject_ids),
+            sequence_ids=sequence_ids,
+            embeddings=embeddings,
+            models=models_of(session, gallery, subject_ids),
+            jobs=cancel_those_that_hold(session, gallery),
+            erased_at=now(),
+        )
+    checkpoint_wal(engine)
+    return receipt
+
+
+def erase_older(engine: Engine, gallery_id: str, at: datetime, most: int) -> tuple[int, int]:
+    """Erase up to `most` sequences that were enrolled before the gallery's maximum age.
+
+    Returns how many sequences and subjects went: none when the gallery has no such age, is gone, or
+    has nothing so old. Jobs that work on a copy of the walks go on: they end by themselves, and in
+    a gallery that loses its oldest every hour none would ever finish. The caller empties the
+    write-ahead log.
+    """
+    with Session(writing(engine)) as session, session.begin():
+        gallery = session.get(GalleryRow, gallery_id, with_for_update=True)
+        if gallery is None or gallery.max_age_days is None:
+            return 0, 0
+        rows = session.execute(
+            select(SequenceRow.id, SequenceRow.subject_id)
+            .where(
+                SequenceRow.gallery_id == gallery_id,
+                SequenceRow.created_at < at - timedelta(days=gallery.max_age_days),
+            )
+            .order_by(SequenceRow.created_at)
+            .limit(most)
+        ).all()
+        if not rows:
+            return 0, 0
+        _, revision = raise_revision(session, gallery.name)
+        old = SequenceRow.id.in_([row.id for row in rows])
+        sequence_ids, _ = _erase_sequences(session, gallery_id, revision, old)
+        subject_ids = {row.subject_id for row in rows}
+        vanished = _delete_subjects_without_sequences(session, gallery_id, subject_ids)
+        forget_findings(session, gallery.name, sequence_ids)
+        return len(rows), vanished
+
+
+def _erase_sequences(
+    session: Session, gallery_id: str, revision: int, which: ColumnElement[bool]
+) -> tuple[tuple[str, ...], int]:
+    """Returns the ids of the erased sequences and how many embeddings they had."""
+    sequence_ids = _sequence_ids(session, which)
+    embeddings = _count_embeddings(session, which)
+    session.execute(delete(SequenceRow).where(which))
+    session.add_all(
+        ErasedSequenceRow(gallery_id=gallery_id, sequence_id=sequence_id, revision=revision)
+        for sequence_id in sequence_ids
+    )
+    delete_answers_about(session, sequence_ids)
+    mark_for_vacuum(session.connection())
+    return sequence_ids, embeddings
+
+
+def _sequence_ids(session: Session, which: ColumnElement[bool]) -> tuple[str, ...]:
+    return tuple(session.scalars(select(SequenceRow.id).where(which).order_by(SequenceRow.id)))
+
+
+def _count_embeddings(session: Session, which: ColumnElement[bool]) -> int:
+    query = (
+        select(func.count())
+        .select_from(EmbeddingRow)
+        .join(SequenceRow, SequenceRow.id == EmbeddingRow.sequence_id)
+        .where(which)
+    )
+    return session.scalar(query) or 0
+
+
+def _delete_subjects_without_sequences(
+    session: Session, gallery_id: str, subject_ids: Collection[str]
+) -> int:
+    """Of these subjects, delete those with no sequence left; returns how many."""
+    left = (
+        select(SequenceRow.subject_id)
+        .where(SequenceRow.gallery_id == gallery_id, SequenceRow.subject_id.in_(subject_ids))
+        .distinct()
+    )
+    vanished = sorted(set(subject_ids) - set(session.scalars(left)))
+    _delete_subjects(session, gallery_id, vanished)
+    return len(vanished)
+
+
+def _delete_subjects(session: Session, gallery_id: str, subject_ids: Collection[str]) -> None:
+    delete_answers_about(session, subject_ids)
+    session.execute(
+        delete(SubjectRow).where(
+            SubjectRow.gallery_id == gallery_id, SubjectRow.subject_id.in_(subject_ids)
+        )
+    )
