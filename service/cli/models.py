@@ -27,7 +27,8 @@ def show_all(url: Url = LOCAL, api_key: ApiKey = None, as_json: AsJson = False) 
             {
                 "model": lambda item: item.name,
                 "source": lambda item: item.source,
-                "architecture": lambda item: item.card.get("architecture"),
+                "architecture": lambda item: item.architecture,
+                "parameters": lambda item: item.parameters,
                 "digest": lambda item: item.digest[:12],
                 "active in": lambda item: ", ".join(item.active_in),
                 "created": lambda item: item.created_at,

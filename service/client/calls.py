@@ -22,6 +22,7 @@ from service.client.answers import (
     Import,
     Job,
     Model,
+    ModelSummary,
     Page,
     Readiness,
     Subject,
@@ -334,9 +335,9 @@ class Calls:
     # Models
 
     @paged
-    def models(self) -> Pages[Model]:
-        """All registered models, by name."""
-        return Pages(path="/models", page=Page[Model])
+    def models(self) -> Pages[ModelSummary]:
+        """All registered models, by name, without their cards."""
+        return Pages(path="/models", page=Page[ModelSummary])
 
     @answered
     def model(self, name: str) -> Call[Model]:

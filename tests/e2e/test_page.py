@@ -287,14 +287,19 @@ def test_an_audit_lists_who_may_be_one_person_and_leads_to_them(
     pairs = found.locator("table").filter(has_text="Subjects who may be one person: 1")
     expect(pairs.locator("tbody td")).to_have_text(["anna", "bert", "1.000"], timeout=60_000)
     expect(found).to_contain_text("Walks that are nearer to another person: 2")
-    pairs.get_by_role("button", name="bert").click()
+    pairs.get_by_role("link", name="bert").click()
     detail = section.locator("#subject-detail")
     expect(detail.get_by_role("heading", name="bert")).to_be_visible()
     expect(detail.locator(".coverage")).to_contain_text("Say the view with each walk")
 
     page.get_by_role("link", name="Jobs").click()
-    page.locator("#job-list tbody tr").first.get_by_role("button").click()
-    expect(page.locator("#job-detail .audit")).to_contain_text("Subjects who may be one person: 1")
+    page.locator("#job-list tbody tr").first.get_by_role("link").click()
+    audit = page.locator("#job-detail .audit")
+    expect(audit).to_contain_text("Subjects who may be one person: 1")
+    page.locator("#gallery-choice").select_option("default")  # not the one that was audited
+    audit.get_by_role("link", name="bert").first.click()
+    expect(page.get_by_role("heading", name="bert")).to_be_visible()
+    expect(page.locator("#gallery-choice")).to_have_value(gallery)
 
 
 def test_zips_play_and_a_damaged_one_says_why_not(page: Page, served: Deployment) -> None:
@@ -414,7 +419,7 @@ def test_a_gallery_is_calibrated_and_its_curve_says_what_other_rates_would_ask_f
     )
 
     page.get_by_role("link", name="Jobs").click()
-    page.locator("#job-list tbody tr").first.get_by_role("button").click()
+    page.locator("#job-list tbody tr").first.get_by_role("link").click()
     expect(page.locator("#job-detail svg.thresholds circle")).to_have_count(4)
 
 
@@ -531,7 +536,7 @@ def test_a_receipt_names_the_models_that_learned_from_who_is_erased(
     list(client.follow(job.id))
     assert client.job(job.id).status == "succeeded"
     section = opened(page, served, "gallery", gallery)
-    section.get_by_role("button", name="anna").click()
+    section.get_by_role("link", name="anna").click()
     section.get_by_role("button", name="Delete subject").click()
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     receipt = section.locator("#gallery-receipt")
@@ -617,6 +622,8 @@ def test_a_checkpoint_is_added_activated_compared_and_taken_back(
     expect(section.locator("#checkpoint-result")).to_contain_text("Added other.")
 
     card = section.locator("article").filter(has=page.get_by_role("heading", name="other"))
+    card.get_by_text("Details").click()
+    expect(card).to_contain_text("Compared bycosine")
     card.get_by_role("button", name=f"Activate in {gallery}").click()
     outcome = section.locator("#activation-result")
     expect(outcome).to_contain_text(f"{gallery} was given other in place of default.")
@@ -635,7 +642,7 @@ def test_a_checkpoint_is_added_activated_compared_and_taken_back(
 
     page.get_by_role("link", name="Jobs").click()
     rows = page.locator("#job-list tbody tr")
-    rows.filter(has_text="activate other").get_by_role("button").click()
+    rows.filter(has_text="activate other").get_by_role("link").click()
     expect(page.locator("#job-detail .comparison")).to_contain_text("6 walks of 3 people")
 
 
@@ -740,7 +747,7 @@ def test_a_broken_stream_of_events_is_taken_up_after_the_last_event(
 
     page.route("**/events", break_the_first)
     section = opened(page, served, "jobs", gallery)
-    section.locator(f"[data-job='{job.id}']").get_by_role("button").click()
+    section.locator(f"[data-job='{job.id}']").get_by_role("link").click()
     detail = section.locator("#job-detail")
     expect(detail.locator(".badge")).to_have_text("succeeded")
     progress = [event.data["step"] for event in events if event.kind == "progress"]
@@ -770,11 +777,11 @@ def test_a_service_with_keys_is_usable_and_the_key_stays_in_the_tab(
         expect(dialog).to_be_visible()
         dialog.get_by_label("Key").fill(token)
         page.keyboard.press("Enter")
-        page.get_by_role("button", name="anna").click()
+        page.get_by_role("link", name="anna").click()
         image = page.get_by_alt_text("Gait energy image of walk 1 of anna")
         expect(image).to_have_js_property("naturalWidth", 44)
         kept = page.evaluate("() => [JSON.stringify(localStorage), document.cookie, location.href]")
-        assert kept == ["{}", "", f"{deployment.url}/#gallery"]
+        assert kept == ["{}", "", f"{deployment.url}/#gallery/default/anna"]
 
         page.get_by_role("button", name="API key").click()
         dialog.get_by_label("Key").fill(reader)
@@ -821,7 +828,7 @@ def test_nothing_is_wider_than_a_phone(
         opened(page, served, section)
         if section == "gallery":
             page.get_by_text("Keep, save, bring in, delete").click()
-            page.get_by_role("button", name="somebody-with").click()
+            page.get_by_role("link", name="somebody-with").click()
             expect(page.locator("#subject-detail canvas").first).to_be_visible()
         page.wait_for_load_state("networkidle")
         assert page.evaluate("() => document.documentElement.scrollWidth") <= phone["width"]

@@ -39,7 +39,7 @@ def list_galleries(
     """List galleries by name."""
     page = galleries(held.engine, limit=limit, after=decode_cursor(cursor))
     return GalleryPage(
-        items=[GalleryAnswer.of(record, held.model) for record in page.items],
+        items=[GalleryAnswer.beside(held.model, record) for record in page.items],
         next_cursor=encode_cursor(page.next_key),
     )
 
@@ -53,7 +53,7 @@ def create_gallery(
     location = f"/galleries/{body.name}"
 
     def keep_answer(session: Session, record: GalleryRecord) -> None:
-        answer = GalleryAnswer.of(record, held.model).model_dump_json()
+        answer = GalleryAnswer.beside(held.model, record).model_dump_json()
         headers = {"content-type": "application/json", "location": location}
         keep(session, hold, Answer(201, headers, answer))
         record_change(request, recorded.new_gallery(record))
@@ -61,20 +61,20 @@ def create_gallery(
     metadata = check_metadata(body.metadata)
     record = held.store.create(body.name, metadata, body.max_age_days, keep_answer)
     response.headers["Location"] = location
-    return GalleryAnswer.of(record, held.model)
+    return GalleryAnswer.beside(held.model, record)
 
 
 @router.get("/{gallery}", dependencies=[_reader])
 def show_gallery(held: Held, gallery: str) -> GalleryAnswer:
     """Show one gallery."""
-    return GalleryAnswer.of(held.store.gallery(gallery), held.model)
+    return GalleryAnswer.beside(held.model, held.store.gallery(gallery))
 
 
 @router.patch("/{gallery}", dependencies=[_admin])
 def change_gallery(held: Held, gallery: str, body: GalleryChange) -> GalleryAnswer:
     """Set how long a gallery keeps its sequences; null keeps them until somebody erases them."""
     held.store.keep_for(gallery, body.max_age_days)
-    return GalleryAnswer.of(held.store.gallery(gallery), held.model)
+    return GalleryAnswer.beside(held.model, held.store.gallery(gallery))
 
 
 @router.delete("/{gallery}", dependencies=[_admin])

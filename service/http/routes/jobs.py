@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from contextlib import aclosing
 from functools import cache
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from sqlalchemy.orm import Session
@@ -67,27 +67,6 @@ class JobAnswer(Schema):
     created_at: Timestamp
     started_at: Timestamp | None
     finished_at: Timestamp | None
-
-    @classmethod
-    def of(cls, job: Job) -> Self:
-        """From a job."""
-        return cls(
-            id=job.id,
-            type=job.type,
-            status=job.status.value,
-            progress=ProgressAnswer(
-                fraction=job.progress.fraction,
-                step=job.progress.step,
-                total_steps=job.progress.total_steps,
-                eta_s=job.progress.eta_s,
-            ),
-            metrics=job.metrics,
-            result=job.result,
-            error=job.error,
-            created_at=job.created_at,
-            started_at=job.started_at,
-            finished_at=job.finished_at,
-        )
 
 
 class JobPage(Schema):

@@ -56,4 +56,4 @@ async def import_gallery(
     imported = await held.portability.put(gallery, request.stream())
     await record_answer(request, recorded.imported(imported.gallery))
     response.headers["Location"] = f"/galleries/{gallery}"
-    return ImportAnswer.of(imported, held.model)
+    return ImportAnswer.beside(held.model, imported)

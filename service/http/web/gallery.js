@@ -1,5 +1,6 @@
 // The chosen gallery: its subjects a page at a time, one subject's walks, erasure with its receipt.
 
+import { at, keepAddress } from "./address.js";
 import { call, path } from "./api.js";
 import { resetAudit, startAudit } from "./audit.js";
 import { leaveCalibration, showCalibration, startCalibration } from "./calibration.js";
@@ -12,7 +13,7 @@ import { resetPortability, startPortability } from "./portability.js";
 import { showing } from "./problem.js";
 import { receiptOf } from "./receipt.js";
 import { keptFor, showRetention, startRetention } from "./retention.js";
-import { gallery, knownGalleries, learnGalleries } from "./service.js";
+import { chooseGallery, gallery, knownGalleries, learnGalleries } from "./service.js";
 
 const PAGE = 12;
 let cursors = [null]; // of the pages up to the one shown, for the way back
@@ -21,7 +22,7 @@ let cursors = [null]; // of the pages up to the one shown, for the way back
 export function startGallery() {
   byId("subjects-after").addEventListener("click", () => turn(() => cursors.push(byId("subjects-after").value)));
   byId("subjects-before").addEventListener("click", () => turn(() => cursors.pop()));
-  startAudit(showSubject);
+  startAudit();
   startCalibration(reread);
   startRetention(reread);
   startPortability(async (name) => {
@@ -30,7 +31,9 @@ export function startGallery() {
   });
   byId("find-form").addEventListener("submit", (event) => {
     event.preventDefault();
-    showSubject(event.target.elements.subject_id.value);
+    const subject = event.target.elements.subject_id.value;
+    keepAddress("gallery", gallery(), subject);
+    showSubject(subject);
   });
   byId("new-gallery-form").addEventListener("submit", async (event) => {
     event.preventDefault();
@@ -58,6 +61,12 @@ export async function showGallery() {
   resetPortability();
   leaveGallery();
   await reread();
+}
+
+/** Show a subject, of another gallery too. */
+export async function openSubject(from, subjectId) {
+  if (from !== gallery() && chooseGallery(from)) await showGallery();
+  await showSubject(subjectId, from);
 }
 
 /** Stop following the jobs that were started here; they go on. */
@@ -117,17 +126,16 @@ function subjectTable(subjects) {
     element("thead", {}, element("tr", {},
       ...["Subject", "Walks", "Since"].map((name) => element("th", { scope: "col" }, name)))),
     element("tbody", {}, ...subjects.map((one) => element("tr", {},
-      element("th", { scope: "row" }, element("button", {
-        type: "button", class: "link", onclick: () => showSubject(one.subject_id),
-      }, one.subject_id)),
+      element("th", { scope: "row" },
+        element("a", { href: at("gallery", one.gallery, one.subject_id) }, one.subject_id)),
       element("td", {}, one.sequences),
       element("td", {}, new Date(one.created_at).toLocaleDateString())))));
 }
 
-async function showSubject(subjectId) {
+async function showSubject(subjectId, from = gallery()) {
   const place = byId("subject-detail");
   await showing(place, async () => {
-    const query = { gallery: gallery() };
+    const query = { gallery: from };
     const subject = await call("GET", path`/subjects/${subjectId}`, { query });
     const heading = element("h2", { tabindex: -1 }, subject.subject_id);
     place.replaceChildren(element("div", { class: "card" },
@@ -164,6 +172,7 @@ async function erase(title, text, to, query = {}) {
   await showing(place, async () => {
     const receipt = await call("DELETE", to, { query });
     byId("subject-detail").replaceChildren();
+    keepAddress("gallery");
     cursors = [null];
     place.replaceChildren(receiptOf(receipt));
     bringIntoView(place);

@@ -1,5 +1,6 @@
 // Jobs: start one, watch its curve as it comes, cancel it.
 
+import { at, keepAddress } from "./address.js";
 import { call, path } from "./api.js";
 import { chartOf } from "./progress.js";
 import { announce, bringIntoView, byId, element } from "./dom.js";
@@ -72,6 +73,7 @@ function submits(form, to, request) {
       const job = await call("POST", to, { json: request(form) });
       byId("jobs-problem").replaceChildren();
       announce("The job is queued");
+      keepAddress("jobs", job.id);
       watch(job);
       await listJobs();
     });
@@ -79,11 +81,12 @@ function submits(form, to, request) {
   });
 }
 
-/** Watch a job that another one has queued. */
-async function watchNext(id) {
+/** Watch the job with this id. */
+export async function openJob(id) {
   await showing(byId("jobs-problem"), async () => {
     watch(await call("GET", path`/jobs/${id}`));
-    await listJobs();
+    byId("jobs-problem").replaceChildren();
+    if (!rowOf(id)) await listJobs(); // another job has queued it
   });
 }
 
@@ -110,18 +113,16 @@ function jobTable(rows) {
 function jobRow(job) {
   const asked = new Date(job.created_at).toLocaleString([], { dateStyle: "short", timeStyle: "short" });
   return element("tr", { "data-job": job.id },
-    element("th", { scope: "row" }, element("button", { type: "button", class: "link",
-      "aria-label": `Show the job of type ${job.type}, ${job.status}, of ${asked}`, onclick: () => watch(job) },
+    element("th", { scope: "row" }, element("a", { href: at("jobs", job.id),
+      "aria-label": `The job of type ${job.type}, ${job.status}, of ${asked}` },
       job.result?.model ? `${job.type} ${job.result.model}` : job.type)),
     element("td", {}, badge(job.status)),
     element("td", {}, `${Math.round(100 * job.progress.fraction)} %`),
     element("td", {}, asked));
 }
 
-/** Bring the job's row up to date, if it is listed. */
-function updateRow(job) {
-  byId("job-list").querySelector(`[data-job="${job.id}"]`)?.replaceWith(jobRow(job));
-}
+/** The job's row, if it is listed. */
+const rowOf = (id) => byId("job-list").querySelector(`[data-job="${CSS.escape(id)}"]`);
 
 const badge = (status) => element("span", { class: `badge ${status}` }, status);
 
@@ -157,9 +158,10 @@ async function watch(job) {
         if (event.data.reason) remark.textContent = event.data.reason;
         if (ended(event)) {
           cancel.hidden = true;
-          outcome.replaceChildren(...outcomeOf(job.type, event.data, watchNext));
+          outcome.replaceChildren(...outcomeOf(job.type, event.data));
         }
-        updateRow(await call("GET", path`/jobs/${job.id}`, { signal: mine.signal }));
+        const now = await call("GET", path`/jobs/${job.id}`, { signal: mine.signal });
+        rowOf(job.id)?.replaceWith(jobRow(now));
       }
     }
   } catch (error) {

@@ -36,6 +36,13 @@ export async function learnGalleries(wanted = null) {
   offer(galleryChoice, names, wanted ?? gallery());
 }
 
+/** Choose a gallery; returns false where there is none of this name. */
+export function chooseGallery(name) {
+  const known = galleries.some((one) => one.name === name);
+  if (known) galleryChoice.value = name;
+  return known;
+}
+
 /** Fill a `<select>` with values `inWords`, and choose `wanted` where it is offered. */
 export function offer(select, values, wanted = select.value, inWords = String) {
   select.replaceChildren(...values.map((value) =>
