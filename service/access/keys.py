@@ -155,17 +155,18 @@ def any_key(engine: Engine) -> bool:
         return session.scalar(select(ApiKeyRow.id).limit(1)) is not None
 
 
-def find_key(engine: Engine, token: str) -> ApiKey | None:
-    """The key behind a token, unless it is unknown or revoked; `Unauthenticated` if expired.
+def find_key(engine: Engine, token: str, at: datetime) -> ApiKey | None:
+    """Return the key behind a token, None if it is unknown or revoked.
 
-    That it has expired is told to whoever holds it: it is no guess, and a new one is what helps.
+    Raises `Unauthenticated` if it has expired at this moment. Whoever holds it is told so: it is no
+    guess, and a new one is what helps.
     """
     with Session(engine) as session:
         row = session.scalar(select(ApiKeyRow).where(ApiKeyRow.token_hash == hash_of(token)))
     if row is None:
         return None
     key = _record(row)
-    match key.state(now()):
+    match key.state(at):
         case "revoked":
             return None
         case "expired":

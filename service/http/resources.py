@@ -128,7 +128,7 @@ async def open_resources(
     registry = ModelRegistry(settings, engine)
     stopping = Event()
     async with AsyncExitStack() as stack:
-        audit = AuditRecord.open(settings, partial(is_enrolled, engine))
+        audit = AuditRecord(settings, partial(is_enrolled, engine))
         stack.callback(audit.close)
         embedding = stack.enter_context(ThreadPoolExecutor(1, "encoder"))
         wiring = ModelWiring(settings, store, metrics, load, embedding, stopping)

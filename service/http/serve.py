@@ -25,7 +25,7 @@ from service.gallery.listing import is_enrolled
 from service.http.app import create_app
 from service.http.connections import Connections, affordable
 from service.http.listening import url_of
-from service.http.protocol import BoundedHttp
+from service.http.protocol import BoundedHttp, Patience
 from service.http.resources import open_encoder, open_engine
 from service.job_types.datasets import deployment, program
 from service.jobs.supervisor import WorkerSupervisor
@@ -50,7 +50,7 @@ def _preflight(settings: Settings) -> Encoder:
         raise CannotServe(f"GAITID_DEVICE: {error}") from error
     try:
         engine = open_engine(settings)
-        AuditRecord.open(settings, partial(is_enrolled, engine)).close()
+        AuditRecord(settings, partial(is_enrolled, engine)).close()
     except (KeyTrouble, NewerSchema, NotPrivate) as error:
         raise CannotServe(str(error)) from error
     except (OSError, ImportError, SQLAlchemyError) as error:
@@ -69,14 +69,16 @@ def _preflight(settings: Settings) -> Encoder:
         engine.dispose()
 
 
-def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+def server_config(
+    app: FastAPI, settings: Settings, patience: Patience | None = None
+) -> uvicorn.Config:
     """How the application is served: which connections are taken, and who is believed."""
     # A file of an upload goes to the disk from 1 MiB on, and so does a body with its key.
     files = settings.max_uploads * (settings.max_request_bytes // 2**20 + 2)
     among = Connections(affordable(settings.max_connections, files))
     return uvicorn.Config(
         app,
-        http=partial(BoundedHttp, among=among),  # type: ignore[arg-type]
+        http=partial(BoundedHttp, among=among, patience=patience or Patience()),  # type: ignore[arg-type]
         ws="none",
         access_log=False,
         log_config=None,

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from datetime import datetime, timedelta
-from typing import Any, Self
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -57,41 +57,32 @@ class AuditRecord:
 
     def __init__(
         self,
-        engine: Engine,
-        flushing: Engine,
-        *,
-        enabled: bool,
-        max_age: timedelta | None,
+        settings: Settings,
         enrolled: Callable[[str, str], bool],
+        *,
+        clock: Callable[[], datetime] = now,
+        settled: timedelta = _SETTLED,
+        page: int = _PAGE,
     ) -> None:
-        """`flushing` is the same database, whose commits wait for the disk.
+        """Open the deployment's record and bring its schema up to date.
 
-        `enrolled` says whether a gallery has a subject.
+        `enrolled` says whether a gallery has a subject. A line that is younger than `settled` may
+        name a subject whose enrolment is not committed yet. Lines are read `page` at a time.
         """
-        self._engine = engine
-        self._flushing = flushing
-        self._enabled = enabled
-        self._max_age = max_age
+        url = settings.resolved_audit_url
+        self._engine = open_database(url, synchronous="NORMAL")
+        migrate(self._engine, "audit")
+        self._flushing = open_database(url)  # the same database; its commits wait for the disk
+        check_sound(self._flushing)  # so that it, too, knows the files from the beginning
+        self._enabled = settings.audit
+        days = settings.audit_max_age_days
+        self._max_age = None if days is None else timedelta(days=days)
         self._enrolled = enrolled
+        self._clock = clock
+        self._settled = settled
+        self._page = page
         self._lock = threading.Lock()  # waiting for each other here is faster than in the database
         self._thread = ThreadPoolExecutor(1, "audit")
-
-    @classmethod
-    def open(cls, settings: Settings, enrolled: Callable[[str, str], bool]) -> Self:
-        """Open the deployment's record and bring its schema up to date; `enrolled` as above."""
-        url = settings.resolved_audit_url
-        engine = open_database(url, synchronous="NORMAL")
-        migrate(engine, "audit")
-        flushing = open_database(url)
-        check_sound(flushing)  # so that it, too, knows the files from the beginning
-        days = settings.audit_max_age_days
-        return cls(
-            engine,
-            flushing,
-            enabled=settings.audit,
-            max_age=None if days is None else timedelta(days=days),
-            enrolled=enrolled,
-        )
 
     def close(self) -> None:
         """Close the database; what was begun is finished."""
@@ -150,7 +141,7 @@ class AuditRecord:
         with self._writing(self._flushing) as connection:
             if lines := connection.execute(change.values(subject_id=None, salt=None)).rowcount:
                 note_erasure(connection)
-                _add(connection, forgotten(gallery, lines), SERVICE)
+                self._add(connection, forgotten(gallery, lines), SERVICE)
         empty_log(self._flushing)
 
     def tidy(self) -> None:
@@ -163,7 +154,7 @@ class AuditRecord:
             if not self._enrolled(gallery, subject_id):
                 self.forget(gallery, subject_id)
         if self._max_age is not None:
-            self._drop(now() - self._max_age)
+            self._drop(self._clock() - self._max_age)
         with self._lock:
             rewrite(self._flushing)
         empty_log(self._flushing)  # what died, or had to wait, before it did
@@ -183,7 +174,7 @@ class AuditRecord:
         Up to the newest there is at the beginning, or the newest that accounts for a subject that
         was forgotten while they were read.
         """
-        query = select(*AuditRow.__table__.columns).order_by(AuditRow.number).limit(_PAGE)
+        query = select(*AuditRow.__table__.columns).order_by(AuditRow.number).limit(self._page)
         if since is not None:
             query = query.where(AuditRow.at >= since)
         if until is not None:
@@ -210,7 +201,7 @@ class AuditRecord:
     def _named(self) -> list[tuple[str, str]]:
         query = (
             select(AuditRow.gallery, AuditRow.subject_id)
-            .where(AuditRow.subject_id.is_not(None), AuditRow.at < now() - _SETTLED)
+            .where(AuditRow.subject_id.is_not(None), AuditRow.at < self._clock() - self._settled)
             .distinct()
         )
         return [(row.gallery, row.subject_id) for row in self._rows(query)]
@@ -232,7 +223,33 @@ class AuditRecord:
 
     def _append(self, engine: Engine, entry: Entry, by: Actor) -> None:
         with self._writing(engine) as connection:
-            _add(connection, entry, by)
+            self._add(connection, entry, by)
+
+    def _add(self, connection: Connection, entry: Entry, by: Actor) -> None:
+        """Add a line, in a transaction that nobody else can write beside."""
+        salt = None if entry.subject_id is None else secrets.token_hex(16)
+        line: dict[str, Any] = {
+            "action": entry.action,
+            "actor": by.kind,
+            "key_id": by.key_id,
+            "key_name": by.key_name,
+            "request_id": request_id.get(),
+            "gallery": entry.gallery,
+            "subject_id": entry.subject_id,
+            "salt": salt,
+            "subject_commitment": None
+            if entry.subject_id is None or salt is None
+            else commitment(entry.subject_id, salt),
+            "details": entry.details,
+        }
+        last = connection.execute(
+            select(AuditRow.number, AuditRow.hash).order_by(AuditRow.number.desc()).limit(1)
+        ).one_or_none()
+        number, previous = (1, BEGINNING) if last is None else (last.number + 1, last.hash)
+        at = self._clock()
+        line |= {"number": number, "at": at.isoformat(), "previous": previous}
+        kept = {"at": at, "details": canonical(entry.details), "hash": line_hash(line)}
+        connection.execute(insert(AuditRow), {**line, **kept})
 
     @contextmanager
     def _writing(self, engine: Engine) -> Iterator[Connection]:
@@ -240,33 +257,6 @@ class AuditRecord:
             if engine.dialect.name == "postgresql":  # SQLite has but one writer
                 connection.execute(text("LOCK TABLE audit IN EXCLUSIVE MODE"))
             yield connection
-
-
-def _add(connection: Connection, entry: Entry, by: Actor) -> None:
-    """Add a line, in a transaction that nobody else can write beside."""
-    salt = None if entry.subject_id is None else secrets.token_hex(16)
-    line: dict[str, Any] = {
-        "action": entry.action,
-        "actor": by.kind,
-        "key_id": by.key_id,
-        "key_name": by.key_name,
-        "request_id": request_id.get(),
-        "gallery": entry.gallery,
-        "subject_id": entry.subject_id,
-        "salt": salt,
-        "subject_commitment": None
-        if entry.subject_id is None or salt is None
-        else commitment(entry.subject_id, salt),
-        "details": entry.details,
-    }
-    last = connection.execute(
-        select(AuditRow.number, AuditRow.hash).order_by(AuditRow.number.desc()).limit(1)
-    ).one_or_none()
-    number, previous = (1, BEGINNING) if last is None else (last.number + 1, last.hash)
-    at = now()
-    line |= {"number": number, "at": at.isoformat(), "previous": previous}
-    kept = {"at": at, "details": canonical(entry.details), "hash": line_hash(line)}
-    connection.execute(insert(AuditRow), {**line, **kept})
 
 
 def _line(row: Row[Any]) -> dict[str, Any]:

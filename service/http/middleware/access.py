@@ -26,39 +26,31 @@ from service.foundation.errors import (
     Unauthenticated,
 )
 from service.foundation.rate import Rate
+from service.foundation.settings import Settings
 from service.http.problems import render
+from service.storage.database import now
 
 CALLER = "gaitid.caller"  # in the scope: an `ApiKey`, or None while there are no keys
 _OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 PAGE_FILES = "/page/"  # what the page at / is made of
 _OPEN_PAGES = frozenset({"/", "/docs", "/openapi.json"})
-_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+READING = frozenset({"GET", "HEAD", "OPTIONS"})  # methods that change nothing
 _MOST_REMEMBERED = 4096  # keys that were right
 
 
 class Access:
     """Authenticates requests; guards a service without keys against other hosts and web pages."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        engine: Engine,
-        *,
-        allow_unauthenticated: bool,
-        allowed_hosts: tuple[str, ...],
-        trusts_proxies: bool,
-        rate_limit: str,
-        wrong_key_rate: str,
-    ) -> None:
+    def __init__(self, app: ASGIApp, engine: Engine, settings: Settings) -> None:
         self._app = app
         self._engine = engine
+        self._allow_unauthenticated = settings.allow_unauthenticated
+        self._trusts_proxies = bool(settings.trusted_proxies)
+        self._rate_limit = settings.rate_limit
         self._has_keys = False  # once true for good: a revoked key remains
-        self._allow_unauthenticated = allow_unauthenticated
-        self._allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
-        self._trusts_proxies = trusts_proxies
-        self._rate_limit = rate_limit
+        self._allowed_hosts = frozenset(host.lower() for host in settings.allowed_hosts)
         self._requests = RateLimiter()
-        self._wrong_key_rate = Rate.parse(wrong_key_rate)
+        self._wrong_key_rate = Rate.parse(settings.wrong_key_rate)
         self._wrong_keys = RateLimiter()
         self._right_keys: OrderedDict[str, None] = OrderedDict()  # hashes, latest last
 
@@ -94,7 +86,7 @@ class Access:
         key = None
         if kind.lower() == "bearer" and token:
             self._refuse_guessing(scope, token)
-            key = await asyncio.to_thread(find_key, self._engine, token)
+            key = await asyncio.to_thread(find_key, self._engine, token, now())
         if key is None:
             if token and self._wrong_key_rate is not None:
                 self._wrong_keys.take(_caller_address(scope), self._wrong_key_rate)
@@ -172,7 +164,7 @@ class Access:
                 Reason("Host", "unknown_host"),
                 slug="unknown-host",
             )
-        if scope["method"] not in _READING:
+        if scope["method"] not in READING:
             origin = headers.get("origin")
             foreign = origin is not None and origin.partition("://")[2].lower() != host.lower()
             if foreign or headers.get("sec-fetch-site") in ("cross-site", "same-site"):

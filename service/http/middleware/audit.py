@@ -1,14 +1,13 @@
-"""No change without a record: what a route that changes something did not record by itself."""
+"""Records the changes that their routes have not recorded."""
 
 from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.access.audit.entries import Actor, Entry
-from service.http.middleware.access import CALLER
+from service.http.middleware.access import CALLER, READING
 
 RECORDED = "gaitid.recorded"  # in the scope: the route has recorded what it did
-_READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Audit:
@@ -19,7 +18,7 @@ class Audit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http" or scope["method"] in _READING:
+        if scope["type"] != "http" or scope["method"] in READING:
             await self._app(scope, receive, send)
             return
 

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.foundation.errors import Malformed, Reason, TooLarge, UnsupportedCoding
+from service.foundation.settings import Settings
 from service.http.middleware.access import caller_of
 from service.http.middleware.boundaries import Boundaries
 from service.http.upload_slots import Upload, UploadSlots
@@ -25,9 +26,6 @@ _TOO_SLOW = "The body stopped arriving, or came too slowly while others waited. 
 class BodyCutOff(HTTPException):
     """A body that broke a rule half-way; the framework hands an HTTPException through."""
 
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(status, detail)
-
 
 class BodyGuard:
     """Refuses bodies over the limit, too many uploads at once, and multipart bodies cut off.
@@ -36,22 +34,10 @@ class BodyGuard:
     be left out in silence and the first enrolled alone.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        max_bytes: int,
-        max_json_bytes: int,
-        max_import_bytes: int,
-        max_uploads: int,
-        max_idle_seconds: float,
-    ) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
-        self._slots = UploadSlots(max_uploads)
-        self._max_idle_seconds = max_idle_seconds
-        self._max_bytes = max_bytes
-        self._max_json_bytes = max_json_bytes
-        self._max_import_bytes = max_import_bytes
+        self._settings = settings
+        self._slots = UploadSlots(settings.max_uploads)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -66,24 +52,27 @@ class BodyGuard:
                 "Content-Encoding; archives may be compressed.",
                 Reason("Content-Encoding", "unsupported"),
             )
-        limit = self._limit(scope, boundary)
+        limit, patience = self._limit(scope, boundary), self._settings.max_upload_idle_seconds
         announced = headers.get("content-length", "")
         if announced.isascii() and announced.isdigit() and int(announced[:20]) > limit:
             raise TooLarge(_over(limit), slug="request-too-large")
         if boundary is None:
-            await self._app(scope, _Arriving(receive, limit, self._max_idle_seconds), send)
+            await self._app(scope, _Arriving(receive, limit, patience), send)
             return
         upload = self._slots.take(caller_of(scope))
-        arriving = _Arriving(receive, limit, self._max_idle_seconds, upload, Boundaries(boundary))
+        arriving = _Arriving(receive, limit, patience, upload, Boundaries(boundary))
         try:
             await self._app(scope, arriving, send)
         finally:
             self._slots.give_back(upload)
 
     def _limit(self, scope: Scope, boundary: bytes | None) -> int:
+        """How many bytes the body of this request may have."""
         if scope["method"] == "PUT" and _IMPORT.fullmatch(scope["path"]):
-            return self._max_import_bytes
-        return self._max_json_bytes if boundary is None else self._max_bytes
+            return self._settings.max_import_bytes
+        return (
+            self._settings.max_json_bytes if boundary is None else self._settings.max_request_bytes
+        )
 
 
 class _Arriving:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import StreamingResponse
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from service.access.audit.entries import Actor, Entry
 from service.access.keys import Scope
@@ -20,10 +21,12 @@ from service.gallery.records import ErasureReceipt
 from service.http import recorded
 from service.http.middleware.access import CALLER
 from service.http.middleware.audit import RECORDED
+from service.http.middleware.idempotency import HOLD
 from service.http.routes.access import requires
 from service.http.routes.dependencies import Held, resources
-from service.http.schemas import AuditLine
+from service.http.schemas import AuditLine, Schema
 from service.storage.database import storage_trouble
+from service.storage.kept_answers import Answer, keep
 
 
 class ErasureUnrecorded(StorageFull):
@@ -49,8 +52,24 @@ def record_change(request: Request, entry: Entry) -> None:
     request.scope[RECORDED] = True
 
 
+def keep_change(
+    session: Session,
+    request: Request,
+    entry: Entry,
+    answer: Schema,
+    status: int,
+    location: str | None = None,
+) -> None:
+    """Record a change and keep its answer for the Idempotency-Key, in the change's transaction."""
+    headers = {"content-type": "application/json"}
+    if location is not None:
+        headers["location"] = location
+    record_change(request, entry)
+    keep(session, request.scope.get(HOLD), Answer(status, headers, answer.model_dump_json()))
+
+
 def record_read(request: Request, entry: Entry) -> None:
-    """The same as `record_answer`, for routes that run in a thread."""
+    """Record something that was read, before it is sent, from a route that runs in a thread."""
     resources(request).audit.read(entry, _caller(request))
 
 

@@ -12,9 +12,8 @@ from service.gallery.fields import Cursor, check_metadata, decode_cursor, encode
 from service.gallery.listing import galleries
 from service.gallery.records import GalleryRecord
 from service.http import recorded
-from service.http.middleware.idempotency import HOLD
 from service.http.routes.access import requires
-from service.http.routes.audited import record_change, record_erasure
+from service.http.routes.audited import keep_change, record_erasure
 from service.http.routes.dependencies import Held
 from service.http.schemas import (
     GalleryAnswer,
@@ -23,7 +22,6 @@ from service.http.schemas import (
     GalleryRequest,
     ReceiptAnswer,
 )
-from service.storage.kept_answers import Answer, keep
 
 router = APIRouter(prefix="/galleries", tags=["galleries"])
 _reader = Depends(requires(Scope.IDENTIFY, Scope.ENROLL))
@@ -49,14 +47,11 @@ def create_gallery(
     request: Request, response: Response, held: Held, body: GalleryRequest
 ) -> GalleryAnswer:
     """Create an empty gallery."""
-    hold = request.scope.get(HOLD)
     location = f"/galleries/{body.name}"
 
     def keep_answer(session: Session, record: GalleryRecord) -> None:
-        answer = GalleryAnswer.beside(held.model, record).model_dump_json()
-        headers = {"content-type": "application/json", "location": location}
-        keep(session, hold, Answer(201, headers, answer))
-        record_change(request, recorded.new_gallery(record))
+        answer = GalleryAnswer.beside(held.model, record)
+        keep_change(session, request, recorded.new_gallery(record), answer, 201, location)
 
     metadata = check_metadata(body.metadata)
     record = held.store.create(body.name, metadata, body.max_age_days, keep_answer)

@@ -18,8 +18,7 @@ from service.foundation.errors import Malformed, Reason
 from service.gallery.fields import Cursor, decode_cursor, encode_cursor
 from service.http import recorded
 from service.http.middleware.access import caller_of
-from service.http.middleware.idempotency import HOLD
-from service.http.routes.audited import record_change
+from service.http.routes.audited import keep_change
 from service.http.routes.dependencies import Held
 from service.http.schemas import Schema, Timestamp
 from service.job_types.requests import (
@@ -33,7 +32,6 @@ from service.job_types.submission import CheckRecipe, RecipeCheck, Submission
 from service.jobs.following import Followers
 from service.jobs.job import Job, JobEvent, Status
 from service.jobs.queue import Also, JobQueue
-from service.storage.kept_answers import Answer, keep
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -237,11 +235,8 @@ def accepted(response: Response, job: Job) -> JobAnswer:
 
 def keeping(request: Request, entry: Callable[[Job], Entry] = recorded.job) -> Also:
     """Keeps and records the answer, in the transaction that queues the job."""
-    hold = request.scope.get(HOLD)
 
     def keep_answer(session: Session, job: Job) -> None:
-        headers = {"content-type": "application/json", "location": f"/jobs/{job.id}"}
-        keep(session, hold, Answer(202, headers, JobAnswer.of(job).model_dump_json()))
-        record_change(request, entry(job))
+        keep_change(session, request, entry(job), JobAnswer.of(job), 202, f"/jobs/{job.id}")
 
     return keep_answer

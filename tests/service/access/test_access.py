@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from service.access.exposure import Exposed, check_exposure
-from service.access.keys import Scope, create_key, list_keys, read_expiry, revoke_key
-from service.foundation.errors import NotFound
+from service.access.keys import Scope, create_key, find_key, list_keys, read_expiry, revoke_key
+from service.foundation.errors import NotFound, Unauthenticated
 from service.foundation.settings import Settings
 from service.http.app import create_app
 from service.http.middleware.scopes import requirements
@@ -55,17 +55,18 @@ def test_from_the_first_key_on_every_call_needs_one(serve: Serve, tmp_path: Path
 
 
 def test_a_key_that_has_expired_or_was_revoked_is_refused_from_that_moment_on(
-    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, tmp_path: Path
 ) -> None:
     client = serve(wrong_key_rate="3/hour")
     engine = open_database(database(tmp_path))
-    expires_at = now() + timedelta(days=1)
+    expires_at = now() + timedelta(seconds=2)
     key, token = create_key(engine, [Scope.ADMIN], expires_at=expires_at)
     _, other = create_key(engine, [Scope.ADMIN])
-    at = expires_at - timedelta(microseconds=1)
-    monkeypatch.setattr("service.access.keys.now", lambda: at)
+    assert find_key(engine, token, expires_at - timedelta(microseconds=1)) == key
+    with pytest.raises(Unauthenticated):
+        find_key(engine, token, expires_at)
     assert client.get("/galleries", headers=bearer(token)).status_code == 200
-    at = expires_at
+    time.sleep(max(0.0, (expires_at - now()).total_seconds()))
     for _ in range(5):  # it was right before, and is no guess
         refused = problem(client.get("/galleries", headers=bearer(token)), 401)
         assert refused["errors"] == [{"where": "Authorization", "reason": "expired_key"}]

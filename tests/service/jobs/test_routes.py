@@ -80,7 +80,7 @@ def http(settings: Settings, engine: Engine, check: FakeCheck) -> Iterator[httpx
     problems.install(app)
     app.include_router(jobs.router)
     app.include_router(models.router)
-    audit = AuditRecord.open(settings, partial(is_enrolled, engine))
+    audit = AuditRecord(settings, partial(is_enrolled, engine))
     app.state.resources = SimpleNamespace(
         engine=engine,
         settings=settings,
