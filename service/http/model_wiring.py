@@ -36,7 +36,7 @@ class ShuttingDown(Unavailable):
 
 @dataclass(frozen=True, slots=True)
 class ModelWiring:
-    """Makes them.
+    """Makes what each loaded model needs.
 
     Attributes:
         embedding: one thread for all models, because they share the device.

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what the framework knows of the routes, and what it does not.
+"""The OpenAPI document: what the framework knows of the routes, corrected and completed.
 
 The framework leaves out that every error is a problem document, that calls take a key, and which
 headers middleware reads and answers carry; and it says that a form or an address may carry null.
@@ -67,19 +67,19 @@ _PROBLEMS: Mapping[str, str] = {
 
 
 def operation_id(route: APIRoute) -> str:
-    """An operation is called as the function that carries it out, which no two share."""
+    """Name an operation after its function; no two are called alike."""
     return route.name
 
 
 def openapi(app: FastAPI) -> Json:
-    """The document that describes every call of an application."""
+    """Return the document that describes every call of an application."""
     schema = get_openapi(
         title=app.title, version=app.version, summary=app.summary, routes=app.routes
     )
-    _say_errors(schema)
-    _say_keys(schema)
-    _say_headers(schema)
-    _say_what_forms_hold(schema)
+    _describe_errors(schema)
+    _describe_keys(schema)
+    _describe_headers(schema)
+    _describe_fields(schema)
     return schema
 
 
@@ -88,8 +88,8 @@ def _operations(schema: Json) -> Iterator[Json]:
         yield from path.values()
 
 
-def _say_errors(schema: Json) -> None:
-    """Say of every operation that its errors are problem documents, validation included."""
+def _describe_errors(schema: Json) -> None:
+    """Describe every operation's errors as problem documents, validation errors included."""
     components = schema.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         components.pop(name, None)
@@ -117,7 +117,7 @@ def _say_errors(schema: Json) -> None:
 
 
 def _problems_of(method: str, operation: Json) -> set[str]:
-    """The statuses of the errors that an operation may answer with."""
+    """Return the statuses of the errors that an operation may answer with."""
     found = {"422", "500"}  # of every call: an unknown parameter is refused everywhere
     if operation["operationId"] != "alive":
         found |= {"403", "503"}
@@ -137,8 +137,8 @@ def _problems_of(method: str, operation: Json) -> set[str]:
     return found
 
 
-def _say_keys(schema: Json) -> None:
-    """Say which operations take a key."""
+def _describe_keys(schema: Json) -> None:
+    """Describe which operations take a key."""
     schema["components"]["securitySchemes"] = {
         "key": {
             "type": "http",
@@ -151,8 +151,8 @@ def _say_keys(schema: Json) -> None:
             operation["security"] = [{"key": []}]
 
 
-def _say_headers(schema: Json) -> None:
-    """Say that every POST takes a key of its own, and which answers say where to go."""
+def _describe_headers(schema: Json) -> None:
+    """Describe the Idempotency-Key of every POST, and which answers have a Location."""
     for path in schema["paths"].values():
         if "post" in path:
             path["post"].setdefault("parameters", []).append(dict(_IDEMPOTENCY_KEY))
@@ -162,10 +162,10 @@ def _say_headers(schema: Json) -> None:
                 answer["headers"] = {"Location": _LOCATION}
 
 
-def _say_what_forms_hold(schema: Json) -> None:
-    """Say that forms have no other fields, and that no form, address or header can hold null.
+def _describe_fields(schema: Json) -> None:
+    """Describe that forms have no other fields, and that forms, addresses and headers hold no null.
 
-    Where the framework says `null`, it would be the word.
+    The framework allows `null` in them, but it would be the word "null".
     """
     fields = []
     for operation in _operations(schema):

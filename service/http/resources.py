@@ -1,4 +1,4 @@
-"""Everything the application holds while it runs: the only place that names concrete backends."""
+"""The application's resources while it runs; the only place that names concrete backends."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _TIDY_SECONDS = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What routes reach through `request.app.state.resources`."""
+    """What routes use, through `request.app.state.resources`."""
 
     settings: Settings
     engine: Engine

@@ -1,4 +1,4 @@
-"""What goes over the wire: one model an answer, made from the records of the use cases."""
+"""The bodies of requests and answers, made from the records of the use cases."""
 
 from __future__ import annotations
 
@@ -152,14 +152,14 @@ class EnrolAnswer(Schema):
 
 
 class ProbeAnswer(Schema):
-    """What was made of the sequence that was asked about."""
+    """The sequence that was searched for, after decoding."""
 
     frames: int
     quality: QualityAnswer
 
     @classmethod
     def of(cls, walk: EmbeddedWalk) -> Self:
-        """From the probe."""
+        """Make it from the probe."""
         return cls(frames=len(walk.silhouettes), quality=QualityAnswer.of(walk.quality))
 
 
@@ -192,7 +192,7 @@ class IdentifyAnswer(Schema):
 
     @classmethod
     def of(cls, identified: Identified) -> Self:
-        """From the use case's result."""
+        """Make it from the use case's result."""
         return cls(
             decision="match" if identified.match else "no_match",
             candidates=[
@@ -228,7 +228,7 @@ class VerifyAnswer(Schema):
 
     @classmethod
     def of(cls, verified: Verified) -> Self:
-        """From the use case's result."""
+        """Make it from the use case's result."""
         return cls(
             subject_id=verified.closest.subject_id,
             verified=verified.verified,
@@ -239,7 +239,7 @@ class VerifyAnswer(Schema):
 
 
 def _decided(found: Identified | Verified) -> dict[str, Any]:
-    """The fields that both answers to a probe have."""
+    """Return the fields that both answers to a probe have."""
     return {
         "search_id": found.search_id,
         "gallery": found.gallery,
@@ -285,7 +285,7 @@ class GalleryAnswer(Schema):
 
     @classmethod
     def beside(cls, own: ModelInUse, record: GalleryRecord) -> Self:
-        """From a gallery's record; `own` is the deployment's model, which it starts with."""
+        """Make it from a gallery's record; `own` is the model that galleries start with."""
         point = OperatingPoint.of(record.operating_point)
         model = record.active or own
         return cls(
@@ -321,7 +321,7 @@ class ImportAnswer(Schema):
 
     @classmethod
     def beside(cls, own: ModelInUse, imported: Imported) -> Self:
-        """From the use case's result; `own` is the deployment's model."""
+        """Make it from the use case's result; `own` is the deployment's model."""
         return cls(
             gallery=GalleryAnswer.beside(own, imported.gallery),
             sequence_ids="kept" if imported.ids_kept else "new",
@@ -375,7 +375,7 @@ class SubjectWithSequences(Schema):
 
 
 class ReceiptAnswer(Schema):
-    """What an erasure took away, and what it could not reach."""
+    """What an erasure removed, and which models had learned from it."""
 
     receipt_id: str
     gallery: str
@@ -392,7 +392,7 @@ class ReceiptAnswer(Schema):
 
     @classmethod
     def of(cls, receipt: ErasureReceipt) -> Self:
-        """From an erasure's receipt."""
+        """Make it from an erasure's receipt."""
         return cls(
             receipt_id=receipt.receipt_id,
             gallery=receipt.gallery,

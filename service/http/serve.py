@@ -1,4 +1,4 @@
-"""`gaitid serve`: the api in this process, and one worker beside it."""
+"""`gaitid serve`: the application in this process, and a worker in another."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class CannotServe(Exception):
 
 
 def _preflight(settings: Settings) -> Encoder:
-    """The deployment's own model, loaded.
+    """Load the deployment's own model; raises `CannotServe`.
 
-    Says in one sentence what would otherwise be a traceback out of the starting application.
+    Says in one sentence what would otherwise be a traceback of the starting application.
     """
     try:
         find_device(settings.device)
@@ -72,7 +72,7 @@ def _preflight(settings: Settings) -> Encoder:
 def server_config(
     app: FastAPI, settings: Settings, patience: Patience | None = None
 ) -> uvicorn.Config:
-    """How the application is served: which connections are taken, and who is believed."""
+    """Return uvicorn's configuration: how many connections, and which proxies are trusted."""
     # A file of an upload goes to the disk from 1 MiB on, and so does a body with its key.
     files = settings.max_uploads * (settings.max_request_bytes // 2**20 + 2)
     among = Connections(affordable(settings.max_connections, files))
@@ -90,7 +90,7 @@ def server_config(
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens once it is ready, and waits for no slow upload when it stops."""
+    """Announces its address once it has started, and gives up slow uploads when it stops."""
 
     def __init__(self, app: FastAPI, config: uvicorn.Config, announce: Callable[[], None]) -> None:
         super().__init__(config)

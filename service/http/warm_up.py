@@ -1,4 +1,4 @@
-"""From the start of the service until it is ready."""
+"""What the service does between its start and being ready."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 class Readiness:
-    """Whether the service may be asked yet, and what it waits for until `done`."""
+    """Whether the service is ready, and what it waits for."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -37,7 +37,7 @@ class Readiness:
         self._waiting_for = text
 
     def done(self) -> None:
-        """From now on the service is ready."""
+        """Make the service ready, from now on."""
         self._waiting_for = None
         self._metrics.ready.set(1)
 

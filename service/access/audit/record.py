@@ -1,8 +1,8 @@
-"""The record in its database: add, read, forget who was erased, drop what is too old.
+"""The audit record in its database: add lines, read them, forget erased subjects, drop old lines.
 
-A line is committed before the answer that it is about is sent, so it survives kill -9 at any
-moment. With SQLite, lines about searches are not flushed to the disk one by one, which would cost
-every search a few milliseconds: a power cut may take the last seconds of them. Everything else is.
+A line is committed before the answer that it is about is sent, so it survives `kill -9`. With
+SQLite, lines about searches are not flushed to the disk one by one, because that would cost every
+search a few milliseconds: a power cut may take the last seconds of them. All other lines are.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _SETTLED = timedelta(minutes=10)  # an enrolment is recorded a moment before it 
 
 
 class AuditRecord:
-    """Adds to the record and reads it; one for a process."""
+    """Adds to the record and reads it; a process has one."""
 
     def __init__(
         self,
@@ -85,13 +85,13 @@ class AuditRecord:
         self._thread = ThreadPoolExecutor(1, "audit")
 
     def close(self) -> None:
-        """Close the database; what was begun is finished."""
+        """Finish what was begun, and close the database."""
         self._thread.shutdown()
         self._engine.dispose()
         self._flushing.dispose()
 
     def check(self) -> None:
-        """Read something: raises what keeps the database from being used."""
+        """Read a line; raises what SQLAlchemy raises if the database cannot be used."""
         if self._enabled:
             with self._engine.connect() as connection:
                 connection.execute(select(AuditRow.number).limit(1))
@@ -101,17 +101,17 @@ class AuditRecord:
     # Writing
 
     async def answered(self, entry: Entry, by: Actor) -> None:
-        """Record something that was read, before it is answered, off the event loop."""
+        """Record that something was read, off the event loop; see `read`."""
         context = copy_context()  # has the request's id
         await get_running_loop().run_in_executor(
             self._thread, lambda: context.run(self.read, entry, by)
         )
 
     def read(self, entry: Entry, by: Actor) -> None:
-        """Record something that was read: a search, say.
+        """Record that something was read, such as a search, before it is answered.
 
-        Whoever is erased meanwhile is not named: the erasure forgets those that were recorded
-        before, and who is recorded after it is found not to be enrolled any more.
+        A subject who is erased meanwhile is not named: the erasure forgets the lines before it, and
+        after it the subject is found not to be enrolled.
         """
         if not self._enabled:
             return
@@ -124,15 +124,15 @@ class AuditRecord:
             self.forget(entry.gallery, entry.subject_id)
 
     def changed(self, entry: Entry, by: Actor) -> None:
-        """Record a change, in the transaction that makes it, before it is committed.
+        """Record a change within its transaction, before it is committed.
 
-        Should that fail at the last moment, the record has a change too many, never one too few.
+        If the commit fails, the record has a change too many, never one too few.
         """
         if self._enabled:
             self._append(self._flushing, entry, by)
 
     def forget(self, gallery: str, subject_id: str | None = None) -> None:
-        """Take a subject who was erased, or everybody in a gallery, out of the record for good."""
+        """Remove an erased subject, or everybody in a gallery, from the record for good."""
         change = update(AuditRow).where(
             AuditRow.gallery == gallery, AuditRow.subject_id.is_not(None)
         )
@@ -145,10 +145,10 @@ class AuditRecord:
         empty_log(self._flushing)
 
     def tidy(self) -> None:
-        """Forget who is not enrolled any more, and drop lines over the age limit.
+        """Forget subjects who are not enrolled any more, and drop lines over the age limit.
 
-        An erasure forgets by itself; this is for one whose process died before it did, for those
-        that retention erased, and for enrolments that were recorded and then failed.
+        An erasure forgets its subjects itself. This is for an erasure whose process died, for what
+        retention erased, and for enrolments that were recorded and then failed.
         """
         for gallery, subject_id in self._named():
             if not self._enrolled(gallery, subject_id):
@@ -169,10 +169,10 @@ class AuditRecord:
         until: datetime | None = None,
         gallery: str | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """Lines in order, as they are now: with a number above `after`, from `since` to `until`.
+        """Yield lines in order, with a number above `after`, from `since` to before `until`.
 
-        Up to the newest there is at the beginning, or the newest that accounts for a subject that
-        was forgotten while they were read.
+        The last one is the newest when reading begins, or the newest that accounts for a subject
+        who was forgotten meanwhile.
         """
         query = select(*AuditRow.__table__.columns).order_by(AuditRow.number).limit(self._page)
         if since is not None:
@@ -226,7 +226,7 @@ class AuditRecord:
             self._add(connection, entry, by)
 
     def _add(self, connection: Connection, entry: Entry, by: Actor) -> None:
-        """Add a line, in a transaction that nobody else can write beside."""
+        """Add a line, in a transaction that excludes other writers."""
         salt = None if entry.subject_id is None else secrets.token_hex(16)
         line: dict[str, Any] = {
             "action": entry.action,

@@ -1,7 +1,7 @@
-"""Who may call: an API key once there is one; until then this machine only.
+"""Who may call: whoever has an API key, once there is one; until then this machine only.
 
-This layer decides before a body is read whether the caller is known and has requests left, the next
-one (`service.http.middleware.scopes`) whether its key has the scope that the route asks for.
+Before a body is read, this layer decides whether the caller is known and within its rate. The next
+one (`service.http.middleware.scopes`) decides whether its key has the scope of the route.
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ class Access:
         self._right_keys: OrderedDict[str, None] = OrderedDict()  # hashes, latest last
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; raises `Unauthenticated`, `Forbidden` or `RateLimited`.
+        """Serve one request.
 
-        Also `Malformed` and `NotFound`, for an odd address.
+        Raises `Unauthenticated`, `Forbidden` or `RateLimited`; `Malformed` for two hosts, and
+        `NotFound` for an address with a NUL.
         """
         if scope["type"] == "http" and scope["path"] not in _OPEN_PATHS:
             headers = Headers(scope=scope)
@@ -99,10 +100,10 @@ class Access:
         return key
 
     def _refuse_guessing(self, scope: Scope, token: str) -> None:
-        """Look at no more keys from an address that sent too many wrong ones.
+        """Refuse to look at another key from an address that sent too many wrong ones.
 
-        A key that was right before is looked at all the same: a stranger behind the same proxy
-        must not lock its owner out.
+        A key that was right before is exempt: a stranger behind the same proxy must not lock its
+        owner out.
         """
         if self._wrong_key_rate is None or hash_of(token) in self._right_keys:
             return
@@ -122,7 +123,7 @@ class Access:
             self._right_keys.popitem(last=False)
 
     def _standing(self, scope: Scope) -> Standing | None:
-        """How the caller stands with this request; None for one that nobody counts."""
+        """Count this request; returns None if it has no limit."""
         key: ApiKey | None = scope[CALLER]
         if key is None and _is_open(scope["path"]):
             return None
@@ -175,7 +176,7 @@ class Access:
                 )
 
     def _comes_from_here(self, scope: Scope, headers: Headers) -> bool:
-        """Whether a program of this machine asks, and not for somebody behind a proxy on it."""
+        """Return whether a program on this machine calls, and no proxy for somebody else."""
         if not self._trusts_proxies and ("x-forwarded-for" in headers or "forwarded" in headers):
             return False
         client = scope.get("client")
@@ -191,7 +192,7 @@ class Access:
 
 
 def caller_of(scope: Scope) -> str:
-    """Whom a request counts for: its key, or its address where it comes without one."""
+    """Return whom a request counts for: its key, or its address if it has none."""
     key: ApiKey | None = scope.get(CALLER)
     return f"address {_caller_address(scope)}" if key is None else f"key {key.key_id}"
 
@@ -214,7 +215,7 @@ def _is_address(host: str) -> bool:
 
 
 def _host_name(host: str) -> str:
-    """The name in a Host header, without port and brackets."""
+    """Return the name in a Host header, without port and brackets."""
     host = host.lower()
     if host.startswith("["):
         return host[1:].partition("]")[0]

@@ -11,7 +11,7 @@ RECORDED = "gaitid.recorded"  # in the scope: the route has recorded what it did
 
 
 class Audit:
-    """Records successful calls that are not GET by their method and route, before the answer."""
+    """Records a successful change by its method and route, before it is answered."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

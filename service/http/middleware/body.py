@@ -1,4 +1,4 @@
-"""Limits on a request's body, enforced while it streams in, and a check that it is whole."""
+"""Limits on a request's body while it arrives, and a check that it is whole."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _TOO_SLOW = "The body stopped arriving, or came too slowly while others waited. 
 
 
 class BodyCutOff(HTTPException):
-    """A body that broke a rule half-way; the framework hands an HTTPException through."""
+    """A body that broke a rule half-way. The framework passes on an HTTPException only."""
 
 
 class BodyGuard:
-    """Refuses bodies over the limit, too many uploads at once, and multipart bodies cut off.
+    """Refuses bodies over the limit, too many uploads at once, and truncated multipart bodies.
 
-    The parser behind it drops a part that is not closed, so of two files a cut-off second one would
-    be left out in silence and the first enrolled alone.
+    The framework's parser drops a part that is not closed: of two files, it would leave out a
+    truncated second one, and the first would be enrolled alone.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -67,7 +67,7 @@ class BodyGuard:
             self._slots.give_back(upload)
 
     def _limit(self, scope: Scope, boundary: bytes | None) -> int:
-        """How many bytes the body of this request may have."""
+        """Return how many bytes the body of this request may have."""
         if scope["method"] == "PUT" and _IMPORT.fullmatch(scope["path"]):
             return self._settings.max_import_bytes
         return (
@@ -76,10 +76,10 @@ class BodyGuard:
 
 
 class _Arriving:
-    """A request's body as it comes in; raises `BodyCutOff` where it breaks a rule.
+    """A request's body as it arrives; raises `BodyCutOff` if it breaks a rule.
 
-    A body must keep a pace, because otherwise a few clients that send a byte now and then keep all
-    others from uploading. Once it is complete, receiving is waiting for the client to leave.
+    A body must arrive at a minimum rate: otherwise a few clients that send a byte now and then keep
+    all others from uploading. Once it is complete, receiving waits for the client to disconnect.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class _Arriving:
         self._complete = False
 
     async def __call__(self) -> Message:
-        """The next message of the request."""
+        """Return the next message of the request."""
         message = await self._next()
         if message["type"] != "http.request":
             return message
@@ -147,7 +147,7 @@ class _Arriving:
 
 
 def multipart_boundary(content_type: str) -> bytes | None:
-    """The boundary of a multipart/form-data body; None for other bodies.
+    """Return the boundary of a multipart/form-data body; None for other bodies.
 
     Raises `Malformed` for a boundary that no client would choose.
     """

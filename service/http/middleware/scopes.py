@@ -1,7 +1,7 @@
-"""A route's scope, asked for before the request's body is waited for.
+"""The scope that a route requires, checked before the request's body is read.
 
-The routes themselves say what they ask for (`service.http.routes.access.requires`); without
-this layer they would be asked only once the framework has read the whole body.
+Routes declare it (`service.http.routes.access.requires`). Without this layer it would be checked
+only after the framework has read the whole body.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Scopes:
 
 
 def requirements(app: FastAPI) -> Iterator[tuple[RouteContext, tuple[Requirement, ...]]]:
-    """Every route, and what it and the routers around it ask of a key."""
+    """Yield every route with what it and its routers require of a key."""
     for route in iter_route_contexts(app.routes):
         dependant: Dependant | None = getattr(route, "dependant", None)
         yield route, () if dependant is None else tuple(_asked(dependant))

@@ -1,4 +1,4 @@
-"""What every route asks of a request before it looks at it: a scope, and known fields only."""
+"""What every route requires of a request: a scope, and known fields only."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _TWICE = "Sent more than once"
 
 @dataclass(frozen=True)
 class Requirement:
-    """A dependency that asks the caller's key for one of these scopes.
+    """A dependency that requires one of these scopes of the caller's key.
 
-    `service.http.middleware.scopes` finds it among a route's dependencies and asks it
-    before the body is there.
+    `service.http.middleware.scopes` finds it among a route's dependencies and checks it before the
+    body is read.
     """
 
     scopes: tuple[Scope, ...]
@@ -44,18 +44,18 @@ class Requirement:
 
 
 def requires(*scopes: Scope) -> Requirement:
-    """What a route depends on that is for keys with one of these scopes."""
+    """Return the dependency of a route for keys with one of these scopes."""
     return Requirement(scopes)
 
 
 async def only_known_fields(request: Request) -> None:
-    """Refuse query parameters and form fields that are not declared, doubled, or left empty.
+    """Refuse query parameters and form fields that are unknown, repeated or empty.
 
-    The framework takes an empty field for one that was left out, so that a script whose variable
-    is empty would enrol into the default gallery. JSON bodies are models that refuse unknown
-    fields themselves; of a name that is there twice the framework takes the last.
+    The framework treats an empty field as one that was left out: a script whose variable is empty
+    would enrol into the default gallery. JSON bodies are models that refuse unknown fields
+    themselves, but of a repeated name the framework takes the last.
 
-    Raises `RequestValidationError`, as for any other field that is wrong, and `Malformed`.
+    Raises `RequestValidationError`, as for any other invalid field, and `Malformed`.
     """
     route = request.scope.get("route")
     if not isinstance(route, APIRoute):
@@ -78,7 +78,7 @@ async def only_known_fields(request: Request) -> None:
 
 
 def _doubled(body: bytes) -> list[dict[str, object]]:
-    """Names that are there twice in one object of a JSON body that can be read."""
+    """Return a fault for each name that is repeated in one object of a JSON body."""
     faults: list[dict[str, object]] = []
 
     def look(pairs: list[tuple[str, Any]]) -> None:

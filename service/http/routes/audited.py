@@ -1,4 +1,4 @@
-"""How routes add to the audit record, and the record itself as an answer."""
+"""Functions with which routes add to the audit record, and GET /audit."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from service.storage.kept_answers import Answer, keep
 
 
 class ErasureUnrecorded(StorageFull):
-    """An erasure that was made, but could not be recorded: not to be tried again, as a 503 is."""
+    """An erasure was made and could not be recorded; unlike a 503, it is not to be sent again."""
 
     slug, title = "erasure-unrecorded", "Erased, but not recorded"
 
@@ -47,7 +47,7 @@ async def record_answer(request: Request, entry: Entry) -> None:
 
 
 def record_change(request: Request, entry: Entry) -> None:
-    """Record a change, for the transaction that makes it."""
+    """Record a change, within its transaction."""
     resources(request).audit.changed(entry, _caller(request))
     request.scope[RECORDED] = True
 
@@ -76,7 +76,7 @@ def record_read(request: Request, entry: Entry) -> None:
 async def record_erasure(
     request: Request, what: Literal["subject", "sequence", "gallery"], receipt: ErasureReceipt
 ) -> None:
-    """Forget whom it erased, and record an erasure that was committed; from a full disk, too.
+    """Record an erasure that was committed, and forget its subjects; works on a full disk, too.
 
     Raises `ErasureUnrecorded`.
     """
@@ -127,7 +127,7 @@ async def read_audit(
         int, Query(ge=0, le=2**63 - 1, description="The `number` of the last line you have.")
     ] = 0,
 ) -> StreamingResponse:
-    """Give the record of who did what, as it is now; reading it is recorded, too."""
+    """Return the record of who did what, as it is now; reading it is recorded, too."""
     await record_answer(request, Entry("read_audit", gallery))
     lines = held.audit.lines(after=cursor, since=since, until=until, gallery=gallery)
     return StreamingResponse(_encoded(lines), media_type=MEDIA_TYPE)

@@ -75,13 +75,13 @@ class JobPage(Schema):
 
 
 def job_queue(held: Held) -> JobQueue:
-    """The deployment's queue."""
+    """Return the deployment's queue."""
     return JobQueue.of(held.engine, held.settings)
 
 
 @cache
 def recipe_check() -> CheckRecipe:
-    """What asks the training program about recipes: one for all requests, to bound how many run."""
+    """Return what asks the training program about recipes; one for all, to bound how many run."""
     return RecipeCheck()
 
 
@@ -91,7 +91,7 @@ Queue = Annotated[JobQueue, Depends(job_queue)]
 def submission(
     held: Held, queue: Queue, check: Annotated[CheckRecipe, Depends(recipe_check)]
 ) -> Submission:
-    """What takes requests for jobs."""
+    """Return what queues jobs for requests."""
     return Submission(held.settings, held.engine, queue, check)
 
 
@@ -196,7 +196,7 @@ def follow_job(
 
 
 class _Stream(EventSourceResponse):
-    """A job's events, for which there must be a seat."""
+    """A job's events; only so many streams may be open."""
 
     def __init__(self, followers: Followers, who: str, job_id: str, after: int) -> None:
         self._followers = followers
@@ -205,7 +205,7 @@ class _Stream(EventSourceResponse):
         super().__init__((_sent(event) async for event in self._events), ping=_PING_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve it; raises `Unavailable`."""
+        """Serve the stream; raises `Unavailable` if too many are open."""
         with self._followers.seat(self._who):
             async with aclosing(self._events):
                 await super().__call__(scope, receive, send)
@@ -228,13 +228,13 @@ def _sequence(last_event_id: str | None) -> int:
 
 
 def accepted(response: Response, job: Job) -> JobAnswer:
-    """The answer to whoever started a job, which says where the job is."""
+    """Return the answer to a request that queued a job, with the job's address in `Location`."""
     response.headers["Location"] = f"/jobs/{job.id}"
     return JobAnswer.of(job)
 
 
 def keeping(request: Request, entry: Callable[[Job], Entry] = recorded.job) -> Also:
-    """Keeps and records the answer, in the transaction that queues the job."""
+    """Return what keeps and records the answer, in the transaction that queues the job."""
 
     def keep_answer(session: Session, job: Job) -> None:
         keep_change(session, request, entry(job), JobAnswer.of(job), 202, f"/jobs/{job.id}")

@@ -1,4 +1,4 @@
-"""Models: list, show, add, remove, put into service and take back."""
+"""Models: list, show, add, remove, activate, roll back."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class ModelList(Schema):
 def _summary(
     model: RegisteredModel, galleries: Sequence[PinnedGallery], own: str
 ) -> dict[str, Any]:
-    """The summary of a model, without its folder; galleries start with the model `own`."""
+    """Return what a list shows of a model; galleries start with the model `own`."""
     parameters, size = _measured(model.path / WEIGHTS)
     return {
         "name": model.name,
@@ -101,7 +101,7 @@ def _answer(held: Resources, model: RegisteredModel) -> ModelAnswer:
 
 
 def _measured(weights: Path) -> tuple[int | None, int | None]:
-    """How many parameters a file of weights holds, and its bytes; only its head is read."""
+    """Return how many parameters a file of weights holds, and its bytes; only its head is read."""
     try:
         with safe_open(weights, framework="numpy") as file:
             shapes = [
@@ -115,7 +115,7 @@ def _measured(weights: Path) -> tuple[int | None, int | None]:
 
 
 def headline(name: object, metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The first figure of each evaluation among a model's metrics, and its own `rank1`.
+    """Return the first figure of each evaluation among a model's metrics, and its own `rank1`.
 
     An evaluation, as `python -m training export` writes it, has a row for each method that it
     compares. The row that counts is called as the card is, or else it is the first one. A figure is

@@ -1,4 +1,4 @@
-"""A whole gallery as one file, out and in."""
+"""Export and import of whole galleries."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def export_gallery(
         bool, Query(description="Whether the models' embeddings are in it, beside the silhouettes.")
     ] = True,
 ) -> StreamingResponse:
-    """Give out a gallery as it is now; the connection is cut if something is erased meanwhile."""
+    """Export a gallery as it is now; the connection is cut if something is erased meanwhile."""
     pieces = held.portability.export(gallery, embeddings=embeddings)
     record_read(request, recorded.export(gallery, embeddings=embeddings))
     return StreamingResponse(

@@ -1,4 +1,4 @@
-"""Sequences: show, give the silhouettes back, erase."""
+"""Sequences: show, return the silhouettes, erase."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def show_sequence(held: Held, sequence_id: str) -> SequenceAnswer:
     responses={200: {"content": {"application/x-npz": {}}}},
 )
 def silhouettes_as_arrays(request: Request, held: Held, sequence_id: str) -> Response:
-    """Give the normalised silhouettes back: `silhouettes`, uint8 [s, 64, 64]."""
+    """Return the normalised silhouettes: `silhouettes`, uint8 [s, 64, 64]."""
     file = BytesIO()
     np.savez_compressed(file, silhouettes=_given(request, held, sequence_id, "npz"))
     return Response(file.getvalue(), media_type="application/x-npz")
@@ -82,7 +82,7 @@ async def erase_sequence(request: Request, held: Held, sequence_id: str) -> Rece
 
 
 def _given(request: Request, held: Held, sequence_id: str, form: str) -> Silhouettes:
-    """A walk's silhouettes, once it is recorded to whom they were given."""
+    """Return a walk's silhouettes, after recording that they are given out."""
     silhouettes = held.store.silhouettes(sequence_id)
     record_read(request, recorded.silhouettes(held.store.sequence(sequence_id), form))
     return silhouettes

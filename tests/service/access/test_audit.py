@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import Engine
 from sqlalchemy.exc import IntegrityError
 
 from service.access.audit import chain
@@ -27,8 +28,8 @@ from service.foundation.settings import Settings
 from service.gallery.listing import is_enrolled
 from service.http.resources import open_engine
 from service.recognition.identification import Identification
-from service.storage.database import now, open_database
-from tests.service.access.test_access import bearer, database
+from service.storage.database import now
+from tests.service.access.test_access import bearer
 from tests.service.requests import enrol, identify, problem, verify
 from tests.service.server import wait_until
 from tests.service.statements import plans
@@ -78,10 +79,10 @@ def file_of(settings: Settings) -> Path:
 
 
 def test_a_search_is_recorded_with_who_and_what_and_how_it_was_decided(
-    serve: Serve, tmp_path: Path
+    serve: Serve, engine: Engine
 ) -> None:
     client = serve()
-    key, token = create_key(open_database(database(tmp_path)), [Scope.ADMIN], "the gate")
+    key, token = create_key(engine, [Scope.ADMIN], "the gate")
     client.headers.update(bearer(token))
     enrol(client, "anna", walk(1))
     answer = identify(client, walk(1), top_k="3", filter="{}").json()
@@ -118,9 +119,8 @@ def test_a_search_is_recorded_with_who_and_what_and_how_it_was_decided(
     assert chain.check(lines(client)).lines == 6
 
 
-def test_only_an_admin_reads_the_record(serve: Serve, tmp_path: Path) -> None:
+def test_only_an_admin_reads_the_record(serve: Serve, engine: Engine) -> None:
     client = serve()
-    engine = open_database(database(tmp_path))
     for scope in (Scope.ENROLL, Scope.IDENTIFY, Scope.JOBS):
         token = create_key(engine, [scope])[1]
         problem(client.get("/audit", headers=bearer(token)), 403)
@@ -444,7 +444,7 @@ def test_a_command_records_before_the_change_and_undoes_it_when_it_cannot(
         raise IntegrityError("no", None, Exception())
 
     with pytest.raises(IntegrityError):
-        create_key(engine, [Scope.ADMIN], also=refuse)
+        create_key(engine, [Scope.ADMIN], in_transaction=refuse)
     with engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM api_key").scalar_one() == 0
     engine.dispose()
