@@ -211,7 +211,7 @@ def test_a_threshold_of_ones_own_decides_and_a_person_can_be_verified(
     section.get_by_role("button", name="Identify", exact=True).click()
     decision = section.locator(".decision")
     expect(decision.locator(".verdict")).to_have_text("No match")
-    expect(decision).to_contain_text("The nearest is anna, which is not near enough.")
+    expect(decision).to_contain_text("The most similar person is anna, below the threshold.")
     expect(decision).to_contain_text("1.000, yours")
 
     section.get_by_label("Is it this person?").check()
@@ -474,7 +474,7 @@ def test_how_long_walks_are_kept_is_shown_and_a_shorter_time_is_confirmed(
     section = opened(page, served, "gallery", gallery)
     summary = section.locator("#gallery-summary")
     expect(summary).to_contain_text("until somebody erases them")
-    section.get_by_text("Keep, save, bring in, delete").click()
+    section.get_by_text("Retention, export, import, deletion").click()
     days = section.get_by_label("Days after the enrolment")
     days.fill("90")
     section.get_by_role("button", name="Save", exact=True).click()
@@ -498,7 +498,7 @@ def test_a_gallery_is_saved_as_a_file_and_brought_in_again(
 ) -> None:
     client.enroll("anna", [("a.npz", walk(1)), ("b.npz", walk(1, phase=0.7))], gallery=gallery)
     section = opened(page, served, "gallery", gallery)
-    section.get_by_text("Keep, save, bring in, delete").click()
+    section.get_by_text("Retention, export, import, deletion").click()
     with page.expect_download() as saved:
         section.get_by_role("button", name="Export").click()
     assert saved.value.suggested_filename == f"{gallery}.zip"
@@ -506,8 +506,8 @@ def test_a_gallery_is_saved_as_a_file_and_brought_in_again(
     saved.value.save_as(file)
     expect(section.locator("#export-problem")).to_contain_text(f"{gallery}.zip, 0.")
 
-    section.get_by_label("Saved file").set_input_files(file)
-    name = section.get_by_label("Name it gets here")
+    section.get_by_label("Exported file").set_input_files(file)
+    name = section.get_by_label("Name of the imported gallery")
     expect(name).to_have_value("saved")
     name.fill(gallery)
     section.get_by_role("button", name="Import").click()
@@ -520,7 +520,7 @@ def test_a_gallery_is_saved_as_a_file_and_brought_in_again(
     expect(section.locator("#gallery-summary")).to_contain_text("Subjects1Walks2")
 
     cut = file_of(file.read_bytes()[:3000], "cut.zip")
-    section.get_by_label("Saved file").set_input_files(cut)
+    section.get_by_label("Exported file").set_input_files(cut)
     section.get_by_role("button", name="Import").click()
     expect(result.get_by_role("alert")).to_be_visible()
     expect(page.locator("#gallery-choice option", has_text="cut")).to_have_count(0)
@@ -612,7 +612,7 @@ def test_a_checkpoint_is_added_activated_compared_and_taken_back(
     expect(active.get_by_role("button")).to_have_count(0)  # there is nothing to go back to
 
     section.get_by_text("Add a model").click()
-    section.get_by_label("Its name here").fill("other")
+    section.get_by_label("Name of the model").fill("other")
     section.get_by_label("Weights").set_input_files(tmp_path / "other" / "weights.safetensors")
     section.get_by_label("Card").set_input_files(file_of(b"{}", "card.json"))
     section.get_by_role("button", name="Add", exact=True).click()
@@ -626,7 +626,7 @@ def test_a_checkpoint_is_added_activated_compared_and_taken_back(
     expect(card).to_contain_text("Compared bycosine")
     card.get_by_role("button", name=f"Activate in {gallery}").click()
     outcome = section.locator("#activation-result")
-    expect(outcome).to_contain_text(f"{gallery} was given other in place of default.")
+    expect(outcome).to_contain_text(f"{gallery} now uses other instead of default.")
     expect(outcome.locator(".share")).to_have_count(2)
     expect(outcome.locator(".comparison")).to_contain_text("6 walks of 3 people")
     expect(outcome.locator(".comparison")).to_contain_text("Same first answer")
@@ -637,7 +637,7 @@ def test_a_checkpoint_is_added_activated_compared_and_taken_back(
 
     active.get_by_role("button", name="Go back to default").click()
     expect(active).to_contain_text("is searched with default.")
-    expect(outcome).to_contain_text(f"{gallery} was given default in place of other.")
+    expect(outcome).to_contain_text(f"{gallery} now uses default instead of other.")
     assert shown_gallery(served, gallery)["model"]["name"] == "default"
 
     page.get_by_role("link", name="Jobs").click()
@@ -689,7 +689,7 @@ def test_the_list_of_jobs_stands_beside_the_forms_and_says_when_each_was_asked_f
     with Client(served.url) as client:
         client.reindex(gallery=gallery)
     section = opened(page, served, "jobs", gallery)
-    expect(section.get_by_role("columnheader", name="Asked for")).to_be_visible()
+    expect(section.get_by_role("columnheader", name="Created")).to_be_visible()
     form = section.locator("details.card").first.bounding_box()
     jobs = section.locator(".result > .card").bounding_box()
     assert form is not None
@@ -827,7 +827,7 @@ def test_nothing_is_wider_than_a_phone(
     for section in SECTIONS:
         opened(page, served, section)
         if section == "gallery":
-            page.get_by_text("Keep, save, bring in, delete").click()
+            page.get_by_text("Retention, export, import, deletion").click()
             page.get_by_role("link", name="somebody-with").click()
             expect(page.locator("#subject-detail canvas").first).to_be_visible()
         page.wait_for_load_state("networkidle")

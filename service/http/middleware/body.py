@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import dataclass, field
 from time import perf_counter
 
 from python_multipart.multipart import parse_options_header
@@ -75,6 +76,7 @@ class BodyGuard:
         )
 
 
+@dataclass(slots=True)
 class _Arriving:
     """A request's body as it arrives; raises `BodyCutOff` if it breaks a rule.
 
@@ -82,22 +84,14 @@ class _Arriving:
     all others from uploading. Once it is complete, receiving waits for the client to disconnect.
     """
 
-    def __init__(
-        self,
-        receive: Receive,
-        limit: int,
-        max_idle_seconds: float,
-        upload: Upload | None = None,
-        boundaries: Boundaries | None = None,
-    ) -> None:
-        self._receive = receive
-        self._limit = limit
-        self._max_idle_seconds = max_idle_seconds
-        self._upload = upload
-        self._boundaries = boundaries
-        self._total = 0
-        self._waited = 0.0
-        self._complete = False
+    receive: Receive
+    limit: int  # bytes
+    max_idle_seconds: float
+    upload: Upload | None = None
+    boundaries: Boundaries | None = None
+    _total: int = field(default=0, init=False)
+    _waited: float = field(default=0.0, init=False)
+    _complete: bool = field(default=False, init=False)
 
     async def __call__(self) -> Message:
         """Return the next message of the request."""
@@ -107,19 +101,19 @@ class _Arriving:
         body = message.get("body", b"")
         self._total += len(body)
         self._complete = not message.get("more_body", False)
-        if self._upload is not None:
-            self._upload.arrived = self._total
-            self._upload.arriving = not self._complete
-        if self._total > self._limit:
-            raise BodyCutOff(413, _over(self._limit))
-        if self._boundaries is not None:
-            if not self._boundaries.follow(body):
+        if self.upload is not None:
+            self.upload.arrived = self._total
+            self.upload.arriving = not self._complete
+        if self._total > self.limit:
+            raise BodyCutOff(413, _over(self.limit))
+        if self.boundaries is not None:
+            if not self.boundaries.follow(body):
                 raise BodyCutOff(
                     400,
                     "The multipart body has its boundary inside of a part, or something behind it. "
                     "Choose another boundary.",
                 )
-            if self._complete and self._total and not self._boundaries.closed:
+            if self._complete and self._total and not self.boundaries.closed:
                 raise BodyCutOff(
                     400, "The multipart body ends before its closing boundary. Send it whole."
                 )
@@ -127,21 +121,21 @@ class _Arriving:
 
     async def _next(self) -> Message:
         if self._complete:
-            return await self._receive()
-        patience = min(0.0, self._total / _SLOWEST - self._waited) + self._max_idle_seconds
+            return await self.receive()
+        patience = min(0.0, self._total / _SLOWEST - self._waited) + self.max_idle_seconds
         began = perf_counter()
         try:
             async with asyncio.timeout(patience) as waiting:
-                if self._upload is not None:
-                    if self._upload.cut:
+                if self.upload is not None:
+                    if self.upload.cut:
                         raise TimeoutError
-                    self._upload.waiting = waiting
-                message = await self._receive()
+                    self.upload.waiting = waiting
+                message = await self.receive()
         except TimeoutError as error:
             raise BodyCutOff(408, _TOO_SLOW) from error
         finally:
-            if self._upload is not None:
-                self._upload.waiting = None
+            if self.upload is not None:
+                self.upload.waiting = None
         self._waited += perf_counter() - began
         return message
 

@@ -88,63 +88,67 @@ def recipe_check() -> CheckRecipe:
 Queue = Annotated[JobQueue, Depends(job_queue)]
 
 
-def submission(
-    held: Held, queue: Queue, check: Annotated[CheckRecipe, Depends(recipe_check)]
-) -> Submission:
-    """Return what queues jobs for requests."""
-    return Submission(held.settings, held.engine, queue, check)
+class NewJob:
+    """What a route needs that queues a job: the use case, and what is done with its job."""
+
+    def __init__(
+        self,
+        request: Request,
+        response: Response,
+        held: Held,
+        queue: Queue,
+        check: Annotated[CheckRecipe, Depends(recipe_check)],
+    ) -> None:
+        self._request = request
+        self._response = response
+        self.submit = Submission(held.settings, held.engine, queue, check)
+
+    def in_transaction(self, entry: Callable[[Job], Entry] = recorded.job) -> Also:
+        """Return what keeps and records the answer, in the transaction that queues the job."""
+
+        def keep_answer(session: Session, job: Job) -> None:
+            answer = JobAnswer.of(job)
+            keep_change(session, self._request, entry(job), answer, 202, f"/jobs/{job.id}")
+
+        return keep_answer
+
+    def accepted(self, job: Job) -> JobAnswer:
+        """Return the answer, with the job's address in `Location`."""
+        self._response.headers["Location"] = f"/jobs/{job.id}"
+        return JobAnswer.of(job)
 
 
-Submissions = Annotated[Submission, Depends(submission)]
+Submits = Annotated[NewJob, Depends()]
 
 
 @router.post("/distill", status_code=202)
-def distill(
-    request: Request, response: Response, jobs: Submissions, body: DistillRequest
-) -> JobAnswer:
+def distill(new: Submits, body: DistillRequest) -> JobAnswer:
     """Train a student from registered teachers by a recipe; the result is a registered model."""
-    return accepted(response, jobs.distill(body, keeping(request)))
+    return new.accepted(new.submit.distill(body, new.in_transaction()))
 
 
 @router.post("/evaluate", status_code=202)
-def evaluate(
-    request: Request, response: Response, jobs: Submissions, body: EvaluateRequest
-) -> JobAnswer:
+def evaluate(new: Submits, body: EvaluateRequest) -> JobAnswer:
     """Measure a registered model on a dataset."""
-    return accepted(response, jobs.evaluate(body, keeping(request)))
+    return new.accepted(new.submit.evaluate(body, new.in_transaction()))
 
 
 @router.post("/calibrate", status_code=202)
-def calibrate(
-    request: Request,
-    response: Response,
-    jobs: Submissions,
-    body: CalibrateRequest | None = None,
-) -> JobAnswer:
+def calibrate(new: Submits, body: CalibrateRequest | None = None) -> JobAnswer:
     """Find the threshold at which a gallery falsely matches a stranger at most at a given rate."""
-    return accepted(response, jobs.calibrate(body or CalibrateRequest(), keeping(request)))
+    return new.accepted(new.submit.calibrate(body or CalibrateRequest(), new.in_transaction()))
 
 
 @router.post("/reindex", status_code=202)
-def reindex(
-    request: Request,
-    response: Response,
-    jobs: Submissions,
-    body: ReindexRequest | None = None,
-) -> JobAnswer:
+def reindex(new: Submits, body: ReindexRequest | None = None) -> JobAnswer:
     """Complete a gallery's embeddings under its model, and build its indexes anew."""
-    return accepted(response, jobs.reindex(body or ReindexRequest(), keeping(request)))
+    return new.accepted(new.submit.reindex(body or ReindexRequest(), new.in_transaction()))
 
 
 @router.post("/audit-gallery", status_code=202)
-def audit_gallery(
-    request: Request,
-    response: Response,
-    jobs: Submissions,
-    body: AuditRequest | None = None,
-) -> JobAnswer:
+def audit_gallery(new: Submits, body: AuditRequest | None = None) -> JobAnswer:
     """List what in a gallery attracts other people: misplaced, doubled and poor sequences."""
-    return accepted(response, jobs.audit(body or AuditRequest(), keeping(request)))
+    return new.accepted(new.submit.audit(body or AuditRequest(), new.in_transaction()))
 
 
 @router.get("")
@@ -225,18 +229,3 @@ def _sequence(last_event_id: str | None) -> int:
             Reason("Last-Event-ID", "invalid"),
         )
     return min(int(last_event_id), _LARGEST_SEQUENCE)
-
-
-def accepted(response: Response, job: Job) -> JobAnswer:
-    """Return the answer to a request that queued a job, with the job's address in `Location`."""
-    response.headers["Location"] = f"/jobs/{job.id}"
-    return JobAnswer.of(job)
-
-
-def keeping(request: Request, entry: Callable[[Job], Entry] = recorded.job) -> Also:
-    """Return what keeps and records the answer, in the transaction that queues the job."""
-
-    def keep_answer(session: Session, job: Job) -> None:
-        keep_change(session, request, entry(job), JobAnswer.of(job), 202, f"/jobs/{job.id}")
-
-    return keep_answer

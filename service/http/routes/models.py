@@ -23,7 +23,7 @@ from service.http.resources import Resources
 from service.http.routes.access import requires
 from service.http.routes.audited import record_change
 from service.http.routes.dependencies import Held
-from service.http.routes.jobs import JobAnswer, Submissions, accepted, keeping
+from service.http.routes.jobs import JobAnswer, Submits
 from service.http.schemas import Schema, Timestamp
 from service.job_types.activation import roll_back
 from service.job_types.requests import GalleryChoice
@@ -163,15 +163,13 @@ def add_model(
 
 
 @router.post("/rollback", status_code=202)
-async def rollback(
-    request: Request, response: Response, held: Held, body: GalleryChoice | None = None
-) -> JobAnswer:
+async def rollback(new: Submits, held: Held, body: GalleryChoice | None = None) -> JobAnswer:
     """Go back to the model that a gallery had before, at once; the job has succeeded already."""
     gallery = (body or GalleryChoice()).gallery
-    also = keeping(request, _rolled_back)
+    also = new.in_transaction(_rolled_back)
     job = await held.writers.run(roll_back, held.settings, held.engine, gallery, also)
     await held.models.follow_now(gallery)
-    return accepted(response, job)
+    return new.accepted(job)
 
 
 @router.get("/{name}")
@@ -187,17 +185,10 @@ def remove_model(request: Request, held: Held, name: str) -> None:
 
 
 @router.post("/{name}/activate", status_code=202)
-def activate(
-    request: Request,
-    response: Response,
-    jobs: Submissions,
-    name: str,
-    body: GalleryChoice | None = None,
-) -> JobAnswer:
+def activate(new: Submits, name: str, body: GalleryChoice | None = None) -> JobAnswer:
     """Give a gallery this model, in the background; searches go on with the old one until then."""
-    return accepted(
-        response, jobs.activate(name, (body or GalleryChoice()).gallery, keeping(request))
-    )
+    gallery = (body or GalleryChoice()).gallery
+    return new.accepted(new.submit.activate(name, gallery, new.in_transaction()))
 
 
 def _rolled_back(job: Job) -> Entry:

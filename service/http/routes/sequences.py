@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, Request, Response
@@ -23,6 +24,12 @@ _admin = Depends(requires(Scope.ADMIN))
 _FRAME_MS = 40
 
 
+def _gives(media_type: str) -> dict[str, Any]:
+    """Return the options of a route that gives out what is made of a walk's silhouettes."""
+    responses: dict[int, Any] = {200: {"content": {media_type: {}}}}
+    return {"dependencies": [_reader], "response_class": Response, "responses": responses}
+
+
 @router.get("/{sequence_id}", dependencies=[_reader])
 def show_sequence(held: Held, sequence_id: str) -> SequenceAnswer:
     """Show a sequence, without its silhouettes."""
@@ -31,9 +38,7 @@ def show_sequence(held: Held, sequence_id: str) -> SequenceAnswer:
 
 @router.get(
     "/{sequence_id}/silhouettes.npz",
-    dependencies=[_reader],
-    response_class=Response,
-    responses={200: {"content": {"application/x-npz": {}}}},
+    **_gives("application/x-npz"),
 )
 def silhouettes_as_arrays(request: Request, held: Held, sequence_id: str) -> Response:
     """Return the normalised silhouettes: `silhouettes`, uint8 [s, 64, 64]."""
@@ -44,9 +49,7 @@ def silhouettes_as_arrays(request: Request, held: Held, sequence_id: str) -> Res
 
 @router.get(
     "/{sequence_id}/silhouettes.gif",
-    dependencies=[_reader],
-    response_class=Response,
-    responses={200: {"content": {"image/gif": {}}}},
+    **_gives("image/gif"),
 )
 def silhouettes_as_film(request: Request, held: Held, sequence_id: str) -> Response:
     """Show the normalised silhouettes as an animated GIF, 25 frames a second."""
@@ -61,9 +64,7 @@ def silhouettes_as_film(request: Request, held: Held, sequence_id: str) -> Respo
 
 @router.get(
     "/{sequence_id}/gei.png",
-    dependencies=[_reader],
-    response_class=Response,
-    responses={200: {"content": {"image/png": {}}}},
+    **_gives("image/png"),
 )
 def energy_image(request: Request, held: Held, sequence_id: str) -> Response:
     """Show the gait energy image, 44 x 64 pixels."""

@@ -3,8 +3,8 @@
 import { element } from "./dom.js";
 
 const ADVICE = {
-  another_sequence: "Enrol another walk: with one alone, every bad frame counts.",
-  another_view: "Enrol a walk in another view: between views people are told apart less well.",
+  another_sequence: "Enrol another walk: with a single one, every bad frame counts.",
+  another_view: "Enrol a walk in another view: people are recognised less well in a view that is not enrolled.",
   name_the_view: "Say the view with each walk, so that missing ones can be named.",
 };
 

@@ -80,7 +80,7 @@ async function reread() {
     await learnGalleries();
     const found = knownGalleries().find((one) => one.name === gallery());
     byId("gallery-summary").replaceChildren(found ? summary(found)
-      : element("p", { class: "hint" }, "This gallery begins with the first walk enrolled in it."));
+      : element("p", { class: "hint" }, "This gallery is created with the first walk enrolled in it."));
     showCalibration(found);
     showRetention(found);
   });

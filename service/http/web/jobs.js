@@ -106,7 +106,7 @@ async function listJobs(cursor = null) {
 function jobTable(rows) {
   return element("table", {},
     element("thead", {}, element("tr", {},
-      ...["Job", "State", "Done", "Asked for"].map((name) => element("th", { scope: "col" }, name)))),
+      ...["Job", "State", "Done", "Created"].map((name) => element("th", { scope: "col" }, name)))),
     element("tbody", {}, ...rows));
 }
 
@@ -147,7 +147,7 @@ async function watch(job) {
   heading.focus({ preventScroll: true });
   bringIntoView(heading);
   try {
-    const lost = () => { remark.textContent = "The connection is lost; it is taken up again …"; };
+    const lost = () => { remark.textContent = "The connection was lost; reconnecting …"; };
     const ended = (event) => event.kind === "status" && FINAL.has(event.data.status);
     for await (const event of follow(path`/jobs/${job.id}/events`, { signal: mine.signal, ended, lost })) {
       remark.textContent = "";

@@ -40,7 +40,7 @@ function modelCard(model) {
     element("div", { class: "heading" }, element("h2", {}, model.name),
       element("span", { class: "badge" }, model.source)),
     active.length ? element("p", {}, `Active in ${listed(active)}.`) : null,
-    previous.length ? element("p", { class: "hint" }, `Kept for going back: ${listed(previous)} had it before.`) : null,
+    previous.length ? element("p", { class: "hint" }, `Previous model of ${listed(previous)}.`) : null,
     element("dl", { class: "facts" },
       entry("Network", model.architecture ?? "unknown"),
       model.parameters === null ? null : entry("Parameters", model.parameters.toLocaleString()),
