@@ -67,7 +67,7 @@ class RateLimiter:
         full_in = (rate.requests - left) * rate.seconds / rate.requests
         return Standing(rate, int(left), full_in, None)
 
-    def look(self, who: str, rate: Rate) -> Standing:
+    def peek(self, who: str, rate: Rate) -> Standing:
         """Return the state of a bucket, without taking a request out."""
         return self._stands(who, rate)[0]
 

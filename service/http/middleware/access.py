@@ -107,7 +107,7 @@ class Access:
         """
         if self._wrong_key_rate is None or hash_of(token) in self._right_keys:
             return
-        standing = self._wrong_keys.look(_caller_address(scope), self._wrong_key_rate)
+        standing = self._wrong_keys.peek(_caller_address(scope), self._wrong_key_rate)
         if standing.retry_in is not None:
             raise RateLimited(
                 "Too many wrong API keys came from this address. Try again later.",

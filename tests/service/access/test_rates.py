@@ -63,10 +63,10 @@ def test_a_bucket_is_used_up_at_once_and_fills_evenly() -> None:
     assert limiter.take("a", rate).remaining == 2  # it never holds more than it can
 
 
-def test_looking_uses_nothing_up() -> None:
+def test_peeking_uses_nothing_up() -> None:
     limiter = RateLimiter(clock=Clock())
     for _ in range(5):
-        assert limiter.look("a", Rate(1, 60)).remaining == 1
+        assert limiter.peek("a", Rate(1, 60)).remaining == 1
 
 
 def test_however_many_callers_there_are_memory_is_bounded() -> None:
@@ -74,8 +74,8 @@ def test_however_many_callers_there_are_memory_is_bounded() -> None:
     for number in range(1000):
         limiter.take(str(number), Rate(2, 60))
     assert len(limiter._buckets) == 100
-    assert limiter.look("999", Rate(2, 60)).remaining == 1
-    assert limiter.look("0", Rate(2, 60)).remaining == 2
+    assert limiter.peek("999", Rate(2, 60)).remaining == 1
+    assert limiter.peek("0", Rate(2, 60)).remaining == 2
 
 
 def test_the_addresses_of_one_ipv6_host_count_as_one() -> None:
