@@ -22,7 +22,7 @@ from service.http.middleware.body import BodyGuard
 from service.http.middleware.head import HeadAsGet
 from service.http.middleware.idempotency import Idempotency
 from service.http.middleware.request_context import RequestContext
-from service.http.middleware.scopes import Scopes
+from service.http.middleware.scopes import Scopes, requires
 from service.http.openapi import openapi, operation_id
 from service.http.resources import open_engine, open_resources
 from service.http.routes import (
@@ -38,7 +38,7 @@ from service.http.routes import (
     sequences,
     subjects,
 )
-from service.http.routes.access import only_known_fields, requires
+from service.http.routes.known_fields import only_known_fields
 from service.storage.writers import Writers
 
 

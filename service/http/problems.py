@@ -83,14 +83,12 @@ def internal_error(request_id: str) -> JSONResponse:
 
 def install(app: FastAPI) -> None:
     """Register handlers for our errors, the framework's, and its validation errors."""
-    app.add_exception_handler(ServiceError, _own)
-    app.add_exception_handler(HTTPException, _frameworks)
-    app.add_exception_handler(RequestValidationError, _validation)
+    app.exception_handler(ServiceError)(_own)
+    app.exception_handler(HTTPException)(_frameworks)
+    app.exception_handler(RequestValidationError)(_validation)
 
 
-async def _own(_request: Request, error: Exception) -> JSONResponse:
-    if not isinstance(error, ServiceError):
-        raise error
+async def _own(_request: Request, error: ServiceError) -> JSONResponse:
     return render(error)
 
 
@@ -102,9 +100,7 @@ _FRAMEWORKS = {
 }
 
 
-async def _frameworks(request: Request, error: Exception) -> JSONResponse:
-    if not isinstance(error, HTTPException):
-        raise error
+async def _frameworks(request: Request, error: HTTPException) -> JSONResponse:
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and (methods := _methods(request)):
         error.headers = {"Allow": ", ".join(methods)}
     return render_http(error)
@@ -137,9 +133,7 @@ def render_http(error: HTTPException) -> JSONResponse:
     return problem(error.status_code, slug, title, detail or title, headers=error.headers)
 
 
-async def _validation(request: Request, error: Exception) -> JSONResponse:
-    if not isinstance(error, RequestValidationError):
-        raise error
+async def _validation(request: Request, error: RequestValidationError) -> JSONResponse:
     errors: list[Any] = list(error.errors())
     if any(item["type"] == "json_invalid" for item in errors):
         return problem(

@@ -22,7 +22,7 @@ from service.http import recorded
 from service.http.middleware.access import CALLER
 from service.http.middleware.audit import RECORDED
 from service.http.middleware.idempotency import HOLD
-from service.http.routes.access import requires
+from service.http.middleware.scopes import requires
 from service.http.routes.dependencies import Held, resources
 from service.http.schemas import AuditLine, Schema
 from service.storage.database import storage_trouble

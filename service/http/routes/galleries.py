@@ -12,7 +12,7 @@ from service.gallery.fields import Cursor, check_metadata, decode_cursor, encode
 from service.gallery.listing import galleries
 from service.gallery.records import GalleryRecord
 from service.http import recorded
-from service.http.routes.access import requires
+from service.http.middleware.scopes import requires
 from service.http.routes.audited import keep_change, record_erasure
 from service.http.routes.dependencies import Held
 from service.http.schemas import (

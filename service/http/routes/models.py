@@ -19,8 +19,8 @@ from service.access.keys import Scope
 from service.gallery.active_model import PinnedGallery, every_gallery
 from service.gallery.records import ModelPin
 from service.http import recorded
+from service.http.middleware.scopes import requires
 from service.http.resources import Resources
-from service.http.routes.access import requires
 from service.http.routes.audited import record_change
 from service.http.routes.dependencies import Held
 from service.http.routes.jobs import JobAnswer, Submits

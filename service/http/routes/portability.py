@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 from service.access.keys import Scope
 from service.gallery.fields import GalleryName
 from service.http import recorded
-from service.http.routes.access import requires
+from service.http.middleware.scopes import requires
 from service.http.routes.audited import record_answer, record_read
 from service.http.routes.dependencies import Held
 from service.http.schemas import ImportAnswer

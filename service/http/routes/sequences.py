@@ -13,7 +13,7 @@ from models.silhouettes.gei import gait_energy_image
 from service.access.keys import Scope
 from service.gallery.records import Silhouettes
 from service.http import recorded
-from service.http.routes.access import requires
+from service.http.middleware.scopes import requires
 from service.http.routes.audited import record_erasure, record_read
 from service.http.routes.dependencies import Held
 from service.http.schemas import ReceiptAnswer, SequenceAnswer

@@ -1,8 +1,8 @@
 // The model that the chosen gallery is searched with: another one put into service, and back again.
 
 import { call, path } from "./api.js";
-import { announce, bringIntoView, byId, element } from "./dom.js";
 import { comparisonOf, figuresOf } from "./comparison.js";
+import { announce, bringIntoView, byId, element } from "./dom.js";
 import { problemNotice } from "./problem.js";
 import { runner } from "./running.js";
 import { gallery, knownGalleries } from "./service.js";

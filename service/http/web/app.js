@@ -1,7 +1,6 @@
 // The page: which section is shown, which gallery is chosen, the API key, how the service is.
 
 import { leaveActivation } from "./activation.js";
-import { keepAddress, named } from "./address.js";
 import { call, key } from "./api.js";
 import { byId } from "./dom.js";
 import { startEnrolment } from "./enrolment.js";
@@ -10,7 +9,7 @@ import { startIdentification } from "./identification.js";
 import { leaveJobs, openJob, showJobs, startJobs } from "./jobs.js";
 import { showModels, startModels } from "./models.js";
 import { showing } from "./problem.js";
-import { galleryChoice, learn } from "./service.js";
+import { galleryChoice, keepAddress, learn, named } from "./service.js";
 
 const sections = {
   identify: {},

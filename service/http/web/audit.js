@@ -1,10 +1,9 @@
 // Auditing a gallery: which walks attract other people, who may be one person, what is poor.
 
-import { at } from "./address.js";
 import { byId, element, entry } from "./dom.js";
 import { inWords } from "./problem.js";
 import { runner } from "./running.js";
-import { gallery, has } from "./service.js";
+import { at, gallery, has } from "./service.js";
 
 const AUDIT = "/jobs/audit-gallery"; // not every version of the service has it
 const audits = runner(byId("audit-result"), "audit", (busy) => { byId("audit-start").disabled = busy; });

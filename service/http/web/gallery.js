@@ -1,19 +1,16 @@
 // The chosen gallery: its subjects a page at a time, one subject's walks, erasure with its receipt.
 
-import { at, keepAddress } from "./address.js";
 import { call, path } from "./api.js";
 import { resetAudit, startAudit } from "./audit.js";
 import { leaveCalibration, showCalibration, startCalibration } from "./calibration.js";
-import { confirmed } from "./confirmation.js";
-import { coverageOf } from "./coverage.js";
-import { announce, bringIntoView, byId, element, entry } from "./dom.js";
-import { walkOf } from "./enrolment.js";
+import { announce, bringIntoView, byId, confirmed, element, entry } from "./dom.js";
+import { coverageOf, walkOf } from "./enrolment.js";
 import { percent } from "./figures.js";
 import { resetPortability, startPortability } from "./portability.js";
 import { showing } from "./problem.js";
 import { receiptOf } from "./receipt.js";
 import { keptFor, showRetention, startRetention } from "./retention.js";
-import { chooseGallery, gallery, knownGalleries, learnGalleries } from "./service.js";
+import { at, chooseGallery, gallery, keepAddress, knownGalleries, learnGalleries } from "./service.js";
 
 const PAGE = 12;
 let cursors = [null]; // of the pages up to the one shown, for the way back

@@ -1,14 +1,13 @@
 // Jobs: start one, watch its curve as it comes, cancel it.
 
-import { at, keepAddress } from "./address.js";
 import { call, path } from "./api.js";
-import { chartOf } from "./progress.js";
 import { announce, bringIntoView, byId, element } from "./dom.js";
 import { follow } from "./events.js";
 import { outcomeOf } from "./outcome.js";
 import { problemNotice, showing } from "./problem.js";
+import { chartOf } from "./progress.js";
 import { FINAL } from "./running.js";
-import { allowed, gallery, has, knownGalleries, offer } from "./service.js";
+import { allowed, at, gallery, has, keepAddress, knownGalleries, offer } from "./service.js";
 
 const PAGE = 10;
 const CALIBRATE = "/jobs/calibrate"; // not every version of the service has it

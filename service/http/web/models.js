@@ -3,8 +3,7 @@
 import { activate, activeModel, leaveActivation, startActivation } from "./activation.js";
 import { call, path, send } from "./api.js";
 import { startCheckpoints } from "./checkpoint.js";
-import { confirmed } from "./confirmation.js";
-import { announce, byId, element, entry } from "./dom.js";
+import { announce, byId, confirmed, element, entry } from "./dom.js";
 import { moment, short } from "./figures.js";
 import { showing } from "./problem.js";
 import { figuresOf, numbers } from "./progress.js";

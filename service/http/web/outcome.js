@@ -1,11 +1,11 @@
 // What came of a job, by what it was.
 
 import { activated } from "./activation.js";
-import { at } from "./address.js";
 import { auditOf } from "./audit.js";
 import { comparisonOf } from "./comparison.js";
 import { element } from "./dom.js";
 import { failure } from "./running.js";
+import { at } from "./service.js";
 import { thresholdCurve } from "./thresholds.js";
 
 const SHOWN = {

@@ -21,7 +21,7 @@ from service.gallery.listing import is_enrolled
 from service.gallery.store import GalleryStore
 from service.http import problems
 from service.http.routes import jobs, models
-from service.http.routes.access import only_known_fields
+from service.http.routes.known_fields import only_known_fields
 from service.jobs.events import Progress, Start
 from service.jobs.following import Followers
 from service.jobs.queue import JobQueue

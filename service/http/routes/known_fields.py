@@ -1,10 +1,9 @@
-"""What every route requires of a request: a scope, and known fields only."""
+"""Every route accepts known fields only, each once."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any, get_origin
 
 from fastapi import Request
@@ -12,40 +11,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.datastructures import FormData
 
-from service.access.keys import ApiKey, Scope
-from service.foundation.errors import Forbidden, Malformed, Reason
-from service.http.middleware.access import CALLER
+from service.foundation.errors import Malformed
 
 _TWICE = "Sent more than once"
-
-
-@dataclass(frozen=True)
-class Requirement:
-    """A dependency that requires one of these scopes of the caller's key.
-
-    `service.http.middleware.scopes` finds it among a route's dependencies and checks it before the
-    body is read.
-    """
-
-    scopes: tuple[Scope, ...]
-
-    def __call__(self, request: Request) -> None:
-        """Raise `Forbidden` unless the key has one of the scopes, or there are no keys."""
-        self.ask(request.scope.get(CALLER))
-
-    def ask(self, key: ApiKey | None) -> None:
-        """Raise `Forbidden` for a key that has none of the scopes."""
-        if key is not None and not any(key.may(scope) for scope in self.scopes):
-            named = " or ".join(f"`{scope}`" for scope in self.scopes)
-            raise Forbidden(
-                f"This call needs a key with the scope {named}.",
-                Reason("Authorization", "scope_missing"),
-            )
-
-
-def requires(*scopes: Scope) -> Requirement:
-    """Return the dependency of a route for keys with one of these scopes."""
-    return Requirement(scopes)
 
 
 async def only_known_fields(request: Request) -> None:
