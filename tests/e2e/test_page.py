@@ -506,7 +506,7 @@ def test_a_gallery_is_saved_as_a_file_and_brought_in_again(
     saved.value.save_as(file)
     expect(section.locator("#export-problem")).to_contain_text(f"{gallery}.zip, 0.")
 
-    section.get_by_label("Exported file").set_input_files(file)
+    section.get_by_label("Gallery file").set_input_files(file)
     name = section.get_by_label("Name of the imported gallery")
     expect(name).to_have_value("saved")
     name.fill(gallery)
@@ -520,7 +520,7 @@ def test_a_gallery_is_saved_as_a_file_and_brought_in_again(
     expect(section.locator("#gallery-summary")).to_contain_text("Subjects1Walks2")
 
     cut = file_of(file.read_bytes()[:3000], "cut.zip")
-    section.get_by_label("Exported file").set_input_files(cut)
+    section.get_by_label("Gallery file").set_input_files(cut)
     section.get_by_role("button", name="Import").click()
     expect(result.get_by_role("alert")).to_be_visible()
     expect(page.locator("#gallery-choice option", has_text="cut")).to_have_count(0)
