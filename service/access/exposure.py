@@ -18,7 +18,7 @@ class Exposed(RuntimeError):
 
 
 def check_exposure(settings: Settings, engine: Engine) -> None:
-    """Say who may call; raises `Exposed` when that would be everybody and nobody vouches for it."""
+    """Log who may call; raises `Exposed` if anybody could and the settings do not allow it."""
     if any_key(engine):
         return
     if settings.allow_unauthenticated:
@@ -34,7 +34,7 @@ def check_exposure(settings: Settings, engine: Engine) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine, by address or as `localhost`."""
+    """Return whether a host is this machine, by address or as `localhost`."""
     if host == "localhost":
         return True
     try:

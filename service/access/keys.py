@@ -38,7 +38,7 @@ class Scope(StrEnum):
 
 
 class ApiKeyRow(Table):
-    """One key; one that is of no use any more stays, so that losing the last opens nothing."""
+    """One key. Revoked and expired keys stay, so that losing the last one opens nothing."""
 
     __tablename__ = "api_key"
 
@@ -54,10 +54,10 @@ class ApiKeyRow(Table):
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What may be shown of a key.
+    """A key without its secret.
 
-    `rate` is as in `service.foundation.rate`, None the deployment's own; without
-    `expires_at` it never expires.
+    `rate` is as in `service.foundation.rate`; None stands for the deployment's own. A key without
+    `expires_at` never expires.
     """
 
     key_id: str
@@ -69,18 +69,18 @@ class ApiKey:
     expires_at: datetime | None
 
     def state(self, at: datetime) -> Literal["active", "expired", "revoked"]:
-        """What the key is good for at a moment: it expires at `expires_at`, not after."""
+        """Return the key's state at a moment; at `expires_at` it has expired."""
         if self.revoked_at is not None:
             return "revoked"
         return "expired" if self.expires_at is not None and self.expires_at <= at else "active"
 
     def may(self, scope: Scope) -> bool:
-        """Whether this key carries the scope."""
+        """Return whether this key has the scope."""
         return self.revoked_at is None and (scope in self.scopes or Scope.ADMIN in self.scopes)
 
 
-Also = Callable[[ApiKey], None]
-"""Work to do before a key's change is committed; what it raises undoes the change."""
+InTransaction = Callable[[ApiKey], None]
+"""Runs in the transaction that changes a key; an exception undoes the change."""
 
 
 def _nothing_else(_key: ApiKey) -> None:
@@ -92,13 +92,13 @@ def create_key(
     scopes: Iterable[Scope],
     name: str = "",
     rate: str | None = None,
-    also: Also = _nothing_else,
+    in_transaction: InTransaction = _nothing_else,
     *,
     expires_at: datetime | None = None,
 ) -> tuple[ApiKey, str]:
-    """Make a key; returns what is known of it and the token, which is never shown again.
+    """Make a key; returns it and its token, which is not kept.
 
-    `also` is called in the same transaction. `ValueError` without a scope, or for no rate.
+    Raises `ValueError` without a scope, or for a rate that cannot be read.
     """
     wanted = sorted({Scope(scope) for scope in scopes})
     if not wanted:
@@ -119,29 +119,31 @@ def create_key(
     with Session(writing(engine), expire_on_commit=False) as session, session.begin():
         session.add(row)
         session.flush()
-        also(_record(row))
+        in_transaction(_record(row))
     return _record(row), token
 
 
 def list_keys(engine: Engine) -> list[ApiKey]:
-    """Every key, oldest first, revoked and expired ones included."""
+    """Return every key, oldest first, revoked and expired ones included."""
     with Session(engine) as session:
         return [_record(row) for row in session.scalars(select(ApiKeyRow).order_by(ApiKeyRow.id))]
 
 
-def revoke_key(engine: Engine, key_id: str, also: Also = _nothing_else) -> ApiKey:
-    """Make a key useless from now on, with `also` in the transaction; raises `NotFound`."""
+def revoke_key(
+    engine: Engine, key_id: str, in_transaction: InTransaction = _nothing_else
+) -> ApiKey:
+    """Revoke a key; raises `NotFound`."""
     with Session(writing(engine), expire_on_commit=False) as session, session.begin():
         row = session.get(ApiKeyRow, key_id)
         if row is None:
             raise NotFound(f"There is no API key {key_id!r}.")
         row.revoked_at = row.revoked_at or now()
-        also(_record(row))
+        in_transaction(_record(row))
     return _record(row)
 
 
 def keys_that_expire(engine: Engine, within: timedelta, at: datetime) -> list[ApiKey]:
-    """Active keys that will have expired before long."""
+    """Return the active keys that expire within a time from a moment on."""
     return [
         key
         for key in list_keys(engine)
@@ -150,22 +152,23 @@ def keys_that_expire(engine: Engine, within: timedelta, at: datetime) -> list[Ap
 
 
 def any_key(engine: Engine) -> bool:
-    """Whether a key was ever made: from then on every request needs one."""
+    """Return whether a key was ever made: from then on every request needs one."""
     with Session(engine) as session:
         return session.scalar(select(ApiKeyRow.id).limit(1)) is not None
 
 
-def find_key(engine: Engine, token: str) -> ApiKey | None:
-    """The key behind a token, unless it is unknown or revoked; `Unauthenticated` if expired.
+def find_key(engine: Engine, token: str, at: datetime) -> ApiKey | None:
+    """Return the key behind a token, None if it is unknown or revoked.
 
-    That it has expired is told to whoever holds it: it is no guess, and a new one is what helps.
+    Raises `Unauthenticated` if it has expired at this moment. Whoever holds it is told so: it is no
+    guess, and a new one is what helps.
     """
     with Session(engine) as session:
         row = session.scalar(select(ApiKeyRow).where(ApiKeyRow.token_hash == hash_of(token)))
     if row is None:
         return None
     key = _record(row)
-    match key.state(now()):
+    match key.state(at):
         case "revoked":
             return None
         case "expired":
@@ -178,9 +181,10 @@ def find_key(engine: Engine, token: str) -> ApiKey | None:
 
 
 def read_expiry(text: str, at: datetime) -> datetime:
-    """When a key made at `at` expires: `90d` so many days later, `2027-01-31` as that day begins.
+    """Return when a key that is made at `at` expires.
 
-    Days are of UTC. Raises `ValueError` for anything else, and for what is past.
+    `90d` means 90 days later, `2027-01-31` the beginning of that day in UTC. Raises `ValueError`
+    for anything else, and for a day that has begun.
     """
     if days := _DAYS.fullmatch(text):
         return at + timedelta(days=int(days[1]))
@@ -194,7 +198,7 @@ def read_expiry(text: str, at: datetime) -> datetime:
 
 
 def hash_of(token: str) -> str:
-    """What is kept of a token."""
+    """Return the hash that is kept of a token."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 

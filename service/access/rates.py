@@ -1,8 +1,8 @@
-"""How many requests somebody may send: token buckets, in the memory of one process.
+"""Rate limits: token buckets in the memory of one process.
 
 A bucket holds as many requests as the rate names and fills up evenly, so a client may send them all
-at once and then goes on at the rate. Every process keeps its own buckets: sharing them would cost
-a write to the database for every request.
+at once and then goes on at the rate. Each process has its own buckets, because shared ones would
+cost a write to the database for every request.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ _NETWORK_OF_ONE = 64  # bits: an IPv6 host has this many addresses to choose fro
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How somebody stands after asking: `remaining` requests now, all of them in `full_in` s.
+    """The state of a bucket after a request.
 
-    `retry_in` is the time until the next one is allowed, None when this one is.
+    Attributes:
+        remaining: requests that are allowed now.
+        full_in: seconds until the bucket is full.
+        retry_in: seconds until the next request is allowed; None if this one is.
     """
 
     rate: Rate
@@ -33,7 +36,7 @@ class Standing:
     retry_in: float | None
 
     def headers(self) -> dict[str, str]:
-        """For the answer, whichever it is."""
+        """Return the `RateLimit-*` headers of the answer."""
         return {
             "RateLimit-Limit": str(self.rate.requests),
             "RateLimit-Remaining": str(self.remaining),
@@ -42,7 +45,7 @@ class Standing:
 
 
 class RateLimiter:
-    """Buckets by name, for one thread. The longest unused ones are forgotten, that is, filled."""
+    """Buckets by name, for one thread. Those that were not used for longest are dropped first."""
 
     def __init__(
         self, *, clock: Callable[[], float] = monotonic, most: int = _MOST_BUCKETS
@@ -52,7 +55,7 @@ class RateLimiter:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, as of when
 
     def take(self, who: str, rate: Rate) -> Standing:
-        """Use up one request, if there is one."""
+        """Take one request out of a bucket, if there is one."""
         standing, tokens = self._stands(who, rate)
         if standing.retry_in is not None:
             return standing
@@ -64,8 +67,8 @@ class RateLimiter:
         full_in = (rate.requests - left) * rate.seconds / rate.requests
         return Standing(rate, int(left), full_in, None)
 
-    def look(self, who: str, rate: Rate) -> Standing:
-        """How somebody stands, without using anything up."""
+    def peek(self, who: str, rate: Rate) -> Standing:
+        """Return the state of a bucket, without taking a request out."""
         return self._stands(who, rate)[0]
 
     def _stands(self, who: str, rate: Rate) -> tuple[Standing, float]:
@@ -79,7 +82,7 @@ class RateLimiter:
 
 
 def network_of(address: str) -> str:
-    """Whom an address counts for: itself, or the IPv6 network that one host is given."""
+    """Return what an address counts as: itself, or the IPv6 network (/64) that one host has."""
     try:
         known = ip_address(address)
     except ValueError:

@@ -122,5 +122,5 @@ def audit_record(settings: Settings, engine: Engine) -> Iterator[AuditRecord]:
     from service.access.audit.record import AuditRecord
     from service.gallery.listing import is_enrolled
 
-    with closing(AuditRecord.open(settings, partial(is_enrolled, engine))) as record:
+    with closing(AuditRecord(settings, partial(is_enrolled, engine))) as record:
         yield record

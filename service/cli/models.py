@@ -25,7 +25,8 @@ def show_all(client: Client, as_json: AsJson = False) -> None:
         {
             "model": lambda item: item.name,
             "source": lambda item: item.source,
-            "architecture": lambda item: item.card.get("architecture"),
+            "architecture": lambda item: item.architecture,
+            "parameters": lambda item: item.parameters,
             "digest": lambda item: item.digest[:12],
             "active in": lambda item: ", ".join(item.active_in),
             "created": lambda item: item.created_at,

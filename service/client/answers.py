@@ -261,18 +261,30 @@ class JobEvent(Answer):
         return self.kind == "status" and self.data["status"] in ENDED
 
 
-class Model(Answer):
-    """One registered model, its card, and the galleries that use it or may go back to it."""
+class ModelSummary(Answer):
+    """One registered model, and the galleries that use it or may go back to it.
+
+    `headline` has the rank-1 of each evaluation on its card.
+    """
 
     name: str
     source: str
     digest: str
-    metrics: dict[str, Any]
-    card: dict[str, Any]
-    job_id: str | None
-    created_at: datetime | None
+    architecture: str | None = None
+    parameters: int | None = None
+    weights_bytes: int | None = None
+    headline: dict[str, float] = {}
     active_in: list[str] = []
     previous_in: list[str] = []
+    job_id: str | None
+    created_at: datetime | None
+
+
+class Model(ModelSummary):
+    """One registered model with its whole card."""
+
+    metrics: dict[str, Any]
+    card: dict[str, Any]
 
 
 class Health(Answer):

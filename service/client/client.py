@@ -22,6 +22,7 @@ from service.client.answers import (
     Job,
     JobEvent,
     Model,
+    ModelSummary,
     Page,
     Readiness,
     Subject,
@@ -247,9 +248,9 @@ class Client(Connection):
 
     # Models
 
-    def models(self) -> Iterator[Model]:
-        """Yield all registered models, by name."""
-        return self._list(Page[Model], "/models", limit=None)
+    def models(self) -> Iterator[ModelSummary]:
+        """Yield all registered models, by name, without their cards."""
+        return self._list(Page[ModelSummary], "/models", limit=None)
 
     def model(self, name: str) -> Model:
         """Return one model with its card."""

@@ -30,11 +30,11 @@ class Reason:
 
 
 class CutOff(Exception):
-    """An answer that was begun cannot be finished, the text says why; its connection is cut."""
+    """An answer that was begun cannot be finished; the text says why. The connection is cut."""
 
 
 class ServiceError(Exception):
-    """Base of every error a client may cause or must know of."""
+    """Base of all errors that a client may cause or must know of."""
 
     status: ClassVar[int] = 500
     slug: ClassVar[str] = "internal"
@@ -55,7 +55,7 @@ class ServiceError(Exception):
         self.retry_after = retry_after
 
     def members(self) -> Mapping[str, Any]:
-        """What the problem document says beside its standard members, ready for JSON."""
+        """Return members of the problem document beside the standard ones, ready for JSON."""
         return {}
 
 
@@ -127,7 +127,7 @@ class Unavailable(ServiceError):
     def __init__(
         self, detail: str, *reasons: Reason, retry_after: float, slug: str | None = None
     ) -> None:
-        """As every error; `retry_after`, in seconds, is in every answer with this status."""
+        """Say what to do in `detail`; `retry_after` is in seconds."""
         super().__init__(detail, *reasons, slug=slug, retry_after=retry_after)
 
 

@@ -1,7 +1,7 @@
-"""One JSON object a line, each with the id of the request it belongs to.
+"""Logs as JSON lines, each with the id of its request.
 
-Nobody is named: no subject ids, no file names, no silhouettes, no embeddings; an address is logged
-as its route's template.
+They have no subject ids, names of files, silhouettes or embeddings; an address is logged as its
+route's template.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class JsonLines(logging.Formatter):
     """Formats a record, with what was passed as `extra`, as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line, without its end."""
+        """Return the line without a line break."""
         line: dict[str, object] = {
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),

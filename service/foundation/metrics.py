@@ -1,4 +1,4 @@
-"""What Prometheus is told: counts and durations, never who or what."""
+"""Metrics for Prometheus: counts and durations that name nobody."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many requests a caller may send: `120/minute`, as settings and keys say it."""
+"""A rate of requests as settings and keys have it, such as `120/minute`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _RATE = re.compile(rf"([1-9][0-9]{{0,6}})/({'|'.join(_PERIODS)})")
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """So many requests in so many seconds."""
+    """A number of requests in a number of seconds."""
 
     requests: int
     seconds: int
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """From `120/minute`; None for `unlimited`. `ValueError` for anything else."""
+        """Read `120/minute`; returns None for `unlimited`, and raises `ValueError` for the rest."""
         if text == UNLIMITED:
             return None
         found = _RATE.fullmatch(text)

@@ -27,7 +27,7 @@ _OF_THE_CLIENT = frozenset({"URL", "API_KEY"})
 
 
 class Settings(BaseSettings):
-    """Everything an operator may set, as GAITID_<NAME>."""
+    """All settings; the environment has each as GAITID_<NAME>."""
 
     # A value that is refused may be a secret, so errors do not repeat it.
     model_config = SettingsConfigDict(
@@ -117,7 +117,7 @@ class Settings(BaseSettings):
     @field_validator("allowed_hosts", "trusted_proxies", mode="before")
     @classmethod
     def _names(cls, value: object) -> object:
-        """Take names as an environment writes them: with commas between, or as a JSON list."""
+        """Read names from the environment: with commas between, or as a JSON list."""
         if not isinstance(value, str):
             return value
         if value.lstrip().startswith("["):
@@ -155,17 +155,17 @@ class Settings(BaseSettings):
 
     @property
     def reserve_file(self) -> Path:
-        """What holds the space that erasures may need."""
+        """The file that reserves space for erasures."""
         return self.data_dir / "reserve"
 
     @property
     def jobs_dir(self) -> Path:
-        """A folder a job: its run's files and log."""
+        """Where each job has a folder for its run's files and log."""
         return self.data_dir / "jobs"
 
 
 def misspelt(variables: Iterable[str]) -> list[str]:
-    """A sentence for every variable of an environment that looks like a setting and is none."""
+    """Return a sentence for each variable that looks like a setting and is none."""
     known = {name.upper() for name in Settings.model_fields}
     complaints = []
     for variable in sorted(variables):

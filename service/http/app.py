@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import Depends, FastAPI
+from starlette.middleware import Middleware
 
 from models.encoder import Encoder
 from service.access.keys import Scope
@@ -21,7 +22,7 @@ from service.http.middleware.body import BodyGuard
 from service.http.middleware.head import HeadAsGet
 from service.http.middleware.idempotency import Idempotency
 from service.http.middleware.request_context import RequestContext
-from service.http.middleware.scopes import Scopes
+from service.http.middleware.scopes import Scopes, requires
 from service.http.openapi import openapi, operation_id
 from service.http.resources import open_engine, open_resources
 from service.http.routes import (
@@ -37,7 +38,7 @@ from service.http.routes import (
     sequences,
     subjects,
 )
-from service.http.routes.access import only_known_fields, requires
+from service.http.routes.known_fields import only_known_fields
 from service.storage.writers import Writers
 
 
@@ -61,11 +62,30 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
         writers.close()
         engine.dispose()
 
+    # The first one is the outermost: every request passes them in this order.
+    layers = [
+        # HEAD is answered as GET is, by all that follows.
+        Middleware(HeadAsGet),
+        # An id, one log line and one measurement for every request; refusals by the layers below
+        # become problem documents here.
+        Middleware(RequestContext, metrics=metrics),
+        # Who calls, and how often: before anything of the body is read.
+        Middleware(Access, engine=engine, settings=settings),
+        # Whether the key has the scope of the route: before the body, too.
+        Middleware(Scopes),
+        # How large and how slow a body may be.
+        Middleware(BodyGuard, settings=settings),
+        # A POST with a key that was carried out before is answered from what was kept.
+        Middleware(Idempotency, engine=engine, writers=writers),
+        # A change that its route has not recorded is recorded before it is answered.
+        Middleware(Audit),
+    ]
     app = FastAPI(
         title="GaitID",
         summary="Enrol and identify people by how they walk.",
         version=version("gaitid"),
         lifespan=lifespan,
+        middleware=layers,
         docs_url=None,  # `service.http.routes.health` has a page that needs no other host
         redoc_url=None,
         redirect_slashes=False,
@@ -73,44 +93,11 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
         dependencies=[Depends(only_known_fields)],
     )
     problems.install(app)
-    for router in (
-        health,
-        page,
-        enroll,
-        identify,
-        galleries,
-        portability,
-        subjects,
-        sequences,
-        audited,
-    ):
-        app.include_router(router.router)
-    for router in (jobs, models):
-        app.include_router(router.router, dependencies=[Depends(requires(Scope.JOBS))])
-
-    # The last one added is the outermost.
-    app.add_middleware(Audit)
-    app.add_middleware(Idempotency, engine=engine, writers=writers)
-    app.add_middleware(
-        BodyGuard,
-        max_bytes=settings.max_request_bytes,
-        max_json_bytes=settings.max_json_bytes,
-        max_import_bytes=settings.max_import_bytes,
-        max_uploads=settings.max_uploads,
-        max_idle_seconds=settings.max_upload_idle_seconds,
-    )
-    app.add_middleware(Scopes)
-    app.add_middleware(
-        Access,
-        engine=engine,
-        allow_unauthenticated=settings.allow_unauthenticated,
-        allowed_hosts=settings.allowed_hosts,
-        trusts_proxies=bool(settings.trusted_proxies),
-        rate_limit=settings.rate_limit,
-        wrong_key_rate=settings.wrong_key_rate,
-    )
-    app.add_middleware(RequestContext, metrics=metrics)
-    app.add_middleware(HeadAsGet)
+    with_own_scopes = (health, page, enroll, identify, galleries, portability, subjects, sequences)
+    for module in (*with_own_scopes, audited):
+        app.include_router(module.router)
+    for module in (jobs, models):
+        app.include_router(module.router, dependencies=[Depends(requires(Scope.JOBS))])
 
     def describe() -> dict[str, Any]:
         if app.openapi_schema is None:

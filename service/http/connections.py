@@ -1,8 +1,8 @@
-"""Which connections are open, and which of them must make room for a newcomer.
+"""Which connections are open, and which of them makes room for a new one.
 
-A connection costs a descriptor whether anything is asked on it or not, and the process needs
-descriptors for more than that: without a bound, whoever opens connections and says nothing keeps
-everybody out, and the database closed.
+Every connection costs a file descriptor, an idle one too, and the process needs descriptors for its
+databases as well. Without a bound, a client that opens connections and sends nothing keeps all
+others out.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class Connection(Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether no request is being answered on it."""
+        """Whether it waits for a request."""
 
     def drop(self) -> None:
-        """Close it now; it is idle."""
+        """Close it; it is idle."""
 
 
 class Connections:
-    """At most `most`, and at most half of them, though one, from any one address."""
+    """At most `most` connections; one address may have half of them, and always one."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -44,10 +44,9 @@ class Connections:
         return len(self._open)
 
     def admit(self, newcomer: Connection) -> bool:
-        """Count a new connection in, where need be in the place of the longest open idle one.
+        """Add a new connection; if there are too many, close the idle one that is open for longest.
 
-        False where all others are busy, and for one too many from its address where all of that
-        address are.
+        Returns False if none is idle: none of its address for one over that address's share.
         """
         own = self._of[network_of(newcomer.address)]
         if len(own) >= self._share:
@@ -60,7 +59,7 @@ class Connections:
         return admitted
 
     def remove(self, connection: Connection) -> None:
-        """Count a connection out, if it was counted in."""
+        """Remove a connection, if it was added."""
         self._open.pop(connection, None)
         address = network_of(connection.address)
         self._of[address].pop(connection, None)
@@ -77,9 +76,9 @@ class Connections:
 
 
 def affordable(most: int, files: int) -> int:
-    """How many of `most` connections this process has descriptors for, beside those of `files`.
+    """Return how many of `most` connections this process has descriptors for, beside `files` files.
 
-    Raises the process's own limit as far as it takes, and may.
+    Raises the process's own limit as far as needed and allowed.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = most + files + _OF_THE_SERVICE

@@ -1,7 +1,7 @@
-"""The page at /docs: every call, its fields and its answers, out of the OpenAPI document.
+"""The page at /docs: every call, its fields and its answers, from the OpenAPI document.
 
-Made here and whole, where Swagger UI would be fetched from somebody else's host at every visit: a
-service in a closed network has documentation too, and nobody else learns that it is read.
+FastAPI's own page fetches Swagger UI from another host at every visit. This one works in a closed
+network, and tells nobody that it is read.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Every error is an <code>application/problem+json</code> document (RFC 9457).</p>
 
 
 def documentation_page(schema: Json) -> str:
-    """An OpenAPI document as one HTML page that needs nothing else."""
+    """Return an OpenAPI document as one HTML page that loads nothing."""
     info = {name: escape(str(schema["info"].get(name, ""))) for name in ("title", "version")}
     page = [_HEAD.format(**info, style=_STYLE, summary=escape(schema["info"].get("summary", "")))]
     tag = None
@@ -91,7 +91,7 @@ def _operation(schema: Json, method: str, path: str, operation: Json) -> Iterato
 
 
 def _resolved(schema: Json, part: Json) -> Json:
-    """The schema itself, where `part` only refers to one of the components."""
+    """Return the component that `part` refers to, or `part` itself."""
     if "$ref" not in part:
         return part
     found: Json = schema["components"]["schemas"][part["$ref"].rpartition("/")[2]]
@@ -99,7 +99,7 @@ def _resolved(schema: Json, part: Json) -> Json:
 
 
 def _type(field: Json) -> str:
-    """A field's type in a word or two."""
+    """Return a field's type in a few words."""
     if "anyOf" in field:
         return " or ".join(_type(one) for one in field["anyOf"])
     if "$ref" in field:

@@ -1,4 +1,4 @@
-"""The listening socket: opened first, so that a taken port is known before anything slow."""
+"""The listening socket; it is opened before the model loads, so that a taken port is known soon."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _BACKLOG = 2048
 
 
 class CannotListen(Exception):
-    """The address is taken, or not ours; the text says which and what to do."""
+    """The address is taken or not this machine's; the text says what to do."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -34,7 +34,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def url_of(host: str, listener: socket.socket) -> str:
-    """The URL under which this machine reaches the listener."""
+    """Return the URL at which this machine reaches the listener."""
     port = listener.getsockname()[1]
     shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not a binding
     return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"

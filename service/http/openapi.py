@@ -1,8 +1,7 @@
-"""The OpenAPI document: what the framework knows of the routes, and what it does not.
+"""The OpenAPI document: what the framework knows of the routes, corrected and completed.
 
-The framework leaves out that every error is a problem document, that calls take a key, which
-headers middleware reads and answers carry, and how one call's answer leads to the next; and it says
-that a form or an address may carry null.
+The framework leaves out that every error is a problem document, that calls take a key, and which
+headers middleware reads and answers carry; and it says that a form or an address may carry null.
 """
 
 from __future__ import annotations
@@ -66,93 +65,21 @@ _PROBLEMS: Mapping[str, str] = {
     "507": "No space is left where the service keeps its data.",
 }
 
-# From an operation: to another, with where its parameters are in the request or the answer.
-_GALLERY_IN_ANSWER = {"gallery": "$response.body#/gallery"}
-_SUBJECT = {"subject_id": "$response.body#/subject_id", **_GALLERY_IN_ANSWER}
-_FIRST_SEQUENCE = {"sequence_id": "$response.body#/sequences/0/sequence_id"}
-_SEQUENCE = {"sequence_id": "$request.path.sequence_id"}
-_GALLERY = {"gallery": "$response.body#/name"}
-_MODEL = {"name": "$response.body#/name"}
-_JOB = {"job_id": "$response.body#/id"}
-_FIRST_JOB = {"job_id": "$response.body#/items/0/id"}
-_OF_JOB = {"show_job": _JOB, "cancel_job": _JOB, "follow_job": _JOB}
-_LINKS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
-    "enroll": {
-        "show_subject": _SUBJECT,
-        "erase_subject": _SUBJECT,
-        "show_sequence": _FIRST_SEQUENCE,
-        "silhouettes_as_arrays": _FIRST_SEQUENCE,
-        "silhouettes_as_film": _FIRST_SEQUENCE,
-        "energy_image": _FIRST_SEQUENCE,
-        "erase_sequence": _FIRST_SEQUENCE,
-    },
-    "identify": {
-        "show_sequence": {"sequence_id": "$response.body#/candidates/0/sequence_id"},
-        "show_subject": {
-            "subject_id": "$response.body#/candidates/0/subject_id",
-            **_GALLERY_IN_ANSWER,
-        },
-    },
-    "create_gallery": {
-        "show_gallery": _GALLERY,
-        "change_gallery": _GALLERY,
-        "export_gallery": _GALLERY,
-        "erase_gallery": _GALLERY,
-        "list_subjects": _GALLERY,
-    },
-    "list_galleries": {
-        "list_galleries": {"cursor": "$response.body#/next_cursor"},
-        "show_gallery": {"gallery": "$response.body#/items/0/name"},
-    },
-    "list_subjects": {
-        "list_subjects": {
-            "gallery": "$response.body#/items/0/gallery",
-            "cursor": "$response.body#/next_cursor",
-        },
-        "show_subject": {
-            "subject_id": "$response.body#/items/0/subject_id",
-            "gallery": "$response.body#/items/0/gallery",
-        },
-    },
-    "show_subject": {"erase_subject": _SUBJECT, "show_sequence": _FIRST_SEQUENCE},
-    "show_sequence": {
-        "silhouettes_as_arrays": _SEQUENCE,
-        "silhouettes_as_film": _SEQUENCE,
-        "energy_image": _SEQUENCE,
-        "erase_sequence": _SEQUENCE,
-    },
-    "distill": _OF_JOB,
-    "evaluate": _OF_JOB,
-    "calibrate": _OF_JOB,
-    "audit_gallery": _OF_JOB,
-    "reindex": _OF_JOB,
-    "activate": _OF_JOB,
-    "rollback": _OF_JOB,
-    "list_jobs": {
-        "list_jobs": {"cursor": "$response.body#/next_cursor"},
-        "show_job": _FIRST_JOB,
-        "follow_job": _FIRST_JOB,
-    },
-    "add_model": {"show_model": _MODEL, "activate": _MODEL, "remove_model": _MODEL},
-    "list_models": {"show_model": {"name": "$response.body#/items/0/name"}},
-}
-
 
 def operation_id(route: APIRoute) -> str:
-    """An operation is called as the function that carries it out, which no two share."""
+    """Name an operation after its function; no two are called alike."""
     return route.name
 
 
 def openapi(app: FastAPI) -> Json:
-    """The document that describes every call of an application."""
+    """Return the document that describes every call of an application."""
     schema = get_openapi(
         title=app.title, version=app.version, summary=app.summary, routes=app.routes
     )
-    _say_errors(schema)
-    _say_keys(schema)
-    _say_headers(schema)
-    _say_links(schema)
-    _say_what_forms_hold(schema)
+    _describe_errors(schema)
+    _describe_keys(schema)
+    _describe_headers(schema)
+    _describe_fields(schema)
     return schema
 
 
@@ -161,8 +88,8 @@ def _operations(schema: Json) -> Iterator[Json]:
         yield from path.values()
 
 
-def _say_errors(schema: Json) -> None:
-    """Say of every operation that its errors are problem documents, validation included."""
+def _describe_errors(schema: Json) -> None:
+    """Describe every operation's errors as problem documents, validation errors included."""
     components = schema.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         components.pop(name, None)
@@ -190,7 +117,7 @@ def _say_errors(schema: Json) -> None:
 
 
 def _problems_of(method: str, operation: Json) -> set[str]:
-    """The statuses of the errors that an operation may answer with."""
+    """Return the statuses of the errors that an operation may answer with."""
     found = {"422", "500"}  # of every call: an unknown parameter is refused everywhere
     if operation["operationId"] != "alive":
         found |= {"403", "503"}
@@ -210,8 +137,8 @@ def _problems_of(method: str, operation: Json) -> set[str]:
     return found
 
 
-def _say_keys(schema: Json) -> None:
-    """Say which operations take a key."""
+def _describe_keys(schema: Json) -> None:
+    """Describe which operations take a key."""
     schema["components"]["securitySchemes"] = {
         "key": {
             "type": "http",
@@ -224,8 +151,8 @@ def _say_keys(schema: Json) -> None:
             operation["security"] = [{"key": []}]
 
 
-def _say_headers(schema: Json) -> None:
-    """Say that every POST takes a key of its own, and which answers say where to go."""
+def _describe_headers(schema: Json) -> None:
+    """Describe the Idempotency-Key of every POST, and which answers have a Location."""
     for path in schema["paths"].values():
         if "post" in path:
             path["post"].setdefault("parameters", []).append(dict(_IDEMPOTENCY_KEY))
@@ -235,24 +162,10 @@ def _say_headers(schema: Json) -> None:
                 answer["headers"] = {"Location": _LOCATION}
 
 
-def _say_links(schema: Json) -> None:
-    """Say how an operation's answer leads to other operations."""
-    by_id = {operation["operationId"]: operation for operation in _operations(schema)}
-    for source, targets in _LINKS.items():
-        for target in [name for name in targets if name not in by_id]:
-            raise LookupError(f"there is no operation {target!r} to link to")
-        responses = by_id[source]["responses"]
-        success = next(answer for status, answer in responses.items() if status.startswith("2"))
-        success["links"] = {
-            target: {"operationId": target, "parameters": dict(parameters)}
-            for target, parameters in targets.items()
-        }
+def _describe_fields(schema: Json) -> None:
+    """Describe that forms have no other fields, and that forms, addresses and headers hold no null.
 
-
-def _say_what_forms_hold(schema: Json) -> None:
-    """Say that forms have no other fields, and that no form, address or header can hold null.
-
-    Where the framework says `null`, it would be the word.
+    The framework allows `null` in them, but it would be the word "null".
     """
     fields = []
     for operation in _operations(schema):

@@ -1,4 +1,4 @@
-"""Every error as application/problem+json (RFC 9457), from our own tree and from the framework."""
+"""Errors as application/problem+json (RFC 9457): the service's own and the framework's."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def problem(
     headers: Mapping[str, str] | None = None,
     members: Mapping[str, Any] | None = None,
 ) -> JSONResponse:
-    """A problem document as a response; `members` are its own beside the standard ones."""
+    """Return a problem document as a response; `members` come after the standard ones."""
     return JSONResponse(
         {
             "type": f"/problems/{slug}",
@@ -54,7 +54,7 @@ def problem(
 
 
 def render(error: ServiceError) -> JSONResponse:
-    """One of our own errors."""
+    """Return the response for one of the service's own errors."""
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
@@ -72,7 +72,7 @@ def render(error: ServiceError) -> JSONResponse:
 
 
 def internal_error(request_id: str) -> JSONResponse:
-    """What a client is told of an unexpected exception: nothing but where to look it up."""
+    """Return the response for an unexpected exception: it says only where to look it up."""
     return problem(
         500,
         ServiceError.slug,
@@ -82,15 +82,13 @@ def internal_error(request_id: str) -> JSONResponse:
 
 
 def install(app: FastAPI) -> None:
-    """Render our errors, the framework's, and its validation errors as problem documents."""
-    app.add_exception_handler(ServiceError, _own)
-    app.add_exception_handler(HTTPException, _frameworks)
-    app.add_exception_handler(RequestValidationError, _validation)
+    """Register handlers for our errors, the framework's, and its validation errors."""
+    app.exception_handler(ServiceError)(_own)
+    app.exception_handler(HTTPException)(_frameworks)
+    app.exception_handler(RequestValidationError)(_validation)
 
 
-async def _own(_request: Request, error: Exception) -> JSONResponse:
-    if not isinstance(error, ServiceError):
-        raise error
+async def _own(_request: Request, error: ServiceError) -> JSONResponse:
     return render(error)
 
 
@@ -102,16 +100,14 @@ _FRAMEWORKS = {
 }
 
 
-async def _frameworks(request: Request, error: Exception) -> JSONResponse:
-    if not isinstance(error, HTTPException):
-        raise error
+async def _frameworks(request: Request, error: HTTPException) -> JSONResponse:
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and (methods := _methods(request)):
         error.headers = {"Allow": ", ".join(methods)}
     return render_http(error)
 
 
 def _methods(request: Request) -> list[str]:
-    """Every method of an address that is documented; the framework names its first route's only."""
+    """Return every documented method of an address; the framework names its first route's only."""
     paths = request.app.openapi()["paths"]
     matching = [path for path in paths if compile_path(path)[0].match(request.url.path)]
     if not matching:
@@ -122,7 +118,7 @@ def _methods(request: Request) -> list[str]:
 
 
 def render_http(error: HTTPException) -> JSONResponse:
-    """One of the framework's errors, or what it made one of while it read a body."""
+    """Return the response for one of the framework's errors, or for what caused it."""
     if isinstance(error.__cause__, Exception) and (trouble := storage_trouble(error.__cause__)):
         _log.error("an upload could not be kept while it was read: %s", error.__cause__)
         return render(trouble)
@@ -137,9 +133,7 @@ def render_http(error: HTTPException) -> JSONResponse:
     return problem(error.status_code, slug, title, detail or title, headers=error.headers)
 
 
-async def _validation(request: Request, error: Exception) -> JSONResponse:
-    if not isinstance(error, RequestValidationError):
-        raise error
+async def _validation(request: Request, error: RequestValidationError) -> JSONResponse:
     errors: list[Any] = list(error.errors())
     if any(item["type"] == "json_invalid" for item in errors):
         return problem(
@@ -164,9 +158,9 @@ async def _validation(request: Request, error: Exception) -> JSONResponse:
 
 
 def _not_a_form(request: Request, errors: Sequence[Mapping[str, Any]]) -> Reason | None:
-    """What to say of JSON or an array sent bare to a call that takes a form.
+    """Return a reason if JSON or an array was sent to a call that takes a form.
 
-    The framework then finds no field, and says of each that it is missing, sent or not.
+    The framework then finds no field, and reports each one as missing.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in ("", "multipart/form-data", "application/x-www-form-urlencoded"):
@@ -186,7 +180,7 @@ def _reason(item: Mapping[str, Any]) -> Reason:
 
 
 def _where(location: Sequence[str | int]) -> str:
-    """A field's name; without the part of the request it is in, which only matters to us."""
+    """Return a field's name, without the part of the request that it is in."""
     inside = location[1:] if len(location) > 1 else location
     return "".join(
         f"[{step}]" if isinstance(step, int) else (f".{step}" if position else str(step))

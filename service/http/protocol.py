@@ -1,14 +1,22 @@
-"""HTTP/1.1 as uvicorn parses it, with bounds on a request's head and on connections.
+"""HTTP/1.1 as uvicorn parses it with httptools, with bounds that no setting of uvicorn gives.
 
-uvicorn waits for a request line and headers for ever and keeps as many of them as are sent,
-answers what it cannot parse as plain text, closes on a client that is still sending, to which
-its answer is lost, parses whatever number of requests comes at once, and takes connections until
-the process has no descriptors left.
+- A head has a limit of bytes and of time, and so has the time that a client takes nothing of its
+  answer. (`h11_max_incomplete_event_size` is for the slower parser; `timeout_keep_alive` counts
+  between two requests only.)
+- Chunks, trailers and requests sent ahead have limits: parsing them keeps the event loop busy.
+- An idle connection makes room for a new one. (`limit_concurrency` refuses the new one, so whoever
+  opens connections and says nothing keeps everybody out.)
+- A client that is refused while it is sending gets the answer: the connection lingers, because a
+  connection that is closed on unread bytes is reset.
+- When the service stops, bodies that still arrive have two seconds; `timeout_graceful_shutdown` is
+  for what is being answered.
+- What cannot be parsed is answered as a problem document.
 """
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -19,10 +27,6 @@ from service.http.connections import Connections
 from service.http.problems import problem, render
 
 _LONGEST_HEAD = 32 * 2**10  # bytes, give or take one read from the socket
-_HEAD_SECONDS = 20.0
-_LINGER_SECONDS = 30.0
-_UNREAD_SECONDS = 60.0  # that an answer waits for a client which takes none of it
-_LAST_SECONDS = 2.0  # for bodies that still arrive when the service stops
 _MOST_IN_LINE = 8  # requests sent before the first is answered
 _SMALLEST_PIECE = 16  # bytes: what the pieces of a body have on the whole,
 _FREE_PIECES = 4096  # not counting so many
@@ -35,15 +39,25 @@ _STOPPING = Unavailable(
 )
 
 
-class BoundedHttp(HttpToolsProtocol):
-    """Closes connections whose request line and headers are too long, or too long in coming.
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a connection waits for its client, in seconds.
 
-    A refusal that ends the connection is sent before the body is there; what still comes is read
-    and dropped for a while, because a connection that is closed on it is reset, and the answer in
-    it with it.
-
-    `among`: the connections that are counted together; without it they are not counted.
+    Attributes:
+        head: for a request line and headers.
+        linger: for the rest of a body whose request has been answered.
+        unread: for a client that takes nothing of its answer.
+        last: for a body that is still arriving when the service stops.
     """
+
+    head: float = 20.0
+    linger: float = 30.0
+    unread: float = 60.0
+    last: float = 2.0
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """One connection; `among` are those that are counted together with it."""
 
     _overhead = 0  # bytes that came since there was a head, or a piece of a body
     _head_bytes = 0
@@ -54,9 +68,10 @@ class BoundedHttp(HttpToolsProtocol):
     _pieces = 0  # that the body came in
     _body_bytes = 0
 
-    def __init__(self, *args: Any, among: Connections | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, among: Connections, patience: Patience, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._among = among
+        self._patience = patience
 
     @property
     def address(self) -> str:
@@ -75,15 +90,14 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Expect the first head, unless there are too many connections."""
         super().connection_made(transport)
-        if self._among is None or self._among.admit(self):
+        if self._among.admit(self):
             self._expect_head()
         else:
             self._refuse(render(_FULL))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Expect nothing more."""
-        if self._among is not None:
-            self._among.remove(self)
+        self._among.remove(self)
         self._head_arrived()
         for timer in (self._linger_timer, self._unread_timer):
             if timer is not None:
@@ -150,7 +164,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._expect_reader()
 
     def resume_writing(self) -> None:
-        """It does."""
+        """The client takes its answer again."""
         super().resume_writing()
         if self._unread_timer is not None:
             self._unread_timer.cancel()
@@ -160,13 +174,13 @@ class BoundedHttp(HttpToolsProtocol):
         """Close when idle; what is being answered has time, what is still arriving a little."""
         super().shutdown()
         if not self.transport.is_closing() and self.cycle.more_body:
-            self.loop.call_later(_LAST_SECONDS, self._stop_waiting)
+            self.loop.call_later(self._patience.last, self._stop_waiting)
 
     def linger(self) -> None:
         """Say that this was all, and close when the client has nothing more to send either."""
         if self._linger_timer is None and not self.transport.is_closing():
             self.transport.write_eof()
-            self._linger_timer = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+            self._linger_timer = self.loop.call_later(self._patience.linger, self.transport.close)
 
     def send_400_response(self, msg: str) -> None:
         """Answer as every other error is answered, and close."""
@@ -204,13 +218,13 @@ class BoundedHttp(HttpToolsProtocol):
             self.transport.abort()
         else:
             self._unread_timer = self.loop.call_later(
-                _UNREAD_SECONDS, self._expect_reader, now_left
+                self._patience.unread, self._expect_reader, now_left
             )
 
     def _expect_head(self) -> None:
         self._head_arrived()
         self._head_arriving = True
-        self._head_timer = self.loop.call_later(_HEAD_SECONDS, self.transport.close)
+        self._head_timer = self.loop.call_later(self._patience.head, self.transport.close)
 
     def _head_arrived(self) -> None:
         self._head_arriving = False

@@ -1,7 +1,7 @@
-"""The entry that the audit record keeps of each call.
+"""Makes the entry of each call for the audit record.
 
-Of people it names the subject that the call is about, and nobody where somebody is erased. It keeps
-no silhouettes, embeddings, metadata, or names of files.
+An entry names the subject that the call is about, and nobody if the call erases somebody. It has no
+silhouettes, embeddings, metadata or names of files.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from service.serving.model_in_use import ModelInUse
 def identification(answer: Identified, *, top_k: int, filtered: bool) -> Entry:
     """A search. Its subject is the first candidate, whatever the decision.
 
-    The answer shows who that is in any case; were only matches recorded, a search with a threshold
-    of 1 would leave no trace of whom it found.
+    The answer names that candidate in any case. If only matches were recorded, a search with a
+    threshold of 1 would leave no trace of whom it found.
     """
     first = answer.candidates[0].candidate if answer.candidates else None
     return Entry(
@@ -72,17 +72,17 @@ def new_gallery(gallery: GalleryRecord) -> Entry:
 
 
 def export(gallery: str, *, embeddings: bool) -> Entry:
-    """A whole gallery that was given out."""
+    """A whole gallery that was exported."""
     return Entry("export_gallery", gallery, details={"embeddings": embeddings})
 
 
 def imported(gallery: GalleryRecord) -> Entry:
-    """A whole gallery that was taken in."""
+    """A whole gallery that was imported."""
     return Entry("import_gallery", gallery.name, details={"sequences": gallery.sequences})
 
 
 def erasure(what: Literal["subject", "sequence", "gallery"], receipt: ErasureReceipt) -> Entry:
-    """What went, by number: who it was is not to be found any more."""
+    """An erasure, in numbers: nothing says who it was."""
     return Entry(
         f"erase_{what}",
         receipt.gallery,
@@ -97,7 +97,7 @@ def erasure(what: Literal["subject", "sequence", "gallery"], receipt: ErasureRec
 
 
 def silhouettes(sequence: SequenceRecord, form: str) -> Entry:
-    """That somebody was given a walk's silhouettes or what is made of them."""
+    """A walk's silhouettes, or an image made of them, that were given out."""
     return Entry("read_silhouettes", sequence.gallery, sequence.subject_id, {"as": form})
 
 

@@ -1,26 +1,28 @@
-"""What goes over the wire: one model an answer, made from the records of the use cases."""
+"""The bodies of requests and answers, made from the records of the use cases."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
 
-from service.gallery.coverage import Advice, Coverage
+from service.gallery.coverage import Advice
 from service.gallery.fields import METADATA_SCHEMA, GalleryName, MaxAgeDays
 from service.gallery.operating_point import OperatingPoint
 from service.gallery.records import (
     ErasureReceipt,
     GalleryRecord,
     Metadata,
-    ModelPin,
-    SequenceQuality,
-    SequenceRecord,
-    SubjectRecord,
 )
-from service.recognition.conflict import ConflictingWalk, ConflictReason, Resemblance
-from service.recognition.enrolment import Enrolled
+from service.recognition.conflict import ConflictingWalk, ConflictReason
 from service.recognition.identification import Identified
 from service.recognition.intake import EmbeddedWalk
 from service.recognition.verification import Verified
@@ -36,9 +38,14 @@ Timestamp = Annotated[datetime, PlainSerializer(_rfc3339, return_type=str)]
 
 
 class Schema(BaseModel):
-    """Frozen, and an unknown field is an error."""
+    """Frozen; an unknown field is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", from_attributes=True)
+
+    @classmethod
+    def of(cls, record: Any) -> Self:
+        """Read the fields from the attributes of a record that has the same names."""
+        return cls.model_validate(record)
 
 
 class ProblemReason(Schema):
@@ -64,22 +71,12 @@ class ModelReference(Schema):
     name: str
     digest: str
 
-    @classmethod
-    def of(cls, model: ModelInUse | ModelPin) -> Self:
-        """From the model in use."""
-        return cls(name=model.name, digest=model.digest)
-
 
 class QualityAnswer(Schema):
     """How good a sequence is: a score in [0, 1] and codes of what could be better."""
 
     score: float
     issues: list[str]
-
-    @classmethod
-    def of(cls, quality: SequenceQuality) -> Self:
-        """From a sequence's quality."""
-        return cls(score=quality.score, issues=list(quality.issues))
 
 
 class EnrolledSequenceAnswer(Schema):
@@ -103,18 +100,6 @@ class CoverageAnswer(Schema):
     missing_conditions: list[str] = Field(description="in use in the gallery, most used first")
     advice: list[Advice]
 
-    @classmethod
-    def of(cls, covered: Coverage) -> Self:
-        """From a subject's coverage."""
-        return cls(
-            sequences=covered.sequences,
-            views=list(covered.views),
-            conditions=list(covered.conditions),
-            missing_views=list(covered.missing_views),
-            missing_conditions=list(covered.missing_conditions),
-            advice=list(covered.advice),
-        )
-
 
 class ResemblanceAnswer(Schema):
     """How alike a walk is to a subject, by the most similar sequence."""
@@ -122,15 +107,6 @@ class ResemblanceAnswer(Schema):
     subject_id: str
     similarity: float | None = Field(description="null when there is nothing to compare with")
     sequence_id: str | None = Field(description="null for another walk of the same request")
-
-    @classmethod
-    def of(cls, subject_id: str, found: Resemblance | None) -> Self:
-        """From what was found, if anything was."""
-        if found is None:
-            return cls(subject_id=subject_id, similarity=None, sequence_id=None)
-        return cls(
-            subject_id=subject_id, similarity=found.similarity, sequence_id=found.sequence_id
-        )
 
 
 class ConflictAnswer(Schema):
@@ -141,15 +117,18 @@ class ConflictAnswer(Schema):
     own: ResemblanceAnswer
     other: ResemblanceAnswer
 
+    @model_validator(mode="before")
     @classmethod
-    def of(cls, conflict: ConflictingWalk) -> Self:
-        """From a conflict."""
-        return cls(
-            where=conflict.name,
-            reason=conflict.reason,
-            own=ResemblanceAnswer.of(conflict.subject_id, conflict.own),
-            other=ResemblanceAnswer.of(conflict.other.subject_id, conflict.other),
-        )
+    def _from_conflict(cls, value: Any) -> Any:
+        if not isinstance(value, ConflictingWalk):
+            return value
+        nothing = {"subject_id": value.subject_id, "similarity": None, "sequence_id": None}
+        return {
+            "where": value.name,
+            "reason": value.reason,
+            "own": value.own or nothing,
+            "other": value.other,
+        }
 
 
 class EnrolConflictProblem(Problem):
@@ -171,36 +150,16 @@ class EnrolAnswer(Schema):
     coverage: CoverageAnswer
     model: ModelReference
 
-    @classmethod
-    def of(cls, enrolled: Enrolled) -> Self:
-        """From the use case's result."""
-        return cls(
-            gallery=enrolled.gallery,
-            subject_id=enrolled.subject_id,
-            sequences=[
-                EnrolledSequenceAnswer(
-                    sequence_id=item.sequence_id,
-                    frames=item.frames,
-                    quality=QualityAnswer.of(item.quality),
-                    already_enrolled=item.already_enrolled,
-                )
-                for item in enrolled.sequences
-            ],
-            conflicts=[ConflictAnswer.of(item) for item in enrolled.conflicts],
-            coverage=CoverageAnswer.of(enrolled.coverage),
-            model=ModelReference.of(enrolled.model),
-        )
-
 
 class ProbeAnswer(Schema):
-    """What was made of the sequence that was asked about."""
+    """The sequence that was searched for, after decoding."""
 
     frames: int
     quality: QualityAnswer
 
     @classmethod
     def of(cls, walk: EmbeddedWalk) -> Self:
-        """From the probe."""
+        """Make it from the probe."""
         return cls(frames=len(walk.silhouettes), quality=QualityAnswer.of(walk.quality))
 
 
@@ -233,14 +192,9 @@ class IdentifyAnswer(Schema):
 
     @classmethod
     def of(cls, identified: Identified) -> Self:
-        """From the use case's result."""
+        """Make it from the use case's result."""
         return cls(
-            search_id=identified.search_id,
-            gallery=identified.gallery,
             decision="match" if identified.match else "no_match",
-            threshold=identified.threshold.value,
-            threshold_source=identified.threshold.source,
-            operating_point=identified.threshold.operating_point,
             candidates=[
                 CandidateAnswer(
                     rank=item.rank,
@@ -252,9 +206,7 @@ class IdentifyAnswer(Schema):
                 )
                 for item in identified.candidates
             ],
-            probe=ProbeAnswer.of(identified.probe),
-            model=ModelReference.of(identified.model),
-            took_ms=round(identified.seconds * 1000, 1),
+            **_decided(identified),
         )
 
 
@@ -276,21 +228,28 @@ class VerifyAnswer(Schema):
 
     @classmethod
     def of(cls, verified: Verified) -> Self:
-        """From the use case's result."""
+        """Make it from the use case's result."""
         return cls(
-            search_id=verified.search_id,
-            gallery=verified.gallery,
             subject_id=verified.closest.subject_id,
             verified=verified.verified,
             similarity=verified.closest.similarity,
-            threshold=verified.threshold.value,
-            threshold_source=verified.threshold.source,
-            operating_point=verified.threshold.operating_point,
             sequence_id=verified.closest.sequence_id,
-            probe=ProbeAnswer.of(verified.probe),
-            model=ModelReference.of(verified.model),
-            took_ms=round(verified.seconds * 1000, 1),
+            **_decided(verified),
         )
+
+
+def _decided(found: Identified | Verified) -> dict[str, Any]:
+    """Return the fields that both answers to a probe have."""
+    return {
+        "search_id": found.search_id,
+        "gallery": found.gallery,
+        "threshold": found.threshold.value,
+        "threshold_source": found.threshold.source,
+        "operating_point": found.threshold.operating_point,
+        "probe": ProbeAnswer.of(found.probe),
+        "model": ModelReference.of(found.model),
+        "took_ms": round(found.seconds * 1000, 1),
+    }
 
 
 class GalleryRequest(Schema):
@@ -325,8 +284,8 @@ class GalleryAnswer(Schema):
     created_at: Timestamp
 
     @classmethod
-    def of(cls, record: GalleryRecord, own: ModelInUse) -> Self:
-        """From a gallery's record and the deployment's own model."""
+    def beside(cls, own: ModelInUse, record: GalleryRecord) -> Self:
+        """Make it from a gallery's record; `own` is the model that galleries start with."""
         point = OperatingPoint.of(record.operating_point)
         model = record.active or own
         return cls(
@@ -334,7 +293,7 @@ class GalleryAnswer(Schema):
             subjects=record.subjects,
             sequences=record.sequences,
             model=ModelReference.of(model),
-            previous_model=None if record.previous is None else ModelReference.of(record.previous),
+            previous_model=record.previous and ModelReference.of(record.previous),
             operating_point=None
             if point is None
             else {
@@ -361,10 +320,10 @@ class ImportAnswer(Schema):
     embeddings: dict[Literal["taken", "left"], int]
 
     @classmethod
-    def of(cls, imported: Imported, model: ModelInUse) -> Self:
-        """From the use case's result."""
+    def beside(cls, own: ModelInUse, imported: Imported) -> Self:
+        """Make it from the use case's result; `own` is the deployment's model."""
         return cls(
-            gallery=GalleryAnswer.of(imported.gallery, model),
+            gallery=GalleryAnswer.beside(own, imported.gallery),
             sequence_ids="kept" if imported.ids_kept else "new",
             embeddings={"taken": imported.embeddings, "left": imported.embeddings_left},
         )
@@ -385,16 +344,6 @@ class SubjectAnswer(Schema):
     sequences: int
     created_at: Timestamp
 
-    @classmethod
-    def of(cls, record: SubjectRecord) -> Self:
-        """From a subject's record."""
-        return cls(
-            subject_id=record.subject_id,
-            gallery=record.gallery,
-            sequences=record.sequences,
-            created_at=record.created_at,
-        )
-
 
 class SubjectPage(Schema):
     """Some subjects of a gallery, by id."""
@@ -414,19 +363,6 @@ class SequenceAnswer(Schema):
     metadata: Metadata
     created_at: Timestamp
 
-    @classmethod
-    def of(cls, record: SequenceRecord) -> Self:
-        """From a sequence's record."""
-        return cls(
-            sequence_id=record.sequence_id,
-            gallery=record.gallery,
-            subject_id=record.subject_id,
-            frames=record.frames,
-            quality=QualityAnswer.of(record.quality),
-            metadata=record.metadata,
-            created_at=record.created_at,
-        )
-
 
 class SubjectWithSequences(Schema):
     """An enrolled person with every sequence, oldest first."""
@@ -439,7 +375,7 @@ class SubjectWithSequences(Schema):
 
 
 class ReceiptAnswer(Schema):
-    """What an erasure took away, and what it could not reach."""
+    """What an erasure removed, and which models had learned from it."""
 
     receipt_id: str
     gallery: str
@@ -456,7 +392,7 @@ class ReceiptAnswer(Schema):
 
     @classmethod
     def of(cls, receipt: ErasureReceipt) -> Self:
-        """From an erasure's receipt."""
+        """Make it from an erasure's receipt."""
         return cls(
             receipt_id=receipt.receipt_id,
             gallery=receipt.gallery,

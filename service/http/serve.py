@@ -1,4 +1,4 @@
-"""`gaitid serve`: the api in this process, and one worker beside it."""
+"""`gaitid serve`: the application in this process, and a worker in another."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from service.gallery.listing import is_enrolled
 from service.http.app import create_app
 from service.http.connections import Connections, affordable
 from service.http.listening import url_of
-from service.http.protocol import BoundedHttp
+from service.http.protocol import BoundedHttp, Patience
 from service.http.resources import open_encoder, open_engine
 from service.job_types.datasets import deployment, program
 from service.jobs.supervisor import WorkerSupervisor
@@ -40,9 +40,9 @@ class CannotServe(Exception):
 
 
 def _preflight(settings: Settings) -> Encoder:
-    """The deployment's own model, loaded.
+    """Load the deployment's own model; raises `CannotServe`.
 
-    Says in one sentence what would otherwise be a traceback out of the starting application.
+    Says in one sentence what would otherwise be a traceback of the starting application.
     """
     try:
         find_device(settings.device)
@@ -50,7 +50,7 @@ def _preflight(settings: Settings) -> Encoder:
         raise CannotServe(f"GAITID_DEVICE: {error}") from error
     try:
         engine = open_engine(settings)
-        AuditRecord.open(settings, partial(is_enrolled, engine)).close()
+        AuditRecord(settings, partial(is_enrolled, engine)).close()
     except (KeyTrouble, NewerSchema, NotPrivate) as error:
         raise CannotServe(str(error)) from error
     except (OSError, ImportError, SQLAlchemyError) as error:
@@ -69,14 +69,16 @@ def _preflight(settings: Settings) -> Encoder:
         engine.dispose()
 
 
-def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    """How the application is served: which connections are taken, and who is believed."""
+def server_config(
+    app: FastAPI, settings: Settings, patience: Patience | None = None
+) -> uvicorn.Config:
+    """Return uvicorn's configuration: how many connections, and which proxies are trusted."""
     # A file of an upload goes to the disk from 1 MiB on, and so does a body with its key.
     files = settings.max_uploads * (settings.max_request_bytes // 2**20 + 2)
     among = Connections(affordable(settings.max_connections, files))
     return uvicorn.Config(
         app,
-        http=partial(BoundedHttp, among=among),  # type: ignore[arg-type]
+        http=partial(BoundedHttp, among=among, patience=patience or Patience()),  # type: ignore[arg-type]
         ws="none",
         access_log=False,
         log_config=None,
@@ -88,7 +90,7 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens once it is ready, and waits for no slow upload when it stops."""
+    """Announces its address once it has started, and gives up slow uploads when it stops."""
 
     def __init__(self, app: FastAPI, config: uvicorn.Config, announce: Callable[[], None]) -> None:
         super().__init__(config)

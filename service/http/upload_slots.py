@@ -1,7 +1,7 @@
-"""Places for requests with files: one caller never has them all, and who dawdles makes room.
+"""Slots for uploads: no caller has all of them, and slow uploads make room for others.
 
-Uploads are spooled to disk while they arrive, so only so many may be under way at once. A caller is
-a key, or an address where there is no key.
+Uploads are spooled to disk while they arrive, so their number is limited. A caller is a key, or an
+address if there is no key.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SLOW = 256 * 2**10  # bytes a second; who sends faster is never cut off for a n
 
 
 class Upload:
-    """One request that holds a place; `cut` once it has lost it to somebody else."""
+    """A request that has a slot; `cut` once another request has taken it over."""
 
     def __init__(self, caller: str, began: float) -> None:
         self.caller = caller
@@ -29,7 +29,7 @@ class Upload:
         self.waiting: asyncio.Timeout | None = None  # of the wait for more of the body
 
     def pace(self, now: float) -> float:
-        """Bytes a second since it began."""
+        """Return bytes a second since it began."""
         return self.arrived / max(now - self.began, 1e-3)
 
     def cut_off(self) -> None:
@@ -40,7 +40,7 @@ class Upload:
 
 
 class UploadSlots:
-    """At most `most` uploads at once, and at most half of them, though one, of any one caller."""
+    """At most `most` uploads at once; one caller may have half of them, and always one."""
 
     def __init__(self, most: int, *, clock: Callable[[], float] = monotonic) -> None:
         self._most = most
@@ -49,10 +49,10 @@ class UploadSlots:
         self._taken: set[Upload] = set()
 
     def take(self, caller: str) -> Upload:
-        """A place, to be given back when the request is answered.
+        """Take a slot, to be given back when the request is answered.
 
-        Where none is free, the slowest of those who hold more places than this caller and are slow
-        loses one. Raises `Unavailable` when nobody does, and over the caller's share.
+        If none is free, the slowest upload of a caller who has more slots than this one loses its
+        slot. Raises `Unavailable` if no upload is slow, and over the caller's share.
         """
         held = Counter(upload.caller for upload in self._taken)
         if held[caller] >= self._share:
@@ -77,7 +77,7 @@ class UploadSlots:
         return upload
 
     def give_back(self, upload: Upload) -> None:
-        """Free the place, unless it was lost already."""
+        """Free the slot, unless it was lost."""
         self._taken.discard(upload)
 
     def _slowest(self, held: Counter[str], own: int) -> Upload | None:

@@ -211,7 +211,7 @@ def test_a_threshold_of_ones_own_decides_and_a_person_can_be_verified(
     section.get_by_role("button", name="Identify", exact=True).click()
     decision = section.locator(".decision")
     expect(decision.locator(".verdict")).to_have_text("No match")
-    expect(decision).to_contain_text("The nearest is anna, which is not near enough.")
+    expect(decision).to_contain_text("The most similar person is anna, below the threshold.")
     expect(decision).to_contain_text("1.000, yours")
 
     section.get_by_label("Is it this person?").check()
@@ -287,14 +287,19 @@ def test_an_audit_lists_who_may_be_one_person_and_leads_to_them(
     pairs = found.locator("table").filter(has_text="Subjects who may be one person: 1")
     expect(pairs.locator("tbody td")).to_have_text(["anna", "bert", "1.000"], timeout=60_000)
     expect(found).to_contain_text("Walks that are nearer to another person: 2")
-    pairs.get_by_role("button", name="bert").click()
+    pairs.get_by_role("link", name="bert").click()
     detail = section.locator("#subject-detail")
     expect(detail.get_by_role("heading", name="bert")).to_be_visible()
     expect(detail.locator(".coverage")).to_contain_text("Say the view with each walk")
 
     page.get_by_role("link", name="Jobs").click()
-    page.locator("#job-list tbody tr").first.get_by_role("button").click()
-    expect(page.locator("#job-detail .audit")).to_contain_text("Subjects who may be one person: 1")
+    page.locator("#job-list tbody tr").first.get_by_role("link").click()
+    audit = page.locator("#job-detail .audit")
+    expect(audit).to_contain_text("Subjects who may be one person: 1")
+    page.locator("#gallery-choice").select_option("default")  # not the one that was audited
+    audit.get_by_role("link", name="bert").first.click()
+    expect(page.get_by_role("heading", name="bert")).to_be_visible()
+    expect(page.locator("#gallery-choice")).to_have_value(gallery)
 
 
 def test_zips_play_and_a_damaged_one_says_why_not(page: Page, served: Deployment) -> None:
@@ -414,7 +419,7 @@ def test_a_gallery_is_calibrated_and_its_curve_says_what_other_rates_would_ask_f
     )
 
     page.get_by_role("link", name="Jobs").click()
-    page.locator("#job-list tbody tr").first.get_by_role("button").click()
+    page.locator("#job-list tbody tr").first.get_by_role("link").click()
     expect(page.locator("#job-detail svg.thresholds circle")).to_have_count(4)
 
 
@@ -469,7 +474,7 @@ def test_how_long_walks_are_kept_is_shown_and_a_shorter_time_is_confirmed(
     section = opened(page, served, "gallery", gallery)
     summary = section.locator("#gallery-summary")
     expect(summary).to_contain_text("until somebody erases them")
-    section.get_by_text("Keep, save, bring in, delete").click()
+    section.get_by_text("Retention, export, import, deletion").click()
     days = section.get_by_label("Days after the enrolment")
     days.fill("90")
     section.get_by_role("button", name="Save", exact=True).click()
@@ -493,7 +498,7 @@ def test_a_gallery_is_saved_as_a_file_and_brought_in_again(
 ) -> None:
     client.enroll("anna", [("a.npz", walk(1)), ("b.npz", walk(1, phase=0.7))], gallery=gallery)
     section = opened(page, served, "gallery", gallery)
-    section.get_by_text("Keep, save, bring in, delete").click()
+    section.get_by_text("Retention, export, import, deletion").click()
     with page.expect_download() as saved:
         section.get_by_role("button", name="Export").click()
     assert saved.value.suggested_filename == f"{gallery}.zip"
@@ -501,8 +506,8 @@ def test_a_gallery_is_saved_as_a_file_and_brought_in_again(
     saved.value.save_as(file)
     expect(section.locator("#export-problem")).to_contain_text(f"{gallery}.zip, 0.")
 
-    section.get_by_label("Saved file").set_input_files(file)
-    name = section.get_by_label("Name it gets here")
+    section.get_by_label("Gallery file").set_input_files(file)
+    name = section.get_by_label("Name of the imported gallery")
     expect(name).to_have_value("saved")
     name.fill(gallery)
     section.get_by_role("button", name="Import").click()
@@ -515,7 +520,7 @@ def test_a_gallery_is_saved_as_a_file_and_brought_in_again(
     expect(section.locator("#gallery-summary")).to_contain_text("Subjects1Walks2")
 
     cut = file_of(file.read_bytes()[:3000], "cut.zip")
-    section.get_by_label("Saved file").set_input_files(cut)
+    section.get_by_label("Gallery file").set_input_files(cut)
     section.get_by_role("button", name="Import").click()
     expect(result.get_by_role("alert")).to_be_visible()
     expect(page.locator("#gallery-choice option", has_text="cut")).to_have_count(0)
@@ -531,7 +536,7 @@ def test_a_receipt_names_the_models_that_learned_from_who_is_erased(
     list(client.follow(job.id))
     assert client.job(job.id).status == "succeeded"
     section = opened(page, served, "gallery", gallery)
-    section.get_by_role("button", name="anna").click()
+    section.get_by_role("link", name="anna").click()
     section.get_by_role("button", name="Delete subject").click()
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     receipt = section.locator("#gallery-receipt")
@@ -607,7 +612,7 @@ def test_a_checkpoint_is_added_activated_compared_and_taken_back(
     expect(active.get_by_role("button")).to_have_count(0)  # there is nothing to go back to
 
     section.get_by_text("Add a model").click()
-    section.get_by_label("Its name here").fill("other")
+    section.get_by_label("Name of the model").fill("other")
     section.get_by_label("Weights").set_input_files(tmp_path / "other" / "weights.safetensors")
     section.get_by_label("Card").set_input_files(file_of(b"{}", "card.json"))
     section.get_by_role("button", name="Add", exact=True).click()
@@ -617,9 +622,11 @@ def test_a_checkpoint_is_added_activated_compared_and_taken_back(
     expect(section.locator("#checkpoint-result")).to_contain_text("Added other.")
 
     card = section.locator("article").filter(has=page.get_by_role("heading", name="other"))
+    card.get_by_text("Details").click()
+    expect(card).to_contain_text("Compared bycosine")
     card.get_by_role("button", name=f"Activate in {gallery}").click()
     outcome = section.locator("#activation-result")
-    expect(outcome).to_contain_text(f"{gallery} was given other in place of default.")
+    expect(outcome).to_contain_text(f"{gallery} now uses other instead of default.")
     expect(outcome.locator(".share")).to_have_count(2)
     expect(outcome.locator(".comparison")).to_contain_text("6 walks of 3 people")
     expect(outcome.locator(".comparison")).to_contain_text("Same first answer")
@@ -630,12 +637,12 @@ def test_a_checkpoint_is_added_activated_compared_and_taken_back(
 
     active.get_by_role("button", name="Go back to default").click()
     expect(active).to_contain_text("is searched with default.")
-    expect(outcome).to_contain_text(f"{gallery} was given default in place of other.")
+    expect(outcome).to_contain_text(f"{gallery} now uses default instead of other.")
     assert shown_gallery(served, gallery)["model"]["name"] == "default"
 
     page.get_by_role("link", name="Jobs").click()
     rows = page.locator("#job-list tbody tr")
-    rows.filter(has_text="activate other").get_by_role("button").click()
+    rows.filter(has_text="activate other").get_by_role("link").click()
     expect(page.locator("#job-detail .comparison")).to_contain_text("6 walks of 3 people")
 
 
@@ -682,7 +689,7 @@ def test_the_list_of_jobs_stands_beside_the_forms_and_says_when_each_was_asked_f
     with Client(served.url) as client:
         client.reindex(gallery=gallery)
     section = opened(page, served, "jobs", gallery)
-    expect(section.get_by_role("columnheader", name="Asked for")).to_be_visible()
+    expect(section.get_by_role("columnheader", name="Created")).to_be_visible()
     form = section.locator("details.card").first.bounding_box()
     jobs = section.locator(".result > .card").bounding_box()
     assert form is not None
@@ -740,7 +747,7 @@ def test_a_broken_stream_of_events_is_taken_up_after_the_last_event(
 
     page.route("**/events", break_the_first)
     section = opened(page, served, "jobs", gallery)
-    section.locator(f"[data-job='{job.id}']").get_by_role("button").click()
+    section.locator(f"[data-job='{job.id}']").get_by_role("link").click()
     detail = section.locator("#job-detail")
     expect(detail.locator(".badge")).to_have_text("succeeded")
     progress = [event.data["step"] for event in events if event.kind == "progress"]
@@ -770,11 +777,11 @@ def test_a_service_with_keys_is_usable_and_the_key_stays_in_the_tab(
         expect(dialog).to_be_visible()
         dialog.get_by_label("Key").fill(token)
         page.keyboard.press("Enter")
-        page.get_by_role("button", name="anna").click()
+        page.get_by_role("link", name="anna").click()
         image = page.get_by_alt_text("Gait energy image of walk 1 of anna")
         expect(image).to_have_js_property("naturalWidth", 44)
         kept = page.evaluate("() => [JSON.stringify(localStorage), document.cookie, location.href]")
-        assert kept == ["{}", "", f"{deployment.url}/#gallery"]
+        assert kept == ["{}", "", f"{deployment.url}/#gallery/default/anna"]
 
         page.get_by_role("button", name="API key").click()
         dialog.get_by_label("Key").fill(reader)
@@ -820,8 +827,8 @@ def test_nothing_is_wider_than_a_phone(
     for section in SECTIONS:
         opened(page, served, section)
         if section == "gallery":
-            page.get_by_text("Keep, save, bring in, delete").click()
-            page.get_by_role("button", name="somebody-with").click()
+            page.get_by_text("Retention, export, import, deletion").click()
+            page.get_by_role("link", name="somebody-with").click()
             expect(page.locator("#subject-detail canvas").first).to_be_visible()
         page.wait_for_load_state("networkidle")
         assert page.evaluate("() => document.documentElement.scrollWidth") <= phone["width"]

@@ -15,6 +15,7 @@ import uvicorn
 
 from service.foundation.settings import Settings
 from service.http.app import create_app
+from service.http.protocol import Patience
 from service.http.serve import server_config
 
 
@@ -32,11 +33,13 @@ def settings_for(data_dir: Path, models: Path, **changes: Any) -> Settings:
 
 
 @contextmanager
-def serving(settings: Settings, *, until_ready: bool = True) -> Iterator[httpx.Client]:
+def serving(
+    settings: Settings, *, until_ready: bool = True, patience: Patience | None = None
+) -> Iterator[httpx.Client]:
     """Serve until the block ends; it begins once the service is ready, or alive at least."""
     app = create_app(settings)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = server_config(app, settings)
+        config = server_config(app, settings, patience)
         config.timeout_graceful_shutdown = 5
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)

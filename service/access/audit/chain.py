@@ -1,9 +1,9 @@
-"""What makes a change of the record evident: every line's hash covers the line before.
+"""A hash chain that shows whether the record was changed: each hash covers the line before.
 
-Nobody's id is hashed itself, but a commitment to it: SHA-256 of a random salt and the id. Erasing a
-person takes id and salt away, after which the commitment tells nothing and the chain still holds.
-A line of its own then says of how many lines that was done. It does not say of which, because that
-would go on telling which searches found one and the same person, whoever that was.
+The hash does not cover a subject's id but a commitment to it: SHA-256 of a random salt and the id.
+Erasing a person removes id and salt; the commitment then tells nothing and the chain still holds.
+Another line says from how many lines they were removed. It does not say from which, because that
+would show which searches found the same person.
 
 Only the standard library is imported here: whoever keeps an export can check it with this file.
 """
@@ -31,7 +31,7 @@ class Broken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What was checked: `first` and `last` are numbers of lines, None of an empty record."""
+    """What was checked; `first` and `last` are numbers of lines, None if the record is empty."""
 
     lines: int
     first: int | None
@@ -40,18 +40,18 @@ class Checked:
 
 
 def commitment(subject_id: str, salt: str) -> str:
-    """What stands for a subject in the chain."""
+    """Return the commitment to a subject: SHA-256, in hexadecimal, of the salt and the id."""
     return hashlib.sha256(f"{salt} {subject_id}".encode()).hexdigest()
 
 
 def line_hash(line: Mapping[str, Any]) -> str:
-    """The hash of a line, which names the hash before it in `previous`."""
+    """Return the hash of a line, which has the hash of the line before in `previous`."""
     content = {name: value for name, value in line.items() if name not in _NOT_HASHED}
     return hashlib.sha256(canonical(content).encode()).hexdigest()
 
 
 def canonical(value: object) -> str:
-    """The one JSON text of a value."""
+    """Return a value as canonical JSON: sorted keys, no blanks."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 

@@ -1,7 +1,7 @@
-"""What is written into the record: one entry for each kind of thing that is recorded.
+"""Entries of the audit record that more than one room makes; `service.http.recorded` has the rest.
 
-Of people it names the subject that the action is about, and nobody where somebody is erased. No
-silhouettes, no embeddings, no metadata, no names of files.
+An entry names the subject that the action is about, and nobody if the action erases somebody. It
+has no silhouettes, embeddings, metadata or names of files.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Actor:
 
     @classmethod
     def of(cls, key: ApiKey | None) -> Self:
-        """The caller of a request."""
+        """Return the caller of a request as an actor."""
         return cls("anyone") if key is None else cls("key", key.key_id, key.name)
 
 
@@ -52,7 +52,7 @@ class Entry:
 
 
 def forgotten(gallery: str, lines: int) -> Entry:
-    """From how many lines of the record erased subjects were taken, and not from which."""
+    """Return the entry for erased subjects: how many lines named them, and not which lines."""
     return Entry(FORGETTING, gallery, None, {"lines": lines})
 
 
@@ -64,14 +64,14 @@ def model_change(
     old: _Model,
     new: _Model,
 ) -> Entry:
-    """A gallery that is searched with another model from now on."""
+    """Return the entry for a gallery that is searched with another model from now on."""
     return Entry(
         action, gallery, None, {"job_id": job_id, "from": model_named(old), "to": model_named(new)}
     )
 
 
 def key_change(action: Literal["add_key", "revoke_key"], key: ApiKey) -> Entry:
-    """A key that was made or revoked; never its secret."""
+    """Return the entry for a key that was made or revoked, without its secret."""
     details = {"key_id": key.key_id, "name": key.name, "scopes": sorted(key.scopes)}
     if key.expires_at is not None:
         details["expires_at"] = key.expires_at.isoformat(timespec="seconds")

@@ -1,8 +1,8 @@
-"""The record in its database: add, read, forget who was erased, drop what is too old.
+"""The audit record in its database: add lines, read them, forget erased subjects, drop old lines.
 
-A line is committed before the answer that it is about is sent, so it survives kill -9 at any
-moment. With SQLite, lines about searches are not flushed to the disk one by one, which would cost
-every search a few milliseconds: a power cut may take the last seconds of them. Everything else is.
+A line is committed before the answer that it is about is sent, so it survives `kill -9`. With
+SQLite, lines about searches are not flushed to the disk one by one, because that would cost every
+search a few milliseconds: a power cut may take the last seconds of them. All other lines are.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from datetime import datetime, timedelta
-from typing import Any, Self
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -45,54 +45,45 @@ _SETTLED = timedelta(minutes=10)  # an enrolment is recorded a moment before it 
 
 
 class AuditRecord:
-    """Adds to the record and reads it; one for a process."""
+    """Adds to the record and reads it; a process has one."""
 
     def __init__(
         self,
-        engine: Engine,
-        flushing: Engine,
-        *,
-        enabled: bool,
-        max_age: timedelta | None,
+        settings: Settings,
         enrolled: Callable[[str, str], bool],
+        *,
+        clock: Callable[[], datetime] = now,
+        settled: timedelta = _SETTLED,
+        page: int = _PAGE,
     ) -> None:
-        """`flushing` is the same database, whose commits wait for the disk.
+        """Open the deployment's record and bring its schema up to date.
 
-        `enrolled` says whether a gallery has a subject.
+        `enrolled` says whether a gallery has a subject. A line that is younger than `settled` may
+        name a subject whose enrolment is not committed yet. Lines are read `page` at a time.
         """
-        self._engine = engine
-        self._flushing = flushing
-        self._enabled = enabled
-        self._max_age = max_age
+        url = settings.resolved_audit_url
+        self._engine = open_database(url, synchronous="NORMAL")
+        migrate(self._engine, "audit")
+        self._flushing = open_database(url)  # the same database; its commits wait for the disk
+        check_sound(self._flushing)  # so that it, too, knows the files from the beginning
+        self._enabled = settings.audit
+        days = settings.audit_max_age_days
+        self._max_age = None if days is None else timedelta(days=days)
         self._enrolled = enrolled
+        self._clock = clock
+        self._settled = settled
+        self._page = page
         self._lock = threading.Lock()  # waiting for each other here is faster than in the database
         self._thread = ThreadPoolExecutor(1, "audit")
 
-    @classmethod
-    def open(cls, settings: Settings, enrolled: Callable[[str, str], bool]) -> Self:
-        """Open the deployment's record and bring its schema up to date; `enrolled` as above."""
-        url = settings.resolved_audit_url
-        engine = open_database(url, synchronous="NORMAL")
-        migrate(engine, "audit")
-        flushing = open_database(url)
-        check_sound(flushing)  # so that it, too, knows the files from the beginning
-        days = settings.audit_max_age_days
-        return cls(
-            engine,
-            flushing,
-            enabled=settings.audit,
-            max_age=None if days is None else timedelta(days=days),
-            enrolled=enrolled,
-        )
-
     def close(self) -> None:
-        """Close the database; what was begun is finished."""
+        """Finish what was begun, and close the database."""
         self._thread.shutdown()
         self._engine.dispose()
         self._flushing.dispose()
 
     def check(self) -> None:
-        """Read something: raises what keeps the database from being used."""
+        """Read a line; raises what SQLAlchemy raises if the database cannot be used."""
         if self._enabled:
             with self._engine.connect() as connection:
                 connection.execute(select(AuditRow.number).limit(1))
@@ -102,17 +93,17 @@ class AuditRecord:
     # Writing
 
     async def answered(self, entry: Entry, by: Actor) -> None:
-        """Record something that was read, before it is answered, off the event loop."""
+        """Record that something was read, off the event loop; see `read`."""
         context = copy_context()  # has the request's id
         await get_running_loop().run_in_executor(
             self._thread, lambda: context.run(self.read, entry, by)
         )
 
     def read(self, entry: Entry, by: Actor) -> None:
-        """Record something that was read: a search, say.
+        """Record that something was read, such as a search, before it is answered.
 
-        Whoever is erased meanwhile is not named: the erasure forgets those that were recorded
-        before, and who is recorded after it is found not to be enrolled any more.
+        A subject who is erased meanwhile is not named: the erasure forgets the lines before it, and
+        after it the subject is found not to be enrolled.
         """
         if not self._enabled:
             return
@@ -125,15 +116,15 @@ class AuditRecord:
             self.forget(entry.gallery, entry.subject_id)
 
     def changed(self, entry: Entry, by: Actor) -> None:
-        """Record a change, in the transaction that makes it, before it is committed.
+        """Record a change within its transaction, before it is committed.
 
-        Should that fail at the last moment, the record has a change too many, never one too few.
+        If the commit fails, the record has a change too many, never one too few.
         """
         if self._enabled:
             self._append(self._flushing, entry, by)
 
     def forget(self, gallery: str, subject_id: str | None = None) -> None:
-        """Take a subject who was erased, or everybody in a gallery, out of the record for good."""
+        """Remove an erased subject, or everybody in a gallery, from the record for good."""
         change = update(AuditRow).where(
             AuditRow.gallery == gallery, AuditRow.subject_id.is_not(None)
         )
@@ -142,20 +133,20 @@ class AuditRecord:
         with self._writing(self._flushing) as connection:
             if lines := connection.execute(change.values(subject_id=None, salt=None)).rowcount:
                 mark_for_vacuum(connection)
-                _add(connection, forgotten(gallery, lines), SERVICE)
+                self._add(connection, forgotten(gallery, lines), SERVICE)
         checkpoint_wal(self._flushing)
 
     def tidy(self) -> None:
-        """Forget who is not enrolled any more, and drop lines over the age limit.
+        """Forget subjects who are not enrolled any more, and drop lines over the age limit.
 
-        An erasure forgets by itself; this is for one whose process died before it did, for those
-        that retention erased, and for enrolments that were recorded and then failed.
+        An erasure forgets its subjects itself. This is for an erasure whose process died, for what
+        retention erased, and for enrolments that were recorded and then failed.
         """
         for gallery, subject_id in self._named():
             if not self._enrolled(gallery, subject_id):
                 self.forget(gallery, subject_id)
         if self._max_age is not None:
-            self._drop(now() - self._max_age)
+            self._drop(self._clock() - self._max_age)
         with self._lock:
             vacuum(self._flushing)
         checkpoint_wal(self._flushing)  # what died, or had to wait, before it did
@@ -170,12 +161,12 @@ class AuditRecord:
         until: datetime | None = None,
         gallery: str | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """Lines in order, as they are now: with a number above `after`, from `since` to `until`.
+        """Yield lines in order, with a number above `after`, from `since` to before `until`.
 
-        Up to the newest there is at the beginning, or the newest that accounts for a subject that
-        was forgotten while they were read.
+        The last one is the newest when reading begins, or the newest that accounts for a subject
+        who was forgotten meanwhile.
         """
-        query = select(*AuditRow.__table__.columns).order_by(AuditRow.number).limit(_PAGE)
+        query = select(*AuditRow.__table__.columns).order_by(AuditRow.number).limit(self._page)
         if since is not None:
             query = query.where(AuditRow.at >= since)
         if until is not None:
@@ -202,7 +193,7 @@ class AuditRecord:
     def _named(self) -> list[tuple[str, str]]:
         query = (
             select(AuditRow.gallery, AuditRow.subject_id)
-            .where(AuditRow.subject_id.is_not(None), AuditRow.at < now() - _SETTLED)
+            .where(AuditRow.subject_id.is_not(None), AuditRow.at < self._clock() - self._settled)
             .distinct()
         )
         return [(row.gallery, row.subject_id) for row in self._rows(query)]
@@ -224,7 +215,33 @@ class AuditRecord:
 
     def _append(self, engine: Engine, entry: Entry, by: Actor) -> None:
         with self._writing(engine) as connection:
-            _add(connection, entry, by)
+            self._add(connection, entry, by)
+
+    def _add(self, connection: Connection, entry: Entry, by: Actor) -> None:
+        """Add a line, in a transaction that excludes other writers."""
+        salt = None if entry.subject_id is None else secrets.token_hex(16)
+        line: dict[str, Any] = {
+            "action": entry.action,
+            "actor": by.kind,
+            "key_id": by.key_id,
+            "key_name": by.key_name,
+            "request_id": request_id.get(),
+            "gallery": entry.gallery,
+            "subject_id": entry.subject_id,
+            "salt": salt,
+            "subject_commitment": None
+            if entry.subject_id is None or salt is None
+            else commitment(entry.subject_id, salt),
+            "details": entry.details,
+        }
+        last = connection.execute(
+            select(AuditRow.number, AuditRow.hash).order_by(AuditRow.number.desc()).limit(1)
+        ).one_or_none()
+        number, previous = (1, BEGINNING) if last is None else (last.number + 1, last.hash)
+        at = self._clock()
+        line |= {"number": number, "at": at.isoformat(), "previous": previous}
+        kept = {"at": at, "details": canonical(entry.details), "hash": line_hash(line)}
+        connection.execute(insert(AuditRow), {**line, **kept})
 
     @contextmanager
     def _writing(self, engine: Engine) -> Iterator[Connection]:
@@ -232,33 +249,6 @@ class AuditRecord:
             if engine.dialect.name == "postgresql":  # SQLite has but one writer
                 connection.execute(text("LOCK TABLE audit IN EXCLUSIVE MODE"))
             yield connection
-
-
-def _add(connection: Connection, entry: Entry, by: Actor) -> None:
-    """Add a line, in a transaction that nobody else can write beside."""
-    salt = None if entry.subject_id is None else secrets.token_hex(16)
-    line: dict[str, Any] = {
-        "action": entry.action,
-        "actor": by.kind,
-        "key_id": by.key_id,
-        "key_name": by.key_name,
-        "request_id": request_id.get(),
-        "gallery": entry.gallery,
-        "subject_id": entry.subject_id,
-        "salt": salt,
-        "subject_commitment": None
-        if entry.subject_id is None or salt is None
-        else commitment(entry.subject_id, salt),
-        "details": entry.details,
-    }
-    last = connection.execute(
-        select(AuditRow.number, AuditRow.hash).order_by(AuditRow.number.desc()).limit(1)
-    ).one_or_none()
-    number, previous = (1, BEGINNING) if last is None else (last.number + 1, last.hash)
-    at = now()
-    line |= {"number": number, "at": at.isoformat(), "previous": previous}
-    kept = {"at": at, "details": canonical(entry.details), "hash": line_hash(line)}
-    connection.execute(insert(AuditRow), {**line, **kept})
 
 
 def _line(row: Row[Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The record's one table.
+"""The table of the audit record.
 
-It has a database of its own where that is SQLite: whoever writes there holds a lock for the whole
-file, and a search must not wait for an enrolment.
+With SQLite it has a database of its own: a writer locks the whole file, and a search must not wait
+for an enrolment.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class AuditTable(DeclarativeBase):
 
 
 class AuditRow(AuditTable):
-    """One line. Triggers refuse every change but that a subject is forgotten, or an old line goes.
+    """One line. Triggers refuse every change but forgetting a subject and dropping an old line.
 
     `details` is canonical JSON, kept as text so that its hash can be made again.
     """

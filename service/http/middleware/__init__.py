@@ -1,1 +1,1 @@
-"""What every request passes on its way in: context, access, limits, idempotency."""
+"""The layers that every request passes; `service.http.app` has their order."""

@@ -1,7 +1,7 @@
-"""Who may call: an API key once there is one; until then this machine only.
+"""Who may call: whoever has an API key, once there is one; until then this machine only.
 
-This layer decides before a body is read whether the caller is known and has requests left, the next
-one (`service.http.middleware.scopes`) whether its key has the scope that the route asks for.
+Before a body is read, this layer decides whether the caller is known and within its rate. The next
+one (`service.http.middleware.scopes`) decides whether its key has the scope of the route.
 """
 
 from __future__ import annotations
@@ -26,46 +26,39 @@ from service.foundation.errors import (
     Unauthenticated,
 )
 from service.foundation.rate import Rate
+from service.foundation.settings import Settings
 from service.http.problems import render
+from service.storage.database import now
 
 CALLER = "gaitid.caller"  # in the scope: an `ApiKey`, or None while there are no keys
 _OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 PAGE_FILES = "/page/"  # what the page at / is made of
 _OPEN_PAGES = frozenset({"/", "/docs", "/openapi.json"})
-_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+READING = frozenset({"GET", "HEAD", "OPTIONS"})  # methods that change nothing
 _MOST_REMEMBERED = 4096  # keys that were right
 
 
 class Access:
     """Authenticates requests; guards a service without keys against other hosts and web pages."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        engine: Engine,
-        *,
-        allow_unauthenticated: bool,
-        allowed_hosts: tuple[str, ...],
-        trusts_proxies: bool,
-        rate_limit: str,
-        wrong_key_rate: str,
-    ) -> None:
+    def __init__(self, app: ASGIApp, engine: Engine, settings: Settings) -> None:
         self._app = app
         self._engine = engine
+        self._allow_unauthenticated = settings.allow_unauthenticated
+        self._trusts_proxies = bool(settings.trusted_proxies)
+        self._rate_limit = settings.rate_limit
         self._has_keys = False  # once true for good: a revoked key remains
-        self._allow_unauthenticated = allow_unauthenticated
-        self._allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
-        self._trusts_proxies = trusts_proxies
-        self._rate_limit = rate_limit
+        self._allowed_hosts = frozenset(host.lower() for host in settings.allowed_hosts)
         self._requests = RateLimiter()
-        self._wrong_key_rate = Rate.parse(wrong_key_rate)
+        self._wrong_key_rate = Rate.parse(settings.wrong_key_rate)
         self._wrong_keys = RateLimiter()
         self._right_keys: OrderedDict[str, None] = OrderedDict()  # hashes, latest last
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; raises `Unauthenticated`, `Forbidden` or `RateLimited`.
+        """Serve one request.
 
-        Also `Malformed` and `NotFound`, for an odd address.
+        Raises `Unauthenticated`, `Forbidden` or `RateLimited`; `Malformed` for two hosts, and
+        `NotFound` for an address with a NUL.
         """
         if scope["type"] == "http" and scope["path"] not in _OPEN_PATHS:
             headers = Headers(scope=scope)
@@ -94,7 +87,7 @@ class Access:
         key = None
         if kind.lower() == "bearer" and token:
             self._refuse_guessing(scope, token)
-            key = await asyncio.to_thread(find_key, self._engine, token)
+            key = await asyncio.to_thread(find_key, self._engine, token, now())
         if key is None:
             if token and self._wrong_key_rate is not None:
                 self._wrong_keys.take(_caller_address(scope), self._wrong_key_rate)
@@ -107,14 +100,14 @@ class Access:
         return key
 
     def _refuse_guessing(self, scope: Scope, token: str) -> None:
-        """Look at no more keys from an address that sent too many wrong ones.
+        """Refuse to look at another key from an address that sent too many wrong ones.
 
-        A key that was right before is looked at all the same: a stranger behind the same proxy
-        must not lock its owner out.
+        A key that was right before is exempt: a stranger behind the same proxy must not lock its
+        owner out.
         """
         if self._wrong_key_rate is None or hash_of(token) in self._right_keys:
             return
-        standing = self._wrong_keys.look(_caller_address(scope), self._wrong_key_rate)
+        standing = self._wrong_keys.peek(_caller_address(scope), self._wrong_key_rate)
         if standing.retry_in is not None:
             raise RateLimited(
                 "Too many wrong API keys came from this address. Try again later.",
@@ -130,7 +123,7 @@ class Access:
             self._right_keys.popitem(last=False)
 
     def _standing(self, scope: Scope) -> Standing | None:
-        """How the caller stands with this request; None for one that nobody counts."""
+        """Count this request; returns None if it has no limit."""
         key: ApiKey | None = scope[CALLER]
         if key is None and _is_open(scope["path"]):
             return None
@@ -172,7 +165,7 @@ class Access:
                 Reason("Host", "unknown_host"),
                 slug="unknown-host",
             )
-        if scope["method"] not in _READING:
+        if scope["method"] not in READING:
             origin = headers.get("origin")
             foreign = origin is not None and origin.partition("://")[2].lower() != host.lower()
             if foreign or headers.get("sec-fetch-site") in ("cross-site", "same-site"):
@@ -183,7 +176,7 @@ class Access:
                 )
 
     def _comes_from_here(self, scope: Scope, headers: Headers) -> bool:
-        """Whether a program of this machine asks, and not for somebody behind a proxy on it."""
+        """Return whether a program on this machine calls, and no proxy for somebody else."""
         if not self._trusts_proxies and ("x-forwarded-for" in headers or "forwarded" in headers):
             return False
         client = scope.get("client")
@@ -199,7 +192,7 @@ class Access:
 
 
 def caller_of(scope: Scope) -> str:
-    """Whom a request counts for: its key, or its address where it comes without one."""
+    """Return whom a request counts for: its key, or its address if it has none."""
     key: ApiKey | None = scope.get(CALLER)
     return f"address {_caller_address(scope)}" if key is None else f"key {key.key_id}"
 
@@ -222,7 +215,7 @@ def _is_address(host: str) -> bool:
 
 
 def _host_name(host: str) -> str:
-    """The name in a Host header, without port and brackets."""
+    """Return the name in a Host header, without port and brackets."""
     host = host.lower()
     if host.startswith("["):
         return host[1:].partition("]")[0]

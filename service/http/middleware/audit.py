@@ -1,25 +1,24 @@
-"""No change without a record: what a route that changes something did not record by itself."""
+"""Records the changes that their routes have not recorded."""
 
 from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.access.audit.entries import Actor, Entry
-from service.http.middleware.access import CALLER
+from service.http.middleware.access import CALLER, READING
 
 RECORDED = "gaitid.recorded"  # in the scope: the route has recorded what it did
-_READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Audit:
-    """Records successful calls that are not GET by their method and route, before the answer."""
+    """Records a successful change by its method and route, before it is answered."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http" or scope["method"] in _READING:
+        if scope["type"] != "http" or scope["method"] in READING:
             await self._app(scope, receive, send)
             return
 

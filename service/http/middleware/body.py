@@ -1,9 +1,10 @@
-"""Limits on a request's body, enforced while it streams in, and a check that it is whole."""
+"""Limits on a request's body while it arrives, and a check that it is whole."""
 
 from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import dataclass, field
 from time import perf_counter
 
 from python_multipart.multipart import parse_options_header
@@ -12,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.foundation.errors import Malformed, Reason, TooLarge, UnsupportedCoding
+from service.foundation.settings import Settings
 from service.http.middleware.access import caller_of
 from service.http.middleware.boundaries import Boundaries
 from service.http.upload_slots import Upload, UploadSlots
@@ -23,35 +25,20 @@ _TOO_SLOW = "The body stopped arriving, or came too slowly while others waited. 
 
 
 class BodyCutOff(HTTPException):
-    """A body that broke a rule half-way; the framework hands an HTTPException through."""
-
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(status, detail)
+    """A body that broke a rule half-way. The framework passes on an HTTPException only."""
 
 
 class BodyGuard:
-    """Refuses bodies over the limit, too many uploads at once, and multipart bodies cut off.
+    """Refuses bodies over the limit, too many uploads at once, and truncated multipart bodies.
 
-    The parser behind it drops a part that is not closed, so of two files a cut-off second one would
-    be left out in silence and the first enrolled alone.
+    The framework's parser drops a part that is not closed: of two files, it would leave out a
+    truncated second one, and the first would be enrolled alone.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        max_bytes: int,
-        max_json_bytes: int,
-        max_import_bytes: int,
-        max_uploads: int,
-        max_idle_seconds: float,
-    ) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
-        self._slots = UploadSlots(max_uploads)
-        self._max_idle_seconds = max_idle_seconds
-        self._max_bytes = max_bytes
-        self._max_json_bytes = max_json_bytes
-        self._max_import_bytes = max_import_bytes
+        self._settings = settings
+        self._slots = UploadSlots(settings.max_uploads)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -66,71 +53,67 @@ class BodyGuard:
                 "Content-Encoding; archives may be compressed.",
                 Reason("Content-Encoding", "unsupported"),
             )
-        limit = self._limit(scope, boundary)
+        limit, patience = self._limit(scope, boundary), self._settings.max_upload_idle_seconds
         announced = headers.get("content-length", "")
         if announced.isascii() and announced.isdigit() and int(announced[:20]) > limit:
             raise TooLarge(_over(limit), slug="request-too-large")
         if boundary is None:
-            await self._app(scope, _Arriving(receive, limit, self._max_idle_seconds), send)
+            await self._app(scope, _Arriving(receive, limit, patience), send)
             return
         upload = self._slots.take(caller_of(scope))
-        arriving = _Arriving(receive, limit, self._max_idle_seconds, upload, Boundaries(boundary))
+        arriving = _Arriving(receive, limit, patience, upload, Boundaries(boundary))
         try:
             await self._app(scope, arriving, send)
         finally:
             self._slots.give_back(upload)
 
     def _limit(self, scope: Scope, boundary: bytes | None) -> int:
+        """Return how many bytes the body of this request may have."""
         if scope["method"] == "PUT" and _IMPORT.fullmatch(scope["path"]):
-            return self._max_import_bytes
-        return self._max_json_bytes if boundary is None else self._max_bytes
+            return self._settings.max_import_bytes
+        return (
+            self._settings.max_json_bytes if boundary is None else self._settings.max_request_bytes
+        )
 
 
+@dataclass(slots=True)
 class _Arriving:
-    """A request's body as it comes in; raises `BodyCutOff` where it breaks a rule.
+    """A request's body as it arrives; raises `BodyCutOff` if it breaks a rule.
 
-    A body must keep a pace, because otherwise a few clients that send a byte now and then keep all
-    others from uploading. Once it is complete, receiving is waiting for the client to leave.
+    A body must arrive at a minimum rate: otherwise a few clients that send a byte now and then keep
+    all others from uploading. Once it is complete, receiving waits for the client to disconnect.
     """
 
-    def __init__(
-        self,
-        receive: Receive,
-        limit: int,
-        max_idle_seconds: float,
-        upload: Upload | None = None,
-        boundaries: Boundaries | None = None,
-    ) -> None:
-        self._receive = receive
-        self._limit = limit
-        self._max_idle_seconds = max_idle_seconds
-        self._upload = upload
-        self._boundaries = boundaries
-        self._total = 0
-        self._waited = 0.0
-        self._complete = False
+    receive: Receive
+    limit: int  # bytes
+    max_idle_seconds: float
+    upload: Upload | None = None
+    boundaries: Boundaries | None = None
+    _total: int = field(default=0, init=False)
+    _waited: float = field(default=0.0, init=False)
+    _complete: bool = field(default=False, init=False)
 
     async def __call__(self) -> Message:
-        """The next message of the request."""
+        """Return the next message of the request."""
         message = await self._next()
         if message["type"] != "http.request":
             return message
         body = message.get("body", b"")
         self._total += len(body)
         self._complete = not message.get("more_body", False)
-        if self._upload is not None:
-            self._upload.arrived = self._total
-            self._upload.arriving = not self._complete
-        if self._total > self._limit:
-            raise BodyCutOff(413, _over(self._limit))
-        if self._boundaries is not None:
-            if not self._boundaries.follow(body):
+        if self.upload is not None:
+            self.upload.arrived = self._total
+            self.upload.arriving = not self._complete
+        if self._total > self.limit:
+            raise BodyCutOff(413, _over(self.limit))
+        if self.boundaries is not None:
+            if not self.boundaries.follow(body):
                 raise BodyCutOff(
                     400,
                     "The multipart body has its boundary inside of a part, or something behind it. "
                     "Choose another boundary.",
                 )
-            if self._complete and self._total and not self._boundaries.closed:
+            if self._complete and self._total and not self.boundaries.closed:
                 raise BodyCutOff(
                     400, "The multipart body ends before its closing boundary. Send it whole."
                 )
@@ -138,27 +121,27 @@ class _Arriving:
 
     async def _next(self) -> Message:
         if self._complete:
-            return await self._receive()
-        patience = min(0.0, self._total / _SLOWEST - self._waited) + self._max_idle_seconds
+            return await self.receive()
+        patience = min(0.0, self._total / _SLOWEST - self._waited) + self.max_idle_seconds
         began = perf_counter()
         try:
             async with asyncio.timeout(patience) as waiting:
-                if self._upload is not None:
-                    if self._upload.cut:
+                if self.upload is not None:
+                    if self.upload.cut:
                         raise TimeoutError
-                    self._upload.waiting = waiting
-                message = await self._receive()
+                    self.upload.waiting = waiting
+                message = await self.receive()
         except TimeoutError as error:
             raise BodyCutOff(408, _TOO_SLOW) from error
         finally:
-            if self._upload is not None:
-                self._upload.waiting = None
+            if self.upload is not None:
+                self.upload.waiting = None
         self._waited += perf_counter() - began
         return message
 
 
 def multipart_boundary(content_type: str) -> bytes | None:
-    """The boundary of a multipart/form-data body; None for other bodies.
+    """Return the boundary of a multipart/form-data body; None for other bodies.
 
     Raises `Malformed` for a boundary that no client would choose.
     """

@@ -1,8 +1,8 @@
-"""What a multipart body's boundaries may be like, checked in passing and at little cost.
+"""A cheap check of a multipart body's boundaries, before the framework's parser.
 
-The parser behind it looks at single bytes, on the event loop, wherever a boundary might be: a body
-full of what only resembles one, or of blanks after one, keeps everybody waiting. No client draws a
-boundary that is in its data, and none puts blanks after it.
+That parser looks at single bytes, on the event loop, wherever a boundary might begin: a body full
+of near-boundaries, or of blanks after one, blocks everybody. No client chooses a boundary that is
+in its data, and none puts blanks after it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _AFTER: Final = (b"\r\n", b"--")  # another part follows, or none
 
 
 class Boundaries:
-    """Follows a body piece by piece."""
+    """Checks a body piece by piece."""
 
     def __init__(self, boundary: bytes) -> None:
         self._delimiter = b"\r\n--" + boundary
@@ -21,7 +21,7 @@ class Boundaries:
         self.closed = False  # whether the last boundary was there
 
     def follow(self, piece: bytes) -> bool:
-        """Take in the next piece; whether every boundary so far is one."""
+        """Take in the next piece; returns whether every boundary so far is well formed."""
         window = self._rest + piece
         size = len(self._delimiter)
         at = window.find(self._delimiter)

@@ -1,4 +1,4 @@
-"""HEAD wherever there is GET (RFC 9110, 9.3.2); the framework's routes know GET only."""
+"""HEAD for every GET (RFC 9110, 9.3.2); the framework's routes know GET only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class HeadAsGet:
-    """Has a HEAD request answered as GET is, and leaves the body out.
+    """Answers a HEAD request as GET, without the body.
 
     The answer counts as complete with its head, so that a stream of events ends there too: the
     server tells the application that nobody listens any more.

@@ -1,4 +1,4 @@
-"""Idempotency-Key on every POST: one layer that reads the body once, asks, and replays."""
+"""Idempotency-Key on every POST: the same request with the same key is carried out once."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
 class BodyHash:
-    """SHA-256 of a body that arrives in pieces, blind to the boundary a multipart body chose.
+    """SHA-256 of a body that arrives in pieces, without the boundary of a multipart body.
 
-    A client that sends its form again lets its library draw a new boundary; it is the same request.
+    A client that sends its form again gets a new boundary from its library; it is the same request.
     """
 
     def __init__(self, boundary: bytes | None) -> None:
@@ -63,14 +63,14 @@ class BodyHash:
         self._rest = rest[len(rest) - undecided :]
 
     def hexdigest(self) -> str:
-        """The digest of everything taken in."""
+        """Return the digest of all pieces."""
         final = self._hash.copy()
         final.update(self._rest)
         return final.hexdigest()
 
 
 class Idempotency:
-    """Carries out a POST with an Idempotency-Key once and replays its answer."""
+    """Carries out a POST with an Idempotency-Key once, and replays the answer."""
 
     def __init__(self, app: ASGIApp, engine: Engine, writers: Writers) -> None:
         self._app = app
@@ -155,7 +155,7 @@ async def _read(receive: Receive, body: IO[bytes], digest: BodyHash) -> None:
 
 
 def _again(body: IO[bytes], receive: Receive) -> Receive:
-    """The body once more, then whatever the connection brings."""
+    """Replay the body, then pass on what the connection brings."""
     finished = False
 
     async def receive_again() -> Message:
@@ -179,7 +179,7 @@ def _kept_headers(message: Message) -> dict[str, str]:
 
 
 def _can_be_kept(headers: dict[str, str], body: bytearray) -> bool:
-    """Whether it is neither too long nor something else than JSON, which may name anybody."""
+    """Return whether it is JSON and short enough. Other answers may name anybody."""
     return headers.get("content-type") == "application/json" and len(body) <= _LONGEST_ANSWER
 
 

@@ -1,6 +1,6 @@
-"""The outermost layer of a request.
+"""An id, one log line and one measurement for each request.
 
-It gives the request an id, one log line and one measurement, and keeps exception text in.
+Text of unexpected exceptions goes to the log and never to the client.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CLIENT_CLOSED = 499  # for the log only; there is nobody left to answer
 
 
 class RequestContext:
-    """Gives each request an id (its own X-Request-ID if it is decent) and accounts for it."""
+    """Gives each request an id (its X-Request-ID, if that is acceptable), and logs it."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -104,6 +104,6 @@ class RequestContext:
 
 
 def _method(name: str) -> str:
-    """A known method, so that strangers cannot invent label values."""
+    """Return a known method or OTHER, so that strangers cannot invent label values."""
     known = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
     return name if name in known else "OTHER"

@@ -1,21 +1,49 @@
-"""A route's scope, asked for before the request's body is waited for.
+"""The scope that a route requires, checked before the request's body is read.
 
-The routes themselves say what they ask for (`service.http.routes.access.requires`); without
-this layer they would be asked only once the framework has read the whole body.
+Routes declare it as a dependency, made by `requires`. Without this layer it would be checked only
+after the framework has read the whole body.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import RouteContext, iter_route_contexts
 from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.access.keys import ApiKey
+from service.access.keys import Scope as KeyScope
+from service.foundation.errors import Forbidden, Reason
 from service.http.middleware.access import CALLER
-from service.http.routes.access import Requirement
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A dependency that requires one of these scopes of the caller's key."""
+
+    scopes: tuple[KeyScope, ...]
+
+    def __call__(self, request: Request) -> None:
+        """Raise `Forbidden` unless the key has one of the scopes, or there are no keys."""
+        self.ask(request.scope.get(CALLER))
+
+    def ask(self, key: ApiKey | None) -> None:
+        """Raise `Forbidden` for a key that has none of the scopes."""
+        if key is not None and not any(key.may(scope) for scope in self.scopes):
+            named = " or ".join(f"`{scope}`" for scope in self.scopes)
+            raise Forbidden(
+                f"This call needs a key with the scope {named}.",
+                Reason("Authorization", "scope_missing"),
+            )
+
+
+def requires(*scopes: KeyScope) -> Requirement:
+    """Return the dependency of a route for keys with one of these scopes."""
+    return Requirement(scopes)
 
 
 class Scopes:
@@ -42,7 +70,7 @@ class Scopes:
 
 
 def requirements(app: FastAPI) -> Iterator[tuple[RouteContext, tuple[Requirement, ...]]]:
-    """Every route, and what it and the routers around it ask of a key."""
+    """Yield every route with what it and its routers require of a key."""
     for route in iter_route_contexts(app.routes):
         dependant: Dependant | None = getattr(route, "dependant", None)
         yield route, () if dependant is None else tuple(_asked(dependant))

@@ -1,4 +1,4 @@
-"""How routes add to the audit record, and the record itself as an answer."""
+"""Functions with which routes add to the audit record, and GET /audit."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import StreamingResponse
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from service.access.audit.entries import Actor, Entry
 from service.access.keys import Scope
@@ -20,14 +21,16 @@ from service.gallery.records import ErasureReceipt
 from service.http import recorded
 from service.http.middleware.access import CALLER
 from service.http.middleware.audit import RECORDED
-from service.http.routes.access import requires
+from service.http.middleware.idempotency import KEY_LOCK
+from service.http.middleware.scopes import requires
 from service.http.routes.dependencies import Held, resources
-from service.http.schemas import AuditLine
+from service.http.schemas import AuditLine, Schema
 from service.storage.failures import storage_trouble
+from service.storage.kept_answers import Answer, keep
 
 
 class ErasureUnrecorded(StorageFull):
-    """An erasure that was made, but could not be recorded: not to be tried again, as a 503 is."""
+    """An erasure was made and could not be recorded; unlike a 503, it is not to be sent again."""
 
     slug, title = "erasure-unrecorded", "Erased, but not recorded"
 
@@ -44,20 +47,36 @@ async def record_answer(request: Request, entry: Entry) -> None:
 
 
 def record_change(request: Request, entry: Entry) -> None:
-    """Record a change, for the transaction that makes it."""
+    """Record a change, within its transaction."""
     resources(request).audit.changed(entry, _caller(request))
     request.scope[RECORDED] = True
 
 
+def keep_change(
+    session: Session,
+    request: Request,
+    entry: Entry,
+    answer: Schema,
+    status: int,
+    location: str | None = None,
+) -> None:
+    """Record a change and keep its answer for the Idempotency-Key, in the change's transaction."""
+    headers = {"content-type": "application/json"}
+    if location is not None:
+        headers["location"] = location
+    record_change(request, entry)
+    keep(session, request.scope.get(KEY_LOCK), Answer(status, headers, answer.model_dump_json()))
+
+
 def record_read(request: Request, entry: Entry) -> None:
-    """The same as `record_answer`, for routes that run in a thread."""
+    """Record something that was read, before it is sent, from a route that runs in a thread."""
     resources(request).audit.read(entry, _caller(request))
 
 
 async def record_erasure(
     request: Request, what: Literal["subject", "sequence", "gallery"], receipt: ErasureReceipt
 ) -> None:
-    """Forget whom it erased, and record an erasure that was committed; from a full disk, too.
+    """Record an erasure that was committed, and forget its subjects; works on a full disk, too.
 
     Raises `ErasureUnrecorded`.
     """
@@ -108,7 +127,7 @@ async def read_audit(
         int, Query(ge=0, le=2**63 - 1, description="The `number` of the last line you have.")
     ] = 0,
 ) -> StreamingResponse:
-    """Give the record of who did what, as it is now; reading it is recorded, too."""
+    """Return the record of who did what, as it is now; reading it is recorded, too."""
     await record_answer(request, Entry("read_audit", gallery))
     lines = held.audit.lines(after=cursor, since=since, until=until, gallery=gallery)
     return StreamingResponse(_encoded(lines), media_type=MEDIA_TYPE)

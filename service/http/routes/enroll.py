@@ -18,7 +18,7 @@ from service.gallery.fields import (
 )
 from service.http import recorded
 from service.http.middleware.idempotency import KEY_LOCK
-from service.http.routes.access import requires
+from service.http.middleware.scopes import requires
 from service.http.routes.audited import record_change
 from service.http.routes.dependencies import HeldReady, unless_disconnected, walk
 from service.http.schemas import EnrolAnswer, EnrolConflictProblem

@@ -12,9 +12,8 @@ from service.gallery.fields import Cursor, check_metadata, decode_cursor, encode
 from service.gallery.listing import galleries
 from service.gallery.records import GalleryRecord
 from service.http import recorded
-from service.http.middleware.idempotency import KEY_LOCK
-from service.http.routes.access import requires
-from service.http.routes.audited import record_change, record_erasure
+from service.http.middleware.scopes import requires
+from service.http.routes.audited import keep_change, record_erasure
 from service.http.routes.dependencies import Held
 from service.http.schemas import (
     GalleryAnswer,
@@ -23,7 +22,6 @@ from service.http.schemas import (
     GalleryRequest,
     ReceiptAnswer,
 )
-from service.storage.kept_answers import Answer, keep
 
 router = APIRouter(prefix="/galleries", tags=["galleries"])
 _reader = Depends(requires(Scope.IDENTIFY, Scope.ENROLL))
@@ -39,7 +37,7 @@ def list_galleries(
     """List galleries by name."""
     page = galleries(held.engine, limit=limit, after=decode_cursor(cursor))
     return GalleryPage(
-        items=[GalleryAnswer.of(record, held.model) for record in page.items],
+        items=[GalleryAnswer.beside(held.model, record) for record in page.items],
         next_cursor=encode_cursor(page.next_key),
     )
 
@@ -49,32 +47,29 @@ def create_gallery(
     request: Request, response: Response, held: Held, body: GalleryRequest
 ) -> GalleryAnswer:
     """Create an empty gallery."""
-    lock = request.scope.get(KEY_LOCK)
     location = f"/galleries/{body.name}"
 
     def keep_answer(session: Session, record: GalleryRecord) -> None:
-        answer = GalleryAnswer.of(record, held.model).model_dump_json()
-        headers = {"content-type": "application/json", "location": location}
-        keep(session, lock, Answer(201, headers, answer))
-        record_change(request, recorded.new_gallery(record))
+        answer = GalleryAnswer.beside(held.model, record)
+        keep_change(session, request, recorded.new_gallery(record), answer, 201, location)
 
     metadata = check_metadata(body.metadata)
     record = held.store.create(body.name, metadata, body.max_age_days, keep_answer)
     response.headers["Location"] = location
-    return GalleryAnswer.of(record, held.model)
+    return GalleryAnswer.beside(held.model, record)
 
 
 @router.get("/{gallery}", dependencies=[_reader])
 def show_gallery(held: Held, gallery: str) -> GalleryAnswer:
     """Show one gallery."""
-    return GalleryAnswer.of(held.store.gallery(gallery), held.model)
+    return GalleryAnswer.beside(held.model, held.store.gallery(gallery))
 
 
 @router.patch("/{gallery}", dependencies=[_admin])
 def change_gallery(held: Held, gallery: str, body: GalleryChange) -> GalleryAnswer:
     """Set how long a gallery keeps its sequences; null keeps them until somebody erases them."""
     held.store.keep_for(gallery, body.max_age_days)
-    return GalleryAnswer.of(held.store.gallery(gallery), held.model)
+    return GalleryAnswer.beside(held.model, held.store.gallery(gallery))
 
 
 @router.delete("/{gallery}", dependencies=[_admin])

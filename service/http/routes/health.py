@@ -1,4 +1,4 @@
-"""Is it alive, is it ready, how is it doing; and its documentation."""
+"""Liveness, readiness, metrics and documentation."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from service.gallery.fields import (
     parse_filter,
 )
 from service.http import recorded
-from service.http.routes.access import requires
+from service.http.middleware.scopes import requires
 from service.http.routes.audited import record_answer
 from service.http.routes.dependencies import HeldReady, unless_disconnected, walk
 from service.http.schemas import IdentifyAnswer, VerifyAnswer

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from contextlib import aclosing
 from functools import cache
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from sqlalchemy.orm import Session
@@ -18,8 +18,7 @@ from service.foundation.errors import Malformed, Reason
 from service.gallery.fields import Cursor, decode_cursor, encode_cursor
 from service.http import recorded
 from service.http.middleware.access import caller_of
-from service.http.middleware.idempotency import KEY_LOCK
-from service.http.routes.audited import record_change
+from service.http.routes.audited import keep_change
 from service.http.routes.dependencies import Held
 from service.http.schemas import Schema, Timestamp
 from service.job_types.requests import (
@@ -33,7 +32,6 @@ from service.job_types.submission import CheckRecipe, RecipeCheck, Submission
 from service.jobs.following import Followers
 from service.jobs.job import Job, JobEvent, Status
 from service.jobs.queue import Also, JobQueue
-from service.storage.kept_answers import Answer, keep
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -68,27 +66,6 @@ class JobAnswer(Schema):
     started_at: Timestamp | None
     finished_at: Timestamp | None
 
-    @classmethod
-    def of(cls, job: Job) -> Self:
-        """From a job."""
-        return cls(
-            id=job.id,
-            type=job.type,
-            status=job.status.value,
-            progress=ProgressAnswer(
-                fraction=job.progress.fraction,
-                step=job.progress.step,
-                total_steps=job.progress.total_steps,
-                eta_s=job.progress.eta_s,
-            ),
-            metrics=job.metrics,
-            result=job.result,
-            error=job.error,
-            created_at=job.created_at,
-            started_at=job.started_at,
-            finished_at=job.finished_at,
-        )
-
 
 class JobPage(Schema):
     """Some jobs, newest first."""
@@ -98,76 +75,80 @@ class JobPage(Schema):
 
 
 def job_queue(held: Held) -> JobQueue:
-    """The deployment's queue."""
+    """Return the deployment's queue."""
     return JobQueue.of(held.engine, held.settings)
 
 
 @cache
 def recipe_check() -> CheckRecipe:
-    """What asks the training program about recipes: one for all requests, to bound how many run."""
+    """Return what asks the training program about recipes; one for all, to bound how many run."""
     return RecipeCheck()
 
 
 Queue = Annotated[JobQueue, Depends(job_queue)]
 
 
-def submission(
-    held: Held, queue: Queue, check: Annotated[CheckRecipe, Depends(recipe_check)]
-) -> Submission:
-    """What takes requests for jobs."""
-    return Submission(held.settings, held.engine, queue, check)
+class NewJob:
+    """What a route needs that queues a job: the use case, and what is done with its job."""
+
+    def __init__(
+        self,
+        request: Request,
+        response: Response,
+        held: Held,
+        queue: Queue,
+        check: Annotated[CheckRecipe, Depends(recipe_check)],
+    ) -> None:
+        self._request = request
+        self._response = response
+        self.submit = Submission(held.settings, held.engine, queue, check)
+
+    def in_transaction(self, entry: Callable[[Job], Entry] = recorded.job) -> Also:
+        """Return what keeps and records the answer, in the transaction that queues the job."""
+
+        def keep_answer(session: Session, job: Job) -> None:
+            answer = JobAnswer.of(job)
+            keep_change(session, self._request, entry(job), answer, 202, f"/jobs/{job.id}")
+
+        return keep_answer
+
+    def accepted(self, job: Job) -> JobAnswer:
+        """Return the answer, with the job's address in `Location`."""
+        self._response.headers["Location"] = f"/jobs/{job.id}"
+        return JobAnswer.of(job)
 
 
-Submissions = Annotated[Submission, Depends(submission)]
+Submits = Annotated[NewJob, Depends()]
 
 
 @router.post("/distill", status_code=202)
-def distill(
-    request: Request, response: Response, jobs: Submissions, body: DistillRequest
-) -> JobAnswer:
+def distill(new: Submits, body: DistillRequest) -> JobAnswer:
     """Train a student from registered teachers by a recipe; the result is a registered model."""
-    return accepted(response, jobs.distill(body, keeping(request)))
+    return new.accepted(new.submit.distill(body, new.in_transaction()))
 
 
 @router.post("/evaluate", status_code=202)
-def evaluate(
-    request: Request, response: Response, jobs: Submissions, body: EvaluateRequest
-) -> JobAnswer:
+def evaluate(new: Submits, body: EvaluateRequest) -> JobAnswer:
     """Measure a registered model on a dataset."""
-    return accepted(response, jobs.evaluate(body, keeping(request)))
+    return new.accepted(new.submit.evaluate(body, new.in_transaction()))
 
 
 @router.post("/calibrate", status_code=202)
-def calibrate(
-    request: Request,
-    response: Response,
-    jobs: Submissions,
-    body: CalibrateRequest | None = None,
-) -> JobAnswer:
+def calibrate(new: Submits, body: CalibrateRequest | None = None) -> JobAnswer:
     """Find the threshold at which a gallery falsely matches a stranger at most at a given rate."""
-    return accepted(response, jobs.calibrate(body or CalibrateRequest(), keeping(request)))
+    return new.accepted(new.submit.calibrate(body or CalibrateRequest(), new.in_transaction()))
 
 
 @router.post("/reindex", status_code=202)
-def reindex(
-    request: Request,
-    response: Response,
-    jobs: Submissions,
-    body: ReindexRequest | None = None,
-) -> JobAnswer:
+def reindex(new: Submits, body: ReindexRequest | None = None) -> JobAnswer:
     """Complete a gallery's embeddings under its model, and build its indexes anew."""
-    return accepted(response, jobs.reindex(body or ReindexRequest(), keeping(request)))
+    return new.accepted(new.submit.reindex(body or ReindexRequest(), new.in_transaction()))
 
 
 @router.post("/audit-gallery", status_code=202)
-def audit_gallery(
-    request: Request,
-    response: Response,
-    jobs: Submissions,
-    body: AuditRequest | None = None,
-) -> JobAnswer:
+def audit_gallery(new: Submits, body: AuditRequest | None = None) -> JobAnswer:
     """List what in a gallery attracts other people: misplaced, doubled and poor sequences."""
-    return accepted(response, jobs.audit(body or AuditRequest(), keeping(request)))
+    return new.accepted(new.submit.audit(body or AuditRequest(), new.in_transaction()))
 
 
 @router.get("")
@@ -219,7 +200,7 @@ def follow_job(
 
 
 class _Stream(EventSourceResponse):
-    """A job's events, for which there must be a seat."""
+    """A job's events; only so many streams may be open."""
 
     def __init__(self, followers: Followers, who: str, job_id: str, after: int) -> None:
         self._followers = followers
@@ -228,7 +209,7 @@ class _Stream(EventSourceResponse):
         super().__init__((_sent(event) async for event in self._events), ping=_PING_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve it; raises `Unavailable`."""
+        """Serve the stream; raises `Unavailable` if too many are open."""
         with self._followers.seat(self._who):
             async with aclosing(self._events):
                 await super().__call__(scope, receive, send)
@@ -248,21 +229,3 @@ def _sequence(last_event_id: str | None) -> int:
             Reason("Last-Event-ID", "invalid"),
         )
     return min(int(last_event_id), _LARGEST_SEQUENCE)
-
-
-def accepted(response: Response, job: Job) -> JobAnswer:
-    """The answer to whoever started a job, which says where the job is."""
-    response.headers["Location"] = f"/jobs/{job.id}"
-    return JobAnswer.of(job)
-
-
-def keeping(request: Request, entry: Callable[[Job], Entry] = recorded.job) -> Also:
-    """Keeps and records the answer, in the transaction that queues the job."""
-    lock = request.scope.get(KEY_LOCK)
-
-    def keep_answer(session: Session, job: Job) -> None:
-        headers = {"content-type": "application/json", "location": f"/jobs/{job.id}"}
-        keep(session, lock, Answer(202, headers, JobAnswer.of(job).model_dump_json()))
-        record_change(request, entry(job))
-
-    return keep_answer

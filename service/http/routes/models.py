@@ -1,21 +1,29 @@
-"""Models: list, show, add, remove, put into service and take back."""
+"""Models: list, show, add, remove, activate, roll back."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile
+from pydantic import Field
+from safetensors import SafetensorError, safe_open
 
+from models.checkpoint import WEIGHTS
 from service.access.audit import entries
 from service.access.audit.entries import Entry
 from service.access.keys import Scope
 from service.gallery.active_model import PinnedGallery, every_gallery
 from service.gallery.records import ModelPin
 from service.http import recorded
-from service.http.routes.access import requires
+from service.http.middleware.scopes import requires
+from service.http.resources import Resources
 from service.http.routes.audited import record_change
 from service.http.routes.dependencies import Held
-from service.http.routes.jobs import JobAnswer, Submissions, accepted, keeping
+from service.http.routes.jobs import JobAnswer, Submits
 from service.http.schemas import Schema, Timestamp
 from service.job_types.activation import roll_back
 from service.job_types.requests import GalleryChoice
@@ -26,60 +34,113 @@ from service.serving.uploading import take_in
 router = APIRouter(prefix="/models", tags=["models"])
 _admin = Depends(requires(Scope.ADMIN))
 
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch normalisation
+_OWN_VALIDATION: Final = "rank1"  # among the metrics of a training job
+_MOST_HEADLINES = 10
 
-class ModelAnswer(Schema):
-    """A model: where it comes from, what it reached, where it is in use, and its card."""
+
+class ModelSummary(Schema):
+    """A model: what it is, where it comes from, where it is in use, and its headline figures."""
 
     name: str
     source: Source
     digest: str
+    architecture: str | None
+    parameters: int | None = Field(description="null when the weights cannot be read")
+    weights_bytes: int | None = Field(description="null when the weights cannot be read")
+    headline: dict[str, float] = Field(
+        description="rank-1 of each evaluation on its card, and `rank1` of its own validation"
+    )
     active_in: list[str]
     previous_in: list[str]
-    metrics: dict[str, Any]
-    card: dict[str, Any]
     job_id: str | None
     created_at: Timestamp | None
 
-    @classmethod
-    def of(cls, model: RegisteredModel, galleries: list[PinnedGallery], own: str) -> Self:
-        """From a registered model (its folder stays here) and the galleries that may use it."""
-        return cls(
-            name=model.name,
-            source=model.source,
-            digest=model.digest,
-            active_in=[
-                row.name
-                for row in galleries
-                if model.name == (own if row.active is None else row.active.name)
-            ],
-            previous_in=[
-                row.name
-                for row in galleries
-                if row.previous is not None and row.previous.name == model.name
-            ],
-            metrics=model.metrics,
-            card=model.card,
-            job_id=model.job_id,
-            created_at=model.created_at,
-        )
+
+class ModelAnswer(ModelSummary):
+    """A model with its whole card and every figure it reached."""
+
+    metrics: dict[str, Any]
+    card: dict[str, Any]
 
 
 class ModelList(Schema):
     """Every model, by name; there are few, so this is one page."""
 
-    items: list[ModelAnswer]
+    items: list[ModelSummary]
     next_cursor: None = None
+
+
+def _summary(
+    model: RegisteredModel, galleries: Sequence[PinnedGallery], own: str
+) -> dict[str, Any]:
+    """Return what a list shows of a model; galleries start with the model `own`."""
+    parameters, size = _measured(model.path / WEIGHTS)
+    return {
+        "name": model.name,
+        "source": model.source,
+        "digest": model.digest,
+        "architecture": model.card.get("architecture"),
+        "parameters": parameters,
+        "weights_bytes": size,
+        "headline": headline(model.card.get("name"), model.metrics),
+        "active_in": [
+            row.name for row in galleries if model.name == (row.active.name if row.active else own)
+        ],
+        "previous_in": [
+            row.name for row in galleries if row.previous and row.previous.name == model.name
+        ],
+        "job_id": model.job_id,
+        "created_at": model.created_at,
+    }
+
+
+def _answer(held: Resources, model: RegisteredModel) -> ModelAnswer:
+    summary = _summary(model, every_gallery(held.engine), held.settings.model)
+    return ModelAnswer(**summary, metrics=model.metrics, card=model.card)
+
+
+def _measured(weights: Path) -> tuple[int | None, int | None]:
+    """Return how many parameters a file of weights holds, and its bytes; only its head is read."""
+    try:
+        with safe_open(weights, framework="numpy") as file:
+            shapes = [
+                file.get_slice(name).get_shape()
+                for name in file.keys()  # noqa: SIM118 - it is no mapping
+                if not name.endswith(_STATISTICS)
+            ]
+        return sum(map(prod, shapes)), weights.stat().st_size
+    except (OSError, SafetensorError):
+        return None, None
+
+
+def headline(name: object, metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the first figure of each evaluation among a model's metrics, and its own `rank1`.
+
+    An evaluation, as `python -m training export` writes it, has a row for each method that it
+    compares. The row that counts is called as the card is, or else it is the first one. A figure is
+    `[value, low, high]`.
+    """
+    found: dict[str, float] = {}
+    for evaluation, value in metrics.items():
+        match value:
+            case int() | float() if evaluation == _OWN_VALIDATION:
+                found[evaluation] = value
+            case {"rows": dict(rows)} if rows:
+                match rows.get(str(name), next(iter(rows.values()))):
+                    case dict(row) if row:
+                        match next(iter(row.values())):
+                            case [int() | float() as figure, *_]:
+                                found[evaluation] = figure
+    return dict(islice(found.items(), _MOST_HEADLINES))
 
 
 @router.get("")
 def list_models(held: Held) -> ModelList:
-    """List the models that jobs may name."""
-    galleries = every_gallery(held.engine)
-    return ModelList(
-        items=[
-            ModelAnswer.of(model, galleries, held.settings.model) for model in held.registry.all()
-        ]
-    )
+    """List the models that jobs may name, without their cards."""
+    galleries, own = every_gallery(held.engine), held.settings.model
+    models = held.registry.all()
+    return ModelList(items=[ModelSummary(**_summary(one, galleries, own)) for one in models])
 
 
 @router.post("", status_code=201, dependencies=[_admin])
@@ -98,25 +159,23 @@ def add_model(
 
     model = take_in(held.settings, held.registry, name, weights.file, card.file, record)
     response.headers["Location"] = f"/models/{name}"
-    return ModelAnswer.of(model, [], held.settings.model)
+    return _answer(held, model)
 
 
 @router.post("/rollback", status_code=202)
-async def rollback(
-    request: Request, response: Response, held: Held, body: GalleryChoice | None = None
-) -> JobAnswer:
+async def rollback(new: Submits, held: Held, body: GalleryChoice | None = None) -> JobAnswer:
     """Go back to the model that a gallery had before, at once; the job has succeeded already."""
     gallery = (body or GalleryChoice()).gallery
-    also = keeping(request, _rolled_back)
+    also = new.in_transaction(_rolled_back)
     job = await held.writers.run(roll_back, held.settings, held.engine, gallery, also)
     await held.models.follow_now(gallery)
-    return accepted(response, job)
+    return new.accepted(job)
 
 
 @router.get("/{name}")
 def show_model(held: Held, name: str) -> ModelAnswer:
-    """Show one model with its card."""
-    return ModelAnswer.of(held.registry.show(name), every_gallery(held.engine), held.settings.model)
+    """Show one model with its whole card."""
+    return _answer(held, held.registry.show(name))
 
 
 @router.delete("/{name}", status_code=204, dependencies=[_admin])
@@ -126,17 +185,10 @@ def remove_model(request: Request, held: Held, name: str) -> None:
 
 
 @router.post("/{name}/activate", status_code=202)
-def activate(
-    request: Request,
-    response: Response,
-    jobs: Submissions,
-    name: str,
-    body: GalleryChoice | None = None,
-) -> JobAnswer:
+def activate(new: Submits, name: str, body: GalleryChoice | None = None) -> JobAnswer:
     """Give a gallery this model, in the background; searches go on with the old one until then."""
-    return accepted(
-        response, jobs.activate(name, (body or GalleryChoice()).gallery, keeping(request))
-    )
+    gallery = (body or GalleryChoice()).gallery
+    return new.accepted(new.submit.activate(name, gallery, new.in_transaction()))
 
 
 def _rolled_back(job: Job) -> Entry:

@@ -1,7 +1,7 @@
-"""The page that a person works with: `/`, and the files of `service/http/web` that it is made of.
+"""The page at `/`, and the files of `service/http/web` that it is made of.
 
-They are served as they lie there, read once. The page may load nothing from elsewhere and run
-nothing that stands inside its markup, so that text from a gallery can never become a script.
+They are read once and served unchanged. The page may load nothing from other hosts and run nothing
+inside its markup, so that text from a gallery can never become a script.
 """
 
 from __future__ import annotations

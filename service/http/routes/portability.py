@@ -1,4 +1,4 @@
-"""A whole gallery as one file, out and in."""
+"""Export and import of whole galleries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 from service.access.keys import Scope
 from service.gallery.fields import GalleryName
 from service.http import recorded
-from service.http.routes.access import requires
+from service.http.middleware.scopes import requires
 from service.http.routes.audited import record_answer, record_read
 from service.http.routes.dependencies import Held
 from service.http.schemas import ImportAnswer
@@ -34,7 +34,7 @@ def export_gallery(
         bool, Query(description="Whether the models' embeddings are in it, beside the silhouettes.")
     ] = True,
 ) -> StreamingResponse:
-    """Give out a gallery as it is now; the connection is cut if something is erased meanwhile."""
+    """Export a gallery as it is now; the connection is cut if something is erased meanwhile."""
     pieces = held.portability.export(gallery, embeddings=embeddings)
     record_read(request, recorded.export(gallery, embeddings=embeddings))
     return StreamingResponse(
@@ -56,4 +56,4 @@ async def import_gallery(
     imported = await held.portability.put(gallery, request.stream())
     await record_answer(request, recorded.imported(imported.gallery))
     response.headers["Location"] = f"/galleries/{gallery}"
-    return ImportAnswer.of(imported, held.model)
+    return ImportAnswer.beside(held.model, imported)

@@ -1,8 +1,9 @@
-"""Sequences: show, give the silhouettes back, erase."""
+"""Sequences: show, return the silhouettes, erase."""
 
 from __future__ import annotations
 
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, Request, Response
@@ -12,7 +13,7 @@ from models.silhouettes.gei import gait_energy_image
 from service.access.keys import Scope
 from service.gallery.records import Silhouettes
 from service.http import recorded
-from service.http.routes.access import requires
+from service.http.middleware.scopes import requires
 from service.http.routes.audited import record_erasure, record_read
 from service.http.routes.dependencies import Held
 from service.http.schemas import ReceiptAnswer, SequenceAnswer
@@ -23,6 +24,12 @@ _admin = Depends(requires(Scope.ADMIN))
 _FRAME_MS = 40
 
 
+def _gives(media_type: str) -> dict[str, Any]:
+    """Return the options of a route that gives out what is made of a walk's silhouettes."""
+    responses: dict[int, Any] = {200: {"content": {media_type: {}}}}
+    return {"dependencies": [_reader], "response_class": Response, "responses": responses}
+
+
 @router.get("/{sequence_id}", dependencies=[_reader])
 def show_sequence(held: Held, sequence_id: str) -> SequenceAnswer:
     """Show a sequence, without its silhouettes."""
@@ -31,12 +38,10 @@ def show_sequence(held: Held, sequence_id: str) -> SequenceAnswer:
 
 @router.get(
     "/{sequence_id}/silhouettes.npz",
-    dependencies=[_reader],
-    response_class=Response,
-    responses={200: {"content": {"application/x-npz": {}}}},
+    **_gives("application/x-npz"),
 )
 def silhouettes_as_arrays(request: Request, held: Held, sequence_id: str) -> Response:
-    """Give the normalised silhouettes back: `silhouettes`, uint8 [s, 64, 64]."""
+    """Return the normalised silhouettes: `silhouettes`, uint8 [s, 64, 64]."""
     file = BytesIO()
     np.savez_compressed(file, silhouettes=_given(request, held, sequence_id, "npz"))
     return Response(file.getvalue(), media_type="application/x-npz")
@@ -44,9 +49,7 @@ def silhouettes_as_arrays(request: Request, held: Held, sequence_id: str) -> Res
 
 @router.get(
     "/{sequence_id}/silhouettes.gif",
-    dependencies=[_reader],
-    response_class=Response,
-    responses={200: {"content": {"image/gif": {}}}},
+    **_gives("image/gif"),
 )
 def silhouettes_as_film(request: Request, held: Held, sequence_id: str) -> Response:
     """Show the normalised silhouettes as an animated GIF, 25 frames a second."""
@@ -61,9 +64,7 @@ def silhouettes_as_film(request: Request, held: Held, sequence_id: str) -> Respo
 
 @router.get(
     "/{sequence_id}/gei.png",
-    dependencies=[_reader],
-    response_class=Response,
-    responses={200: {"content": {"image/png": {}}}},
+    **_gives("image/png"),
 )
 def energy_image(request: Request, held: Held, sequence_id: str) -> Response:
     """Show the gait energy image, 44 x 64 pixels."""
@@ -82,7 +83,7 @@ async def erase_sequence(request: Request, held: Held, sequence_id: str) -> Rece
 
 
 def _given(request: Request, held: Held, sequence_id: str, form: str) -> Silhouettes:
-    """A walk's silhouettes, once it is recorded to whom they were given."""
+    """Return a walk's silhouettes, after recording that they are given out."""
     silhouettes = held.store.silhouettes(sequence_id)
     record_read(request, recorded.silhouettes(held.store.sequence(sequence_id), form))
     return silhouettes

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from service.access.keys import Scope
 from service.gallery.fields import Cursor, GalleryName, decode_cursor, encode_cursor
 from service.gallery.listing import subject, subjects
-from service.http.routes.access import requires
+from service.http.middleware.scopes import requires
 from service.http.routes.audited import record_erasure
 from service.http.routes.dependencies import Held
 from service.http.schemas import (

@@ -1,8 +1,8 @@
 // The model that the chosen gallery is searched with: another one put into service, and back again.
 
 import { call, path } from "./api.js";
-import { announce, bringIntoView, byId, element } from "./dom.js";
 import { comparisonOf, figuresOf } from "./comparison.js";
+import { announce, bringIntoView, byId, element } from "./dom.js";
 import { problemNotice } from "./problem.js";
 import { runner } from "./running.js";
 import { gallery, knownGalleries } from "./service.js";
@@ -30,7 +30,7 @@ export async function activate(name) {
 /** Which model the chosen gallery has, and the way back to the one before. */
 export function activeModel() {
   const found = knownGalleries().find((one) => one.name === gallery());
-  if (!found) return element("p", { class: "hint" }, "This gallery begins with the first walk enrolled in it.");
+  if (!found) return element("p", { class: "hint" }, "This gallery is created with the first walk enrolled in it.");
   const { model, previous_model: before } = found;
   return element("div", { class: "card heading" },
     element("p", {}, "The gallery ", element("strong", {}, found.name), " is searched with ", element("strong", {}, model.name), "."),
@@ -41,8 +41,8 @@ export function activeModel() {
 export function activated(result) {
   const { model, previous, comparison, figures } = result;
   return element("div", { class: "card notice" },
-    element("p", {}, "The gallery ", element("strong", {}, result.gallery), " was given ", element("strong", {}, model),
-      ` in place of ${previous.name}.`),
+    element("p", {}, "The gallery ", element("strong", {}, result.gallery), " now uses ", element("strong", {}, model),
+      ` instead of ${previous.name}.`),
     comparison === undefined ? null : comparisonOf(comparison, model, previous.name),
     figures ? figuresOf(figures, model, previous.name) : null);
 }

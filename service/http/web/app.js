@@ -4,24 +4,25 @@ import { leaveActivation } from "./activation.js";
 import { call, key } from "./api.js";
 import { byId } from "./dom.js";
 import { startEnrolment } from "./enrolment.js";
-import { leaveGallery, showGallery, startGallery } from "./gallery.js";
+import { leaveGallery, openSubject, showGallery, startGallery } from "./gallery.js";
 import { startIdentification } from "./identification.js";
-import { showJobs, startJobs, leaveJobs } from "./jobs.js";
+import { leaveJobs, openJob, showJobs, startJobs } from "./jobs.js";
 import { showModels, startModels } from "./models.js";
 import { showing } from "./problem.js";
-import { galleryChoice, learn } from "./service.js";
+import { galleryChoice, keepAddress, learn, named } from "./service.js";
 
 const sections = {
   identify: {},
   enrol: {},
-  gallery: { show: showGallery, leave: leaveGallery },
-  jobs: { show: showJobs, leave: leaveJobs },
+  gallery: { show: showGallery, open: openSubject, leave: leaveGallery },
+  jobs: { show: showJobs, open: openJob, leave: leaveJobs },
   models: { show: showModels, leave: leaveActivation },
 };
 let shown = null;
 
-function go({ focus = true } = {}) {
-  const name = location.hash.slice(1);
+/** Show the section that the address names, and the subject or job in it. */
+async function go({ focus = true } = {}) {
+  const [name, ...names] = named();
   if (name === "main") return; // the link that skips the navigation
   const wanted = name in sections ? name : "identify";
   if (shown) sections[shown].leave?.();
@@ -32,8 +33,15 @@ function go({ focus = true } = {}) {
     else link.removeAttribute("aria-current");
   }
   document.title = `${byId(`${wanted}-title`).textContent} · GaitID`;
-  sections[wanted].show?.();
   if (focus) byId(`${wanted}-title`).focus();
+  await sections[wanted].show?.();
+  if (names.length && shown === wanted) await sections[wanted].open?.(...names);
+}
+
+function follow() {
+  const [name, ...names] = named();
+  if (name === shown && names.length) sections[shown].open?.(...names); // the section is as it was
+  else go();
 }
 
 async function greet() {
@@ -70,8 +78,12 @@ byId("key-dialog").addEventListener("close", async () => {
   go({ focus: false });
 });
 addEventListener("key-needed", askForKey);
-addEventListener("hashchange", () => go());
-galleryChoice.addEventListener("change", () => sections[shown]?.show?.()); // nothing is shown until it is ready
+addEventListener("hashchange", follow);
+galleryChoice.addEventListener("change", () => {
+  if (!shown) return; // nothing is shown until it is ready
+  if (shown === "gallery") keepAddress(shown); // its subjects are another gallery's
+  sections[shown].show?.();
+});
 // A walk dropped beside its field would otherwise replace the page.
 for (const kind of ["dragover", "drop"]) addEventListener(kind, (event) => event.preventDefault());
 

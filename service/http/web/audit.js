@@ -3,15 +3,14 @@
 import { byId, element, entry } from "./dom.js";
 import { inWords } from "./problem.js";
 import { runner } from "./running.js";
-import { gallery, has } from "./service.js";
+import { at, gallery, has } from "./service.js";
 
 const AUDIT = "/jobs/audit-gallery"; // not every version of the service has it
 const audits = runner(byId("audit-result"), "audit", (busy) => { byId("audit-start").disabled = busy; });
 
-/** Make the button work; `choose` is called with a subject that somebody wants to see. */
-export function startAudit(choose) {
-  byId("audit-start").addEventListener("click", () =>
-    audits.run(AUDIT, { gallery: gallery() }, (result) => auditOf(result, choose)));
+/** Make the button work. */
+export function startAudit() {
+  byId("audit-start").addEventListener("click", () => audits.run(AUDIT, { gallery: gallery() }, auditOf));
 }
 
 /** Offer an audit where there is one, and show none. */
@@ -20,11 +19,9 @@ export function resetAudit() {
   byId("audit-card").hidden = !has("POST", AUDIT);
 }
 
-/** What an audit found; with `choose`, subjects are buttons. */
-export function auditOf(result, choose = null) {
-  const who = ({ subject_id }) => (choose
-    ? element("button", { type: "button", class: "link", onclick: () => choose(subject_id) }, subject_id)
-    : subject_id);
+/** What an audit found. */
+export function auditOf(result) {
+  const who = ({ subject_id }) => element("a", { href: at("gallery", result.gallery, subject_id) }, subject_id);
   const { totals } = result;
   return element("div", { class: "audit" },
     element("dl", { class: "facts" },

@@ -8,7 +8,7 @@ const points = (difference) => `${signs[Math.sign(difference)]}${Math.abs(100 * 
 
 /** What comparing the model `name` with `before` came to; `compared` is null where nobody could be asked. */
 export function comparisonOf(compared, name, before) {
-  if (!compared) return element("p", { class: "hint" }, "Nobody here has two walks, so the two models could not be compared.");
+  if (!compared) return element("p", { class: "hint" }, "Nobody in this gallery has two walks, so the models could not be compared.");
   const { rank1_new, rank1_old, difference, interval: [low, high], agreement } = compared;
   return element("figure", { class: "comparison" },
     element("figcaption", {}, `Right at the first answer, on ${count(compared.searches, "walk")} of ` +

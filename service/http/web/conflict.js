@@ -12,7 +12,7 @@ export function conflictNotice(problem, enrolAnyway) {
     await enrolAnyway();
   } }, "Enrol anyway");
   return element("div", { class: "notice bad conflict", role: "alert" },
-    element("strong", {}, "Whose walk is it?"),
+    element("strong", {}, "This may be another person’s walk"),
     element("p", {}, "Nothing was enrolled. A walk under the wrong name spoils every later search."),
     conflictList(problem.conflicts),
     problem.threshold === null ? null

@@ -51,3 +51,16 @@ const oneColumn = matchMedia("(max-width: 56rem)"); // as in style.css
 export function bringIntoView(node) {
   node.scrollIntoView({ block: oneColumn.matches ? "start" : "nearest" });
 }
+
+/** Whether the person says `yes`; Escape and closing are no. */
+export function confirmed(title, text, yes = "Delete") {
+  const dialog = byId("confirm-dialog");
+  byId("confirm-title").textContent = title;
+  byId("confirm-text").textContent = text;
+  byId("confirm-yes").textContent = yes;
+  dialog.returnValue = "no";
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
+  });
+}

@@ -2,7 +2,6 @@
 
 import { call } from "./api.js";
 import { conflictList, conflictNotice } from "./conflict.js";
-import { coverageOf } from "./coverage.js";
 import { announce, bringIntoView, byId, element, whenSeen } from "./dom.js";
 import { energyImage } from "./evidence.js";
 import { sequencePlayer } from "./player.js";
@@ -11,6 +10,11 @@ import { gallery, learnGalleries } from "./service.js";
 import { watchUploads } from "./upload.js";
 
 const DETAILS = ["view", "condition"];
+const ADVICE = {
+  another_sequence: "Enrol another walk: with a single one, every bad frame counts.",
+  another_view: "Enrol a walk in another view: people are recognised less well in a view that is not enrolled.",
+  name_the_view: "Say the view with each walk, so that missing ones can be named.",
+};
 
 /** Make the form work. */
 export function startEnrolment() {
@@ -87,4 +91,19 @@ export function walkOf(sequence, name, ...more) {
       element("p", {}, `${sequence.frames} frames, quality ${score.toFixed(2)}`),
       issues.length ? element("p", { class: "hint" }, issues.map(inWords).join("; ")) : null,
       ...more));
+}
+
+/** What a subject's coverage says, and what to enrol next. */
+export function coverageOf({ sequences, views, conditions, missing_views, missing_conditions, advice }) {
+  const walks = sequences === 1 ? "1 walk" : `${sequences} walks`;
+  const have = [views.length ? `views ${views.join(", ")}` : null,
+    conditions.length ? `conditions ${conditions.join(", ")}` : null].filter(Boolean);
+  const missing = [
+    missing_views.length ? `Others here also have views: ${missing_views.join(", ")}.` : null,
+    missing_conditions.length ? `Others here also have conditions: ${missing_conditions.join(", ")}.` : null,
+  ];
+  const remarks = [...advice.map((code) => ADVICE[code] ?? code), ...missing].filter(Boolean);
+  return element("div", { class: "coverage" },
+    element("p", {}, `Covered: ${[walks, ...have].join("; ")}.`),
+    remarks.length ? element("ul", {}, ...remarks.map((remark) => element("li", {}, remark))) : null);
 }

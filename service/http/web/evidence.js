@@ -1,6 +1,6 @@
 // Similarities as pictures: a bar with the threshold on it, and the parts of a body head to feet.
 
-import { showImage, path } from "./api.js";
+import { path, showImage } from "./api.js";
 import { drawn, element, whenSeen } from "./dom.js";
 
 const IMAGE = { width: 88, height: 128 }; // twice the energy image's 44 × 64

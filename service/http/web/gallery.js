@@ -3,16 +3,14 @@
 import { call, path } from "./api.js";
 import { resetAudit, startAudit } from "./audit.js";
 import { leaveCalibration, showCalibration, startCalibration } from "./calibration.js";
-import { confirmed } from "./confirmation.js";
-import { coverageOf } from "./coverage.js";
-import { announce, bringIntoView, byId, element, entry } from "./dom.js";
-import { walkOf } from "./enrolment.js";
+import { announce, bringIntoView, byId, confirmed, element, entry } from "./dom.js";
+import { coverageOf, walkOf } from "./enrolment.js";
 import { percent } from "./figures.js";
 import { resetPortability, startPortability } from "./portability.js";
 import { showing } from "./problem.js";
 import { receiptOf } from "./receipt.js";
 import { keptFor, showRetention, startRetention } from "./retention.js";
-import { gallery, knownGalleries, learnGalleries } from "./service.js";
+import { at, chooseGallery, gallery, keepAddress, knownGalleries, learnGalleries } from "./service.js";
 
 const PAGE = 12;
 let cursors = [null]; // of the pages up to the one shown, for the way back
@@ -21,7 +19,7 @@ let cursors = [null]; // of the pages up to the one shown, for the way back
 export function startGallery() {
   byId("subjects-after").addEventListener("click", () => turn(() => cursors.push(byId("subjects-after").value)));
   byId("subjects-before").addEventListener("click", () => turn(() => cursors.pop()));
-  startAudit(showSubject);
+  startAudit();
   startCalibration(reread);
   startRetention(reread);
   startPortability(async (name) => {
@@ -30,7 +28,9 @@ export function startGallery() {
   });
   byId("find-form").addEventListener("submit", (event) => {
     event.preventDefault();
-    showSubject(event.target.elements.subject_id.value);
+    const subject = event.target.elements.subject_id.value;
+    keepAddress("gallery", gallery(), subject);
+    showSubject(subject);
   });
   byId("new-gallery-form").addEventListener("submit", async (event) => {
     event.preventDefault();
@@ -60,6 +60,12 @@ export async function showGallery() {
   await reread();
 }
 
+/** Show a subject, of another gallery too. */
+export async function openSubject(from, subjectId) {
+  if (from !== gallery() && chooseGallery(from)) await showGallery();
+  await showSubject(subjectId, from);
+}
+
 /** Stop following the jobs that were started here; they go on. */
 export function leaveGallery() {
   resetAudit();
@@ -71,7 +77,7 @@ async function reread() {
     await learnGalleries();
     const found = knownGalleries().find((one) => one.name === gallery());
     byId("gallery-summary").replaceChildren(found ? summary(found)
-      : element("p", { class: "hint" }, "This gallery begins with the first walk enrolled in it."));
+      : element("p", { class: "hint" }, "This gallery is created with the first walk enrolled in it."));
     showCalibration(found);
     showRetention(found);
   });
@@ -117,17 +123,16 @@ function subjectTable(subjects) {
     element("thead", {}, element("tr", {},
       ...["Subject", "Walks", "Since"].map((name) => element("th", { scope: "col" }, name)))),
     element("tbody", {}, ...subjects.map((one) => element("tr", {},
-      element("th", { scope: "row" }, element("button", {
-        type: "button", class: "link", onclick: () => showSubject(one.subject_id),
-      }, one.subject_id)),
+      element("th", { scope: "row" },
+        element("a", { href: at("gallery", one.gallery, one.subject_id) }, one.subject_id)),
       element("td", {}, one.sequences),
       element("td", {}, new Date(one.created_at).toLocaleDateString())))));
 }
 
-async function showSubject(subjectId) {
+async function showSubject(subjectId, from = gallery()) {
   const place = byId("subject-detail");
   await showing(place, async () => {
-    const query = { gallery: gallery() };
+    const query = { gallery: from };
     const subject = await call("GET", path`/subjects/${subjectId}`, { query });
     const heading = element("h2", { tabindex: -1 }, subject.subject_id);
     place.replaceChildren(element("div", { class: "card" },
@@ -164,6 +169,7 @@ async function erase(title, text, to, query = {}) {
   await showing(place, async () => {
     const receipt = await call("DELETE", to, { query });
     byId("subject-detail").replaceChildren();
+    keepAddress("gallery");
     cursors = [null];
     place.replaceChildren(receiptOf(receipt));
     bringIntoView(place);

@@ -61,10 +61,10 @@ function asked(form, walk) {
 function identification(answer) {
   const [best] = answer.candidates;
   const match = answer.decision === "match";
-  const nearest = best ? `The nearest is ${best.subject_id}, which is not near enough.`
+  const nearest = best ? `The most similar person is ${best.subject_id}, below the threshold.`
     : `Nobody is enrolled in the gallery ${answer.gallery}.`;
   return [
-    decision(match, match ? best.subject_id : "Nobody we know", match ? "Match" : "No match",
+    decision(match, match ? best.subject_id : "Unknown person", match ? "Match" : "No match",
       match ? null : nearest, best?.similarity, answer),
     element("ol", { class: "candidates", "aria-label": "Candidates, most alike first" },
       ...answer.candidates.map((one) => candidate(one, answer.threshold))),
@@ -74,7 +74,7 @@ function identification(answer) {
 function verification(answer) {
   return [
     decision(answer.verified, answer.subject_id, answer.verified ? "Verified" : "Not verified",
-      answer.verified ? null : "Even the most similar walk of this person is not near enough.",
+      answer.verified ? null : "The most similar walk of this person is below the threshold.",
       answer.similarity, answer),
     element("ol", { class: "candidates", "aria-label": "The person’s most similar walk" },
       candidate({ ...answer, rank: 1, margin: null }, answer.threshold)),
@@ -108,7 +108,7 @@ function candidate(one, threshold) {
     },
   }, "Play walk");
   const parts = one.parts && element("details", { open: one.rank === 1 },
-    element("summary", {}, "What is alike, head to feet"),
+    element("summary", {}, "Similarity of each part, head to feet"),
     partEvidence(one.sequence_id, one.parts, threshold));
   return element("li", { class: "card candidate" },
     energyImage(one.sequence_id, `Gait energy image of ${one.subject_id}`),
@@ -117,6 +117,6 @@ function candidate(one, threshold) {
       similarityBar(one.similarity, threshold),
       one.margin === null ? null
         : element("p", { class: "hint" }, one.margin < 0
-          ? `${(-one.margin).toFixed(3)} behind the first` : `${one.margin.toFixed(3)} ahead of the next person`),
+          ? `${(-one.margin).toFixed(3)} less than the first candidate` : `${one.margin.toFixed(3)} more than the next person`),
       film, parts));
 }

@@ -1,13 +1,13 @@
 // Jobs: start one, watch its curve as it comes, cancel it.
 
 import { call, path } from "./api.js";
-import { chartOf } from "./progress.js";
 import { announce, bringIntoView, byId, element } from "./dom.js";
 import { follow } from "./events.js";
 import { outcomeOf } from "./outcome.js";
 import { problemNotice, showing } from "./problem.js";
+import { chartOf } from "./progress.js";
 import { FINAL } from "./running.js";
-import { allowed, gallery, has, knownGalleries, offer } from "./service.js";
+import { allowed, at, gallery, has, keepAddress, knownGalleries, offer } from "./service.js";
 
 const PAGE = 10;
 const CALIBRATE = "/jobs/calibrate"; // not every version of the service has it
@@ -72,6 +72,7 @@ function submits(form, to, request) {
       const job = await call("POST", to, { json: request(form) });
       byId("jobs-problem").replaceChildren();
       announce("The job is queued");
+      keepAddress("jobs", job.id);
       watch(job);
       await listJobs();
     });
@@ -79,11 +80,12 @@ function submits(form, to, request) {
   });
 }
 
-/** Watch a job that another one has queued. */
-async function watchNext(id) {
+/** Watch the job with this id. */
+export async function openJob(id) {
   await showing(byId("jobs-problem"), async () => {
     watch(await call("GET", path`/jobs/${id}`));
-    await listJobs();
+    byId("jobs-problem").replaceChildren();
+    if (!rowOf(id)) await listJobs(); // another job has queued it
   });
 }
 
@@ -103,25 +105,23 @@ async function listJobs(cursor = null) {
 function jobTable(rows) {
   return element("table", {},
     element("thead", {}, element("tr", {},
-      ...["Job", "State", "Done", "Asked for"].map((name) => element("th", { scope: "col" }, name)))),
+      ...["Job", "State", "Done", "Created"].map((name) => element("th", { scope: "col" }, name)))),
     element("tbody", {}, ...rows));
 }
 
 function jobRow(job) {
   const asked = new Date(job.created_at).toLocaleString([], { dateStyle: "short", timeStyle: "short" });
   return element("tr", { "data-job": job.id },
-    element("th", { scope: "row" }, element("button", { type: "button", class: "link",
-      "aria-label": `Show the job of type ${job.type}, ${job.status}, of ${asked}`, onclick: () => watch(job) },
+    element("th", { scope: "row" }, element("a", { href: at("jobs", job.id),
+      "aria-label": `The job of type ${job.type}, ${job.status}, of ${asked}` },
       job.result?.model ? `${job.type} ${job.result.model}` : job.type)),
     element("td", {}, badge(job.status)),
     element("td", {}, `${Math.round(100 * job.progress.fraction)} %`),
     element("td", {}, asked));
 }
 
-/** Bring the job's row up to date, if it is listed. */
-function updateRow(job) {
-  byId("job-list").querySelector(`[data-job="${job.id}"]`)?.replaceWith(jobRow(job));
-}
+/** The job's row, if it is listed. */
+const rowOf = (id) => byId("job-list").querySelector(`[data-job="${CSS.escape(id)}"]`);
 
 const badge = (status) => element("span", { class: `badge ${status}` }, status);
 
@@ -146,7 +146,7 @@ async function watch(job) {
   heading.focus({ preventScroll: true });
   bringIntoView(heading);
   try {
-    const lost = () => { remark.textContent = "The connection is lost; it is taken up again …"; };
+    const lost = () => { remark.textContent = "The connection was lost; reconnecting …"; };
     const ended = (event) => event.kind === "status" && FINAL.has(event.data.status);
     for await (const event of follow(path`/jobs/${job.id}/events`, { signal: mine.signal, ended, lost })) {
       remark.textContent = "";
@@ -157,9 +157,10 @@ async function watch(job) {
         if (event.data.reason) remark.textContent = event.data.reason;
         if (ended(event)) {
           cancel.hidden = true;
-          outcome.replaceChildren(...outcomeOf(job.type, event.data, watchNext));
+          outcome.replaceChildren(...outcomeOf(job.type, event.data));
         }
-        updateRow(await call("GET", path`/jobs/${job.id}`, { signal: mine.signal }));
+        const now = await call("GET", path`/jobs/${job.id}`, { signal: mine.signal });
+        rowOf(job.id)?.replaceWith(jobRow(now));
       }
     }
   } catch (error) {

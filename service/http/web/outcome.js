@@ -5,21 +5,22 @@ import { auditOf } from "./audit.js";
 import { comparisonOf } from "./comparison.js";
 import { element } from "./dom.js";
 import { failure } from "./running.js";
+import { at } from "./service.js";
 import { thresholdCurve } from "./thresholds.js";
 
 const SHOWN = {
   activate: (result) => [activated(result)],
   "audit-gallery": (result) => [auditOf(result)],
   calibrate: calibrated,
-  distill: (result, watch) => ("better" in result ? judged(result, watch) : [made(result)]),
+  distill: (result) => ("better" in result ? judged(result) : [made(result)]),
   rollback: (result) => [activated(result)],
 };
 
-/** How a job of a type has ended, as elements; `watch(id)` shows another job that it has queued. */
-export function outcomeOf(type, { status, result, error }, watch) {
+/** How a job of a type has ended, as elements. */
+export function outcomeOf(type, { status, result, error }) {
   if (status === "failed") return [failure({ status, error })];
   if (status !== "succeeded" || !result) return [];
-  return SHOWN[type]?.(result, watch) ?? [element("pre", {}, JSON.stringify(result, null, 2))];
+  return SHOWN[type]?.(result) ?? [element("pre", {}, JSON.stringify(result, null, 2))];
 }
 
 function made({ model }) {
@@ -28,13 +29,13 @@ function made({ model }) {
 }
 
 /** A new model that was to be activated if it is better. */
-function judged({ model, gallery, better, reason, against, comparison, activation }, watch) {
+function judged({ model, gallery, better, reason, against, comparison, activation }) {
   return [
     made({ model }),
     element("div", { class: better ? "notice" : "notice warm" },
       element("strong", {}, better ? "It is better" : "It is not activated"),
       element("p", {}, `In the gallery ${gallery}: ${reason}.`),
-      activation ? element("button", { type: "button", onclick: () => watch(activation) }, "Watch its activation") : null),
+      activation ? element("a", { href: at("jobs", activation) }, "Watch its activation") : null),
     ...(comparison ? [comparisonOf(comparison, model, against.name)] : []),
   ];
 }

@@ -25,12 +25,12 @@ export function startPortability(arrived) {
     start.disabled = true;
     const place = byId("import-result");
     await showing(place, async () => {
-      place.replaceChildren(element("p", { class: "hint" }, "The file is on its way …"));
+      place.replaceChildren(element("p", { class: "hint" }, "Uploading the file …"));
       const answer = await call("PUT", path`/galleries/${name.value}/import`, { body: file.files[0] });
       form.reset();
       await arrived(answer.gallery.name);
       place.replaceChildren(imported(answer));
-      announce(`The gallery ${answer.gallery.name} has come in`);
+      announce(`Imported the gallery ${answer.gallery.name}`);
     });
     start.disabled = false;
   });
@@ -45,7 +45,7 @@ export function resetPortability() {
 /** Fetched rather than linked to, because a link cannot send the key. */
 async function exportGallery(name) {
   const place = byId("export-problem");
-  place.replaceChildren(element("p", { class: "hint" }, "The file is being made …"));
+  place.replaceChildren(element("p", { class: "hint" }, "Making the file …"));
   const answer = await send("GET", path`/galleries/${name}/export`);
   let file;
   try {
@@ -68,6 +68,6 @@ function imported({ gallery: { name, subjects, sequences }, sequence_ids, embedd
     : "The walks have new ids, because some of the file’s are taken here.";
   const left = embeddings.left ? ` ${count(embeddings.left, "embedding")} of models that are not here ${embeddings.left === 1 ? "was" : "were"} left out.` : "";
   return element("div", { class: "notice", role: "status" },
-    element("strong", {}, `${name} has come in`),
+    element("strong", {}, `Imported ${name}`),
     element("p", {}, `${count(subjects, "person", "people")}, ${count(sequences, "walk")}. ${ids}${left}`));
 }

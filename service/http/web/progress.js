@@ -1,7 +1,7 @@
 // How far a job is: a bar, the curve of one metric, and the figures of evaluations.
 
-import { curve } from "./chart.js";
-import { element } from "./dom.js";
+import { frame, label, ticks } from "./axes.js";
+import { drawn, element } from "./dom.js";
 import { short } from "./figures.js";
 import { offer } from "./service.js";
 
@@ -71,4 +71,21 @@ export const numbers = (metrics) =>
 function duration(seconds) {
   if (seconds < 90) return `${Math.ceil(seconds)} s`;
   return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
+}
+
+/** A curve of points `[step, value]` up to `total` steps. */
+function curve(name, points, total) {
+  const last = Math.max(total ?? 0, points.at(-1)?.[0] ?? 0, 1);
+  const { x, y, svg } = frame(points.map(([, value]) => value));
+  const place = ([step, value]) => `${x(step / last).toFixed(1)},${y(value).toFixed(1)}`;
+  const steps = ticks(0, last).filter(Number.isInteger).map((step) => label(x(step / last), step));
+  const end = points.at(-1);
+  return element("figure", {},
+    svg({ class: "curve",
+      "aria-label": end ? `${name} over steps: ${short(end[1])} at step ${end[0]}` : `${name}: nothing yet` },
+      ...steps,
+      drawn("polyline", { class: "line", points: points.map(place).join(" ") }),
+      end ? drawn("circle", { class: "dot", cx: x(end[0] / last), cy: y(end[1]), r: 4 }) : null),
+    element("figcaption", {},
+      end ? `${name} ${short(end[1])} at step ${end[0]} of ${last}` : "The curve begins with the first steps."));
 }

@@ -16,7 +16,7 @@ export function receiptOf(receipt) {
       entry("At", moment(receipt.erased_at)),
       entry("Receipt", element("code", {}, receipt.receipt_id))),
     models.length ? learned(receipt, models)
-      : element("p", {}, "No model that this service made had learned from it."),
+      : element("p", {}, "No model of this service was trained on it."),
     jobs.length ? element("p", {},
       `${count(jobs.length, "job")} that worked on these walks ${jobs.length === 1 ? "was" : "were"} cancelled.`) : null,
     element("p", { class: "hint" }, "The service does not keep receipts: save what you need of this one."),
@@ -30,5 +30,5 @@ function learned({ subject_id }, models) {
     element("strong", {}, `${models.length === 1 ? "A model has" : `${models.length} models have`} learned from ${whom}`),
     element("ul", {}, ...models.map((name) => element("li", {}, name))),
     element("p", {}, `Erasing has not changed ${models.length === 1 ? "it" : "them"}. `,
-      element("a", { href: "#models" }, "See the models"), " to remove what must not stay."));
+      element("a", { href: "#models" }, "See the models"), " to remove those that must not stay."));
 }

@@ -1,8 +1,7 @@
 // How long a gallery keeps its walks.
 
 import { call, path } from "./api.js";
-import { confirmed } from "./confirmation.js";
-import { announce, byId } from "./dom.js";
+import { announce, byId, confirmed } from "./dom.js";
 import { count } from "./figures.js";
 import { showing } from "./problem.js";
 import { gallery, knownGalleries } from "./service.js";

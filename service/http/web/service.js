@@ -1,4 +1,4 @@
-// What the page knows of the service: which calls it has, which galleries, which model they use.
+// What the page knows of the service, and what its address says: calls, galleries, what is shown.
 
 import { call, everything } from "./api.js";
 import { byId, element } from "./dom.js";
@@ -36,8 +36,30 @@ export async function learnGalleries(wanted = null) {
   offer(galleryChoice, names, wanted ?? gallery());
 }
 
+/** Choose a gallery; returns false where there is none of this name. */
+export function chooseGallery(name) {
+  const known = galleries.some((one) => one.name === name);
+  if (known) galleryChoice.value = name;
+  return known;
+}
+
 /** Fill a `<select>` with values `inWords`, and choose `wanted` where it is offered. */
 export function offer(select, values, wanted = select.value, inWords = String) {
   select.replaceChildren(...values.map((value) =>
     element("option", { value, selected: value === wanted }, inWords(value))));
 }
+
+/** A link's target, such as `#gallery/default/anna`. */
+export const at = (...names) => `#${names.map(encodeURIComponent).join("/")}`;
+
+/** The names in the address: the section first. */
+export function named() {
+  try {
+    return location.hash.slice(1).split("/").map(decodeURIComponent);
+  } catch { // somebody has typed it
+    return [];
+  }
+}
+
+/** Put names into the address without going there. */
+export const keepAddress = (...names) => history.replaceState(null, "", at(...names));

@@ -10,15 +10,16 @@ from select import select
 
 import httpx
 import pytest
+from sqlalchemy import Engine
 
 from service.access.exposure import Exposed, check_exposure
-from service.access.keys import Scope, create_key, list_keys, read_expiry, revoke_key
-from service.foundation.errors import NotFound
+from service.access.keys import Scope, create_key, find_key, list_keys, read_expiry, revoke_key
+from service.foundation.errors import NotFound, Unauthenticated
 from service.foundation.settings import Settings
 from service.http.app import create_app
 from service.http.middleware.scopes import requirements
 from service.http.resources import open_engine
-from service.storage.database import now, open_database
+from service.storage.database import now
 from tests.service.requests import enrol, identify, problem
 from tests.service.walkers import walk
 
@@ -29,14 +30,9 @@ def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
-def database(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'data' / 'gaitid.sqlite'}"
-
-
-def test_from_the_first_key_on_every_call_needs_one(serve: Serve, tmp_path: Path) -> None:
+def test_from_the_first_key_on_every_call_needs_one(serve: Serve, engine: Engine) -> None:
     client = serve()
     assert client.get("/galleries").status_code == 200
-    engine = open_database(database(tmp_path))
     key, token = create_key(engine, [Scope.IDENTIFY], "reader")
 
     refused = client.get("/galleries")
@@ -55,17 +51,17 @@ def test_from_the_first_key_on_every_call_needs_one(serve: Serve, tmp_path: Path
 
 
 def test_a_key_that_has_expired_or_was_revoked_is_refused_from_that_moment_on(
-    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, engine: Engine
 ) -> None:
     client = serve(wrong_key_rate="3/hour")
-    engine = open_database(database(tmp_path))
-    expires_at = now() + timedelta(days=1)
+    expires_at = now() + timedelta(seconds=2)
     key, token = create_key(engine, [Scope.ADMIN], expires_at=expires_at)
     _, other = create_key(engine, [Scope.ADMIN])
-    at = expires_at - timedelta(microseconds=1)
-    monkeypatch.setattr("service.access.keys.now", lambda: at)
+    assert find_key(engine, token, expires_at - timedelta(microseconds=1)) == key
+    with pytest.raises(Unauthenticated):
+        find_key(engine, token, expires_at)
     assert client.get("/galleries", headers=bearer(token)).status_code == 200
-    at = expires_at
+    time.sleep(max(0.0, (expires_at - now()).total_seconds()))
     for _ in range(5):  # it was right before, and is no guess
         refused = problem(client.get("/galleries", headers=bearer(token)), 401)
         assert refused["errors"] == [{"where": "Authorization", "reason": "expired_key"}]
@@ -74,15 +70,12 @@ def test_a_key_that_has_expired_or_was_revoked_is_refused_from_that_moment_on(
     revoke_key(engine, key.key_id)
     refused = problem(client.get("/galleries", headers=bearer(token)), 401)
     assert refused["errors"][0]["reason"] == "unknown_key"
-    engine.dispose()
 
 
-def test_the_last_key_expiring_opens_nothing(serve: Serve, tmp_path: Path) -> None:
+def test_the_last_key_expiring_opens_nothing(serve: Serve, engine: Engine) -> None:
     client = serve()
-    engine = open_database(database(tmp_path))
     create_key(engine, [Scope.ADMIN], expires_at=now() - timedelta(days=1))
     problem(client.get("/galleries"), 401)
-    engine.dispose()
 
 
 NOON = datetime(2026, 12, 1, 12, tzinfo=UTC)
@@ -103,9 +96,8 @@ def test_an_expiry_that_is_none_is_refused(expiry: str) -> None:
         read_expiry(expiry, NOON)
 
 
-def test_a_key_does_what_its_scopes_say(serve: Serve, tmp_path: Path) -> None:
+def test_a_key_does_what_its_scopes_say(serve: Serve, engine: Engine) -> None:
     client = serve()
-    engine = open_database(database(tmp_path))
     tokens = {scope: create_key(engine, [scope])[1] for scope in Scope}
 
     def statuses(scope: Scope) -> list[int]:
@@ -139,10 +131,9 @@ def begin_upload(client: httpx.Client, token: str, path: str = "/identify") -> s
 
 
 def test_a_key_without_the_scope_is_refused_before_its_body_is_there(
-    serve: Serve, tmp_path: Path
+    serve: Serve, engine: Engine
 ) -> None:
     client = serve()
-    engine = open_database(database(tmp_path))
     jobs, enroll = (create_key(engine, [scope])[1] for scope in (Scope.JOBS, Scope.ENROLL))
     for token, path in (
         (jobs, "/identify"),
@@ -169,9 +160,8 @@ def test_every_scope_that_a_route_asks_for_is_known_before_the_body(settings: Se
     assert asked["GET /galleries/{gallery}"] == {(Scope.IDENTIFY, Scope.ENROLL)}
 
 
-def test_one_key_never_holds_every_place_for_an_upload(serve: Serve, tmp_path: Path) -> None:
+def test_one_key_never_holds_every_place_for_an_upload(serve: Serve, engine: Engine) -> None:
     client = serve(max_uploads=4)
-    engine = open_database(database(tmp_path))
     greedy, other = (create_key(engine, [Scope.IDENTIFY])[1] for _ in range(2))
     with ExitStack() as stack:
         uploads = [stack.enter_context(begin_upload(client, greedy)) for _ in range(8)]

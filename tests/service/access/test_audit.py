@@ -9,7 +9,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -17,9 +17,9 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import Engine
 from sqlalchemy.exc import IntegrityError
 
-import service.access.audit.record
 from service.access.audit import chain
 from service.access.audit.entries import COMMAND, SERVICE, Actor, Entry
 from service.access.audit.record import AuditRecord
@@ -28,8 +28,8 @@ from service.foundation.settings import Settings
 from service.gallery.listing import is_enrolled
 from service.http.resources import open_engine
 from service.recognition.identification import Identification
-from service.storage.database import now, open_database
-from tests.service.access.test_access import bearer, database
+from service.storage.database import now
+from tests.service.access.test_access import bearer
 from tests.service.requests import enrol, identify, problem, verify
 from tests.service.server import wait_until
 from tests.service.statements import plans
@@ -50,13 +50,28 @@ def actions(client: httpx.Client) -> list[tuple[str, str | None]]:
     return [(line["action"], line["subject_id"]) for line in lines(client)]
 
 
-@pytest.fixture
-def record(settings: Settings) -> Iterator[AuditRecord]:
+@contextmanager
+def opened(settings: Settings, **options: Any) -> Iterator[AuditRecord]:
     """A record without a service; nobody is enrolled."""
     galleries = open_engine(settings)
-    with closing(AuditRecord.open(settings, partial(is_enrolled, galleries))) as audit:
+    with closing(AuditRecord(settings, partial(is_enrolled, galleries), **options)) as audit:
         yield audit
     galleries.dispose()
+
+
+@pytest.fixture
+def record(settings: Settings) -> Iterator[AuditRecord]:
+    with opened(settings) as audit:
+        yield audit
+
+
+class Clock:
+    """Says a number of days ago."""
+
+    days = 0
+
+    def __call__(self) -> datetime:
+        return datetime.now(UTC) - timedelta(days=self.days)
 
 
 def file_of(settings: Settings) -> Path:
@@ -64,10 +79,10 @@ def file_of(settings: Settings) -> Path:
 
 
 def test_a_search_is_recorded_with_who_and_what_and_how_it_was_decided(
-    serve: Serve, tmp_path: Path
+    serve: Serve, engine: Engine
 ) -> None:
     client = serve()
-    key, token = create_key(open_database(database(tmp_path)), [Scope.ADMIN], "the gate")
+    key, token = create_key(engine, [Scope.ADMIN], "the gate")
     client.headers.update(bearer(token))
     enrol(client, "anna", walk(1))
     answer = identify(client, walk(1), top_k="3", filter="{}").json()
@@ -104,9 +119,8 @@ def test_a_search_is_recorded_with_who_and_what_and_how_it_was_decided(
     assert chain.check(lines(client)).lines == 6
 
 
-def test_only_an_admin_reads_the_record(serve: Serve, tmp_path: Path) -> None:
+def test_only_an_admin_reads_the_record(serve: Serve, engine: Engine) -> None:
     client = serve()
-    engine = open_database(database(tmp_path))
     for scope in (Scope.ENROLL, Scope.IDENTIFY, Scope.JOBS):
         token = create_key(engine, [scope])[1]
         problem(client.get("/audit", headers=bearer(token)), 403)
@@ -168,12 +182,12 @@ def test_the_record_is_read_by_time_by_gallery_and_from_where_one_was(serve: Ser
 
 
 def test_a_long_record_is_read_in_pieces_and_is_one_chain(
-    record: AuditRecord, monkeypatch: pytest.MonkeyPatch
+    settings: Settings,
 ) -> None:
-    monkeypatch.setattr(service.access.audit.record, "_PAGE", 7)
-    for number in range(50):
-        record.read(Entry("identify", "default", None, {"number": number}), Actor("anyone"))
-    found = list(record.lines())
+    with opened(settings, page=7) as record:
+        for number in range(50):
+            record.read(Entry("identify", "default", None, {"number": number}), Actor("anyone"))
+        found = list(record.lines())
     assert [line["details"]["number"] for line in found] == list(range(50))
     assert chain.check(found) == chain.Checked(50, 1, 50, found[-1]["hash"])
 
@@ -226,18 +240,18 @@ def test_who_is_erased_during_a_search_is_not_named_by_it(
 
 
 def test_what_an_erasure_had_no_time_to_forget_is_forgotten_later(
-    record: AuditRecord, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, record: AuditRecord
 ) -> None:
     record.changed(Entry("enroll", "default", "anna"), COMMAND)
     record.tidy()  # the enrolment may not be committed yet
     assert [line["subject_id"] for line in record.lines()] == ["anna"]
-    monkeypatch.setattr(service.access.audit.record, "_SETTLED", timedelta(0))
-    record.tidy()
-    found = [(line["action"], line["subject_id"]) for line in record.lines()]
-    assert found == [("enroll", None), ("forget_subjects", None)]
-    chain.check(record.lines())
-    record.tidy()
-    assert len(list(record.lines())) == 2  # nobody forgotten is nothing told
+    with opened(settings, settled=timedelta(0)) as later:
+        later.tidy()
+        found = [(line["action"], line["subject_id"]) for line in later.lines()]
+        assert found == [("enroll", None), ("forget_subjects", None)]
+        chain.check(later.lines())
+        later.tidy()
+        assert len(list(later.lines())) == 2  # nobody forgotten is nothing told
 
 
 def test_the_database_refuses_to_change_the_record(settings: Settings, record: AuditRecord) -> None:
@@ -274,16 +288,16 @@ def test_a_line_is_not_blanked_by_halves(settings: Settings, record: AuditRecord
 
 
 def test_who_is_forgotten_while_the_record_is_read_is_accounted_for(
-    record: AuditRecord, monkeypatch: pytest.MonkeyPatch
+    settings: Settings,
 ) -> None:
-    monkeypatch.setattr(service.access.audit.record, "_PAGE", 2)
-    for number in range(6):
-        record.changed(Entry("enroll", "default", f"s{number}"), COMMAND)
-    reading = record.lines()
-    read = [next(reading)]
-    record.forget("default", "s5")
-    record.changed(Entry("enroll", "default", "later"), COMMAND)
-    read += reading
+    with opened(settings, page=2) as record:
+        for number in range(6):
+            record.changed(Entry("enroll", "default", f"s{number}"), COMMAND)
+        reading = record.lines()
+        read = [next(reading)]
+        record.forget("default", "s5")
+        record.changed(Entry("enroll", "default", "later"), COMMAND)
+        read += reading
     assert [line["number"] for line in read] == list(range(1, 8))
     assert read[5]["subject_id"] is None
     assert chain.check(read).lines == 7
@@ -308,9 +322,8 @@ def test_a_gallery_s_lines_are_read_in_order_by_an_index(record: AuditRecord) ->
 def test_who_was_forgotten_before_there_were_lines_of_it_is_accounted_for_by_the_migration(
     settings: Settings,
 ) -> None:
-    galleries = open_engine(settings)
     path = file_of(settings)
-    with closing(AuditRecord.open(settings, partial(is_enrolled, galleries))) as audit:
+    with opened(settings) as audit:
         for number in range(3):
             audit.changed(Entry("enroll", "default", f"s{number}"), COMMAND)
     with closing(sqlite3.connect(path)) as connection:  # as the version before left it
@@ -318,15 +331,14 @@ def test_who_was_forgotten_before_there_were_lines_of_it_is_accounted_for_by_the
         connection.execute("DROP INDEX ix_audit_gallery")
         connection.execute("UPDATE audit_version SET version_num = '0001_audit'")
         connection.commit()
-    with closing(AuditRecord.open(settings, partial(is_enrolled, galleries))) as audit:
+    with opened(settings) as audit:
         told = list(audit.lines())[-1]
         assert (told["action"], told["actor"]) == ("forget_subjects", "service")
         assert told["details"] == {"lines": 2, "before": "0002_forgetting"}
         assert chain.check(audit.lines()).lines == 4
         audit.changed(Entry("enroll", "default", "s9"), COMMAND)
-    with closing(AuditRecord.open(settings, partial(is_enrolled, galleries))) as audit:
+    with opened(settings) as audit:
         assert chain.check(audit.lines()).lines == 5
-    galleries.dispose()
 
 
 @pytest.mark.parametrize(
@@ -354,80 +366,72 @@ def test_whoever_changes_the_record_past_its_triggers_breaks_the_chain(
         chain.check(record.lines())
 
 
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def limited(settings: Settings, clock: Clock) -> Iterator[AuditRecord]:
+    """A record whose lines are dropped after 30 days."""
+    with opened(settings.model_copy(update={"audit_max_age_days": 30}), clock=clock) as audit:
+        yield audit
+
+
+def write(audit: AuditRecord, clock: Clock, *entries: tuple[str, int]) -> None:
+    """Record actions, each as so many days ago."""
+    for action, clock.days in entries:
+        audit.changed(Entry(action), SERVICE)
+    clock.days = 0
+
+
 def test_lines_over_the_age_limit_are_dropped_and_the_rest_is_a_chain(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    limited: AuditRecord, clock: Clock
 ) -> None:
-    galleries = open_engine(settings)
-    limited = settings.model_copy(update={"audit_max_age_days": 30})
-    with closing(AuditRecord.open(limited, partial(is_enrolled, galleries))) as audit:
-        ago = datetime.now(UTC) - timedelta(days=40)
-        monkeypatch.setattr(service.access.audit.record, "now", lambda: ago)
-        for _ in range(3):
-            audit.changed(Entry("old"), SERVICE)
-        monkeypatch.undo()
-        audit.changed(Entry("new"), SERVICE)
-        audit.tidy()
-        kept = list(audit.lines())
-        assert [(line["number"], line["action"]) for line in kept] == [
-            (4, "new"), (5, "drop_old_lines"),
-        ]  # fmt: skip
-        assert kept[-1]["details"] == {"lines": 3}
-        assert chain.check(kept).first == 4
-        audit.tidy()
-        assert len(list(audit.lines())) == 2  # nothing dropped is nothing told
-    galleries.dispose()
+    write(limited, clock, ("old", 40), ("old", 40), ("old", 40), ("new", 0))
+    limited.tidy()
+    kept = list(limited.lines())
+    assert [(line["number"], line["action"]) for line in kept] == [
+        (4, "new"), (5, "drop_old_lines"),
+    ]  # fmt: skip
+    assert kept[-1]["details"] == {"lines": 3}
+    assert chain.check(kept).first == 4
+    limited.tidy()
+    assert len(list(limited.lines())) == 2  # nothing dropped is nothing told
 
 
 def test_a_clock_that_was_wrong_for_a_while_leaves_no_gap_in_the_chain(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    limited: AuditRecord, clock: Clock
 ) -> None:
-    galleries = open_engine(settings)
-    limited = settings.model_copy(update={"audit_max_age_days": 30})
-    with closing(AuditRecord.open(limited, partial(is_enrolled, galleries))) as audit:
-        for action, days in (("old", 40), ("new", 0), ("after a restart", 20_000), ("newer", 0)):
-            at = datetime.now(UTC) - timedelta(days=days)
-            monkeypatch.setattr(service.access.audit.record, "now", lambda at=at: at)
-            audit.changed(Entry(action), SERVICE)
-        monkeypatch.undo()
-        audit.tidy()
-        kept = list(audit.lines())
-        assert [line["action"] for line in kept] == [
-            "new", "after a restart", "newer", "drop_old_lines",
-        ]  # fmt: skip
-        assert chain.check(kept).first == 2
-    galleries.dispose()
+    write(limited, clock, ("old", 40), ("new", 0), ("after a restart", 20_000), ("newer", 0))
+    limited.tidy()
+    kept = list(limited.lines())
+    assert [line["action"] for line in kept] == [
+        "new", "after a restart", "newer", "drop_old_lines",
+    ]  # fmt: skip
+    assert chain.check(kept).first == 2
 
 
 def test_the_last_line_stays_however_old_so_that_the_chain_goes_on(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    limited: AuditRecord, clock: Clock
 ) -> None:
-    galleries = open_engine(settings)
-    limited = settings.model_copy(update={"audit_max_age_days": 30})
-    with closing(AuditRecord.open(limited, partial(is_enrolled, galleries))) as audit:
-        ago = datetime.now(UTC) - timedelta(days=40)
-        monkeypatch.setattr(service.access.audit.record, "now", lambda: ago)
-        audit.changed(Entry("old"), SERVICE)
-        monkeypatch.undo()
-        audit.tidy()
-        audit.changed(Entry("new"), SERVICE)
-        assert chain.check(audit.lines()).lines == 2
-    galleries.dispose()
+    write(limited, clock, ("old", 40))
+    limited.tidy()
+    limited.changed(Entry("new"), SERVICE)
+    assert chain.check(limited.lines()).lines == 2
 
 
 def test_two_processes_write_one_chain(settings: Settings, record: AuditRecord) -> None:
-    galleries = open_engine(settings)
-    with closing(AuditRecord.open(settings, partial(is_enrolled, galleries))) as other:
+    def search(audit: AuditRecord) -> None:
+        for _ in range(40):
+            audit.read(Entry("identify", "default"), Actor("anyone"))
 
-        def write(audit: AuditRecord) -> None:
-            for _ in range(40):
-                audit.read(Entry("identify", "default"), Actor("anyone"))
-
-        threads = [threading.Thread(target=write, args=(audit,)) for audit in (record, other) * 2]
+    with opened(settings) as other:
+        threads = [threading.Thread(target=search, args=(audit,)) for audit in (record, other) * 2]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    galleries.dispose()
     assert chain.check(record.lines()).lines == 160
 
 
@@ -440,7 +444,7 @@ def test_a_command_records_before_the_change_and_undoes_it_when_it_cannot(
         raise IntegrityError("no", None, Exception())
 
     with pytest.raises(IntegrityError):
-        create_key(engine, [Scope.ADMIN], also=refuse)
+        create_key(engine, [Scope.ADMIN], in_transaction=refuse)
     with engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM api_key").scalar_one() == 0
     engine.dispose()

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import httpx
 import pytest
 from pydantic import ValidationError
+from sqlalchemy import Engine
 
 from service.access.keys import Scope, create_key
 from service.access.rates import RateLimiter, network_of
 from service.foundation.rate import Rate
 from service.foundation.settings import Settings
-from service.storage.database import open_database
-from tests.service.access.test_access import bearer, database
+from tests.service.access.test_access import bearer
 from tests.service.requests import problem
 
 Serve = Callable[..., httpx.Client]
@@ -64,10 +63,10 @@ def test_a_bucket_is_used_up_at_once_and_fills_evenly() -> None:
     assert limiter.take("a", rate).remaining == 2  # it never holds more than it can
 
 
-def test_looking_uses_nothing_up() -> None:
+def test_peeking_uses_nothing_up() -> None:
     limiter = RateLimiter(clock=Clock())
     for _ in range(5):
-        assert limiter.look("a", Rate(1, 60)).remaining == 1
+        assert limiter.peek("a", Rate(1, 60)).remaining == 1
 
 
 def test_however_many_callers_there_are_memory_is_bounded() -> None:
@@ -75,8 +74,8 @@ def test_however_many_callers_there_are_memory_is_bounded() -> None:
     for number in range(1000):
         limiter.take(str(number), Rate(2, 60))
     assert len(limiter._buckets) == 100
-    assert limiter.look("999", Rate(2, 60)).remaining == 1
-    assert limiter.look("0", Rate(2, 60)).remaining == 2
+    assert limiter.peek("999", Rate(2, 60)).remaining == 1
+    assert limiter.peek("0", Rate(2, 60)).remaining == 2
 
 
 def test_the_addresses_of_one_ipv6_host_count_as_one() -> None:
@@ -87,10 +86,9 @@ def test_the_addresses_of_one_ipv6_host_count_as_one() -> None:
 
 
 def test_a_key_over_its_rate_is_429_and_says_when_to_come_back(
-    serve: Serve, tmp_path: Path
+    serve: Serve, engine: Engine
 ) -> None:
     client = serve(rate_limit="2/hour")
-    engine = open_database(database(tmp_path))
     slow = bearer(create_key(engine, [Scope.IDENTIFY], rate="3/hour")[1])
     default = bearer(create_key(engine, [Scope.IDENTIFY])[1])
     free = bearer(create_key(engine, [Scope.IDENTIFY], rate="unlimited")[1])
@@ -123,10 +121,9 @@ def test_without_keys_the_rate_is_that_of_an_address(serve: Serve) -> None:
 
 
 def test_wrong_keys_are_limited_by_address_and_lock_nobody_out(
-    serve: Serve, tmp_path: Path
+    serve: Serve, engine: Engine
 ) -> None:
     client = serve(wrong_key_rate="3/hour")
-    engine = open_database(database(tmp_path))
     used = bearer(create_key(engine, [Scope.IDENTIFY])[1])
     unused = bearer(create_key(engine, [Scope.IDENTIFY])[1])
     assert client.get("/subjects", headers=used).status_code == 200
@@ -140,15 +137,15 @@ def test_wrong_keys_are_limited_by_address_and_lock_nobody_out(
     problem(client.get("/subjects"), 401)  # nothing sent is nothing guessed
 
 
-def test_a_request_without_a_key_is_no_guess(serve: Serve, tmp_path: Path) -> None:
+def test_a_request_without_a_key_is_no_guess(serve: Serve, engine: Engine) -> None:
     client = serve(wrong_key_rate="1/hour")
-    create_key(open_database(database(tmp_path)), [Scope.IDENTIFY])
+    create_key(engine, [Scope.IDENTIFY])
     for _ in range(5):
         problem(client.get("/subjects"), 401)
 
 
 def test_who_calls_is_what_a_trusted_proxy_says_and_nobody_else(
-    serve: Serve, tmp_path: Path
+    serve: Serve, engine: Engine
 ) -> None:
     def guess(client: httpx.Client) -> list[int]:
         return [
@@ -159,7 +156,7 @@ def test_who_calls_is_what_a_trusted_proxy_says_and_nobody_else(
         ]
 
     client = serve(wrong_key_rate="2/hour")
-    create_key(open_database(database(tmp_path)), [Scope.IDENTIFY])
+    create_key(engine, [Scope.IDENTIFY])
     assert guess(client) == [401, 401, 429, 429]
     behind_proxy = serve(wrong_key_rate="2/hour", trusted_proxies=("127.0.0.0/8",))
     assert guess(behind_proxy) == [401] * 4

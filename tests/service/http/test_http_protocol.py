@@ -16,10 +16,10 @@ import uvicorn
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.server import ServerState
 
-import service.http.protocol
 from service.foundation.settings import Settings
+from service.http.connections import Connections
 from service.http.middleware.head import HeadAsGet
-from service.http.protocol import BoundedHttp
+from service.http.protocol import BoundedHttp, Patience
 from tests.service.server import serving
 
 Serve = Callable[..., httpx.Client]
@@ -29,13 +29,28 @@ def _connect(client: httpx.Client) -> socket.socket:
     return socket.create_connection((client.base_url.host, client.base_url.port), timeout=20)
 
 
+def _received(connection: socket.socket) -> bytes:
+    """Everything that comes until the connection ends, properly."""
+    received = b""
+    while piece := connection.recv(65536):
+        received += piece
+    return received
+
+
+def _until_closed(connection: socket.socket) -> bytes:
+    """Everything that comes until the connection ends, by a reset too."""
+    received = b""
+    with suppress(ConnectionResetError, BrokenPipeError):
+        while piece := connection.recv(65536):
+            received += piece
+    return received
+
+
 def _answer(client: httpx.Client, request: bytes) -> tuple[int, str, str]:
     """Status, content type and body of what comes back until the connection ends."""
     with _connect(client) as connection:
         connection.sendall(request)
-        received = b""
-        while piece := connection.recv(65536):
-            received += piece
+        received = _received(connection)
     head, _, body = received.partition(b"\r\n\r\n")
     status, *lines = head.decode().split("\r\n")
     headers = dict(line.lower().split(": ", 1) for line in lines)
@@ -78,17 +93,14 @@ def test_a_head_without_end_is_refused_at_its_limit(shared: httpx.Client, part: 
     assert shared.get("/healthz").status_code == 200
 
 
-def test_a_head_that_is_long_in_coming_is_cut_off(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(service.http.protocol, "_HEAD_SECONDS", 0.2)
-    client = serve()
-    for sent in (b"", b"GET / HTTP/1.1\r\nX-"):
-        with _connect(client) as connection:
-            connection.sendall(sent)
-            started = time.monotonic()
-            assert connection.recv(1) == b""
-            assert time.monotonic() - started < 10
+def test_a_head_that_is_long_in_coming_is_cut_off(settings: Settings) -> None:
+    with serving(settings, patience=Patience(head=0.2)) as client:
+        for sent in (b"", b"GET / HTTP/1.1\r\nX-"):
+            with _connect(client) as connection:
+                connection.sendall(sent)
+                started = time.monotonic()
+                assert connection.recv(1) == b""
+                assert time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize(
@@ -154,15 +166,15 @@ def test_who_is_refused_while_sending_gets_the_answer(
 
 
 def test_who_goes_on_sending_after_a_refusal_is_not_listened_to_for_ever(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
+    settings: Settings,
 ) -> None:
-    monkeypatch.setattr(service.http.protocol, "_LINGER_SECONDS", 0.2)
-    client = serve()
     head = b"POST /nowhere HTTP/1.0\r\nContent-Length: 1000000000\r\n\r\n"
-    with _connect(client) as connection:
+    with (
+        serving(settings, patience=Patience(linger=0.2)) as client,
+        _connect(client) as connection,
+    ):
         connection.sendall(head)
-        while connection.recv(65536):  # the refusal, and that there is nothing after it
-            pass
+        _received(connection)  # the refusal, and that there is nothing after it
         time.sleep(0.5)
         connection.sendall(b"a")
         time.sleep(0.1)
@@ -174,9 +186,7 @@ def test_who_asks_before_sending_is_refused_at_once(shared: httpx.Client) -> Non
     head = b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     with _connect(shared) as connection:
         connection.sendall(head + b"Expect: 100-continue\r\nContent-Length: 9\r\n\r\n")
-        received = b""
-        while piece := connection.recv(65536):
-            received += piece
+        received = _received(connection)
     assert received.startswith(b"HTTP/1.1 404")  # the body was not asked for, nor waited for
 
 
@@ -194,14 +204,6 @@ def test_a_few_requests_in_line_are_answered_and_a_great_many_are_not(
         assert _until_closed(connection).count(b"HTTP/1.1 200") < 10
 
 
-def _until_closed(connection: socket.socket) -> bytes:
-    received = b""
-    with suppress(ConnectionResetError, BrokenPipeError):
-        while piece := connection.recv(65536):
-            received += piece
-    return received
-
-
 _CHUNKED = (
     b"POST /identify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
     b"Content-Type: multipart/form-data; boundary=B\r\n\r\n5\r\n--B\r\n\r\n"
@@ -211,25 +213,20 @@ _CHUNKED = (
 @pytest.mark.parametrize(
     "flood",
     [
-        pytest.param(b"0\r\n" + b"X-Trailer: 1\r\n" * 10**5, id="trailers"),
-        pytest.param(b"0\r\nX-Trailer: " + b"a" * 10**6, id="a long trailer"),
-        pytest.param(b"1;" + b"a" * 10**6, id="a chunk's extension"),
-        pytest.param(b"1\r\na\r\n" * 10**5, id="crumbs"),
+        pytest.param(_CHUNKED + b"0\r\n" + b"X-Trailer: 1\r\n" * 10**5, id="trailers"),
+        pytest.param(_CHUNKED + b"0\r\nX-Trailer: " + b"a" * 10**6, id="a long trailer"),
+        pytest.param(_CHUNKED + b"1;" + b"a" * 10**6, id="a chunk's extension"),
+        pytest.param(_CHUNKED + b"1\r\na\r\n" * 10**5, id="crumbs"),
+        pytest.param(b"GET / HTTP/1.1\r\n" + b"a:\r\n" * 10**4 + b"\r\n", id="headers"),
     ],
 )
-def test_a_body_of_everything_but_a_body_is_refused(shared: httpx.Client, flood: bytes) -> None:
+def test_a_flood_of_headers_or_of_everything_but_a_body_is_refused(
+    shared: httpx.Client, flood: bytes
+) -> None:
     with _connect(shared) as connection:
         with suppress(ConnectionResetError, BrokenPipeError):
-            connection.sendall(_CHUNKED + flood)
+            connection.sendall(flood)
         answer = _until_closed(connection)  # at once: a body has 30 s
-    assert not answer or answer.startswith(b"HTTP/1.1 400 ")
-
-
-def test_a_head_of_thousands_of_headers_is_refused(shared: httpx.Client) -> None:
-    with _connect(shared) as connection:
-        with suppress(ConnectionResetError, BrokenPipeError):
-            connection.sendall(b"GET / HTTP/1.1\r\n" + b"a:\r\n" * 10**4 + b"\r\n")
-        answer = _until_closed(connection)
     assert not answer or answer.startswith(b"HTTP/1.1 400 ")
 
 
@@ -262,14 +259,13 @@ def test_a_connection_too_many_is_answered_503(serve: Serve) -> None:
     assert json.loads(body)["type"] == "/problems/overloaded"
 
 
-def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(service.http.protocol, "_UNREAD_SECONDS", 0.02)
-
+def test_a_client_that_takes_nothing_of_its_answer_is_cut_off() -> None:
     async def abandoned(sizes: list[int]) -> bool:
         """Whether the connection is cut that has so many bytes to send at each look."""
-        protocol = BoundedHttp(uvicorn.Config(HeadAsGet, lifespan="off"), ServerState(), {})
+        config = uvicorn.Config(HeadAsGet, lifespan="off")
+        protocol = BoundedHttp(
+            config, ServerState(), {}, among=Connections(1), patience=Patience(unread=0.02)
+        )
         transport = Mock(spec=asyncio.Transport)
         transport.get_extra_info.return_value = None
         transport.get_write_buffer_size.side_effect = sizes
@@ -286,12 +282,9 @@ def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(
     assert not asyncio.run(abandoned([500, 400, 300, 200]))
 
 
-def test_the_end_does_not_wait_for_a_body_that_is_still_arriving(
-    monkeypatch: pytest.MonkeyPatch, settings: Settings
-) -> None:
-    monkeypatch.setattr(service.http.protocol, "_LAST_SECONDS", 0.1)
+def test_the_end_does_not_wait_for_a_body_that_is_still_arriving(settings: Settings) -> None:
     with ExitStack() as stack:
-        with serving(settings) as client:
+        with serving(settings, patience=Patience(last=0.1)) as client:
             arriving, silent, part = (stack.enter_context(_connect(client)) for _ in range(3))
             arriving.sendall(_CHUNKED)
             part.sendall(b"GET / HTTP/1.1\r\n")

@@ -1,8 +1,9 @@
 """The running service keeps what its OpenAPI document promises, whatever it is sent.
 
-schemathesis makes requests from the document, good and bad ones, one after another and along the
-document's links, and checks every answer: no 5xx, declared status, content type and schema, bad
-requests refused and good ones not, erased things gone, keys asked for, methods as documented.
+schemathesis makes requests from the document, good and bad ones, one after another and along links
+that it infers from names of parameters. It checks every answer: no 5xx, declared status, content
+type and schema, bad requests refused and good ones not, erased things gone, keys asked for, methods
+as documented.
 """
 
 from __future__ import annotations

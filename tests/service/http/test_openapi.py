@@ -8,7 +8,6 @@ from typing import Any
 import httpx
 import pytest
 
-from service.http.openapi import _LINKS
 from tests.service.requests import enrol
 from tests.service.walkers import walk
 
@@ -27,20 +26,6 @@ def operations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def test_no_two_operations_share_an_id(document: dict[str, Any]) -> None:
     ids = [operation["operationId"] for operation in operations(document)]
     assert len(ids) == len(set(ids))
-
-
-def test_links_lead_to_operations_with_parameters_of_theirs(document: dict[str, Any]) -> None:
-    by_id = {operation["operationId"]: operation for operation in operations(document)}
-    links = [
-        link
-        for operation in operations(document)
-        for answer in operation["responses"].values()
-        for link in answer.get("links", {}).values()
-    ]
-    assert len(links) == sum(map(len, _LINKS.values()))
-    for link in links:
-        parameters = {item["name"] for item in by_id[link["operationId"]]["parameters"]}
-        assert set(link["parameters"]) <= parameters
 
 
 def test_every_operation_but_health_asks_for_a_key(document: dict[str, Any]) -> None:

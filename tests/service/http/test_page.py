@@ -10,9 +10,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import Engine
 
 from service.access.keys import Scope, create_key
-from service.storage.database import open_database
 from tests.service.requests import problem
 
 WEB = Path(__file__).parents[3] / "service" / "http" / "web"
@@ -93,12 +93,10 @@ def test_what_is_no_file_of_the_page_is_not_found(shared: httpx.Client, name: st
 
 
 def test_the_page_needs_no_key_where_everything_else_does(
-    serve: Callable[..., httpx.Client], tmp_path: Path
+    serve: Callable[..., httpx.Client], engine: Engine
 ) -> None:
     client = serve()
-    engine = open_database(f"sqlite:///{tmp_path / 'data' / 'gaitid.sqlite'}")
-    create_key(engine, [Scope.ADMIN], "")
-    engine.dispose()
+    create_key(engine, [Scope.ADMIN])
     for path in ("/", "/page/app.js", "/openapi.json"):
         assert client.get(path).status_code == 200
     problem(client.get("/galleries"), 401)

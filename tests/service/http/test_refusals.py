@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
 import struct
-import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 
-import cv2
 import httpx
 import numpy as np
 import pytest
 
+from tests.models.silhouettes import uploads
+from tests.models.silhouettes.uploads import image, tarred, video, zipped
 from tests.service.requests import contents, enrol, identify, problem, verify
 from tests.service.server import serving, settings_for
 from tests.service.walkers import npz, walk, walker
@@ -43,24 +42,6 @@ def gallery_stays_as_it_was(client: httpx.Client) -> Iterator[None]:
     assert client.get("/readyz").status_code == 200
 
 
-def png(frame: np.ndarray) -> bytes:
-    return cv2.imencode(".png", frame)[1].tobytes()
-
-
-def zipped(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", method) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return file.getvalue()
-
-
-def array(value: np.ndarray, *, allow_pickle: bool = False) -> bytes:
-    file = io.BytesIO()
-    np.savez(file, silhouettes=value, allow_pickle=allow_pickle)
-    return file.getvalue()
-
-
 def huge_png() -> bytes:
     """A PNG that claims 100,000 x 100,000 pixels."""
 
@@ -75,54 +56,34 @@ def huge_png() -> bytes:
     )
 
 
-def bomb() -> bytes:
-    return zipped({"silhouettes.npy": bytes(2**20) * 256})
-
-
-def film(frames: np.ndarray) -> bytes:
-    import av
-
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("mpeg4", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 96, 120, "yuv420p"
-        for frame in frames:
-            grey = np.pad(frame, ((0, 0), (3, 3)))
-            picture = av.VideoFrame.from_ndarray(np.stack([grey] * 3, axis=-1), format="rgb24")
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode())
-    return file.getvalue()
-
-
-def evil_tar() -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as archive:
-        entry = tarfile.TarInfo("../../etc/cron.d/evil.png")
-        data = png(walker(1)[0])
-        entry.size = len(data)
-        archive.addfile(entry, io.BytesIO(data))
-    return file.getvalue()
-
-
 BAD_UPLOADS: dict[str, tuple[Callable[[], bytes], set[int]]] = {
-    "a zip bomb": (bomb, {400, 413}),
-    "a zip of a huge png": (lambda: zipped({f"{n}.png": huge_png() for n in range(20)}), {413}),
+    "a zip bomb": (
+        lambda: zipped([("silhouettes.npy", bytes(2**28))], compression=zipfile.ZIP_DEFLATED),
+        {400, 413},
+    ),
+    "a zip of a huge png": (lambda: zipped((f"{n}.png", huge_png()) for n in range(20)), {413}),
     "a huge png": (huge_png, {413}),
-    "a truncated video": (lambda: film(walker(1))[:2000], {400}),
+    "a truncated video": (lambda: video([*walker(1)])[:2000], {400}),
     "a pickle": (lambda: pickle.dumps([1, 2]), {415}),
     "a pickle that numpy wrote": (
-        lambda: array(np.array([{"a": 1}], dtype=object), allow_pickle=True),
+        lambda: uploads.npz(silhouettes=np.array([{"a": 1}], dtype=object)),
         {400, 415},
     ),
     "a zip with ../ names": (
-        lambda: zipped({f"../{n:03}.png": png(frame) for n, frame in enumerate(walker(1))}),
+        lambda: zipped((f"../{n:03}.png", image(frame)) for n, frame in enumerate(walker(1))),
         {400},
     ),
-    "a tar with ../ names": (evil_tar, {400}),
-    "text named .png in a zip": (lambda: zipped({"0.png": b"hello", "1.png": b"you"}), {400, 415}),
+    "a tar with ../ names": (
+        lambda: tarred([("../../etc/cron.d/evil.png", image(walker(1)[0]))]),
+        {400},
+    ),
+    "text named .png in a zip": (
+        lambda: zipped([("0.png", b"hello"), ("1.png", b"you")]),
+        {400, 415},
+    ),
     "text": (lambda: b"this is no picture", {415}),
     "nothing": (lambda: b"", {400}),
-    "an empty zip": (lambda: zipped({}), {400}),
+    "an empty zip": (lambda: zipped([]), {400}),
     "no frames": (lambda: npz(np.zeros((0, 64, 44), np.uint8)), {400, 422}),
     "one frame": (lambda: npz(walker(1)[:1]), {422}),
     "all black": (lambda: npz(np.zeros((40, 64, 44), np.uint8)), {422}),

@@ -21,7 +21,7 @@ from service.gallery.listing import is_enrolled
 from service.gallery.store import GalleryStore
 from service.http import problems
 from service.http.routes import jobs, models
-from service.http.routes.access import only_known_fields
+from service.http.routes.known_fields import only_known_fields
 from service.jobs.events import Progress, Start
 from service.jobs.following import Followers
 from service.jobs.queue import JobQueue
@@ -80,7 +80,7 @@ def http(settings: Settings, engine: Engine, check: FakeCheck) -> Iterator[httpx
     problems.install(app)
     app.include_router(jobs.router)
     app.include_router(models.router)
-    audit = AuditRecord.open(settings, partial(is_enrolled, engine))
+    audit = AuditRecord(settings, partial(is_enrolled, engine))
     app.state.resources = SimpleNamespace(
         engine=engine,
         settings=settings,

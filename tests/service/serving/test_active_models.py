@@ -25,7 +25,7 @@ from service.foundation.settings import Settings
 from service.gallery.active_model import PinnedGallery, every_gallery, pinned, pinned_by_id, swap
 from service.gallery.live_index import FollowedGallery
 from service.gallery.records import ModelPin
-from service.http import resources
+from service.http import resources, warm_up
 from service.serving import active_models
 from service.serving.batching import FrameBatcher
 from service.serving.model_in_use import ModelInUse
@@ -230,7 +230,9 @@ def use_resources(
     async def use() -> None:
         engine = resources.open_engine(settings)
         writers = Writers()
-        async with resources.open_resources(settings, engine, writers, Metrics()) as opened:
+        async with resources.open_resources(
+            settings, engine, writers, Metrics(), retry_seconds=0.02
+        ) as opened:
             deadline = time.monotonic() + 20
             while True:
                 try:
@@ -249,7 +251,6 @@ def use_resources(
 def test_a_database_that_is_busy_at_the_start_only_delays_it(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resources, "_AGAIN_SECONDS", 0.02)
     found = every_gallery
     asked: list[Engine] = []
 
@@ -261,7 +262,7 @@ def test_a_database_that_is_busy_at_the_start_only_delays_it(
             raise OperationalError("BEGIN IMMEDIATE", {}, busy)
         return found(engine)
 
-    monkeypatch.setattr(resources, "every_gallery", busy_at_first)
+    monkeypatch.setattr(warm_up, "every_gallery", busy_at_first)
 
     async def check(opened: resources.Resources) -> None:
         row = pinned(opened.engine, "default")

@@ -1,10 +1,9 @@
-"""What every route asks of a request before it looks at it: a scope, and known fields only."""
+"""Every route accepts known fields only, each once."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any, get_origin
 
 from fastapi import Request
@@ -12,50 +11,19 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.datastructures import FormData
 
-from service.access.keys import ApiKey, Scope
-from service.foundation.errors import Forbidden, Malformed, Reason
-from service.http.middleware.access import CALLER
+from service.foundation.errors import Malformed
 
 _TWICE = "Sent more than once"
 
 
-@dataclass(frozen=True)
-class Requirement:
-    """A dependency that asks the caller's key for one of these scopes.
-
-    `service.http.middleware.scopes` finds it among a route's dependencies and asks it
-    before the body is there.
-    """
-
-    scopes: tuple[Scope, ...]
-
-    def __call__(self, request: Request) -> None:
-        """Raise `Forbidden` unless the key has one of the scopes, or there are no keys."""
-        self.ask(request.scope.get(CALLER))
-
-    def ask(self, key: ApiKey | None) -> None:
-        """Raise `Forbidden` for a key that has none of the scopes."""
-        if key is not None and not any(key.may(scope) for scope in self.scopes):
-            named = " or ".join(f"`{scope}`" for scope in self.scopes)
-            raise Forbidden(
-                f"This call needs a key with the scope {named}.",
-                Reason("Authorization", "scope_missing"),
-            )
-
-
-def requires(*scopes: Scope) -> Requirement:
-    """What a route depends on that is for keys with one of these scopes."""
-    return Requirement(scopes)
-
-
 async def only_known_fields(request: Request) -> None:
-    """Refuse query parameters and form fields that are not declared, doubled, or left empty.
+    """Refuse query parameters and form fields that are unknown, repeated or empty.
 
-    The framework takes an empty field for one that was left out, so that a script whose variable
-    is empty would enrol into the default gallery. JSON bodies are models that refuse unknown
-    fields themselves; of a name that is there twice the framework takes the last.
+    The framework treats an empty field as one that was left out: a script whose variable is empty
+    would enrol into the default gallery. JSON bodies are models that refuse unknown fields
+    themselves, but of a repeated name the framework takes the last.
 
-    Raises `RequestValidationError`, as for any other field that is wrong, and `Malformed`.
+    Raises `RequestValidationError`, as for any other invalid field, and `Malformed`.
     """
     route = request.scope.get("route")
     if not isinstance(route, APIRoute):
@@ -78,7 +46,7 @@ async def only_known_fields(request: Request) -> None:
 
 
 def _doubled(body: bytes) -> list[dict[str, object]]:
-    """Names that are there twice in one object of a JSON body that can be read."""
+    """Return a fault for each name that is repeated in one object of a JSON body."""
     faults: list[dict[str, object]] = []
 
     def look(pairs: list[tuple[str, Any]]) -> None:

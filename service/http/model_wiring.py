@@ -1,0 +1,96 @@
+"""What is made for each model that is loaded: batching, indexes, re-embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Event
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from models.encoder import Encoder
+from service.foundation.errors import Unavailable
+from service.foundation.metrics import Metrics
+from service.foundation.settings import Settings
+from service.gallery.faiss_index import FaissIndex
+from service.gallery.index import GalleryIndex
+from service.gallery.live_index import FollowedGallery
+from service.gallery.memory_index import MemoryIndex
+from service.gallery.records import Silhouettes
+from service.gallery.store import GalleryStore
+from service.recognition.load import Load
+from service.serving.batching import FrameBatcher
+from service.serving.model_pool import LoadedModel
+from service.serving.reembedding import Reembedding
+
+
+class ShuttingDown(Unavailable):
+    """The service is shutting down and embeds nothing more."""
+
+    def __init__(self) -> None:
+        super().__init__("The service is shutting down.", retry_after=5.0)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWiring:
+    """Makes what each loaded model needs.
+
+    Attributes:
+        embedding: one thread for all models, because they share the device.
+        stopping: set when the service shuts down; from then on re-embedding raises `ShuttingDown`.
+    """
+
+    settings: Settings
+    store: GalleryStore
+    metrics: Metrics
+    load: Load
+    embedding: ThreadPoolExecutor
+    stopping: Event
+
+    def batcher(self, encoder: Encoder) -> FrameBatcher:
+        """Make the queue of walks that requests wait to have embedded."""
+        settings = self.settings
+        return FrameBatcher(
+            encoder.encode,
+            self.embedding,
+            max_frames=settings.batch_frames,
+            max_wait=settings.batch_wait_ms / 1000,
+            max_pending=max(settings.max_pending, settings.max_sequences_per_request),
+            observe_queue=self.metrics.queue_seconds.observe,
+            observe_run=self._observe_run,
+        )
+
+    def reembedding(self, loaded: LoadedModel) -> Reembedding:
+        """Make what embeds stored walks with a model."""
+
+        def encode(walks: Sequence[Silhouettes]) -> NDArray[np.float32]:
+            if self.stopping.is_set():
+                raise ShuttingDown
+            return loaded.encoder.encode(walks)
+
+        return Reembedding(self.store, encode, loaded.digest)
+
+    def live_index(self, gallery_id: str, loaded: LoadedModel) -> FollowedGallery:
+        """Make the index of a gallery under a model, still empty."""
+        index = self._index(loaded.encoder)
+        missing = self.reembedding(loaded).some
+        return FollowedGallery(gallery_id, loaded.digest, index, self.store, missing)
+
+    def _index(self, encoder: Encoder) -> GalleryIndex:
+        card = encoder.card
+        if self.settings.index == "memory":
+            return MemoryIndex(card.parts, card.channels, card.metric)
+        return FaissIndex(
+            card.parts,
+            card.channels,
+            card.metric,
+            shortlist=self.settings.shortlist,
+            gpu=encoder.device.type == "cuda" and faiss.get_num_gpus() > 0,
+        )
+
+    def _observe_run(self, seconds: float, walks: int) -> None:
+        self.metrics.embed_seconds.observe(seconds)
+        self.load.embedded(seconds, walks)
