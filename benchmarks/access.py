@@ -21,13 +21,14 @@ from pydantic import SecretStr
 from sqlalchemy import Engine
 
 from benchmarks import machine
+from models.silhouettes.quality import Quality
 from service.access.audit.entries import Actor, Entry
 from service.access.audit.record import AuditRecord
 from service.foundation.settings import Settings
 from service.gallery.faiss_index import FaissIndex
 from service.gallery.listing import is_enrolled
-from service.gallery.live_index import FollowedGallery
-from service.gallery.records import NewSequence, SequenceQuality
+from service.gallery.live_index import LiveIndex
+from service.gallery.records import NewSequence
 from service.gallery.reencryption import reencrypt
 from service.gallery.store import GalleryStore
 from service.http.resources import open_engine
@@ -50,7 +51,7 @@ def walks(count: int) -> list[NewSequence]:
         NewSequence(
             new_id(),
             silhouettes,
-            SequenceQuality(1.0),
+            Quality(1.0, (), 1, 1, {}),
             {},
             rng.standard_normal((PARTS, CHANNELS)).astype(np.float32),
         )
@@ -81,7 +82,7 @@ def load(engine: Engine) -> None:
     store = GalleryStore(engine)
     index = FaissIndex(PARTS, CHANNELS, "cosine", shortlist=100, gpu=False)
     gallery_id, newest, _ = store.head("default")
-    followed = FollowedGallery(gallery_id, DIGEST, index, store, lambda _missing: {})
+    followed = LiveIndex(gallery_id, DIGEST, index, store, lambda _missing: {})
     followed.follow(newest)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from models.silhouettes.quality import Quality
 from service.foundation.settings import Settings
-from service.gallery.records import NewSequence, SequenceQuality
+from service.gallery.records import NewSequence
 from service.gallery.store import GalleryStore
 from service.http.resources import open_engine
 from service.storage.database import new_id
@@ -39,7 +40,7 @@ def fill(data_dir: Path, sequences: int, digest: str, shape: tuple[int, int], wa
                 NewSequence(
                     new_id(),
                     walk(rng),
-                    SequenceQuality(1.0),
+                    Quality(1.0, (), 1, 1, {}),
                     {},
                     rng.standard_normal(shape).astype(np.float32),
                 )

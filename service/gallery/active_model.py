@@ -15,8 +15,8 @@ from sqlalchemy import Engine, delete, exists, func, select, update
 from sqlalchemy.orm import Session
 
 from service.foundation.errors import Conflict, Reason
-from service.gallery.records import ModelPin
-from service.gallery.store import lacks, missing_gallery, pin
+from service.gallery.records import GalleryModel
+from service.gallery.store import gallery_model, lacks, missing_gallery
 from service.gallery.tables import EmbeddingRow, GalleryRow, SequenceRow
 from service.storage.database import writing
 
@@ -24,14 +24,14 @@ _PRUNED_AT_ONCE = 500  # embeddings a transaction: other writers wait for a mome
 
 
 @dataclass(frozen=True, slots=True)
-class PinnedGallery:
+class GalleryModels:
     """A gallery, its newest revision, and its models; `active` None is the deployment's own."""
 
     gallery_id: str
     name: str
     revision: int
-    active: ModelPin | None
-    previous: ModelPin | None
+    active: GalleryModel | None
+    previous: GalleryModel | None
     index_epoch: int
 
 
@@ -40,8 +40,8 @@ class RolledBack:
     """What a rollback exchanged."""
 
     gallery: str
-    active: ModelPin
-    previous: ModelPin
+    active: GalleryModel
+    previous: GalleryModel
 
 
 _COLUMNS = (
@@ -56,32 +56,32 @@ _COLUMNS = (
 )
 
 
-def pinned(engine: Engine, gallery: str) -> PinnedGallery:
+def models_of(engine: Engine, gallery: str) -> GalleryModels:
     """One gallery; raises `NotFound`."""
     with Session(engine) as session:
-        return pinned_in(session, gallery)
+        return models_in(session, gallery)
 
 
-def pinned_in(session: Session, gallery: str) -> PinnedGallery:
+def models_in(session: Session, gallery: str) -> GalleryModels:
     """The same, within a transaction."""
     row = session.execute(select(*_COLUMNS).where(GalleryRow.name == gallery)).one_or_none()
     if row is None:
         raise missing_gallery(gallery)
-    return _pinned(*row)
+    return _models(*row)
 
 
-def pinned_by_id(engine: Engine, gallery_ids: Iterable[str]) -> list[PinnedGallery]:
+def models_by_id(engine: Engine, gallery_ids: Iterable[str]) -> list[GalleryModels]:
     """Those of these galleries that are still there."""
     with Session(engine) as session:
         rows = session.execute(select(*_COLUMNS).where(GalleryRow.id.in_(list(gallery_ids))))
-        return [_pinned(*row) for row in rows]
+        return [_models(*row) for row in rows]
 
 
-def every_gallery(engine: Engine) -> list[PinnedGallery]:
+def every_gallery(engine: Engine) -> list[GalleryModels]:
     """Every gallery, by name."""
     with Session(engine) as session:
         rows = session.execute(select(*_COLUMNS).order_by(GalleryRow.name))
-        return [_pinned(*row) for row in rows]
+        return [_models(*row) for row in rows]
 
 
 def lock_gallery(session: Session, gallery_id: str) -> bool:
@@ -108,8 +108,8 @@ def count_lacking(session: Session, gallery_id: str, digest: str) -> int:
 def swap(
     session: Session,
     gallery_id: str,
-    new: ModelPin,
-    old: ModelPin,
+    new: GalleryModel,
+    old: GalleryModel,
     operating_point: dict[str, Any] | None,
 ) -> None:
     """Make `new` the active model and `old` the previous one.
@@ -130,8 +130,8 @@ def swap_back(session: Session, gallery: str) -> RolledBack:
     row = session.scalar(select(GalleryRow).where(GalleryRow.name == gallery).with_for_update())
     if row is None:
         raise missing_gallery(gallery)
-    active = pin(row.active_model, row.active_digest)
-    previous = pin(row.previous_model, row.previous_digest)
+    active = gallery_model(row.active_model, row.active_digest)
+    previous = gallery_model(row.previous_model, row.previous_digest)
     if active is None or previous is None:
         raise Conflict(
             f"The gallery {gallery!r} has had no other model since it was made: there is nothing "
@@ -149,7 +149,7 @@ def swap_back(session: Session, gallery: str) -> RolledBack:
     return RolledBack(gallery, previous, active)
 
 
-def adopt(engine: Engine, gallery_id: str, was: ModelPin, digest: str) -> None:
+def adopt(engine: Engine, gallery_id: str, was: GalleryModel, digest: str) -> None:
     """Follow a checkpoint that was replaced on disk under the name that the gallery uses."""
     with Session(writing(engine)) as session, session.begin():
         session.execute(
@@ -198,7 +198,7 @@ def prune(engine: Engine, gallery_id: str, keep: Iterable[str]) -> int:
         gone += len(rows)
 
 
-def _pinned(
+def _models(
     gallery_id: str,
     name: str,
     revision: int,
@@ -207,12 +207,12 @@ def _pinned(
     previous_model: str | None,
     previous_digest: str | None,
     index_epoch: int,
-) -> PinnedGallery:
-    return PinnedGallery(
+) -> GalleryModels:
+    return GalleryModels(
         gallery_id,
         name,
         revision,
-        pin(active_model, active_digest),
-        pin(previous_model, previous_digest),
+        gallery_model(active_model, active_digest),
+        gallery_model(previous_model, previous_digest),
         index_epoch,
     )

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
-from service.gallery.live_index import FollowedGallery
+from service.gallery.live_index import LiveIndex
 
 
 class GalleryCache:
@@ -20,11 +20,9 @@ class GalleryCache:
     def __init__(self, *, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._galleries: OrderedDict[tuple[str, str], FollowedGallery] = OrderedDict()
+        self._galleries: OrderedDict[tuple[str, str], LiveIndex] = OrderedDict()
 
-    def get(
-        self, gallery_id: str, digest: str, make: Callable[[], FollowedGallery]
-    ) -> FollowedGallery:
+    def get(self, gallery_id: str, digest: str, make: Callable[[], LiveIndex]) -> LiveIndex:
         """The gallery under a checkpoint; if it was not held, a new one that follows when asked."""
         with self._lock:
             gallery = self._galleries.get((gallery_id, digest))
@@ -34,14 +32,14 @@ class GalleryCache:
             self._make_room()
             return gallery
 
-    def replace(self, gallery_id: str, digest: str, gallery: FollowedGallery) -> None:
+    def replace(self, gallery_id: str, digest: str, gallery: LiveIndex) -> None:
         """Hold this one from now on in the place of the one that is held."""
         with self._lock:
             self._galleries[gallery_id, digest] = gallery
             self._galleries.move_to_end((gallery_id, digest))  # not what makes room for itself
             self._make_room()
 
-    def held(self, gallery_id: str) -> dict[str, FollowedGallery]:
+    def held(self, gallery_id: str) -> dict[str, LiveIndex]:
         """The gallery as it is in memory, by digest; asking does not count as use."""
         with self._lock:
             return {
@@ -50,7 +48,7 @@ class GalleryCache:
                 if held_id == gallery_id
             }
 
-    def has_room_for(self, galleries: Iterable[FollowedGallery]) -> bool:
+    def has_room_for(self, galleries: Iterable[LiveIndex]) -> bool:
         """Whether as much as these take could be held as well."""
         wanted = sum(gallery.nbytes for gallery in galleries)
         with self._lock:

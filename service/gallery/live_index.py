@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from service.gallery.index import GalleryIndex, Keys
-from service.gallery.records import Changes, Embedding, FollowedSequence, Metadata, Scalar
+from service.gallery.records import AddedSequence, Changes, Embedding, Metadata, Scalar
 from service.gallery.store import GalleryStore
 
 Filter = Mapping[str, Scalar | tuple[Scalar, ...]]
@@ -46,7 +46,7 @@ class _Entry:
     facets: tuple[Facet, ...]
 
 
-class FollowedGallery:
+class LiveIndex:
     """The index of a gallery, with what a search needs to know of each sequence."""
 
     def __init__(
@@ -80,7 +80,7 @@ class FollowedGallery:
         """How many people there are, as of the revision that it has followed to."""
         return len(self._by_subject)
 
-    def same_as(self, other: FollowedGallery) -> bool:
+    def same_as(self, other: LiveIndex) -> bool:
         """Whether both hold the same sequences; also True where they stand at other revisions."""
         with self._lock:
             revision, held = self._revision, set(self._keys)
@@ -194,7 +194,7 @@ class FollowedGallery:
         gone = [self._forget(item) for item in sequence_ids if item in self._keys]
         self._index.remove(np.array(gone, np.int64))
 
-    def _remember(self, key: int, item: FollowedSequence) -> None:
+    def _remember(self, key: int, item: AddedSequence) -> None:
         entry = _Entry(item.sequence_id, item.subject_id, _facets(item.metadata))
         self._entries[key] = entry
         self._keys[entry.sequence_id] = key

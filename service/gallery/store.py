@@ -27,17 +27,17 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from models.silhouettes.quality import Quality
 from service.foundation.errors import Conflict, NotFound, Reason
 from service.gallery.coverage import label
 from service.gallery.records import (
+    AddedSequence,
     Changes,
     Embedding,
-    FollowedSequence,
+    GalleryModel,
     GalleryRecord,
     Metadata,
-    ModelPin,
     NewSequence,
-    SequenceQuality,
     SequenceRecord,
     Silhouettes,
 )
@@ -59,7 +59,7 @@ from service.storage.database import check_sound, new_id, now, writing
 _log = logging.getLogger(__name__)
 _WALK = (SequenceRow.id, SequenceRow.silhouettes, SequenceRow.key_id, SequenceRow.content_hash)
 _PIECE = 2048  # sequences that are read at once: at 16 x 256 channels, 32 MB
-Also = Callable[[Session], None]
+InTransaction = Callable[[Session], None]
 """Work to do in the same transaction; what it raises rolls everything back."""
 Admit = Callable[[Session, str, int], Collection[str]]
 """Chooses the sequences to add, by id, in an enrolment's turn to make the gallery's new revision.
@@ -140,7 +140,7 @@ class GalleryStore:
         name: str,
         metadata: Metadata,
         max_age_days: int | None,
-        also: Callable[[Session, GalleryRecord], None],
+        in_transaction: Callable[[Session, GalleryRecord], None],
     ) -> GalleryRecord:
         """Create an empty gallery; raises `Conflict` when the name is taken."""
         row = _new_gallery(name, metadata)
@@ -150,7 +150,7 @@ class GalleryStore:
                 session.add(row)
                 session.flush()
                 record = gallery_record(row, 0, 0)
-                also(session, record)
+                in_transaction(session, record)
         except IntegrityError as error:
             raise gallery_exists(name) from error
         return record
@@ -187,7 +187,7 @@ class GalleryStore:
         subject_id: str,
         sequences: Sequence[NewSequence],
         digest: str,
-        also: Also,
+        in_transaction: InTransaction,
         admit: Admit | None = None,
     ) -> None:
         """Add sequences with their embeddings to a subject: all that `admit` chooses, or none."""
@@ -216,7 +216,7 @@ class GalleryStore:
             session.add_all(rows)
             session.flush()
             session.add_all(embeddings)
-            also(session)
+            in_transaction(session)
 
     # Reading sequences
 
@@ -297,7 +297,7 @@ class GalleryStore:
             return Changes(
                 revision=newest,
                 added=tuple(
-                    FollowedSequence(
+                    AddedSequence(
                         row.id,
                         row.subject_id,
                         row.details,
@@ -434,8 +434,12 @@ def sequence_record(row: SequenceRow, gallery: str) -> SequenceRecord:
         gallery=gallery,
         subject_id=row.subject_id,
         frames=row.frames,
-        quality=SequenceQuality(
-            quality["score"], tuple(quality["issues"]), quality["frames_in"], quality["dropped"]
+        quality=Quality(
+            score=quality["score"],
+            issues=tuple(quality["issues"]),
+            frames_in=quality["frames_in"],
+            frames_used=row.frames,
+            dropped=quality["dropped"],
         ),
         metadata=row.details,
         content_hash=row.content_hash,
@@ -499,14 +503,14 @@ def gallery_record(row: GalleryRow, subjects: int, sequences: int) -> GalleryRec
         operating_point=row.operating_point,
         max_age_days=row.max_age_days,
         created_at=row.created_at,
-        active=pin(row.active_model, row.active_digest),
-        previous=pin(row.previous_model, row.previous_digest),
+        active=gallery_model(row.active_model, row.active_digest),
+        previous=gallery_model(row.previous_model, row.previous_digest),
     )
 
 
-def pin(name: str | None, digest: str | None) -> ModelPin | None:
+def gallery_model(name: str | None, digest: str | None) -> GalleryModel | None:
     """A model as a gallery's row names it."""
-    return None if name is None or digest is None else ModelPin(name, digest)
+    return None if name is None or digest is None else GalleryModel(name, digest)
 
 
 def _sequence_row(item: NewSequence, sealing: Sealing) -> SequenceRow:
@@ -516,8 +520,15 @@ def _sequence_row(item: NewSequence, sealing: Sealing) -> SequenceRow:
         silhouettes=sealing.seal_silhouettes(item.sequence_id, item.silhouettes),
         key_id=sealing.key_id,
         content_hash=sealing.content_hash(item.silhouettes),
-        quality=asdict(item.quality),
+        quality=_kept_quality(item.quality),
         details=item.metadata,
         view=label(item.metadata.get("view")),
         condition=label(item.metadata.get("condition")),
     )
+
+
+def _kept_quality(quality: Quality) -> dict[str, Any]:
+    """As a row keeps it: the frames that were used are the row's own."""
+    kept = asdict(quality)
+    del kept["frames_used"]
+    return kept

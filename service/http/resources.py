@@ -26,12 +26,12 @@ from service.access.exposure import check_exposure
 from service.foundation.errors import NotFound, Unavailable
 from service.foundation.metrics import Metrics
 from service.foundation.settings import Settings
-from service.gallery.active_model import PinnedGallery, adopt, every_gallery
+from service.gallery.active_model import GalleryModels, adopt, every_gallery
 from service.gallery.cache import GalleryCache
 from service.gallery.faiss_index import FaissIndex
 from service.gallery.index import GalleryIndex
 from service.gallery.listing import is_enrolled
-from service.gallery.live_index import FollowedGallery
+from service.gallery.live_index import LiveIndex
 from service.gallery.memory_index import MemoryIndex
 from service.gallery.records import Silhouettes
 from service.gallery.sealing import Damaged, unlock
@@ -169,10 +169,10 @@ async def open_resources(
 
             return Reembedding(store, encode, loaded.digest)
 
-        def follow(gallery_id: str, loaded: LoadedModel) -> FollowedGallery:
+        def follow(gallery_id: str, loaded: LoadedModel) -> LiveIndex:
             index = _new_index(settings, loaded.encoder)
             missing = reembedding(loaded).some
-            return FollowedGallery(gallery_id, loaded.digest, index, store, missing)
+            return LiveIndex(gallery_id, loaded.digest, index, store, missing)
 
         async with (
             ModelPool(
@@ -313,7 +313,7 @@ class _WarmUp:
             return False
         return True
 
-    async def _load(self, row: PinnedGallery) -> None:
+    async def _load(self, row: GalleryModels) -> None:
         try:
             loaded = await self.models.model_of(row)
         except ModelUnavailable as error:  # the other galleries are none the worse for it
@@ -328,7 +328,7 @@ class _WarmUp:
                 "a gallery cannot be searched: %s", error, extra={"gallery_id": row.gallery_id}
             )
 
-    def _embed_and_follow(self, row: PinnedGallery, loaded: LoadedModel) -> None:
+    def _embed_and_follow(self, row: GalleryModels, loaded: LoadedModel) -> None:
         made = self.reembedding(loaded).everything(
             lambda done, total: self._say(
                 f"The active model is new here: {done} of {total} sequences are embedded with it."

@@ -7,15 +7,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
+from models.silhouettes.quality import Quality
 from service.gallery.coverage import Advice, Coverage
 from service.gallery.fields import METADATA_SCHEMA, GalleryName, MaxAgeDays
 from service.gallery.operating_point import OperatingPoint
 from service.gallery.records import (
     ErasureReceipt,
+    GalleryModel,
     GalleryRecord,
     Metadata,
-    ModelPin,
-    SequenceQuality,
     SequenceRecord,
     SubjectRecord,
 )
@@ -65,7 +65,7 @@ class ModelReference(Schema):
     digest: str
 
     @classmethod
-    def of(cls, model: ModelInUse | ModelPin) -> Self:
+    def of(cls, model: ModelInUse | GalleryModel) -> Self:
         """From the model in use."""
         return cls(name=model.name, digest=model.digest)
 
@@ -77,7 +77,7 @@ class QualityAnswer(Schema):
     issues: list[str]
 
     @classmethod
-    def of(cls, quality: SequenceQuality) -> Self:
+    def of(cls, quality: Quality) -> Self:
         """From a sequence's quality."""
         return cls(score=quality.score, issues=list(quality.issues))
 

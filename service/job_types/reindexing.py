@@ -22,12 +22,12 @@ from sqlalchemy.orm import Session
 
 from models.encoder import Encoder
 from service.foundation.settings import Settings
-from service.gallery.active_model import count_sequences, pinned, prune
+from service.gallery.active_model import count_sequences, models_of, prune
 from service.gallery.records import Embedding, Silhouettes
 from service.gallery.sealing import DamagedEmbedding, DamagedSilhouettes, sealing_of
 from service.gallery.store import GalleryStore, embedding_of
 from service.gallery.tables import EmbeddingRow, SequenceRow
-from service.job_types.activation import active_pin
+from service.job_types.activation import active_model
 from service.serving.registry import resolve
 
 _log = logging.getLogger(__name__)
@@ -77,8 +77,8 @@ def reindex(
     settings: Settings, engine: Engine, gallery: str, progress: Callable[[int, int], None]
 ) -> Reindexed:
     """Do it; raises `NotFound` for a gallery or model that is not there, and `CannotReindex`."""
-    row = pinned(engine, gallery)
-    active = active_pin(settings, row)
+    row = models_of(engine, gallery)
+    active = active_model(settings, row)
     try:
         encoder = Encoder.open(resolve(settings, active.name), settings.device)
     except ValueError as error:

@@ -43,7 +43,7 @@ from models.silhouettes.errors import (
 from models.silhouettes.normalise import HEIGHT, WIDTH
 from models.silhouettes.quality import Quality
 from service.foundation.errors import Unavailable
-from service.gallery.records import SequenceQuality, Silhouettes
+from service.gallery.records import Silhouettes
 from service.recognition.decoder_process import FORK, KILL, SLOW
 
 _log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class PreparedWalk:
     """
 
     silhouettes: Silhouettes
-    quality: SequenceQuality
+    quality: Quality
     seconds: float
 
 
@@ -226,10 +226,9 @@ class DecoderPool:
             raise ConnectionError("a decoder answered what no walk is")
         pixels = await decoder.reader.readexactly(answer.frames * HEIGHT * WIDTH)
         decoder.walks_left -= 1
-        quality = answer.quality
         return PreparedWalk(
             np.frombuffer(pixels, np.uint8).reshape(answer.frames, HEIGHT, WIDTH),
-            SequenceQuality(quality.score, quality.issues, quality.frames_in, quality.dropped),
+            answer.quality,
             perf_counter() - began,
         )
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
+from models.silhouettes.quality import Quality
 from service.gallery.coverage import Coverage, LabelsInUse, coverage, labels_in_use
-from service.gallery.records import Metadata, NewSequence, SequenceQuality
+from service.gallery.records import Metadata, NewSequence
 from service.gallery.sealing import sealing_of
 from service.gallery.store import GalleryStore
 from service.recognition.conflict import ConflictingWalk
@@ -28,7 +29,7 @@ class EnrolledSequence:
 
     sequence_id: str
     frames: int
-    quality: SequenceQuality
+    quality: Quality
     already_enrolled: bool
 
 
@@ -44,7 +45,7 @@ class Enrolled:
     model: ModelInUse
 
 
-Also = Callable[[Session, Enrolled], None]
+InTransaction = Callable[[Session, Enrolled], None]
 
 
 class Enrolment:
@@ -64,11 +65,11 @@ class Enrolment:
         subject_id: str,
         walks: Sequence[Walk],
         metadata: Metadata,
-        also: Also,
+        in_transaction: InTransaction,
         *,
         accept_conflict: bool = False,
     ) -> Enrolled:
-        """Prepare and embed the walks, then add them in one transaction, in which `also` runs.
+        """Prepare and embed the walks, then add them in one transaction.
 
         A walk that the subject has already is not added again. A gallery that outgrows its
         calibration by it is calibrated again, by a job.
@@ -93,7 +94,7 @@ class Enrolment:
                 gallery,
                 subject_id,
                 named,
-                also,
+                in_transaction,
                 loaded,
                 accept_conflict=accept_conflict,
             )
@@ -103,7 +104,7 @@ class Enrolment:
         gallery: str,
         subject_id: str,
         named: Sequence[tuple[str, NewSequence]],
-        also: Also,
+        in_transaction: InTransaction,
         loaded: LoadedModel,
         *,
         accept_conflict: bool,
@@ -122,7 +123,7 @@ class Enrolment:
                 protection, model, gallery, subject_id, offered, seen, in_use, accept_conflict
             )
             try:
-                return attempt.carry_out(self._store, also)
+                return attempt.carry_out(self._store, in_transaction)
             except GalleryChanged:  # an erasure took what the walks had just been compared with
                 continue
 
@@ -140,8 +141,8 @@ class _Attempt:
     in_use: LabelsInUse
     accept_conflict: bool
 
-    def carry_out(self, store: GalleryStore, also: Also) -> Enrolled:
-        """Raises `GalleryChanged`, and what `Protection.admit` and `also` raise."""
+    def carry_out(self, store: GalleryStore, in_transaction: InTransaction) -> Enrolled:
+        """Raises `GalleryChanged`, and what `Protection.admit` and `in_transaction` raise."""
         decided: list[tuple[str, Admission]] = []
         answers: list[Enrolled] = []
 
@@ -163,7 +164,7 @@ class _Attempt:
             ((gallery_id, admission),) = decided
             covered = coverage(session, gallery_id, self.subject_id, self.in_use)
             answers.append(self._answer(admission, covered))
-            also(session, answers[0])
+            in_transaction(session, answers[0])
 
         store.enrol(
             self.gallery,

@@ -19,6 +19,7 @@ from models.silhouettes.errors import (
     SequenceTooLarge,
     UnsupportedSequence,
 )
+from models.silhouettes.quality import Quality
 from service.foundation.errors import (
     Invalid,
     Malformed,
@@ -29,7 +30,7 @@ from service.foundation.errors import (
     UnsupportedMedia,
 )
 from service.foundation.metrics import Metrics
-from service.gallery.records import Embedding, SequenceQuality, Silhouettes
+from service.gallery.records import Embedding, Silhouettes
 from service.recognition.decoder_pool import DecoderPool, PreparedWalk, Read, Turn
 from service.recognition.load import Load
 from service.serving.batching import FrameBatcher
@@ -51,7 +52,7 @@ class EmbeddedWalk:
     """A walk fit for use: silhouettes uint8 [s, 64, 64] and their embedding [p, c]."""
 
     silhouettes: Silhouettes
-    quality: SequenceQuality
+    quality: Quality
     embedding: Embedding
 
 

@@ -17,8 +17,8 @@ from sqlalchemy.orm import Session
 
 from models.similarity import similarity
 from service.foundation.errors import Invalid
-from service.gallery.live_index import Candidate, FollowedGallery
-from service.gallery.records import Embedding, FollowedSequence, NewSequence
+from service.gallery.live_index import Candidate, LiveIndex
+from service.gallery.records import AddedSequence, Embedding, NewSequence
 from service.gallery.sealing import Sealing
 from service.gallery.store import GalleryStore
 from service.gallery.tables import SequenceRow
@@ -97,7 +97,7 @@ class Protection:
     """
 
     def __init__(
-        self, store: GalleryStore, index: Callable[[str], FollowedGallery], model: ModelInUse
+        self, store: GalleryStore, index: Callable[[str], LiveIndex], model: ModelInUse
     ) -> None:
         """`index` gives what this model made of the gallery with an id."""
         self._store = store
@@ -202,7 +202,7 @@ class Protection:
 
     def _added(
         self, newest: int, seen: Seen
-    ) -> Iterator[Sequence[tuple[FollowedSequence, Embedding]]]:
+    ) -> Iterator[Sequence[tuple[AddedSequence, Embedding]]]:
         """What was enrolled since, read beside the transaction: it is committed."""
         revision = seen.revision
         while revision < newest:
@@ -223,7 +223,7 @@ def _resemblance(candidate: Candidate | None) -> Resemblance | None:
 
 
 def _updated(
-    walk: NewWalk, subject_id: str, added: Sequence[FollowedSequence], alike: Sequence[float]
+    walk: NewWalk, subject_id: str, added: Sequence[AddedSequence], alike: Sequence[float]
 ) -> NewWalk:
     for item, value in zip(added, alike, strict=True):
         found = Resemblance(item.subject_id, value, item.sequence_id)

@@ -21,7 +21,7 @@ from service.http import recorded
 from service.http.middleware.access import CALLER
 from service.http.middleware.audit import RECORDED
 from service.http.routes.access import requires
-from service.http.routes.dependencies import Held, resources
+from service.http.routes.dependencies import AppResources, get_resources
 from service.http.schemas import AuditLine
 from service.storage.database import storage_trouble
 
@@ -39,19 +39,19 @@ _PIECE = 500  # lines
 
 async def record_answer(request: Request, entry: Entry) -> None:
     """Record something that was read, before it is sent."""
-    await resources(request).audit.answered(entry, _caller(request))
+    await get_resources(request).audit.answered(entry, _caller(request))
     request.scope[RECORDED] = True
 
 
 def record_change(request: Request, entry: Entry) -> None:
     """Record a change, for the transaction that makes it."""
-    resources(request).audit.changed(entry, _caller(request))
+    get_resources(request).audit.changed(entry, _caller(request))
     request.scope[RECORDED] = True
 
 
 def record_read(request: Request, entry: Entry) -> None:
     """The same as `record_answer`, for routes that run in a thread."""
-    resources(request).audit.read(entry, _caller(request))
+    get_resources(request).audit.read(entry, _caller(request))
 
 
 async def record_erasure(
@@ -61,7 +61,7 @@ async def record_erasure(
 
     Raises `ErasureUnrecorded`.
     """
-    audit, reserve = resources(request).audit, resources(request).reserve
+    audit, reserve = get_resources(request).audit, get_resources(request).reserve
 
     def forget_and_record() -> None:
         if what == "gallery":
@@ -100,7 +100,7 @@ def _caller(request: Request) -> Actor:
 )
 async def read_audit(
     request: Request,
-    held: Held,
+    resources: AppResources,
     since: Annotated[Moment | None, Query(description="From then on.")] = None,
     until: Annotated[Moment | None, Query(description="Before then.")] = None,
     gallery: Annotated[GalleryName | None, Query()] = None,
@@ -110,7 +110,7 @@ async def read_audit(
 ) -> StreamingResponse:
     """Give the record of who did what, as it is now; reading it is recorded, too."""
     await record_answer(request, Entry("read_audit", gallery))
-    lines = held.audit.lines(after=cursor, since=since, until=until, gallery=gallery)
+    lines = resources.audit.lines(after=cursor, since=since, until=until, gallery=gallery)
     return StreamingResponse(_encoded(lines), media_type=MEDIA_TYPE)
 
 

@@ -1,4 +1,4 @@
-"""How routes reach what the application holds."""
+"""Dependencies of the routes: the application's resources, and the walks of a request."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from service.recognition.intake import Walk
 Result = TypeVar("Result")
 
 
-def resources(request: Request) -> Resources:
-    """What the application holds."""
-    held: Resources = request.app.state.resources
-    return held
+def get_resources(request: Request) -> Resources:
+    """The application's resources."""
+    resources: Resources = request.app.state.resources
+    return resources
 
 
-def ready_resources(request: Request) -> Resources:
-    """The same, once model and indexes are loaded; raises `Unavailable` before."""
-    held = resources(request)
-    held.readiness.require()
-    return held
+def get_ready_resources(request: Request) -> Resources:
+    """The resources of an application that is ready; raises `Unavailable` before it is."""
+    resources = get_resources(request)
+    resources.readiness.require()
+    return resources
 
 
-Held = Annotated[Resources, Depends(resources)]
-HeldReady = Annotated[Resources, Depends(ready_resources)]
+AppResources = Annotated[Resources, Depends(get_resources)]
+ReadyResources = Annotated[Resources, Depends(get_ready_resources)]
 
 
 def walk(upload: UploadFile, position: int | None = None) -> Walk:

@@ -15,7 +15,7 @@ from service.http import recorded
 from service.http.middleware.idempotency import HOLD
 from service.http.routes.access import requires
 from service.http.routes.audited import record_change, record_erasure
-from service.http.routes.dependencies import Held
+from service.http.routes.dependencies import AppResources
 from service.http.schemas import (
     GalleryAnswer,
     GalleryChange,
@@ -32,54 +32,54 @@ _admin = Depends(requires(Scope.ADMIN))
 
 @router.get("", dependencies=[_reader])
 def list_galleries(
-    held: Held,
+    resources: AppResources,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
     cursor: Annotated[Cursor | None, Query()] = None,
 ) -> GalleryPage:
     """List galleries by name."""
-    page = galleries(held.engine, limit=limit, after=decode_cursor(cursor))
+    page = galleries(resources.engine, limit=limit, after=decode_cursor(cursor))
     return GalleryPage(
-        items=[GalleryAnswer.of(record, held.model) for record in page.items],
+        items=[GalleryAnswer.of(record, resources.model) for record in page.items],
         next_cursor=encode_cursor(page.next_key),
     )
 
 
 @router.post("", status_code=201, dependencies=[_admin])
 def create_gallery(
-    request: Request, response: Response, held: Held, body: GalleryRequest
+    request: Request, response: Response, resources: AppResources, body: GalleryRequest
 ) -> GalleryAnswer:
     """Create an empty gallery."""
     hold = request.scope.get(HOLD)
     location = f"/galleries/{body.name}"
 
     def keep_answer(session: Session, record: GalleryRecord) -> None:
-        answer = GalleryAnswer.of(record, held.model).model_dump_json()
+        answer = GalleryAnswer.of(record, resources.model).model_dump_json()
         headers = {"content-type": "application/json", "location": location}
         keep(session, hold, Answer(201, headers, answer))
         record_change(request, recorded.new_gallery(record))
 
     metadata = check_metadata(body.metadata)
-    record = held.store.create(body.name, metadata, body.max_age_days, keep_answer)
+    record = resources.store.create(body.name, metadata, body.max_age_days, keep_answer)
     response.headers["Location"] = location
-    return GalleryAnswer.of(record, held.model)
+    return GalleryAnswer.of(record, resources.model)
 
 
 @router.get("/{gallery}", dependencies=[_reader])
-def show_gallery(held: Held, gallery: str) -> GalleryAnswer:
+def show_gallery(resources: AppResources, gallery: str) -> GalleryAnswer:
     """Show one gallery."""
-    return GalleryAnswer.of(held.store.gallery(gallery), held.model)
+    return GalleryAnswer.of(resources.store.gallery(gallery), resources.model)
 
 
 @router.patch("/{gallery}", dependencies=[_admin])
-def change_gallery(held: Held, gallery: str, body: GalleryChange) -> GalleryAnswer:
+def change_gallery(resources: AppResources, gallery: str, body: GalleryChange) -> GalleryAnswer:
     """Set how long a gallery keeps its sequences; null keeps them until somebody erases them."""
-    held.store.keep_for(gallery, body.max_age_days)
-    return GalleryAnswer.of(held.store.gallery(gallery), held.model)
+    resources.store.keep_for(gallery, body.max_age_days)
+    return GalleryAnswer.of(resources.store.gallery(gallery), resources.model)
 
 
 @router.delete("/{gallery}", dependencies=[_admin])
-async def erase_gallery(request: Request, held: Held, gallery: str) -> ReceiptAnswer:
+async def erase_gallery(request: Request, resources: AppResources, gallery: str) -> ReceiptAnswer:
     """Erase a gallery with everything in it; of `default` an empty one remains."""
-    receipt = await held.erasure.gallery(gallery)
+    receipt = await resources.erasure.gallery(gallery)
     await record_erasure(request, "gallery", receipt)
     return ReceiptAnswer.of(receipt)

@@ -20,7 +20,7 @@ from service.http import recorded
 from service.http.middleware.access import caller_of
 from service.http.middleware.idempotency import HOLD
 from service.http.routes.audited import record_change
-from service.http.routes.dependencies import Held
+from service.http.routes.dependencies import AppResources
 from service.http.schemas import Schema, Timestamp
 from service.job_types.requests import (
     AuditRequest,
@@ -97,9 +97,9 @@ class JobPage(Schema):
     next_cursor: str | None
 
 
-def job_queue(held: Held) -> JobQueue:
+def job_queue(resources: AppResources) -> JobQueue:
     """The deployment's queue."""
-    return JobQueue.of(held.engine, held.settings)
+    return JobQueue.of(resources.engine, resources.settings)
 
 
 @cache
@@ -112,10 +112,10 @@ Queue = Annotated[JobQueue, Depends(job_queue)]
 
 
 def submission(
-    held: Held, queue: Queue, check: Annotated[CheckRecipe, Depends(recipe_check)]
+    resources: AppResources, queue: Queue, check: Annotated[CheckRecipe, Depends(recipe_check)]
 ) -> Submission:
     """What takes requests for jobs."""
-    return Submission(held.settings, held.engine, queue, check)
+    return Submission(resources.settings, resources.engine, queue, check)
 
 
 Submissions = Annotated[Submission, Depends(submission)]
@@ -206,7 +206,7 @@ def cancel_job(queue: Queue, job_id: str) -> JobAnswer:
 )
 def follow_job(
     request: Request,
-    held: Held,
+    resources: AppResources,
     queue: Queue,
     job_id: str,
     last_event_id: Annotated[str | None, _LAST_EVENT_ID] = None,
@@ -215,7 +215,7 @@ def follow_job(
     after = _sequence(last_event_id)
     if queue.get(job_id).status.final and not queue.events(job_id, after=after, limit=1):
         return Response(status_code=204)
-    return _Stream(held.followers, caller_of(request.scope), job_id, after)
+    return _Stream(resources.followers, caller_of(request.scope), job_id, after)
 
 
 class _Stream(EventSourceResponse):

@@ -9,12 +9,12 @@ from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFil
 from service.access.audit import entries
 from service.access.audit.entries import Entry
 from service.access.keys import Scope
-from service.gallery.active_model import PinnedGallery, every_gallery
-from service.gallery.records import ModelPin
+from service.gallery.active_model import GalleryModels, every_gallery
+from service.gallery.records import GalleryModel
 from service.http import recorded
 from service.http.routes.access import requires
 from service.http.routes.audited import record_change
-from service.http.routes.dependencies import Held
+from service.http.routes.dependencies import AppResources
 from service.http.routes.jobs import JobAnswer, Submissions, accepted, keeping
 from service.http.schemas import Schema, Timestamp
 from service.job_types.activation import roll_back
@@ -41,7 +41,7 @@ class ModelAnswer(Schema):
     created_at: Timestamp | None
 
     @classmethod
-    def of(cls, model: RegisteredModel, galleries: list[PinnedGallery], own: str) -> Self:
+    def of(cls, model: RegisteredModel, galleries: list[GalleryModels], own: str) -> Self:
         """From a registered model (its folder stays here) and the galleries that may use it."""
         return cls(
             name=model.name,
@@ -72,12 +72,13 @@ class ModelList(Schema):
 
 
 @router.get("")
-def list_models(held: Held) -> ModelList:
+def list_models(resources: AppResources) -> ModelList:
     """List the models that jobs may name."""
-    galleries = every_gallery(held.engine)
+    galleries = every_gallery(resources.engine)
     return ModelList(
         items=[
-            ModelAnswer.of(model, galleries, held.settings.model) for model in held.registry.all()
+            ModelAnswer.of(model, galleries, resources.settings.model)
+            for model in resources.registry.all()
         ]
     )
 
@@ -86,7 +87,7 @@ def list_models(held: Held) -> ModelList:
 def add_model(
     request: Request,
     response: Response,
-    held: Held,
+    resources: AppResources,
     name: Annotated[str, Form(pattern=NAME)],
     weights: Annotated[UploadFile, File(description="The weights, as safetensors.")],
     card: Annotated[UploadFile, File(description="The card, as JSON.")],
@@ -96,33 +97,39 @@ def add_model(
     def record(digest: str) -> None:
         record_change(request, recorded.model("add_model", name, digest=digest))
 
-    model = take_in(held.settings, held.registry, name, weights.file, card.file, record)
+    model = take_in(resources.settings, resources.registry, name, weights.file, card.file, record)
     response.headers["Location"] = f"/models/{name}"
-    return ModelAnswer.of(model, [], held.settings.model)
+    return ModelAnswer.of(model, [], resources.settings.model)
 
 
 @router.post("/rollback", status_code=202)
 async def rollback(
-    request: Request, response: Response, held: Held, body: GalleryChoice | None = None
+    request: Request, response: Response, resources: AppResources, body: GalleryChoice | None = None
 ) -> JobAnswer:
     """Go back to the model that a gallery had before, at once; the job has succeeded already."""
     gallery = (body or GalleryChoice()).gallery
     also = keeping(request, _rolled_back)
-    job = await held.writers.run(roll_back, held.settings, held.engine, gallery, also)
-    await held.models.follow_now(gallery)
+    job = await resources.writers.run(
+        roll_back, resources.settings, resources.engine, gallery, also
+    )
+    await resources.models.follow_now(gallery)
     return accepted(response, job)
 
 
 @router.get("/{name}")
-def show_model(held: Held, name: str) -> ModelAnswer:
+def show_model(resources: AppResources, name: str) -> ModelAnswer:
     """Show one model with its card."""
-    return ModelAnswer.of(held.registry.show(name), every_gallery(held.engine), held.settings.model)
+    return ModelAnswer.of(
+        resources.registry.show(name), every_gallery(resources.engine), resources.settings.model
+    )
 
 
 @router.delete("/{name}", status_code=204, dependencies=[_admin])
-def remove_model(request: Request, held: Held, name: str) -> None:
+def remove_model(request: Request, resources: AppResources, name: str) -> None:
     """Remove a model that no gallery uses or may go back to, and no unfinished job names."""
-    held.registry.remove(name, lambda: record_change(request, recorded.model("remove_model", name)))
+    resources.registry.remove(
+        name, lambda: record_change(request, recorded.model("remove_model", name))
+    )
 
 
 @router.post("/{name}/activate", status_code=202)
@@ -145,6 +152,6 @@ def _rolled_back(job: Job) -> Entry:
         "rollback_model",
         done["gallery"],
         job.id,
-        old=ModelPin(**done["previous"]),
-        new=ModelPin(done["model"], done["digest"]),
+        old=GalleryModel(**done["previous"]),
+        new=GalleryModel(done["model"], done["digest"]),
     )

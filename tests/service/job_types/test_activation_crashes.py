@@ -17,8 +17,8 @@ from sqlalchemy.orm import Session
 
 from models import comparison
 from service.foundation.settings import Settings
-from service.gallery.active_model import pinned
-from service.gallery.records import NewSequence, SequenceQuality
+from service.gallery.active_model import models_of
+from service.gallery.records import NewSequence
 from service.gallery.store import GalleryStore
 from service.gallery.tables import EmbeddingRow
 from service.job_types import activation
@@ -32,6 +32,7 @@ from service.serving.thresholds import keep
 from service.storage.database import migrate, new_id, open_database, writing
 from tests.e2e.deployment import Deployment, until
 from tests.service.conftest import save_tiny_model
+from tests.service.walkers import GOOD
 
 SEQUENCES = 80  # more than two pieces
 
@@ -59,7 +60,7 @@ def fill(
             NewSequence(
                 new_id(),
                 silhouettes(item, frames),
-                SequenceQuality(1.0),
+                GOOD,
                 {},
                 np.random.default_rng(item).normal(size=(4, 16)).astype(np.float32),
             )
@@ -99,7 +100,7 @@ def run(settings: Settings, engine: Engine, lease: Lease) -> None:
 
 
 def active(engine: Engine) -> str:
-    pin = pinned(engine, "default").active
+    pin = models_of(engine, "default").active
     return "default" if pin is None else pin.name
 
 
@@ -269,7 +270,7 @@ def test_an_activation_gives_way_to_a_swap_under_its_feet(
     )
     with pytest.raises(CannotActivate, match="another model meanwhile"):
         run(settings, engine, lease)
-    row = pinned(engine, "default")
+    row = models_of(engine, "default")
     assert (active(engine), row.previous and row.previous.name) == ("default", "other")
 
 

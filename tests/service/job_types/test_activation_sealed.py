@@ -16,7 +16,7 @@ from models.encoder import Encoder
 from service.access.audit.entries import Entry
 from service.foundation.errors import Unavailable
 from service.foundation.settings import Settings
-from service.gallery.active_model import pinned
+from service.gallery.active_model import models_of
 from service.gallery.sealing import sealing_of
 from service.gallery.store import GalleryStore, embedding_of
 from service.gallery.tables import EmbeddingRow
@@ -114,7 +114,7 @@ def test_without_the_key_a_gallery_is_not_given_another_model(
     migrate(keyless)
     with pytest.raises(Unavailable, match="encrypt"):
         run(settings, keyless, *begin(keyless, settings))
-    assert pinned(engine, "default").active is None
+    assert models_of(engine, "default").active is None
     keyless.dispose()
 
 

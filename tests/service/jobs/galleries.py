@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from service.gallery.records import NewSequence, SequenceQuality
+from service.gallery.records import NewSequence
 from service.gallery.store import GalleryStore
 from service.storage.database import new_id
+from tests.service.walkers import GOOD
 
 
 def enrol(store: GalleryStore, gallery: str, subject: str, count: int) -> list[NewSequence]:
@@ -13,7 +14,7 @@ def enrol(store: GalleryStore, gallery: str, subject: str, count: int) -> list[N
         NewSequence(
             sequence_id=new_id(),
             silhouettes=generator.integers(0, 256, (3 + number % 4, 64, 64), np.uint8),
-            quality=SequenceQuality(1.0),
+            quality=GOOD,
             metadata={"view": "090"},
             embedding=np.ones((2, 4), np.float32),
         )

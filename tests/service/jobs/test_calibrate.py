@@ -19,7 +19,7 @@ from service.__main__ import main
 from service.foundation.errors import NotFound
 from service.foundation.settings import Settings
 from service.gallery.operating_point import OperatingPoint
-from service.gallery.records import NewSequence, SequenceQuality
+from service.gallery.records import NewSequence
 from service.gallery.store import GalleryStore
 from service.job_types.calibration import CalibrationModel, measure
 from service.job_types.types import job_types
@@ -32,7 +32,7 @@ from service.serving.registry import read_card, resolve
 from service.storage.database import new_id, open_database, writing
 from tests.service.jobs.workers import worker_of
 from tests.service.requests import enrol, identify, problem, verify
-from tests.service.walkers import walk
+from tests.service.walkers import GOOD, walk
 
 Serve = Callable[..., httpx.Client]
 WALKS = 3
@@ -60,8 +60,7 @@ def fill(
     digest = read_card(resolve(settings, settings.model))["digest"]
     for number, walks in enumerate(people, first):
         sequences = [
-            NewSequence(new_id(), np.zeros((1, 64, 64), np.uint8), SequenceQuality(1.0), {}, one)
-            for one in walks
+            NewSequence(new_id(), np.zeros((1, 64, 64), np.uint8), GOOD, {}, one) for one in walks
         ]
         GalleryStore(engine).enrol("default", f"p{number}", sequences, digest, lambda _: None)
 

@@ -21,9 +21,9 @@ from service.access.keys import Scope, create_key, revoke_key
 from service.foundation.settings import Settings
 from service.gallery.cache import GalleryCache
 from service.gallery.listing import all_enrolled
-from service.gallery.live_index import FollowedGallery
+from service.gallery.live_index import LiveIndex
 from service.gallery.memory_index import MemoryIndex
-from service.gallery.records import Embedding, NewSequence, SequenceQuality
+from service.gallery.records import Embedding, NewSequence
 from service.gallery.store import GalleryStore
 from service.jobs import scratch as leftovers
 from service.jobs.plan import remove_folder
@@ -36,7 +36,7 @@ from service.storage.reserve import Reserve
 from service.storage.writers import Writers
 from tests.service.jobs.galleries import enrol as enrol_some
 from tests.service.requests import contents, enrol, identify, problem
-from tests.service.walkers import walk
+from tests.service.walkers import GOOD, walk
 
 Serve = Callable[..., httpx.Client]
 DAY = timedelta(days=1)
@@ -104,7 +104,7 @@ def test_what_a_client_says_of_when_a_walk_was_filmed_is_not_its_age(
     sequence = NewSequence(
         sequence_id=new_id(),
         silhouettes=np.zeros((1, 64, 64), np.uint8),
-        quality=SequenceQuality(1.0),
+        quality=GOOD,
         metadata={"captured_at": "1999-01-01T00:00:00Z"},
         embedding=np.ones((2, 4), np.float32),
     )
@@ -124,7 +124,7 @@ def test_a_sweep_lets_go_of_what_every_model_made_of_the_walks(
     for digest in ("digest", "of another model"):
         index = MemoryIndex(2, 4, "cosine")
         galleries.replace(
-            gallery_id, digest, FollowedGallery(gallery_id, digest, index, store, embed_ones)
+            gallery_id, digest, LiveIndex(gallery_id, digest, index, store, embed_ones)
         )
         galleries.held(gallery_id)[digest].follow(newest)
         indexes.append(index)

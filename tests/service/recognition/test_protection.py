@@ -18,9 +18,9 @@ from sqlalchemy.orm import Session
 from service.foundation.settings import Settings
 from service.gallery.cache import GalleryCache
 from service.gallery.coverage import coverage, labels_in_use
-from service.gallery.live_index import FollowedGallery
+from service.gallery.live_index import LiveIndex
 from service.gallery.memory_index import MemoryIndex
-from service.gallery.records import Embedding, NewSequence, SequenceQuality, Silhouettes
+from service.gallery.records import Embedding, NewSequence, Silhouettes
 from service.gallery.sealing import Sealing
 from service.gallery.store import GalleryStore
 from service.gallery.tables import SequenceRow, SubjectRow
@@ -32,8 +32,8 @@ from service.serving.model_in_use import ModelInUse
 from service.storage.database import migrate, new_id, now, open_database, writing
 from tests.service.requests import contents, enrol, problem
 from tests.service.statements import instructions_of_writes
+from tests.service.walkers import GOOD, walk, walker
 from tests.service.walkers import npz as packed
-from tests.service.walkers import walk, walker
 
 Serve = Callable[..., httpx.Client]
 MEMBERS = frozenset({"conflicts", "threshold"})
@@ -329,13 +329,11 @@ def store(engine: Engine) -> GalleryStore:
 def protection(store: GalleryStore) -> Protection:
     galleries = GalleryCache(max_bytes=1 << 20)
 
-    def index(gallery_id: str) -> FollowedGallery:
+    def index(gallery_id: str) -> LiveIndex:
         return galleries.get(
             gallery_id,
             "d",
-            lambda: FollowedGallery(
-                gallery_id, "d", MemoryIndex(2, 4, "cosine"), store, lambda _: {}
-            ),
+            lambda: LiveIndex(gallery_id, "d", MemoryIndex(2, 4, "cosine"), store, lambda _: {}),
         )
 
     return Protection(store, index, ModelInUse("m", "d", 0.9, "cosine"))
@@ -349,7 +347,7 @@ def direction(axis: int) -> Embedding:
 
 def offer(embedding: Embedding, content: int) -> list[Offered]:
     silhouettes = np.full((2, 64, 64), content, np.uint8)
-    sequence = NewSequence(new_id(), silhouettes, SequenceQuality(1.0), {}, embedding)
+    sequence = NewSequence(new_id(), silhouettes, GOOD, {}, embedding)
     return [Offered.of("sequence", sequence, Sealing())]
 
 

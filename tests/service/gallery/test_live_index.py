@@ -14,13 +14,14 @@ from sqlalchemy.orm import Session
 from service.foundation.errors import NotFound
 from service.gallery.cache import GalleryCache
 from service.gallery.index import Hits, Keys
-from service.gallery.live_index import FollowedGallery
+from service.gallery.live_index import LiveIndex
 from service.gallery.memory_index import MemoryIndex
-from service.gallery.records import Embedding, NewSequence, SequenceQuality
+from service.gallery.records import Embedding, NewSequence
 from service.gallery.store import GalleryStore
 from service.privacy.erasing import erase_gallery, erase_sequence, erase_subject
 from service.serving.reembedding import Reembedding
 from service.storage.database import migrate, new_id, open_database
+from tests.service.walkers import GOOD
 
 PARTS, CHANNELS = 2, 3
 
@@ -39,7 +40,7 @@ def embedding(seed: int) -> Embedding:
 
 def sequence(seed: int) -> NewSequence:
     silhouettes = np.full((3, 64, 64), seed, np.uint8)
-    return NewSequence(new_id(), silhouettes, SequenceQuality(1.0), {}, embedding(seed))
+    return NewSequence(new_id(), silhouettes, GOOD, {}, embedding(seed))
 
 
 def nothing(_session: Session) -> None:
@@ -69,9 +70,9 @@ class Process:
             self.embedded += sequence_ids
             return reembedding.some(sequence_ids)
 
-        def make(gallery_id: str) -> FollowedGallery:
+        def make(gallery_id: str) -> LiveIndex:
             index = MemoryIndex(PARTS, CHANNELS, "cosine")
-            return FollowedGallery(gallery_id, digest, index, self.store, embed)
+            return LiveIndex(gallery_id, digest, index, self.store, embed)
 
         self.digest = digest
         self.make = make
@@ -170,11 +171,11 @@ def test_the_cache_drops_what_was_not_searched_for_longest(engine: Engine) -> No
     cache = GalleryCache(max_bytes=2 * size)
     ids = {name: store.head(name)[0] for name in ("a", "b", "c")}
 
-    def get(name: str, digest: str = "d") -> FollowedGallery:
+    def get(name: str, digest: str = "d") -> LiveIndex:
         return cache.get(
             ids[name],
             digest,
-            lambda: FollowedGallery(
+            lambda: LiveIndex(
                 ids[name], digest, MemoryIndex(PARTS, CHANNELS, "cosine"), store, lambda _: {}
             ),
         )
@@ -247,9 +248,9 @@ def test_an_index_that_replaces_another_is_not_what_makes_room(engine: Engine) -
         store.enrol(name, "anna", [sequence(1)], "d", nothing)
         ids[name] = store.head(name)[0]
 
-    def followed(name: str) -> FollowedGallery:
+    def followed(name: str) -> LiveIndex:
         index = MemoryIndex(PARTS, CHANNELS, "cosine")
-        gallery = FollowedGallery(ids[name], "d", index, store, lambda _: {})
+        gallery = LiveIndex(ids[name], "d", index, store, lambda _: {})
         gallery.follow(store.head(name)[1])
         return gallery
 
