@@ -18,13 +18,19 @@ Embedding = NDArray[np.float32]  # [p, c]
 
 
 @dataclass(frozen=True, slots=True)
-class NewSequence:
-    """A sequence that is about to be enrolled."""
+class Walk:
+    """A walk that was decoded and embedded.
 
-    sequence_id: str
+    Attributes:
+        name: what to call it in an error.
+        silhouettes: uint8 [s, 64, 64].
+        quality: the judgement on it.
+        embedding: float32 [p, c].
+    """
+
+    name: str
     silhouettes: Silhouettes
     quality: Quality
-    metadata: Metadata
     embedding: Embedding
 
 

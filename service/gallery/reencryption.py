@@ -107,23 +107,16 @@ def _sequences(
 def _embeddings(
     engine: Engine, sealing: Sealing, after: tuple[str, ...]
 ) -> tuple[tuple[str, ...], int] | None:
-    """The same for embeddings."""
+    """Seal the next embeddings; the last one's key and how many, None when there are no more."""
     place = tuple_(EmbeddingRow.sequence_id, EmbeddingRow.digest)
     query = (
-        select(
-            EmbeddingRow.sequence_id,
-            EmbeddingRow.digest,
-            EmbeddingRow.parts,
-            EmbeddingRow.vector,
-            EmbeddingRow.checksum,
-            EmbeddingRow.key_id,
-        )
+        select(EmbeddingRow)
         .where(place > after, EmbeddingRow.key_id.is_distinct_from(sealing.key_id))
         .order_by(EmbeddingRow.sequence_id, EmbeddingRow.digest)
         .limit(_PIECE)
     )
     with Session(engine) as session:
-        rows = session.execute(query).all()
+        rows = session.scalars(query).all()
     changes = [
         update(EmbeddingRow)
         .where(
@@ -131,18 +124,7 @@ def _embeddings(
             EmbeddingRow.digest == row.digest,
             EmbeddingRow.key_id.is_not_distinct_from(row.key_id),
         )
-        .values(
-            vector=sealing.reseal_embedding(
-                row.sequence_id,
-                row.digest,
-                row.vector,
-                row.key_id,
-                parts=row.parts,
-                checksum=row.checksum,
-            ),
-            checksum=None,
-            key_id=sealing.key_id,
-        )
+        .values(vector=sealing.reseal_embedding(row), checksum=None, key_id=sealing.key_id)
         for row in rows
     ]
     _write(engine, sealing, changes)

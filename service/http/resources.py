@@ -46,7 +46,6 @@ from service.recognition.enrolment import Enrolment
 from service.recognition.identification import Identification
 from service.recognition.intake import Intake
 from service.recognition.load import Load
-from service.recognition.verification import Verification
 from service.serving.active_models import ActiveModels
 from service.serving.batching import FrameBatcher
 from service.serving.lineage import TrainingRecord
@@ -88,7 +87,6 @@ class Resources:
     writers: Writers
     enrolment: Enrolment
     identification: Identification
-    verification: Verification
     erasure: Erasure
     reserve: Reserve
     portability: Portability
@@ -218,7 +216,6 @@ async def open_resources(
                     writers=writers,
                     enrolment=Enrolment(store, writers, intake, models),
                     identification=Identification(store, models, intake, metrics),
-                    verification=Verification(store, models, intake, metrics),
                     erasure=Erasure(store, writers, galleries, record, reserve, settings),
                     reserve=reserve,
                     portability=Portability(settings, store, writers, registry),

@@ -18,12 +18,11 @@ from service.gallery.records import (
     Metadata,
     SequenceRecord,
     SubjectRecord,
+    Walk,
 )
 from service.recognition.conflict import ConflictingWalk, ConflictReason, Resemblance
 from service.recognition.enrolment import Enrolled
-from service.recognition.identification import Identified
-from service.recognition.intake import EmbeddedWalk
-from service.recognition.verification import Verified
+from service.recognition.identification import Identified, Verified
 from service.serving.model_in_use import ModelInUse
 from service.transfer.importing import Imported
 
@@ -199,7 +198,7 @@ class ProbeAnswer(Schema):
     quality: QualityAnswer
 
     @classmethod
-    def of(cls, walk: EmbeddedWalk) -> Self:
+    def of(cls, walk: Walk) -> Self:
         """From the probe."""
         return cls(frames=len(walk.silhouettes), quality=QualityAnswer.of(walk.quality))
 

@@ -43,10 +43,10 @@ from service.gallery.active_model import (
     swap_back,
 )
 from service.gallery.operating_point import OperatingPoint
-from service.gallery.paired_embeddings import drawn_subjects, read_pairs
+from service.gallery.reading import drawn_subjects, read_pairs
 from service.gallery.records import GalleryModel
 from service.gallery.sealing import sealing_of
-from service.gallery.store import GalleryStore, embedding_row, lacks
+from service.gallery.store import GalleryStore, lacks
 from service.gallery.tables import SequenceRow
 from service.job_types.calibration import CalibrationModel, NotEmbedded, measure
 from service.job_types.threshold_transfer import TARGET_FPIR, carry_over
@@ -268,7 +268,7 @@ class Activation:
                 ]
             )
             session.add_all(
-                embedding_row(row.id, encoder.digest, embedding, sealing)
+                sealing.seal_embedding(row.id, encoder.digest, embedding)
                 for row, embedding in zip(rows, made, strict=True)
             )
 

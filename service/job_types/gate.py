@@ -20,7 +20,7 @@ from models.comparison import LEAST_SUBJECTS, PairedRank1, Side, compare_rank1
 from models.encoder import Encoder
 from service.foundation.settings import Settings
 from service.gallery.active_model import models_of
-from service.gallery.paired_embeddings import drawn_subjects
+from service.gallery.reading import drawn_subjects
 from service.gallery.records import Embedding, Silhouettes
 from service.gallery.sealing import sealing_of
 from service.gallery.tables import SequenceRow

@@ -38,7 +38,7 @@ class Resemblance:
 
 
 @dataclass(frozen=True, slots=True)
-class NewWalk:
+class ComparedWalk:
     """A walk to be enrolled, and what it resembles most.
 
     Attributes:
@@ -108,7 +108,7 @@ class EnrolmentConflict(Conflict):
 
 
 def find_conflicts(
-    subject_id: str, walks: Sequence[NewWalk], threshold: float
+    subject_id: str, walks: Sequence[ComparedWalk], threshold: float
 ) -> tuple[ConflictingWalk, ...]:
     """The walks of one request that may be another subject's, in their order."""
     matched = [

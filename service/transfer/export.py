@@ -32,7 +32,7 @@ from sqlalchemy.orm import Session
 
 from service.foundation.errors import CutOff
 from service.gallery.sealing import content_hash, sealing_of
-from service.gallery.store import embedding_of, missing_gallery
+from service.gallery.store import missing_gallery
 from service.gallery.tables import (
     EmbeddingRow,
     ErasedSequenceRow,
@@ -264,8 +264,7 @@ def _embeddings(
         rows = session.scalars(query).all()
     sealing = sealing_of(engine)
     for row in rows:
-        embedding = embedding_of(row, sealing)
-        yield embedding_member(row.digest, row.sequence_id), embedding.astype("<f4")
+        yield embedding_member(row.digest, row.sequence_id), sealing.embedding(row).astype("<f4")
 
 
 def _after(gallery: GalleryRow, sequence_id: str) -> ColumnElement[bool]:

@@ -21,7 +21,7 @@ from service.foundation.errors import Reason
 from service.gallery.coverage import label
 from service.gallery.records import GalleryRecord
 from service.gallery.sealing import Sealing, packed, sealing_of
-from service.gallery.store import embedding_row, gallery_exists
+from service.gallery.store import gallery_exists
 from service.gallery.tables import GalleryRow, SequenceRow, SubjectRow
 from service.storage.database import new_id, writing
 from service.transfer.export import SUBJECTS
@@ -230,7 +230,7 @@ def _add_sequences(
         for digest, shape in checked.kept.items():
             if vector := tape.read():
                 embedding = np.frombuffer(vector, "<f4").reshape(shape.parts, shape.channels)
-                embeddings.append(embedding_row(sequence_id, digest, embedding, sealing))
+                embeddings.append(sealing.seal_embedding(sequence_id, digest, embedding))
     session.add_all(rows)
     session.flush()
     session.add_all(embeddings)

@@ -10,7 +10,7 @@ from fastapi import Depends, Request, UploadFile
 from starlette.requests import ClientDisconnect
 
 from service.http.resources import Resources
-from service.recognition.intake import Walk
+from service.recognition.intake import Upload
 
 Result = TypeVar("Result")
 
@@ -32,14 +32,14 @@ AppResources = Annotated[Resources, Depends(get_resources)]
 ReadyResources = Annotated[Resources, Depends(get_ready_resources)]
 
 
-def walk(upload: UploadFile, position: int | None = None) -> Walk:
-    """An upload as a walk, named by its field, its position and what the client calls it."""
+def upload(file: UploadFile, position: int | None = None) -> Upload:
+    """A file of a request, named by its field, its position and what the client calls it."""
     field = "sequence" if position is None else f"sequence[{position}]"
-    return Walk(f"{field} {upload.filename}" if upload.filename else field, upload.read)
+    return Upload(f"{field} {file.filename}" if file.filename else field, file.read)
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Do the work, or drop it when the client goes away; raises `ClientDisconnect` then."""
+    """Do the work; raises `ClientDisconnect`, and cancels it, when the client goes away."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))
     try:

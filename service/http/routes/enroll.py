@@ -20,7 +20,7 @@ from service.http import recorded
 from service.http.middleware.idempotency import HOLD
 from service.http.routes.access import requires
 from service.http.routes.audited import record_change
-from service.http.routes.dependencies import ReadyResources, unless_disconnected, walk
+from service.http.routes.dependencies import ReadyResources, unless_disconnected, upload
 from service.http.schemas import EnrolAnswer, EnrolConflictProblem
 from service.privacy.erasure import DEFAULT_GALLERY
 from service.recognition.enrolment import Enrolled
@@ -65,21 +65,24 @@ async def enroll(
             f"Send at most {most} sequences in a request.", Reason("sequence", "too_many")
         )
     details = parse_metadata(metadata)
-    hold = request.scope.get(HOLD)
 
-    def keep_answer(session: Session, enrolled: Enrolled) -> None:
+    def record_and_keep(session: Session, enrolled: Enrolled) -> None:
         body = EnrolAnswer.of(enrolled).model_dump_json()
         record_change(request, recorded.enrolment(enrolled))
-        keep(session, hold, Answer(201, {"content-type": "application/json"}, body))
+        keep(
+            session,
+            request.scope.get(HOLD),
+            Answer(201, {"content-type": "application/json"}, body),
+        )
 
     enrolled = await unless_disconnected(
         request,
         resources.enrolment.enrol(
             gallery,
             subject_id,
-            [walk(upload, position) for position, upload in enumerate(sequence)],
+            [upload(file, position) for position, file in enumerate(sequence)],
             details,
-            keep_answer,
+            record_and_keep,
             accept_conflict=accept_conflict,
         ),
     )

@@ -18,7 +18,7 @@ from service.gallery.fields import (
 from service.http import recorded
 from service.http.routes.access import requires
 from service.http.routes.audited import record_answer
-from service.http.routes.dependencies import ReadyResources, unless_disconnected, walk
+from service.http.routes.dependencies import ReadyResources, unless_disconnected, upload
 from service.http.schemas import IdentifyAnswer, VerifyAnswer
 from service.privacy.erasure import DEFAULT_GALLERY
 
@@ -49,7 +49,7 @@ async def identify(
         request,
         resources.identification.identify(
             gallery,
-            walk(sequence),
+            upload(sequence),
             top_k=top_k,
             threshold=threshold,
             where=parse_filter(where),
@@ -76,7 +76,7 @@ async def verify(
     """Say whether this subject walks like this."""
     verified = await unless_disconnected(
         request,
-        resources.verification.verify(gallery, subject_id, walk(sequence), threshold=threshold),
+        resources.identification.verify(gallery, subject_id, upload(sequence), threshold=threshold),
     )
     await record_answer(request, recorded.verification(verified))
     return VerifyAnswer.of(verified)

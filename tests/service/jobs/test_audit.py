@@ -21,7 +21,6 @@ from models.silhouettes.quality import Quality
 from service.__main__ import main
 from service.foundation.errors import NotFound
 from service.foundation.settings import Settings
-from service.gallery.records import NewSequence
 from service.gallery.store import GalleryStore
 from service.job_types.gallery_audit import (
     MOST_LISTED,
@@ -37,7 +36,8 @@ from service.jobs.queue import JobQueue
 from service.jobs.tables import JobRow
 from service.privacy.erasing import erase_gallery, erase_sequence, erase_subject
 from service.serving.registry import read_card, resolve
-from service.storage.database import new_id, open_database, writing
+from service.storage.database import open_database, writing
+from tests.service.jobs.galleries import add, made_walk
 from tests.service.jobs.workers import worker_of
 from tests.service.requests import problem
 from tests.service.statements import plans
@@ -74,10 +74,8 @@ def enter(
 ) -> Sequence[str]:
     """Enrol by embeddings; returns the ids."""
     digest = read_card(resolve(settings, settings.model))["digest"]
-    silhouettes = np.zeros((1, 64, 64), np.uint8)
-    new = [NewSequence(new_id(), silhouettes, quality, {}, one) for one in embeddings]
-    GalleryStore(engine).enrol(gallery, subject, new, digest, lambda _: None)
-    return [one.sequence_id for one in new]
+    walks = [made_walk(one, quality=quality) for one in embeddings]
+    return [one.sequence_id for one in add(GalleryStore(engine), gallery, subject, walks, digest)]
 
 
 def model_of(settings: Settings) -> AuditModel:

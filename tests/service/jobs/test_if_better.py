@@ -16,7 +16,6 @@ from models.checkpoint import Card
 from service.foundation.errors import Conflict
 from service.foundation.settings import Settings
 from service.gallery.active_model import models_of
-from service.gallery.records import NewSequence
 from service.gallery.store import GalleryStore
 from service.job_types.held_out_split import is_held_out, partition_of, trained_on
 from service.job_types.requests import DistillRequest
@@ -26,12 +25,12 @@ from service.jobs.queue import ERASED, JobQueue
 from service.jobs.worker import Worker
 from service.privacy.erasing import erase_subject
 from service.serving.lineage import TrainingRecord
-from service.storage.database import migrate, new_id, open_database
+from service.storage.database import migrate, open_database
 from service.transfer.export import export_gallery
 from tests.e2e.deployment import QUICK_TRAINING
 from tests.service.conftest import TINY, save_tiny_model
+from tests.service.jobs.galleries import add, made_walk
 from tests.service.jobs.workers import worker_of
-from tests.service.walkers import GOOD
 
 HELD_OUT = [f"h{number}" for number in range(200) if is_held_out(f"h{number}")][:12]
 LEARNT = [f"l{number}" for number in range(20) if not is_held_out(f"l{number}")][:4]
@@ -80,13 +79,13 @@ def enrol(store: GalleryStore, subject: str, number: int) -> None:
     """Two walks that are nearly the same picture, another one for each person."""
     rng = np.random.default_rng(number)
     picture = rng.random((64, 64)) < rng.uniform(0.1, 0.9)
-    new = []
+    walks = []
     for walk in range(2):
         frames = np.repeat(np.where(picture, np.uint8(255), np.uint8(0))[None], 3, axis=0)
         frames[walk, :2] = 255
         embedding = np.zeros((4, 16), np.float32)
-        new.append(NewSequence(new_id(), frames, GOOD, {}, embedding))
-    store.enrol("default", subject, new, "another digest", lambda _: None)
+        walks.append(made_walk(embedding, frames))
+    add(store, "default", subject, walks, "another digest")
 
 
 def request(**changes: object) -> DistillRequest:

@@ -23,20 +23,21 @@ from service.gallery.cache import GalleryCache
 from service.gallery.listing import all_enrolled
 from service.gallery.live_index import LiveIndex
 from service.gallery.memory_index import MemoryIndex
-from service.gallery.records import Embedding, NewSequence
+from service.gallery.records import Embedding
 from service.gallery.store import GalleryStore
 from service.jobs import scratch as leftovers
 from service.jobs.plan import remove_folder
 from service.jobs.queue import JobQueue
 from service.privacy.erasing import erase_subject
 from service.privacy.retention import Retention, Swept
-from service.storage.database import migrate, new_id, now, open_database
+from service.storage.database import migrate, now, open_database
 from service.storage.kept_answers import Answer, Hold, IdempotencyStore
 from service.storage.reserve import Reserve
 from service.storage.writers import Writers
+from tests.service.jobs.galleries import add, made_walk
 from tests.service.jobs.galleries import enrol as enrol_some
 from tests.service.requests import contents, enrol, identify, problem
-from tests.service.walkers import GOOD, walk
+from tests.service.walkers import walk
 
 Serve = Callable[..., httpx.Client]
 DAY = timedelta(days=1)
@@ -101,14 +102,8 @@ def test_what_a_client_says_of_when_a_walk_was_filmed_is_not_its_age(
     store: GalleryStore, sweep: Callable[[datetime], Swept]
 ) -> None:
     create(store, "week", 7)
-    sequence = NewSequence(
-        sequence_id=new_id(),
-        silhouettes=np.zeros((1, 64, 64), np.uint8),
-        quality=GOOD,
-        metadata={"captured_at": "1999-01-01T00:00:00Z"},
-        embedding=np.ones((2, 4), np.float32),
-    )
-    store.enrol("week", "a", [sequence], "digest", lambda _session: None)
+    walk = made_walk(np.ones((2, 4), np.float32))
+    add(store, "week", "a", [walk], "digest", {"captured_at": "1999-01-01T00:00:00Z"})
     assert sweep(now() + 6 * DAY) == Swept()
     assert sweep(now() + 8 * DAY) == Swept(sequences=1, subjects=1)
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import numpy as np
 import psutil  # type: ignore[import-untyped]
@@ -20,9 +21,9 @@ from models.silhouettes.errors import (
     SequenceTooLarge,
     UnsupportedSequence,
 )
-from models.silhouettes.prepare import prepare_upload
+from models.silhouettes.prepare import Prepared, prepare_upload
 from service.foundation.errors import Unavailable
-from service.recognition.decoder_pool import Decoder, DecoderPool, PreparedWalk, Read
+from service.recognition.decoder_pool import Decoder, DecoderPool, Read
 from tests.service.walkers import npz, walk, walker
 
 LIMITS = DecodeLimits(max_frames=50, max_decoded_bytes=8 * MEBIBYTE)
@@ -49,11 +50,11 @@ def pool(template: str = BAD, limits: DecodeLimits = LIMITS, *, workers: int = 1
     )
 
 
-async def prepare(decoders: DecoderPool, *uploads: bytes) -> PreparedWalk:
+async def prepare(decoders: DecoderPool, *uploads: bytes) -> Prepared:
     """Of one request; the last one's walk."""
     async with decoders.turn() as turn:
         for data in uploads:
-            prepared = await turn.prepare(upload(data))
+            prepared, _ = await turn.prepare(upload(data))
         return prepared
 
 
@@ -71,7 +72,7 @@ def with_pool(
 
 
 @asynccontextmanager
-async def started(work: Awaitable[PreparedWalk]) -> AsyncIterator[asyncio.Task[PreparedWalk]]:
+async def started(work: Awaitable[Any]) -> AsyncIterator[asyncio.Task[Any]]:
     task = asyncio.ensure_future(work)
     try:
         yield task
