@@ -39,13 +39,19 @@ def upload(data: bytes) -> Read:
     return read
 
 
-def pool(template: str = BAD, limits: DecodeLimits = LIMITS, *, workers: int = 1) -> DecoderPool:
+def pool(
+    template: str = BAD,
+    limits: DecodeLimits = LIMITS,
+    *,
+    workers: int = 1,
+    slow_after: float = 0.2,
+) -> DecoderPool:
     return DecoderPool(
         limits,
         clean=True,
         max_upload_bytes=MEBIBYTE,
         workers=workers,
-        slow_after=0.2,
+        slow_after=slow_after,
         template=template,
     )
 
@@ -63,9 +69,10 @@ def with_pool(
     template: str = BAD,
     limits: DecodeLimits = LIMITS,
     workers: int = 1,
+    slow_after: float = 0.2,
 ) -> None:
     async def run() -> None:
-        async with pool(template, limits, workers=workers) as decoders:
+        async with pool(template, limits, workers=workers, slow_after=slow_after) as decoders:
             await check(decoders)
 
     asyncio.run(run())
@@ -244,7 +251,7 @@ def test_a_decoder_takes_walk_after_walk_and_nothing_after_a_refusal() -> None:
             await prepare(decoders, b"frames 60")
         assert await number() != first
 
-    with_pool(check)
+    with_pool(check, slow_after=60)  # a slow walk would be its decoder's last
 
 
 def test_decoders_start_again_after_their_template_was_killed() -> None:
