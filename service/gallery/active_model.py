@@ -1,8 +1,8 @@
-"""Which model each gallery is searched with: read it, swap it, swap it back.
+"""The model that each gallery is searched with: read it, swap it, swap it back.
 
-Everything that changes it is a function here, for a transaction of the caller's that holds the
-write lock. A gallery's row keeps the active model and the one before, each with its operating
-point, so that going back needs nothing but exchanging them.
+A gallery's row keeps the active model and the previous one, each with its operating point, so that
+going back only exchanges them. The functions that take a session are for a transaction of the
+caller's that holds the write lock.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Engine, delete, exists, func, select, update
+from sqlalchemy import Engine, Row, Select, delete, exists, func, select, update
 from sqlalchemy.orm import Session
 
 from service.foundation.errors import Conflict, Reason
@@ -44,7 +44,7 @@ class RolledBack:
     previous: GalleryModel
 
 
-_COLUMNS = (
+_MODELS = select(
     GalleryRow.id,
     GalleryRow.name,
     GalleryRow.revision,
@@ -57,37 +57,49 @@ _COLUMNS = (
 
 
 def models_of(engine: Engine, gallery: str) -> GalleryModels:
-    """One gallery; raises `NotFound`."""
+    """One gallery's models; raises `NotFound`."""
     with Session(engine) as session:
         return models_in(session, gallery)
 
 
 def models_in(session: Session, gallery: str) -> GalleryModels:
-    """The same, within a transaction."""
-    row = session.execute(select(*_COLUMNS).where(GalleryRow.name == gallery)).one_or_none()
+    """One gallery's models, as a transaction sees them; raises `NotFound`."""
+    row = session.execute(_MODELS.where(GalleryRow.name == gallery)).one_or_none()
     if row is None:
         raise missing_gallery(gallery)
-    return _models(*row)
+    return _models(row)
 
 
 def models_by_id(engine: Engine, gallery_ids: Iterable[str]) -> list[GalleryModels]:
-    """Those of these galleries that are still there."""
-    with Session(engine) as session:
-        rows = session.execute(select(*_COLUMNS).where(GalleryRow.id.in_(list(gallery_ids))))
-        return [_models(*row) for row in rows]
+    """The models of those of these galleries that are still there."""
+    return _read(engine, _MODELS.where(GalleryRow.id.in_(list(gallery_ids))))
 
 
 def every_gallery(engine: Engine) -> list[GalleryModels]:
-    """Every gallery, by name."""
+    """The models of every gallery, by the galleries' names."""
+    return _read(engine, _MODELS.order_by(GalleryRow.name))
+
+
+def _read(engine: Engine, query: Select[*tuple[Any, ...]]) -> list[GalleryModels]:
     with Session(engine) as session:
-        rows = session.execute(select(*_COLUMNS).order_by(GalleryRow.name))
-        return [_models(*row) for row in rows]
+        return [_models(row) for row in session.execute(query)]
+
+
+def _models(row: Row[*tuple[Any, ...]]) -> GalleryModels:
+    return GalleryModels(
+        gallery_id=row.id,
+        name=row.name,
+        revision=row.revision,
+        active=gallery_model(row.active_model, row.active_digest),
+        previous=gallery_model(row.previous_model, row.previous_digest),
+        index_epoch=row.index_epoch,
+    )
 
 
 def lock_gallery(session: Session, gallery_id: str) -> bool:
     """Hold the gallery's row until the transaction ends; False when the gallery is gone.
 
-    Whoever enrols raises the gallery's revision first, and so waits for it.
+    An enrolment raises the gallery's revision first, and so waits for it.
     """
     row = select(GalleryRow.id).where(GalleryRow.id == gallery_id).with_for_update()
     return session.scalar(row) is not None
@@ -196,23 +208,3 @@ def prune(engine: Engine, gallery_id: str, keep: Iterable[str]) -> int:
         if not rows:
             return gone
         gone += len(rows)
-
-
-def _models(
-    gallery_id: str,
-    name: str,
-    revision: int,
-    active_model: str | None,
-    active_digest: str | None,
-    previous_model: str | None,
-    previous_digest: str | None,
-    index_epoch: int,
-) -> GalleryModels:
-    return GalleryModels(
-        gallery_id,
-        name,
-        revision,
-        gallery_model(active_model, active_digest),
-        gallery_model(previous_model, previous_digest),
-        index_epoch,
-    )

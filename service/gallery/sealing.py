@@ -1,7 +1,7 @@
 """Silhouettes and embeddings as they are kept: plain, or encrypted with a key of the deployment's.
 
-Whoever writes or reads them goes through the `Sealing` of the engine. A row's `key_id` names the
-key that it was sealed with, None where it is plain, so both may lie side by side while a gallery is
+All reads and writes of them use the `Sealing` of the engine. A row's `key_id` names the key that it
+was sealed with, or is None if the row is plain: both kinds may exist at once while a gallery is
 being encrypted or its keys are changed.
 """
 
@@ -141,9 +141,9 @@ class Sealing:
         return embedding.astype(np.float32, copy=False)
 
     def content_hash(self, silhouettes: Silhouettes) -> str:
-        """A hash of the normalised frames: the same walk in another container hashes the same.
+        """A hash of the normalised frames, whatever file they came in.
 
-        With encryption a keyed one, since a plain hash tells whoever has a walk that it is here.
+        With encryption it is keyed: a plain hash would tell who has a walk that it is enrolled.
         """
         return content_hash(silhouettes, self._current)
 

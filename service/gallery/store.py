@@ -1,4 +1,4 @@
-"""The gallery in the database: create, enrol, and what an index needs to follow.
+"""The gallery in the database: create galleries, enrol, read what has changed.
 
 Writers of one gallery take turns: each transaction begins by raising the gallery's revision, which
 holds its row (PostgreSQL) or the database's write lock (SQLite) until commit. So revisions become
@@ -301,7 +301,7 @@ class GalleryStore:
             raise missing_sequence(sequence_id)
         return self._silhouettes(row)
 
-    # Following
+    # Changes
 
     def head(self, name: str, digest: str | None = None) -> Head:
         """A gallery's newest revision and operating point; raises `NotFound`.
@@ -365,7 +365,7 @@ class GalleryStore:
                     )
                     for row in added
                 ),
-                # Nobody who starts from nothing has to forget anything.
+                # An index that is built from nothing has nothing to forget.
                 erased=()
                 if since == 0
                 else tuple(

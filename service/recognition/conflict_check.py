@@ -104,7 +104,7 @@ class ConflictCheck:
         try:
             point = head.operating_point
             threshold = threshold_for(None, point, index.subjects, self._model).value
-        except Invalid:  # nobody can say what a match is, so nobody is mistaken for anybody
+        except Invalid:  # without a threshold there are no matches, and so no conflicts
             threshold = None
         return Comparison(head.gallery_id, head.revision, threshold, tuple(walks))
 

@@ -1,8 +1,8 @@
-"""The front half of every request with sequences: decode, prepare, embed, within bounds.
+"""Decode, prepare and embed the uploads of a request, within bounds.
 
-Bounds: at most `max_pending` sequences are anywhere in here, and nobody is let in behind more than
-`max_wait` seconds of work; an upload's bytes are read when its turn to be decoded comes, not
-before; and of one request's walks only a few wait to be embedded, so that a long one leaves room.
+At most `max_pending` sequences are in here at once. A request is refused if more than `max_wait`
+seconds of work are ahead of it. The bytes of an upload are read when its turn to be decoded comes.
+Only a few walks of one request wait to be embedded, so that a long request leaves room for others.
 """
 
 from __future__ import annotations
