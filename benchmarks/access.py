@@ -21,17 +21,17 @@ from pydantic import SecretStr
 from sqlalchemy import Engine
 
 from benchmarks import machine
+from models.silhouettes.quality import Quality
 from service.access.audit.entries import Actor, Entry
 from service.access.audit.record import AuditRecord
 from service.foundation.settings import Settings
 from service.gallery.faiss_index import FaissIndex
 from service.gallery.listing import is_enrolled
-from service.gallery.live_index import FollowedGallery
-from service.gallery.records import NewSequence, SequenceQuality
+from service.gallery.live_index import LiveIndex
+from service.gallery.records import Walk
 from service.gallery.reencryption import reencrypt
 from service.gallery.store import GalleryStore
 from service.http.resources import open_engine
-from service.storage.database import new_id
 from service.storage.encryption import new_secret
 
 ENROLLED = 10_000
@@ -41,17 +41,16 @@ CALLS = 300
 DIGEST = "benchmark"
 
 
-def walks(count: int) -> list[NewSequence]:
+def walks(count: int) -> list[Walk]:
     """Sequences with random embeddings; the silhouettes are as large as a person's."""
     rng = np.random.default_rng(0)
     silhouettes = np.zeros((FRAMES, 64, 64), np.uint8)
     silhouettes[:, 8:60, 24:40] = 255
     return [
-        NewSequence(
-            new_id(),
+        Walk(
+            "walk",
             silhouettes,
-            SequenceQuality(1.0),
-            {},
+            Quality(1.0, (), FRAMES, FRAMES, {}),
             rng.standard_normal((PARTS, CHANNELS)).astype(np.float32),
         )
         for _ in range(count)
@@ -60,7 +59,9 @@ def walks(count: int) -> list[NewSequence]:
 
 def enrol(store: GalleryStore, subject: str, count: int) -> None:
     """Keep walks of one subject."""
-    store.enrol("default", subject, walks(count), DIGEST, lambda _session: None)
+    sequences = [store.seal(walk, {}, DIGEST) for walk in walks(count)]
+    with store.enrolling(store.head("default").gallery_id, subject) as transaction:
+        transaction.add(sequences)
 
 
 @contextmanager
@@ -81,8 +82,7 @@ def load(engine: Engine) -> None:
     store = GalleryStore(engine)
     index = FaissIndex(PARTS, CHANNELS, "cosine", shortlist=100, gpu=False)
     gallery_id, newest, _ = store.head("default")
-    followed = FollowedGallery(gallery_id, DIGEST, index, store, lambda _missing: {})
-    followed.follow(newest)
+    LiveIndex(gallery_id, DIGEST, index, store, lambda _missing: {}).follow(newest)
 
 
 def timed(work: Callable[[], object], times: int) -> list[float]:

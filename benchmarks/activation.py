@@ -25,7 +25,7 @@ import torch
 
 from benchmarks import machine
 from benchmarks.embedding import SHIPPED
-from benchmarks.gallery import Walk, fill
+from benchmarks.gallery import DrawWalk, fill
 from benchmarks.serving import server
 from models import checkpoint, registry
 from models.checkpoint import Card
@@ -61,7 +61,7 @@ def second_model(folder: Path) -> Card:
     return checkpoint.save(folder, network, described, half=True)
 
 
-def walking() -> Walk:
+def walking() -> DrawWalk:
     """Walks that look like walks: those of the demo, moved and worn a little."""
     walks = [
         prepare(decode(path.read_bytes(), DecodeLimits()), clean=True).silhouettes

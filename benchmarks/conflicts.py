@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.walks import Walks, arguments, known_thresholds, publish
 from models.calibration import CannotCalibrate, KnownThreshold, calibrate
 from models.encoder import Encoder
-from service.recognition.conflict import NewWalk, Resemblance, find_conflicts
+from service.recognition.conflict import ComparedWalk, Resemblance, find_conflicts
 
 REQUESTS = (1, 2, 4)
 CALIBRATED = 0.1
@@ -51,10 +51,10 @@ class _Gallery:
             return "refused"
         return "remarked" if found else "enrolled"
 
-    def _new(self, walk: int, request: list[int], subject: str) -> NewWalk:
+    def _new(self, walk: int, request: list[int], subject: str) -> ComparedWalk:
         kept = [one for one, whose in self._enrolled.items() if whose == subject]
         others = [one for one, whose in self._enrolled.items() if whose != subject]
-        return NewWalk(
+        return ComparedWalk(
             name=str(walk),
             kept=self._nearest(walk, kept),
             sent=self._nearest(walk, [one for one in request if one != walk]),

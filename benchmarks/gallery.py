@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from models.silhouettes.quality import Quality
 from service.foundation.settings import Settings
-from service.gallery.records import NewSequence, SequenceQuality
+from service.gallery.records import Walk
 from service.gallery.store import GalleryStore
 from service.http.resources import open_engine
-from service.storage.database import new_id
 
-Walk = Callable[[np.random.Generator], npt.NDArray[np.uint8]]
+DrawWalk = Callable[[np.random.Generator], npt.NDArray[np.uint8]]
 
 
-def fill(data_dir: Path, sequences: int, digest: str, shape: tuple[int, int], walk: Walk) -> None:
+def fill(
+    data_dir: Path, sequences: int, digest: str, shape: tuple[int, int], walk: DrawWalk
+) -> None:
     """Enrol sequences with random embeddings, four to a subject.
 
     Args:
@@ -30,22 +32,19 @@ def fill(data_dir: Path, sequences: int, digest: str, shape: tuple[int, int], wa
     engine = open_engine(Settings(data_dir=data_dir))
     store = GalleryStore(engine)
     store.ensure("default")
+    gallery_id = store.head("default").gallery_id
     rng = np.random.default_rng(0)
     for subject in range(sequences // 4):
-        store.enrol(
-            "default",
-            f"s{subject:06}",
-            [
-                NewSequence(
-                    new_id(),
-                    walk(rng),
-                    SequenceQuality(1.0),
-                    {},
-                    rng.standard_normal(shape).astype(np.float32),
-                )
-                for _ in range(4)
-            ],
-            digest,
-            lambda _session: None,
-        )
+        drawn = [
+            Walk(
+                "walk",
+                walk(rng),
+                Quality(1.0, (), 1, 1, {}),
+                rng.standard_normal(shape).astype(np.float32),
+            )
+            for _ in range(4)
+        ]
+        sealed = [store.seal(one, {}, digest) for one in drawn]
+        with store.enrolling(gallery_id, f"s{subject:06}") as transaction:
+            transaction.add(sealed)
     engine.dispose()

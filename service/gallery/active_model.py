@@ -1,8 +1,8 @@
-"""Which model each gallery is searched with: read it, swap it, swap it back.
+"""The model that each gallery is searched with: read it, swap it, swap it back.
 
-Everything that changes it is a function here, for a transaction of the caller's that holds the
-write lock. A gallery's row keeps the active model and the one before, each with its operating
-point, so that going back needs nothing but exchanging them.
+A gallery's row keeps the active model and the previous one, each with its operating point, so that
+going back only exchanges them. The functions that take a session are for a transaction of the
+caller's that holds the write lock.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Engine, delete, exists, func, select, update
+from sqlalchemy import Engine, Row, Select, delete, exists, func, select, update
 from sqlalchemy.orm import Session
 
 from service.foundation.errors import Conflict, Reason
-from service.gallery.records import ModelPin
-from service.gallery.store import lacks, missing_gallery, pin
+from service.gallery.records import GalleryModel
+from service.gallery.store import gallery_model, lacks, missing_gallery
 from service.gallery.tables import EmbeddingRow, GalleryRow, SequenceRow
 from service.storage.database import writing
 
@@ -24,14 +24,14 @@ _PRUNED_AT_ONCE = 500  # embeddings a transaction: other writers wait for a mome
 
 
 @dataclass(frozen=True, slots=True)
-class PinnedGallery:
+class GalleryModels:
     """A gallery, its newest revision, and its models; `active` None is the deployment's own."""
 
     gallery_id: str
     name: str
     revision: int
-    active: ModelPin | None
-    previous: ModelPin | None
+    active: GalleryModel | None
+    previous: GalleryModel | None
     index_epoch: int
 
 
@@ -40,11 +40,11 @@ class RolledBack:
     """What a rollback exchanged."""
 
     gallery: str
-    active: ModelPin
-    previous: ModelPin
+    active: GalleryModel
+    previous: GalleryModel
 
 
-_COLUMNS = (
+_MODELS = select(
     GalleryRow.id,
     GalleryRow.name,
     GalleryRow.revision,
@@ -56,38 +56,50 @@ _COLUMNS = (
 )
 
 
-def pinned(engine: Engine, gallery: str) -> PinnedGallery:
-    """One gallery; raises `NotFound`."""
+def models_of(engine: Engine, gallery: str) -> GalleryModels:
+    """One gallery's models; raises `NotFound`."""
     with Session(engine) as session:
-        return pinned_in(session, gallery)
+        return models_in(session, gallery)
 
 
-def pinned_in(session: Session, gallery: str) -> PinnedGallery:
-    """The same, within a transaction."""
-    row = session.execute(select(*_COLUMNS).where(GalleryRow.name == gallery)).one_or_none()
+def models_in(session: Session, gallery: str) -> GalleryModels:
+    """One gallery's models, as a transaction sees them; raises `NotFound`."""
+    row = session.execute(_MODELS.where(GalleryRow.name == gallery)).one_or_none()
     if row is None:
         raise missing_gallery(gallery)
-    return _pinned(*row)
+    return _models(row)
 
 
-def pinned_by_id(engine: Engine, gallery_ids: Iterable[str]) -> list[PinnedGallery]:
-    """Those of these galleries that are still there."""
+def models_by_id(engine: Engine, gallery_ids: Iterable[str]) -> list[GalleryModels]:
+    """The models of those of these galleries that are still there."""
+    return _read(engine, _MODELS.where(GalleryRow.id.in_(list(gallery_ids))))
+
+
+def every_gallery(engine: Engine) -> list[GalleryModels]:
+    """The models of every gallery, by the galleries' names."""
+    return _read(engine, _MODELS.order_by(GalleryRow.name))
+
+
+def _read(engine: Engine, query: Select[*tuple[Any, ...]]) -> list[GalleryModels]:
     with Session(engine) as session:
-        rows = session.execute(select(*_COLUMNS).where(GalleryRow.id.in_(list(gallery_ids))))
-        return [_pinned(*row) for row in rows]
+        return [_models(row) for row in session.execute(query)]
 
 
-def every_gallery(engine: Engine) -> list[PinnedGallery]:
-    """Every gallery, by name."""
-    with Session(engine) as session:
-        rows = session.execute(select(*_COLUMNS).order_by(GalleryRow.name))
-        return [_pinned(*row) for row in rows]
+def _models(row: Row[*tuple[Any, ...]]) -> GalleryModels:
+    return GalleryModels(
+        gallery_id=row.id,
+        name=row.name,
+        revision=row.revision,
+        active=gallery_model(row.active_model, row.active_digest),
+        previous=gallery_model(row.previous_model, row.previous_digest),
+        index_epoch=row.index_epoch,
+    )
 
 
 def lock_gallery(session: Session, gallery_id: str) -> bool:
-    """Hold the gallery's row until the transaction ends; False when the gallery is gone.
+    """KeyLock the gallery's row until the transaction ends; False when the gallery is gone.
 
-    Whoever enrols raises the gallery's revision first, and so waits for it.
+    An enrolment raises the gallery's revision first, and so waits for it.
     """
     row = select(GalleryRow.id).where(GalleryRow.id == gallery_id).with_for_update()
     return session.scalar(row) is not None
@@ -108,8 +120,8 @@ def count_lacking(session: Session, gallery_id: str, digest: str) -> int:
 def swap(
     session: Session,
     gallery_id: str,
-    new: ModelPin,
-    old: ModelPin,
+    new: GalleryModel,
+    old: GalleryModel,
     operating_point: dict[str, Any] | None,
 ) -> None:
     """Make `new` the active model and `old` the previous one.
@@ -130,8 +142,8 @@ def swap_back(session: Session, gallery: str) -> RolledBack:
     row = session.scalar(select(GalleryRow).where(GalleryRow.name == gallery).with_for_update())
     if row is None:
         raise missing_gallery(gallery)
-    active = pin(row.active_model, row.active_digest)
-    previous = pin(row.previous_model, row.previous_digest)
+    active = gallery_model(row.active_model, row.active_digest)
+    previous = gallery_model(row.previous_model, row.previous_digest)
     if active is None or previous is None:
         raise Conflict(
             f"The gallery {gallery!r} has had no other model since it was made: there is nothing "
@@ -149,7 +161,7 @@ def swap_back(session: Session, gallery: str) -> RolledBack:
     return RolledBack(gallery, previous, active)
 
 
-def adopt(engine: Engine, gallery_id: str, was: ModelPin, digest: str) -> None:
+def adopt(engine: Engine, gallery_id: str, was: GalleryModel, digest: str) -> None:
     """Follow a checkpoint that was replaced on disk under the name that the gallery uses."""
     with Session(writing(engine)) as session, session.begin():
         session.execute(
@@ -196,23 +208,3 @@ def prune(engine: Engine, gallery_id: str, keep: Iterable[str]) -> int:
         if not rows:
             return gone
         gone += len(rows)
-
-
-def _pinned(
-    gallery_id: str,
-    name: str,
-    revision: int,
-    active_model: str | None,
-    active_digest: str | None,
-    previous_model: str | None,
-    previous_digest: str | None,
-    index_epoch: int,
-) -> PinnedGallery:
-    return PinnedGallery(
-        gallery_id,
-        name,
-        revision,
-        pin(active_model, active_digest),
-        pin(previous_model, previous_digest),
-        index_epoch,
-    )

@@ -1,4 +1,4 @@
-"""The galleries a process holds in memory: the most recently searched ones, within a bound."""
+"""The live indexes that a process keeps in memory: the most recently used, within a bound."""
 
 from __future__ import annotations
 
@@ -6,26 +6,24 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
-from service.gallery.live_index import FollowedGallery
+from service.gallery.live_index import LiveIndex
 
 
 class GalleryCache:
-    """Followed galleries by gallery id and checkpoint digest; the least recently used make room.
+    """Live indexes by gallery id and checkpoint digest; the least recently used make room.
 
-    While a gallery's model changes, and as long as there is room afterwards, it is held under two
-    checkpoints. A gallery that is dropped while somebody searches it stays alive until that search
-    is done. The gallery asked for last is kept whatever its size.
+    While a gallery's model changes, and as long as there is room afterwards, it has indexes of two
+    checkpoints. An index that is dropped during a search stays alive until that search is done. The
+    index asked for last is kept whatever its size.
     """
 
     def __init__(self, *, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._galleries: OrderedDict[tuple[str, str], FollowedGallery] = OrderedDict()
+        self._galleries: OrderedDict[tuple[str, str], LiveIndex] = OrderedDict()
 
-    def get(
-        self, gallery_id: str, digest: str, make: Callable[[], FollowedGallery]
-    ) -> FollowedGallery:
-        """The gallery under a checkpoint; if it was not held, a new one that follows when asked."""
+    def get(self, gallery_id: str, digest: str, make: Callable[[], LiveIndex]) -> LiveIndex:
+        """The index of a gallery under a checkpoint; if there is none, a new and empty one."""
         with self._lock:
             gallery = self._galleries.get((gallery_id, digest))
             if gallery is None:
@@ -34,15 +32,15 @@ class GalleryCache:
             self._make_room()
             return gallery
 
-    def replace(self, gallery_id: str, digest: str, gallery: FollowedGallery) -> None:
-        """Hold this one from now on in the place of the one that is held."""
+    def replace(self, gallery_id: str, digest: str, gallery: LiveIndex) -> None:
+        """Keep this index from now on, in the place of the one that there is."""
         with self._lock:
             self._galleries[gallery_id, digest] = gallery
             self._galleries.move_to_end((gallery_id, digest))  # not what makes room for itself
             self._make_room()
 
-    def held(self, gallery_id: str) -> dict[str, FollowedGallery]:
-        """The gallery as it is in memory, by digest; asking does not count as use."""
+    def held(self, gallery_id: str) -> dict[str, LiveIndex]:
+        """A gallery's indexes by digest; asking does not count as use."""
         with self._lock:
             return {
                 digest: gallery
@@ -50,15 +48,15 @@ class GalleryCache:
                 if held_id == gallery_id
             }
 
-    def has_room_for(self, galleries: Iterable[FollowedGallery]) -> bool:
-        """Whether as much as these take could be held as well."""
+    def has_room_for(self, galleries: Iterable[LiveIndex]) -> bool:
+        """Whether as much as these take could be kept as well."""
         wanted = sum(gallery.nbytes for gallery in galleries)
         with self._lock:
             held = sum(gallery.nbytes for gallery in self._galleries.values())
         return held + wanted <= self._max_bytes
 
     def drop(self, gallery_id: str, digest: str | None = None) -> None:
-        """Forget a gallery that was erased, or what a checkpoint made of it."""
+        """Forget a gallery's indexes, or the one of a checkpoint."""
         with self._lock:
             for key in list(self._galleries):
                 if key[0] == gallery_id and digest in (None, key[1]):

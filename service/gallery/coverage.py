@@ -48,7 +48,7 @@ class Coverage:
         conditions: that they are labelled with.
         missing_views: in use in the gallery, none of this subject's; the most used first, at most
             12 of them.
-        missing_conditions: the same.
+        missing_conditions: likewise.
         advice: what to enrol next.
     """
 

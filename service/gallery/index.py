@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from service.gallery.records import Embedding
 
-Keys = NDArray[np.int64]  # [k]: whoever owns the index gives the numbers
+Keys = NDArray[np.int64]  # [k]: the index's owner gives the numbers
 
 
 class Hits(NamedTuple):

@@ -5,7 +5,8 @@ Pages are cut by key, not by offset, so nothing is skipped or shown twice while 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import TypeVar
 
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
@@ -16,6 +17,8 @@ from service.gallery.records import GalleryRecord, SequenceRecord, SubjectRecord
 from service.gallery.store import gallery_record, missing_gallery, sequence_record
 from service.gallery.tables import GalleryRow, SequenceRow, SubjectRow
 from service.storage.database import Page
+
+Record = TypeVar("Record")
 
 
 def galleries(engine: Engine, *, limit: int, after: str | None) -> Page[GalleryRecord]:
@@ -35,16 +38,13 @@ def galleries(engine: Engine, *, limit: int, after: str | None) -> Page[GalleryR
             gallery_record(row, subjects, sequences)
             for row, subjects, sequences in session.execute(query)
         ]
-    more = len(records) > limit
-    return Page(tuple(records[:limit]), records[limit - 1].name if more else None)
+    return _page(records, limit, lambda record: record.name)
 
 
 def subjects(engine: Engine, gallery: str, *, limit: int, after: str | None) -> Page[SubjectRecord]:
     """A gallery's subjects by id; raises `NotFound` for a missing gallery."""
     with Session(engine) as session:
-        gallery_id = session.scalar(select(GalleryRow.id).where(GalleryRow.name == gallery))
-        if gallery_id is None:
-            raise missing_gallery(gallery)
+        gallery_id = _require_gallery(session, gallery)
         count = (
             select(func.count())
             .where(
@@ -66,8 +66,20 @@ def subjects(engine: Engine, gallery: str, *, limit: int, after: str | None) -> 
             SubjectRecord(gallery, row.subject_id, sequences, row.created_at)
             for row, sequences in session.execute(query)
         ]
+    return _page(records, limit, lambda record: record.subject_id)
+
+
+def _page(records: list[Record], limit: int, key: Callable[[Record], str]) -> Page[Record]:
+    """A page of `limit` records; one more record says that there is another page."""
     more = len(records) > limit
-    return Page(tuple(records[:limit]), records[limit - 1].subject_id if more else None)
+    return Page(tuple(records[:limit]), key(records[limit - 1]) if more else None)
+
+
+def _require_gallery(session: Session, name: str) -> str:
+    gallery_id = session.scalar(select(GalleryRow.id).where(GalleryRow.name == name))
+    if gallery_id is None:
+        raise missing_gallery(name)
+    return gallery_id
 
 
 def subject(
@@ -75,9 +87,7 @@ def subject(
 ) -> tuple[SubjectRecord, tuple[SequenceRecord, ...], Coverage]:
     """A subject, its sequences, oldest first, and what they cover; raises `NotFound`."""
     with Session(engine) as session:
-        gallery_id = session.scalar(select(GalleryRow.id).where(GalleryRow.name == gallery))
-        if gallery_id is None:
-            raise missing_gallery(gallery)
+        gallery_id = _require_gallery(session, gallery)
         row = session.get(SubjectRow, (gallery_id, subject_id))
         if row is None:
             raise missing_subject(gallery, subject_id)

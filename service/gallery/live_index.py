@@ -1,7 +1,7 @@
-"""One gallery under one checkpoint, in memory, following the database by revision.
+"""A live index: one gallery under one checkpoint, in memory, kept current with the database.
 
-Before every search it asks for the newest revision and applies what it has not seen, so everybody
-reads their own writes and any number of processes serve one gallery.
+Each search names the revision that it must include, and the index first applies the changes up to
+it. So clients read their own writes, and any number of processes serve one gallery.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from service.gallery.index import GalleryIndex, Keys
-from service.gallery.records import Changes, Embedding, FollowedSequence, Metadata, Scalar
+from service.gallery.records import AddedSequence, Changes, Embedding, Metadata, Scalar
 from service.gallery.store import GalleryStore
 
 Filter = Mapping[str, Scalar | tuple[Scalar, ...]]
@@ -46,7 +46,7 @@ class _Entry:
     facets: tuple[Facet, ...]
 
 
-class FollowedGallery:
+class LiveIndex:
     """The index of a gallery, with what a search needs to know of each sequence."""
 
     def __init__(
@@ -77,23 +77,23 @@ class FollowedGallery:
 
     @property
     def subjects(self) -> int:
-        """How many people there are, as of the revision that it has followed to."""
+        """How many subjects there are, as of the last revision that was applied."""
         return len(self._by_subject)
 
-    def same_as(self, other: FollowedGallery) -> bool:
-        """Whether both hold the same sequences; also True where they stand at other revisions."""
+    def same_as(self, other: LiveIndex) -> bool:
+        """Whether both hold the same sequences; True as well if their revisions differ."""
         with self._lock:
             revision, held = self._revision, set(self._keys)
         with other._lock:
             return revision != other._revision or held == other._keys.keys()
 
     def follow(self, newest: int) -> None:
-        """Apply what happened up to revision `newest`, at least."""
+        """Apply the changes up to revision `newest`, at least."""
         with self._lock:
             self._follow(newest)
 
     def forget(self, sequence_ids: Iterable[str]) -> None:
-        """Let go of sequences that were erased, without following: nothing is read or embedded."""
+        """Drop sequences that were erased; nothing is read or embedded."""
         with self._lock:
             self._drop(sequence_ids)
 
@@ -194,7 +194,7 @@ class FollowedGallery:
         gone = [self._forget(item) for item in sequence_ids if item in self._keys]
         self._index.remove(np.array(gone, np.int64))
 
-    def _remember(self, key: int, item: FollowedSequence) -> None:
+    def _remember(self, key: int, item: AddedSequence) -> None:
         entry = _Entry(item.sequence_id, item.subject_id, _facets(item.metadata))
         self._entries[key] = entry
         self._keys[entry.sequence_id] = key

@@ -26,7 +26,7 @@ class Rerun(BaseModel):
 
 
 class CurvePoint(BaseModel):
-    """What calibrating the same gallery at the same time for another rate would have found.
+    """The threshold that one calibration found for one rate.
 
     Attributes:
         target_fpir: the rate.
@@ -104,7 +104,7 @@ class OperatingPoint(BaseModel):
         return digest != self.digest or subjects >= GROWTH * self.gallery_subjects
 
     def due(self, digest: str, subjects: int) -> bool:
-        """Whether it is stale and nobody was asked since to calibrate the gallery as it is now."""
+        """Whether it is stale, and no calibration of the gallery as it is now was queued yet."""
         if not self.stale(digest, subjects):
             return False
         last = self.rerun

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from models.silhouettes.quality import Quality
 
 Scalar = str | int | float | bool | None
 Metadata = dict[str, Scalar]
@@ -16,28 +18,24 @@ Embedding = NDArray[np.float32]  # [p, c]
 
 
 @dataclass(frozen=True, slots=True)
-class SequenceQuality:
-    """How good a sequence is: score in [0, 1] and codes of what could be better."""
+class Walk:
+    """A walk that was decoded and embedded.
 
-    score: float
-    issues: tuple[str, ...] = ()
-    frames_in: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
+    Attributes:
+        name: what to call it in an error.
+        silhouettes: uint8 [s, 64, 64].
+        quality: the judgement on it.
+        embedding: float32 [p, c].
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class NewSequence:
-    """A sequence that is about to be enrolled."""
-
-    sequence_id: str
+    name: str
     silhouettes: Silhouettes
-    quality: SequenceQuality
-    metadata: Metadata
+    quality: Quality
     embedding: Embedding
 
 
 @dataclass(frozen=True, slots=True)
-class ModelPin:
+class GalleryModel:
     """A model by its name, and exactly which one of that name."""
 
     name: str
@@ -57,8 +55,8 @@ class GalleryRecord:
     operating_point: dict[str, Any] | None
     max_age_days: int | None
     created_at: datetime
-    active: ModelPin | None = None  # None: the deployment's own
-    previous: ModelPin | None = None
+    active: GalleryModel | None = None  # None: the deployment's own
+    previous: GalleryModel | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +67,7 @@ class SequenceRecord:
     gallery: str
     subject_id: str
     frames: int
-    quality: SequenceQuality
+    quality: Quality
     metadata: Metadata
     content_hash: str
     created_at: datetime
@@ -86,7 +84,7 @@ class SubjectRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class FollowedSequence:
+class AddedSequence:
     """What an index needs of a sequence; `embedding` is None where this checkpoint has none yet."""
 
     sequence_id: str
@@ -100,7 +98,7 @@ class Changes:
     """What came to a gallery and what went since a revision, up to `revision`."""
 
     revision: int
-    added: tuple[FollowedSequence, ...]
+    added: tuple[AddedSequence, ...]
     erased: tuple[str, ...]
 
 

@@ -1,8 +1,8 @@
-"""Encrypt what is kept with the first key: what is plain, or sealed with another one.
+"""Encrypt all rows that are plain, or sealed with another key, with the first key.
 
-In pieces, while the service runs. What is done carries the first key's name, so an interrupted run
-is continued by the next. Silhouettes and embeddings never change otherwise, so a piece is read and
-sealed without a lock, and written where nobody was faster.
+This works in pieces, while the service runs. Finished rows carry the first key's name, so the next
+run continues one that was interrupted. Silhouettes and embeddings never change otherwise, so a
+piece is read and sealed without a lock; a row that another process sealed meanwhile is left alone.
 """
 
 from __future__ import annotations
@@ -108,23 +108,16 @@ def _sequences(
 def _embeddings(
     engine: Engine, sealing: Sealing, after: tuple[str, ...]
 ) -> tuple[tuple[str, ...], int] | None:
-    """The same for embeddings."""
+    """Seal the next embeddings; the last one's key and how many, None when there are no more."""
     place = tuple_(EmbeddingRow.sequence_id, EmbeddingRow.digest)
     query = (
-        select(
-            EmbeddingRow.sequence_id,
-            EmbeddingRow.digest,
-            EmbeddingRow.parts,
-            EmbeddingRow.vector,
-            EmbeddingRow.checksum,
-            EmbeddingRow.key_id,
-        )
+        select(EmbeddingRow)
         .where(place > after, EmbeddingRow.key_id.is_distinct_from(sealing.key_id))
         .order_by(EmbeddingRow.sequence_id, EmbeddingRow.digest)
         .limit(_PIECE)
     )
     with Session(engine) as session:
-        rows = session.execute(query).all()
+        rows = session.scalars(query).all()
     changes = [
         update(EmbeddingRow)
         .where(
@@ -132,18 +125,7 @@ def _embeddings(
             EmbeddingRow.digest == row.digest,
             EmbeddingRow.key_id.is_not_distinct_from(row.key_id),
         )
-        .values(
-            vector=sealing.reseal_embedding(
-                row.sequence_id,
-                row.digest,
-                row.vector,
-                row.key_id,
-                parts=row.parts,
-                checksum=row.checksum,
-            ),
-            checksum=None,
-            key_id=sealing.key_id,
-        )
+        .values(vector=sealing.reseal_embedding(row), checksum=None, key_id=sealing.key_id)
         for row in rows
     ]
     _write(engine, sealing, changes)
@@ -161,7 +143,7 @@ def _write(engine: Engine, sealing: Sealing, changes: Sequence[Update]) -> None:
 def _retire_others(engine: Engine, key_id: str) -> bool:
     """Forget every other key, unless something is still kept with one, or plain."""
     with Session(writing(engine)) as session, session.begin():
-        # Locks the keys, so that whoever writes with one of them waits, or was waited for.
+        # Locks the keys: a transaction that writes with one of them ends before this, or waits.
         session.scalars(select(EncryptionKeyRow).with_for_update()).all()
         for column in (SequenceRow.key_id, EmbeddingRow.key_id):
             left = select(column).where(column.is_distinct_from(key_id)).limit(1)

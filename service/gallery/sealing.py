@@ -1,7 +1,7 @@
 """Silhouettes and embeddings as they are kept: plain, or encrypted with a key of the deployment's.
 
-Whoever writes or reads them goes through the `Sealing` of the engine. A row's `key_id` names the
-key that it was sealed with, None where it is plain, so both may lie side by side while a gallery is
+All reads and writes of them use the `Sealing` of the engine. A row's `key_id` names the key that it
+was sealed with, or is None if the row is plain: both kinds may exist at once while a gallery is
 being encrypted or its keys are changed.
 """
 
@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from service.foundation.errors import Unavailable
 from service.gallery.records import Embedding, Silhouettes
-from service.gallery.tables import EncryptionKeyRow
+from service.gallery.tables import EmbeddingRow, EncryptionKeyRow
 from service.storage.database import now, writing
 from service.storage.encryption import EncryptionKey, KeyTrouble, Tampered
 
@@ -89,7 +89,7 @@ class Sealing:
 
     def seal_silhouettes(self, sequence_id: str, silhouettes: Silhouettes) -> bytes:
         """Silhouettes uint8 [s, 64, 64] for keeping; `ValueError` for any other shape."""
-        return self._seal(packed(silhouettes), _silhouettes_of(sequence_id))
+        return self._seal(packed(silhouettes), _about_silhouettes(sequence_id))
 
     def silhouettes(
         self, sequence_id: str, kept: bytes, key_id: str | None, *, hashed: str | None = None
@@ -102,7 +102,7 @@ class Sealing:
         this sequence's silhouettes, or is none.
         """
         try:
-            plain = zlib.decompress(self._open(kept, key_id, _silhouettes_of(sequence_id)))
+            plain = zlib.decompress(self._open(kept, key_id, _about_silhouettes(sequence_id)))
             silhouettes = np.frombuffer(plain, np.uint8).reshape(-1, SIDE, SIDE)
         except (Tampered, zlib.error, ValueError) as error:  # ValueError: no whole frames
             raise DamagedSilhouettes(sequence_id) from error
@@ -110,34 +110,30 @@ class Sealing:
             raise DamagedSilhouettes(sequence_id)  # another sequence's
         return silhouettes
 
-    def seal_embedding(self, sequence_id: str, digest: str, embedding: Embedding) -> bytes:
-        """An embedding [p, c] for keeping: float32, little-endian, row by row."""
+    def seal_embedding(self, sequence_id: str, digest: str, embedding: Embedding) -> EmbeddingRow:
+        """The row for what a checkpoint made of a sequence: float32 [p, c]."""
+        parts, channels = embedding.shape
         vector = np.ascontiguousarray(embedding, "<f4").tobytes()
-        return self._seal(vector, _embedding_of(sequence_id, digest))
+        row = EmbeddingRow(
+            sequence_id=sequence_id,
+            digest=digest,
+            parts=parts,
+            channels=channels,
+            vector=self._seal(vector, _about_embedding(sequence_id, digest)),
+            key_id=self.key_id,
+        )
+        row.checksum = None if self._current else _checksum(row)  # encryption has its own
+        return row
 
-    def checksum(self, sequence_id: str, digest: str, kept: bytes, *, parts: int) -> int | None:
-        """What is kept beside what `seal_embedding` gave; None where encryption has its own."""
-        return None if self._current else _checksum(sequence_id, digest, kept, parts)
-
-    def embedding(
-        self,
-        sequence_id: str,
-        digest: str,
-        kept: bytes,
-        key_id: str | None,
-        *,
-        parts: int,
-        checksum: int | None,
-    ) -> Embedding:
+    def embedding(self, row: EmbeddingRow) -> Embedding:
         """Undo `seal_embedding`: float32 [p, c].
 
         A plain one without a checksum, from before there was one, is taken as it is. Raises
         `Unavailable` without the key, and `DamagedEmbedding` for what was not sealed as this
         checkpoint's embedding of this sequence, or is none.
         """
-        vector = self._open_embedding(sequence_id, digest, kept, key_id, parts, checksum)
         try:
-            embedding = np.frombuffer(vector, "<f4").reshape(parts, -1)
+            embedding = np.frombuffer(self._open_embedding(row), "<f4").reshape(row.parts, -1)
         except ValueError as error:  # its bytes do not fill its shape
             raise DamagedEmbedding from error
         if not np.isfinite(embedding).all():
@@ -145,9 +141,9 @@ class Sealing:
         return embedding.astype(np.float32, copy=False)
 
     def content_hash(self, silhouettes: Silhouettes) -> str:
-        """A hash of the normalised frames: the same walk in another container hashes the same.
+        """A hash of the normalised frames, whatever file they came in.
 
-        With encryption a keyed one, since a plain hash tells whoever has a walk that it is here.
+        With encryption it is keyed: a plain hash would tell who has a walk that it is enrolled.
         """
         return content_hash(silhouettes, self._current)
 
@@ -160,40 +156,25 @@ class Sealing:
         return tuple(content_hash(silhouettes, key) for key in keys)
 
     def reseal_silhouettes(self, sequence_id: str, kept: bytes, key_id: str | None) -> bytes:
-        """The same silhouettes, sealed with the first key; raises as `silhouettes` does."""
-        about = _silhouettes_of(sequence_id)
+        """Silhouettes sealed with any key, sealed with the first; raises as `silhouettes` does."""
+        about = _about_silhouettes(sequence_id)
         try:
             return self._seal(self._open(kept, key_id, about), about)
         except Tampered as error:
             raise DamagedSilhouettes(sequence_id) from error
 
-    def reseal_embedding(
-        self,
-        sequence_id: str,
-        digest: str,
-        kept: bytes,
-        key_id: str | None,
-        *,
-        parts: int,
-        checksum: int | None,
-    ) -> bytes:
-        """The same embedding, sealed with the first key; raises as `embedding` does."""
-        vector = self._open_embedding(sequence_id, digest, kept, key_id, parts, checksum)
-        return self._seal(vector, _embedding_of(sequence_id, digest))
+    def reseal_embedding(self, row: EmbeddingRow) -> bytes:
+        """The vector of a row, sealed with the first key; raises as `embedding` does."""
+        vector = self._open_embedding(row)
+        return self._seal(vector, _about_embedding(row.sequence_id, row.digest))
 
-    def _open_embedding(
-        self,
-        sequence_id: str,
-        digest: str,
-        kept: bytes,
-        key_id: str | None,
-        parts: int,
-        checksum: int | None,
-    ) -> bytes:
+    def _open_embedding(self, row: EmbeddingRow) -> bytes:
         """The bytes that were sealed; raises `DamagedEmbedding` for others."""
-        _require(sequence_id, digest, kept, key_id, parts, checksum)
+        if row.key_id is None and row.checksum not in (None, _checksum(row)):
+            raise DamagedEmbedding
         try:
-            return self._open(kept, key_id, _embedding_of(sequence_id, digest))
+            about = _about_embedding(row.sequence_id, row.digest)
+            return self._open(row.vector, row.key_id, about)
         except Tampered as error:
             raise DamagedEmbedding from error
 
@@ -268,27 +249,15 @@ def content_hash(silhouettes: Silhouettes, key: EncryptionKey | None = None) -> 
     return hashlib.sha256(content).hexdigest() if key is None else key.keyed_hash(content)
 
 
-def _silhouettes_of(sequence_id: str) -> bytes:
+def _about_silhouettes(sequence_id: str) -> bytes:
     return f"silhouettes {sequence_id}".encode()
 
 
-def _embedding_of(sequence_id: str, digest: str) -> bytes:
+def _about_embedding(sequence_id: str, digest: str) -> bytes:
     return f"embedding {sequence_id} {digest}".encode()
 
 
-def _checksum(sequence_id: str, digest: str, kept: bytes, parts: int) -> int:
+def _checksum(row: EmbeddingRow) -> int:
     """CRC-32 of an embedding and whose it is: of a damaged disk, not against an attacker."""
-    return zlib.crc32(kept, zlib.crc32(f"{sequence_id} {digest} {parts}".encode()))
-
-
-def _require(
-    sequence_id: str,
-    digest: str,
-    kept: bytes,
-    key_id: str | None,
-    parts: int,
-    checksum: int | None,
-) -> None:
-    """Raise `DamagedEmbedding` for a plain embedding that has not got its checksum."""
-    if key_id is None and checksum not in (None, _checksum(sequence_id, digest, kept, parts)):
-        raise DamagedEmbedding
+    whose = f"{row.sequence_id} {row.digest} {row.parts}"
+    return zlib.crc32(row.vector, zlib.crc32(whose.encode()))

@@ -1,4 +1,4 @@
-"""The gallery in the database: create, enrol, and what an index needs to follow.
+"""The gallery in the database: create galleries, enrol, read what has changed.
 
 Writers of one gallery take turns: each transaction begins by raising the gallery's revision, which
 holds its row (PostgreSQL) or the database's write lock (SQLite) until commit. So revisions become
@@ -8,9 +8,10 @@ visible in order, and a reader that has seen revision r has seen everything up t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
@@ -27,24 +28,23 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from models.silhouettes.quality import Quality
 from service.foundation.errors import Conflict, NotFound, Reason
 from service.gallery.coverage import label
 from service.gallery.records import (
+    AddedSequence,
     Changes,
     Embedding,
-    FollowedSequence,
+    GalleryModel,
     GalleryRecord,
     Metadata,
-    ModelPin,
-    NewSequence,
-    SequenceQuality,
     SequenceRecord,
     Silhouettes,
+    Walk,
 )
 from service.gallery.sealing import (
     DamagedEmbedding,
     DamagedSilhouettes,
-    Sealing,
     sealing_of,
 )
 from service.gallery.tables import (
@@ -59,13 +59,69 @@ from service.storage.database import check_sound, new_id, now, writing
 _log = logging.getLogger(__name__)
 _WALK = (SequenceRow.id, SequenceRow.silhouettes, SequenceRow.key_id, SequenceRow.content_hash)
 _PIECE = 2048  # sequences that are read at once: at 16 x 256 channels, 32 MB
-Also = Callable[[Session], None]
-"""Work to do in the same transaction; what it raises rolls everything back."""
-Admit = Callable[[Session, str, int], Collection[str]]
-"""Chooses the sequences to add, by id, in an enrolment's turn to make the gallery's new revision.
 
-Everything up to the revision before is committed, and nothing changes until the transaction ends.
-"""
+
+class GalleryChanged(Exception):
+    """The gallery that walks were compared with has lost something since: compare them again."""
+
+
+class Head(NamedTuple):
+    """A gallery's newest revision, and its operating point as its row keeps it."""
+
+    gallery_id: str
+    revision: int
+    operating_point: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewSequence:
+    """A walk that is ready to be written: compressed, encrypted and hashed.
+
+    Attributes:
+        sequence_id: under which it is enrolled.
+        walk: what was sealed.
+        hashes: under which the gallery may have the same frames already; the plain hash last.
+        row: of the sequence, which has no gallery yet.
+        embedding: its row.
+    """
+
+    sequence_id: str
+    walk: Walk
+    hashes: tuple[str, ...]
+    row: SequenceRow
+    embedding: EmbeddingRow
+
+
+@dataclass(frozen=True, slots=True)
+class EnrolmentTransaction:
+    """A transaction that makes a gallery's next revision, `revision`.
+
+    Everything up to the revision before is committed. Nobody else changes the gallery until the
+    transaction ends.
+    """
+
+    session: Session
+    gallery_id: str
+    subject_id: str
+    revision: int
+
+    def add(self, sequences: Collection[NewSequence]) -> None:
+        """Add sequences to the subject, who is enrolled if new."""
+        at = now()
+        session, subject = self.session, (self.gallery_id, self.subject_id)
+        if session.get(SubjectRow, subject) is None:
+            session.add(
+                SubjectRow(gallery_id=self.gallery_id, subject_id=self.subject_id, created_at=at)
+            )
+            session.flush()
+        for sequence in sequences:
+            row = sequence.row
+            row.gallery_id, row.subject_id = subject
+            row.revision, row.created_at = self.revision, at
+        session.add_all(sequence.row for sequence in sequences)
+        session.flush()
+        session.add_all(sequence.embedding for sequence in sequences)
+        session.flush()
 
 
 def missing_gallery(name: str) -> NotFound:
@@ -98,15 +154,20 @@ def missing_sequence(sequence_id: str) -> NotFound:
 
 def raise_revision(session: Session, name: str) -> tuple[str, int]:
     """Begin a change of a gallery: its id and the new revision; raises `NotFound`."""
+    raised = _raise_revision(session, GalleryRow.name == name)
+    if raised is None:
+        raise missing_gallery(name)
+    return raised
+
+
+def _raise_revision(session: Session, which: ColumnElement[bool]) -> tuple[str, int] | None:
     row = session.execute(
         update(GalleryRow)
-        .where(GalleryRow.name == name)
+        .where(which)
         .values(revision=GalleryRow.revision + 1)
         .returning(GalleryRow.id, GalleryRow.revision)
     ).one_or_none()
-    if row is None:
-        raise missing_gallery(name)
-    return row.id, row.revision
+    return None if row is None else (row.id, row.revision)
 
 
 class GalleryStore:
@@ -140,7 +201,7 @@ class GalleryStore:
         name: str,
         metadata: Metadata,
         max_age_days: int | None,
-        also: Callable[[Session, GalleryRecord], None],
+        in_transaction: Callable[[Session, GalleryRecord], None],
     ) -> GalleryRecord:
         """Create an empty gallery; raises `Conflict` when the name is taken."""
         row = _new_gallery(name, metadata)
@@ -150,7 +211,7 @@ class GalleryStore:
                 session.add(row)
                 session.flush()
                 record = gallery_record(row, 0, 0)
-                also(session, record)
+                in_transaction(session, record)
         except IntegrityError as error:
             raise gallery_exists(name) from error
         return record
@@ -181,42 +242,42 @@ class GalleryStore:
 
     # Enrolment
 
-    def enrol(
-        self,
-        gallery: str,
-        subject_id: str,
-        sequences: Sequence[NewSequence],
-        digest: str,
-        also: Also,
-        admit: Admit | None = None,
-    ) -> None:
-        """Add sequences with their embeddings to a subject: all that `admit` chooses, or none."""
-        at = now()
-        # Compress and encrypt before taking the lock.
-        rows = [_sequence_row(item, self._sealing) for item in sequences]
-        embeddings = [
-            embedding_row(item.sequence_id, digest, item.embedding, self._sealing)
-            for item in sequences
-        ]
+    def seal(self, walk: Walk, metadata: Metadata, digest: str) -> NewSequence:
+        """Make a walk ready for an enrolment; it takes too long for an event loop or a lock.
+
+        `digest` is of the checkpoint that embedded it.
+        """
+        sequence_id = new_id()
+        hashes = self._sealing.content_hashes(walk.silhouettes)
+        quality = asdict(walk.quality)
+        del quality["frames_used"]  # the row's `frames`
+        row = SequenceRow(
+            id=sequence_id,
+            frames=len(walk.silhouettes),
+            silhouettes=self._sealing.seal_silhouettes(sequence_id, walk.silhouettes),
+            key_id=self._sealing.key_id,
+            content_hash=hashes[0],
+            quality=quality,
+            details=metadata,
+            view=label(metadata.get("view")),
+            condition=label(metadata.get("condition")),
+        )
+        embedding = self._sealing.seal_embedding(sequence_id, digest, walk.embedding)
+        return NewSequence(sequence_id, walk, hashes, row, embedding)
+
+    @contextmanager
+    def enrolling(self, gallery_id: str, subject_id: str) -> Iterator[EnrolmentTransaction]:
+        """A transaction that enrols a subject: it is committed as a whole, or not at all.
+
+        Raises `GalleryChanged` when the gallery is gone, and `Unavailable` when it is encrypted
+        with a key that this process has not got.
+        """
         with Session(writing(self.engine)) as session, session.begin():
-            gallery_id, revision = raise_revision(session, gallery)
+            raised = _raise_revision(session, GalleryRow.id == gallery_id)
+            if raised is None:
+                raise GalleryChanged
             self._sealing.require_current(session)
-            if admit is not None:
-                admitted = admit(session, gallery_id, revision)
-                rows = [row for row in rows if row.id in admitted]
-                embeddings = [row for row in embeddings if row.sequence_id in admitted]
-            if session.get(SubjectRow, (gallery_id, subject_id)) is None:
-                session.add(SubjectRow(gallery_id=gallery_id, subject_id=subject_id, created_at=at))
-                session.flush()
-            for row in rows:
-                row.gallery_id = gallery_id
-                row.subject_id = subject_id
-                row.revision = revision
-                row.created_at = at
-            session.add_all(rows)
-            session.flush()
-            session.add_all(embeddings)
-            also(session)
+            yield EnrolmentTransaction(session, gallery_id, subject_id, raised[1])
 
     # Reading sequences
 
@@ -240,10 +301,10 @@ class GalleryStore:
             raise missing_sequence(sequence_id)
         return self._silhouettes(row)
 
-    # Following
+    # Changes
 
-    def head(self, name: str, digest: str | None = None) -> tuple[str, int, dict[str, Any] | None]:
-        """A gallery's id, newest revision and operating point; raises `NotFound`.
+    def head(self, name: str, digest: str | None = None) -> Head:
+        """A gallery's newest revision and operating point; raises `NotFound`.
 
         With a checkpoint's digest the point is that checkpoint's or none: after a swap the previous
         one, for a process that still answers with the old model.
@@ -259,12 +320,11 @@ class GalleryStore:
             ).one_or_none()
         if row is None:
             raise missing_gallery(name)
-        if digest is None:
-            return row.id, row.revision, row.operating_point
-        for kept in (row.operating_point, row.previous_operating_point):
-            if kept is not None and kept["digest"] == digest:
-                return row.id, row.revision, kept
-        return row.id, row.revision, None
+        gallery_id, revision, point, previous = row
+        if digest is not None:
+            of_digest = (kept for kept in (point, previous) if kept and kept["digest"] == digest)
+            point = next(of_digest, None)
+        return Head(gallery_id, revision, point)
 
     def changes(self, gallery_id: str, since: int, digest: str) -> Changes:
         """What came and what went after revision `since`, with this checkpoint's embeddings.
@@ -297,15 +357,15 @@ class GalleryStore:
             return Changes(
                 revision=newest,
                 added=tuple(
-                    FollowedSequence(
+                    AddedSequence(
                         row.id,
                         row.subject_id,
                         row.details,
-                        None if row.vector is None else self._embedding(row, digest),
+                        None if row.EmbeddingRow is None else self._embedding(row.EmbeddingRow),
                     )
                     for row in added
                 ),
-                # Nobody who starts from nothing has to forget anything.
+                # An index that is built from nothing has nothing to forget.
                 erased=()
                 if since == 0
                 else tuple(
@@ -344,14 +404,21 @@ class GalleryStore:
         with Session(self.engine) as session:
             return [(row.id, self._silhouettes(row)) for row in session.execute(query)]
 
-    def add_embeddings(self, digest: str, made: Iterable[tuple[str, Embedding]]) -> None:
-        """Keep embeddings; skips sequences erased, or embedded by somebody else, meanwhile."""
+    def add_embeddings(
+        self, digest: str, made: Iterable[tuple[str, Embedding]], *, replace: bool = False
+    ) -> None:
+        """Keep embeddings of sequences that lack them, or `replace` those that there are.
+
+        Skips sequences that were erased, or embedded by another process, meanwhile.
+        """
         rows = {
-            sequence_id: embedding_row(sequence_id, digest, embedding, self._sealing)
+            sequence_id: self._sealing.seal_embedding(sequence_id, digest, embedding)
             for sequence_id, embedding in made
         }
         with Session(writing(self.engine)) as session, session.begin():
             self._sealing.require_current(session)
+            if replace:
+                _drop_embeddings(session, digest, list(rows))
             wanted = session.scalars(
                 select(SequenceRow.id)
                 .where(SequenceRow.id.in_(list(rows)), lacks(digest))
@@ -359,31 +426,16 @@ class GalleryStore:
             )
             session.add_all(rows[sequence_id] for sequence_id in wanted)
 
-    def replace_embeddings(self, digest: str, made: Iterable[tuple[str, Embedding]]) -> None:
-        """Keep embeddings in the place of those there are; skips sequences erased meanwhile."""
-        rows = {
-            sequence_id: embedding_row(sequence_id, digest, embedding, self._sealing)
-            for sequence_id, embedding in made
-        }
-        with Session(writing(self.engine)) as session, session.begin():
-            self._sealing.require_current(session)
-            _drop_embeddings(session, digest, list(rows))
-            there = select(SequenceRow.id).where(SequenceRow.id.in_(list(rows))).with_for_update()
-            session.add_all(rows[sequence_id] for sequence_id in session.scalars(there))
-
     def drop_embeddings(self, digest: str, sequence_ids: Sequence[str]) -> None:
         """Forget what a checkpoint made of these sequences."""
         with Session(writing(self.engine)) as session, session.begin():
             _drop_embeddings(session, digest, sequence_ids)
 
-    def _embedding(self, row: Row[*tuple[Any, ...]], digest: str) -> Embedding:
-        """Of a row of `sequences_under`."""
+    def _embedding(self, row: EmbeddingRow) -> Embedding:
         try:
-            return self._sealing.embedding(
-                row.id, digest, row.vector, row.key_id, parts=row.parts, checksum=row.checksum
-            )
+            return self._sealing.embedding(row)
         except DamagedEmbedding:
-            self._tell("embedding", row.id)
+            self._tell("embedding", row.sequence_id)
             raise
 
     def _silhouettes(self, row: Row[*tuple[Any, ...]]) -> Silhouettes:
@@ -409,23 +461,6 @@ def _drop_embeddings(session: Session, digest: str, sequence_ids: Sequence[str])
     )
 
 
-def embedding_row(
-    sequence_id: str, digest: str, embedding: Embedding, sealing: Sealing
-) -> EmbeddingRow:
-    """The row for one embedding float32 [p, c]."""
-    parts, channels = embedding.shape
-    vector = sealing.seal_embedding(sequence_id, digest, embedding)
-    return EmbeddingRow(
-        sequence_id=sequence_id,
-        digest=digest,
-        parts=parts,
-        channels=channels,
-        vector=vector,
-        checksum=sealing.checksum(sequence_id, digest, vector, parts=parts),
-        key_id=sealing.key_id,
-    )
-
-
 def sequence_record(row: SequenceRow, gallery: str) -> SequenceRecord:
     """A sequence's row as a record."""
     quality = row.quality
@@ -434,8 +469,12 @@ def sequence_record(row: SequenceRow, gallery: str) -> SequenceRecord:
         gallery=gallery,
         subject_id=row.subject_id,
         frames=row.frames,
-        quality=SequenceQuality(
-            quality["score"], tuple(quality["issues"]), quality["frames_in"], quality["dropped"]
+        quality=Quality(
+            score=quality["score"],
+            issues=tuple(quality["issues"]),
+            frames_in=quality["frames_in"],
+            frames_used=row.frames,
+            dropped=quality["dropped"],
         ),
         metadata=row.details,
         content_hash=row.content_hash,
@@ -443,32 +482,13 @@ def sequence_record(row: SequenceRow, gallery: str) -> SequenceRecord:
     )
 
 
-def embedding_of(row: EmbeddingRow, sealing: Sealing) -> Embedding:
-    """The embedding float32 [p, c] in a row; raises as `Sealing.embedding` does."""
-    return sealing.embedding(
-        row.sequence_id,
-        row.digest,
-        row.vector,
-        row.key_id,
-        parts=row.parts,
-        checksum=row.checksum,
-    )
-
-
 def sequences_under(digest: str, *columns: InstrumentedAttribute[Any]) -> Select[tuple[Any, ...]]:
-    """Sequences with what a checkpoint made of each: `vector` is None where it has made nothing.
+    """Sequences with what a checkpoint made of each.
 
-    Columns are the sequence's `id` and `subject_id`, those that are asked for, and the embedding's
-    `parts`, `channels`, `vector`, `checksum` and `key_id`, for `Sealing.embedding`.
+    Columns are the sequence's `id` and `subject_id`, those that are asked for, and `EmbeddingRow`,
+    which is None where the checkpoint has not embedded the sequence.
     """
-    embedding = (
-        EmbeddingRow.parts,
-        EmbeddingRow.channels,
-        EmbeddingRow.vector,
-        EmbeddingRow.checksum,
-        EmbeddingRow.key_id,
-    )
-    return select(SequenceRow.id, SequenceRow.subject_id, *columns, *embedding).outerjoin(
+    return select(SequenceRow.id, SequenceRow.subject_id, *columns, EmbeddingRow).outerjoin(
         EmbeddingRow,
         and_(EmbeddingRow.sequence_id == SequenceRow.id, EmbeddingRow.digest == digest),
     )
@@ -499,25 +519,11 @@ def gallery_record(row: GalleryRow, subjects: int, sequences: int) -> GalleryRec
         operating_point=row.operating_point,
         max_age_days=row.max_age_days,
         created_at=row.created_at,
-        active=pin(row.active_model, row.active_digest),
-        previous=pin(row.previous_model, row.previous_digest),
+        active=gallery_model(row.active_model, row.active_digest),
+        previous=gallery_model(row.previous_model, row.previous_digest),
     )
 
 
-def pin(name: str | None, digest: str | None) -> ModelPin | None:
+def gallery_model(name: str | None, digest: str | None) -> GalleryModel | None:
     """A model as a gallery's row names it."""
-    return None if name is None or digest is None else ModelPin(name, digest)
-
-
-def _sequence_row(item: NewSequence, sealing: Sealing) -> SequenceRow:
-    return SequenceRow(
-        id=item.sequence_id,
-        frames=len(item.silhouettes),
-        silhouettes=sealing.seal_silhouettes(item.sequence_id, item.silhouettes),
-        key_id=sealing.key_id,
-        content_hash=sealing.content_hash(item.silhouettes),
-        quality=asdict(item.quality),
-        details=item.metadata,
-        view=label(item.metadata.get("view")),
-        condition=label(item.metadata.get("condition")),
-    )
+    return None if name is None or digest is None else GalleryModel(name, digest)

@@ -1,8 +1,8 @@
 """Galleries, subjects, sequences and embeddings in the database: the truth; indexes follow it.
 
 Every change of a gallery raises its `revision` in the transaction that makes the change. A sequence
-carries the revision that added it, and `erased_sequence` the one that took it away, so whoever has
-seen revision r asks for what came and what went after r.
+carries the revision that added it, and `erased_sequence` the one that erased it, so an index that
+has applied revision r asks for the changes after r.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from service.foundation.metrics import Metrics
 from service.foundation.settings import Settings
 from service.gallery.faiss_index import FaissIndex
 from service.gallery.index import GalleryIndex
-from service.gallery.live_index import FollowedGallery
+from service.gallery.live_index import LiveIndex
 from service.gallery.memory_index import MemoryIndex
 from service.gallery.records import Silhouettes
 from service.gallery.store import GalleryStore
@@ -73,11 +73,11 @@ class ModelWiring:
 
         return Reembedding(self.store, encode, loaded.digest)
 
-    def live_index(self, gallery_id: str, loaded: LoadedModel) -> FollowedGallery:
+    def live_index(self, gallery_id: str, loaded: LoadedModel) -> LiveIndex:
         """Make the index of a gallery under a model, still empty."""
         index = self._index(loaded.encoder)
         missing = self.reembedding(loaded).some
-        return FollowedGallery(gallery_id, loaded.digest, index, self.store, missing)
+        return LiveIndex(gallery_id, loaded.digest, index, self.store, missing)
 
     def _index(self, encoder: Encoder) -> GalleryIndex:
         card = encoder.card

@@ -12,8 +12,7 @@ from service.access.audit.entries import Entry, model_named
 from service.gallery.records import ErasureReceipt, GalleryRecord, SequenceRecord
 from service.jobs.job import Job
 from service.recognition.enrolment import Enrolled
-from service.recognition.identification import Identified
-from service.recognition.verification import Verified
+from service.recognition.identification import Identified, Verified
 from service.serving.decision import Threshold
 from service.serving.model_in_use import ModelInUse
 

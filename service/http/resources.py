@@ -36,7 +36,6 @@ from service.recognition.enrolment import Enrolment
 from service.recognition.identification import Identification
 from service.recognition.intake import Intake
 from service.recognition.load import Load
-from service.recognition.verification import Verification
 from service.serving.active_models import ActiveModels
 from service.serving.lineage import TrainingRecord
 from service.serving.model_in_use import ModelInUse
@@ -70,7 +69,6 @@ class Resources:
     writers: Writers
     enrolment: Enrolment
     identification: Identification
-    verification: Verification
     erasure: Erasure
     reserve: Reserve
     portability: Portability
@@ -171,7 +169,6 @@ async def open_resources(
             writers=writers,
             enrolment=Enrolment(store, writers, intake, models),
             identification=Identification(store, models, intake, metrics),
-            verification=Verification(store, models, intake, metrics),
             erasure=Erasure(
                 store, writers, galleries, TrainingRecord.of(settings.data_dir), reserve, settings
             ),

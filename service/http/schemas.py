@@ -21,11 +21,10 @@ from service.gallery.records import (
     ErasureReceipt,
     GalleryRecord,
     Metadata,
+    Walk,
 )
 from service.recognition.conflict import ConflictingWalk, ConflictReason
-from service.recognition.identification import Identified
-from service.recognition.intake import EmbeddedWalk
-from service.recognition.verification import Verified
+from service.recognition.identification import Identified, Verified
 from service.serving.model_in_use import ModelInUse
 from service.transfer.importing import Imported
 
@@ -158,7 +157,7 @@ class ProbeAnswer(Schema):
     quality: QualityAnswer
 
     @classmethod
-    def of(cls, walk: EmbeddedWalk) -> Self:
+    def of(cls, walk: Walk) -> Self:
         """Make it from the probe."""
         return cls(frames=len(walk.silhouettes), quality=QualityAnswer.of(walk.quality))
 

@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service.foundation.errors import NotFound, Unavailable
 from service.foundation.metrics import Metrics
-from service.gallery.active_model import PinnedGallery, adopt, every_gallery
+from service.gallery.active_model import GalleryModels, adopt, every_gallery
 from service.gallery.sealing import Damaged
 from service.gallery.store import GalleryStore
 from service.http.model_wiring import ShuttingDown
@@ -87,7 +87,7 @@ class WarmUp:
             return False
         return True
 
-    async def _load(self, row: PinnedGallery) -> None:
+    async def _load(self, row: GalleryModels) -> None:
         try:
             loaded = await self.models.model_of(row)
             await asyncio.to_thread(self._embed_and_follow, row, loaded)
@@ -98,7 +98,7 @@ class WarmUp:
                 "a gallery cannot be searched: %s", error, extra={"gallery_id": row.gallery_id}
             )
 
-    def _embed_and_follow(self, row: PinnedGallery, loaded: LoadedModel) -> None:
+    def _embed_and_follow(self, row: GalleryModels, loaded: LoadedModel) -> None:
         made = self.reembedding(loaded).everything(
             lambda done, total: self._say(
                 f"The active model is new here: {done} of {total} sequences are embedded with it."

@@ -32,21 +32,21 @@ from service.access.audit.entries import Entry
 from service.foundation.errors import Conflict, NotFound, Reason
 from service.foundation.settings import Settings
 from service.gallery.active_model import (
-    PinnedGallery,
+    GalleryModels,
     count_lacking,
     count_sequences,
     lock_gallery,
-    pinned,
-    pinned_in,
+    models_in,
+    models_of,
     prune,
     swap,
     swap_back,
 )
 from service.gallery.operating_point import OperatingPoint
-from service.gallery.paired_embeddings import drawn_subjects, read_pairs
-from service.gallery.records import ModelPin
+from service.gallery.reading import drawn_subjects, read_pairs
+from service.gallery.records import GalleryModel
 from service.gallery.sealing import sealing_of
-from service.gallery.store import GalleryStore, embedding_row, lacks
+from service.gallery.store import GalleryStore, lacks
 from service.gallery.tables import SequenceRow
 from service.job_types.calibration import CalibrationModel, NotEmbedded, measure
 from service.job_types.threshold_transfer import TARGET_FPIR, carry_over
@@ -76,11 +76,11 @@ class _TooManyLate(Exception):
     """More came meanwhile than can be embedded while others wait."""
 
 
-def active_pin(settings: Settings, row: PinnedGallery) -> ModelPin:
+def active_model(settings: Settings, row: GalleryModels) -> GalleryModel:
     """A gallery's active model; raises `NotFound` when the deployment's own is not there."""
     if row.active is not None:
         return row.active
-    return ModelPin(settings.model, read_card(resolve(settings, settings.model))["digest"])
+    return GalleryModel(settings.model, read_card(resolve(settings, settings.model))["digest"])
 
 
 class Activation:
@@ -114,8 +114,8 @@ class Activation:
 
     def _run(self, lease: Lease) -> None:
         request = lease.job.request
-        row = pinned(self._engine, request["gallery"])
-        old = active_pin(self._settings, row)
+        row = models_of(self._engine, request["gallery"])
+        old = active_model(self._settings, row)
         if request.get("instead_of") not in (None, old.digest):
             raise CannotActivate(
                 "the gallery has another model now than the one that this one was compared with"
@@ -125,7 +125,7 @@ class Activation:
             encoder = Encoder.open(folder, self._settings.device)
         except ValueError as error:
             raise CannotActivate(f"the model cannot be loaded: {error}") from error
-        new = ModelPin(request["name"], encoder.digest)
+        new = GalleryModel(request["name"], encoder.digest)
         if new.digest == old.digest:
             raise CannotActivate("the model is active in this gallery already")
         reembedding = Reembedding(self._store, encoder.encode, new.digest)
@@ -154,7 +154,7 @@ class Activation:
             if not lock_gallery(session, row.gallery_id):
                 raise CannotActivate("the gallery was erased meanwhile")
             require_running(session, lease)
-            if pinned_in(session, row.name).active != row.active:
+            if models_in(session, row.name).active != row.active:
                 raise CannotActivate("the gallery was given another model meanwhile")
             self._embed_late_ones(session, row.gallery_id, encoder)
             result["sequences"] = count_sequences(session, row.gallery_id)
@@ -175,7 +175,7 @@ class Activation:
         prune(self._engine, row.gallery_id, (new.digest, old.digest))
 
     def _compare(
-        self, row: PinnedGallery, encoder: Encoder, new: ModelPin, old: ModelPin
+        self, row: GalleryModels, encoder: Encoder, new: GalleryModel, old: GalleryModel
     ) -> PairedRank1 | None:
         subjects = drawn_subjects(self._engine, row.gallery_id)
         pairs = read_pairs(self._engine, row.gallery_id, subjects, new.digest, old.digest)
@@ -190,7 +190,11 @@ class Activation:
         )
 
     def _operating_point(
-        self, row: PinnedGallery, new: CalibrationModel, old: ModelPin, embed: Callable[[], None]
+        self,
+        row: GalleryModels,
+        new: CalibrationModel,
+        old: GalleryModel,
+        embed: Callable[[], None],
     ) -> OperatingPoint | None:
         """The new model's, at the gallery's own target; None where its card's threshold decides."""
         _, _, kept = self._store.head(row.name)
@@ -202,7 +206,7 @@ class Activation:
             try:
                 measured = measure(self._engine, row.name, new, target)
             except NotEmbedded:  # somebody was enrolled since: that makes no gallery too small
-                if pinned(self._engine, row.name).gallery_id != row.gallery_id:
+                if models_of(self._engine, row.name).gallery_id != row.gallery_id:
                     return None
                 embed()
             except CannotCalibrate:
@@ -216,9 +220,9 @@ class Activation:
 
     def _carried(
         self,
-        row: PinnedGallery,
+        row: GalleryModels,
         new: CalibrationModel,
-        old: ModelPin,
+        old: GalleryModel,
         before: OperatingPoint | None,
         target: float,
     ) -> OperatingPoint | None:
@@ -233,7 +237,7 @@ class Activation:
             return None
         return carry_over(self._engine, row.gallery_id, threshold, new, model, target)
 
-    def _figures(self, pin: ModelPin) -> JsonObject:
+    def _figures(self, pin: GalleryModel) -> JsonObject:
         """What the model reached in the evaluations on its card."""
         try:
             return figures(read_card(resolve(self._settings, pin.name)).get("metrics"))
@@ -264,7 +268,7 @@ class Activation:
                 ]
             )
             session.add_all(
-                embedding_row(row.id, encoder.digest, embedding, sealing)
+                sealing.seal_embedding(row.id, encoder.digest, embedding)
                 for row, embedding in zip(rows, made, strict=True)
             )
 
@@ -300,7 +304,7 @@ def shown(compared: PairedRank1) -> JsonObject:
     return {**asdict(compared), "interval": list(compared.interval)}
 
 
-def _still_there(settings: Settings, model: ModelPin) -> bool:
+def _still_there(settings: Settings, model: GalleryModel) -> bool:
     try:
         digest: str = read_card(resolve(settings, model.name))["digest"]
     except NotFound:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
-from sqlalchemy import Engine, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Engine
 
 from models.calibration import (
     CONFIDENCE,
@@ -22,9 +18,7 @@ from models.calibration import (
 )
 from models.similarity import Metric
 from service.gallery.operating_point import CurvePoint, OperatingPoint
-from service.gallery.sealing import sealing_of
-from service.gallery.store import missing_gallery, sequences_under
-from service.gallery.tables import GalleryRow, SequenceRow
+from service.gallery.reading import read_gallery
 from service.serving.registry import read_card
 from service.storage.database import now
 
@@ -61,14 +55,6 @@ class Measured(BaseModel):
     operating_point: OperatingPoint
 
 
-@dataclass(frozen=True, slots=True)
-class _Enrolled:
-    """Everything that a checkpoint made of a gallery: embeddings [n, p, c], whose each is [n]."""
-
-    embeddings: NDArray[np.float32]
-    subjects: NDArray[np.int64]
-
-
 Progress = Callable[[int, int], None]
 """Told how many sequences are done, of how many."""
 
@@ -85,13 +71,20 @@ def measure(
     Raises `NotFound` for a missing gallery, `CannotCalibrate` when it is too small for the rate,
     and `NotEmbedded` when it is not yet embedded with this model.
     """
-    gallery_id, enrolled = _read(engine, gallery, model.digest)
-    total = len(enrolled.subjects)
+    whole = read_gallery(engine, gallery, model.digest)
+    enrolled = whole.sequences
+    if enrolled.missing:
+        raise NotEmbedded(
+            f"{enrolled.missing} of {enrolled.total} sequences are not embedded with the active "
+            "model yet; calibrate when the service is ready"
+        )
+    names, subjects = enrolled.subjects()
+    total = len(subjects)
     similarities = stranger_similarities(
-        enrolled.embeddings, enrolled.subjects, model.metric, lambda done: progress(done, total)
+        enrolled.embeddings, subjects, model.metric, lambda done: progress(done, total)
     )
-    found = calibrate(similarities, enrolled.subjects, target_fpir, model.thresholds)
-    curve = calibration_curve(similarities, enrolled.subjects, model.thresholds)
+    found = calibrate(similarities, subjects, target_fpir, model.thresholds)
+    curve = calibration_curve(similarities, subjects, model.thresholds)
     curve[target_fpir] = found
     point = OperatingPoint(
         threshold=found.threshold,
@@ -99,40 +92,10 @@ def measure(
         confidence=CONFIDENCE,
         method=found.method,
         target_fpir=target_fpir,
-        gallery_subjects=len(np.unique(enrolled.subjects)),
+        gallery_subjects=len(names),
         gallery_sequences=total,
         calibrated_at=now(),
         digest=model.digest,
         curve=tuple(CurvePoint.of(*item) for item in sorted(curve.items(), reverse=True)),
     )
-    return Measured(gallery_id=gallery_id, operating_point=point)
-
-
-def _read(engine: Engine, gallery: str, digest: str) -> tuple[str, _Enrolled]:
-    """One state of the gallery: what is read in one statement has no half of an enrolment."""
-    with Session(engine) as session:
-        gallery_id = session.scalar(select(GalleryRow.id).where(GalleryRow.name == gallery))
-        if gallery_id is None:
-            raise missing_gallery(gallery)
-        rows = session.execute(
-            sequences_under(digest)
-            .where(SequenceRow.gallery_id == gallery_id)
-            .order_by(SequenceRow.id)
-        ).all()
-    missing = sum(row.vector is None for row in rows)
-    if missing:
-        raise NotEmbedded(
-            f"{missing} of {len(rows)} sequences are not embedded with the active model yet; "
-            "calibrate when the service is ready"
-        )
-    shape = (rows[0].parts, rows[0].channels) if rows else (1, 1)
-    sealing = sealing_of(engine)
-    embeddings = np.empty((len(rows), *shape), np.float32)
-    for number, row in enumerate(rows):
-        embeddings[number] = sealing.embedding(
-            row.id, digest, row.vector, row.key_id, parts=row.parts, checksum=row.checksum
-        )
-    _, subjects = np.unique(
-        np.asarray([row.subject_id for row in rows], np.str_), return_inverse=True
-    )
-    return gallery_id, _Enrolled(embeddings, subjects)
+    return Measured(gallery_id=whole.gallery_id, operating_point=point)

@@ -23,16 +23,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
-from sqlalchemy import Engine, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Engine
 
 from models.nearest import Nearest, nearest
 from models.similarity import Metric
 from service.foundation.errors import Invalid
-from service.gallery.operating_point import OperatingPoint
-from service.gallery.sealing import sealing_of
-from service.gallery.store import missing_gallery, sequences_under
-from service.gallery.tables import GalleryRow, SequenceRow
+from service.gallery.reading import read_gallery
 from service.serving.decision import ThresholdSource, choose_threshold
 from service.serving.registry import read_card
 from service.storage.database import now
@@ -40,7 +36,6 @@ from service.storage.database import now
 MOST_LISTED: Final = 50
 _POOR_SCORE: Final = 0.5
 _CHANCE: Final = 0.01
-_PIECE: Final = 512  # sequences that are read at once
 
 
 class CannotAudit(ValueError):
@@ -153,12 +148,20 @@ def audit(
     Raises `NotFound` for a missing gallery, and `CannotAudit` when nobody is enrolled, not
     everybody is embedded with this model yet, or there is no threshold to judge by.
     """
-    enrolled = _read(engine, gallery, model)
-    total = len(enrolled.members)
-    names, subjects = np.unique([item.subject_id for item in enrolled.members], return_inverse=True)
+    whole = read_gallery(engine, gallery, model.digest)
+    enrolled = whole.sequences
+    total = enrolled.total
+    if not total:
+        raise CannotAudit("nobody is enrolled, so there is nothing to audit")
+    if enrolled.missing:
+        raise CannotAudit(
+            f"{enrolled.missing} of {total} sequences are not embedded with the active model yet; "
+            "audit when the service is ready"
+        )
+    names, subjects = enrolled.subjects()
     try:
         threshold = choose_threshold(
-            None, enrolled.operating_point, len(names), model.digest, model.threshold
+            None, whole.operating_point, len(names), model.digest, model.threshold
         )
     except Invalid as error:
         raise CannotAudit(
@@ -167,10 +170,22 @@ def audit(
     own, others = nearest(
         enrolled.embeddings, subjects, model.metric, lambda done: progress(done, total)
     )
-    found = _Found(enrolled.members, subjects, own, others, threshold.value)
+    members = [
+        Member(sequence_id=sequence_id, subject_id=subject_id)
+        for sequence_id, subject_id in zip(enrolled.sequence_ids, enrolled.subject_ids, strict=True)
+    ]
+    poor = sorted(
+        (
+            Poor(**dict(member), score=quality["score"], issues=tuple(quality["issues"]))
+            for member, quality in zip(members, enrolled.quality, strict=True)
+            if is_poor(quality)
+        ),
+        key=lambda one: one.score,
+    )
+    found = _Found(members, subjects, own, others, threshold.value)
     astray, hubs, pairs = found.nearer_to_another(), found.hubs(), found.pairs()
     return Audited(
-        gallery_id=enrolled.gallery_id,
+        gallery_id=whole.gallery_id,
         audit=Audit(
             gallery=gallery,
             gallery_subjects=len(names),
@@ -183,25 +198,14 @@ def audit(
                 nearer_to_another=len(astray),
                 hubs=len(hubs),
                 pairs=len(pairs),
-                poor=len(enrolled.poor),
+                poor=len(poor),
             ),
             nearer_to_another=tuple(astray[:MOST_LISTED]),
             hubs=tuple(hubs[:MOST_LISTED]),
             pairs=tuple(pairs[:MOST_LISTED]),
-            poor=tuple(enrolled.poor[:MOST_LISTED]),
+            poor=tuple(poor[:MOST_LISTED]),
         ),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Enrolled:
-    """A gallery under one checkpoint: embeddings [n, p, c] of n members."""
-
-    gallery_id: str
-    operating_point: OperatingPoint | None
-    members: list[Member]
-    embeddings: NDArray[np.float32]
-    poor: list[Poor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,60 +290,6 @@ def unusual_count(mean: float, sequences: int) -> int:
         if tail <= 0:  # beyond what doubles tell from nothing
             return max(count, 3)
     return count
-
-
-def _read(engine: Engine, gallery: str, model: AuditModel) -> _Enrolled:
-    """One state of the gallery: what is read in one statement has no half of an enrolment."""
-    members: list[Member] = []
-    poor: list[Poor] = []
-    vectors = bytearray()  # grows in place: the embeddings are in memory once
-    shape, missing = (1, 1), 0
-    sealing = sealing_of(engine)
-    with Session(engine) as session:
-        row = session.execute(
-            select(GalleryRow.id, GalleryRow.operating_point).where(GalleryRow.name == gallery)
-        ).one_or_none()
-        if row is None:
-            raise missing_gallery(gallery)
-        gallery_id, point = row
-        for item in session.execute(
-            sequences_under(model.digest, SequenceRow.quality)
-            .where(SequenceRow.gallery_id == gallery_id)
-            .order_by(SequenceRow.id),
-            execution_options={"yield_per": _PIECE},
-        ):
-            member = Member(sequence_id=item.id, subject_id=item.subject_id)
-            members.append(member)
-            if item.vector is None:
-                missing += 1
-                continue
-            embedding = sealing.embedding(
-                item.id,
-                model.digest,
-                item.vector,
-                item.key_id,
-                parts=item.parts,
-                checksum=item.checksum,
-            )
-            vectors += embedding.astype("<f4").tobytes()
-            shape = (item.parts, item.channels)
-            if is_poor(item.quality):
-                score, issues = item.quality["score"], tuple(item.quality["issues"])
-                poor.append(Poor(**member.model_dump(), score=score, issues=issues))
-    if not members:
-        raise CannotAudit("nobody is enrolled, so there is nothing to audit")
-    if missing:
-        raise CannotAudit(
-            f"{missing} of {len(members)} sequences are not embedded with the active model yet; "
-            "audit when the service is ready"
-        )
-    return _Enrolled(
-        gallery_id=gallery_id,
-        operating_point=OperatingPoint.of(point),
-        members=members,
-        embeddings=np.frombuffer(vectors, "<f4").reshape(len(members), *shape),
-        poor=sorted(poor, key=lambda one: one.score),
-    )
 
 
 def is_poor(quality: dict[str, Any]) -> bool:

@@ -19,12 +19,12 @@ from sqlalchemy.orm import Session
 from models.comparison import LEAST_SUBJECTS, PairedRank1, Side, compare_rank1
 from models.encoder import Encoder
 from service.foundation.settings import Settings
-from service.gallery.active_model import pinned
-from service.gallery.paired_embeddings import drawn_subjects
+from service.gallery.active_model import models_of
+from service.gallery.reading import drawn_subjects
 from service.gallery.records import Embedding, Silhouettes
 from service.gallery.sealing import sealing_of
 from service.gallery.tables import SequenceRow
-from service.job_types.activation import active_pin, shown
+from service.job_types.activation import active_model, shown
 from service.job_types.held_out_split import is_held_out, trained_on
 from service.job_types.verdict import Verdict
 from service.serving.registry import resolve
@@ -46,8 +46,8 @@ def judge(
         NotFound: no such gallery, or its model is not there.
         ValueError: a checkpoint cannot be loaded, or `pack` is none.
     """
-    row = pinned(engine, gallery)
-    old_pin = active_pin(settings, row)
+    row = models_of(engine, gallery)
+    old_pin = active_model(settings, row)
     new = Encoder.open(checkpoint, settings.device)
     old = Encoder.open(resolve(settings, old_pin.name), settings.device)
     learnt = trained_on(pack)

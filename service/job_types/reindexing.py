@@ -22,12 +22,12 @@ from sqlalchemy.orm import Session
 
 from models.encoder import Encoder
 from service.foundation.settings import Settings
-from service.gallery.active_model import count_sequences, pinned, prune
+from service.gallery.active_model import count_sequences, models_of, prune
 from service.gallery.records import Embedding, Silhouettes
 from service.gallery.sealing import DamagedEmbedding, DamagedSilhouettes, sealing_of
-from service.gallery.store import GalleryStore, embedding_of
+from service.gallery.store import GalleryStore
 from service.gallery.tables import EmbeddingRow, SequenceRow
-from service.job_types.activation import active_pin
+from service.job_types.activation import active_model
 from service.serving.registry import resolve
 
 _log = logging.getLogger(__name__)
@@ -77,8 +77,8 @@ def reindex(
     settings: Settings, engine: Engine, gallery: str, progress: Callable[[int, int], None]
 ) -> Reindexed:
     """Do it; raises `NotFound` for a gallery or model that is not there, and `CannotReindex`."""
-    row = pinned(engine, gallery)
-    active = active_pin(settings, row)
+    row = models_of(engine, gallery)
+    active = active_model(settings, row)
     try:
         encoder = Encoder.open(resolve(settings, active.name), settings.device)
     except ValueError as error:
@@ -167,7 +167,7 @@ class _Check:
         if stored is None:
             return _State.MISSING, None
         try:
-            embedding = embedding_of(stored, self._sealing)
+            embedding = self._sealing.embedding(stored)
         except DamagedEmbedding:
             return _State.BROKEN, None
         if embedding.shape != (self._encoder.card.parts, self._encoder.card.channels):
@@ -183,8 +183,8 @@ class _Check:
         self._store.add_embeddings(self._encoder.digest, ((key, new[key]) for key in missing))
         others = [item for item in walks if item[1] is not _State.MISSING]
         if others:
-            self._store.replace_embeddings(
-                self._encoder.digest, ((key, new[key]) for key, _, _, _ in others)
+            self._store.add_embeddings(
+                self._encoder.digest, ((key, new[key]) for key, _, _, _ in others), replace=True
             )
         as_before = sum(old is not None and _same(old, new[key]) for key, _, old, _ in others)
         self.checked += as_before

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from service.foundation.errors import Conflict, Invalid, NotFound, Reason, Unavailable
 from service.foundation.settings import Settings
-from service.gallery.active_model import pinned
+from service.gallery.active_model import models_of
 from service.gallery.store import missing_gallery
 from service.gallery.tables import GalleryRow
 from service.job_types.activate import KIND as KIND_OF_ACTIVATION
@@ -159,7 +159,7 @@ class Submission:
         active there already, or another job changes the gallery's embeddings.
         """
         self._require_model(name, "name")
-        active = pinned(self._engine, gallery).active
+        active = models_of(self._engine, gallery).active
         digest = read_card(resolve(self._settings, name))["digest"]
         own = resolve(self._settings, self._settings.model)
         if digest == (active.digest if active else read_card(own)["digest"]):

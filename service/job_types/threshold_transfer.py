@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from models.calibration import CONFIDENCE, stranger_similarities
 from service.gallery.operating_point import OperatingPoint
-from service.gallery.paired_embeddings import read_pairs
+from service.gallery.reading import read_pairs
 from service.gallery.tables import SubjectRow
 from service.job_types.calibration import CalibrationModel
 from service.storage.database import now

@@ -200,7 +200,7 @@ class Worker:
 
     @contextmanager
     def _alone(self, lease: Lease, tenure: Tenure, folder: Path) -> Iterator[int]:
-        """Hold the folder's lock, with a lease that is still good; yields its descriptor.
+        """KeyLock the folder's lock, with a lease that is still good; yields its descriptor.
 
         Raises `_Cancelled`, `_Stopping` or `LeaseLost` while it waits for an earlier attempt's end.
         """

@@ -1,17 +1,16 @@
-"""When a walk may not be the person's whose it is said to be.
+"""The rule that says when a walk may be another person's than the subject's.
 
 A walk conflicts with a subject when `identify` would answer that subject (the similarity reaches
 the gallery's threshold) and the subject that it is enrolled for is not the nearer one. Two things
 count as nearer, because walks that are sent together come from one camera and one minute:
 
-- **Each walk by itself** is compared with everything else of its subject, the other walks of its
-  request included: that finds one stray walk among right ones. The first walk of a new subject has
-  nothing of its own, so for it a match with somebody else is enough.
-- **The request as a whole** is compared with what its subject had before, the best of all its walks
-  on either side: walks sent together resemble each other whoever's they are, so they cannot vouch
-  for each other beside an enrolled person. A new subject had nothing before; several walks of one
-  that also match somebody else are enrolled, and that is said: they make one person two subjects
-  perhaps, but spoil nobody's sequences.
+- **Each walk by itself** is compared with all other walks of its subject, those of its request
+  included: that finds one stray walk among right ones. The first walk of a new subject has none, so
+  for it a match with another subject is enough.
+- **The request as a whole** is compared with what its subject had before, by the best of its walks.
+  Walks that are sent together resemble each other even if they are another person's, so they cannot
+  vouch for each other. A new subject had nothing before: several walks of a new subject that match
+  another one are enrolled, and the answer says so. At worst one person becomes two subjects.
 
 The threshold is the one that strangers reach with a known probability, so this is also how often a
 new person is asked about without need.
@@ -38,7 +37,7 @@ class Resemblance:
 
 
 @dataclass(frozen=True, slots=True)
-class NewWalk:
+class ComparedWalk:
     """A walk to be enrolled, and what it resembles most.
 
     Attributes:
@@ -108,7 +107,7 @@ class EnrolmentConflict(Conflict):
 
 
 def find_conflicts(
-    subject_id: str, walks: Sequence[NewWalk], threshold: float
+    subject_id: str, walks: Sequence[ComparedWalk], threshold: float
 ) -> tuple[ConflictingWalk, ...]:
     """The walks of one request that may be another subject's, in their order."""
     matched = [

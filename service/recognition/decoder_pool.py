@@ -41,9 +41,9 @@ from models.silhouettes.errors import (
     UnsupportedSequence,
 )
 from models.silhouettes.normalise import HEIGHT, WIDTH
+from models.silhouettes.prepare import Prepared
 from models.silhouettes.quality import Quality
 from service.foundation.errors import Unavailable
-from service.gallery.records import SequenceQuality, Silhouettes
 from service.recognition.decoder_process import FORK, KILL, SLOW
 
 _log = logging.getLogger(__name__)
@@ -57,18 +57,6 @@ _START_S: Final = 20.0  # in which a decoder starts, or something is wrong
 _MOST_WALKS: Final = 100  # of one decoder, which bounds what libraries may leak
 _AGAIN_S: Final = 0.2  # between two looks for a slow place
 _OF_PREPARING: Final = 384 * MEBIBYTE  # planes of a frame of 4096 x 4096, and libraries' own
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedWalk:
-    """A walk fit for embedding: silhouettes uint8 [s, 64, 64], and how good they are.
-
-    `seconds` is how long it took, from the first byte that was handed over.
-    """
-
-    silhouettes: Silhouettes
-    quality: SequenceQuality
-    seconds: float
 
 
 class _Taken(BaseModel):
@@ -178,11 +166,13 @@ class DecoderPool:
         finally:
             turn.leave()
 
-    async def decode(self, read: Read, started: Callable[[Decoder], None]) -> PreparedWalk:
-        """Decode and prepare one upload in a process of its own.
+    async def decode(
+        self, read: Read, started: Callable[[Decoder], None]
+    ) -> tuple[Prepared, float]:
+        """Decode and prepare one upload in a process of its own, of which `started` is told.
 
-        `started` is told which one. Raises `SequenceError` for an upload that is
-        refused, and `Unavailable` when no process can be had.
+        Also returns the seconds that it took, from the first byte that was handed over. Raises
+        `SequenceError` for an upload that is refused, and `Unavailable` when no process can be had.
         """
         decoder = await self._take()
         answered = False
@@ -210,7 +200,7 @@ class DecoderPool:
             else:
                 self._end(decoder)
 
-    async def _talk(self, decoder: Decoder, read: Read) -> PreparedWalk:
+    async def _talk(self, decoder: Decoder, read: Read) -> tuple[Prepared, float]:
         began = perf_counter()
         while piece := await read(_PIECE):
             decoder.writer.writelines((len(piece).to_bytes(4, "big"), piece))
@@ -226,12 +216,8 @@ class DecoderPool:
             raise ConnectionError("a decoder answered what no walk is")
         pixels = await decoder.reader.readexactly(answer.frames * HEIGHT * WIDTH)
         decoder.walks_left -= 1
-        quality = answer.quality
-        return PreparedWalk(
-            np.frombuffer(pixels, np.uint8).reshape(answer.frames, HEIGHT, WIDTH),
-            SequenceQuality(quality.score, quality.issues, quality.frames_in, quality.dropped),
-            perf_counter() - began,
-        )
+        silhouettes = np.frombuffer(pixels, np.uint8).reshape(answer.frames, HEIGHT, WIDTH)
+        return Prepared(silhouettes, answer.quality), perf_counter() - began
 
     async def _take(self) -> Decoder:
         while self._ready:
@@ -338,7 +324,7 @@ class Turn:
         self._decoder: Decoder | None = None  # of the walk that is being read
         self.is_slow = False
 
-    async def prepare(self, read: Read) -> PreparedWalk:
+    async def prepare(self, read: Read) -> tuple[Prepared, float]:
         """Decode and prepare one walk; raises what `DecoderPool.decode` raises.
 
         Also `Unavailable`, for a slow one while others wait and all slow places are taken.

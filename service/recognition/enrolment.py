@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from service.gallery.coverage import Coverage, LabelsInUse, coverage, labels_in_use
-from service.gallery.records import Metadata, NewSequence, SequenceQuality
-from service.gallery.sealing import sealing_of
-from service.gallery.store import GalleryStore
+from models.silhouettes.quality import Quality
+from service.gallery.coverage import Coverage, coverage, labels_in_use
+from service.gallery.records import Metadata, Walk
+from service.gallery.store import GalleryChanged, GalleryStore, NewSequence
 from service.recognition.conflict import ConflictingWalk
-from service.recognition.intake import Intake, Walk, shown
-from service.recognition.protection import Admission, GalleryChanged, Offered, Protection, Seen
+from service.recognition.conflict_check import Admission, ConflictCheck
+from service.recognition.intake import Intake, Upload
 from service.serving.active_models import ActiveModels
 from service.serving.model_in_use import ModelInUse
 from service.serving.model_pool import LoadedModel
 from service.serving.thresholds import queue_if_stale
-from service.storage.database import new_id
 from service.storage.writers import Writers
 
 
@@ -28,7 +27,7 @@ class EnrolledSequence:
 
     sequence_id: str
     frames: int
-    quality: SequenceQuality
+    quality: Quality
     already_enrolled: bool
 
 
@@ -44,7 +43,8 @@ class Enrolled:
     model: ModelInUse
 
 
-Also = Callable[[Session, Enrolled], None]
+InTransaction = Callable[[Session, Enrolled], None]
+"""Work for the enrolment's own transaction; what it raises rolls everything back."""
 
 
 class Enrolment:
@@ -62,39 +62,33 @@ class Enrolment:
         self,
         gallery: str,
         subject_id: str,
-        walks: Sequence[Walk],
+        uploads: Sequence[Upload],
         metadata: Metadata,
-        also: Also,
+        in_transaction: InTransaction,
         *,
         accept_conflict: bool = False,
     ) -> Enrolled:
-        """Prepare and embed the walks, then add them in one transaction, in which `also` runs.
+        """Prepare and embed the uploads, then add them in one transaction.
 
         A walk that the subject has already is not added again. A gallery that outgrows its
         calibration by it is calibrated again, by a job.
 
         Raises `NotFound` for a missing gallery, `EnrolmentConflict` for walks that may be another
-        subject's unless that is accepted, and whatever `ActiveModels.using` and `Intake.embed`
-        raise; the gallery is unchanged then.
+        subject's unless that is accepted, and whatever `ActiveModels.using`, `Intake.embed` and
+        `in_transaction` raise; the gallery is unchanged then.
         """
         # One model throughout, whatever becomes active meanwhile: what the walks are compared with
         # is what the same model made of the gallery.
         async with self._models.using(gallery) as loaded:
-            embedded = await self._intake.embed(walks, loaded.batcher)
-            named = [
-                (
-                    shown(walk.name),
-                    NewSequence(new_id(), item.silhouettes, item.quality, metadata, item.embedding),
-                )
-                for walk, item in zip(walks, embedded, strict=True)
-            ]
+            walks = await self._intake.embed(uploads, loaded.batcher)
             return await self._writers.run(
                 self._add,
                 gallery,
                 subject_id,
-                named,
-                also,
+                walks,
+                metadata,
                 loaded,
+                in_transaction,
                 accept_conflict=accept_conflict,
             )
 
@@ -102,96 +96,50 @@ class Enrolment:
         self,
         gallery: str,
         subject_id: str,
-        named: Sequence[tuple[str, NewSequence]],
-        also: Also,
+        walks: Sequence[Walk],
+        metadata: Metadata,
         loaded: LoadedModel,
+        in_transaction: InTransaction,
         *,
         accept_conflict: bool,
     ) -> Enrolled:
-        model = loaded.model
-        sealing = sealing_of(self._store.engine)
-        offered = [Offered.of(name, sequence, sealing) for name, sequence in named]
-        protection = Protection(
-            self._store, lambda gallery_id: self._models.index(gallery_id, loaded), model
-        )
+        model, store = loaded.model, self._store
+        sequences = [store.seal(walk, metadata, model.digest) for walk in walks]
+        check = ConflictCheck(store, model, subject_id, sequences)
         while True:
-            seen = protection.look(gallery, subject_id, offered)
-            with Session(self._store.engine) as session:
-                in_use = labels_in_use(session, seen.gallery_id, subject_id)
-            attempt = _Attempt(
-                protection, model, gallery, subject_id, offered, seen, in_use, accept_conflict
-            )
+            head = store.head(gallery, model.digest)
+            compared = check.compare(head, self._models.index(head.gallery_id, loaded))
+            with Session(store.engine) as session:
+                in_use = labels_in_use(session, head.gallery_id, subject_id)
             try:
-                return attempt.carry_out(self._store, also)
+                with store.enrolling(head.gallery_id, subject_id) as transaction:
+                    admission = check.admit(transaction, compared, accept_conflict=accept_conflict)
+                    transaction.add(admission.added)
+                    queue_if_stale(transaction.session, gallery, model.digest)
+                    enrolled = Enrolled(
+                        gallery=gallery,
+                        subject_id=subject_id,
+                        sequences=_enrolled(sequences, admission),
+                        conflicts=admission.conflicts,
+                        coverage=coverage(transaction.session, head.gallery_id, subject_id, in_use),
+                        model=model,
+                    )
+                    in_transaction(transaction.session, enrolled)
+                return enrolled
             except GalleryChanged:  # an erasure took what the walks had just been compared with
                 continue
 
 
-@dataclass(slots=True)
-class _Attempt:
-    """One transaction that adds the walks, after they were compared with the gallery."""
-
-    protection: Protection
-    model: ModelInUse
-    gallery: str
-    subject_id: str
-    offered: Sequence[Offered]
-    seen: Seen
-    in_use: LabelsInUse
-    accept_conflict: bool
-
-    def carry_out(self, store: GalleryStore, also: Also) -> Enrolled:
-        """Raises `GalleryChanged`, and what `Protection.admit` and `also` raise."""
-        decided: list[tuple[str, Admission]] = []
-        answers: list[Enrolled] = []
-
-        def admit(session: Session, gallery_id: str, revision: int) -> Collection[str]:
-            admission = self.protection.admit(
-                session,
-                gallery_id,
-                revision,
-                self.subject_id,
-                self.offered,
-                self.seen,
-                accept_conflict=self.accept_conflict,
-            )
-            decided.append((gallery_id, admission))
-            return admission.added
-
-        def finish(session: Session) -> None:
-            queue_if_stale(session, self.gallery, self.model.digest)
-            ((gallery_id, admission),) = decided
-            covered = coverage(session, gallery_id, self.subject_id, self.in_use)
-            answers.append(self._answer(admission, covered))
-            also(session, answers[0])
-
-        store.enrol(
-            self.gallery,
-            self.subject_id,
-            [one.sequence for one in self.offered],
-            self.model.digest,
-            finish,
-            admit,
+def _enrolled(
+    sequences: Sequence[NewSequence], admission: Admission
+) -> tuple[EnrolledSequence, ...]:
+    added = {sequence.sequence_id for sequence in admission.added}
+    return tuple(
+        EnrolledSequence(
+            sequence_id=sequence_id,
+            frames=len(sequence.walk.silhouettes),
+            quality=sequence.walk.quality,
+            already_enrolled=sequence.sequence_id not in added,
         )
-        return answers[0]
-
-    def _answer(self, admission: Admission, covered: Coverage) -> Enrolled:
-        added = set(admission.added)
-        sequences = []
-        for one, sequence_id in zip(self.offered, admission.ids, strict=True):
-            sequences.append(
-                EnrolledSequence(
-                    sequence_id=sequence_id,
-                    frames=len(one.sequence.silhouettes),
-                    quality=one.sequence.quality,
-                    already_enrolled=one.sequence.sequence_id not in added,
-                )
-            )
-        return Enrolled(
-            gallery=self.gallery,
-            subject_id=self.subject_id,
-            sequences=tuple(sequences),
-            conflicts=admission.conflicts,
-            coverage=covered,
-            model=self.model,
-        )
+        for sequence, sequence_id in zip(sequences, admission.ids, strict=True)
+    )

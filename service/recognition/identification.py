@@ -1,21 +1,26 @@
-"""Identify (1:N): who in the gallery walks like this, if anybody."""
+"""Identify (1:N): who in the gallery walks like this? Verify (1:1): does this subject?"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
+from typing import TypeVar
 
 from service.foundation.metrics import Metrics
-from service.gallery.live_index import Candidate, Filter
-from service.gallery.records import Embedding
+from service.gallery.listing import missing_subject, require_subject
+from service.gallery.live_index import Candidate, Filter, LiveIndex
+from service.gallery.records import Walk
 from service.gallery.store import GalleryStore
-from service.recognition.intake import EmbeddedWalk, Intake, Walk
+from service.recognition.intake import Intake, Upload
 from service.serving.active_models import ActiveModels
 from service.serving.decision import Threshold, threshold_for
 from service.serving.model_in_use import ModelInUse
 from service.serving.model_pool import LoadedModel
 from service.storage.database import new_id
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +41,30 @@ class Identified:
     match: bool
     threshold: Threshold
     candidates: tuple[RankedCandidate, ...]
-    probe: EmbeddedWalk
+    probe: Walk
+    model: ModelInUse
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """The answer to a verification, with the subject's most similar sequence."""
+
+    search_id: str
+    gallery: str
+    verified: bool
+    threshold: Threshold
+    closest: Candidate
+    probe: Walk
     model: ModelInUse
     seconds: float
 
 
 class Identification:
-    """The use case behind POST /identify."""
+    """The use cases behind POST /identify and POST /verify."""
 
     def __init__(
-        self,
-        store: GalleryStore,
-        models: ActiveModels,
-        intake: Intake,
-        metrics: Metrics,
+        self, store: GalleryStore, models: ActiveModels, intake: Intake, metrics: Metrics
     ) -> None:
         self._store = store
         self._models = models
@@ -59,7 +74,7 @@ class Identification:
     async def identify(
         self,
         gallery: str,
-        walk: Walk,
+        upload: Upload,
         *,
         top_k: int,
         threshold: float | None,
@@ -73,12 +88,15 @@ class Identification:
         """
         started = perf_counter()
         async with self._models.using(gallery) as loaded:
-            (probe,) = await self._intake.embed([walk], loaded.batcher)
-            # One subject more than asked for: a margin needs the best other one.
-            subjects = max(top_k, 1) + 1
-            chosen, best = await asyncio.to_thread(
-                self._search, gallery, loaded, probe.embedding, subjects, threshold, where, explain
-            )
+            (probe,) = await self._intake.embed([upload], loaded.batcher)
+
+            def search(index: LiveIndex, revision: int) -> list[Candidate]:
+                # One subject more than asked for: a margin needs the best other one.
+                return index.search(
+                    revision, probe.embedding, max(top_k, 1) + 1, where=where, explain=explain
+                )
+
+            chosen, best = await asyncio.to_thread(self._search, gallery, loaded, threshold, search)
         match = bool(best) and best[0].similarity >= chosen.value
         self._metrics.decisions.labels("match" if match else "no_match").inc()
         return Identified(
@@ -92,26 +110,57 @@ class Identification:
             seconds=perf_counter() - started,
         )
 
+    async def verify(
+        self, gallery: str, subject_id: str, upload: Upload, *, threshold: float | None
+    ) -> Verified:
+        """Compare the walk with every sequence of one subject, and decide by the best.
+
+        Raises `NotFound` for a missing gallery or subject, `Invalid` when there is no threshold to
+        decide by, and whatever `ActiveModels.using` and `Intake.embed` raise.
+        """
+        started = perf_counter()
+        async with self._models.using(gallery) as loaded:  # a missing gallery is said first
+            await asyncio.to_thread(require_subject, self._store.engine, gallery, subject_id)
+            (probe,) = await self._intake.embed([upload], loaded.batcher)
+
+            def compare(index: LiveIndex, revision: int) -> Candidate:
+                closest = index.compare(revision, probe.embedding, subject_id)
+                if closest is None:  # erased while the walk was embedded
+                    raise missing_subject(gallery, subject_id)
+                return closest
+
+            chosen, closest = await asyncio.to_thread(
+                self._search, gallery, loaded, threshold, compare
+            )
+        return Verified(
+            search_id=new_id(),
+            gallery=gallery,
+            verified=closest.similarity >= chosen.value,
+            threshold=chosen,
+            closest=closest,
+            probe=probe,
+            model=loaded.model,
+            seconds=perf_counter() - started,
+        )
+
     def _search(
         self,
         gallery: str,
         loaded: LoadedModel,
-        probe: Embedding,
-        subjects: int,
         threshold: float | None,
-        where: Filter | None,
-        explain: bool,
-    ) -> tuple[Threshold, list[Candidate]]:
+        search: Callable[[LiveIndex, int], Found],
+    ) -> tuple[Threshold, Found]:
         with self._metrics.search_seconds.time():
             # One row says what is searched and what is decided by.
-            gallery_id, newest, point = self._store.head(gallery, loaded.digest)
-            followed = self._models.index(gallery_id, loaded)
-            best = followed.search(newest, probe, subjects, where=where, explain=explain)
-            return threshold_for(threshold, point, followed.subjects, loaded.model), best
+            head = self._store.head(gallery, loaded.digest)
+            index = self._models.index(head.gallery_id, loaded)
+            found = search(index, head.revision)
+            point = head.operating_point
+            return threshold_for(threshold, point, index.subjects, loaded.model), found
 
 
 def rank(best: list[Candidate]) -> tuple[RankedCandidate, ...]:
-    """Number candidates (best first) and give each its margin; None where there is no other."""
+    """Number candidates (best first) and give each its margin; None when there is no other."""
     ranked = []
     for position, candidate in enumerate(best):
         other = best[0] if position else (best[1] if len(best) > 1 else None)

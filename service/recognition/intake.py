@@ -1,8 +1,8 @@
-"""The front half of every request with sequences: decode, prepare, embed, within bounds.
+"""Decode, prepare and embed the uploads of a request, within bounds.
 
-Bounds: at most `max_pending` sequences are anywhere in here, and nobody is let in behind more than
-`max_wait` seconds of work; an upload's bytes are read when its turn to be decoded comes, not
-before; and of one request's walks only a few wait to be embedded, so that a long one leaves room.
+At most `max_pending` sequences are in here at once. A request is refused if more than `max_wait`
+seconds of work are ahead of it. The bytes of an upload are read when its turn to be decoded comes.
+Only a few walks of one request wait to be embedded, so that a long request leaves room for others.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from models.silhouettes.errors import (
     SequenceTooLarge,
     UnsupportedSequence,
 )
+from models.silhouettes.prepare import Prepared
 from service.foundation.errors import (
     Invalid,
     Malformed,
@@ -29,8 +30,8 @@ from service.foundation.errors import (
     UnsupportedMedia,
 )
 from service.foundation.metrics import Metrics
-from service.gallery.records import Embedding, SequenceQuality, Silhouettes
-from service.recognition.decoder_pool import DecoderPool, PreparedWalk, Read, Turn
+from service.gallery.records import Walk
+from service.recognition.decoder_pool import DecoderPool, Read, Turn
 from service.recognition.load import Load
 from service.serving.batching import FrameBatcher
 
@@ -39,20 +40,11 @@ _AHEAD = 8  # walks of one request that are prepared and not yet embedded
 
 
 @dataclass(frozen=True, slots=True)
-class Walk:
-    """An upload: what to call it in an error, and how to read it."""
+class Upload:
+    """A file that was sent: what to call it in an error, and how to read it."""
 
     name: str
     read: Read
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddedWalk:
-    """A walk fit for use: silhouettes uint8 [s, 64, 64] and their embedding [p, c]."""
-
-    silhouettes: Silhouettes
-    quality: SequenceQuality
-    embedding: Embedding
 
 
 class Intake:
@@ -74,26 +66,27 @@ class Intake:
         self._max_wait = max_wait
         self._pending = 0
 
-    async def embed(self, walks: Sequence[Walk], batcher: FrameBatcher) -> list[EmbeddedWalk]:
-        """Decode, prepare and embed (in `batcher`) every walk, or raise for those that are no good.
+    async def embed(self, uploads: Sequence[Upload], batcher: FrameBatcher) -> list[Walk]:
+        """Decode, prepare and embed (in `batcher`) every upload.
 
-        Raises the `ServiceError` of the first walk that is refused, with a reason for each one
+        Raises the `ServiceError` of the first upload that is refused, with a reason for each one
         that is; `Unavailable` when too much is waiting already.
         """
-        refused: list[tuple[Walk, SequenceError]] = []
-        embedding: list[asyncio.Task[EmbeddedWalk]] = []
-        with self._admitted(len(walks)):
+        refused: list[tuple[Upload, SequenceError]] = []
+        embedding: list[asyncio.Task[Walk]] = []
+        with self._admitted(len(uploads)):
             try:
                 async with self._decoders.turn() as turn:
-                    for walk in walks:
+                    for upload in uploads:
                         await _room(embedding)
                         try:
-                            prepared = await self._prepare(turn, walk)
+                            prepared = await self._prepare(turn, upload)
                         except SequenceError as error:
-                            refused.append((walk, error))
+                            refused.append((upload, error))
                             continue
                         if not refused:
-                            embedding.append(asyncio.create_task(self._embed(prepared, batcher)))
+                            work = self._embed(shown(upload.name), prepared, batcher)
+                            embedding.append(asyncio.create_task(work))
                 if refused:
                     raise refusal(refused)
                 return await asyncio.gather(*embedding)
@@ -121,18 +114,18 @@ class Intake:
             self._pending -= count
             self._metrics.pending.set(self._pending)
 
-    async def _prepare(self, turn: Turn, walk: Walk) -> PreparedWalk:
+    async def _prepare(self, turn: Turn, upload: Upload) -> Prepared:
         with self._under_way():
-            prepared = await turn.prepare(walk.read)
-        self._metrics.decode_seconds.observe(prepared.seconds)
+            prepared, seconds = await turn.prepare(upload.read)
+        self._metrics.decode_seconds.observe(seconds)
         if not turn.is_slow:
-            self._load.decoded(prepared.seconds)
+            self._load.decoded(seconds)
         return prepared
 
-    async def _embed(self, walk: PreparedWalk, batcher: FrameBatcher) -> EmbeddedWalk:
+    async def _embed(self, name: str, prepared: Prepared, batcher: FrameBatcher) -> Walk:
         with self._under_way():
-            embedding = await batcher.submit(walk.silhouettes)
-        return EmbeddedWalk(walk.silhouettes, walk.quality, embedding)
+            embedding = await batcher.submit(prepared.silhouettes)
+        return Walk(name, *prepared, embedding)
 
     @contextmanager
     def _under_way(self) -> Iterator[None]:
@@ -143,7 +136,7 @@ class Intake:
             self._load.walks -= 1
 
 
-async def _room(embedding: Sequence[asyncio.Task[EmbeddedWalk]]) -> None:
+async def _room(embedding: Sequence[asyncio.Task[Walk]]) -> None:
     """Wait until few enough walks wait to be embedded; raises what made one fail."""
     while True:
         waiting = {task for task in embedding if not task.done()}
@@ -155,11 +148,11 @@ async def _room(embedding: Sequence[asyncio.Task[EmbeddedWalk]]) -> None:
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
 
 
-def refusal(refused: Sequence[tuple[Walk, SequenceError]]) -> ServiceError:
-    """One error for all walks that were refused: the first one's kind, every one's reasons."""
-    reasons = [reason for walk, error in refused for reason in _reasons(walk, error)]
-    walk, error = refused[0]
-    detail = f"{shown(walk.name)}: {error}"
+def refusal(refused: Sequence[tuple[Upload, SequenceError]]) -> ServiceError:
+    """One error for all uploads that were refused: the first one's kind, every one's reasons."""
+    reasons = [reason for upload, error in refused for reason in _reasons(upload, error)]
+    upload, error = refused[0]
+    detail = f"{shown(upload.name)}: {error}"
     if len(refused) > 1:
         detail += f" ({len(refused)} files were refused; see `errors`)"
     match error:
@@ -175,8 +168,8 @@ def refusal(refused: Sequence[tuple[Walk, SequenceError]]) -> ServiceError:
             return Invalid(detail, *reasons)
 
 
-def _reasons(walk: Walk, error: SequenceError) -> list[Reason]:
-    name = shown(walk.name)
+def _reasons(upload: Upload, error: SequenceError) -> list[Reason]:
+    name = shown(upload.name)
     if isinstance(error, PoorSequence):
         return [Reason(name, code) for code in error.reasons]
     where = f"{name}: {shown(error.where)}" if error.where else name
@@ -184,7 +177,7 @@ def _reasons(walk: Walk, error: SequenceError) -> list[Reason]:
 
 
 def shown(name: str) -> str:
-    """A name from a stranger, fit for an answer: printable and not too long."""
+    """A name that a client chose, fit for an answer: printable and not too long."""
     printable = "".join(
         character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name
     )

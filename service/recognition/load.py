@@ -1,4 +1,4 @@
-"""How long whoever comes now would wait: the walks under way times what one of them takes.
+"""How long a new request would wait: the walks under way times what one of them takes.
 
 A pipeline is as fast as its slowest stage, so a walk takes as long as it does there: decoding, of
 which several are under way at once, or embedding, which is done in batches. Both are measured while

@@ -22,9 +22,9 @@ from typing import Self
 
 from service.foundation.errors import NotFound, Unavailable
 from service.foundation.metrics import Metrics
-from service.gallery.active_model import PinnedGallery, pinned, pinned_by_id
+from service.gallery.active_model import GalleryModels, models_by_id, models_of
 from service.gallery.cache import GalleryCache
-from service.gallery.live_index import FollowedGallery
+from service.gallery.live_index import LiveIndex
 from service.gallery.store import GalleryStore
 from service.serving.model_in_use import ModelInUse
 from service.serving.model_pool import LoadedModel, ModelPool, ModelUnavailable
@@ -36,7 +36,7 @@ _KEEP_UP_S = 2.0  # between two rounds of keeping indexes current
 _RETRY_S = 15.0  # after an exchange that failed
 _AT_ONCE_S = 5.0  # that a rollback's answer waits for this process to follow it
 
-Follow = Callable[[str, LoadedModel], FollowedGallery]
+Follow = Callable[[str, LoadedModel], LiveIndex]
 """A new and empty index of a gallery under a model."""
 
 
@@ -100,11 +100,11 @@ class ActiveModels:
         Raises `NotFound` for a missing gallery, `ModelUnavailable` when nothing answers for it yet
         and its model cannot be loaded.
         """
-        row = await asyncio.to_thread(pinned, self._store.engine, gallery)
+        row = await asyncio.to_thread(models_of, self._store.engine, gallery)
         with self._pool.lease(await self.model_of(row)) as loaded:
             yield loaded
 
-    async def model_of(self, row: PinnedGallery) -> LoadedModel:
+    async def model_of(self, row: GalleryModels) -> LoadedModel:
         """The model that answers for a gallery whose row was just read.
 
         Begins to exchange it when the row says another one. Raises `ModelUnavailable`.
@@ -118,7 +118,7 @@ class ActiveModels:
             self._exchange(row.gallery_id)
         return serving.loaded
 
-    def index(self, gallery_id: str, loaded: LoadedModel) -> FollowedGallery:
+    def index(self, gallery_id: str, loaded: LoadedModel) -> LiveIndex:
         """The index of what this model made of a gallery. From any thread."""
         return self._galleries.get(
             gallery_id, loaded.digest, lambda: self._follow(gallery_id, loaded)
@@ -131,7 +131,7 @@ class ActiveModels:
         that cannot be loaded (the log says so) or a gallery that is gone by now.
         """
         try:
-            row = await asyncio.to_thread(pinned, self._store.engine, gallery)
+            row = await asyncio.to_thread(models_of, self._store.engine, gallery)
             self._failed_at.pop(row.gallery_id, None)
             await self.model_of(row)
         except (NotFound, ModelUnavailable):
@@ -147,10 +147,10 @@ class ActiveModels:
                 del self._serving[gallery_id]
         self._galleries.drop_model(loaded.digest)
 
-    def _wanted(self, row: PinnedGallery) -> str:
+    def _wanted(self, row: GalleryModels) -> str:
         return self.own.digest if row.active is None else row.active.digest
 
-    def _differs(self, row: PinnedGallery, serving: _Serving) -> bool:
+    def _differs(self, row: GalleryModels, serving: _Serving) -> bool:
         wanted = (self._wanted(row), row.index_epoch)
         return wanted != (serving.loaded.digest, serving.index_epoch)
 
@@ -192,7 +192,7 @@ class ActiveModels:
             self._metrics.model_exchanges.labels("done").inc()
             _log.info("a gallery is answered by the model %r now", loaded.model.name)
 
-    def _bring_up_to_date(self, row: PinnedGallery, loaded: LoadedModel, *, anew: bool) -> None:
+    def _bring_up_to_date(self, row: GalleryModels, loaded: LoadedModel, *, anew: bool) -> None:
         """Build the index that the row asks for, without touching the one that is searched."""
         held = self._galleries.held(row.gallery_id).get(loaded.digest)
         index = held
@@ -204,8 +204,8 @@ class ActiveModels:
             _log.warning("a gallery's index differed from the database and was replaced")
         self._galleries.replace(row.gallery_id, loaded.digest, index)
 
-    def _row(self, gallery_id: str) -> PinnedGallery:
-        found = pinned_by_id(self._store.engine, [gallery_id])
+    def _row(self, gallery_id: str) -> GalleryModels:
+        found = models_by_id(self._store.engine, [gallery_id])
         if not found:
             raise NotFound("The gallery was erased.")
         return found[0]
@@ -246,7 +246,7 @@ class ActiveModels:
             except Exception:  # the other galleries are none the worse for it
                 _log.exception("an index in memory cannot be kept current")
 
-    async def _keep_up_one(self, row: PinnedGallery) -> None:
+    async def _keep_up_one(self, row: GalleryModels) -> None:
         await self._open_previous(row)
         serving = self._serving.get(row.gallery_id)
         known = self._known(row) | ({serving.loaded.digest} if serving else set())
@@ -256,8 +256,8 @@ class ActiveModels:
             else:
                 self._galleries.drop(row.gallery_id, digest)
 
-    async def _open_previous(self, row: PinnedGallery) -> None:
-        """Hold the previous model's index as well, after a restart, say, where there is room."""
+    async def _open_previous(self, row: GalleryModels) -> None:
+        """KeyLock the previous model's index as well, after a restart, say, where there is room."""
         held = self._galleries.held(row.gallery_id)
         previous = row.previous
         if previous is None or previous.digest in held or previous.digest in self._out_of_reach:
@@ -277,15 +277,15 @@ class ActiveModels:
         else:  # replaced on disk; a rollback says so too
             self._out_of_reach.add(previous.digest)
 
-    async def _rows(self) -> list[PinnedGallery]:
+    async def _rows(self) -> list[GalleryModels]:
         """The galleries that this process answers for; lets go of those that are erased."""
         known = set(self._serving)
-        rows = await asyncio.to_thread(pinned_by_id, self._store.engine, known)
+        rows = await asyncio.to_thread(models_by_id, self._store.engine, known)
         for gallery_id in known - {row.gallery_id for row in rows}:
             self._let_go(gallery_id)
         return rows
 
-    def _known(self, row: PinnedGallery) -> set[str]:
+    def _known(self, row: GalleryModels) -> set[str]:
         return {self._wanted(row)} | ({row.previous.digest} if row.previous else set())
 
     def _let_go(self, gallery_id: str) -> None:

@@ -13,7 +13,7 @@ from typing import Self
 from models.encoder import Encoder
 from service.foundation.errors import ServiceError, Unavailable
 from service.foundation.metrics import Metrics
-from service.gallery.records import ModelPin
+from service.gallery.records import GalleryModel
 from service.serving.batching import FrameBatcher
 from service.serving.model_in_use import ModelInUse
 
@@ -63,7 +63,7 @@ class ModelPool:
         most: int,
         dropped: Callable[[LoadedModel], None],
     ) -> None:
-        """Hold at most `most` models; `dropped` is told of each that is not held any more."""
+        """KeyLock at most `most` models; `dropped` is told of each that is not held any more."""
         self._open = open_model
         self._batcher = batcher
         self._metrics = metrics
@@ -90,7 +90,7 @@ class ModelPool:
             await loaded.batcher.__aexit__(None, None, None)
         await asyncio.gather(*self._closing)
 
-    async def get(self, pin: ModelPin | None) -> LoadedModel:
+    async def get(self, pin: GalleryModel | None) -> LoadedModel:
         """The model, loaded if it was not; None is the deployment's own.
 
         What lies under the name decides: a checkpoint that was replaced on disk has another digest

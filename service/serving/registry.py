@@ -22,7 +22,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from models.disk import sync
 from service.foundation.errors import Conflict, NotFound, Reason
 from service.foundation.settings import Settings
-from service.gallery.active_model import pinned
+from service.gallery.active_model import models_of
 from service.gallery.tables import GalleryRow
 from service.jobs.job import JsonObject, Status
 from service.jobs.tables import JobRow
@@ -113,7 +113,7 @@ def active_checkpoint(settings: Settings, engine: Engine, gallery: str) -> Path:
 
     Raises `NotFound` for the gallery or the model.
     """
-    active = pinned(engine, gallery).active
+    active = models_of(engine, gallery).active
     return resolve(settings, settings.model if active is None else active.name).absolute()
 
 

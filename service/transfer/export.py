@@ -30,7 +30,7 @@ from service.gallery.export_format import (
     silhouettes_member,
 )
 from service.gallery.sealing import content_hash, sealing_of
-from service.gallery.store import embedding_of, missing_gallery
+from service.gallery.store import missing_gallery
 from service.gallery.tables import (
     EmbeddingRow,
     ErasedSequenceRow,
@@ -216,8 +216,7 @@ def _embeddings(engine: Engine, sequence_ids: Sequence[str]) -> Arrays:
         rows = session.scalars(query).all()
     sealing = sealing_of(engine)
     for row in rows:
-        embedding = embedding_of(row, sealing)
-        yield embedding_member(row.digest, row.sequence_id), embedding.astype("<f4")
+        yield embedding_member(row.digest, row.sequence_id), sealing.embedding(row).astype("<f4")
 
 
 def _pages(

@@ -22,7 +22,7 @@ from service.gallery.coverage import label
 from service.gallery.export_format import SUBJECTS
 from service.gallery.records import GalleryRecord
 from service.gallery.sealing import packed, sealing_of
-from service.gallery.store import embedding_row, gallery_exists
+from service.gallery.store import gallery_exists
 from service.gallery.tables import EmbeddingRow, GalleryRow, SequenceRow, SubjectRow
 from service.storage.database import new_id, writing
 from service.transfer.export_file import (
@@ -235,7 +235,7 @@ class GalleryImport:
             for digest, shape in self._models.items():
                 if vector := self._spool.read():
                     embedding = np.frombuffer(vector, "<f4").reshape(shape.parts, shape.channels)
-                    embeddings.append(embedding_row(sequence_id, digest, embedding, self._sealing))
+                    embeddings.append(self._sealing.seal_embedding(sequence_id, digest, embedding))
         for added in (rows, embeddings):
             session.add_all(added)
             session.flush()

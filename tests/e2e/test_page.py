@@ -29,12 +29,12 @@ from sqlalchemy.orm import Session
 
 from service.access.keys import Scope, create_key
 from service.client import Client
-from service.gallery.records import NewSequence, SequenceQuality
 from service.gallery.store import GalleryStore
 from service.gallery.tables import GalleryRow
-from service.storage.database import new_id, open_database, writing
+from service.storage.database import open_database, writing
 from tests.e2e.deployment import Deployment
 from tests.service.conftest import save_tiny_model
+from tests.service.jobs.galleries import add, made_walk
 from tests.service.walkers import walk, walker
 
 pytestmark = [pytest.mark.slow]
@@ -554,11 +554,7 @@ def enrol_crowd(served: Deployment, gallery: str, people: int) -> None:
     digest = shown_gallery(served, gallery)["model"]["digest"]
     engine = open_database(f"sqlite:///{served.data / 'gaitid.sqlite'}")
     for number, walks in enumerate(crowd):
-        sequences = [
-            NewSequence(new_id(), np.zeros((1, 64, 64), np.uint8), SequenceQuality(1.0), {}, one)
-            for one in walks
-        ]
-        GalleryStore(engine).enrol(gallery, f"p{number}", sequences, digest, lambda _: None)
+        add(GalleryStore(engine), gallery, f"p{number}", map(made_walk, walks), digest)
     engine.dispose()
 
 

@@ -92,7 +92,10 @@ def test_after_kill_9_every_acknowledged_enrolment_is_found_and_nothing_half_don
             ]
             for thread in threads:
                 thread.start()
-            time.sleep(moments.uniform(0.5, 1.2))
+            before, deadline = len(acknowledged), time.monotonic() + 30
+            while len(acknowledged) == before and time.monotonic() < deadline:
+                time.sleep(0.02)
+            time.sleep(moments.uniform(0.0, 0.7))
             running.send_signal(signal.SIGKILL)
             for thread in threads:
                 thread.join(20)

@@ -8,6 +8,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from models.silhouettes.quality import Quality
+
+GOOD = Quality(1.0, (), 40, 40, {})
+
 
 def walker(person: int, *, phase: float = 0.0, frames: int = 40) -> NDArray[np.uint8]:
     """A person who walks: uint8 [s, 120, 90]."""

@@ -23,7 +23,7 @@ from service.http.middleware.access import CALLER
 from service.http.middleware.audit import RECORDED
 from service.http.middleware.idempotency import KEY_LOCK
 from service.http.middleware.scopes import requires
-from service.http.routes.dependencies import Held, resources
+from service.http.routes.dependencies import AppResources, get_resources
 from service.http.schemas import AuditLine, Schema
 from service.storage.failures import storage_trouble
 from service.storage.kept_answers import Answer, keep
@@ -42,13 +42,13 @@ _PIECE = 500  # lines
 
 async def record_answer(request: Request, entry: Entry) -> None:
     """Record something that was read, before it is sent."""
-    await resources(request).audit.answered(entry, _caller(request))
+    await get_resources(request).audit.answered(entry, _caller(request))
     request.scope[RECORDED] = True
 
 
 def record_change(request: Request, entry: Entry) -> None:
     """Record a change, within its transaction."""
-    resources(request).audit.changed(entry, _caller(request))
+    get_resources(request).audit.changed(entry, _caller(request))
     request.scope[RECORDED] = True
 
 
@@ -70,7 +70,7 @@ def keep_change(
 
 def record_read(request: Request, entry: Entry) -> None:
     """Record something that was read, before it is sent, from a route that runs in a thread."""
-    resources(request).audit.read(entry, _caller(request))
+    get_resources(request).audit.read(entry, _caller(request))
 
 
 async def record_erasure(
@@ -80,7 +80,7 @@ async def record_erasure(
 
     Raises `ErasureUnrecorded`.
     """
-    audit, reserve = resources(request).audit, resources(request).reserve
+    audit, reserve = get_resources(request).audit, get_resources(request).reserve
 
     def forget_and_record() -> None:
         if what == "gallery":
@@ -119,7 +119,7 @@ def _caller(request: Request) -> Actor:
 )
 async def read_audit(
     request: Request,
-    held: Held,
+    resources: AppResources,
     since: Annotated[Moment | None, Query(description="From then on.")] = None,
     until: Annotated[Moment | None, Query(description="Before then.")] = None,
     gallery: Annotated[GalleryName | None, Query()] = None,
@@ -129,7 +129,7 @@ async def read_audit(
 ) -> StreamingResponse:
     """Return the record of who did what, as it is now; reading it is recorded, too."""
     await record_answer(request, Entry("read_audit", gallery))
-    lines = held.audit.lines(after=cursor, since=since, until=until, gallery=gallery)
+    lines = resources.audit.lines(after=cursor, since=since, until=until, gallery=gallery)
     return StreamingResponse(_encoded(lines), media_type=MEDIA_TYPE)
 
 

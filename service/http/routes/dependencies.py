@@ -1,4 +1,4 @@
-"""How routes reach what the application holds."""
+"""Dependencies of the routes: the application's resources, and the walks of a request."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from fastapi import Depends, Request, UploadFile
 from starlette.requests import ClientDisconnect
 
 from service.http.resources import Resources
-from service.recognition.intake import Walk
+from service.recognition.intake import Upload
 
 Result = TypeVar("Result")
 
 
-def resources(request: Request) -> Resources:
-    """What the application holds."""
-    held: Resources = request.app.state.resources
-    return held
+def get_resources(request: Request) -> Resources:
+    """The application's resources."""
+    resources: Resources = request.app.state.resources
+    return resources
 
 
-def ready_resources(request: Request) -> Resources:
-    """The same, once model and indexes are loaded; raises `Unavailable` before."""
-    held = resources(request)
-    held.readiness.require()
-    return held
+def get_ready_resources(request: Request) -> Resources:
+    """The resources of an application that is ready; raises `Unavailable` before it is."""
+    resources = get_resources(request)
+    resources.readiness.require()
+    return resources
 
 
-Held = Annotated[Resources, Depends(resources)]
-HeldReady = Annotated[Resources, Depends(ready_resources)]
+AppResources = Annotated[Resources, Depends(get_resources)]
+ReadyResources = Annotated[Resources, Depends(get_ready_resources)]
 
 
-def walk(upload: UploadFile, position: int | None = None) -> Walk:
-    """An upload as a walk, named by its field, its position and what the client calls it."""
+def upload(file: UploadFile, position: int | None = None) -> Upload:
+    """A file of a request, named by its field, its position and what the client calls it."""
     field = "sequence" if position is None else f"sequence[{position}]"
-    return Walk(f"{field} {upload.filename}" if upload.filename else field, upload.read)
+    return Upload(f"{field} {file.filename}" if file.filename else field, file.read)
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Do the work, or drop it when the client goes away; raises `ClientDisconnect` then."""
+    """Do the work; raises `ClientDisconnect`, and cancels it, when the client goes away."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))
     try:

@@ -20,7 +20,7 @@ from service.http import recorded
 from service.http.middleware.idempotency import KEY_LOCK
 from service.http.middleware.scopes import requires
 from service.http.routes.audited import record_change
-from service.http.routes.dependencies import HeldReady, unless_disconnected, walk
+from service.http.routes.dependencies import ReadyResources, unless_disconnected, upload
 from service.http.schemas import EnrolAnswer, EnrolConflictProblem
 from service.privacy.erasure import DEFAULT_GALLERY
 from service.recognition.enrolment import Enrolled
@@ -41,7 +41,7 @@ router = APIRouter(tags=["recognition"], dependencies=[Depends(requires(Scope.EN
 )
 async def enroll(
     request: Request,
-    held: HeldReady,
+    resources: ReadyResources,
     subject_id: Annotated[SubjectId, Form()],
     sequence: Annotated[
         list[UploadFile], File(min_length=1, description="One walk each, 1 to 50 files.")
@@ -59,27 +59,30 @@ async def enroll(
     ] = False,
 ) -> EnrolAnswer:
     """Enrol walks of one person: all of them, or none when one is refused."""
-    most = held.settings.max_sequences_per_request
+    most = resources.settings.max_sequences_per_request
     if len(sequence) > most:
         raise TooLarge(
             f"Send at most {most} sequences in a request.", Reason("sequence", "too_many")
         )
     details = parse_metadata(metadata)
-    lock = request.scope.get(KEY_LOCK)
 
-    def keep_answer(session: Session, enrolled: Enrolled) -> None:
+    def record_and_keep(session: Session, enrolled: Enrolled) -> None:
         body = EnrolAnswer.of(enrolled).model_dump_json()
         record_change(request, recorded.enrolment(enrolled))
-        keep(session, lock, Answer(201, {"content-type": "application/json"}, body))
+        keep(
+            session,
+            request.scope.get(KEY_LOCK),
+            Answer(201, {"content-type": "application/json"}, body),
+        )
 
     enrolled = await unless_disconnected(
         request,
-        held.enrolment.enrol(
+        resources.enrolment.enrol(
             gallery,
             subject_id,
-            [walk(upload, position) for position, upload in enumerate(sequence)],
+            [upload(file, position) for position, file in enumerate(sequence)],
             details,
-            keep_answer,
+            record_and_keep,
             accept_conflict=accept_conflict,
         ),
     )

@@ -14,7 +14,7 @@ from service.gallery.records import GalleryRecord
 from service.http import recorded
 from service.http.middleware.scopes import requires
 from service.http.routes.audited import keep_change, record_erasure
-from service.http.routes.dependencies import Held
+from service.http.routes.dependencies import AppResources
 from service.http.schemas import (
     GalleryAnswer,
     GalleryChange,
@@ -30,51 +30,51 @@ _admin = Depends(requires(Scope.ADMIN))
 
 @router.get("", dependencies=[_reader])
 def list_galleries(
-    held: Held,
+    resources: AppResources,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
     cursor: Annotated[Cursor | None, Query()] = None,
 ) -> GalleryPage:
     """List galleries by name."""
-    page = galleries(held.engine, limit=limit, after=decode_cursor(cursor))
+    page = galleries(resources.engine, limit=limit, after=decode_cursor(cursor))
     return GalleryPage(
-        items=[GalleryAnswer.beside(held.model, record) for record in page.items],
+        items=[GalleryAnswer.beside(resources.model, record) for record in page.items],
         next_cursor=encode_cursor(page.next_key),
     )
 
 
 @router.post("", status_code=201, dependencies=[_admin])
 def create_gallery(
-    request: Request, response: Response, held: Held, body: GalleryRequest
+    request: Request, response: Response, resources: AppResources, body: GalleryRequest
 ) -> GalleryAnswer:
     """Create an empty gallery."""
     location = f"/galleries/{body.name}"
 
     def keep_answer(session: Session, record: GalleryRecord) -> None:
-        answer = GalleryAnswer.beside(held.model, record)
+        answer = GalleryAnswer.beside(resources.model, record)
         keep_change(session, request, recorded.new_gallery(record), answer, 201, location)
 
     metadata = check_metadata(body.metadata)
-    record = held.store.create(body.name, metadata, body.max_age_days, keep_answer)
+    record = resources.store.create(body.name, metadata, body.max_age_days, keep_answer)
     response.headers["Location"] = location
-    return GalleryAnswer.beside(held.model, record)
+    return GalleryAnswer.beside(resources.model, record)
 
 
 @router.get("/{gallery}", dependencies=[_reader])
-def show_gallery(held: Held, gallery: str) -> GalleryAnswer:
+def show_gallery(resources: AppResources, gallery: str) -> GalleryAnswer:
     """Show one gallery."""
-    return GalleryAnswer.beside(held.model, held.store.gallery(gallery))
+    return GalleryAnswer.beside(resources.model, resources.store.gallery(gallery))
 
 
 @router.patch("/{gallery}", dependencies=[_admin])
-def change_gallery(held: Held, gallery: str, body: GalleryChange) -> GalleryAnswer:
+def change_gallery(resources: AppResources, gallery: str, body: GalleryChange) -> GalleryAnswer:
     """Set how long a gallery keeps its sequences; null keeps them until somebody erases them."""
-    held.store.keep_for(gallery, body.max_age_days)
-    return GalleryAnswer.beside(held.model, held.store.gallery(gallery))
+    resources.store.keep_for(gallery, body.max_age_days)
+    return GalleryAnswer.beside(resources.model, resources.store.gallery(gallery))
 
 
 @router.delete("/{gallery}", dependencies=[_admin])
-async def erase_gallery(request: Request, held: Held, gallery: str) -> ReceiptAnswer:
+async def erase_gallery(request: Request, resources: AppResources, gallery: str) -> ReceiptAnswer:
     """Erase a gallery with everything in it; of `default` an empty one remains."""
-    receipt = await held.erasure.gallery(gallery)
+    receipt = await resources.erasure.gallery(gallery)
     await record_erasure(request, "gallery", receipt)
     return ReceiptAnswer.of(receipt)

@@ -7,7 +7,7 @@ from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.http.documentation import POLICY, documentation_page
-from service.http.routes.dependencies import Held
+from service.http.routes.dependencies import AppResources
 from service.http.schemas import ModelReference, Schema
 
 router = APIRouter(tags=["health"])
@@ -33,19 +33,19 @@ async def alive() -> Alive:
 
 
 @router.get("/readyz")
-def ready(held: Held) -> Ready:
+def ready(resources: AppResources) -> Ready:
     """Say whether model and indexes are loaded and the databases there: 503 with the reason."""
-    held.readiness.require()
-    held.store.check()
-    held.audit.check()
-    return Ready(status="ready", model=ModelReference.of(held.model))
+    resources.readiness.require()
+    resources.store.check()
+    resources.audit.check()
+    return Ready(status="ready", model=ModelReference.of(resources.model))
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-def metrics(held: Held) -> Response:
+def metrics(resources: AppResources) -> Response:
     """Metrics for Prometheus."""
     return Response(
-        generate_latest(held.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        generate_latest(resources.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
     )
 
 

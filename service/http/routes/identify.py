@@ -18,7 +18,7 @@ from service.gallery.fields import (
 from service.http import recorded
 from service.http.middleware.scopes import requires
 from service.http.routes.audited import record_answer
-from service.http.routes.dependencies import HeldReady, unless_disconnected, walk
+from service.http.routes.dependencies import ReadyResources, unless_disconnected, upload
 from service.http.schemas import IdentifyAnswer, VerifyAnswer
 from service.privacy.erasure import DEFAULT_GALLERY
 
@@ -28,7 +28,7 @@ router = APIRouter(tags=["recognition"], dependencies=[Depends(requires(Scope.ID
 @router.post("/identify", response_model=IdentifyAnswer)
 async def identify(
     request: Request,
-    held: HeldReady,
+    resources: ReadyResources,
     sequence: Annotated[UploadFile, File(description="One walk.")],
     gallery: Annotated[GalleryName, Form()] = DEFAULT_GALLERY,
     top_k: Annotated[int, Form(ge=1, le=100)] = 5,
@@ -47,9 +47,9 @@ async def identify(
     """Say who in the gallery walks like this, if anybody."""
     identified = await unless_disconnected(
         request,
-        held.identification.identify(
+        resources.identification.identify(
             gallery,
-            walk(sequence),
+            upload(sequence),
             top_k=top_k,
             threshold=threshold,
             where=parse_filter(where),
@@ -67,7 +67,7 @@ async def identify(
 @router.post("/verify")
 async def verify(
     request: Request,
-    held: HeldReady,
+    resources: ReadyResources,
     subject_id: Annotated[SubjectId, Form()],
     sequence: Annotated[UploadFile, File(description="One walk.")],
     gallery: Annotated[GalleryName, Form()] = DEFAULT_GALLERY,
@@ -76,7 +76,7 @@ async def verify(
     """Say whether this subject walks like this."""
     verified = await unless_disconnected(
         request,
-        held.verification.verify(gallery, subject_id, walk(sequence), threshold=threshold),
+        resources.identification.verify(gallery, subject_id, upload(sequence), threshold=threshold),
     )
     await record_answer(request, recorded.verification(verified))
     return VerifyAnswer.of(verified)

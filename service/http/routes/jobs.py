@@ -19,7 +19,7 @@ from service.gallery.fields import Cursor, decode_cursor, encode_cursor
 from service.http import recorded
 from service.http.middleware.access import caller_of
 from service.http.routes.audited import keep_change
-from service.http.routes.dependencies import Held
+from service.http.routes.dependencies import AppResources
 from service.http.schemas import Schema, Timestamp
 from service.job_types.requests import (
     AuditRequest,
@@ -74,9 +74,9 @@ class JobPage(Schema):
     next_cursor: str | None
 
 
-def job_queue(held: Held) -> JobQueue:
+def job_queue(resources: AppResources) -> JobQueue:
     """Return the deployment's queue."""
-    return JobQueue.of(held.engine, held.settings)
+    return JobQueue.of(resources.engine, resources.settings)
 
 
 @cache
@@ -95,13 +95,13 @@ class NewJob:
         self,
         request: Request,
         response: Response,
-        held: Held,
+        resources: AppResources,
         queue: Queue,
         check: Annotated[CheckRecipe, Depends(recipe_check)],
     ) -> None:
         self._request = request
         self._response = response
-        self.submit = Submission(held.settings, held.engine, queue, check)
+        self.submit = Submission(resources.settings, resources.engine, queue, check)
 
     def in_transaction(self, entry: Callable[[Job], Entry] = recorded.job) -> Also:
         """Return what keeps and records the answer, in the transaction that queues the job."""
@@ -187,7 +187,7 @@ def cancel_job(queue: Queue, job_id: str) -> JobAnswer:
 )
 def follow_job(
     request: Request,
-    held: Held,
+    resources: AppResources,
     queue: Queue,
     job_id: str,
     last_event_id: Annotated[str | None, _LAST_EVENT_ID] = None,
@@ -196,7 +196,7 @@ def follow_job(
     after = _sequence(last_event_id)
     if queue.get(job_id).status.final and not queue.events(job_id, after=after, limit=1):
         return Response(status_code=204)
-    return _Stream(held.followers, caller_of(request.scope), job_id, after)
+    return _Stream(resources.followers, caller_of(request.scope), job_id, after)
 
 
 class _Stream(EventSourceResponse):

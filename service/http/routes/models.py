@@ -16,13 +16,13 @@ from models.checkpoint import WEIGHTS
 from service.access.audit import entries
 from service.access.audit.entries import Entry
 from service.access.keys import Scope
-from service.gallery.active_model import PinnedGallery, every_gallery
-from service.gallery.records import ModelPin
+from service.gallery.active_model import GalleryModels, every_gallery
+from service.gallery.records import GalleryModel
 from service.http import recorded
 from service.http.middleware.scopes import requires
 from service.http.resources import Resources
 from service.http.routes.audited import record_change
-from service.http.routes.dependencies import Held
+from service.http.routes.dependencies import AppResources
 from service.http.routes.jobs import JobAnswer, Submits
 from service.http.schemas import Schema, Timestamp
 from service.job_types.activation import roll_back
@@ -72,7 +72,7 @@ class ModelList(Schema):
 
 
 def _summary(
-    model: RegisteredModel, galleries: Sequence[PinnedGallery], own: str
+    model: RegisteredModel, galleries: Sequence[GalleryModels], own: str
 ) -> dict[str, Any]:
     """Return what a list shows of a model; galleries start with the model `own`."""
     parameters, size = _measured(model.path / WEIGHTS)
@@ -95,8 +95,8 @@ def _summary(
     }
 
 
-def _answer(held: Resources, model: RegisteredModel) -> ModelAnswer:
-    summary = _summary(model, every_gallery(held.engine), held.settings.model)
+def _answer(resources: Resources, model: RegisteredModel) -> ModelAnswer:
+    summary = _summary(model, every_gallery(resources.engine), resources.settings.model)
     return ModelAnswer(**summary, metrics=model.metrics, card=model.card)
 
 
@@ -136,10 +136,10 @@ def headline(name: object, metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 @router.get("")
-def list_models(held: Held) -> ModelList:
+def list_models(resources: AppResources) -> ModelList:
     """List the models that jobs may name, without their cards."""
-    galleries, own = every_gallery(held.engine), held.settings.model
-    models = held.registry.all()
+    galleries, own = every_gallery(resources.engine), resources.settings.model
+    models = resources.registry.all()
     return ModelList(items=[ModelSummary(**_summary(one, galleries, own)) for one in models])
 
 
@@ -147,7 +147,7 @@ def list_models(held: Held) -> ModelList:
 def add_model(
     request: Request,
     response: Response,
-    held: Held,
+    resources: AppResources,
     name: Annotated[str, Form(pattern=NAME)],
     weights: Annotated[UploadFile, File(description="The weights, as safetensors.")],
     card: Annotated[UploadFile, File(description="The card, as JSON.")],
@@ -157,31 +157,37 @@ def add_model(
     def record(digest: str) -> None:
         record_change(request, recorded.model("add_model", name, digest=digest))
 
-    model = take_in(held.settings, held.registry, name, weights.file, card.file, record)
+    model = take_in(resources.settings, resources.registry, name, weights.file, card.file, record)
     response.headers["Location"] = f"/models/{name}"
-    return _answer(held, model)
+    return _answer(resources, model)
 
 
 @router.post("/rollback", status_code=202)
-async def rollback(new: Submits, held: Held, body: GalleryChoice | None = None) -> JobAnswer:
+async def rollback(
+    new: Submits, resources: AppResources, body: GalleryChoice | None = None
+) -> JobAnswer:
     """Go back to the model that a gallery had before, at once; the job has succeeded already."""
     gallery = (body or GalleryChoice()).gallery
     also = new.in_transaction(_rolled_back)
-    job = await held.writers.run(roll_back, held.settings, held.engine, gallery, also)
-    await held.models.follow_now(gallery)
+    job = await resources.writers.run(
+        roll_back, resources.settings, resources.engine, gallery, also
+    )
+    await resources.models.follow_now(gallery)
     return new.accepted(job)
 
 
 @router.get("/{name}")
-def show_model(held: Held, name: str) -> ModelAnswer:
+def show_model(resources: AppResources, name: str) -> ModelAnswer:
     """Show one model with its whole card."""
-    return _answer(held, held.registry.show(name))
+    return _answer(resources, resources.registry.show(name))
 
 
 @router.delete("/{name}", status_code=204, dependencies=[_admin])
-def remove_model(request: Request, held: Held, name: str) -> None:
+def remove_model(request: Request, resources: AppResources, name: str) -> None:
     """Remove a model that no gallery uses or may go back to, and no unfinished job names."""
-    held.registry.remove(name, lambda: record_change(request, recorded.model("remove_model", name)))
+    resources.registry.remove(
+        name, lambda: record_change(request, recorded.model("remove_model", name))
+    )
 
 
 @router.post("/{name}/activate", status_code=202)
@@ -197,6 +203,6 @@ def _rolled_back(job: Job) -> Entry:
         "rollback_model",
         done["gallery"],
         job.id,
-        old=ModelPin(**done["previous"]),
-        new=ModelPin(done["model"], done["digest"]),
+        old=GalleryModel(**done["previous"]),
+        new=GalleryModel(done["model"], done["digest"]),
     )

@@ -12,7 +12,7 @@ from service.gallery.fields import GalleryName
 from service.http import recorded
 from service.http.middleware.scopes import requires
 from service.http.routes.audited import record_answer, record_read
-from service.http.routes.dependencies import Held
+from service.http.routes.dependencies import AppResources
 from service.http.schemas import ImportAnswer
 
 router = APIRouter(
@@ -28,14 +28,14 @@ _FILE = {"application/zip": {"schema": {"type": "string", "format": "binary"}}}
 )
 def export_gallery(
     request: Request,
-    held: Held,
+    resources: AppResources,
     gallery: str,
     embeddings: Annotated[
         bool, Query(description="Whether the models' embeddings are in it, beside the silhouettes.")
     ] = True,
 ) -> StreamingResponse:
     """Export a gallery as it is now; the connection is cut if something is erased meanwhile."""
-    pieces = held.portability.export(gallery, embeddings=embeddings)
+    pieces = resources.portability.export(gallery, embeddings=embeddings)
     record_read(request, recorded.export(gallery, embeddings=embeddings))
     return StreamingResponse(
         pieces,
@@ -50,10 +50,10 @@ def export_gallery(
     openapi_extra={"requestBody": {"required": True, "content": _FILE}},
 )
 async def import_gallery(
-    request: Request, response: Response, held: Held, gallery: GalleryName
+    request: Request, response: Response, resources: AppResources, gallery: GalleryName
 ) -> ImportAnswer:
     """Make a new gallery of an export: all of it, or nothing when anything in it is wrong."""
-    imported = await held.portability.put(gallery, request.stream())
+    imported = await resources.portability.put(gallery, request.stream())
     await record_answer(request, recorded.imported(imported.gallery))
     response.headers["Location"] = f"/galleries/{gallery}"
-    return ImportAnswer.beside(held.model, imported)
+    return ImportAnswer.beside(resources.model, imported)

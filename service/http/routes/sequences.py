@@ -15,7 +15,7 @@ from service.gallery.records import Silhouettes
 from service.http import recorded
 from service.http.middleware.scopes import requires
 from service.http.routes.audited import record_erasure, record_read
-from service.http.routes.dependencies import Held
+from service.http.routes.dependencies import AppResources
 from service.http.schemas import ReceiptAnswer, SequenceAnswer
 
 router = APIRouter(prefix="/sequences", tags=["sequences"])
@@ -31,19 +31,19 @@ def _gives(media_type: str) -> dict[str, Any]:
 
 
 @router.get("/{sequence_id}", dependencies=[_reader])
-def show_sequence(held: Held, sequence_id: str) -> SequenceAnswer:
+def show_sequence(resources: AppResources, sequence_id: str) -> SequenceAnswer:
     """Show a sequence, without its silhouettes."""
-    return SequenceAnswer.of(held.store.sequence(sequence_id))
+    return SequenceAnswer.of(resources.store.sequence(sequence_id))
 
 
 @router.get(
     "/{sequence_id}/silhouettes.npz",
     **_gives("application/x-npz"),
 )
-def silhouettes_as_arrays(request: Request, held: Held, sequence_id: str) -> Response:
+def silhouettes_as_arrays(request: Request, resources: AppResources, sequence_id: str) -> Response:
     """Return the normalised silhouettes: `silhouettes`, uint8 [s, 64, 64]."""
     file = BytesIO()
-    np.savez_compressed(file, silhouettes=_given(request, held, sequence_id, "npz"))
+    np.savez_compressed(file, silhouettes=_given(request, resources, sequence_id, "npz"))
     return Response(file.getvalue(), media_type="application/x-npz")
 
 
@@ -51,9 +51,9 @@ def silhouettes_as_arrays(request: Request, held: Held, sequence_id: str) -> Res
     "/{sequence_id}/silhouettes.gif",
     **_gives("image/gif"),
 )
-def silhouettes_as_film(request: Request, held: Held, sequence_id: str) -> Response:
+def silhouettes_as_film(request: Request, resources: AppResources, sequence_id: str) -> Response:
     """Show the normalised silhouettes as an animated GIF, 25 frames a second."""
-    frames = _given(request, held, sequence_id, "gif")
+    frames = _given(request, resources, sequence_id, "gif")
     first, *rest = (Image.fromarray(frame) for frame in frames)
     file = BytesIO()
     first.save(
@@ -66,24 +66,26 @@ def silhouettes_as_film(request: Request, held: Held, sequence_id: str) -> Respo
     "/{sequence_id}/gei.png",
     **_gives("image/png"),
 )
-def energy_image(request: Request, held: Held, sequence_id: str) -> Response:
+def energy_image(request: Request, resources: AppResources, sequence_id: str) -> Response:
     """Show the gait energy image, 44 x 64 pixels."""
-    energy = gait_energy_image(_given(request, held, sequence_id, "gei"))
+    energy = gait_energy_image(_given(request, resources, sequence_id, "gei"))
     file = BytesIO()
     Image.fromarray(np.rint(energy * 255).astype(np.uint8)).save(file, "PNG")
     return Response(file.getvalue(), media_type="image/png")
 
 
 @router.delete("/{sequence_id}", dependencies=[_admin])
-async def erase_sequence(request: Request, held: Held, sequence_id: str) -> ReceiptAnswer:
+async def erase_sequence(
+    request: Request, resources: AppResources, sequence_id: str
+) -> ReceiptAnswer:
     """Erase a sequence, and its subject when it was the last one."""
-    receipt = await held.erasure.sequence(sequence_id)
+    receipt = await resources.erasure.sequence(sequence_id)
     await record_erasure(request, "sequence", receipt)
     return ReceiptAnswer.of(receipt)
 
 
-def _given(request: Request, held: Held, sequence_id: str, form: str) -> Silhouettes:
+def _given(request: Request, resources: AppResources, sequence_id: str, form: str) -> Silhouettes:
     """Return a walk's silhouettes, after recording that they are given out."""
-    silhouettes = held.store.silhouettes(sequence_id)
-    record_read(request, recorded.silhouettes(held.store.sequence(sequence_id), form))
+    silhouettes = resources.store.silhouettes(sequence_id)
+    record_read(request, recorded.silhouettes(resources.store.sequence(sequence_id), form))
     return silhouettes

@@ -11,7 +11,7 @@ from service.gallery.fields import Cursor, GalleryName, decode_cursor, encode_cu
 from service.gallery.listing import subject, subjects
 from service.http.middleware.scopes import requires
 from service.http.routes.audited import record_erasure
-from service.http.routes.dependencies import Held
+from service.http.routes.dependencies import AppResources
 from service.http.schemas import (
     CoverageAnswer,
     ReceiptAnswer,
@@ -29,13 +29,13 @@ _admin = Depends(requires(Scope.ADMIN))
 
 @router.get("", dependencies=[_reader])
 def list_subjects(
-    held: Held,
+    resources: AppResources,
     gallery: Annotated[GalleryName, Query()] = DEFAULT_GALLERY,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
     cursor: Annotated[Cursor | None, Query()] = None,
 ) -> SubjectPage:
     """List a gallery's subjects by id."""
-    page = subjects(held.engine, gallery, limit=limit, after=decode_cursor(cursor))
+    page = subjects(resources.engine, gallery, limit=limit, after=decode_cursor(cursor))
     return SubjectPage(
         items=[SubjectAnswer.of(record) for record in page.items],
         next_cursor=encode_cursor(page.next_key),
@@ -44,10 +44,12 @@ def list_subjects(
 
 @router.get("/{subject_id}", dependencies=[_reader])
 def show_subject(
-    held: Held, subject_id: str, gallery: Annotated[GalleryName, Query()] = DEFAULT_GALLERY
+    resources: AppResources,
+    subject_id: str,
+    gallery: Annotated[GalleryName, Query()] = DEFAULT_GALLERY,
 ) -> SubjectWithSequences:
     """Show a subject, its sequences, and which views and conditions are missing."""
-    record, sequences, covered = subject(held.engine, gallery, subject_id)
+    record, sequences, covered = subject(resources.engine, gallery, subject_id)
     return SubjectWithSequences(
         subject_id=record.subject_id,
         gallery=record.gallery,
@@ -60,11 +62,11 @@ def show_subject(
 @router.delete("/{subject_id}", dependencies=[_admin])
 async def erase_subject(
     request: Request,
-    held: Held,
+    resources: AppResources,
     subject_id: str,
     gallery: Annotated[GalleryName, Query()] = DEFAULT_GALLERY,
 ) -> ReceiptAnswer:
     """Erase a subject with every sequence."""
-    receipt = await held.erasure.subject(gallery, subject_id)
+    receipt = await resources.erasure.subject(gallery, subject_id)
     await record_erasure(request, "subject", receipt)
     return ReceiptAnswer.of(receipt)

@@ -19,10 +19,9 @@ from sqlalchemy.orm import Session
 
 from service.foundation.errors import Unavailable
 from service.foundation.settings import Settings
-from service.gallery.records import NewSequence
 from service.gallery.reencryption import Kept, holdings, reencrypt
 from service.gallery.sealing import DamagedEmbedding, DamagedSilhouettes, Sealing, sealing_of
-from service.gallery.store import GalleryStore
+from service.gallery.store import GalleryStore, NewSequence
 from service.gallery.tables import EmbeddingRow, SequenceRow
 from service.http.resources import open_engine
 from service.http.serve import CannotServe, _preflight
@@ -66,9 +65,9 @@ def traces(sequences: list[NewSequence], within: bytes) -> int:
         trace in within
         for item in sequences
         for trace in (
-            plain.seal_silhouettes(item.sequence_id, item.silhouettes)[16:48],
-            plain.seal_embedding(item.sequence_id, "digest", item.embedding)[:24],
-            plain.content_hash(item.silhouettes).encode(),
+            plain.seal_silhouettes(item.sequence_id, item.walk.silhouettes)[16:48],
+            plain.seal_embedding(item.sequence_id, "digest", item.walk.embedding).vector[:24],
+            plain.content_hash(item.walk.silhouettes).encode(),
         )
     )
 
@@ -83,14 +82,14 @@ def test_the_files_hold_no_walk_and_everything_can_still_be_read(
     gallery_id, newest, _ = store.head("default")
     changes = store.changes(gallery_id, 0, "digest")
     assert changes.revision == newest
-    for item, followed in zip(sequences, changes.added, strict=True):
-        assert np.array_equal(store.silhouettes(item.sequence_id), item.silhouettes)
-        assert followed.embedding is not None
-        assert np.array_equal(followed.embedding, item.embedding)
+    for item, added in zip(sequences, changes.added, strict=True):
+        assert np.array_equal(store.silhouettes(item.sequence_id), item.walk.silhouettes)
+        assert added.embedding is not None
+        assert np.array_equal(added.embedding, item.walk.embedding)
     export_gallery(engine, "default", tmp_path / "out.zip")
     with GalleryExport(tmp_path / "out.zip") as export:
         walked = export.silhouettes(sequences[0].sequence_id)
-    assert np.array_equal(walked, sequences[0].silhouettes)
+    assert np.array_equal(walked, sequences[0].walk.silhouettes)
     engine.dispose()
 
 
@@ -132,7 +131,7 @@ def test_what_is_moved_to_another_row_does_not_open_there(settings: Settings) ->
                 update(table).where(key == second.sequence_id).values({content.key: moved})
             )
     store = GalleryStore(engine)
-    assert np.array_equal(store.silhouettes(first.sequence_id), first.silhouettes)
+    assert np.array_equal(store.silhouettes(first.sequence_id), first.walk.silhouettes)
     with pytest.raises(DamagedSilhouettes, match=second.sequence_id):
         store.silhouettes(second.sequence_id)
     with pytest.raises(DamagedEmbedding):
@@ -155,7 +154,7 @@ def test_an_existing_plain_gallery_is_encrypted_and_leaves_nothing_plain(
     assert reencrypt(engine) == 0
     assert traces(sequences, files(sealed)) == 0
     stored = GalleryStore(engine).silhouettes(sequences[69].sequence_id)
-    assert np.array_equal(stored, sequences[69].silhouettes)
+    assert np.array_equal(stored, sequences[69].walk.silhouettes)
     engine.dispose()
 
 
@@ -171,9 +170,9 @@ def test_after_a_rotation_the_old_key_is_needed_no_more(settings: Settings) -> N
     assert [kept.sequences for kept in holdings(engine)] == [7]
     for item in sequences:
         stored = GalleryStore(engine).silhouettes(item.sequence_id)
-        assert np.array_equal(stored, item.silhouettes)
+        assert np.array_equal(stored, item.walk.silhouettes)
     sealing = sealing_of(engine)
-    assert sealing.content_hash(sequences[0].silhouettes) in hashes(engine)
+    assert sealing.content_hash(sequences[0].walk.silhouettes) in hashes(engine)
     assert not hashes(engine) & hashed
     engine.dispose()
 
@@ -200,10 +199,10 @@ def test_a_process_that_kept_the_old_key_cannot_write_once_it_is_retired(
 def test_a_walk_may_be_looked_up_by_the_hash_of_any_key(settings: Settings) -> None:
     _, (item, *_) = filled(settings, 1)
     old, both = (Sealing(read_keys(with_keys(settings, *keys))) for keys in ([OLD], [NEW, OLD]))
-    found = both.content_hashes(item.silhouettes)
-    assert found[0] == both.content_hash(item.silhouettes)
-    assert old.content_hash(item.silhouettes) in found
-    assert Sealing().content_hash(item.silhouettes) in found
+    found = both.content_hashes(item.walk.silhouettes)
+    assert found[0] == both.content_hash(item.walk.silhouettes)
+    assert old.content_hash(item.walk.silhouettes) in found
+    assert Sealing().content_hash(item.walk.silhouettes) in found
     assert len(set(found)) == 3
 
 
@@ -311,10 +310,10 @@ def test_a_rotation_that_was_killed_is_continued_while_others_enrol(settings: Se
     assert 0 < halfway[None] < 40
     store = GalleryStore(engine)
     for item in (*sequences, *late):  # plain or sealed, everything is readable
-        assert np.array_equal(store.silhouettes(item.sequence_id), item.silhouettes)
+        assert np.array_equal(store.silhouettes(item.sequence_id), item.walk.silhouettes)
     reencrypt(engine)
     assert holdings(engine) == [Kept(names(sealed)[0], 43, 43)]
     assert traces([*sequences, *late], files(sealed)) == 0
     for item in (*sequences, *late):
-        assert np.array_equal(store.silhouettes(item.sequence_id), item.silhouettes)
+        assert np.array_equal(store.silhouettes(item.sequence_id), item.walk.silhouettes)
     engine.dispose()

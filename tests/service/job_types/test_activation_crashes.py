@@ -17,8 +17,7 @@ from sqlalchemy.orm import Session
 
 from models import comparison
 from service.foundation.settings import Settings
-from service.gallery.active_model import pinned
-from service.gallery.records import NewSequence, SequenceQuality
+from service.gallery.active_model import models_of
 from service.gallery.store import GalleryStore
 from service.gallery.tables import EmbeddingRow
 from service.job_types import activation
@@ -29,9 +28,10 @@ from service.jobs.queue import JobQueue, Lease
 from service.privacy.erasure_transactions import erase_gallery
 from service.serving.registry import read_card, resolve
 from service.serving.thresholds import keep
-from service.storage.database import migrate, new_id, open_database, writing
+from service.storage.database import migrate, open_database, writing
 from tests.e2e.deployment import Deployment, until
 from tests.service.conftest import save_tiny_model
+from tests.service.jobs.galleries import add, made_walk
 
 SEQUENCES = 80  # more than two pieces
 
@@ -55,17 +55,14 @@ def fill(
     """Enrol with embeddings of the deployment's own model, two sequences a subject."""
     digest = read_card(resolve(settings, settings.model))["digest"]
     for number in range(first, first + count, 2):
-        new = [
-            NewSequence(
-                new_id(),
-                silhouettes(item, frames),
-                SequenceQuality(1.0),
-                {},
+        walks = [
+            made_walk(
                 np.random.default_rng(item).normal(size=(4, 16)).astype(np.float32),
+                silhouettes(item, frames),
             )
             for item in (number, number + 1)
         ]
-        GalleryStore(engine).enrol("default", f"p{number}", new, digest, lambda _: None)
+        add(GalleryStore(engine), "default", f"p{number}", walks, digest)
 
 
 @pytest.fixture
@@ -99,7 +96,7 @@ def run(settings: Settings, engine: Engine, lease: Lease) -> None:
 
 
 def active(engine: Engine) -> str:
-    pin = pinned(engine, "default").active
+    pin = models_of(engine, "default").active
     return "default" if pin is None else pin.name
 
 
@@ -269,7 +266,7 @@ def test_an_activation_gives_way_to_a_swap_under_its_feet(
     )
     with pytest.raises(CannotActivate, match="another model meanwhile"):
         run(settings, engine, lease)
-    row = pinned(engine, "default")
+    row = models_of(engine, "default")
     assert (active(engine), row.previous and row.previous.name) == ("default", "other")
 
 

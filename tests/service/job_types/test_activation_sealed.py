@@ -16,9 +16,9 @@ from models.encoder import Encoder
 from service.access.audit.entries import Entry
 from service.foundation.errors import Unavailable
 from service.foundation.settings import Settings
-from service.gallery.active_model import pinned
+from service.gallery.active_model import models_of
 from service.gallery.sealing import sealing_of
-from service.gallery.store import GalleryStore, embedding_of
+from service.gallery.store import GalleryStore
 from service.gallery.tables import EmbeddingRow
 from service.http.resources import open_engine
 from service.job_types.activation import Activation
@@ -87,7 +87,7 @@ def require_sealed_and_right(engine: Engine, settings: Settings, name: str) -> i
     for row in found:
         assert row.key_id == sealing.key_id
         made = encoder.encode([store.silhouettes(row.sequence_id)])[0]
-        np.testing.assert_allclose(embedding_of(row, sealing), made, atol=1e-4)
+        np.testing.assert_allclose(sealing.embedding(row), made, atol=1e-4)
         assert made.tobytes()[:16] not in row.vector
     return len(found)
 
@@ -114,7 +114,7 @@ def test_without_the_key_a_gallery_is_not_given_another_model(
     migrate(keyless)
     with pytest.raises(Unavailable, match="encrypt"):
         run(settings, keyless, *begin(keyless, settings))
-    assert pinned(engine, "default").active is None
+    assert models_of(engine, "default").active is None
     keyless.dispose()
 
 

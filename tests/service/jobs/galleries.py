@@ -1,23 +1,47 @@
 """Walks in a gallery without a service to enrol them."""
 
-import numpy as np
+from collections.abc import Iterable
 
-from service.gallery.records import NewSequence, SequenceQuality
-from service.gallery.store import GalleryStore
-from service.storage.database import new_id
+import numpy as np
+from numpy.typing import NDArray
+
+from models.silhouettes.quality import Quality
+from service.gallery.records import Embedding, Metadata, Silhouettes, Walk
+from service.gallery.store import GalleryStore, NewSequence
+from tests.service.walkers import GOOD
+
+BLANK: NDArray[np.uint8] = np.zeros((1, 64, 64), np.uint8)
+
+
+def made_walk(
+    embedding: Embedding, silhouettes: Silhouettes = BLANK, quality: Quality = GOOD
+) -> Walk:
+    return Walk("walk", silhouettes, quality, embedding)
+
+
+def add(
+    store: GalleryStore,
+    gallery: str,
+    subject: str,
+    walks: Iterable[Walk],
+    digest: str,
+    metadata: Metadata | None = None,
+) -> list[NewSequence]:
+    """Enrol walks without a look at what is there."""
+    sequences = [store.seal(walk, metadata or {}, digest) for walk in walks]
+    with store.enrolling(store.head(gallery).gallery_id, subject) as transaction:
+        transaction.add(sequences)
+    return sequences
 
 
 def enrol(store: GalleryStore, gallery: str, subject: str, count: int) -> list[NewSequence]:
+    """Enrol noise, always the same."""
     generator = np.random.default_rng(7)
-    sequences = [
-        NewSequence(
-            sequence_id=new_id(),
-            silhouettes=generator.integers(0, 256, (3 + number % 4, 64, 64), np.uint8),
-            quality=SequenceQuality(1.0),
-            metadata={"view": "090"},
-            embedding=np.ones((2, 4), np.float32),
+    walks = [
+        made_walk(
+            np.ones((2, 4), np.float32),
+            generator.integers(0, 256, (3 + number % 4, 64, 64), np.uint8),
         )
         for number in range(count)
     ]
-    store.enrol(gallery, subject, sequences, "digest", lambda _session: None)
-    return sequences
+    return add(store, gallery, subject, walks, "digest", {"view": "090"})

@@ -3,6 +3,7 @@
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 import service.storage.database
+from models.silhouettes.quality import Quality
 from service.__main__ import main
 from service.foundation.errors import NotFound
 from service.foundation.settings import Settings
-from service.gallery.records import NewSequence, SequenceQuality
 from service.gallery.store import GalleryStore
 from service.job_types.gallery_audit import (
     MOST_LISTED,
@@ -35,13 +36,14 @@ from service.jobs.queue import JobQueue
 from service.jobs.tables import JobRow
 from service.privacy.erasure_transactions import erase_gallery, erase_sequence, erase_subject
 from service.serving.registry import read_card, resolve
-from service.storage.database import new_id, open_database, writing
+from service.storage.database import open_database, writing
+from tests.service.jobs.galleries import add, made_walk
 from tests.service.jobs.workers import worker_of
 from tests.service.requests import problem
 from tests.service.statements import plans
+from tests.service.walkers import GOOD
 
 Serve = Callable[..., httpx.Client]
-GOOD = SequenceQuality(1.0)
 DIMENSIONS = 64
 
 
@@ -67,15 +69,13 @@ def enter(
     settings: Settings,
     subject: str,
     *embeddings: NDArray[np.float32],
-    quality: SequenceQuality = GOOD,
+    quality: Quality = GOOD,
     gallery: str = "default",
 ) -> Sequence[str]:
     """Enrol by embeddings; returns the ids."""
     digest = read_card(resolve(settings, settings.model))["digest"]
-    silhouettes = np.zeros((1, 64, 64), np.uint8)
-    new = [NewSequence(new_id(), silhouettes, quality, {}, one) for one in embeddings]
-    GalleryStore(engine).enrol(gallery, subject, new, digest, lambda _: None)
-    return [one.sequence_id for one in new]
+    walks = [made_walk(one, quality=quality) for one in embeddings]
+    return [one.sequence_id for one in add(GalleryStore(engine), gallery, subject, walks, digest)]
 
 
 def model_of(settings: Settings) -> AuditModel:
@@ -151,9 +151,9 @@ def test_a_gallery_of_different_people_has_nothing_to_list(
 
 
 def test_poor_sequences_are_listed_worst_first(engine: Engine, settings: Settings) -> None:
-    short = SequenceQuality(0.7, ("too_few_frames",))
+    short = replace(GOOD, score=0.7, issues=("too_few_frames",))
     (first,) = enter(engine, settings, "anna", direction(0), quality=short)
-    (second,) = enter(engine, settings, "bert", direction(1), quality=SequenceQuality(0.3))
+    (second,) = enter(engine, settings, "bert", direction(1), quality=replace(GOOD, score=0.3))
     enter(engine, settings, "carl", direction(2))
     poor = audit(engine, "default", model_of(settings)).audit.poor
     assert [one.sequence_id for one in poor] == [second, first]
@@ -352,7 +352,7 @@ def test_the_command_follows_the_job_and_lists_the_findings(
 ) -> None:
     client = serve()
     mixed_up(engine, settings)
-    enter(engine, settings, "dora", direction(5), quality=SequenceQuality(0.2))
+    enter(engine, settings, "dora", direction(5), quality=replace(GOOD, score=0.2))
     monkeypatch.setenv("GAITID_URL", str(client.base_url))
     worker = worker_of(settings, engine)
     thread = threading.Thread(target=worker.run)

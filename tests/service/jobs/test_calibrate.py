@@ -19,7 +19,6 @@ from service.__main__ import main
 from service.foundation.errors import NotFound
 from service.foundation.settings import Settings
 from service.gallery.operating_point import OperatingPoint
-from service.gallery.records import NewSequence, SequenceQuality
 from service.gallery.store import GalleryStore
 from service.job_types.calibration import CalibrationModel, measure
 from service.job_types.types import job_types
@@ -29,7 +28,8 @@ from service.jobs.queue import JobQueue
 from service.privacy.erasure_transactions import erase_gallery, erase_subject
 from service.serving import thresholds
 from service.serving.registry import read_card, resolve
-from service.storage.database import new_id, open_database, writing
+from service.storage.database import open_database, writing
+from tests.service.jobs.galleries import add, made_walk
 from tests.service.jobs.workers import worker_of
 from tests.service.requests import enrol, identify, problem, verify
 from tests.service.walkers import walk
@@ -59,11 +59,7 @@ def fill(
     """Enrol people by their embeddings."""
     digest = read_card(resolve(settings, settings.model))["digest"]
     for number, walks in enumerate(people, first):
-        sequences = [
-            NewSequence(new_id(), np.zeros((1, 64, 64), np.uint8), SequenceQuality(1.0), {}, one)
-            for one in walks
-        ]
-        GalleryStore(engine).enrol("default", f"p{number}", sequences, digest, lambda _: None)
+        add(GalleryStore(engine), "default", f"p{number}", map(made_walk, walks), digest)
 
 
 def run(settings: Settings, engine: Engine, **request: Any) -> Job:

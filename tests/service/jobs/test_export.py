@@ -31,7 +31,7 @@ def test_an_exported_gallery_is_read_back_equal(engine: Engine, tmp_path: Path) 
         assert all(entry.metadata == {"view": "090"} for entry in listed)
         for sequence in (*many, *few):
             silhouettes = export.silhouettes(sequence.sequence_id)
-            assert np.array_equal(silhouettes, sequence.silhouettes)
+            assert np.array_equal(silhouettes, sequence.walk.silhouettes)
 
 
 def test_a_gallery_that_does_not_exist_is_not_exported(engine: Engine, tmp_path: Path) -> None:

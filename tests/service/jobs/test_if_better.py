@@ -15,8 +15,7 @@ from models import checkpoint, registry
 from models.checkpoint import Card
 from service.foundation.errors import Conflict
 from service.foundation.settings import Settings
-from service.gallery.active_model import pinned
-from service.gallery.records import NewSequence, SequenceQuality
+from service.gallery.active_model import models_of
 from service.gallery.store import GalleryStore
 from service.job_types.datasets import dataset_steps, gallery_export
 from service.job_types.held_out_split import is_held_out, partition_of, trained_on
@@ -28,10 +27,11 @@ from service.jobs.queue import ERASED, JobQueue
 from service.jobs.worker import Worker
 from service.privacy.erasure_transactions import erase_subject
 from service.serving.lineage import TrainingRecord
-from service.storage.database import migrate, new_id, open_database
+from service.storage.database import migrate, open_database
 from service.transfer.export import export_gallery
 from tests.e2e.deployment import QUICK_TRAINING
 from tests.service.conftest import TINY, save_tiny_model
+from tests.service.jobs.galleries import add, made_walk
 from tests.service.jobs.workers import worker_of
 
 HELD_OUT = [f"h{number}" for number in range(200) if is_held_out(f"h{number}")][:12]
@@ -81,13 +81,13 @@ def enrol(store: GalleryStore, subject: str, number: int) -> None:
     """Two walks that are nearly the same picture, another one for each person."""
     rng = np.random.default_rng(number)
     picture = rng.random((64, 64)) < rng.uniform(0.1, 0.9)
-    new = []
+    walks = []
     for walk in range(2):
         frames = np.repeat(np.where(picture, np.uint8(255), np.uint8(0))[None], 3, axis=0)
         frames[walk, :2] = 255
         embedding = np.zeros((4, 16), np.float32)
-        new.append(NewSequence(new_id(), frames, SequenceQuality(1.0), {}, embedding))
-    store.enrol("default", subject, new, "another digest", lambda _: None)
+        walks.append(made_walk(embedding, frames))
+    add(store, "default", subject, walks, "another digest")
 
 
 def request(**changes: object) -> DistillRequest:
@@ -138,7 +138,7 @@ def test_a_student_that_is_better_on_people_it_did_not_learn_is_activated(
     assert worker.run_one()
     activated = queue.get(activation.id)
     assert (activated.status, activated.error) == (Status.SUCCEEDED, None)
-    active = pinned(engine, "default").active
+    active = models_of(engine, "default").active
     assert active is not None
     assert (active.name, active.digest) == ("mine", result["digest"])
 
@@ -197,7 +197,7 @@ def test_a_student_that_is_not_better_is_registered_and_not_activated(
     assert (result["better"], result["activation"]) == (False, None)
     assert "not shown to be better" in result["reason"]
     assert queue.lease() is None
-    assert pinned(engine, "default").active is None
+    assert models_of(engine, "default").active is None
     assert (settings.models_dir / "mine").is_dir()
 
 

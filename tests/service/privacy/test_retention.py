@@ -21,19 +21,20 @@ from service.access.keys import Scope, create_key, revoke_key
 from service.foundation.settings import Settings
 from service.gallery.cache import GalleryCache
 from service.gallery.listing import all_enrolled
-from service.gallery.live_index import FollowedGallery
+from service.gallery.live_index import LiveIndex
 from service.gallery.memory_index import MemoryIndex
-from service.gallery.records import Embedding, NewSequence, SequenceQuality
+from service.gallery.records import Embedding
 from service.gallery.store import GalleryStore
 from service.jobs import scratch as leftovers
 from service.jobs.plan import remove_folder
 from service.jobs.queue import JobQueue
 from service.privacy.erasure_transactions import erase_subject
 from service.privacy.retention import Retention, Swept
-from service.storage.database import migrate, new_id, now, open_database
+from service.storage.database import migrate, now, open_database
 from service.storage.kept_answers import Answer, IdempotencyStore, KeyLock
 from service.storage.reserve import Reserve
 from service.storage.writers import Writers
+from tests.service.jobs.galleries import add, made_walk
 from tests.service.jobs.galleries import enrol as enrol_some
 from tests.service.requests import contents, enrol, identify, problem
 from tests.service.walkers import walk
@@ -101,14 +102,8 @@ def test_what_a_client_says_of_when_a_walk_was_filmed_is_not_its_age(
     store: GalleryStore, sweep: Sweep
 ) -> None:
     create(store, "week", 7)
-    sequence = NewSequence(
-        sequence_id=new_id(),
-        silhouettes=np.zeros((1, 64, 64), np.uint8),
-        quality=SequenceQuality(1.0),
-        metadata={"captured_at": "1999-01-01T00:00:00Z"},
-        embedding=np.ones((2, 4), np.float32),
-    )
-    store.enrol("week", "a", [sequence], "digest", lambda _session: None)
+    walk = made_walk(np.ones((2, 4), np.float32))
+    add(store, "week", "a", [walk], "digest", {"captured_at": "1999-01-01T00:00:00Z"})
     assert sweep(now() + 6 * DAY) == Swept()
     assert sweep(now() + 8 * DAY) == Swept(sequences=1, subjects=1)
 
@@ -124,7 +119,7 @@ def test_a_sweep_lets_go_of_what_every_model_made_of_the_walks(
     for digest in ("digest", "of another model"):
         index = MemoryIndex(2, 4, "cosine")
         galleries.replace(
-            gallery_id, digest, FollowedGallery(gallery_id, digest, index, store, embed_ones)
+            gallery_id, digest, LiveIndex(gallery_id, digest, index, store, embed_ones)
         )
         galleries.held(gallery_id)[digest].follow(newest)
         indexes.append(index)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from service.recognition.conflict import (
+    ComparedWalk,
     ConflictingWalk,
     EnrolmentConflict,
-    NewWalk,
     Resemblance,
     find_conflicts,
 )
@@ -15,11 +15,11 @@ THRESHOLD = 0.7
 
 def new_walk(
     name: str, *, kept: float | None = None, sent: float | None = None, other: float | None = None
-) -> NewWalk:
+) -> ComparedWalk:
     def alike(subject: str, value: float | None, sequence: str | None) -> Resemblance | None:
         return None if value is None else Resemblance(subject, value, sequence)
 
-    return NewWalk(
+    return ComparedWalk(
         name,
         kept=alike("bert", kept, "bert-1"),
         sent=alike("bert", sent, None),
@@ -27,7 +27,7 @@ def new_walk(
     )
 
 
-def found(*walks: NewWalk) -> list[tuple[str, str]]:
+def found(*walks: ComparedWalk) -> list[tuple[str, str]]:
     return [(one.name, one.reason) for one in find_conflicts("bert", walks, THRESHOLD)]
 
 

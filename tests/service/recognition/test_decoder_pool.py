@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import numpy as np
 import psutil  # type: ignore[import-untyped]
@@ -20,9 +21,9 @@ from models.silhouettes.errors import (
     SequenceTooLarge,
     UnsupportedSequence,
 )
-from models.silhouettes.prepare import prepare_upload
+from models.silhouettes.prepare import Prepared, prepare_upload
 from service.foundation.errors import Unavailable
-from service.recognition.decoder_pool import Decoder, DecoderPool, PreparedWalk, Read
+from service.recognition.decoder_pool import Decoder, DecoderPool, Read
 from tests.service.walkers import npz, walk, walker
 
 LIMITS = DecodeLimits(max_frames=50, max_decoded_bytes=8 * MEBIBYTE)
@@ -38,22 +39,28 @@ def upload(data: bytes) -> Read:
     return read
 
 
-def pool(template: str = BAD, limits: DecodeLimits = LIMITS, *, workers: int = 1) -> DecoderPool:
+def pool(
+    template: str = BAD,
+    limits: DecodeLimits = LIMITS,
+    *,
+    workers: int = 1,
+    slow_after: float = 0.2,
+) -> DecoderPool:
     return DecoderPool(
         limits,
         clean=True,
         max_upload_bytes=MEBIBYTE,
         workers=workers,
-        slow_after=0.2,
+        slow_after=slow_after,
         template=template,
     )
 
 
-async def prepare(decoders: DecoderPool, *uploads: bytes) -> PreparedWalk:
+async def prepare(decoders: DecoderPool, *uploads: bytes) -> Prepared:
     """Of one request; the last one's walk."""
     async with decoders.turn() as turn:
         for data in uploads:
-            prepared = await turn.prepare(upload(data))
+            prepared, _ = await turn.prepare(upload(data))
         return prepared
 
 
@@ -62,16 +69,17 @@ def with_pool(
     template: str = BAD,
     limits: DecodeLimits = LIMITS,
     workers: int = 1,
+    slow_after: float = 0.2,
 ) -> None:
     async def run() -> None:
-        async with pool(template, limits, workers=workers) as decoders:
+        async with pool(template, limits, workers=workers, slow_after=slow_after) as decoders:
             await check(decoders)
 
     asyncio.run(run())
 
 
 @asynccontextmanager
-async def started(work: Awaitable[PreparedWalk]) -> AsyncIterator[asyncio.Task[PreparedWalk]]:
+async def started(work: Awaitable[Any]) -> AsyncIterator[asyncio.Task[Any]]:
     task = asyncio.ensure_future(work)
     try:
         yield task
@@ -243,7 +251,7 @@ def test_a_decoder_takes_walk_after_walk_and_nothing_after_a_refusal() -> None:
             await prepare(decoders, b"frames 60")
         assert await number() != first
 
-    with_pool(check)
+    with_pool(check, slow_after=60)  # a slow walk would be its decoder's last
 
 
 def test_decoders_start_again_after_their_template_was_killed() -> None:

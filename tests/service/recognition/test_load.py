@@ -13,7 +13,7 @@ from service.foundation.errors import Unavailable
 from service.foundation.metrics import Metrics
 from service.gallery.records import Silhouettes
 from service.recognition.decoder_pool import DecoderPool
-from service.recognition.intake import Intake, Walk
+from service.recognition.intake import Intake, Upload
 from service.recognition.load import Load
 from service.serving.batching import FrameBatcher
 from tests.service.walkers import walk
@@ -46,13 +46,13 @@ def _encode(walks: Sequence[Silhouettes]) -> NDArray[np.float32]:
     return np.zeros((len(walks), 1, 1), np.float32)
 
 
-def _walk(data: bytes) -> Walk:
+def _upload(data: bytes) -> Upload:
     left = [data]
 
     async def read(_most: int) -> bytes:
         return left.pop() if left else b""
 
-    return Walk("walk", read)
+    return Upload("walk", read)
 
 
 @pytest.mark.parametrize(("ahead", "admitted"), [(0, True), (19, True), (21, False)])
@@ -70,7 +70,7 @@ def test_nobody_is_let_in_behind_more_work_than_they_may_wait_for(
     async def ask(pool: DecoderPool, batcher: FrameBatcher, load: Load) -> None:
         async with pool as decoders, batcher:
             intake = Intake(decoders, load, Metrics(), max_pending=64, max_wait=2.0)
-            embedding = intake.embed([_walk(walk(1))], batcher)
+            embedding = intake.embed([_upload(walk(1))], batcher)
             if admitted:
                 (embedded,) = await embedding
                 assert embedded.silhouettes.shape == (40, 64, 64)

@@ -22,9 +22,9 @@ from models.encoder import Encoder
 from service.foundation.errors import Unavailable
 from service.foundation.metrics import Metrics
 from service.foundation.settings import Settings
-from service.gallery.active_model import PinnedGallery, every_gallery, pinned, pinned_by_id, swap
-from service.gallery.live_index import FollowedGallery
-from service.gallery.records import ModelPin
+from service.gallery.active_model import GalleryModels, every_gallery, models_by_id, models_of, swap
+from service.gallery.live_index import LiveIndex
+from service.gallery.records import GalleryModel
 from service.http import resources, warm_up
 from service.serving import active_models
 from service.serving.batching import FrameBatcher
@@ -49,14 +49,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pin(settings: Settings, name: str) -> ModelPin:
-    return ModelPin(name, read_card(resolve(settings, name))["digest"])
+def pin(settings: Settings, name: str) -> GalleryModel:
+    return GalleryModel(name, read_card(resolve(settings, name))["digest"])
 
 
-def swap_row(engine: Engine, settings: Settings, gallery: str, new: ModelPin) -> None:
+def swap_row(engine: Engine, settings: Settings, gallery: str, new: GalleryModel) -> None:
     """What an activation's last transaction does; nothing is embedded before."""
     with Session(writing(engine)) as session, session.begin():
-        row = pinned(engine, gallery)
+        row = models_of(engine, gallery)
         swap(session, row.gallery_id, new, row.active or pin(settings, "default"), None)
 
 
@@ -102,7 +102,7 @@ def test_a_new_model_that_cannot_be_loaded_leaves_the_old_one_answering(
 ) -> None:
     client = serve()
     enrol(client, "anna", walk(1))
-    swap_row(engine, settings, "default", ModelPin("nowhere", "0" * 64))
+    swap_row(engine, settings, "default", GalleryModel("nowhere", "0" * 64))
     failed = 'gaitid_model_exchanges_total{outcome="failed"} 1.0'
     deadline = time.monotonic() + 10
     while failed not in client.get("/metrics").text:
@@ -203,7 +203,7 @@ def test_the_least_recently_used_model_makes_room_and_its_last_user_may_finish(
         pool.drop(pool.own.digest)
         assert pool.held(pool.own.digest) is pool.own
         with pytest.raises(ModelUnavailable):
-            await pool.get(ModelPin("nowhere", "0" * 64))
+            await pool.get(GalleryModel("nowhere", "0" * 64))
 
     asyncio.run(use_pool(settings, check))
 
@@ -254,7 +254,7 @@ def test_a_database_that_is_busy_at_the_start_only_delays_it(
     found = every_gallery
     asked: list[Engine] = []
 
-    def busy_at_first(engine: Engine) -> list[PinnedGallery]:
+    def busy_at_first(engine: Engine) -> list[GalleryModels]:
         asked.append(engine)
         if len(asked) == 1:
             busy = sqlite3.OperationalError("database is locked")
@@ -265,7 +265,7 @@ def test_a_database_that_is_busy_at_the_start_only_delays_it(
     monkeypatch.setattr(warm_up, "every_gallery", busy_at_first)
 
     async def check(opened: resources.Resources) -> None:
-        row = pinned(opened.engine, "default")
+        row = models_of(opened.engine, "default")
         assert (await opened.models.model_of(row)).model.name == "default"
 
     use_resources(settings, check)
@@ -276,10 +276,10 @@ def test_a_request_that_read_the_row_before_a_swap_does_not_bring_the_old_model_
     settings: Settings,
 ) -> None:
     async def check(opened: resources.Resources) -> None:
-        late = pinned(opened.engine, "default")
+        late = models_of(opened.engine, "default")
         swap_row(opened.engine, settings, "default", pin(settings, "one"))
         await opened.models.follow_now("default")
-        row = pinned(opened.engine, "default")
+        row = models_of(opened.engine, "default")
         assert (await opened.models.model_of(row)).model.name == "one"
         await opened.models.model_of(late)
         exchanges = [task for task in asyncio.all_tasks() if task.get_name() == "exchange-model"]
@@ -304,9 +304,9 @@ def test_a_previous_model_that_was_replaced_on_disk_is_not_loaded_again_and_agai
     monkeypatch.setattr(resources, "open_encoder", counted)
 
     async def check(opened: resources.Resources) -> None:
-        gallery_id = pinned(opened.engine, "default").gallery_id
+        gallery_id = models_of(opened.engine, "default").gallery_id
         with Session(writing(opened.engine)) as session, session.begin():
-            swap(session, gallery_id, pin(settings, "one"), ModelPin("two", "0" * 64), None)
+            swap(session, gallery_id, pin(settings, "one"), GalleryModel("two", "0" * 64), None)
         deadline = time.monotonic() + 10
         while "two" not in loaded:
             assert time.monotonic() < deadline
@@ -322,8 +322,8 @@ def test_a_model_that_is_loaded_while_others_are_looked_after_is_kept(
 ) -> None:
     armed, reading, go_on = threading.Event(), threading.Event(), threading.Event()
 
-    def slowly(engine: Engine, gallery_ids: Iterable[str]) -> list[PinnedGallery]:
-        rows = pinned_by_id(engine, gallery_ids)
+    def slowly(engine: Engine, gallery_ids: Iterable[str]) -> list[GalleryModels]:
+        rows = models_by_id(engine, gallery_ids)
         if armed.is_set():
             reading.set()
             assert go_on.wait(20)
@@ -331,14 +331,14 @@ def test_a_model_that_is_loaded_while_others_are_looked_after_is_kept(
 
     monkeypatch.setattr(active_models, "_LOOK_S", 0.02)
     monkeypatch.setattr(active_models, "_KEEP_UP_S", 60.0)
-    monkeypatch.setattr(active_models, "pinned_by_id", slowly)
+    monkeypatch.setattr(active_models, "models_by_id", slowly)
 
     async def check(opened: resources.Resources) -> None:
         opened.store.ensure("new")
         swap_row(opened.engine, settings, "new", pin(settings, "one"))
         armed.set()
         assert await asyncio.to_thread(reading.wait, 10)
-        row = pinned(opened.engine, "new")
+        row = models_of(opened.engine, "new")
         loaded = await opened.models.model_of(row)
         armed.clear()
         go_on.set()
@@ -355,16 +355,16 @@ def test_a_gallery_that_cannot_be_kept_current_keeps_no_other_back(
 
     async def check(opened: resources.Resources) -> None:
         opened.store.ensure("another")
-        rows = [pinned(opened.engine, name) for name in ("default", "another")]
+        rows = [models_of(opened.engine, name) for name in ("default", "another")]
         for row in rows:
             opened.models.index(row.gallery_id, await opened.models.model_of(row))
         tried: set[str] = set()
 
-        def broken(gallery: FollowedGallery, _newest: int) -> None:
+        def broken(gallery: LiveIndex, _newest: int) -> None:
             tried.add(gallery._gallery_id)
             raise RuntimeError("an embedding of another shape")
 
-        monkeypatch.setattr(FollowedGallery, "follow", broken)
+        monkeypatch.setattr(LiveIndex, "follow", broken)
         await asyncio.sleep(0.5)
         assert tried == {row.gallery_id for row in rows}
 

@@ -16,20 +16,20 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from service.foundation.settings import Settings
-from service.gallery.cache import GalleryCache
 from service.gallery.coverage import coverage, labels_in_use
-from service.gallery.live_index import FollowedGallery
+from service.gallery.live_index import LiveIndex
 from service.gallery.memory_index import MemoryIndex
-from service.gallery.records import Embedding, NewSequence, SequenceQuality, Silhouettes
+from service.gallery.records import Embedding, Silhouettes
 from service.gallery.sealing import Sealing
-from service.gallery.store import GalleryStore
+from service.gallery.store import GalleryChanged, GalleryStore
 from service.gallery.tables import SequenceRow, SubjectRow
 from service.http.schemas import EnrolConflictProblem
 from service.privacy.erasure_transactions import erase_gallery, erase_sequence, erase_subject
 from service.recognition.conflict import EnrolmentConflict
-from service.recognition.protection import Admission, GalleryChanged, Offered, Protection, Seen
+from service.recognition.conflict_check import Admission, Comparison, ConflictCheck
 from service.serving.model_in_use import ModelInUse
 from service.storage.database import migrate, new_id, now, open_database, writing
+from tests.service.jobs.galleries import BLANK, add, made_walk
 from tests.service.requests import contents, enrol, problem
 from tests.service.statements import instructions_of_writes
 from tests.service.walkers import npz as packed
@@ -325,20 +325,33 @@ def store(engine: Engine) -> GalleryStore:
     return store
 
 
-@pytest.fixture
-def protection(store: GalleryStore) -> Protection:
-    galleries = GalleryCache(max_bytes=1 << 20)
+class Check:
+    """One subject's walk, looked at and then entered."""
 
-    def index(gallery_id: str) -> FollowedGallery:
-        return galleries.get(
-            gallery_id,
-            "d",
-            lambda: FollowedGallery(
-                gallery_id, "d", MemoryIndex(2, 4, "cosine"), store, lambda _: {}
-            ),
-        )
+    def __init__(self, store: GalleryStore, subject: str, embedding: Embedding, grey: int) -> None:
+        walk = made_walk(embedding, np.full((2, 64, 64), grey, np.uint8))
+        self.store, self.subject = store, subject
+        self.sequence = store.seal(walk, {}, "d")
+        model = ModelInUse("m", "d", 0.9, "cosine")
+        self.check = ConflictCheck(store, model, subject, [self.sequence])
 
-    return Protection(store, index, ModelInUse("m", "d", 0.9, "cosine"))
+    def look(self) -> Comparison:
+        head = self.store.head("default")
+        index = MemoryIndex(2, 4, "cosine")
+        live = LiveIndex(head.gallery_id, "d", index, self.store, lambda _: {})
+        self.seen = self.check.compare(head, live)
+        return self.seen
+
+    def enter(self) -> Admission:
+        """Enrol what was looked at; raises what `ConflictCheck.admit` raises."""
+        with self.store.enrolling(self.seen.gallery_id, self.subject) as transaction:
+            admission = self.check.admit(transaction, self.seen, accept_conflict=False)
+            transaction.add(admission.added)
+        return admission
+
+    def look_and_enter(self) -> None:
+        self.look()
+        self.enter()
 
 
 def direction(axis: int) -> Embedding:
@@ -347,78 +360,45 @@ def direction(axis: int) -> Embedding:
     return embedding
 
 
-def offer(embedding: Embedding, content: int) -> list[Offered]:
-    silhouettes = np.full((2, 64, 64), content, np.uint8)
-    sequence = NewSequence(new_id(), silhouettes, SequenceQuality(1.0), {}, embedding)
-    return [Offered.of("sequence", sequence, Sealing())]
-
-
-def enter(
-    protection: Protection, store: GalleryStore, subject: str, offered: list[Offered], seen: Seen
-) -> Admission:
-    admissions: list[Admission] = []
-
-    def admit(session: Session, gallery_id: str, revision: int) -> Any:
-        admissions.append(
-            protection.admit(
-                session, gallery_id, revision, subject, offered, seen, accept_conflict=False
-            )
-        )
-        return admissions[-1].added
-
-    new = [one.sequence for one in offered]
-    store.enrol("default", subject, new, "d", lambda _: None, admit)
-    return admissions[0]
-
-
-def test_what_was_enrolled_after_the_look_counts_in_the_turn(
-    protection: Protection, store: GalleryStore
-) -> None:
-    bert = offer(direction(0), 1)
-    seen = protection.look("default", "bert", bert)
-    assert seen.walks[0].other is None
-    anna = offer(direction(0), 2)
-    enter(protection, store, "anna", anna, protection.look("default", "anna", anna))
+def test_what_was_enrolled_after_the_look_counts_in_the_turn(store: GalleryStore) -> None:
+    bert = Check(store, "bert", direction(0), 1)
+    assert bert.look().walks[0].other is None
+    Check(store, "anna", direction(0), 2).look_and_enter()
     with pytest.raises(EnrolmentConflict) as refused:
-        enter(protection, store, "bert", bert, seen)
+        bert.enter()
     assert refused.value.conflicts[0].other.subject_id == "anna"
     assert store.gallery("default").sequences == 1
 
 
-def test_own_walks_enrolled_after_the_look_count_too(
-    protection: Protection, store: GalleryStore
-) -> None:
+def test_own_walks_enrolled_after_the_look_count_too(store: GalleryStore) -> None:
     near = direction(0) + np.float32(0.3) * direction(1)
-    anna = offer(near, 1)
-    enter(protection, store, "anna", anna, protection.look("default", "anna", anna))
-    first, second = offer(direction(1), 2), offer(direction(0), 3)
-    seen = protection.look("default", "bert", second)
+    Check(store, "anna", near, 1).look_and_enter()
+    second = Check(store, "bert", direction(0), 3)
+    second.look()
     with pytest.raises(EnrolmentConflict):
-        enter(protection, store, "bert", second, seen)
-    enter(protection, store, "bert", first, protection.look("default", "bert", first))
-    third = offer(direction(0) + np.float32(0.1) * direction(1), 4)
-    new = [one.sequence for one in third]
-    store.enrol("default", "bert", new, "d", lambda _: None)
-    assert enter(protection, store, "bert", second, seen).added == {second[0].sequence.sequence_id}
+        second.enter()
+    Check(store, "bert", direction(1), 2).look_and_enter()
+    third = made_walk(direction(0) + np.float32(0.1) * direction(1), BLANK + np.uint8(4))
+    add(store, "default", "bert", [third], "d")
+    assert second.enter().added == (second.sequence,)
 
 
 @pytest.mark.parametrize("erase", ["sequence", "subject", "gallery"])
 def test_what_is_erased_after_the_look_is_not_named(
-    protection: Protection, store: GalleryStore, engine: Engine, erase: str
+    store: GalleryStore, engine: Engine, erase: str
 ) -> None:
-    anna = offer(direction(0), 1)
-    enter(protection, store, "anna", anna, protection.look("default", "anna", anna))
-    bert = offer(direction(0), 2)
-    seen = protection.look("default", "bert", bert)
+    anna, bert = (Check(store, name, direction(0), len(name)) for name in ("anna", "bertha"))
+    anna.look_and_enter()
+    bert.look()
     if erase == "sequence":
-        erase_sequence(engine, anna[0].sequence.sequence_id)
+        erase_sequence(engine, anna.sequence.sequence_id)
     elif erase == "subject":
         erase_subject(engine, "default", "anna")
     else:
         erase_gallery(engine, "default", keep=True)
     with pytest.raises(GalleryChanged):
-        enter(protection, store, "bert", bert, seen)
-    enter(protection, store, "bert", bert, protection.look("default", "bert", bert))
+        bert.enter()
+    bert.look_and_enter()
     assert store.gallery("default").sequences == 1
 
 

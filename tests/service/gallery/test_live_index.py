@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sqlalchemy import Engine
-from sqlalchemy.orm import Session
 
 from service.foundation.errors import NotFound
 from service.gallery.cache import GalleryCache
 from service.gallery.index import Hits, Keys
-from service.gallery.live_index import FollowedGallery
+from service.gallery.live_index import LiveIndex
 from service.gallery.memory_index import MemoryIndex
-from service.gallery.records import Embedding, NewSequence, SequenceQuality
+from service.gallery.records import Embedding, Walk
 from service.gallery.store import GalleryStore
 from service.privacy.erasure_transactions import erase_gallery, erase_sequence, erase_subject
 from service.serving.reembedding import Reembedding
-from service.storage.database import migrate, new_id, open_database
+from service.storage.database import migrate, open_database
+from tests.service.jobs.galleries import add, made_walk
 
 PARTS, CHANNELS = 2, 3
 
@@ -37,19 +37,12 @@ def embedding(seed: int) -> Embedding:
     return np.random.default_rng(seed).normal(size=(PARTS, CHANNELS)).astype(np.float32)
 
 
-def sequence(seed: int) -> NewSequence:
-    silhouettes = np.full((3, 64, 64), seed, np.uint8)
-    return NewSequence(new_id(), silhouettes, SequenceQuality(1.0), {}, embedding(seed))
-
-
-def nothing(_session: Session) -> None:
-    """Nothing else belongs into the transaction."""
+def walk(seed: int) -> Walk:
+    return made_walk(embedding(seed), np.full((3, 64, 64), seed, np.uint8))
 
 
 def enrol(store: GalleryStore, subject: str, *seeds: int, digest: str = "d") -> list[str]:
-    new = [sequence(seed) for seed in seeds]
-    store.enrol("default", subject, new, digest, nothing)
-    return [item.sequence_id for item in new]
+    return [item.sequence_id for item in add(store, "default", subject, map(walk, seeds), digest)]
 
 
 def encode(walks: Sequence[np.ndarray]) -> np.ndarray:
@@ -69,9 +62,9 @@ class Process:
             self.embedded += sequence_ids
             return reembedding.some(sequence_ids)
 
-        def make(gallery_id: str) -> FollowedGallery:
+        def make(gallery_id: str) -> LiveIndex:
             index = MemoryIndex(PARTS, CHANNELS, "cosine")
-            return FollowedGallery(gallery_id, digest, index, self.store, embed)
+            return LiveIndex(gallery_id, digest, index, self.store, embed)
 
         self.digest = digest
         self.make = make
@@ -79,8 +72,8 @@ class Process:
 
     def finds(self, seed: int, subjects: int = 10) -> list[str]:
         gallery_id, newest, _ = self.store.head("default")
-        followed = self.cache.get(gallery_id, self.digest, lambda: self.make(gallery_id))
-        found = followed.search(newest, embedding(seed), subjects)
+        index = self.cache.get(gallery_id, self.digest, lambda: self.make(gallery_id))
+        found = index.search(newest, embedding(seed), subjects)
         return [candidate.subject_id for candidate in found]
 
 
@@ -152,11 +145,13 @@ def test_an_enrolment_that_fails_at_its_end_leaves_nothing(engine: Engine) -> No
     enrol(process.store, "anna", 1)
     before = process.store.gallery("default")
 
-    def refuse(_session: Session) -> None:
-        raise NotFound("refused in the transaction")
+    def enrol_and_fail() -> None:
+        with process.store.enrolling(before.gallery_id, "bert") as transaction:
+            transaction.add([process.store.seal(walk(seed), {}, "d") for seed in (2, 3)])
+            raise NotFound("refused in the transaction")
 
     with pytest.raises(NotFound):
-        process.store.enrol("default", "bert", [sequence(2), sequence(3)], "d", refuse)
+        enrol_and_fail()
     assert process.store.gallery("default") == before
     assert process.finds(2) == ["anna"]
 
@@ -165,16 +160,16 @@ def test_the_cache_drops_what_was_not_searched_for_longest(engine: Engine) -> No
     store = GalleryStore(engine)
     for name in ("a", "b", "c"):
         store.ensure(name)
-        store.enrol(name, "anna", [sequence(1)], "d", nothing)
+        add(store, name, "anna", [walk(1)], "d")
     size = PARTS * CHANNELS * 4
     cache = GalleryCache(max_bytes=2 * size)
     ids = {name: store.head(name)[0] for name in ("a", "b", "c")}
 
-    def get(name: str, digest: str = "d") -> FollowedGallery:
+    def get(name: str, digest: str = "d") -> LiveIndex:
         return cache.get(
             ids[name],
             digest,
-            lambda: FollowedGallery(
+            lambda: LiveIndex(
                 ids[name], digest, MemoryIndex(PARTS, CHANNELS, "cosine"), store, lambda _: {}
             ),
         )
@@ -244,18 +239,18 @@ def test_an_index_that_replaces_another_is_not_what_makes_room(engine: Engine) -
     ids = {}
     for name in ("a", "b"):
         store.ensure(name)
-        store.enrol(name, "anna", [sequence(1)], "d", nothing)
+        add(store, name, "anna", [walk(1)], "d")
         ids[name] = store.head(name)[0]
 
-    def followed(name: str) -> FollowedGallery:
+    def followed(name: str) -> LiveIndex:
         index = MemoryIndex(PARTS, CHANNELS, "cosine")
-        gallery = FollowedGallery(ids[name], "d", index, store, lambda _: {})
+        gallery = LiveIndex(ids[name], "d", index, store, lambda _: {})
         gallery.follow(store.head(name)[1])
         return gallery
 
     for name in ids:
         cache.get(ids[name], "d", partial(followed, name))
-    store.enrol("a", "bert", [sequence(2)], "d", nothing)
+    add(store, "a", "bert", [walk(2)], "d")
     newer = followed("a")
     cache.replace(ids["a"], "d", newer)
     assert cache.held(ids["a"]) == {"d": newer}
