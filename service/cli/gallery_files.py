@@ -50,18 +50,13 @@ def calibrate_gallery(
     """Find a gallery's threshold and write it to a file: a calibration job's command."""
     from models.calibration import CannotCalibrate
     from service.foundation.errors import NotFound
-    from service.job_types.calibration import CalibrationModel, measure
+    from service.job_types.calibration import measure
+    from service.serving.registry import Card
 
     with galleries(settings_from(data_dir=data_dir)) as engine:
         try:
-            model = CalibrationModel.read(checkpoint)
-            measured = measure(
-                engine,
-                gallery,
-                model,
-                target_fpir,
-                tell_steps,
-            )
+            card = Card.read(checkpoint)
+            measured = measure(engine, gallery, card, target_fpir, tell_steps)
         except (NotFound, CannotCalibrate) as error:
             raise CommandFailed(str(error)) from error
     out.write_text(measured.model_dump_json(), encoding="utf-8")
@@ -77,16 +72,12 @@ def audit_gallery(
 ) -> None:
     """Audit a gallery and write what was found to a file: an audit job's command."""
     from service.foundation.errors import NotFound
-    from service.job_types.gallery_audit import AuditModel, CannotAudit, audit
+    from service.job_types.gallery_audit import CannotAudit, audit
+    from service.serving.registry import Card
 
     with galleries(settings_from(data_dir=data_dir)) as engine:
         try:
-            audited = audit(
-                engine,
-                gallery,
-                AuditModel.read(checkpoint),
-                tell_steps,
-            )
+            audited = audit(engine, gallery, Card.read(checkpoint), tell_steps)
         except (NotFound, CannotAudit) as error:
             raise CommandFailed(str(error)) from error
     out.write_text(audited.model_dump_json(), encoding="utf-8")

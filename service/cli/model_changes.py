@@ -63,12 +63,12 @@ def compare_models(
 ) -> None:
     """Compare a new model with a gallery's own on people it was not trained on."""
     from service.foundation.errors import ServiceError
-    from service.job_types.gate import judge
+    from service.job_types.gate import compare_with_active
 
     settings = settings_from(data_dir=data_dir)
     with galleries(settings) as engine, complaints():
         try:
-            verdict = judge(settings, engine, gallery, checkpoint, pack, tell_steps)
+            verdict = compare_with_active(settings, engine, gallery, checkpoint, pack, tell_steps)
         except ServiceError as error:
             raise CommandFailed(str(error)) from error
     out.write_text(verdict.model_dump_json(), encoding="utf-8")

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, delete, exists, func, select, update
 from sqlalchemy.orm import Session
 
 from service.foundation.errors import Conflict, Reason
-from service.gallery.records import ModelPin
+from service.gallery.records import ModelReference
 from service.gallery.store import lacks, missing_gallery, pin
 from service.gallery.tables import EmbeddingRow, GalleryRow, SequenceRow
 from service.storage.database import writing
@@ -30,8 +30,8 @@ class PinnedGallery:
     gallery_id: str
     name: str
     revision: int
-    active: ModelPin | None
-    previous: ModelPin | None
+    active: ModelReference | None
+    previous: ModelReference | None
     index_epoch: int
 
 
@@ -40,8 +40,8 @@ class RolledBack:
     """What a rollback exchanged."""
 
     gallery: str
-    active: ModelPin
-    previous: ModelPin
+    active: ModelReference
+    previous: ModelReference
 
 
 _COLUMNS = (
@@ -108,8 +108,8 @@ def count_lacking(session: Session, gallery_id: str, digest: str) -> int:
 def swap(
     session: Session,
     gallery_id: str,
-    new: ModelPin,
-    old: ModelPin,
+    new: ModelReference,
+    old: ModelReference,
     operating_point: dict[str, Any] | None,
 ) -> None:
     """Make `new` the active model and `old` the previous one.
@@ -149,7 +149,7 @@ def swap_back(session: Session, gallery: str) -> RolledBack:
     return RolledBack(gallery, previous, active)
 
 
-def adopt(engine: Engine, gallery_id: str, was: ModelPin, digest: str) -> None:
+def adopt(engine: Engine, gallery_id: str, was: ModelReference, digest: str) -> None:
     """Follow a checkpoint that was replaced on disk under the name that the gallery uses."""
     with Session(writing(engine)) as session, session.begin():
         session.execute(

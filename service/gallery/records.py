@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -13,6 +14,8 @@ Scalar = str | int | float | bool | None
 Metadata = dict[str, Scalar]
 Silhouettes = NDArray[np.uint8]  # [s, 64, 64]
 Embedding = NDArray[np.float32]  # [p, c]
+Progress = Callable[[int, int], None]
+"""Told how many sequences, or rows, are done, of how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class NewSequence:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelPin:
+class ModelReference:
     """A model by its name, and exactly which one of that name."""
 
     name: str
@@ -57,8 +60,8 @@ class GalleryRecord:
     operating_point: dict[str, Any] | None
     max_age_days: int | None
     created_at: datetime
-    active: ModelPin | None = None  # None: the deployment's own
-    previous: ModelPin | None = None
+    active: ModelReference | None = None  # None: the deployment's own
+    previous: ModelReference | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from service.gallery.records import (
     FollowedSequence,
     GalleryRecord,
     Metadata,
-    ModelPin,
+    ModelReference,
     NewSequence,
     SequenceQuality,
     SequenceRecord,
@@ -504,9 +504,9 @@ def gallery_record(row: GalleryRow, subjects: int, sequences: int) -> GalleryRec
     )
 
 
-def pin(name: str | None, digest: str | None) -> ModelPin | None:
+def pin(name: str | None, digest: str | None) -> ModelReference | None:
     """A model as a gallery's row names it."""
-    return None if name is None or digest is None else ModelPin(name, digest)
+    return None if name is None or digest is None else ModelReference(name, digest)
 
 
 def _sequence_row(item: NewSequence, sealing: Sealing) -> SequenceRow:

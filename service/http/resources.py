@@ -37,7 +37,7 @@ from service.gallery.records import Silhouettes
 from service.gallery.sealing import Damaged, unlock
 from service.gallery.store import GalleryStore
 from service.http.readiness import Readiness
-from service.jobs.following import Followers
+from service.jobs.event_streams import EventStreams
 from service.jobs.queue import JobQueue
 from service.privacy.erasure import DEFAULT_GALLERY, Erasure
 from service.privacy.retention import Retention
@@ -50,11 +50,10 @@ from service.recognition.verification import Verification
 from service.serving.active_models import ActiveModels
 from service.serving.batching import FrameBatcher
 from service.serving.lineage import TrainingRecord
-from service.serving.model_in_use import ModelInUse
 from service.serving.model_pool import LoadedModel, ModelPool, ModelUnavailable
 from service.serving.reembedding import Reembedding
 from service.serving.registry import ModelRegistry, resolve
-from service.serving.thresholds import queue_stale
+from service.serving.thresholds import ModelInUse, queue_stale
 from service.storage.data_folder import open_data_folder
 from service.storage.database import migrate, open_database, storage_trouble
 from service.storage.encryption import read_keys
@@ -93,7 +92,7 @@ class Resources:
     reserve: Reserve
     portability: Portability
     decoders: DecoderPool
-    followers: Followers
+    followers: EventStreams
 
 
 def open_engine(settings: Settings) -> Engine:
@@ -223,7 +222,7 @@ async def open_resources(
                     reserve=reserve,
                     portability=Portability(settings, store, writers, registry),
                     decoders=decoders,
-                    followers=Followers(
+                    followers=EventStreams(
                         JobQueue.of(engine, settings),
                         most=settings.max_streams,
                         most_per_caller=settings.max_streams_per_caller,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
+from service.gallery import records
 from service.gallery.coverage import Advice, Coverage
 from service.gallery.fields import METADATA_SCHEMA, GalleryName, MaxAgeDays
 from service.gallery.operating_point import OperatingPoint
@@ -14,7 +15,6 @@ from service.gallery.records import (
     ErasureReceipt,
     GalleryRecord,
     Metadata,
-    ModelPin,
     SequenceQuality,
     SequenceRecord,
     SubjectRecord,
@@ -24,7 +24,7 @@ from service.recognition.enrolment import Enrolled
 from service.recognition.identification import Identified
 from service.recognition.intake import EmbeddedWalk
 from service.recognition.verification import Verified
-from service.serving.model_in_use import ModelInUse
+from service.serving.thresholds import ModelInUse
 from service.transfer.importing import Imported
 
 
@@ -65,7 +65,7 @@ class ModelReference(Schema):
     digest: str
 
     @classmethod
-    def of(cls, model: ModelInUse | ModelPin) -> Self:
+    def of(cls, model: records.ModelReference) -> Self:
         """From the model in use."""
         return cls(name=model.name, digest=model.digest)
 

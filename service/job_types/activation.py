@@ -17,8 +17,9 @@ Processes that serve the gallery notice the swap by its row (`service.serving.ac
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, select
@@ -44,25 +45,31 @@ from service.gallery.active_model import (
 )
 from service.gallery.operating_point import OperatingPoint
 from service.gallery.paired_embeddings import drawn_subjects, read_pairs
-from service.gallery.records import ModelPin
+from service.gallery.records import ModelReference, Progress
 from service.gallery.sealing import sealing_of
 from service.gallery.store import GalleryStore, embedding_row, lacks
 from service.gallery.tables import SequenceRow
-from service.job_types.calibration import CalibrationModel, NotEmbedded, measure
-from service.job_types.threshold_transfer import TARGET_FPIR, carry_over
+from service.job_types.calibration import NotEmbedded, measure
+from service.job_types.commands import deployment, program
+from service.job_types.threshold_transfer import TARGET_FPIR, transfer_threshold
 from service.jobs.job import Job, JsonObject
-from service.jobs.queue import Also, JobQueue, Lease, LeaseLost, add_done, require_running
+from service.jobs.job_type import JobRefused, Outcome, Step
+from service.jobs.queue import (
+    InTransaction,
+    JobQueue,
+    Lease,
+    LeaseLost,
+    record_finished,
+    require_running,
+)
 from service.serving.reembedding import Reembedding
-from service.serving.registry import read_card, resolve
+from service.serving.registry import Card, active_model, read_card, resolve
 from service.serving.thresholds import queue_if_stale
 from service.storage.database import writing
 
 _LATE_AT_MOST = 16  # embedded while the others wait to enrol: a fraction of a second
 _EVALUATIONS_AT_MOST = 16  # of a card, in a job's result
 _FIGURES_AT_MOST = 32  # of an evaluation
-
-Progress = Callable[[int, int], None]
-"""Told how many sequences are done, of how many."""
 
 Record = Callable[[Entry], None]
 """Puts into the audit record what is about to be committed."""
@@ -76,11 +83,23 @@ class _TooManyLate(Exception):
     """More came meanwhile than can be embedded while others wait."""
 
 
-def active_pin(settings: Settings, row: PinnedGallery) -> ModelPin:
-    """A gallery's active model; raises `NotFound` when the deployment's own is not there."""
-    if row.active is not None:
-        return row.active
-    return ModelPin(settings.model, read_card(resolve(settings, settings.model))["digest"])
+class ActivateJob:
+    """Gives a gallery another model; see `service.job_types.activation`."""
+
+    def __init__(self, settings: Settings, engine: Engine) -> None:
+        del engine  # every job type is constructed with one
+        self._settings = settings
+
+    def steps(self, job: Job, folder: Path) -> Sequence[Step]:
+        """One command, which resumes by itself: what it embedded is kept."""
+        del folder
+        command = program("service", "activate-model", job.id)
+        return (Step("activation", command, environment=deployment(self._settings)),)
+
+    def complete(self, job: Job, folder: Path) -> Outcome:
+        """Never reached after a swap, which ends the job."""
+        del job, folder
+        raise JobRefused("the activation ended without a swap")
 
 
 class Activation:
@@ -115,7 +134,7 @@ class Activation:
     def _run(self, lease: Lease) -> None:
         request = lease.job.request
         row = pinned(self._engine, request["gallery"])
-        old = active_pin(self._settings, row)
+        old = active_model(self._settings, row)
         if request.get("instead_of") not in (None, old.digest):
             raise CannotActivate(
                 "the gallery has another model now than the one that this one was compared with"
@@ -125,7 +144,7 @@ class Activation:
             encoder = Encoder.open(folder, self._settings.device)
         except ValueError as error:
             raise CannotActivate(f"the model cannot be loaded: {error}") from error
-        new = ModelPin(request["name"], encoder.digest)
+        new = ModelReference(request["name"], encoder.digest)
         if new.digest == old.digest:
             raise CannotActivate("the model is active in this gallery already")
         reembedding = Reembedding(self._store, encoder.encode, new.digest)
@@ -137,7 +156,7 @@ class Activation:
 
         embed()
         compared = self._compare(row, encoder, new, old)
-        point = self._operating_point(row, CalibrationModel.read(folder), old, embed)
+        point = self._operating_point(row, Card.read(folder), old, embed)
         result: JsonObject = {
             "gallery": row.name,
             "model": new.name,
@@ -168,14 +187,14 @@ class Activation:
         while True:
             embed()
             try:
-                self._queue.succeed(lease, result, also=finish)
+                self._queue.succeed(lease, result, in_transaction=finish)
                 break
             except _TooManyLate:
                 continue
         prune(self._engine, row.gallery_id, (new.digest, old.digest))
 
     def _compare(
-        self, row: PinnedGallery, encoder: Encoder, new: ModelPin, old: ModelPin
+        self, row: PinnedGallery, encoder: Encoder, new: ModelReference, old: ModelReference
     ) -> PairedRank1 | None:
         subjects = drawn_subjects(self._engine, row.gallery_id)
         pairs = read_pairs(self._engine, row.gallery_id, subjects, new.digest, old.digest)
@@ -190,7 +209,7 @@ class Activation:
         )
 
     def _operating_point(
-        self, row: PinnedGallery, new: CalibrationModel, old: ModelPin, embed: Callable[[], None]
+        self, row: PinnedGallery, new: Card, old: ModelReference, embed: Callable[[], None]
     ) -> OperatingPoint | None:
         """The new model's, at the gallery's own target; None where its card's threshold decides."""
         _, _, kept = self._store.head(row.name)
@@ -217,23 +236,23 @@ class Activation:
     def _carried(
         self,
         row: PinnedGallery,
-        new: CalibrationModel,
-        old: ModelPin,
+        new: Card,
+        old: ModelReference,
         before: OperatingPoint | None,
         target: float,
     ) -> OperatingPoint | None:
         """Else searches that were decided so far would find no threshold after the swap."""
         try:
-            model = CalibrationModel.read(resolve(self._settings, old.name))
+            model = Card.read(resolve(self._settings, old.name))
         except NotFound:
             return None
         calibrated = before is not None and before.digest == old.digest
         threshold = before.threshold if before is not None and calibrated else model.threshold
         if threshold is None or model.digest != old.digest:
             return None
-        return carry_over(self._engine, row.gallery_id, threshold, new, model, target)
+        return transfer_threshold(self._engine, row.gallery_id, threshold, new, model, target)
 
-    def _figures(self, pin: ModelPin) -> JsonObject:
+    def _figures(self, pin: ModelReference) -> JsonObject:
         """What the model reached in the evaluations on its card."""
         try:
             return figures(read_card(resolve(self._settings, pin.name)).get("metrics"))
@@ -269,7 +288,9 @@ class Activation:
             )
 
 
-def roll_back(settings: Settings, engine: Engine, gallery: str, also: Also) -> Job:
+def roll_back(
+    settings: Settings, engine: Engine, gallery: str, in_transaction: InTransaction
+) -> Job:
     """Make the previous model active again, in one transaction, and record that as a job.
 
     Raises `NotFound` for a missing gallery, `Conflict` when there is nothing to go back to.
@@ -290,8 +311,8 @@ def roll_back(settings: Settings, engine: Engine, gallery: str, also: Also) -> J
             "digest": done.active.digest,
             "previous": asdict(done.previous),
         }
-        job = add_done(session, "rollback", {"gallery": gallery}, result)
-        also(session, job)
+        job = record_finished(session, "rollback", {"gallery": gallery}, result)
+        in_transaction(session, job)
     return job
 
 
@@ -300,7 +321,7 @@ def shown(compared: PairedRank1) -> JsonObject:
     return {**asdict(compared), "interval": list(compared.interval)}
 
 
-def _still_there(settings: Settings, model: ModelPin) -> bool:
+def _still_there(settings: Settings, model: ModelReference) -> bool:
     try:
         digest: str = read_card(resolve(settings, model.name))["digest"]
     except NotFound:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from service.foundation.settings import Settings
+from service.job_types.commands import deployment, program
 from service.job_types.requests import Dataset, GalleryDataset
-from service.jobs.plan import JobRefused, Step, partial, scratch
+from service.jobs.job_type import JobRefused, Step, partial
+from service.jobs.scratch import scratch
 
 _INDEX = "index.json"
 
@@ -63,26 +63,3 @@ def dataset_steps(
 def gallery_export(folder: Path) -> Path:
     """Where a job has the walks of the gallery that is its dataset."""
     return scratch(folder) / "gallery.zip"
-
-
-def program(module: str, *arguments: str) -> tuple[str, ...]:
-    """The command line of one of our programs, under this interpreter."""
-    return (sys.executable, "-m", module, *arguments)
-
-
-def device(settings: Settings) -> Mapping[str, str]:
-    """The environment that keeps a run off a GPU which this deployment is not to use."""
-    return {"CUDA_VISIBLE_DEVICES": ""} if settings.device == "cpu" else {}
-
-
-def deployment(settings: Settings) -> Mapping[str, str]:
-    """The environment in which another process of ours finds the same database and models."""
-    environment = {
-        "GAITID_DATA_DIR": str(settings.data_dir),
-        "GAITID_SHIPPED_MODELS_DIR": str(settings.shipped_models_dir.absolute()),
-        "GAITID_MODEL": settings.model,
-        "GAITID_DEVICE": settings.device,
-    }
-    if settings.database_url is not None:
-        environment["GAITID_DATABASE_URL"] = settings.database_url
-    return environment

@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,19 +22,26 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from models.nearest import Nearest, nearest
-from models.similarity import Metric
 from service.foundation.errors import Invalid
+from service.foundation.settings import Settings
 from service.gallery.operating_point import OperatingPoint
+from service.gallery.records import Progress
 from service.gallery.sealing import sealing_of
 from service.gallery.store import missing_gallery, sequences_under
 from service.gallery.tables import GalleryRow, SequenceRow
-from service.serving.decision import ThresholdSource, choose_threshold
-from service.serving.registry import read_card
+from service.job_types.commands import measuring_step
+from service.job_types.requests import AuditRequest
+from service.jobs.findings import named_in, note_findings, without
+from service.jobs.job import Job, JsonObject
+from service.jobs.job_type import JobRefused, Outcome, Step
+from service.jobs.scratch import scratch
+from service.serving.registry import Card
+from service.serving.thresholds import ThresholdSource, choose_threshold
 from service.storage.database import now
 
 MOST_LISTED: Final = 50
@@ -49,24 +56,6 @@ class CannotAudit(ValueError):
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True)
-
-
-class AuditModel(_Record):
-    """What an audit needs of a checkpoint's card."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    digest: str
-    metric: Metric
-    threshold: float | None = None
-
-    @classmethod
-    def read(cls, checkpoint: Path) -> AuditModel:
-        """From a checkpoint's folder, without loading it; raises `CannotAudit`."""
-        try:
-            return cls.model_validate(read_card(checkpoint))
-        except ValidationError as error:
-            raise CannotAudit(f"the card of {checkpoint.name} is not one") from error
 
 
 class Member(_Record):
@@ -138,14 +127,53 @@ class Audited(_Record):
     audit: Audit
 
 
-Progress = Callable[[int, int], None]
-"""Told how many sequences are done, of how many."""
+class AuditJob:
+    """Lists what in a gallery attracts other people."""
+
+    def __init__(self, settings: Settings, engine: Engine) -> None:
+        self._settings = settings
+        self._engine = engine
+
+    def steps(self, job: Job, folder: Path) -> Sequence[Step]:
+        """Compare everybody with everybody else, in one command."""
+        request = AuditRequest.model_validate(job.request)
+        step = measuring_step(
+            self._settings, self._engine, "audit", request.gallery, _found(folder), "audit-gallery",
+        )  # fmt: skip
+        return (step,)
+
+    def complete(self, job: Job, folder: Path) -> Outcome:
+        """Take over what was found, less what was erased meanwhile."""
+        audited = Audited.model_validate_json(_found(folder).read_bytes())
+        result = audited.audit.model_dump(mode="json")
+        gallery = AuditRequest.model_validate(job.request).gallery
+
+        def settle(session: Session) -> None:
+            if not _keep_enrolled(session, audited.gallery_id, result):
+                raise JobRefused("the gallery was erased while it was audited")
+            note_findings(session, gallery, job.id)
+
+        return Outcome(result, in_transaction=settle)
+
+
+def _keep_enrolled(session: Session, gallery_id: str, result: JsonObject) -> bool:
+    """Take out of a new audit, in place, what was erased since; False when the gallery was.
+
+    For the transaction that ends the job: an erasure comes before it, or finds its findings.
+    """
+    gallery = select(GalleryRow.id).where(GalleryRow.id == gallery_id).with_for_update()
+    if session.scalar(gallery) is None:
+        return False
+    named = named_in(result)
+    there = set(session.scalars(select(SequenceRow.id).where(SequenceRow.id.in_(named))))
+    result.update(without(result, named - there))
+    return True
 
 
 def audit(
     engine: Engine,
     gallery: str,
-    model: AuditModel,
+    model: Card,
     progress: Progress = lambda _done, _total: None,
 ) -> Audited:
     """Compare everybody in a gallery with everybody else, as it is now.
@@ -288,7 +316,7 @@ def unusual_count(mean: float, sequences: int) -> int:
     return count
 
 
-def _read(engine: Engine, gallery: str, model: AuditModel) -> _Enrolled:
+def _read(engine: Engine, gallery: str, model: Card) -> _Enrolled:
     """One state of the gallery: what is read in one statement has no half of an enrolment."""
     members: list[Member] = []
     poor: list[Poor] = []
@@ -349,3 +377,7 @@ def is_poor(quality: dict[str, Any]) -> bool:
 
 def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
+
+
+def _found(folder: Path) -> Path:
+    return scratch(folder).absolute() / "audit.json"

@@ -11,8 +11,9 @@ anew from the database.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,13 +23,17 @@ from sqlalchemy.orm import Session
 
 from models.encoder import Encoder
 from service.foundation.settings import Settings
-from service.gallery.active_model import count_sequences, pinned, prune
-from service.gallery.records import Embedding, Silhouettes
+from service.gallery.active_model import count_sequences, lock_gallery, pinned, prune, renew_indexes
+from service.gallery.records import Embedding, Progress, Silhouettes
 from service.gallery.sealing import DamagedEmbedding, DamagedSilhouettes, sealing_of
 from service.gallery.store import GalleryStore, embedding_of
 from service.gallery.tables import EmbeddingRow, SequenceRow
-from service.job_types.activation import active_pin
-from service.serving.registry import resolve
+from service.job_types.commands import deployment, program
+from service.job_types.requests import ReindexRequest
+from service.jobs.job import Job
+from service.jobs.job_type import JobRefused, Outcome, Step, partial
+from service.jobs.scratch import scratch
+from service.serving.registry import active_model, resolve
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 32  # sequences in memory: 1000 frames each are 4 MB
@@ -73,12 +78,37 @@ class _Walk(NamedTuple):
     stored: EmbeddingRow | None
 
 
-def reindex(
-    settings: Settings, engine: Engine, gallery: str, progress: Callable[[int, int], None]
-) -> Reindexed:
+class ReindexJob:
+    """Makes a gallery's embeddings complete, and its indexes equal to the database."""
+
+    def __init__(self, settings: Settings, engine: Engine) -> None:
+        del engine  # every job type is constructed with one
+        self._settings = settings
+
+    def steps(self, job: Job, folder: Path) -> Sequence[Step]:
+        """Check, complete and prune, in one command."""
+        gallery = ReindexRequest.model_validate(job.request).gallery
+        out = _done(folder)
+        command = program("service", "reindex-gallery", gallery, str(partial(out)))
+        return (Step("reindexing", command, output=out, environment=deployment(self._settings)),)
+
+    def complete(self, job: Job, folder: Path) -> Outcome:
+        """Have the indexes built anew, of the gallery that was reindexed if it is still there."""
+        del job
+        done = Reindexed.model_validate_json(_done(folder).read_bytes())
+
+        def renew(session: Session) -> None:
+            if not lock_gallery(session, done.gallery_id):
+                raise JobRefused("the gallery was erased while it was reindexed")
+            renew_indexes(session, done.gallery_id)
+
+        return Outcome(done.model_dump(exclude={"gallery_id"}), in_transaction=renew)
+
+
+def reindex(settings: Settings, engine: Engine, gallery: str, progress: Progress) -> Reindexed:
     """Do it; raises `NotFound` for a gallery or model that is not there, and `CannotReindex`."""
     row = pinned(engine, gallery)
-    active = active_pin(settings, row)
+    active = active_model(settings, row)
     try:
         encoder = Encoder.open(resolve(settings, active.name), settings.device)
     except ValueError as error:
@@ -195,3 +225,7 @@ class _Check:
 def _same(one: Embedding, other: Embedding) -> bool:
     a, b = one.ravel().astype(np.float64), other.ravel().astype(np.float64)
     return bool(a @ b >= _SAME * np.linalg.norm(a) * np.linalg.norm(b))
+
+
+def _done(folder: Path) -> Path:
+    return scratch(folder).absolute() / "reindexed.json"

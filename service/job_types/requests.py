@@ -1,8 +1,8 @@
-"""What a client may ask of a job. Names only: a request never carries a path or a URL."""
+"""Requests for jobs. They hold names only, never a path or a URL."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +18,7 @@ from pydantic import (
 
 from service.gallery.fields import GalleryName, storable
 from service.serving.registry import NAME
+from service.serving.thresholds import CALIBRATE, calibration_claim
 
 _PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _LONGEST_TEXT = 256
@@ -90,9 +91,26 @@ Protocol = Literal[
 
 
 class Request(BaseModel):
-    """A request for a job; a field that is not known is an error."""
+    """What a client sends; a field that is not known is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class JobRequest(Request):
+    """A request for a job of the type `job_type`.
+
+    Attributes:
+        claim: what only one unfinished job may hold; None if any number of such jobs may wait.
+        claimed_by: the field that an error names when another job holds the claim.
+    """
+
+    job_type: ClassVar[str]
+    claimed_by: ClassVar[str] = "gallery"
+
+    @property
+    def claim(self) -> str | None:
+        """See above."""
+        return None
 
 
 def _example(**fields: JsonValue) -> ConfigDict:
@@ -112,9 +130,11 @@ Dataset = Annotated[
 ]
 
 
-class DistillRequest(Request):
+class DistillRequest(JobRequest):
     """Train a student from teachers by a recipe, and register it as the model `name`."""
 
+    job_type = "distill"
+    claimed_by = "name"
     model_config = _example(
         recipe="demo", name="my-student", dataset={"gallery": "default"}, teachers=["default"]
     )
@@ -135,6 +155,11 @@ class DistillRequest(Request):
     )
 
     @property
+    def claim(self) -> str:
+        """The name of the model that is made."""
+        return f"model:{self.name}"
+
+    @property
     def target(self) -> str:
         """The gallery whose model the new one may become."""
         of_dataset = self.dataset.gallery if isinstance(self.dataset, GalleryDataset) else "default"
@@ -145,6 +170,22 @@ class DistillRequest(Request):
         """Whether a fifth of the dataset's people is kept for comparing."""
         return self.activate == "if_better"
 
+    @property
+    def ancestors(self) -> list[str]:
+        """The models that the new one is made from."""
+        return [*self.teachers, *filter(None, [self.student])]
+
+
+class EvaluateRequest(JobRequest):
+    """Measure a registered model on a dataset by a protocol."""
+
+    job_type = "evaluate"
+    model_config = _example(model="default", dataset={"gallery": "default"}, protocol="cross-view")
+
+    model: ModelName
+    dataset: Dataset
+    protocol: Protocol = "cross-view"
+
 
 class GalleryChoice(Request):
     """Which gallery is meant."""
@@ -152,35 +193,50 @@ class GalleryChoice(Request):
     gallery: GalleryName = "default"
 
 
-class ActivateRequest(GalleryChoice):
+class ActivateRequest(GalleryChoice, JobRequest):
     """Give a gallery another model; `instead_of` is the digest it was compared with, if any."""
+
+    job_type = "activate"
 
     name: ModelName
     instead_of: str | None = None
 
+    @property
+    def claim(self) -> str:
+        """The gallery's embeddings, which one job at a time may make or prune."""
+        return f"embeddings:{self.gallery}"
 
-class ReindexRequest(GalleryChoice):
+
+class ReindexRequest(GalleryChoice, JobRequest):
     """Make a gallery's embeddings complete and its indexes equal to the database."""
 
+    job_type = "reindex"
 
-class CalibrateRequest(Request):
+    @property
+    def claim(self) -> str:
+        """The gallery's embeddings, as for an activation."""
+        return f"embeddings:{self.gallery}"
+
+
+class CalibrateRequest(GalleryChoice, JobRequest):
     """Find the threshold at which a gallery falsely matches a stranger at most at this rate."""
 
-    gallery: GalleryName = "default"
+    job_type = CALIBRATE
+
     target_fpir: Annotated[float, Field(ge=1e-6, le=0.25, strict=True, allow_inf_nan=False)] = 0.01
 
+    @property
+    def claim(self) -> str:
+        """The gallery's calibration."""
+        return calibration_claim(self.gallery)
 
-class AuditRequest(Request):
+
+class AuditRequest(GalleryChoice, JobRequest):
     """List what in a gallery attracts other people."""
 
-    gallery: GalleryName = "default"
+    job_type = "audit-gallery"
 
-
-class EvaluateRequest(Request):
-    """Measure a registered model on a dataset by a protocol."""
-
-    model_config = _example(model="default", dataset={"gallery": "default"}, protocol="cross-view")
-
-    model: ModelName
-    dataset: Dataset
-    protocol: Protocol = "cross-view"
+    @property
+    def claim(self) -> str:
+        """The gallery's audit."""
+        return f"audit:{self.gallery}"

@@ -18,7 +18,7 @@ from models.calibration import CONFIDENCE, stranger_similarities
 from service.gallery.operating_point import OperatingPoint
 from service.gallery.paired_embeddings import read_pairs
 from service.gallery.tables import SubjectRow
-from service.job_types.calibration import CalibrationModel
+from service.serving.registry import Card
 from service.storage.database import now
 
 TARGET_FPIR = 0.01
@@ -27,7 +27,7 @@ TARGET_FPIR = 0.01
 _MOST_SUBJECTS = 500  # more can be calibrated
 
 
-def carried_over(
+def transferred_threshold(
     threshold: float, before: NDArray[np.float64], after: NDArray[np.float64]
 ) -> float:
     """The threshold that lies as far above strangers' similarities as the old one did.
@@ -41,12 +41,12 @@ def carried_over(
     return min(1.0, float(after.mean()) + (threshold - float(before.mean())) * scale)
 
 
-def carry_over(
+def transfer_threshold(
     engine: Engine,
     gallery_id: str,
     threshold: float,
-    new: CalibrationModel,
-    old: CalibrationModel,
+    new: Card,
+    old: Card,
     target_fpir: float,
 ) -> OperatingPoint | None:
     """The old threshold as an operating point of the new model; None with fewer than 2 people.
@@ -60,7 +60,7 @@ def carry_over(
     if pairs is None or len(np.unique(pairs.subjects)) < 2:
         return None
     return OperatingPoint(
-        threshold=carried_over(
+        threshold=transferred_threshold(
             threshold,
             stranger_similarities(pairs.old, pairs.subjects, old.metric),
             stranger_similarities(pairs.new, pairs.subjects, new.metric),

@@ -25,7 +25,7 @@ from service.gallery.tables import (
     SubjectRow,
 )
 from service.jobs.findings import forget_findings
-from service.jobs.queue import cancel_those_that_hold
+from service.jobs.queue import cancel_jobs_using
 from service.storage.database import empty_log, new_id, note_erasure, now, writing
 from service.storage.kept_answers import forget_answers_about, forget_answers_at
 
@@ -55,7 +55,7 @@ def erase_subject(
         embeddings = _erase_sequences(session, gallery_id, revision, sequence_ids)
         forget_findings(session, gallery, sequence_ids)
         _delete_subjects(session, gallery_id, [subject_id])
-        jobs = cancel_those_that_hold(session, gallery)
+        jobs = cancel_jobs_using(session, gallery)
         models = models_of(session, gallery, [subject_id])
     empty_log(engine)
     return _receipt(gallery, subject_id, 1, sequence_ids, embeddings, models, jobs)
@@ -81,7 +81,7 @@ def erase_sequence(
         forget_findings(session, gallery, (sequence_id,))
         vanished = _without_sequences(session, gallery_id, [subject_id])
         _delete_subjects(session, gallery_id, vanished)
-        jobs = cancel_those_that_hold(session, gallery)
+        jobs = cancel_jobs_using(session, gallery)
         models = models_of(session, gallery, [subject_id])
     empty_log(engine)
     return _receipt(gallery, subject_id, len(vanished), (sequence_id,), embeddings, models, jobs)
@@ -127,7 +127,7 @@ def erase_gallery(
                     created_at=now(),
                 )
             )
-        jobs = cancel_those_that_hold(session, gallery)
+        jobs = cancel_jobs_using(session, gallery)
         models = models_of(session, gallery, subject_ids)
     empty_log(engine)
     return _receipt(gallery, None, len(subject_ids), sequence_ids, embeddings, models, jobs)

@@ -26,8 +26,8 @@ from service.gallery.active_model import PinnedGallery, pinned, pinned_by_id
 from service.gallery.cache import GalleryCache
 from service.gallery.live_index import FollowedGallery
 from service.gallery.store import GalleryStore
-from service.serving.model_in_use import ModelInUse
 from service.serving.model_pool import LoadedModel, ModelPool, ModelUnavailable
+from service.serving.thresholds import ModelInUse
 
 _log = logging.getLogger(__name__)
 

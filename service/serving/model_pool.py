@@ -13,9 +13,9 @@ from typing import Self
 from models.encoder import Encoder
 from service.foundation.errors import ServiceError, Unavailable
 from service.foundation.metrics import Metrics
-from service.gallery.records import ModelPin
+from service.gallery.records import ModelReference
 from service.serving.batching import FrameBatcher
-from service.serving.model_in_use import ModelInUse
+from service.serving.thresholds import ModelInUse
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class ModelPool:
             await loaded.batcher.__aexit__(None, None, None)
         await asyncio.gather(*self._closing)
 
-    async def get(self, pin: ModelPin | None) -> LoadedModel:
+    async def get(self, pin: ModelReference | None) -> LoadedModel:
         """The model, loaded if it was not; None is the deployment's own.
 
         What lies under the name decides: a checkpoint that was replaced on disk has another digest

@@ -15,14 +15,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
+from typing import Self
 
+from pydantic import BaseModel, ConfigDict, ValidationError
 from sqlalchemy import JSON, Engine, ForeignKey, String, delete, or_, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
+from models.calibration import KnownThreshold
 from models.disk import sync
+from models.similarity import Metric
 from service.foundation.errors import Conflict, NotFound, Reason
 from service.foundation.settings import Settings
-from service.gallery.active_model import pinned
+from service.gallery.active_model import PinnedGallery, pinned
+from service.gallery.records import ModelReference
 from service.gallery.tables import GalleryRow
 from service.jobs.job import JsonObject, Status
 from service.jobs.tables import JobRow
@@ -34,9 +39,8 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _CARD = "card.json"
 _MOST_CARD_BYTES = 2**20
 
-
-Also = Callable[[str], None]
-"""Work to do before a model of this digest is added; what it raises prevents that."""
+RecordDigest = Callable[[str], None]
+"""Told a model's digest before the model is added; what it raises prevents that."""
 
 
 class Source(StrEnum):
@@ -60,12 +64,10 @@ class ModelRow(Table):
 
 
 @dataclass(frozen=True, slots=True)
-class RegisteredModel:
+class RegisteredModel(ModelReference):
     """A model and what is known of it; `path` is for this process only, never for a client."""
 
-    name: str
     source: Source
-    digest: str
     card: JsonObject
     metrics: JsonObject
     job_id: str | None
@@ -99,6 +101,25 @@ class UnreadableCard(NotFound):
     slug = "model-unreadable"
 
 
+class Card(BaseModel):
+    """What measuring a gallery needs of a checkpoint's card."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    digest: str
+    metric: Metric
+    threshold: float | None = None
+    thresholds: tuple[KnownThreshold, ...] = ()
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> Self:
+        """From a checkpoint's folder, without loading it; raises `UnreadableCard`."""
+        try:
+            return cls.model_validate(read_card(checkpoint))
+        except ValidationError as error:
+            raise UnreadableCard(f"the card of {checkpoint.name} is not one") from error
+
+
 def resolve(settings: Settings, name: str) -> Path:
     """The folder of the model called `name`; raises `NotFound`."""
     if re.fullmatch(NAME, name):
@@ -108,11 +129,15 @@ def resolve(settings: Settings, name: str) -> Path:
     raise missing_model(name, "name")
 
 
-def active_checkpoint(settings: Settings, engine: Engine, gallery: str) -> Path:
-    """The folder of the model that a gallery is searched with, absolute.
+def active_model(settings: Settings, row: PinnedGallery) -> ModelReference:
+    """A gallery's active model; raises `NotFound` when the deployment's own does not exist."""
+    if row.active is not None:
+        return row.active
+    return ModelReference(settings.model, read_card(resolve(settings, settings.model))["digest"])
 
-    Raises `NotFound` for the gallery or the model.
-    """
+
+def active_checkpoint(settings: Settings, engine: Engine, gallery: str) -> Path:
+    """The absolute folder of a gallery's active model; raises `NotFound` for either."""
     active = pinned(engine, gallery).active
     return resolve(settings, settings.model if active is None else active.name).absolute()
 
@@ -218,11 +243,11 @@ class ModelRegistry:
             target,
         )
 
-    def add_uploaded(self, name: str, checkpoint: Path, also: Also) -> RegisteredModel:
+    def add_uploaded(self, name: str, checkpoint: Path, record: RecordDigest) -> RegisteredModel:
         """Move a checkpoint folder on the same file system among the models; raises `Conflict`.
 
-        The folder appears in one rename, complete, and only where there is none. `also` is told the
-        digest within the transaction.
+        The folder appears in one rename, complete, and only where there is none. `record` is called
+        within the transaction.
         """
         target = self._settings.models_dir / name
         with Session(writing(self._engine)) as session, session.begin():  # one upload at a time
@@ -236,13 +261,13 @@ class ModelRegistry:
             digest = read_card(checkpoint)["digest"]
             session.add(ModelRow(name=name, digest=digest, metrics={}, created_at=now()))
             session.flush()
-            also(digest)
+            record(digest)
             _sync_whole(checkpoint)
             _move_in(checkpoint, target)
         return self.show(name)
 
-    def remove(self, name: str, also: Callable[[], None]) -> None:
-        """Remove a model that nobody needs; `also` is called within the transaction.
+    def remove(self, name: str, record: Callable[[], None]) -> None:
+        """Remove a model that nobody needs; `record` is called within the transaction.
 
         Raises `NotFound`, and `Conflict` for one that ships with the program, with which galleries
         start, that is active or previous in a gallery, or that an unfinished job names.
@@ -263,7 +288,7 @@ class ModelRegistry:
             if name in self._named_by_jobs(session):
                 raise _in_use(name, "a job that has not ended uses it")
             session.execute(delete(ModelRow).where(ModelRow.name == name))
-            also()
+            record()
         # Not before: a model whose folder is gone and whose row is not could neither be removed nor
         # replaced. The other way round it is an imported one, which can be removed again.
         gone = path.with_name(f".removed-{new_id()}")

@@ -22,7 +22,7 @@ from models.encoder import Encoder, Walk
 from models.networks.cost import cost
 from service.foundation.errors import Invalid, Reason, TooLarge
 from service.foundation.settings import Settings
-from service.serving.registry import Also, ModelRegistry, RegisteredModel
+from service.serving.registry import ModelRegistry, RecordDigest, RegisteredModel
 from service.storage.database import new_id
 
 _PIECE = 1 << 20
@@ -35,9 +35,9 @@ def take_in(
     name: str,
     weights: IO[bytes],
     card: IO[bytes],
-    also: Also,
+    record: RecordDigest,
 ) -> RegisteredModel:
-    """Add an uploaded checkpoint as the model `name`; `also` is told its digest before it is one.
+    """Add an uploaded checkpoint as the model `name`; `record` is told its digest before.
 
     Raises `Invalid` for what is no checkpoint that can serve, `TooLarge`, and `Conflict` for a name
     that is taken; nothing is left behind then.
@@ -46,7 +46,7 @@ def take_in(
         _write(weights, folder / WEIGHTS, settings.max_request_bytes, "weights")
         _write(card, folder / CARD, MAX_CARD_BYTES, "card")
         _try(folder)
-        return registry.add_uploaded(name, folder, also)
+        return registry.add_uploaded(name, folder, record)
 
 
 @contextmanager

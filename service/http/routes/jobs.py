@@ -30,9 +30,9 @@ from service.job_types.requests import (
     ReindexRequest,
 )
 from service.job_types.submission import CheckRecipe, RecipeCheck, Submission
-from service.jobs.following import Followers
+from service.jobs.event_streams import EventStreams
 from service.jobs.job import Job, JobEvent, Status
-from service.jobs.queue import Also, JobQueue
+from service.jobs.queue import InTransaction, JobQueue
 from service.storage.kept_answers import Answer, keep
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -126,7 +126,7 @@ def distill(
     request: Request, response: Response, jobs: Submissions, body: DistillRequest
 ) -> JobAnswer:
     """Train a student from registered teachers by a recipe; the result is a registered model."""
-    return accepted(response, jobs.distill(body, keeping(request)))
+    return accepted(response, jobs.submit(body, keeping(request)))
 
 
 @router.post("/evaluate", status_code=202)
@@ -134,7 +134,7 @@ def evaluate(
     request: Request, response: Response, jobs: Submissions, body: EvaluateRequest
 ) -> JobAnswer:
     """Measure a registered model on a dataset."""
-    return accepted(response, jobs.evaluate(body, keeping(request)))
+    return accepted(response, jobs.submit(body, keeping(request)))
 
 
 @router.post("/calibrate", status_code=202)
@@ -145,7 +145,7 @@ def calibrate(
     body: CalibrateRequest | None = None,
 ) -> JobAnswer:
     """Find the threshold at which a gallery falsely matches a stranger at most at a given rate."""
-    return accepted(response, jobs.calibrate(body or CalibrateRequest(), keeping(request)))
+    return accepted(response, jobs.submit(body or CalibrateRequest(), keeping(request)))
 
 
 @router.post("/reindex", status_code=202)
@@ -156,7 +156,7 @@ def reindex(
     body: ReindexRequest | None = None,
 ) -> JobAnswer:
     """Complete a gallery's embeddings under its model, and build its indexes anew."""
-    return accepted(response, jobs.reindex(body or ReindexRequest(), keeping(request)))
+    return accepted(response, jobs.submit(body or ReindexRequest(), keeping(request)))
 
 
 @router.post("/audit-gallery", status_code=202)
@@ -167,7 +167,7 @@ def audit_gallery(
     body: AuditRequest | None = None,
 ) -> JobAnswer:
     """List what in a gallery attracts other people: misplaced, doubled and poor sequences."""
-    return accepted(response, jobs.audit(body or AuditRequest(), keeping(request)))
+    return accepted(response, jobs.submit(body or AuditRequest(), keeping(request)))
 
 
 @router.get("")
@@ -219,17 +219,17 @@ def follow_job(
 
 
 class _Stream(EventSourceResponse):
-    """A job's events, for which there must be a seat."""
+    """A job's events, which takes a slot."""
 
-    def __init__(self, followers: Followers, who: str, job_id: str, after: int) -> None:
+    def __init__(self, followers: EventStreams, caller: str, job_id: str, after: int) -> None:
         self._followers = followers
-        self._who = who
+        self._caller = caller
         self._events = followers.follow(job_id, after)
         super().__init__((_sent(event) async for event in self._events), ping=_PING_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve it; raises `Unavailable`."""
-        with self._followers.seat(self._who):
+        with self._followers.slot(self._caller):
             async with aclosing(self._events):
                 await super().__call__(scope, receive, send)
 
@@ -256,7 +256,7 @@ def accepted(response: Response, job: Job) -> JobAnswer:
     return JobAnswer.of(job)
 
 
-def keeping(request: Request, entry: Callable[[Job], Entry] = recorded.job) -> Also:
+def keeping(request: Request, entry: Callable[[Job], Entry] = recorded.job) -> InTransaction:
     """Keeps and records the answer, in the transaction that queues the job."""
     hold = request.scope.get(HOLD)
 

@@ -10,7 +10,7 @@ from service.access.audit import entries
 from service.access.audit.entries import Entry
 from service.access.keys import Scope
 from service.gallery.active_model import PinnedGallery, every_gallery
-from service.gallery.records import ModelPin
+from service.gallery.records import ModelReference
 from service.http import recorded
 from service.http.routes.access import requires
 from service.http.routes.audited import record_change
@@ -145,6 +145,6 @@ def _rolled_back(job: Job) -> Entry:
         "rollback_model",
         done["gallery"],
         job.id,
-        old=ModelPin(**done["previous"]),
-        new=ModelPin(done["model"], done["digest"]),
+        old=ModelReference(**done["previous"]),
+        new=ModelReference(done["model"], done["digest"]),
     )

@@ -17,8 +17,8 @@ from sqlalchemy.orm import Session
 
 from service.foundation.settings import Settings
 from service.gallery.tables import EmbeddingRow, GalleryRow, SequenceRow
-from service.jobs.crew import Crew
-from service.jobs.lane import LANES
+from service.job_types.registry import JOB_CLASSES
+from service.jobs.worker_pool import WorkerPool
 from tests.service.conftest import save_tiny_model
 from tests.service.jobs.workers import worker_of
 from tests.service.requests import enrol, identify, problem, verify
@@ -41,14 +41,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def working(settings: Settings, engine: Engine) -> Iterator[None]:
-    """A crew of workers as `gaitid worker` has, until the block ends."""
-    crew = Crew([worker_of(settings, engine, lane=lane) for lane in LANES])
-    thread = threading.Thread(target=crew.run)
+    """The workers that `gaitid worker` has, until the block ends."""
+    pool = WorkerPool([worker_of(settings, engine, job_class=one) for one in JOB_CLASSES])
+    thread = threading.Thread(target=pool.run)
     thread.start()
     try:
         yield
     finally:
-        crew.stop()
+        pool.stop()
         thread.join()
 
 

@@ -23,11 +23,11 @@ from service.gallery.store import GalleryStore
 from service.gallery.tables import EmbeddingRow
 from service.job_types import activation
 from service.job_types.activation import Activation, CannotActivate
-from service.job_types.calibration import CalibrationModel, Measured, measure
+from service.job_types.calibration import Measured, measure
 from service.jobs.job import Job, Status
 from service.jobs.queue import JobQueue, Lease
 from service.privacy.erasing import erase_gallery
-from service.serving.registry import read_card, resolve
+from service.serving.registry import Card, read_card, resolve
 from service.serving.thresholds import keep
 from service.storage.database import migrate, new_id, open_database, writing
 from tests.e2e.deployment import Deployment, until
@@ -314,7 +314,7 @@ def test_who_is_enrolled_while_the_models_are_compared_costs_no_gallery_its_cali
     engine: Engine, settings: Settings, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def calibration_of(name: str) -> Measured:
-        model = CalibrationModel.read(resolve(settings, name))
+        model = Card.read(resolve(settings, name))
         return measure(engine, "default", model, 0.3)  # observed: no shape is asked of the tail
 
     with Session(writing(engine)) as session, session.begin():

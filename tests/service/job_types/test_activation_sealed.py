@@ -22,7 +22,7 @@ from service.gallery.store import GalleryStore, embedding_of
 from service.gallery.tables import EmbeddingRow
 from service.http.resources import open_engine
 from service.job_types.activation import Activation
-from service.job_types.gate import judge
+from service.job_types.gate import compare_with_active
 from service.job_types.held_out_split import is_held_out
 from service.job_types.reindexing import reindex
 from service.jobs.job import Job
@@ -139,7 +139,9 @@ def test_a_new_model_is_judged_on_walks_that_are_sealed(
 ) -> None:
     (tmp_path / "index.json").write_text(json.dumps({"sequences": [{"subject": "stranger"}]}))
     checkpoint = resolve(settings, "other")
-    verdict = judge(settings, engine, "default", checkpoint, tmp_path, lambda *_: None)
+    verdict = compare_with_active(
+        settings, engine, "default", checkpoint, tmp_path, lambda *_: None
+    )
     assert verdict.comparison is not None
     assert verdict.comparison["searches"] == 2 * len(HELD_OUT)
 

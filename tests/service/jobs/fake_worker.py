@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from service.jobs.job import Job
-from service.jobs.plan import Outcome, Step
+from service.jobs.job_type import Outcome, Step
+from service.jobs.leases import LeaseObserver
 from service.jobs.queue import JobQueue
-from service.jobs.watch import Watch
 from service.jobs.worker import Worker
 from service.storage.database import open_database
 
@@ -29,9 +29,9 @@ class FakeJob:
 
 
 def fake_worker(queue: JobQueue, folders: Path) -> Worker:
-    watch = Watch(queue.lease_seconds)
+    observer = LeaseObserver(queue.lease_seconds)
     types = {"fake": FakeJob()}
-    return Worker(queue, types, folders=folders, watch=watch, grace_s=0.5, poll_s=0.05)
+    return Worker(queue, types, folders=folders, observer=observer, grace_s=0.5, poll_s=0.05)
 
 
 def main(database: str, folders: str) -> None:

@@ -14,21 +14,21 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from models.calibration import CannotCalibrate, calibrate, stranger_similarities
+from models.calibration import calibrate, stranger_similarities
 from service.__main__ import main
 from service.foundation.errors import NotFound
 from service.foundation.settings import Settings
 from service.gallery.operating_point import OperatingPoint
 from service.gallery.records import NewSequence, SequenceQuality
 from service.gallery.store import GalleryStore
-from service.job_types.calibration import CalibrationModel, measure
-from service.job_types.types import job_types
+from service.job_types.calibration import measure
+from service.job_types.registry import job_types
 from service.jobs.job import Job, Status
-from service.jobs.plan import Outcome
+from service.jobs.job_type import Outcome
 from service.jobs.queue import JobQueue
 from service.privacy.erasing import erase_gallery, erase_subject
 from service.serving import thresholds
-from service.serving.registry import read_card, resolve
+from service.serving.registry import Card, UnreadableCard, read_card, resolve
 from service.storage.database import new_id, open_database, writing
 from tests.service.jobs.workers import worker_of
 from tests.service.requests import enrol, identify, problem, verify
@@ -261,7 +261,7 @@ def test_a_tiny_gallery_takes_the_threshold_of_a_card_that_has_one(
         **read_card(resolve(settings, settings.model)),
         "thresholds": [{"target_fpir": 0.01, "gallery_subjects": 1, "threshold": 0.8}],
     }
-    found = measure(engine, "default", CalibrationModel.model_validate(card), 0.01).operating_point
+    found = measure(engine, "default", Card.model_validate(card), 0.01).operating_point
     assert (found.threshold, found.interval, found.method) == (0.8, None, "background")
     assert [(point.target_fpir, point.low) for point in found.curve] == [
         (0.3, None), (0.1, None), (0.03, None), (0.01, None),
@@ -311,7 +311,7 @@ def test_subjects_erased_while_a_gallery_is_measured_do_no_harm(
     serve()
     people = make_people(40)
     fill(engine, settings, people)
-    model = CalibrationModel.read(resolve(settings, settings.model))
+    model = Card.read(resolve(settings, settings.model))
 
     def erase() -> None:
         for number in range(15):
@@ -353,12 +353,12 @@ def test_a_missing_gallery_and_a_folder_without_a_card_are_said(
     serve: Serve, settings: Settings, engine: Engine, tmp_path: Path
 ) -> None:
     serve()
-    model = CalibrationModel.read(resolve(settings, settings.model))
+    model = Card.read(resolve(settings, settings.model))
     with pytest.raises(NotFound, match="no gallery 'none'"):
         measure(engine, "none", model, 0.1)
     (tmp_path / "card.json").write_text('{"digest": "d", "metric": "guess"}')
-    with pytest.raises(CannotCalibrate, match="card"):
-        CalibrationModel.read(tmp_path)
+    with pytest.raises(UnreadableCard, match="card"):
+        Card.read(tmp_path)
 
 
 def test_a_stale_gallery_is_not_queued_while_a_calibration_of_it_waits(

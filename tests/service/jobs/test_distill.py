@@ -14,7 +14,7 @@ from service.foundation.settings import Settings
 from service.gallery.store import GalleryStore
 from service.jobs.job import Job, Status
 from service.jobs.queue import ERASED, JobQueue, Lease
-from service.jobs.scratch import remove_walks
+from service.jobs.scratch import remove_scratch
 from service.jobs.worker import Worker
 from service.privacy.erasing import erase_subject
 from service.serving.lineage import TrainedSubjectRow, TrainingRecord
@@ -40,28 +40,28 @@ class KilledBeforeTheCommit(JobQueue):
     """Dies in the transaction that ends the job, with its model moved in."""
 
     def succeed(self, *arguments: Any, **named: Any) -> Job:
-        also = named.pop("also")
+        in_transaction = named.pop("in_transaction")
 
         def settle(session: Session) -> None:
-            also(session)
+            in_transaction(session)
             raise Killed
 
-        return super().succeed(*arguments, also=settle, **named)
+        return super().succeed(*arguments, in_transaction=settle, **named)
 
 
 class Overtaken(JobQueue):
     """Is only paused, when everything is made, until another worker has taken the job over."""
 
     def _overtake(self) -> None:
-        for beat in self.beats():
-            self.take_back(beat)
+        for heartbeat in self.heartbeats():
+            self.reclaim(heartbeat)
         assert self.lease() is not None
 
 
 class OvertakenBeforeTheRecord(Overtaken):
-    def under(self, lease: Lease, work: Callable[[Session], None]) -> None:
+    def write(self, lease: Lease, work: Callable[[Session], None]) -> None:
         self._overtake()
-        super().under(lease, work)
+        super().write(lease, work)
 
 
 class OvertakenBeforeTheEnd(Overtaken):
@@ -161,7 +161,7 @@ def test_an_erasure_stops_the_training_on_the_erased(
     until(lambda: queue.get(job.id).progress.step > 2, "the training has begun")
     folder = settings.jobs_dir / job.id
     receipt = erase_subject(engine, "default", "a")
-    remove_walks(settings.jobs_dir, receipt.jobs)
+    remove_scratch(settings.jobs_dir, receipt.jobs)
     assert not (folder / "scratch").exists()
     running.join(20)
     assert receipt.jobs == (job.id,)

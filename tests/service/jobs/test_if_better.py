@@ -102,7 +102,7 @@ def request(**changes: object) -> DistillRequest:
 @pytest.fixture
 def submit(settings: Settings, engine: Engine) -> Callable[[DistillRequest], Job]:
     queue = JobQueue.of(engine, settings)
-    return Submission(settings, engine, queue, lambda _: ()).distill
+    return Submission(settings, engine, queue, lambda _: ()).submit
 
 
 @pytest.fixture

@@ -104,10 +104,10 @@ def test_a_finished_job_keeps_its_result_and_its_last_event_carries_it(
     assert last.data["result"] == {"model": "m"}
 
 
-def take_back(queue: JobQueue) -> None:
+def reclaim(queue: JobQueue) -> None:
     """What a watcher does to a job that was silent for too long."""
-    for beat in queue.beats():
-        queue.take_back(beat)
+    for heartbeat in queue.heartbeats():
+        queue.reclaim(heartbeat)
 
 
 def test_a_look_that_waited_for_the_lock_leaves_leases_that_could_not_be_renewed(
@@ -116,17 +116,17 @@ def test_a_look_that_waited_for_the_lock_leaves_leases_that_could_not_be_renewed
     queue = open_queue()
     queue.enqueue("fake", {})
     lease = leased(queue)
-    (silent,) = queue.beats()
+    (silent,) = queue.heartbeats()
     with ThreadPoolExecutor(1) as pool, writing(engine).connect() as connection:
         with connection.begin():
             connection.exec_driver_sql("SELECT 1")
-            look = pool.submit(queue.take_back, silent)
+            look = pool.submit(queue.reclaim, silent)
             time.sleep(1.3)
         look.result(10)
     queue.heartbeat(lease)  # its runner's turn
-    queue.take_back(silent)  # who was heard of meanwhile lives
+    queue.reclaim(silent)  # who was heard of meanwhile lives
     assert queue.get(lease.job.id).status is Status.RUNNING
-    take_back(queue)
+    reclaim(queue)
     assert leased(queue).job.id == lease.job.id
 
 
@@ -137,7 +137,7 @@ def test_a_job_that_was_taken_back_is_queued_again_and_its_old_worker_can_write_
     job = queue.enqueue("fake", {})
     old = leased(queue)
     queue.begin(old)
-    take_back(queue)
+    reclaim(queue)
     writes: list[Callable[[], object]] = [
         lambda: queue.begin(old),
         lambda: queue.heartbeat(old),
@@ -170,17 +170,17 @@ def test_whatever_renews_a_lease_is_a_sign_of_life(open_queue: OpenQueue) -> Non
     queue = open_queue()
     queue.enqueue("fake", {})
     lease = leased(queue)
-    seen = queue.beats()
+    seen = queue.heartbeats()
     for renew in (
         lambda: queue.begin(lease),
         lambda: queue.heartbeat(lease),
         lambda: queue.record(lease, [Start(event="start", total_steps=1)]),
     ):
         renew()
-        assert queue.beats() != seen
-        for beat in seen:
-            queue.take_back(beat)
-        seen = queue.beats()
+        assert queue.heartbeats() != seen
+        for heartbeat in seen:
+            queue.reclaim(heartbeat)
+        seen = queue.heartbeats()
     assert queue.status(lease) is Status.RUNNING
 
 
@@ -194,7 +194,7 @@ def test_only_attempts_that_began_count_when_workers_keep_disappearing(
         lease = leased(queue)
         if begins:
             queue.begin(lease)
-        take_back(queue)
+        reclaim(queue)
     seen = queue.get(job.id)
     assert seen.status is (Status.FAILED if begins else Status.QUEUED)
     assert seen.attempts == (2 if begins else 0)
@@ -252,7 +252,7 @@ def test_a_job_being_cancelled_is_never_queued_again(open_queue: OpenQueue, end:
     elif end == "release":
         queue.release(lease)
     else:
-        take_back(queue)
+        reclaim(queue)
     assert queue.lease() is None
     assert queue.get(job.id).status is Status.CANCELLED
 

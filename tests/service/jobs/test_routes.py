@@ -22,8 +22,8 @@ from service.gallery.store import GalleryStore
 from service.http import problems
 from service.http.routes import jobs, models
 from service.http.routes.access import only_known_fields
+from service.jobs.event_streams import EventStreams
 from service.jobs.events import Progress, Start
-from service.jobs.following import Followers
 from service.jobs.queue import JobQueue
 from service.serving.registry import ModelRegistry
 from tests.e2e.deployment import until
@@ -86,7 +86,9 @@ def http(settings: Settings, engine: Engine, check: FakeCheck) -> Iterator[httpx
         settings=settings,
         registry=ModelRegistry(settings, engine),
         audit=audit,
-        followers=Followers(JobQueue.of(engine, settings), most=3, most_per_caller=2, poll_s=0.05),
+        followers=EventStreams(
+            JobQueue.of(engine, settings), most=3, most_per_caller=2, poll_s=0.05
+        ),
     )
     app.dependency_overrides[jobs.recipe_check] = lambda: check
     GalleryStore(engine).ensure("default")

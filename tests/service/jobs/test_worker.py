@@ -15,8 +15,8 @@ from sqlalchemy import Engine, update
 from sqlalchemy.exc import OperationalError
 
 from service.jobs.job import Job, Status
+from service.jobs.output import last_error_line, public_reason
 from service.jobs.queue import JobQueue
-from service.jobs.reasons import last_error_line, plain
 from service.jobs.tables import JobRow
 from service.jobs.worker import Worker
 from service.storage.database import writing
@@ -429,7 +429,7 @@ def test_scratch_left_by_a_killed_worker_is_removed_once_its_job_has_ended(
     ],
 )
 def test_reasons_are_one_plain_line(text: str, expected: str) -> None:
-    assert plain(text) == expected
+    assert public_reason(text) == expected
 
 
 def test_a_reason_of_the_training_program_is_not_said_to_have_failed_twice(tmp_path: Path) -> None:

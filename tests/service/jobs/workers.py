@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from sqlalchemy import Engine
 
 from service.foundation.settings import Settings
-from service.job_types.types import job_types
-from service.jobs.lane import Lane
-from service.jobs.plan import JobType
-from service.jobs.queue import JobQueue
-from service.jobs.watch import Watch
+from service.job_types.registry import job_types
+from service.jobs.job_type import JobType
+from service.jobs.leases import LeaseObserver
+from service.jobs.queue import JobClass, JobQueue
 from service.jobs.worker import Worker
 
 
@@ -21,16 +20,16 @@ def worker_of(
     *,
     queue: JobQueue | None = None,
     types: Mapping[str, JobType] | None = None,
-    lane: Lane | None = None,
-    watch: Watch | None = None,
+    job_class: JobClass | None = None,
+    observer: LeaseObserver | None = None,
 ) -> Worker:
     queue = queue or JobQueue.of(engine, settings)
     return Worker(
         queue,
         types or job_types(settings, engine),
         folders=settings.jobs_dir,
-        watch=watch or Watch(queue.lease_seconds),
+        observer=observer or LeaseObserver(queue.lease_seconds),
         grace_s=0.5,
         poll_s=0.05,
-        lane=lane,
+        job_class=job_class,
     )

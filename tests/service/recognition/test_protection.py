@@ -28,7 +28,7 @@ from service.http.schemas import EnrolConflictProblem
 from service.privacy.erasing import erase_gallery, erase_sequence, erase_subject
 from service.recognition.conflict import EnrolmentConflict
 from service.recognition.protection import Admission, GalleryChanged, Offered, Protection, Seen
-from service.serving.model_in_use import ModelInUse
+from service.serving.thresholds import ModelInUse
 from service.storage.database import migrate, new_id, now, open_database, writing
 from tests.service.requests import contents, enrol, problem
 from tests.service.statements import instructions_of_writes

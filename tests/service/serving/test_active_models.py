@@ -24,13 +24,13 @@ from service.foundation.metrics import Metrics
 from service.foundation.settings import Settings
 from service.gallery.active_model import PinnedGallery, every_gallery, pinned, pinned_by_id, swap
 from service.gallery.live_index import FollowedGallery
-from service.gallery.records import ModelPin
+from service.gallery.records import ModelReference
 from service.http import resources
 from service.serving import active_models
 from service.serving.batching import FrameBatcher
-from service.serving.model_in_use import ModelInUse
 from service.serving.model_pool import LoadedModel, ModelPool, ModelUnavailable
 from service.serving.registry import read_card, resolve
+from service.serving.thresholds import ModelInUse
 from service.storage.database import writing
 from service.storage.writers import Writers
 from tests.service.conftest import save_tiny_model
@@ -49,11 +49,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pin(settings: Settings, name: str) -> ModelPin:
-    return ModelPin(name, read_card(resolve(settings, name))["digest"])
+def pin(settings: Settings, name: str) -> ModelReference:
+    return ModelReference(name, read_card(resolve(settings, name))["digest"])
 
 
-def swap_row(engine: Engine, settings: Settings, gallery: str, new: ModelPin) -> None:
+def swap_row(engine: Engine, settings: Settings, gallery: str, new: ModelReference) -> None:
     """What an activation's last transaction does; nothing is embedded before."""
     with Session(writing(engine)) as session, session.begin():
         row = pinned(engine, gallery)
@@ -102,7 +102,7 @@ def test_a_new_model_that_cannot_be_loaded_leaves_the_old_one_answering(
 ) -> None:
     client = serve()
     enrol(client, "anna", walk(1))
-    swap_row(engine, settings, "default", ModelPin("nowhere", "0" * 64))
+    swap_row(engine, settings, "default", ModelReference("nowhere", "0" * 64))
     failed = 'gaitid_model_exchanges_total{outcome="failed"} 1.0'
     deadline = time.monotonic() + 10
     while failed not in client.get("/metrics").text:
@@ -203,7 +203,7 @@ def test_the_least_recently_used_model_makes_room_and_its_last_user_may_finish(
         pool.drop(pool.own.digest)
         assert pool.held(pool.own.digest) is pool.own
         with pytest.raises(ModelUnavailable):
-            await pool.get(ModelPin("nowhere", "0" * 64))
+            await pool.get(ModelReference("nowhere", "0" * 64))
 
     asyncio.run(use_pool(settings, check))
 
@@ -305,7 +305,7 @@ def test_a_previous_model_that_was_replaced_on_disk_is_not_loaded_again_and_agai
     async def check(opened: resources.Resources) -> None:
         gallery_id = pinned(opened.engine, "default").gallery_id
         with Session(writing(opened.engine)) as session, session.begin():
-            swap(session, gallery_id, pin(settings, "one"), ModelPin("two", "0" * 64), None)
+            swap(session, gallery_id, pin(settings, "one"), ModelReference("two", "0" * 64), None)
         deadline = time.monotonic() + 10
         while "two" not in loaded:
             assert time.monotonic() < deadline

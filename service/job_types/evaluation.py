@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from sqlalchemy import Engine
+
 from service.foundation.errors import ServiceError
 from service.foundation.settings import Settings
-from service.job_types.datasets import dataset_steps, device, program
+from service.job_types.commands import device, program
+from service.job_types.datasets import dataset_steps
 from service.job_types.requests import EvaluateRequest
 from service.jobs.job import Job
-from service.jobs.plan import JobRefused, Outcome, Step
+from service.jobs.job_type import JobRefused, Outcome, Step
 from service.serving.registry import read_card, resolve
 
 
 class EvaluateJob:
     """Measures a model; the figures are the job's metrics."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, engine: Engine) -> None:
+        del engine  # every job type is constructed with one
         self._settings = settings
 
     def steps(self, job: Job, folder: Path) -> Sequence[Step]:

@@ -6,18 +6,19 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from service.foundation.errors import NotFound, ServiceError
 from service.foundation.settings import Settings
-from service.job_types.activate import KIND, claim
-from service.job_types.datasets import dataset_steps, deployment, device, gallery_export, program
+from service.job_types.commands import deployment, device, program
+from service.job_types.datasets import dataset_steps, gallery_export
+from service.job_types.gate import Verdict
 from service.job_types.requests import ActivateRequest, DistillRequest, GalleryDataset, Override
-from service.job_types.verdict import Verdict
 from service.jobs.job import Job, JsonObject
-from service.jobs.plan import JobRefused, Outcome, Step, partial, scratch
-from service.jobs.queue import ERASED, queue_unless_claimed
+from service.jobs.job_type import JobRefused, Outcome, Step, partial
+from service.jobs.queue import ERASED, enqueue_unless_claimed
+from service.jobs.scratch import scratch
 from service.jobs.tables import JobRow
 from service.serving.lineage import TrainingRecord, exported_subjects
 from service.serving.registry import ModelRegistry, resolve
@@ -26,10 +27,10 @@ from service.serving.registry import ModelRegistry, resolve
 class DistillJob:
     """Makes a model from teachers."""
 
-    def __init__(self, settings: Settings, models: ModelRegistry, record: TrainingRecord) -> None:
+    def __init__(self, settings: Settings, engine: Engine) -> None:
         self._settings = settings
-        self._models = models
-        self._record = record
+        self._models = ModelRegistry(settings, engine)
+        self._record = TrainingRecord.of(settings.data_dir)
 
     def steps(self, job: Job, folder: Path) -> Sequence[Step]:
         """Export and pack the gallery if that is the dataset, train, export what was trained."""
@@ -79,10 +80,9 @@ class DistillJob:
         if isinstance(request.dataset, GalleryDataset):
             gallery = request.dataset.gallery
             subject_ids = frozenset(exported_subjects(gallery_export(folder)))
-        ancestors = [*request.teachers, *filter(None, [request.student])]
 
         def record(session: Session) -> None:
-            self._record.add(session, name, gallery, subject_ids, ancestors)
+            self._record.add(session, name, gallery, subject_ids, request.ancestors)
 
         try:
             staged = self._models.stage_trained(
@@ -109,9 +109,9 @@ class DistillJob:
 
         return Outcome(
             result,
-            first=record,  # so that of a model that is there it is known from whom it learned
+            before=record,  # so that of a model that is there it is known from whom it learned
             records=(staged.row,),
-            also=settle,
+            in_transaction=settle,
             spent=(_run(folder) / "state.pt", _checkpoint(folder)),
         )
 
@@ -126,11 +126,14 @@ def _queue_activation(
     session: Session, request: DistillRequest, verdict: Verdict, result: JsonObject
 ) -> None:
     """Queue the activation of a better model, and say so in the result, if it can be."""
-    content = ActivateRequest(
-        name=request.name, gallery=request.target, instead_of=verdict.against["digest"]
+    activation = ActivateRequest(
+        name=request.name, gallery=request.target, instead_of=verdict.against.digest
     )
-    job = queue_unless_claimed(
-        session, KIND, content.model_dump(mode="json"), claim=claim(request.target)
+    job = enqueue_unless_claimed(
+        session,
+        activation.job_type,
+        activation.model_dump(mode="json"),
+        claim=activation.claim,
     )
     if job is None:
         result["reason"] += "; not activated, because another job changes the gallery now"

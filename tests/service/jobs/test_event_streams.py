@@ -9,8 +9,8 @@ from sqlalchemy import Engine, event
 from sqlalchemy.exc import OperationalError
 
 from service.foundation.errors import CutOff, Unavailable
+from service.jobs.event_streams import EventStreams
 from service.jobs.events import Progress
-from service.jobs.following import Followers
 from service.jobs.queue import JobQueue, Lease
 
 POLL_S = 0.02
@@ -22,8 +22,8 @@ def queue(open_queue: Callable[..., JobQueue]) -> JobQueue:
 
 
 @pytest.fixture
-def followers(queue: JobQueue) -> Followers:
-    return Followers(queue, most=4, most_per_caller=2, poll_s=POLL_S)
+def followers(queue: JobQueue) -> EventStreams:
+    return EventStreams(queue, most=4, most_per_caller=2, poll_s=POLL_S)
 
 
 def running(queue: JobQueue) -> Lease:
@@ -38,7 +38,7 @@ def report(queue: JobQueue, lease: Lease, count: int) -> None:
         queue.record(lease, [Progress(event="progress", step=step, total_steps=count)])
 
 
-async def sequences(followers: Followers, job_id: str, after: int = 0) -> list[int]:
+async def sequences(followers: EventStreams, job_id: str, after: int = 0) -> list[int]:
     return [event.sequence async for event in followers.follow(job_id, after)]
 
 
@@ -50,7 +50,7 @@ def within(work: Coroutine[Any, Any, Any], seconds: float = 20.0) -> Any:
 
 
 def test_every_stream_has_every_event_after_its_own_last_one_once_and_in_order(
-    followers: Followers, queue: JobQueue
+    followers: EventStreams, queue: JobQueue
 ) -> None:
     lease = running(queue)
     report(queue, lease, 3)
@@ -73,7 +73,7 @@ def test_every_stream_has_every_event_after_its_own_last_one_once_and_in_order(
         assert seen == list(range(after + 1, last + 1))
 
 
-def test_a_stream_of_a_job_that_has_ended_ends(followers: Followers, queue: JobQueue) -> None:
+def test_a_stream_of_a_job_that_has_ended_ends(followers: EventStreams, queue: JobQueue) -> None:
     lease = running(queue)
     queue.succeed(lease, {})
     assert within(sequences(followers, lease.job.id)) == [1, 2]
@@ -82,7 +82,7 @@ def test_a_stream_of_a_job_that_has_ended_ends(followers: Followers, queue: JobQ
 
 
 def test_many_streams_ask_the_database_no_more_often_than_one(
-    followers: Followers, queue: JobQueue, engine: Engine
+    followers: EventStreams, queue: JobQueue, engine: Engine
 ) -> None:
     lease = running(queue)
     asked: list[str] = []
@@ -107,7 +107,7 @@ def test_many_streams_ask_the_database_no_more_often_than_one(
 
 
 def test_who_leaves_takes_the_looking_along(
-    followers: Followers, queue: JobQueue, engine: Engine
+    followers: EventStreams, queue: JobQueue, engine: Engine
 ) -> None:
     lease = running(queue)
     asked: list[str] = []
@@ -126,10 +126,10 @@ def test_who_leaves_takes_the_looking_along(
 
 
 def test_streams_wait_while_the_database_cannot_be_asked(
-    followers: Followers, queue: JobQueue, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    followers: EventStreams, queue: JobQueue, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lease = running(queue)
-    news, failures = JobQueue.news, 3
+    news, failures = JobQueue.updates, 3
 
     def fail_at_first(self: JobQueue, seen: dict[str, int | None]) -> Any:
         nonlocal failures
@@ -138,7 +138,7 @@ def test_streams_wait_while_the_database_cannot_be_asked(
             raise OperationalError("SELECT", {}, Exception("database is locked"))
         return news(self, seen)
 
-    monkeypatch.setattr(JobQueue, "news", fail_at_first)
+    monkeypatch.setattr(JobQueue, "updates", fail_at_first)
 
     async def follow() -> list[int]:
         stream = asyncio.create_task(sequences(followers, lease.job.id))
@@ -151,13 +151,13 @@ def test_streams_wait_while_the_database_cannot_be_asked(
 
 
 def test_streams_are_cut_off_by_a_fault_in_looking_and_the_next_one_is_served(
-    followers: Followers, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+    followers: EventStreams, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lease = running(queue)
 
     async def follow() -> list[int]:
         with monkeypatch.context() as broken:
-            broken.setattr(JobQueue, "news", lambda *_: 1 / 0)
+            broken.setattr(JobQueue, "updates", lambda *_: 1 / 0)
             with pytest.raises(CutOff):
                 await sequences(followers, lease.job.id)
         await asyncio.to_thread(queue.succeed, lease, {})
@@ -166,13 +166,13 @@ def test_streams_are_cut_off_by_a_fault_in_looking_and_the_next_one_is_served(
     assert within(follow()) == [1, 2]
 
 
-def test_seats_are_bounded_for_each_caller_and_in_all(followers: Followers) -> None:
-    with followers.seat("a"), followers.seat("a"):
-        with pytest.raises(Unavailable), followers.seat("a"):
+def test_seats_are_bounded_for_each_caller_and_in_all(followers: EventStreams) -> None:
+    with followers.slot("a"), followers.slot("a"):
+        with pytest.raises(Unavailable), followers.slot("a"):
             pass
-        with followers.seat("b"), followers.seat("b"), pytest.raises(Unavailable):
-            followers.seat("c").__enter__()
-        with followers.seat("c"):
+        with followers.slot("b"), followers.slot("b"), pytest.raises(Unavailable):
+            followers.slot("c").__enter__()
+        with followers.slot("c"):
             pass
-    with followers.seat("a"):
+    with followers.slot("a"):
         pass
