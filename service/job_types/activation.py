@@ -1,9 +1,9 @@
-"""Give a gallery another model: embed it, compare, swap; and back again at once.
+"""Activation: give a gallery another model, and back again at once.
 
-An activation is a job whose command is `Activation.run`. Nothing that it does before the swap is
-seen by a search:
+The job's command, `gaitid activate-model`, runs `Activation.run`. Nothing that it does before the
+swap is seen by a search:
 
-1. Every stored sequence is embedded with the new model beside the old one, 32 at a time, each piece
+1. Every stored sequence is embedded with the new model beside the old one, 32 at a time, each batch
    kept. Killed at any moment, the job resumes with what is missing.
 2. Both models search the gallery, every sequence among the others; the threshold is calibrated for
    the new one if the gallery has a calibrated one.
@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from models.calibration import CannotCalibrate
@@ -34,7 +34,6 @@ from service.foundation.errors import Conflict, NotFound, Reason
 from service.foundation.settings import Settings
 from service.gallery.active_model import (
     PinnedGallery,
-    count_lacking,
     count_sequences,
     lock_gallery,
     pinned,
@@ -47,8 +46,7 @@ from service.gallery.operating_point import OperatingPoint
 from service.gallery.paired_embeddings import drawn_subjects, read_pairs
 from service.gallery.records import ModelReference, Progress
 from service.gallery.sealing import sealing_of
-from service.gallery.store import GalleryStore, embedding_row, lacks
-from service.gallery.tables import SequenceRow
+from service.gallery.store import GalleryStore, embedding_row
 from service.job_types.calibration import NotEmbedded, measure
 from service.job_types.commands import deployment, program
 from service.job_types.threshold_transfer import TARGET_FPIR, transfer_threshold
@@ -72,7 +70,7 @@ _EVALUATIONS_AT_MOST = 16  # of a card, in a job's result
 _FIGURES_AT_MOST = 32  # of an evaluation
 
 Record = Callable[[Entry], None]
-"""Puts into the audit record what is about to be committed."""
+"""Adds to the audit record what is about to be committed."""
 
 
 class CannotActivate(Exception):
@@ -80,18 +78,17 @@ class CannotActivate(Exception):
 
 
 class _TooManyLate(Exception):
-    """More came meanwhile than can be embedded while others wait."""
+    """More was enrolled meanwhile than can be embedded while others wait."""
 
 
 class ActivateJob:
-    """Gives a gallery another model; see `service.job_types.activation`."""
+    """One command, which ends the job in the transaction that swaps."""
 
-    def __init__(self, settings: Settings, engine: Engine) -> None:
-        del engine  # every job type is constructed with one
+    def __init__(self, settings: Settings, _engine: Engine) -> None:
         self._settings = settings
 
     def steps(self, job: Job, folder: Path) -> Sequence[Step]:
-        """One command, which resumes by itself: what it embedded is kept."""
+        """The command resumes by itself: what it embedded is kept."""
         del folder
         command = program("service", "activate-model", job.id)
         return (Step("activation", command, environment=deployment(self._settings)),)
@@ -121,13 +118,12 @@ class Activation:
         self._store = GalleryStore(engine)
 
     def run(self, job_id: str, lease_number: int) -> None:
-        """Do all of it under its worker's lease.
+        """Activate under the lease of the job's worker.
 
         Raises `CannotActivate` and `NotFound`, with the old model in service.
         """
         try:
-            lease = self._queue.lease_of(job_id, lease_number)
-            self._run(lease)
+            self._run(self._queue.lease_of(job_id, lease_number))
         except LeaseLost as error:
             raise CannotActivate("the job was cancelled, or another worker has it") from error
 
@@ -162,8 +158,8 @@ class Activation:
             "model": new.name,
             "digest": new.digest,
             "previous": asdict(old),
-            "sequences": 0,  # known in the transaction
-            "embedded": 0,  # the same
+            "sequences": 0,  # known in the transaction, as is the next
+            "embedded": 0,
             "comparison": None if compared is None else shown(compared),
             "figures": {"new": self._figures(new), "previous": self._figures(old)},
             "operating_point": None if point is None else point.result(),
@@ -220,20 +216,18 @@ class Activation:
         while True:
             try:
                 measured = measure(self._engine, row.name, new, target)
-            except NotEmbedded:  # somebody was enrolled since: that makes no gallery too small
+            except NotEmbedded:  # somebody was enrolled since, and that makes no gallery too small
                 if pinned(self._engine, row.name).gallery_id != row.gallery_id:
                     return None
                 embed()
             except CannotCalibrate:
-                return (
-                    None
-                    if new.threshold is not None
-                    else self._carried(row, new, old, before, target)
-                )
+                if new.threshold is not None:
+                    return None
+                return self._transferred(row, new, old, before, target)
             else:
                 return measured.operating_point if measured.gallery_id == row.gallery_id else None
 
-    def _carried(
+    def _transferred(
         self,
         row: PinnedGallery,
         new: Card,
@@ -241,7 +235,7 @@ class Activation:
         before: OperatingPoint | None,
         target: float,
     ) -> OperatingPoint | None:
-        """Else searches that were decided so far would find no threshold after the swap."""
+        """The old threshold for the new model, else searches would have none after the swap."""
         try:
             model = Card.read(resolve(self._settings, old.name))
         except NotFound:
@@ -252,39 +246,24 @@ class Activation:
             return None
         return transfer_threshold(self._engine, row.gallery_id, threshold, new, model, target)
 
-    def _figures(self, pin: ModelReference) -> JsonObject:
+    def _figures(self, model: ModelReference) -> JsonObject:
         """What the model reached in the evaluations on its card."""
         try:
-            return figures(read_card(resolve(self._settings, pin.name)).get("metrics"))
+            return figures(read_card(resolve(self._settings, model.name)).get("metrics"))
         except NotFound:
             return {}
 
     def _embed_late_ones(self, session: Session, gallery_id: str, encoder: Encoder) -> None:
-        late = count_lacking(session, gallery_id, encoder.digest)
-        if late > _LATE_AT_MOST:
+        late = self._store.some_without(encoder.digest, _LATE_AT_MOST + 1, gallery_id)
+        if len(late) > _LATE_AT_MOST:
             raise _TooManyLate
-        rows = session.execute(
-            select(
-                SequenceRow.id,
-                SequenceRow.silhouettes,
-                SequenceRow.key_id,
-                SequenceRow.content_hash,
-            ).where(SequenceRow.gallery_id == gallery_id, lacks(encoder.digest))
-        ).all()
-        if rows:
+        if late:
             sealing = sealing_of(self._engine)
             sealing.require_current(session)
-            made = encoder.encode(
-                [
-                    sealing.silhouettes(
-                        row.id, row.silhouettes, row.key_id, hashed=row.content_hash
-                    )
-                    for row in rows
-                ]
-            )
+            made = encoder.encode([silhouettes for _, silhouettes in late])
             session.add_all(
-                embedding_row(row.id, encoder.digest, embedding, sealing)
-                for row, embedding in zip(rows, made, strict=True)
+                embedding_row(sequence_id, encoder.digest, embedding, sealing)
+                for (sequence_id, _), embedding in zip(late, made, strict=True)
             )
 
 
@@ -297,7 +276,7 @@ def roll_back(
     """
     with Session(writing(engine), expire_on_commit=False) as session, session.begin():
         done = swap_back(session, gallery)
-        if not _still_there(settings, done.active):
+        if not _exists(settings, done.active):
             raise Conflict(
                 f"The previous model {done.active.name!r} is no longer there, or was replaced. "
                 "Put it back, or activate another one.",
@@ -321,12 +300,11 @@ def shown(compared: PairedRank1) -> JsonObject:
     return {**asdict(compared), "interval": list(compared.interval)}
 
 
-def _still_there(settings: Settings, model: ModelReference) -> bool:
+def _exists(settings: Settings, model: ModelReference) -> bool:
     try:
-        digest: str = read_card(resolve(settings, model.name))["digest"]
+        return bool(read_card(resolve(settings, model.name))["digest"] == model.digest)
     except NotFound:
         return False
-    return digest == model.digest
 
 
 def figures(metrics: Any) -> JsonObject:
@@ -342,8 +320,7 @@ def figures(metrics: Any) -> JsonObject:
         if isinstance(value, int | float) and not isinstance(value, bool):
             found[name] = value
         rows = value.get("rows") if isinstance(value, dict) else None
-        if isinstance(rows, dict) and rows:
-            first = next(iter(rows.values()))
-            if isinstance(first, dict):
-                found[name] = dict(list(first.items())[:_FIGURES_AT_MOST])
+        first = next(iter(rows.values()), None) if isinstance(rows, dict) else None
+        if isinstance(first, dict):
+            found[name] = dict(list(first.items())[:_FIGURES_AT_MOST])
     return found

@@ -20,8 +20,7 @@ from service.serving.registry import read_card, resolve
 class EvaluateJob:
     """Measures a model; the figures are the job's metrics."""
 
-    def __init__(self, settings: Settings, engine: Engine) -> None:
-        del engine  # every job type is constructed with one
+    def __init__(self, settings: Settings, _engine: Engine) -> None:
         self._settings = settings
 
     def steps(self, job: Job, folder: Path) -> Sequence[Step]:

@@ -1,4 +1,4 @@
-"""Audit a gallery: which sequences attract other people, and which are poor.
+"""Audits: `gaitid audit-gallery` finds sequences that attract other people, or are poor.
 
 - **Nearer to another**: a sequence whose most similar one belongs to another subject, above the
   threshold. Searched for, it would be taken for that subject: it may be enrolled under the wrong
@@ -176,7 +176,7 @@ def audit(
     model: Card,
     progress: Progress = lambda _done, _total: None,
 ) -> Audited:
-    """Compare everybody in a gallery with everybody else, as it is now.
+    """Compare every sequence of a gallery with every other, as it is now.
 
     Raises `NotFound` for a missing gallery, and `CannotAudit` when nobody is enrolled, not
     everybody is embedded with this model yet, or there is no threshold to judge by.
@@ -195,30 +195,25 @@ def audit(
     own, others = nearest(
         enrolled.embeddings, subjects, model.metric, lambda done: progress(done, total)
     )
-    found = _Found(enrolled.members, subjects, own, others, threshold.value)
-    astray, hubs, pairs = found.nearer_to_another(), found.hubs(), found.pairs()
-    return Audited(
-        gallery_id=enrolled.gallery_id,
-        audit=Audit(
-            gallery=gallery,
-            gallery_subjects=len(names),
-            gallery_sequences=total,
-            threshold=threshold.value,
-            threshold_source=threshold.source,
-            digest=model.digest,
-            audited_at=now(),
-            totals=Totals(
-                nearer_to_another=len(astray),
-                hubs=len(hubs),
-                pairs=len(pairs),
-                poor=len(enrolled.poor),
-            ),
-            nearer_to_another=tuple(astray[:MOST_LISTED]),
-            hubs=tuple(hubs[:MOST_LISTED]),
-            pairs=tuple(pairs[:MOST_LISTED]),
-            poor=tuple(enrolled.poor[:MOST_LISTED]),
-        ),
+    compared = _Compared(enrolled.members, subjects, own, others, threshold.value)
+    found: dict[str, Sequence[BaseModel]] = {
+        "nearer_to_another": compared.nearer_to_another(),
+        "hubs": compared.hubs(),
+        "pairs": compared.pairs(),
+        "poor": enrolled.poor,
+    }
+    audit = Audit(
+        gallery=gallery,
+        gallery_subjects=len(names),
+        gallery_sequences=total,
+        threshold=threshold.value,
+        threshold_source=threshold.source,
+        digest=model.digest,
+        audited_at=now(),
+        totals=Totals(**{name: len(entries) for name, entries in found.items()}),
+        **{name: entries[:MOST_LISTED] for name, entries in found.items()},
     )
+    return Audited(gallery_id=enrolled.gallery_id, audit=audit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,42 +228,37 @@ class _Enrolled:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """Everybody's nearest, and what that means."""
+class _Compared:
+    """The nearest sequences of each of n members, of the same and of other subjects."""
 
     members: list[Member]
-    subjects: NDArray[np.int64]
+    subjects: NDArray[np.int64]  # [n]
     own: Nearest
     others: Nearest
     threshold: float
 
     def nearer_to_another(self) -> list[NearerToAnother]:
         """The most similar first."""
-        astray = (self.others.similarity >= self.threshold) & (
-            self.others.similarity > self.own.similarity
-        )
-        rows = np.flatnonzero(astray)
+        similarity = self.others.similarity
+        rows = np.flatnonzero((similarity >= self.threshold) & (similarity > self.own.similarity))
         return [
             NearerToAnother(
-                sequence_id=self.members[row].sequence_id,
-                subject_id=self.members[row].subject_id,
+                **self.members[row].model_dump(),
                 own_similarity=_number(self.own.similarity[row]),
                 other=self.members[self.others.index[row]],
-                similarity=float(self.others.similarity[row]),
+                similarity=float(similarity[row]),
             )
-            for row in rows[np.argsort(-self.others.similarity[rows], kind="stable")].tolist()
+            for row in rows[np.argsort(-similarity[rows], kind="stable")].tolist()
         ]
 
     def hubs(self) -> list[Hub]:
         """The one that attracts most subjects first."""
         attracts = self._attracted(-math.inf)
         above = self._attracted(self.threshold)
-        unusual = unusual_count(float(attracts.mean()), len(attracts))
-        rows = np.flatnonzero(attracts >= unusual)
+        rows = np.flatnonzero(attracts >= unusual_count(float(attracts.mean()), len(attracts)))
         return [
             Hub(
-                sequence_id=self.members[row].sequence_id,
-                subject_id=self.members[row].subject_id,
+                **self.members[row].model_dump(),
                 attracts=int(attracts[row]),
                 attracts_above_threshold=int(above[row]),
             )
@@ -277,20 +267,19 @@ class _Found:
 
     def pairs(self) -> list[Pair]:
         """The most similar first."""
-        order = np.argsort(-self.others.similarity, kind="stable")
+        similarity, index = self.others.similarity, self.others.index
+        order = np.argsort(-similarity, kind="stable")
         _, first = np.unique(self.subjects[order], return_index=True)
         best = order[first]  # of each subject the sequence that is most like somebody else's
         pairs = []
         for subject, row in enumerate(best.tolist()):
-            match = int(self.others.index[row])
-            if self.others.similarity[row] < self.threshold:
+            if similarity[row] < self.threshold:
                 continue
+            match = int(index[row])
             other = int(self.subjects[match])
-            back = int(self.others.index[best[other]])
-            if subject < other and self.subjects[back] == subject:
+            if subject < other and self.subjects[int(index[best[other]])] == subject:
                 members = (self.members[row], self.members[match])
-                similarity = float(self.others.similarity[row])
-                pairs.append(Pair(members=members, similarity=similarity))
+                pairs.append(Pair(members=members, similarity=float(similarity[row])))
         return sorted(pairs, key=lambda pair: -pair.similarity)
 
     def _attracted(self, threshold: float) -> NDArray[np.int64]:
@@ -301,10 +290,7 @@ class _Found:
 
 
 def unusual_count(mean: float, sequences: int) -> int:
-    """From which count on Poisson-distributed counts of this mean would be too few to expect one.
-
-    The least k with `sequences * P(count >= k) < 0.01`, and 3 at least.
-    """
+    """The least k >= 3 with `sequences * P(count >= k) < 0.01` for a Poisson count."""
     term = math.exp(-mean)
     tail, count = 1.0, 0
     while count < 3 or sequences * tail >= _CHANCE:

@@ -1,10 +1,9 @@
-"""Which model answers for which gallery in this process, and how that changes unnoticed.
+"""Which model answers for which gallery in this process, and how it is exchanged without a pause.
 
-A gallery's row says which model is active. A process that reads there another one than it answers
-with goes on with the old model *and* the old index, loads the new model and brings the new index up
-to date beside it, and then exchanges both in one assignment. A request takes its model once, at its
-beginning: what it embeds with that model it looks up in that model's index, and that model is what
-it names, whatever is exchanged meanwhile.
+A gallery's row says which model is active. A process that finds another one there goes on with the
+old model *and* the old index, loads the new model and brings the new index up to date beside it,
+and then exchanges both in one assignment. A request takes its model once, at its beginning, and
+uses that model and its index to the end, whatever is exchanged meanwhile.
 
 An exchange that fails leaves the old model in service and is tried again later.
 """
@@ -17,7 +16,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 from service.foundation.errors import NotFound, Unavailable
@@ -36,9 +34,6 @@ _KEEP_UP_S = 2.0  # between two rounds of keeping indexes current
 _RETRY_S = 15.0  # after an exchange that failed
 _AT_ONCE_S = 5.0  # that a rollback's answer waits for this process to follow it
 
-Follow = Callable[[str, LoadedModel], FollowedGallery]
-"""A new and empty index of a gallery under a model."""
-
 
 @dataclass(slots=True)
 class _Serving:
@@ -56,9 +51,10 @@ class ActiveModels:
         store: GalleryStore,
         pool: ModelPool,
         galleries: GalleryCache,
-        follow: Follow,
+        follow: Callable[[str, LoadedModel], FollowedGallery],
         metrics: Metrics,
     ) -> None:
+        """`follow` makes a new and empty index of a gallery, by id, under a model."""
         self._store = store
         self._pool = pool
         self._galleries = galleries
@@ -72,17 +68,12 @@ class ActiveModels:
 
     async def __aenter__(self) -> Self:
         self._tasks = [
-            asyncio.create_task(self._repeat(self._look, _LOOK_S), name="look-for-swaps"),
-            asyncio.create_task(self._repeat(self._keep_up, _KEEP_UP_S), name="keep-up"),
+            asyncio.create_task(self._repeat(self.look_for_swaps, _LOOK_S), name="look-for-swaps"),
+            asyncio.create_task(self._repeat(self.keep_up, _KEEP_UP_S), name="keep-up"),
         ]
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         tasks = [*self._exchanges.values(), *self._tasks]
         for task in tasks:
             task.cancel()
@@ -182,7 +173,7 @@ class ActiveModels:
                 await asyncio.to_thread(self._bring_up_to_date, row, loaded, anew=anew)
                 self._serving[gallery_id] = _Serving(loaded, row.index_epoch)
         except NotFound:  # the gallery was erased meanwhile
-            self._let_go(gallery_id)
+            self._forget_gallery(gallery_id)
         except Exception:
             self._failed_at[gallery_id] = time.monotonic()
             self._metrics.model_exchanges.labels("failed").inc()
@@ -218,8 +209,8 @@ class ActiveModels:
             except Exception:  # the database may be out of reach; requests say so themselves
                 _log.exception("the galleries' models could not be looked after")
 
-    async def _look(self) -> None:
-        """Notice what other processes did, also while nobody searches."""
+    async def look_for_swaps(self) -> None:
+        """Begin exchanges that rows ask for, drop models that no gallery needs; run every second."""
         needed = {self.own.digest}
         for row in await self._rows():
             serving = self._serving.get(row.gallery_id)
@@ -234,16 +225,16 @@ class ActiveModels:
             for digest in self._pool.digests() - needed:
                 self._pool.drop(digest)
 
-    async def _keep_up(self) -> None:
-        """Keep the indexes in memory current, the previous models' too: a rollback is at once."""
+    async def keep_up(self) -> None:
+        """Bring the indexes in memory up to date, the previous models' too; run every 2 seconds."""
         for row in await self._rows():
             try:
                 await self._keep_up_one(row)
-            except NotFound:  # erased meanwhile: the next round lets go of it
+            except NotFound:  # erased meanwhile: the next round drops it
                 continue
             except Unavailable as error:
                 _log.error("an index in memory cannot be kept current: %s", error)
-            except Exception:  # the other galleries are none the worse for it
+            except Exception:  # the other galleries must be kept current
                 _log.exception("an index in memory cannot be kept current")
 
     async def _keep_up_one(self, row: PinnedGallery) -> None:
@@ -282,13 +273,13 @@ class ActiveModels:
         known = set(self._serving)
         rows = await asyncio.to_thread(pinned_by_id, self._store.engine, known)
         for gallery_id in known - {row.gallery_id for row in rows}:
-            self._let_go(gallery_id)
+            self._forget_gallery(gallery_id)
         return rows
 
     def _known(self, row: PinnedGallery) -> set[str]:
         return {self._wanted(row)} | ({row.previous.digest} if row.previous else set())
 
-    def _let_go(self, gallery_id: str) -> None:
+    def _forget_gallery(self, gallery_id: str) -> None:
         self._serving.pop(gallery_id, None)
         self._failed_at.pop(gallery_id, None)
         self._galleries.drop(gallery_id)

@@ -1,6 +1,6 @@
-"""A checkpoint from a stranger: kept only if it loads, belongs together and embeds a walk.
+"""Uploaded checkpoints: kept only if they load, their files belong together and they embed a walk.
 
-Nothing of it is believed. The files are written beside the models under limits, read as safetensors
+Nothing in them is trusted. The files are written beside the models under limits, read as safetensors
 and as a card (no pickle is involved, see `models.checkpoint`), what a frame costs is counted, and
 two walks are embedded, so that a model that could not serve, or that tells nobody apart, is refused
 now and not when it is activated.
@@ -26,7 +26,7 @@ from service.serving.registry import ModelRegistry, RecordDigest, RegisteredMode
 from service.storage.database import new_id
 
 _PIECE = 1 << 20
-_MOST_MACS = 10e9  # a frame; a DeepGaitV2 of full width in 3D takes 7e9
+_MOST_MACS = 10e9  # per frame; a DeepGaitV2 of full width in 3D takes 7e9
 
 
 def take_in(
@@ -36,6 +36,8 @@ def take_in(
     weights: IO[bytes],
     card: IO[bytes],
     record: RecordDigest,
+    *,
+    most_macs: float = _MOST_MACS,
 ) -> RegisteredModel:
     """Add an uploaded checkpoint as the model `name`; `record` is told its digest before.
 
@@ -45,7 +47,7 @@ def take_in(
     with _arriving(settings.models_dir) as folder:
         _write(weights, folder / WEIGHTS, settings.max_request_bytes, "weights")
         _write(card, folder / CARD, MAX_CARD_BYTES, "card")
-        _try(folder)
+        _try(folder, most_macs)
         return registry.add_uploaded(name, folder, record)
 
 
@@ -72,15 +74,15 @@ def _write(source: IO[bytes], target: Path, limit: int, field: str) -> None:
             file.write(piece)
 
 
-def _try(folder: Path) -> None:
+def _try(folder: Path, most_macs: float) -> None:
     """Load it as the service would, and embed two walks."""
     try:
         network, card = checkpoint.load(folder)
         macs = cost(network).macs_per_frame
-        if macs > _MOST_MACS:
+        if macs > most_macs:
             raise ValueError(
                 f"a frame takes {macs / 1e9:.0f} billion multiplications, at most "
-                f"{_MOST_MACS / 1e9:.0f} billion are taken"
+                f"{most_macs / 1e9:.0f} billion are taken"
             )
         encoder = Encoder(network, card, device="cpu", precision="float32")
         one, other = encoder.encode(_two_walks())

@@ -291,8 +291,6 @@ def test_a_request_that_read_the_row_before_a_swap_does_not_bring_the_old_model_
 def test_a_previous_model_that_was_replaced_on_disk_is_not_loaded_again_and_again(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(active_models, "_LOOK_S", 0.02)
-    monkeypatch.setattr(active_models, "_KEEP_UP_S", 0.02)
     loaded: list[str] = []
     load = resources.open_encoder
 
@@ -306,11 +304,9 @@ def test_a_previous_model_that_was_replaced_on_disk_is_not_loaded_again_and_agai
         gallery_id = pinned(opened.engine, "default").gallery_id
         with Session(writing(opened.engine)) as session, session.begin():
             swap(session, gallery_id, pin(settings, "one"), ModelReference("two", "0" * 64), None)
-        deadline = time.monotonic() + 10
-        while "two" not in loaded:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.02)
-        await asyncio.sleep(0.5)
+        for _ in range(3):
+            await opened.models.look_for_swaps()
+            await opened.models.keep_up()
         assert loaded.count("two") == 1
 
     use_resources(settings, check)
@@ -319,29 +315,25 @@ def test_a_previous_model_that_was_replaced_on_disk_is_not_loaded_again_and_agai
 def test_a_model_that_is_loaded_while_others_are_looked_after_is_kept(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    armed, reading, go_on = threading.Event(), threading.Event(), threading.Event()
+    reading, go_on = threading.Event(), threading.Event()
 
     def slowly(engine: Engine, gallery_ids: Iterable[str]) -> list[PinnedGallery]:
         rows = pinned_by_id(engine, gallery_ids)
-        if armed.is_set():
-            reading.set()
-            assert go_on.wait(20)
+        reading.set()
+        assert go_on.wait(20)
         return rows
-
-    monkeypatch.setattr(active_models, "_LOOK_S", 0.02)
-    monkeypatch.setattr(active_models, "_KEEP_UP_S", 60.0)
-    monkeypatch.setattr(active_models, "pinned_by_id", slowly)
 
     async def check(opened: resources.Resources) -> None:
         opened.store.ensure("new")
         swap_row(opened.engine, settings, "new", pin(settings, "one"))
-        armed.set()
-        assert await asyncio.to_thread(reading.wait, 10)
-        row = pinned(opened.engine, "new")
-        loaded = await opened.models.model_of(row)
-        armed.clear()
-        go_on.set()
-        await asyncio.sleep(0.3)
+        with monkeypatch.context() as patch:
+            patch.setattr(active_models, "pinned_by_id", slowly)
+            looking = asyncio.create_task(opened.models.look_for_swaps())
+            assert await asyncio.to_thread(reading.wait, 10)
+            row = pinned(opened.engine, "new")
+            loaded = await opened.models.model_of(row)
+            go_on.set()
+            await looking
         assert await opened.models.model_of(row) is loaded
 
     use_resources(settings, check)
@@ -350,8 +342,6 @@ def test_a_model_that_is_loaded_while_others_are_looked_after_is_kept(
 def test_a_gallery_that_cannot_be_kept_current_keeps_no_other_back(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(active_models, "_KEEP_UP_S", 0.02)
-
     async def check(opened: resources.Resources) -> None:
         opened.store.ensure("another")
         rows = [pinned(opened.engine, name) for name in ("default", "another")]
@@ -364,7 +354,7 @@ def test_a_gallery_that_cannot_be_kept_current_keeps_no_other_back(
             raise RuntimeError("an embedding of another shape")
 
         monkeypatch.setattr(FollowedGallery, "follow", broken)
-        await asyncio.sleep(0.5)
+        await opened.models.keep_up()
         assert tried == {row.gallery_id for row in rows}
 
     use_resources(settings, check)
