@@ -210,7 +210,7 @@ class ActiveModels:
                 _log.exception("the galleries' models could not be looked after")
 
     async def look_for_swaps(self) -> None:
-        """Begin exchanges that rows ask for, drop models that no gallery needs; run every second."""
+        """Begin the exchanges that rows ask for and drop unused models; run every second."""
         needed = {self.own.digest}
         for row in await self._rows():
             serving = self._serving.get(row.gallery_id)

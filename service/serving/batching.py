@@ -48,7 +48,9 @@ class FrameBatcher:
         observe_queue: Callable[[float], None] = lambda _seconds: None,
         observe_run: Callable[[float, int], None] = lambda _seconds, _sequences: None,
     ) -> None:
-        """`observe_queue` is told the seconds that each sequence waited, `observe_run` the seconds
+        """Embed with `encode`.
+
+        `observe_queue` is told the seconds that each sequence waited, `observe_run` the seconds
         that each batch took and of how many sequences it was.
         """
         self._encode = encode

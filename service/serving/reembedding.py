@@ -1,7 +1,7 @@
-"""Embed what is stored with a checkpoint that has not seen it yet.
+"""Re-embedding: embed stored sequences with a checkpoint that has not embedded them yet.
 
-It may be about to be activated, it may have been replaced on disk, or another process may enrol
-with another one. Every piece is kept at once, so whoever is interrupted resumes where it was.
+It may be about to be activated, may have been replaced on disk, or another process may enrol with
+another one. Every batch is kept at once, so an interrupted run resumes where it was.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Reembedding:
         self._digest = digest
 
     def everything(self, progress: Progress, gallery_id: str | None = None) -> int:
-        """Embed every sequence, of this gallery or of all, that lacks it.
+        """Embed every sequence, of one gallery or of all, that is not embedded.
 
         Returns how many were embedded.
         """

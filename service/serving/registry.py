@@ -1,7 +1,7 @@
-"""The models a deployment knows by name: those that ship with it, and those it made or was given.
+"""The models of a deployment, by name: shipped with it, trained or uploaded.
 
-A model is a checkpoint folder (`weights.safetensors`, `card.json`) named after it. The folders are
-the truth; a row in the database adds which job made one. No torch is imported here: a card is JSON.
+A model is a checkpoint folder (`weights.safetensors`, `card.json`) of its name. The folders are the
+truth; a row in the database adds which job made one. No torch is imported here: a card is JSON.
 """
 
 from __future__ import annotations
@@ -77,14 +77,14 @@ class RegisteredModel(ModelReference):
 
 @dataclass(frozen=True, slots=True)
 class StagedModel:
-    """A trained model that lies beside the models, and the row that is to be added for it."""
+    """A trained model in a folder beside the models, and the row that is to be added for it."""
 
     row: ModelRow
     _incoming: Path
     _target: Path
 
     def move_in(self) -> None:
-        """Put it among the models, if it is not there yet: in the transaction that adds its row."""
+        """Move it among the models, if it is not there; in the transaction that adds its row."""
         if not self._target.exists():
             _move_in(self._incoming, self._target)
 
@@ -216,10 +216,9 @@ class ModelRegistry:
     def stage_trained(
         self, name: str, checkpoint: Path, *, job_id: str, metrics: JsonObject
     ) -> StagedModel:
-        """Copy a checkpoint beside the models, to be moved among them in one rename, complete.
+        """Copy a checkpoint beside the models, to be moved among them in one rename.
 
-        Doing it twice for the same checkpoint is the same as doing it once; another model of that
-        name raises `Conflict`.
+        Idempotent for the same checkpoint; another model of that name raises `Conflict`.
         """
         target = self._settings.models_dir / name
         digest = read_card(checkpoint)["digest"]
@@ -246,8 +245,7 @@ class ModelRegistry:
     def add_uploaded(self, name: str, checkpoint: Path, record: RecordDigest) -> RegisteredModel:
         """Move a checkpoint folder on the same file system among the models; raises `Conflict`.
 
-        The folder appears in one rename, complete, and only where there is none. `record` is called
-        within the transaction.
+        The folder appears in one rename, complete. `record` is called within the transaction.
         """
         target = self._settings.models_dir / name
         with Session(writing(self._engine)) as session, session.begin():  # one upload at a time
@@ -289,8 +287,8 @@ class ModelRegistry:
                 raise _in_use(name, "a job that has not ended uses it")
             session.execute(delete(ModelRow).where(ModelRow.name == name))
             record()
-        # Not before: a model whose folder is gone and whose row is not could neither be removed nor
-        # replaced. The other way round it is an imported one, which can be removed again.
+        # Not before: a row without a folder could neither be removed nor replaced. A folder without
+        # a row is an imported model, which can be removed again.
         gone = path.with_name(f".removed-{new_id()}")
         try:
             path.rename(gone)

@@ -1,9 +1,9 @@
 """Uploaded checkpoints: kept only if they load, their files belong together and they embed a walk.
 
-Nothing in them is trusted. The files are written beside the models under limits, read as safetensors
-and as a card (no pickle is involved, see `models.checkpoint`), what a frame costs is counted, and
-two walks are embedded, so that a model that could not serve, or that tells nobody apart, is refused
-now and not when it is activated.
+Nothing in them is trusted. The files are written beside the models under limits and read as
+safetensors and as a card (without pickle, see `models.checkpoint`). What a frame costs is counted,
+and two walks are embedded, so that a model that could not serve, or that embeds everybody alike, is
+refused now and not when it is activated.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def take_in(
 ) -> RegisteredModel:
     """Add an uploaded checkpoint as the model `name`; `record` is told its digest before.
 
-    Raises `Invalid` for what is no checkpoint that can serve, `TooLarge`, and `Conflict` for a name
-    that is taken; nothing is left behind then.
+    Raises `Invalid` for a checkpoint that cannot serve, `TooLarge`, and `Conflict` for a name that
+    is taken; nothing is left behind then.
     """
     with _arriving(settings.models_dir) as folder:
         _write(weights, folder / WEIGHTS, settings.max_request_bytes, "weights")

@@ -18,7 +18,6 @@ from sqlalchemy.orm import Session
 from models import comparison
 from service.foundation.settings import Settings
 from service.gallery.active_model import pinned
-from service.gallery.records import NewSequence, SequenceQuality
 from service.gallery.store import GalleryStore
 from service.gallery.tables import EmbeddingRow
 from service.job_types import activation
@@ -29,9 +28,10 @@ from service.jobs.queue import JobQueue, Lease
 from service.privacy.erasing import erase_gallery
 from service.serving.registry import Card, read_card, resolve
 from service.serving.thresholds import keep
-from service.storage.database import migrate, new_id, open_database, writing
+from service.storage.database import migrate, open_database, writing
 from tests.e2e.deployment import Deployment, until
 from tests.service.conftest import save_tiny_model
+from tests.service.jobs.galleries import enrol_embeddings
 
 SEQUENCES = 80  # more than two pieces
 
@@ -53,19 +53,15 @@ def fill(
     engine: Engine, settings: Settings, count: int, *, first: int = 0, frames: int = 2
 ) -> None:
     """Enrol with embeddings of the deployment's own model, two sequences a subject."""
-    digest = read_card(resolve(settings, settings.model))["digest"]
     for number in range(first, first + count, 2):
-        new = [
-            NewSequence(
-                new_id(),
-                silhouettes(item, frames),
-                SequenceQuality(1.0),
-                {},
-                np.random.default_rng(item).normal(size=(4, 16)).astype(np.float32),
-            )
-            for item in (number, number + 1)
-        ]
-        GalleryStore(engine).enrol("default", f"p{number}", new, digest, lambda _: None)
+        pair = (number, number + 1)
+        enrol_embeddings(
+            engine,
+            settings,
+            f"p{number}",
+            [np.random.default_rng(one).normal(size=(4, 16)).astype(np.float32) for one in pair],
+            silhouettes=[silhouettes(one, frames) for one in pair],
+        )
 
 
 @pytest.fixture

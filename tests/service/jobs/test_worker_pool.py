@@ -11,41 +11,16 @@ from service.foundation.settings import Settings
 from service.job_types.registry import JOB_CLASSES, job_types
 from service.jobs.job import Job, Status
 from service.jobs.job_type import Outcome, Step
-from service.jobs.leases import LeaseObserver
 from service.jobs.queue import JobQueue
-from service.jobs.worker import Worker
 from service.jobs.worker_pool import WorkerPool
 from tests.e2e.deployment import until
-from tests.service.jobs.fake_worker import RUN
-
-
-class Running:
-    """A job that runs the fake run for as long as its request says."""
-
-    def steps(self, job: Job, folder: Path) -> Sequence[Step]:
-        options = [part for key, value in job.request.items() for part in (f"--{key}", str(value))]
-        return [Step("run", (sys.executable, str(RUN), str(folder / "run"), *options))]
-
-    def complete(self, job: Job, folder: Path) -> Outcome:
-        return Outcome({})
+from tests.service.jobs.fake_worker import FakeJob, fake_worker
 
 
 def pool_of(queue: JobQueue, folders: Path) -> WorkerPool:
-    types = {kind: Running() for kind in ("distill", "calibrate")}
-    observer = LeaseObserver(queue.lease_seconds)
+    types = {kind: FakeJob() for kind in ("distill", "calibrate")}
     return WorkerPool(
-        [
-            Worker(
-                queue,
-                types,
-                folders=folders,
-                observer=observer,
-                grace_s=0.5,
-                poll_s=0.02,
-                job_class=job_class,
-            )
-            for job_class in JOB_CLASSES
-        ]
+        [fake_worker(queue, folders, types, job_class=job_class) for job_class in JOB_CLASSES]
     )
 
 
@@ -133,15 +108,7 @@ def test_a_command_that_ended_its_own_job_may_tidy_up(
     queue = open_queue()
     job = queue.enqueue("own", {})
     types = {"own": EndsItself(database_url)}
-    worker = Worker(
-        queue,
-        types,
-        folders=tmp_path,
-        observer=LeaseObserver(queue.lease_seconds),
-        grace_s=0.5,
-        poll_s=0.02,
-    )
-    assert worker.run_one()
+    assert fake_worker(queue, tmp_path, types).run_one()
     ended = queue.get(job.id)
     assert (ended.status, ended.result) == (Status.SUCCEEDED, {"done": True})
     assert (tmp_path / job.id / "tidied").exists()

@@ -33,6 +33,7 @@ from service.serving.registry import read_card, resolve
 from service.serving.thresholds import ModelInUse
 from service.storage.database import writing
 from service.storage.writers import Writers
+from tests.e2e.deployment import until
 from tests.service.conftest import save_tiny_model
 from tests.service.requests import enrol, identify
 from tests.service.walkers import walk
@@ -61,10 +62,10 @@ def swap_row(engine: Engine, settings: Settings, gallery: str, new: ModelReferen
 
 
 def until_answered_by(client: httpx.Client, name: str, gallery: str = "default") -> None:
-    deadline = time.monotonic() + 20
-    while identify(client, walk(1), gallery=gallery).json()["model"]["name"] != name:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(
+        lambda: identify(client, walk(1), gallery=gallery).json()["model"]["name"] == name,
+        f"{name} answers",
+    )
 
 
 def test_the_old_model_answers_while_the_new_one_loads_and_nobody_waits(
@@ -104,10 +105,7 @@ def test_a_new_model_that_cannot_be_loaded_leaves_the_old_one_answering(
     enrol(client, "anna", walk(1))
     swap_row(engine, settings, "default", ModelReference("nowhere", "0" * 64))
     failed = 'gaitid_model_exchanges_total{outcome="failed"} 1.0'
-    deadline = time.monotonic() + 10
-    while failed not in client.get("/metrics").text:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: failed in client.get("/metrics").text, "the exchange fails")
     answer = identify(client, walk(1)).json()
     assert answer["model"]["name"] == "default"
     assert answer["candidates"][0]["subject_id"] == "anna"
