@@ -7,9 +7,9 @@ swap is seen by a search:
    kept. Killed at any moment, the job resumes with what is missing.
 2. Both models search the gallery, every sequence among the others; the threshold is calibrated for
    the new one if the gallery has a calibrated one.
-3. One transaction, in which nobody else enrols: nothing lacks an embedding (a few that came last
+3. One transaction, in which no enrolment commits: nothing lacks an embedding (a few that came last
    are embedded in it, more are embedded first and the transaction tried again), the active model is
-   still the one compared with, nobody has cancelled. It swaps *and* ends the job as succeeded.
+   still the one compared with, the job is not cancelled. It swaps *and* ends the job as succeeded.
 4. Embeddings of models that are neither active nor previous any more are dropped.
 
 Processes that serve the gallery notice the swap by its row (`service.serving.active_models`).
@@ -216,7 +216,7 @@ class Activation:
         while True:
             try:
                 measured = measure(self._engine, row.name, new, target)
-            except NotEmbedded:  # somebody was enrolled since, and that makes no gallery too small
+            except NotEmbedded:  # enrolled since: no sign that the gallery is too small
                 if pinned(self._engine, row.name).gallery_id != row.gallery_id:
                     return None
                 embed()

@@ -64,7 +64,7 @@ class CalibrateJob:
         self._engine = engine
 
     def steps(self, job: Job, folder: Path) -> Sequence[Step]:
-        """Compare everybody with everybody else, in one command."""
+        """Compare every sequence with every other, in one command."""
         request = CalibrateRequest.model_validate(job.request)
         step = measuring_step(
             self._settings, self._engine, "calibration", request.gallery, _found(folder),

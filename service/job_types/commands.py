@@ -15,17 +15,17 @@ from service.serving.registry import active_checkpoint
 
 
 def program(module: str, *arguments: str) -> tuple[str, ...]:
-    """The command line of one of our programs, under this interpreter."""
+    """The command line of `service` or `training`, under this interpreter."""
     return (sys.executable, "-m", module, *arguments)
 
 
 def device(settings: Settings) -> Mapping[str, str]:
-    """The environment that keeps a run off a GPU which this deployment is not to use."""
+    """The environment that hides the GPU from a run if this deployment uses the CPU."""
     return {"CUDA_VISIBLE_DEVICES": ""} if settings.device == "cpu" else {}
 
 
 def deployment(settings: Settings) -> Mapping[str, str]:
-    """The environment in which another process of ours finds the same database and models."""
+    """The environment in which another process finds this deployment's database and models."""
     environment = {
         "GAITID_DATA_DIR": str(settings.data_dir),
         "GAITID_SHIPPED_MODELS_DIR": str(settings.shipped_models_dir.absolute()),

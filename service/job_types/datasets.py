@@ -1,4 +1,4 @@
-"""Datasets that jobs name: packs in the data folder, and galleries, which are packed first."""
+"""The datasets of jobs: packs in the data folder, and galleries, which are packed first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _INDEX = "index.json"
 
 
 def find_pack(settings: Settings, name: str) -> Path | None:
-    """The pack called `name`, with or without its suffix; None when there is none."""
+    """The pack called `name`, with or without its suffix; None if it is missing."""
     for candidate in (settings.datasets_dir / name, settings.datasets_dir / f"{name}.pack"):
         if (candidate / _INDEX).is_file():
             return candidate.absolute()
@@ -24,10 +24,10 @@ def find_pack(settings: Settings, name: str) -> Path | None:
 def dataset_steps(
     settings: Settings, dataset: Dataset, folder: Path, *, hold_out: bool = False
 ) -> tuple[tuple[Step, ...], Path]:
-    """The steps that make a dataset ready, and the pack that is there afterwards.
+    """The steps that make a dataset ready, and the pack that they make.
 
     A gallery is exported and packed into the job's scratch, once: a job that resumes goes on with
-    the walks that it began with. With `hold_out` a fifth of its people is not trained on.
+    the same walks. With `hold_out` a fifth of its people is not trained on.
     """
     if not isinstance(dataset, GalleryDataset):
         found = find_pack(settings, dataset)
@@ -61,5 +61,5 @@ def dataset_steps(
 
 
 def gallery_export(folder: Path) -> Path:
-    """Where a job has the walks of the gallery that is its dataset."""
+    """The file of the exported gallery that is a job's dataset."""
     return scratch(folder) / "gallery.zip"

@@ -1,4 +1,4 @@
-"""Distillation: `python -m training distill` on a pack, its export, and that among the models."""
+"""Distillation: `python -m training distill` on a pack, then export and registration."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from service.serving.registry import ModelRegistry, resolve
 
 
 class DistillJob:
-    """Makes a model from teachers."""
+    """Trains a student from teachers and registers it."""
 
     def __init__(self, settings: Settings, engine: Engine) -> None:
         self._settings = settings
@@ -33,7 +33,7 @@ class DistillJob:
         self._record = TrainingRecord.of(settings.data_dir)
 
     def steps(self, job: Job, folder: Path) -> Sequence[Step]:
-        """Export and pack the gallery if that is the dataset, train, export what was trained."""
+        """Export and pack a gallery, train, export the checkpoint, compare it if asked to."""
         request = DistillRequest.model_validate(job.request)
         before, pack = dataset_steps(
             self._settings, request.dataset, folder, hold_out=request.holds_out
@@ -43,7 +43,7 @@ class DistillJob:
         except NotFound as error:
             raise JobRefused(f"{error} It was there when the job was queued.") from error
         model = _model(folder)
-        # Templates of people, as good as their embeddings: not in the run's folder, which stays.
+        # Prototypes identify people as embeddings do: not in the run's folder, which is kept.
         kept = scratch(folder).absolute() / "prototypes"
         train = program(
             "training", "distill", *what, "--out", str(_run(folder)), "--prototypes", str(kept),
@@ -69,9 +69,9 @@ class DistillJob:
         )
 
     def complete(self, job: Job, folder: Path) -> Outcome:
-        """Register the model, and whom it was given to learn from; queue its activation if better.
+        """Register the model and its subjects; queue its activation if it is better.
 
-        The people held out count: the job had their walks, and they had a say in what it made.
+        The held-out subjects count too: the job had their walks, and the comparison used them.
         """
         request = DistillRequest.model_validate(job.request)
         name = request.name
@@ -98,6 +98,7 @@ class DistillJob:
             result["activation"] = None
 
         def settle(session: Session) -> None:
+            session.add(staged.row)
             try:
                 _refuse_erased(session.scalar(select(JobRow.error).where(JobRow.id == job.id)))
             except JobRefused:
@@ -109,15 +110,14 @@ class DistillJob:
 
         return Outcome(
             result,
-            before=record,  # so that of a model that is there it is known from whom it learned
-            records=(staged.row,),
+            before=record,  # the subjects of a model in its folder are known at any moment
             in_transaction=settle,
             spent=(_run(folder) / "state.pt", _checkpoint(folder)),
         )
 
 
 def _refuse_erased(error: str | None) -> None:
-    """Let no model come of walks that were erased while it learned from them."""
+    """Raise `JobRefused` when walks that the job trained on were erased meanwhile."""
     if error == ERASED:
         raise JobRefused(ERASED)
 
@@ -125,7 +125,7 @@ def _refuse_erased(error: str | None) -> None:
 def _queue_activation(
     session: Session, request: DistillRequest, verdict: Verdict, result: JsonObject
 ) -> None:
-    """Queue the activation of a better model, and say so in the result, if it can be."""
+    """Queue the activation of a better model if possible; the result says whether it was."""
     activation = ActivateRequest(
         name=request.name, gallery=request.target, instead_of=verdict.against.digest
     )
@@ -144,7 +144,7 @@ def _queue_activation(
 def run_arguments(
     settings: Settings, request: DistillRequest, pack: Path | None
 ) -> tuple[str, ...]:
-    """What to train, as `python -m training` is told it; raises `NotFound` for a missing model."""
+    """The arguments of `python -m training` for a request; raises `NotFound` for a model."""
     arguments = [str(recipe_path(settings, request.recipe))]
     if pack is not None:
         arguments += ["--dataset", str(pack)]
@@ -158,13 +158,13 @@ def run_arguments(
 
 
 def recipe_names(settings: Settings) -> Sequence[str]:
-    """The recipes there are, without those that `python -m training render` reads."""
+    """The names of all recipes, without those that `python -m training render` reads."""
     names = (path.stem for path in settings.recipes_dir.glob("*.toml"))
     return sorted(name for name in names if not name.startswith("render-"))
 
 
 def recipe_path(settings: Settings, name: str) -> Path:
-    """Where the recipe called `name` is, if there is one."""
+    """The file of the recipe called `name`, which may be missing."""
     return settings.recipes_dir.absolute() / f"{name}.toml"
 
 

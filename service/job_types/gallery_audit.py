@@ -128,14 +128,14 @@ class Audited(_Record):
 
 
 class AuditJob:
-    """Lists what in a gallery attracts other people."""
+    """Lists the findings in a gallery, for a person to check."""
 
     def __init__(self, settings: Settings, engine: Engine) -> None:
         self._settings = settings
         self._engine = engine
 
     def steps(self, job: Job, folder: Path) -> Sequence[Step]:
-        """Compare everybody with everybody else, in one command."""
+        """Compare every sequence with every other, in one command."""
         request = AuditRequest.model_validate(job.request)
         step = measuring_step(
             self._settings, self._engine, "audit", request.gallery, _found(folder), "audit-gallery",
@@ -143,7 +143,7 @@ class AuditJob:
         return (step,)
 
     def complete(self, job: Job, folder: Path) -> Outcome:
-        """Take over what was found, less what was erased meanwhile."""
+        """Keep what was found, without what was erased meanwhile."""
         audited = Audited.model_validate_json(_found(folder).read_bytes())
         result = audited.audit.model_dump(mode="json")
         gallery = AuditRequest.model_validate(job.request).gallery
@@ -157,9 +157,9 @@ class AuditJob:
 
 
 def _keep_enrolled(session: Session, gallery_id: str, result: JsonObject) -> bool:
-    """Take out of a new audit, in place, what was erased since; False when the gallery was.
+    """Remove from a new audit, in place, what was erased since; False if the gallery was.
 
-    For the transaction that ends the job: an erasure comes before it, or finds its findings.
+    For the transaction that ends the job: an erasure is committed before it, or finds the audit.
     """
     gallery = select(GalleryRow.id).where(GalleryRow.id == gallery_id).with_for_update()
     if session.scalar(gallery) is None:
@@ -178,8 +178,8 @@ def audit(
 ) -> Audited:
     """Compare every sequence of a gallery with every other, as it is now.
 
-    Raises `NotFound` for a missing gallery, and `CannotAudit` when nobody is enrolled, not
-    everybody is embedded with this model yet, or there is no threshold to judge by.
+    Raises `NotFound` for a missing gallery, and `CannotAudit` when it is empty, not all of it is
+    embedded with this model yet, or neither of them has a threshold.
     """
     enrolled = _read(engine, gallery, model)
     total = len(enrolled.members)

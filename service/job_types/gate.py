@@ -1,10 +1,9 @@
-"""Is a newly made model better than a gallery's own, on people that it was not trained on?
+"""The gate: whether a new model is better than a gallery's own, on people it was not trained on.
 
-The rule: both search the held-out people of the gallery (see `service.job_types.held_out_split`),
-less any that the new model's training has learnt, every walk among the walks of those people. The
-new one is better when the 95 % interval of the paired difference of rank-1 lies above 0, and at
-least `LEAST_SUBJECTS` people have two walks. Anything else is not: nobody is given a model that
-is worse.
+Both search the held-out people of the gallery (see `service.job_types.held_out_split`), less any
+that the new model's training has learnt, every walk among the walks of those people. The new one is
+better when the 95 % interval of the paired difference of rank-1 lies above 0 and at least
+`LEAST_SUBJECTS` people have two walks.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ _AT_ONCE = 32  # sequences in memory
 
 
 class Verdict(BaseModel):
-    """What a comparison came to, and with which model.
+    """The result of a comparison, and with which model.
 
     Attributes:
         better: whether the new model is to be activated.
         reason: why, or why not, in one sentence.
         against: name and digest of the gallery's own model.
-        comparison: the figures; None when nobody could be asked.
+        comparison: the figures; None when there was nobody to compare on.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -64,7 +63,7 @@ def compare_with_active(
 
     Raises:
         NotFound: no such gallery, or its model is not there.
-        ValueError: a checkpoint cannot be loaded, or `pack` is none.
+        ValueError: a checkpoint cannot be loaded, or `pack` is not a pack.
     """
     row = pinned(engine, gallery)
     active = active_model(settings, row)

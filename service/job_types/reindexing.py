@@ -46,11 +46,11 @@ class Reindexed(BaseModel):
     """What was done, and in which gallery: its name may be another's by now.
 
     Attributes:
-        repaired: embeddings that were damaged, and made anew where that can be done.
-        embedded: those that were made, for want of a whole one.
-        checked: those without a checksum that were made anew, were as they should be and have one.
-        dropped: those of models that nobody needs.
-        damaged_walks: sequences of which the silhouettes are damaged: nothing can embed them again.
+        repaired: damaged embeddings that were made anew.
+        embedded: embeddings that were made because none, or a damaged one, was stored.
+        checked: embeddings without a checksum that proved right, and have one now.
+        dropped: embeddings of models that are neither active nor previous.
+        damaged_walks: sequences with damaged silhouettes, which nothing can embed again.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -80,7 +80,7 @@ class _ToEmbed(NamedTuple):
 
 
 class ReindexJob:
-    """Makes a gallery's embeddings complete, and its indexes equal to the database."""
+    """Completes a gallery's embeddings and renews its indexes."""
 
     def __init__(self, settings: Settings, _engine: Engine) -> None:
         self._settings = settings
@@ -93,7 +93,7 @@ class ReindexJob:
         return (Step("reindexing", command, output=out, environment=deployment(self._settings)),)
 
     def complete(self, job: Job, folder: Path) -> Outcome:
-        """Have the indexes built anew, of the gallery that was reindexed if it is still there."""
+        """Make every process build the gallery's index anew; refused if it was erased."""
         del job
         done = Reindexed.model_validate_json(_done(folder).read_bytes())
 

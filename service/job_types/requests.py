@@ -18,12 +18,13 @@ from pydantic import (
 
 from service.gallery.fields import GalleryName, storable
 from service.serving.registry import NAME
-from service.serving.thresholds import CALIBRATE, calibration_claim
+from service.serving.thresholds import CALIBRATE, CALIBRATION_CLAIM
 
 _PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _LONGEST_TEXT = 256
 _LARGEST_NUMBER = 2**53
 _KEY = r"^[a-z_]{1,40}(\.([a-z_]{1,40}|[0-9]{1,3})){0,5}$"
+_EMBEDDINGS = "embeddings:{gallery}"  # one job at a time makes or prunes them
 # These say where files are, which is for the fields `dataset`, `teachers` and `student` to say.
 _PLACES = ("data.dataset", "student.checkpoint", "teachers")
 
@@ -100,17 +101,18 @@ class JobRequest(Request):
     """A request for a job of the type `job_type`.
 
     Attributes:
-        claim: what only one unfinished job may hold; None if any number of such jobs may wait.
-        claimed_by: the field that an error names when another job holds the claim.
+        claims: what only one unfinished job may claim, by this request's fields; None for nothing.
+        claimed_by: the field that an error names when another job has claimed it.
     """
 
     job_type: ClassVar[str]
+    claims: ClassVar[str | None] = None
     claimed_by: ClassVar[str] = "gallery"
 
     @property
     def claim(self) -> str | None:
-        """See above."""
-        return None
+        """What this job claims."""
+        return None if self.claims is None else self.claims.format_map(dict(self))
 
 
 def _example(**fields: JsonValue) -> ConfigDict:
@@ -134,6 +136,7 @@ class DistillRequest(JobRequest):
     """Train a student from teachers by a recipe, and register it as the model `name`."""
 
     job_type = "distill"
+    claims = "model:{name}"
     claimed_by = "name"
     model_config = _example(
         recipe="demo", name="my-student", dataset={"gallery": "default"}, teachers=["default"]
@@ -153,11 +156,6 @@ class DistillRequest(JobRequest):
         default=None,
         description="Where it is activated if better: by default the dataset's, else `default`.",
     )
-
-    @property
-    def claim(self) -> str:
-        """The name of the model that is made."""
-        return f"model:{self.name}"
 
     @property
     def target(self) -> str:
@@ -197,46 +195,30 @@ class ActivateRequest(GalleryChoice, JobRequest):
     """Give a gallery another model; `instead_of` is the digest it was compared with, if any."""
 
     job_type = "activate"
+    claims = _EMBEDDINGS
 
     name: ModelName
     instead_of: str | None = None
-
-    @property
-    def claim(self) -> str:
-        """The gallery's embeddings, which one job at a time may make or prune."""
-        return f"embeddings:{self.gallery}"
 
 
 class ReindexRequest(GalleryChoice, JobRequest):
     """Make a gallery's embeddings complete and its indexes equal to the database."""
 
     job_type = "reindex"
-
-    @property
-    def claim(self) -> str:
-        """The gallery's embeddings, as for an activation."""
-        return f"embeddings:{self.gallery}"
+    claims = _EMBEDDINGS
 
 
 class CalibrateRequest(GalleryChoice, JobRequest):
     """Find the threshold at which a gallery falsely matches a stranger at most at this rate."""
 
     job_type = CALIBRATE
+    claims = CALIBRATION_CLAIM
 
     target_fpir: Annotated[float, Field(ge=1e-6, le=0.25, strict=True, allow_inf_nan=False)] = 0.01
-
-    @property
-    def claim(self) -> str:
-        """The gallery's calibration."""
-        return calibration_claim(self.gallery)
 
 
 class AuditRequest(GalleryChoice, JobRequest):
     """List what in a gallery attracts other people."""
 
     job_type = "audit-gallery"
-
-    @property
-    def claim(self) -> str:
-        """The gallery's audit."""
-        return f"audit:{self.gallery}"
+    claims = "audit:{gallery}"

@@ -17,7 +17,7 @@ from service.gallery.active_model import pinned
 from service.job_types.commands import program
 from service.job_types.datasets import find_pack
 from service.job_types.distillation import recipe_names, run_arguments
-from service.job_types.held_out_split import who_saw_everybody
+from service.job_types.held_out_split import trained_on_all
 from service.job_types.requests import (
     ActivateRequest,
     Dataset,
@@ -40,14 +40,14 @@ _NO_SUCH_KEY = "no such key"  # as the program says it
 
 
 class RecipeCheck:
-    """Asks `python -m training validate`, a few at a time, because each is a process."""
+    """Runs `python -m training validate`, a few at a time, because each is a process."""
 
     def __init__(self, *, timeout_s: float = 20.0, at_once: int = 2) -> None:
         self._timeout_s = timeout_s
         self._slots = threading.BoundedSemaphore(at_once)
 
     def __call__(self, arguments: Sequence[str]) -> Sequence[Reason]:
-        """Return what is wrong; raises `Unavailable` when it could not be asked in time."""
+        """Return what is wrong; raises `Unavailable` when there is no answer in time."""
         if not self._slots.acquire(timeout=self._timeout_s):
             raise Unavailable("Too many recipes are being checked; try again.", retry_after=2.0)
         try:
@@ -142,7 +142,7 @@ class Submission:
     def _require_fair_comparison(self, request: DistillRequest) -> None:
         self._require_gallery(request.target)
         with Session(self._engine) as session:
-            seen_by = who_saw_everybody(session, request.ancestors, request.target)
+            seen_by = trained_on_all(session, request.ancestors, request.target)
         if seen_by is not None:
             raise Conflict(
                 f"The model {seen_by!r} was trained on everybody in the gallery "
@@ -200,7 +200,7 @@ class Submission:
 
 
 def _place(reason: Reason, overrides: Collection[str]) -> str:
-    """Where in the request or the recipe it is; a section nobody has was made by an override."""
+    """The place in the request or the recipe; an unknown section was made by an override."""
     for key in overrides:
         if f"{reason.where}.".startswith(f"{key}."):
             return f"overrides.{key}"

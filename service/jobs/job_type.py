@@ -10,7 +10,6 @@ from typing import Protocol
 from sqlalchemy.orm import Session
 
 from service.jobs.job import Job, JsonObject
-from service.storage.database import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,6 @@ class Outcome:
         before: called in a transaction of its own, which is committed first.
         in_transaction: called in the transaction that ends the job. It may raise `JobRefused`, and
             may still change `result`, which is recorded after it.
-        records: rows that are added in the transaction that ends the job.
         spent: files and folders that are removed when the job has ended.
 
     Nothing is called under a lease that was lost: what others see of a job's work, files included,
@@ -50,8 +48,7 @@ class Outcome:
 
     result: JsonObject
     before: Callable[[Session], None] | None = None
-    in_transaction: Callable[[Session], None] | None = None
-    records: Sequence[Table] = ()
+    in_transaction: Callable[[Session], None] = lambda _session: None
     spent: Sequence[Path] = ()
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Self
 
@@ -26,10 +26,11 @@ from service.foundation.settings import Settings
 from service.jobs.events import Done, Evaluation, Failed, Progress, RunEvent, Start
 from service.jobs.job import Job, JobEvent, JobProgress, JsonObject, Status
 from service.jobs.tables import JobEventRow, JobRow
-from service.storage.database import Page, Table, new_id, now, writing
+from service.storage.database import Page, new_id, now, writing
 
 ERASED = "some of the walks that it was working on were erased; start it again"
 _AT_ONCE = 500  # names in one statement
+_AS_KEPT = tuple(one.name for one in fields(Job) if one.name not in ("status", "progress"))
 _PROMPT_S = 1.0  # within which the write lock is got when nobody keeps it for long
 
 InTransaction = Callable[[Session, Job], None]
@@ -85,11 +86,8 @@ class JobQueue:
     @classmethod
     def of(cls, engine: Engine, settings: Settings) -> Self:
         """The queue of a deployment."""
-        return cls(
-            engine,
-            lease_seconds=settings.lease_seconds,
-            max_attempts=settings.job_max_attempts,
-        )
+        lease_seconds, max_attempts = settings.lease_seconds, settings.job_max_attempts
+        return cls(engine, lease_seconds=lease_seconds, max_attempts=max_attempts)
 
     # For clients
 
@@ -122,7 +120,7 @@ class JobQueue:
             ) from error
 
     def get(self, job_id: str) -> Job:
-        """Return one job; raises `NotFound`."""
+        """One job; raises `NotFound`."""
         with Session(self._engine) as session:
             return _snapshot(_find(session, select(JobRow), job_id))
 
@@ -205,11 +203,8 @@ class JobQueue:
         """
         taken = [JobRow.status == Status.QUEUED]
         if job_class is not None:
-            taken.append(
-                JobRow.type.in_(job_class.types)
-                if job_class.only
-                else JobRow.type.not_in(job_class.types)
-            )
+            named = JobRow.type.in_(job_class.types)
+            taken.append(named if job_class.only else ~named)
         with Session(self._engine) as session:  # without the write lock: asked many times a second
             if session.scalars(select(JobRow.id).where(*taken).limit(1)).first() is None:
                 return None
@@ -310,18 +305,14 @@ class JobQueue:
         self,
         lease: Lease,
         result: JsonObject,
-        *,
-        records: Sequence[Table] = (),
-        in_transaction: Callable[[Session], None] | None = None,
+        in_transaction: Callable[[Session], None] = lambda _session: None,
     ) -> Job:
-        """End the job well; adds `records` and calls `in_transaction` in the same transaction.
+        """End the job well, calling `in_transaction` in the same transaction.
 
         Raises `LeaseLost`, and what `in_transaction` raises; the job then has not ended.
         """
         with self._holding(lease) as (session, row):
-            session.add_all(records)
-            if in_transaction is not None:
-                in_transaction(session)
+            in_transaction(session)
             _succeed(session, row, result)
             return _snapshot(row)
 
@@ -367,7 +358,7 @@ class JobQueue:
 
     def unfinished(self) -> frozenset[str]:
         """Ids of all jobs that have not ended."""
-        query = select(JobRow.id).where(JobRow.status.in_([s for s in Status if not s.final]))
+        query = select(JobRow.id).where(_unfinished())
         with Session(self._engine) as session:
             return frozenset(session.scalars(query))
 
@@ -389,16 +380,16 @@ class JobQueue:
 
 
 def enqueue_unless_claimed(
-    session: Session, kind: str, request: JsonObject, *, claim: str
+    session: Session, kind: str, request: JsonObject, *, claim: str | None
 ) -> Job | None:
     """Add a job within a transaction that holds the write lock, unless one holds the claim."""
-    if session.scalar(select(JobRow.id).where(JobRow.claim == claim)) is None:
-        try:
-            with session.begin_nested():
-                return _add(session, kind, request, claim)
-        except IntegrityError:  # PostgreSQL: another transaction was a moment faster
-            return None
-    return None
+    if claim and session.scalar(select(JobRow.id).where(JobRow.claim == claim)) is not None:
+        return None
+    try:
+        with session.begin_nested():
+            return _add(session, kind, request, claim)
+    except IntegrityError:  # PostgreSQL: another transaction was a moment faster
+        return None
 
 
 def record_finished(session: Session, kind: str, request: JsonObject, result: JsonObject) -> Job:
@@ -424,7 +415,7 @@ def cancel_jobs_using(session: Session, gallery: str) -> tuple[str, ...]:
     """
     begun = session.scalars(
         select(JobRow)
-        .where(JobRow.status.in_([status for status in Status if not status.final]))
+        .where(_unfinished())
         .where(JobRow.started_at.is_not(None))  # not `attempts`: a release takes its own back
         .order_by(JobRow.id)
         .with_for_update()
@@ -471,6 +462,10 @@ def _find(session: Session, query: Select[JobRow], job_id: str) -> JobRow:
             slug="job-not-found",
         )
     return row
+
+
+def _unfinished() -> ColumnElement[bool]:
+    return JobRow.status.in_([status for status in Status if not status.final])
 
 
 def _running() -> ColumnElement[bool]:
@@ -535,16 +530,7 @@ def _snapshot(row: JobRow) -> Job:
     else:
         fraction = min(row.step / total, 1.0) if total else 0.0
     return Job(
-        id=row.id,
-        type=row.type,
         status=Status(row.status),
-        request=row.request,
         progress=JobProgress(fraction, row.step, total, row.eta_s),
-        metrics=row.metrics,
-        result=row.result,
-        error=row.error,
-        attempts=row.attempts,
-        created_at=row.created_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
+        **{name: getattr(row, name) for name in _AS_KEPT},
     )

@@ -149,13 +149,7 @@ class Worker:
             outcome = kind.complete(job, folder)
             if outcome.before is not None:
                 wait(queue.write, lease, outcome.before)
-            ended = wait(
-                queue.succeed,
-                lease,
-                outcome.result,
-                records=outcome.records,
-                in_transaction=outcome.in_transaction,
-            )
+            ended = wait(queue.succeed, lease, outcome.result, outcome.in_transaction)
         except JobRefused as refusal:
             return wait(queue.fail, lease, public_reason(str(refusal)))
         except _Cancelled:

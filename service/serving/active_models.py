@@ -116,10 +116,10 @@ class ActiveModels:
         )
 
     async def follow_now(self, gallery: str) -> None:
-        """Exchange a gallery's model without waiting for a look, if that takes a moment only.
+        """Exchange a gallery's model at once; after 5 s it goes on in the background.
 
-        Else it goes on in the background. The swap has happened, so nothing is raised for a model
-        that cannot be loaded (the log says so) or a gallery that is gone by now.
+        The swap is committed, so nothing is raised for a model that cannot be loaded, which is
+        logged, or a gallery that was erased since.
         """
         try:
             row = await asyncio.to_thread(pinned, self._store.engine, gallery)
@@ -132,7 +132,7 @@ class ActiveModels:
             await asyncio.wait({exchange}, timeout=_AT_ONCE_S)
 
     def forget(self, loaded: LoadedModel) -> None:
-        """The pool dropped a model: whoever asks for its galleries next loads it again."""
+        """Forget a model that the pool dropped; the next request for it loads it again."""
         for gallery_id, serving in list(self._serving.items()):
             if serving.loaded is loaded:
                 del self._serving[gallery_id]
@@ -158,19 +158,19 @@ class ActiveModels:
 
     async def _do_exchange(self, gallery_id: str) -> None:
         try:
-            # Whoever asked for it may have read the row before the last exchange.
+            # The request that asked for it may have read the row before the last exchange.
             row = await asyncio.to_thread(self._row, gallery_id)
             serving = self._serving.get(gallery_id)
             if serving is not None and not self._differs(row, serving):
                 return
-            anew = serving is None or serving.index_epoch != row.index_epoch
+            rebuild = serving is None or serving.index_epoch != row.index_epoch
             loaded = await self._pool.get(row.active)
             if loaded.digest != self._wanted(row):
                 raise RuntimeError(
                     f"the model {loaded.model.name!r} on disk is not the one that was activated"
                 )
             with self._pool.lease(loaded):
-                await asyncio.to_thread(self._bring_up_to_date, row, loaded, anew=anew)
+                await asyncio.to_thread(self._bring_up_to_date, row, loaded, rebuild=rebuild)
                 self._serving[gallery_id] = _Serving(loaded, row.index_epoch)
         except NotFound:  # the gallery was erased meanwhile
             self._forget_gallery(gallery_id)
@@ -183,14 +183,16 @@ class ActiveModels:
             self._metrics.model_exchanges.labels("done").inc()
             _log.info("a gallery is answered by the model %r now", loaded.model.name)
 
-    def _bring_up_to_date(self, row: PinnedGallery, loaded: LoadedModel, *, anew: bool) -> None:
-        """Build the index that the row asks for, without touching the one that is searched."""
+    def _bring_up_to_date(self, row: PinnedGallery, loaded: LoadedModel, *, rebuild: bool) -> None:
+        """Build the index that the row asks for beside the one that is searched."""
         held = self._galleries.held(row.gallery_id).get(loaded.digest)
         index = held
-        if index is None or anew:
+        if index is None or rebuild:
             index = self._follow(row.gallery_id, loaded)
         index.follow(row.revision)
-        index.follow(self._row(row.gallery_id).revision)  # what came meanwhile: a little
+        index.follow(
+            self._row(row.gallery_id).revision
+        )  # what was enrolled during the first call: a little
         if held is not None and held is not index and not held.same_as(index):
             _log.warning("a gallery's index differed from the database and was replaced")
         self._galleries.replace(row.gallery_id, loaded.digest, index)
@@ -206,7 +208,7 @@ class ActiveModels:
             await asyncio.sleep(pause_s)
             try:
                 await work()
-            except Exception:  # the database may be out of reach; requests say so themselves
+            except Exception:  # the database may be out of reach; requests report that
                 _log.exception("the galleries' models could not be looked after")
 
     async def look_for_swaps(self) -> None:
@@ -260,16 +262,16 @@ class ActiveModels:
             return
         try:
             loaded = await self._pool.get(previous)
-        except ModelUnavailable:  # a rollback will say so
+        except ModelUnavailable:  # a rollback reports it
             self._out_of_reach.add(previous.digest)
             return
         if loaded.digest == previous.digest:
             self.index(row.gallery_id, loaded)
-        else:  # replaced on disk; a rollback says so too
+        else:  # replaced on disk; a rollback reports that too
             self._out_of_reach.add(previous.digest)
 
     async def _rows(self) -> list[PinnedGallery]:
-        """The galleries that this process answers for; lets go of those that are erased."""
+        """The rows of the galleries that this process answers for; forgets erased ones."""
         known = set(self._serving)
         rows = await asyncio.to_thread(pinned_by_id, self._store.engine, known)
         for gallery_id in known - {row.gallery_id for row in rows}:

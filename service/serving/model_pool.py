@@ -45,7 +45,7 @@ class ModelPool:
     """Loaded models by digest; owned by an event loop, on which all methods are called.
 
     The model it was made with, the deployment's own, stays. Of the others the least recently used
-    make room for a new one, but none that a request still uses: that one goes when it is done.
+    make room for a new one; a model that a request still uses goes when the request is done.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class ModelPool:
                 self._close(loaded)
 
     def drop(self, digest: str) -> None:
-        """Let go of a model that nobody asks for any more; not of the deployment's own."""
+        """Drop a model that no gallery needs; never the deployment's own."""
         loaded = self._models.get(digest)
         if loaded is None or loaded is self.own:
             return

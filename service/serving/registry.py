@@ -167,7 +167,7 @@ def read_card(path: Path) -> JsonObject:
 
 
 def remove_unfinished(models: Path, before: datetime) -> None:
-    """Remove what was half written or half removed before a moment, when its process died."""
+    """Remove folders that a process that died before a moment left half written or removed."""
     for pattern in (".incoming-*", ".removed-*"):
         for folder in models.glob(pattern):
             if folder.stat().st_ctime < before.timestamp():
@@ -265,7 +265,7 @@ class ModelRegistry:
         return self.show(name)
 
     def remove(self, name: str, record: Callable[[], None]) -> None:
-        """Remove a model that nobody needs; `record` is called within the transaction.
+        """Remove a model that is not in use; `record` is called within the transaction.
 
         Raises `NotFound`, and `Conflict` for one that ships with the program, with which galleries
         start, that is active or previous in a gallery, or that an unfinished job names.
@@ -293,7 +293,7 @@ class ModelRegistry:
         try:
             path.rename(gone)
         except FileNotFoundError as error:
-            raise missing_model(name, "name") from error  # somebody else was faster
+            raise missing_model(name, "name") from error  # another request was faster
         shutil.rmtree(gone)
 
     @staticmethod

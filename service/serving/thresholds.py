@@ -19,6 +19,8 @@ from service.storage.database import writing
 
 CALIBRATE: Final = "calibrate"
 """The type of calibration jobs."""
+CALIBRATION_CLAIM: Final = "calibrate:{gallery}"
+"""What only one unfinished calibration of a gallery may claim."""
 
 ThresholdSource = Literal["request", "gallery", "model"]
 
@@ -96,11 +98,6 @@ def keep(session: Session, gallery_id: str, point: OperatingPoint) -> bool:
     return changed.one_or_none() is not None
 
 
-def calibration_claim(gallery: str) -> str:
-    """What only one unfinished calibration of a gallery may hold."""
-    return f"calibrate:{gallery}"
-
-
 def queue_if_stale(session: Session, gallery: str, digest: str) -> None:
     """Queue a calibration when the gallery's is stale; at most one for each time it became so.
 
@@ -123,7 +120,8 @@ def queue_if_stale(session: Session, gallery: str, digest: str) -> None:
     if not point.due(digest, subjects):
         return
     request = {"gallery": gallery, "target_fpir": point.target_fpir}
-    enqueue_unless_claimed(session, CALIBRATE, request, claim=calibration_claim(gallery))
+    claim = CALIBRATION_CLAIM.format(gallery=gallery)
+    enqueue_unless_claimed(session, CALIBRATE, request, claim=claim)
     asked = point.model_copy(update={"rerun": Rerun(subjects=subjects, digest=digest)})
     session.execute(
         update(GalleryRow).where(GalleryRow.id == row.id).values(operating_point=asked.kept())

@@ -39,14 +39,12 @@ class Killed(BaseException):
 class KilledBeforeTheCommit(JobQueue):
     """Dies in the transaction that ends the job, with its model moved in."""
 
-    def succeed(self, *arguments: Any, **named: Any) -> Job:
-        in_transaction = named.pop("in_transaction")
-
+    def succeed(self, lease: Lease, result: Any, in_transaction: Any = None) -> Job:
         def settle(session: Session) -> None:
             in_transaction(session)
             raise Killed
 
-        return super().succeed(*arguments, in_transaction=settle, **named)
+        return super().succeed(lease, result, settle)
 
 
 class Overtaken(JobQueue):
