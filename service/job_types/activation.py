@@ -61,7 +61,7 @@ from service.jobs.queue import (
     require_running,
 )
 from service.serving.reembedding import Reembedding
-from service.serving.registry import Card, active_model, read_card, resolve
+from service.serving.registry import Card, active_model, find_model, read_card, resolve
 from service.serving.thresholds import queue_if_stale
 from service.storage.database import writing
 
@@ -302,7 +302,7 @@ def shown(compared: PairedRank1) -> JsonObject:
 
 def _exists(settings: Settings, model: ModelReference) -> bool:
     try:
-        return bool(read_card(resolve(settings, model.name))["digest"] == model.digest)
+        return find_model(settings, model.name) == model
     except NotFound:
         return False
 

@@ -30,7 +30,7 @@ from service.job_types.requests import (
 from service.jobs.job import Job
 from service.jobs.output import public_reason
 from service.jobs.queue import InTransaction, JobQueue
-from service.serving.registry import active_model, missing_model, read_card, resolve
+from service.serving.registry import active_model, find_model, missing_model, resolve
 
 CheckRecipe = Callable[[Sequence[str]], Sequence[Reason]]
 """Takes the arguments of a run, returns what is wrong and where in the recipe."""
@@ -113,7 +113,7 @@ class Submission:
         """
         self._require_model(name, "name")
         active = active_model(self._settings, pinned(self._engine, gallery))
-        if read_card(resolve(self._settings, name))["digest"] == active.digest:
+        if find_model(self._settings, name).digest == active.digest:
             raise Conflict(
                 f"The model {name!r} is active in the gallery {gallery!r} already.",
                 Reason("name", "active"),

@@ -190,9 +190,7 @@ class ActiveModels:
         if index is None or rebuild:
             index = self._follow(row.gallery_id, loaded)
         index.follow(row.revision)
-        index.follow(
-            self._row(row.gallery_id).revision
-        )  # what was enrolled during the first call: a little
+        index.follow(self._row(row.gallery_id).revision)  # enrolled during the first call
         if held is not None and held is not index and not held.same_as(index):
             _log.warning("a gallery's index differed from the database and was replaced")
         self._galleries.replace(row.gallery_id, loaded.digest, index)
@@ -262,12 +260,11 @@ class ActiveModels:
             return
         try:
             loaded = await self._pool.get(previous)
-        except ModelUnavailable:  # a rollback reports it
-            self._out_of_reach.add(previous.digest)
-            return
-        if loaded.digest == previous.digest:
+        except ModelUnavailable:
+            loaded = None
+        if loaded is not None and loaded.digest == previous.digest:
             self.index(row.gallery_id, loaded)
-        else:  # replaced on disk; a rollback reports that too
+        else:  # missing, broken or replaced on disk: a rollback reports it
             self._out_of_reach.add(previous.digest)
 
     async def _rows(self) -> list[PinnedGallery]:

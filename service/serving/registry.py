@@ -129,11 +129,14 @@ def resolve(settings: Settings, name: str) -> Path:
     raise missing_model(name, "name")
 
 
+def find_model(settings: Settings, name: str) -> ModelReference:
+    """The model called `name`, with the digest on its card; raises `NotFound`."""
+    return ModelReference(name, read_card(resolve(settings, name))["digest"])
+
+
 def active_model(settings: Settings, row: PinnedGallery) -> ModelReference:
     """A gallery's active model; raises `NotFound` when the deployment's own does not exist."""
-    if row.active is not None:
-        return row.active
-    return ModelReference(settings.model, read_card(resolve(settings, settings.model))["digest"])
+    return row.active or find_model(settings, settings.model)
 
 
 def active_checkpoint(settings: Settings, engine: Engine, gallery: str) -> Path:

@@ -27,7 +27,7 @@ from service.job_types.held_out_split import is_held_out
 from service.job_types.reindexing import reindex
 from service.jobs.job import Job
 from service.jobs.queue import JobQueue, Lease
-from service.serving.registry import read_card, resolve
+from service.serving.registry import find_model, resolve
 from service.storage.database import migrate, open_database
 from service.storage.encryption import new_secret
 from tests.service.conftest import save_tiny_model
@@ -122,7 +122,7 @@ def test_both_models_are_compared_on_what_is_sealed(
     settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue, lease = begin(engine, settings)
-    own = read_card(resolve(settings, "default"))["digest"]
+    own = find_model(settings, "default").digest
     encoder = Encoder.open(resolve(settings, "default"), "cpu")
     store = GalleryStore(engine)
     missing = store.some_without(own, 100)

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from service.foundation.settings import Settings
 from service.gallery.records import Embedding, NewSequence, SequenceQuality, Silhouettes
 from service.gallery.store import GalleryStore
-from service.serving.registry import read_card, resolve
+from service.serving.registry import find_model
 from service.storage.database import new_id
 
 GOOD = SequenceQuality(1.0)
@@ -44,7 +44,7 @@ def enrol_embeddings(
     gallery: str = "default",
 ) -> Sequence[str]:
     """Enrol by embeddings of the deployment's own model; returns the ids."""
-    digest = read_card(resolve(settings, settings.model))["digest"]
+    digest = find_model(settings, settings.model).digest
     new = [
         NewSequence(new_id(), walk, quality, {}, embedding)
         for embedding, walk in zip(embeddings, silhouettes, strict=False)

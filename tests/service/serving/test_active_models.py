@@ -29,7 +29,7 @@ from service.http import resources
 from service.serving import active_models
 from service.serving.batching import FrameBatcher
 from service.serving.model_pool import LoadedModel, ModelPool, ModelUnavailable
-from service.serving.registry import read_card, resolve
+from service.serving.registry import find_model
 from service.serving.thresholds import ModelInUse
 from service.storage.database import writing
 from service.storage.writers import Writers
@@ -50,15 +50,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pin(settings: Settings, name: str) -> ModelReference:
-    return ModelReference(name, read_card(resolve(settings, name))["digest"])
-
-
 def swap_row(engine: Engine, settings: Settings, gallery: str, new: ModelReference) -> None:
     """What an activation's last transaction does; nothing is embedded before."""
     with Session(writing(engine)) as session, session.begin():
         row = pinned(engine, gallery)
-        swap(session, row.gallery_id, new, row.active or pin(settings, "default"), None)
+        swap(session, row.gallery_id, new, row.active or find_model(settings, "default"), None)
 
 
 def until_answered_by(client: httpx.Client, name: str, gallery: str = "default") -> None:
@@ -83,7 +79,7 @@ def test_the_old_model_answers_while_the_new_one_loads_and_nobody_waits(
     monkeypatch.setattr(resources, "open_encoder", slowly)
     client = serve()
     enrol(client, "anna", walk(1))
-    swap_row(engine, settings, "default", pin(settings, "one"))
+    swap_row(engine, settings, "default", find_model(settings, "one"))
     try:
         assert loading.wait(10)  # noticed without a search
         for _ in range(3):
@@ -119,7 +115,7 @@ def test_more_models_than_are_held_at_once_answer_all_the_same(
     for name in NAMES[1:]:
         client.post("/galleries", json={"name": name})
         enrol(client, f"in-{name}", walk(1), gallery=name)
-        swap_row(engine, settings, name, pin(settings, name))
+        swap_row(engine, settings, name, find_model(settings, name))
     for name in NAMES[1:]:
         until_answered_by(client, name, name)
     for _ in range(2):
@@ -185,17 +181,17 @@ def test_the_least_recently_used_model_makes_room_and_its_last_user_may_finish(
     walk = np.full((8, 64, 64), 255, np.uint8)
 
     async def check(pool: ModelPool, dropped: list[str]) -> None:
-        one = await pool.get(pin(settings, "one"))
-        assert one is await pool.get(pin(settings, "one"))
-        await pool.get(pin(settings, "two"))
+        one = await pool.get(find_model(settings, "one"))
+        assert one is await pool.get(find_model(settings, "one"))
+        await pool.get(find_model(settings, "two"))
         with pool.lease(one):
-            await pool.get(pin(settings, "three"))
+            await pool.get(find_model(settings, "three"))
             assert dropped == ["two"]  # one is in use, the own one stays
             pool.drop(one.digest)
             assert dropped == ["two", "one"]
             assert (await one.batcher.submit(walk)).shape == (4, 16)
         await asyncio.sleep(0)
-        again: LoadedModel = await pool.get(pin(settings, "one"))
+        again: LoadedModel = await pool.get(find_model(settings, "one"))
         assert again is not one
         assert (await again.batcher.submit(walk)).shape == (4, 16)
         pool.drop(pool.own.digest)
@@ -215,7 +211,7 @@ def test_a_model_that_the_device_has_no_room_for_is_unavailable(
 
         monkeypatch.setattr(resources, "open_encoder", no_room)
         with pytest.raises(ModelUnavailable):
-            await pool.get(pin(settings, "one"))
+            await pool.get(find_model(settings, "one"))
 
     asyncio.run(use_pool(settings, check))
 
@@ -274,7 +270,7 @@ def test_a_request_that_read_the_row_before_a_swap_does_not_bring_the_old_model_
 ) -> None:
     async def check(opened: resources.Resources) -> None:
         late = pinned(opened.engine, "default")
-        swap_row(opened.engine, settings, "default", pin(settings, "one"))
+        swap_row(opened.engine, settings, "default", find_model(settings, "one"))
         await opened.models.follow_now("default")
         row = pinned(opened.engine, "default")
         assert (await opened.models.model_of(row)).model.name == "one"
@@ -301,7 +297,13 @@ def test_a_previous_model_that_was_replaced_on_disk_is_not_loaded_again_and_agai
     async def check(opened: resources.Resources) -> None:
         gallery_id = pinned(opened.engine, "default").gallery_id
         with Session(writing(opened.engine)) as session, session.begin():
-            swap(session, gallery_id, pin(settings, "one"), ModelReference("two", "0" * 64), None)
+            swap(
+                session,
+                gallery_id,
+                find_model(settings, "one"),
+                ModelReference("two", "0" * 64),
+                None,
+            )
         for _ in range(3):
             await opened.models.look_for_swaps()
             await opened.models.keep_up()
@@ -323,7 +325,7 @@ def test_a_model_that_is_loaded_while_others_are_looked_after_is_kept(
 
     async def check(opened: resources.Resources) -> None:
         opened.store.ensure("new")
-        swap_row(opened.engine, settings, "new", pin(settings, "one"))
+        swap_row(opened.engine, settings, "new", find_model(settings, "one"))
         with monkeypatch.context() as patch:
             patch.setattr(active_models, "pinned_by_id", slowly)
             looking = asyncio.create_task(opened.models.look_for_swaps())
