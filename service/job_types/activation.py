@@ -18,7 +18,7 @@ Processes that serve the gallery notice the swap by its row (`service.serving.ac
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,17 +81,18 @@ class _TooManyLate(Exception):
     """More was enrolled meanwhile than can be embedded while others wait."""
 
 
+@dataclass(frozen=True, slots=True)
 class ActivateJob:
     """One command, which ends the job in the transaction that swaps."""
 
-    def __init__(self, settings: Settings, _engine: Engine) -> None:
-        self._settings = settings
+    settings: Settings
+    engine: Engine
 
     def steps(self, job: Job, folder: Path) -> Sequence[Step]:
         """The command resumes by itself: what it embedded is kept."""
         del folder
         command = program("service", "activate-model", job.id)
-        return (Step("activation", command, environment=deployment(self._settings)),)
+        return (Step("activation", command, environment=deployment(self.settings)),)
 
     def complete(self, job: Job, folder: Path) -> Outcome:
         """Never reached after a swap, which ends the job."""

@@ -56,18 +56,18 @@ class _Enrolled:
     subjects: NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True)
 class CalibrateJob:
     """Finds a gallery's threshold; the gallery decides by it once the job has succeeded."""
 
-    def __init__(self, settings: Settings, engine: Engine) -> None:
-        self._settings = settings
-        self._engine = engine
+    settings: Settings
+    engine: Engine
 
     def steps(self, job: Job, folder: Path) -> Sequence[Step]:
         """Compare every sequence with every other, in one command."""
         request = CalibrateRequest.model_validate(job.request)
         step = measuring_step(
-            self._settings, self._engine, "calibration", request.gallery, _found(folder),
+            self.settings, self.engine, "calibration", request.gallery, _found(folder),
             "calibrate-gallery", "--target-fpir", repr(request.target_fpir),
         )  # fmt: skip
         return (step,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import Engine
@@ -17,24 +18,25 @@ from service.jobs.job_type import JobRefused, Outcome, Step
 from service.serving.registry import read_card, resolve
 
 
+@dataclass(frozen=True, slots=True)
 class EvaluateJob:
     """Measures a model; the figures are the job's metrics."""
 
-    def __init__(self, settings: Settings, _engine: Engine) -> None:
-        self._settings = settings
+    settings: Settings
+    engine: Engine
 
     def steps(self, job: Job, folder: Path) -> Sequence[Step]:
         """Export and pack the gallery if that is the dataset, then evaluate."""
         request = EvaluateRequest.model_validate(job.request)
-        before, pack = dataset_steps(self._settings, request.dataset, folder)
+        before, pack = dataset_steps(self.settings, request.dataset, folder)
         command = program(
             "training", "evaluate", "--checkpoint", str(self._checkpoint(request.model)),
             "--dataset", str(pack), "--protocol", request.protocol, "--json",
         )  # fmt: skip
-        return (*before, Step("evaluation", command, environment=device(self._settings)))
+        return (*before, Step("evaluation", command, environment=device(self.settings)))
 
     def complete(self, job: Job, folder: Path) -> Outcome:
-        """Name the model that was measured, exactly."""
+        """Name the model that was measured, with its digest."""
         del folder
         request = EvaluateRequest.model_validate(job.request)
         digest = read_card(self._checkpoint(request.model))["digest"]
@@ -42,6 +44,6 @@ class EvaluateJob:
 
     def _checkpoint(self, name: str) -> Path:
         try:
-            return resolve(self._settings, name).absolute()
+            return resolve(self.settings, name).absolute()
         except ServiceError as error:
             raise JobRefused(f"the model {name!r} is no longer there") from error

@@ -127,18 +127,18 @@ class Audited(_Record):
     audit: Audit
 
 
+@dataclass(frozen=True, slots=True)
 class AuditJob:
     """Lists the findings in a gallery, for a person to check."""
 
-    def __init__(self, settings: Settings, engine: Engine) -> None:
-        self._settings = settings
-        self._engine = engine
+    settings: Settings
+    engine: Engine
 
     def steps(self, job: Job, folder: Path) -> Sequence[Step]:
         """Compare every sequence with every other, in one command."""
         request = AuditRequest.model_validate(job.request)
         step = measuring_step(
-            self._settings, self._engine, "audit", request.gallery, _found(folder), "audit-gallery",
+            self.settings, self.engine, "audit", request.gallery, _found(folder), "audit-gallery",
         )  # fmt: skip
         return (step,)
 

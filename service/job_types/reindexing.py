@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,18 +80,19 @@ class _ToEmbed(NamedTuple):
     before: Embedding | None  # None if it is missing or damaged
 
 
+@dataclass(frozen=True, slots=True)
 class ReindexJob:
     """Completes a gallery's embeddings and renews its indexes."""
 
-    def __init__(self, settings: Settings, _engine: Engine) -> None:
-        self._settings = settings
+    settings: Settings
+    engine: Engine
 
     def steps(self, job: Job, folder: Path) -> Sequence[Step]:
         """Check, complete and prune, in one command."""
         gallery = ReindexRequest.model_validate(job.request).gallery
         out = _done(folder)
         command = program("service", "reindex-gallery", gallery, str(partial(out)))
-        return (Step("reindexing", command, output=out, environment=deployment(self._settings)),)
+        return (Step("reindexing", command, output=out, environment=deployment(self.settings)),)
 
     def complete(self, job: Job, folder: Path) -> Outcome:
         """Make every process build the gallery's index anew; refused if it was erased."""

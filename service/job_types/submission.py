@@ -97,7 +97,7 @@ class Submission:
                 self._require_model(request.model, "model")
                 self._require_dataset(request.dataset)
             case GalleryChoice():
-                self._require_gallery(request.gallery)
+                pinned(self._engine, request.gallery)  # it exists
         return self._queue.enqueue(
             request.job_type,
             request.model_dump(mode="json"),
@@ -140,7 +140,7 @@ class Submission:
         self._require_fitting(request, pack)
 
     def _require_fair_comparison(self, request: DistillRequest) -> None:
-        self._require_gallery(request.target)
+        pinned(self._engine, request.target)
         with Session(self._engine) as session:
             seen_by = trained_on_all(session, request.ancestors, request.target)
         if seen_by is not None:
@@ -166,7 +166,7 @@ class Submission:
     def _require_dataset(self, dataset: Dataset) -> Path | None:
         """The pack; None for a gallery, which is packed when the job runs."""
         if isinstance(dataset, GalleryDataset):
-            self._require_gallery(dataset.gallery)
+            pinned(self._engine, dataset.gallery)
             return None
         pack = find_pack(self._settings, dataset)
         if pack is None:
@@ -177,9 +177,6 @@ class Submission:
                 slug="dataset-not-found",
             )
         return pack
-
-    def _require_gallery(self, name: str) -> None:
-        pinned(self._engine, name)
 
     def _require_model(self, name: str, where: str) -> None:
         try:
