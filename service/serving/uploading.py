@@ -8,10 +8,8 @@ refused now and not when it is activated.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO
 
 import numpy as np
@@ -23,7 +21,6 @@ from models.networks.cost import cost
 from service.foundation.errors import Invalid, Reason, TooLarge
 from service.foundation.settings import Settings
 from service.serving.registry import ModelRegistry, RecordDigest, RegisteredModel
-from service.storage.database import new_id
 
 _PIECE = 1 << 20
 _MOST_MACS = 10e9  # per frame; a DeepGaitV2 of full width in 3D takes 7e9
@@ -44,24 +41,14 @@ def take_in(
     Raises `Invalid` for a checkpoint that cannot serve, `TooLarge`, and `Conflict` for a name that
     is taken; nothing is left behind then.
     """
-    with _arriving(settings.models_dir) as folder:
+    settings.models_dir.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".incoming-", dir=settings.models_dir) as arriving:
+        folder = Path(arriving) / name  # moved away if it can serve
+        folder.mkdir()
         _write(weights, folder / WEIGHTS, settings.max_request_bytes, "weights")
         _write(card, folder / CARD, MAX_CARD_BYTES, "card")
         _try(folder, most_macs)
         return registry.add_uploaded(name, folder, record)
-
-
-@contextmanager
-def _arriving(models: Path) -> Iterator[Path]:
-    """A folder beside the models, gone at the end unless it was moved away."""
-    models.mkdir(parents=True, exist_ok=True)
-    folder = models / f".incoming-{new_id()}"
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        if folder.exists():
-            shutil.rmtree(folder)
 
 
 def _write(source: IO[bytes], target: Path, limit: int, field: str) -> None:
