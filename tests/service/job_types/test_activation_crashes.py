@@ -32,6 +32,7 @@ from service.storage.database import migrate, open_database, writing
 from tests.e2e.deployment import Deployment, until
 from tests.service.conftest import save_tiny_model
 from tests.service.jobs.galleries import enrol_embeddings
+from tests.service.jobs.workers import leased
 
 SEQUENCES = 80  # more than two pieces
 
@@ -82,9 +83,7 @@ def queue(engine: Engine, settings: Settings) -> JobQueue:
 
 def begin(queue: JobQueue) -> Lease:
     queue.enqueue("activate", {"name": "other", "gallery": "default", "instead_of": None})
-    lease = queue.lease()
-    assert lease is not None
-    return lease
+    return leased(queue)
 
 
 def run(settings: Settings, engine: Engine, lease: Lease) -> None:
@@ -163,8 +162,7 @@ def test_killed_before_the_swap_the_old_model_stays_and_the_job_resumes_with_wha
     assert GalleryStore(engine).count_without(digest) == SEQUENCES - kept
 
     queue.retry(lease, "its lease ran out")
-    again = queue.lease()
-    assert again is not None
+    again = leased(queue)
     run(settings, engine, again)
     job = queue.get(lease.job.id)
     assert (job.status, active(engine)) == (Status.SUCCEEDED, "other")
@@ -257,8 +255,7 @@ def test_an_activation_gives_way_to_a_swap_under_its_feet(
     first = begin(queue)
     run(settings, engine, first)
     queue.enqueue("activate", {"name": "default", "gallery": "default", "instead_of": None})
-    lease = queue.lease()
-    assert lease is not None
+    lease = leased(queue)
     between_embedding_and_swap(
         monkeypatch,
         lambda: activation.roll_back(settings, engine, "default", lambda _session, _job: None),
@@ -273,8 +270,7 @@ def test_an_activation_gated_against_another_model_is_refused(
     settings: Settings, engine: Engine, queue: JobQueue
 ) -> None:
     queue.enqueue("activate", {"name": "other", "gallery": "default", "instead_of": "x" * 64})
-    lease = queue.lease()
-    assert lease is not None
+    lease = leased(queue)
     with pytest.raises(CannotActivate, match="another model now"):
         run(settings, engine, lease)
     assert active(engine) == "default"
@@ -297,8 +293,7 @@ def test_only_embeddings_of_the_two_last_models_are_kept(
     other = find_model(settings, "other").digest
     run(settings, engine, begin(queue))
     queue.enqueue("activate", {"name": "third", "gallery": "default", "instead_of": None})
-    lease = queue.lease()
-    assert lease is not None
+    lease = leased(queue)
     run(settings, engine, lease)
     with Session(engine) as session:
         query = select(EmbeddingRow.digest, func.count()).group_by(EmbeddingRow.digest)

@@ -32,6 +32,7 @@ from service.storage.database import migrate, open_database
 from service.storage.encryption import new_secret
 from tests.service.conftest import save_tiny_model
 from tests.service.jobs.galleries import enrol
+from tests.service.jobs.workers import leased
 
 HELD_OUT = [f"h{number}" for number in range(200) if is_held_out(f"h{number}")][:3]
 
@@ -63,9 +64,7 @@ def engine(settings: Settings) -> Iterator[Engine]:
 def begin(engine: Engine, settings: Settings) -> tuple[JobQueue, Lease]:
     queue = JobQueue.of(engine, settings)
     queue.enqueue("activate", {"name": "other", "gallery": "default", "instead_of": None})
-    lease = queue.lease()
-    assert lease is not None
-    return queue, lease
+    return queue, leased(queue)
 
 
 def run(settings: Settings, engine: Engine, queue: JobQueue, lease: Lease) -> list[Entry]:

@@ -1,7 +1,7 @@
 """Streams of events over one look at the database."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -12,13 +12,9 @@ from service.foundation.errors import CutOff, Unavailable
 from service.jobs.event_streams import EventStreams
 from service.jobs.events import Progress
 from service.jobs.queue import JobQueue, Lease
+from tests.service.jobs.workers import leased
 
 POLL_S = 0.02
-
-
-@pytest.fixture
-def queue(open_queue: Callable[..., JobQueue]) -> JobQueue:
-    return open_queue()
 
 
 @pytest.fixture
@@ -28,9 +24,7 @@ def followers(queue: JobQueue) -> EventStreams:
 
 def running(queue: JobQueue) -> Lease:
     queue.enqueue("fake", {})
-    lease = queue.lease()
-    assert lease is not None
-    return lease
+    return leased(queue)
 
 
 def report(queue: JobQueue, lease: Lease, count: int) -> None:

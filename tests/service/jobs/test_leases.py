@@ -9,6 +9,7 @@ from service.jobs.job import Status
 from service.jobs.leases import LeaseObserver
 from service.jobs.queue import Heartbeat, JobQueue
 from service.storage.database import now
+from tests.service.jobs.workers import leased
 
 OpenQueue = Callable[..., JobQueue]
 
@@ -68,12 +69,10 @@ def test_time_in_which_the_watcher_itself_was_stopped_hardly_counts(
 
 
 def test_a_process_never_declares_dead_what_it_runs_itself(
-    observer: LeaseObserver, clock: Clock, open_queue: OpenQueue
+    observer: LeaseObserver, clock: Clock, queue: JobQueue
 ) -> None:
-    queue = open_queue()
     queue.enqueue("fake", {})
-    lease = queue.lease()
-    assert lease is not None
+    lease = leased(queue)
     with observer.holding(lease):
         assert silent_for(observer, clock, 300, *queue.heartbeats()) == []
     assert silent_for(observer, clock, 31, *queue.heartbeats()) == queue.heartbeats()
@@ -85,8 +84,7 @@ def test_a_step_of_the_wall_clock_ends_no_lease_and_saves_none(
 ) -> None:
     queue, observer = open_queue(), LeaseObserver(30.0, clock=clock)
     job = queue.enqueue("fake", {})
-    lease = queue.lease()
-    assert lease is not None
+    lease = leased(queue)
     assert silent_for(observer, clock, 20, *queue.heartbeats()) == []
     today = now()
     monkeypatch.setattr("service.jobs.queue.now", lambda: today + step)

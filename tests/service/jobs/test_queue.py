@@ -9,25 +9,19 @@ from sqlalchemy import Engine
 from service.foundation.errors import Conflict, NotFound
 from service.jobs.events import Evaluation, Progress, Start
 from service.jobs.job import Job, Status
-from service.jobs.queue import JobQueue, Lease, LeaseLost
+from service.jobs.queue import JobQueue, LeaseLost
 from service.storage.database import now, open_database, writing
+from tests.service.jobs.workers import leased
 from tests.service.statements import plans
 
 OpenQueue = Callable[..., JobQueue]
-
-
-def leased(queue: JobQueue) -> Lease:
-    lease = queue.lease()
-    assert lease is not None
-    return lease
 
 
 def statuses(queue: JobQueue, job: Job) -> list[str]:
     return [event.data["status"] for event in queue.events(job.id) if event.kind == "status"]
 
 
-def test_jobs_are_leased_oldest_first_and_only_once(open_queue: OpenQueue) -> None:
-    queue = open_queue()
+def test_jobs_are_leased_oldest_first_and_only_once(queue: JobQueue) -> None:
     first, second = queue.enqueue("fake", {}), queue.enqueue("fake", {})
     assert [leased(queue).job.id, leased(queue).job.id] == [first.id, second.id]
     assert queue.lease() is None
@@ -53,9 +47,8 @@ def test_many_workers_at_once_never_lease_one_job_twice(
 
 
 def test_which_jobs_ended_long_ago_is_asked_by_id_and_only_of_some(
-    open_queue: OpenQueue, engine: Engine
+    queue: JobQueue, engine: Engine
 ) -> None:
-    queue = open_queue()
     old, unasked, running = (queue.enqueue("fake", {}).id for _ in range(3))
     for job_id in (old, unasked):
         queue.cancel(job_id)
@@ -67,8 +60,7 @@ def test_which_jobs_ended_long_ago_is_asked_by_id_and_only_of_some(
         assert plan == ["SEARCH job USING INDEX sqlite_autoindex_job_1 (id=?)"]
 
 
-def test_progress_and_metrics_follow_the_events(open_queue: OpenQueue) -> None:
-    queue = open_queue()
+def test_progress_and_metrics_follow_the_events(queue: JobQueue) -> None:
     job = queue.enqueue("fake", {"a": 1})
     lease = leased(queue)
     queue.begin(lease)
@@ -92,9 +84,8 @@ def test_progress_and_metrics_follow_the_events(open_queue: OpenQueue) -> None:
 
 
 def test_a_finished_job_keeps_its_result_and_its_last_event_carries_it(
-    open_queue: OpenQueue,
+    queue: JobQueue,
 ) -> None:
-    queue = open_queue()
     job = queue.enqueue("fake", {})
     done = queue.succeed(leased(queue), {"model": "m"})
     assert (done.status, done.result, done.progress.fraction) == ("succeeded", {"model": "m"}, 1.0)
@@ -111,9 +102,8 @@ def reclaim(queue: JobQueue) -> None:
 
 
 def test_a_look_that_waited_for_the_lock_leaves_leases_that_could_not_be_renewed(
-    open_queue: OpenQueue, engine: Engine
+    queue: JobQueue, engine: Engine
 ) -> None:
-    queue = open_queue()
     queue.enqueue("fake", {})
     lease = leased(queue)
     (silent,) = queue.heartbeats()
@@ -131,9 +121,8 @@ def test_a_look_that_waited_for_the_lock_leaves_leases_that_could_not_be_renewed
 
 
 def test_a_job_that_was_taken_back_is_queued_again_and_its_old_worker_can_write_nothing(
-    open_queue: OpenQueue,
+    queue: JobQueue,
 ) -> None:
-    queue = open_queue()
     job = queue.enqueue("fake", {})
     old = leased(queue)
     queue.begin(old)
@@ -166,8 +155,7 @@ def test_a_job_that_was_taken_back_is_queued_again_and_its_old_worker_can_write_
     assert statuses(queue, job) == ["queued", "running", "queued", "running", "succeeded"]
 
 
-def test_whatever_renews_a_lease_is_a_sign_of_life(open_queue: OpenQueue) -> None:
-    queue = open_queue()
+def test_whatever_renews_a_lease_is_a_sign_of_life(queue: JobQueue) -> None:
     queue.enqueue("fake", {})
     lease = leased(queue)
     seen = queue.heartbeats()
@@ -223,16 +211,14 @@ def test_a_released_job_does_not_lose_an_attempt(open_queue: OpenQueue) -> None:
     assert queue.get(job.id).attempts == 0
 
 
-def test_cancelling_a_queued_job_ends_it_at_once(open_queue: OpenQueue) -> None:
-    queue = open_queue()
+def test_cancelling_a_queued_job_ends_it_at_once(queue: JobQueue) -> None:
     job = queue.enqueue("fake", {})
     assert queue.cancel(job.id).status is Status.CANCELLED
     assert queue.cancel(job.id).status is Status.CANCELLED
     assert queue.lease() is None
 
 
-def test_cancelling_a_running_job_is_told_to_its_worker(open_queue: OpenQueue) -> None:
-    queue = open_queue()
+def test_cancelling_a_running_job_is_told_to_its_worker(queue: JobQueue) -> None:
     job = queue.enqueue("fake", {})
     lease = leased(queue)
     assert queue.cancel(job.id).status is Status.CANCELLING
@@ -242,8 +228,7 @@ def test_cancelling_a_running_job_is_told_to_its_worker(open_queue: OpenQueue) -
 
 
 @pytest.mark.parametrize("end", ["retry", "release", "disappear"])
-def test_a_job_being_cancelled_is_never_queued_again(open_queue: OpenQueue, end: str) -> None:
-    queue = open_queue()
+def test_a_job_being_cancelled_is_never_queued_again(queue: JobQueue, end: str) -> None:
     job = queue.enqueue("fake", {})
     lease = leased(queue)
     queue.cancel(job.id)
@@ -257,16 +242,14 @@ def test_a_job_being_cancelled_is_never_queued_again(open_queue: OpenQueue, end:
     assert queue.get(job.id).status is Status.CANCELLED
 
 
-def test_cancelling_what_has_ended_is_a_conflict(open_queue: OpenQueue) -> None:
-    queue = open_queue()
+def test_cancelling_what_has_ended_is_a_conflict(queue: JobQueue) -> None:
     job = queue.enqueue("fake", {})
     queue.fail(leased(queue), "because")
     with pytest.raises(Conflict, match="already ended"):
         queue.cancel(job.id)
 
 
-def test_two_unfinished_jobs_cannot_claim_one_thing(open_queue: OpenQueue) -> None:
-    queue = open_queue()
+def test_two_unfinished_jobs_cannot_claim_one_thing(queue: JobQueue) -> None:
     queue.enqueue("fake", {}, claim="model:a")
     with pytest.raises(Conflict, match="model:a"):
         queue.enqueue("fake", {}, claim="model:a")
@@ -275,8 +258,7 @@ def test_two_unfinished_jobs_cannot_claim_one_thing(open_queue: OpenQueue) -> No
     queue.enqueue("fake", {}, claim="model:a")
 
 
-def test_pages_go_newest_first_and_never_repeat(open_queue: OpenQueue) -> None:
-    queue = open_queue()
+def test_pages_go_newest_first_and_never_repeat(queue: JobQueue) -> None:
     ids = [queue.enqueue("fake", {}).id for _ in range(5)]
     queue.cancel(ids[0])
     page = queue.page(status=None, limit=2, cursor=None)

@@ -28,6 +28,7 @@ from service.jobs.queue import JobQueue
 from service.serving.registry import ModelRegistry
 from tests.e2e.deployment import until
 from tests.service.jobs.serving_in_a_thread import serving
+from tests.service.jobs.workers import leased
 
 GOOD = {"recipe": "demo", "name": "mine", "dataset": "walks", "teachers": ["big"]}
 CARD = {"name": "big", "digest": "d" * 64, "metrics": {"rank1": 0.9}}
@@ -262,8 +263,7 @@ def test_cancelling_answers_how_the_job_stands(http: httpx.Client, queue: JobQue
     job = queue.enqueue("evaluate", {})
     assert http.post(f"/jobs/{job.id}/cancel").json()["status"] == "cancelled"
     failed = queue.enqueue("evaluate", {})
-    lease = queue.lease()
-    assert lease is not None
+    lease = leased(queue)
     assert http.post(f"/jobs/{failed.id}/cancel").json()["status"] == "cancelling"
     queue.fail(lease, "because")
     ended = http.post(f"/jobs/{failed.id}/cancel")
@@ -286,8 +286,7 @@ def test_events_stream_as_they_happen_and_end_with_the_job(
     job = queue.enqueue("evaluate", {})
 
     def work() -> None:
-        lease = queue.lease()
-        assert lease is not None
+        lease = leased(queue)
         queue.begin(lease)
         queue.record(lease, [Start(event="start", total_steps=2)])
         time.sleep(0.5)
@@ -308,8 +307,7 @@ def test_a_stream_that_broke_goes_on_after_the_last_event_seen(
     http: httpx.Client, queue: JobQueue
 ) -> None:
     job = queue.enqueue("evaluate", {})
-    lease = queue.lease()
-    assert lease is not None
+    lease = leased(queue)
     queue.begin(lease)
     queue.record(lease, [Start(event="start", total_steps=2)])
     queue.succeed(lease, {})

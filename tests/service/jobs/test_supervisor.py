@@ -2,7 +2,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,11 +33,6 @@ def supervisor(folder: Path, mood: str = "well", grace_s: float = 5.0) -> Worker
 def started(folder: Path, count: int) -> list[int]:
     until(lambda: len(list(folder.iterdir())) == count, f"{count} workers started")
     return [int(path.name) for path in folder.iterdir()]
-
-
-@pytest.fixture
-def queue(open_queue: Callable[..., JobQueue]) -> JobQueue:
-    return open_queue()
 
 
 def test_a_worker_that_dies_is_started_again_and_ends_with_its_supervisor(tmp_path: Path) -> None:

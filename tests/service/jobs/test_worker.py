@@ -32,11 +32,6 @@ def folders(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def queue(open_queue: OpenQueue) -> JobQueue:
-    return open_queue()
-
-
-@pytest.fixture
 def worker(queue: JobQueue, folders: Path) -> Worker:
     return fake_worker(queue, folders)
 

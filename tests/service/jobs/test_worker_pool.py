@@ -25,9 +25,8 @@ def pool_of(queue: JobQueue, folders: Path) -> WorkerPool:
 
 
 def test_a_short_job_ends_while_a_long_one_runs_and_stopping_gives_the_long_one_back(
-    open_queue: Callable[..., JobQueue], tmp_path: Path
+    queue: JobQueue, tmp_path: Path
 ) -> None:
-    queue = open_queue()
     long = queue.enqueue("distill", {"steps": 1000, "seconds": 0.1})
     short = queue.enqueue("calibrate", {"steps": 1})
     pool = pool_of(queue, tmp_path / "jobs")
@@ -43,10 +42,7 @@ def test_a_short_job_ends_while_a_long_one_runs_and_stopping_gives_the_long_one_
     assert queue.get(long.id).status is Status.QUEUED
 
 
-def test_every_type_of_job_has_one_job_class(
-    open_queue: Callable[..., JobQueue], settings: Settings
-) -> None:
-    queue = open_queue()
+def test_every_type_of_job_has_one_job_class(queue: JobQueue, settings: Settings) -> None:
     engine = queue._engine
     settings.data_dir.mkdir()
     kinds = [*job_types(settings, engine), "of a later version"]
@@ -103,9 +99,8 @@ class EndsItself:
 
 
 def test_a_command_that_ended_its_own_job_may_tidy_up(
-    open_queue: Callable[..., JobQueue], tmp_path: Path, database_url: str
+    queue: JobQueue, tmp_path: Path, database_url: str
 ) -> None:
-    queue = open_queue()
     job = queue.enqueue("own", {})
     types = {"own": EndsItself(database_url)}
     assert fake_worker(queue, tmp_path, types).run_one()

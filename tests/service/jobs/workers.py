@@ -15,7 +15,7 @@ from service.job_types.registry import JOB_CLASSES, job_types
 from service.jobs.job import Job
 from service.jobs.job_type import JobType, Outcome, Step
 from service.jobs.leases import LeaseObserver
-from service.jobs.queue import JobClass, JobQueue
+from service.jobs.queue import JobClass, JobQueue, Lease
 from service.jobs.worker import Worker
 from service.jobs.worker_pool import WorkerPool
 
@@ -38,6 +38,13 @@ def worker_of(
         poll_s=0.05,
         job_class=job_class,
     )
+
+
+def leased(queue: JobQueue) -> Lease:
+    """A lease on the oldest queued job, of which there must be one."""
+    lease = queue.lease()
+    assert lease is not None
+    return lease
 
 
 @contextmanager
