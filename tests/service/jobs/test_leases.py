@@ -1,4 +1,4 @@
-"""Who counts as dead, by a clock that the test holds; no wall clock is asked for anything."""
+"""Which leases have expired, by a clock that the test holds; the wall clock does not matter."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -32,10 +32,10 @@ def observer(clock: Clock) -> LeaseObserver:
     return LeaseObserver(30.0, clock=clock)
 
 
-def silent_for(
+def expired_within(
     observer: LeaseObserver, clock: Clock, seconds: float, *heartbeats: Heartbeat
 ) -> list[Heartbeat]:
-    """Who is named while a watcher looks twice a second."""
+    """The heartbeats that an observer reports that looks twice a second."""
     named = []
     for _ in range(int(seconds * 2)):
         clock.s += 0.5
@@ -43,39 +43,39 @@ def silent_for(
     return named
 
 
-def test_who_is_silent_for_as_long_as_a_lease_is_named_once(
+def test_a_lease_without_a_renewal_for_its_time_is_reported_once(
     observer: LeaseObserver, clock: Clock
 ) -> None:
     heartbeat = Heartbeat("job", 1, 0)
-    assert silent_for(observer, clock, 30, heartbeat) == []
-    assert silent_for(observer, clock, 1, heartbeat) == [heartbeat]
-    assert silent_for(observer, clock, 29, heartbeat) == []  # counted anew
+    assert expired_within(observer, clock, 30, heartbeat) == []
+    assert expired_within(observer, clock, 1, heartbeat) == [heartbeat]
+    assert expired_within(observer, clock, 29, heartbeat) == []  # counted anew
 
 
 def test_a_renewal_and_another_lease_begin_anew(observer: LeaseObserver, clock: Clock) -> None:
-    assert silent_for(observer, clock, 29, Heartbeat("job", 1, 0)) == []
-    assert silent_for(observer, clock, 29, Heartbeat("job", 1, 1)) == []
-    assert silent_for(observer, clock, 29, Heartbeat("job", 2, 1)) == []
+    assert expired_within(observer, clock, 29, Heartbeat("job", 1, 0)) == []
+    assert expired_within(observer, clock, 29, Heartbeat("job", 1, 1)) == []
+    assert expired_within(observer, clock, 29, Heartbeat("job", 2, 1)) == []
 
 
-def test_time_in_which_the_watcher_itself_was_stopped_hardly_counts(
+def test_time_in_which_the_observer_itself_was_stopped_hardly_counts(
     observer: LeaseObserver, clock: Clock
 ) -> None:
     heartbeat = Heartbeat("job", 1, 0)
-    assert silent_for(observer, clock, 20, heartbeat) == []
+    assert expired_within(observer, clock, 20, heartbeat) == []
     clock.s += 3600
-    assert silent_for(observer, clock, 6, heartbeat) == []
-    assert silent_for(observer, clock, 4, heartbeat) == [heartbeat]
+    assert expired_within(observer, clock, 6, heartbeat) == []
+    assert expired_within(observer, clock, 4, heartbeat) == [heartbeat]
 
 
-def test_a_process_never_declares_dead_what_it_runs_itself(
+def test_a_process_never_reports_its_own_lease(
     observer: LeaseObserver, clock: Clock, queue: JobQueue
 ) -> None:
     queue.enqueue("fake", {})
     lease = leased(queue)
     with observer.holding(lease):
-        assert silent_for(observer, clock, 300, *queue.heartbeats()) == []
-    assert silent_for(observer, clock, 31, *queue.heartbeats()) == queue.heartbeats()
+        assert expired_within(observer, clock, 300, *queue.heartbeats()) == []
+    assert expired_within(observer, clock, 31, *queue.heartbeats()) == queue.heartbeats()
 
 
 @pytest.mark.parametrize("step", [timedelta(days=1), timedelta(days=-1)])
@@ -85,12 +85,12 @@ def test_a_step_of_the_wall_clock_ends_no_lease_and_saves_none(
     queue, observer = open_queue(), LeaseObserver(30.0, clock=clock)
     job = queue.enqueue("fake", {})
     lease = leased(queue)
-    assert silent_for(observer, clock, 20, *queue.heartbeats()) == []
+    assert expired_within(observer, clock, 20, *queue.heartbeats()) == []
     today = now()
     monkeypatch.setattr("service.jobs.queue.now", lambda: today + step)
-    assert silent_for(observer, clock, 9, *queue.heartbeats()) == []
+    assert expired_within(observer, clock, 9, *queue.heartbeats()) == []
     queue.heartbeat(lease)
-    assert silent_for(observer, clock, 29, *queue.heartbeats()) == []
-    (silent,) = silent_for(observer, clock, 2, *queue.heartbeats())
+    assert expired_within(observer, clock, 29, *queue.heartbeats()) == []
+    (silent,) = expired_within(observer, clock, 2, *queue.heartbeats())
     queue.reclaim(silent)
     assert queue.get(job.id).status is Status.QUEUED

@@ -96,12 +96,12 @@ def test_a_finished_job_keeps_its_result_and_its_last_event_carries_it(
 
 
 def reclaim(queue: JobQueue) -> None:
-    """What a watcher does to a job that was silent for too long."""
+    """What an observer does about every lease that has expired."""
     for heartbeat in queue.heartbeats():
         queue.reclaim(heartbeat)
 
 
-def test_a_look_that_waited_for_the_lock_leaves_leases_that_could_not_be_renewed(
+def test_a_reclaim_that_waited_for_the_lock_leaves_leases_that_could_not_be_renewed(
     queue: JobQueue, engine: Engine
 ) -> None:
     queue.enqueue("fake", {})
@@ -155,7 +155,7 @@ def test_a_job_that_was_taken_back_is_queued_again_and_its_old_worker_can_write_
     assert statuses(queue, job) == ["queued", "running", "queued", "running", "succeeded"]
 
 
-def test_whatever_renews_a_lease_is_a_sign_of_life(queue: JobQueue) -> None:
+def test_whatever_renews_a_lease_is_a_heartbeat(queue: JobQueue) -> None:
     queue.enqueue("fake", {})
     lease = leased(queue)
     seen = queue.heartbeats()

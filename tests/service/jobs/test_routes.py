@@ -331,7 +331,7 @@ def test_a_stream_beyond_what_a_caller_may_have_is_refused_until_one_ends(
         assert int(refusal.headers["retry-after"]) > 0
         assert http.get(f"/jobs/{job.id}").status_code == 200
     queue.cancel(job.id)
-    until(lambda: http.get(path).status_code == 200, "the seats are free again")
+    until(lambda: http.get(path).status_code == 200, "streams may be opened again")
 
 
 def test_a_stream_after_an_event_that_never_was_ends_with_the_job(

@@ -288,7 +288,7 @@ def test_a_worker_killed_in_the_middle_takes_its_child_along_and_another_one_res
 
 
 def processes_of(worker: subprocess.Popen[bytes]) -> list[int]:
-    """The worker, its guard and the run."""
+    """The worker, its watchdog and the run."""
     found = [worker.pid]
     for pid in found:
         found += children(pid)
