@@ -58,14 +58,14 @@ class DistillJob:
             "service", "compare-models", request.target, str(partial(verdict)),
             "--checkpoint", str(model), "--pack", str(pack.absolute()),
         )  # fmt: skip
-        judging = Step(
+        comparison = Step(
             "comparison", compare, output=verdict, environment=deployment(self._settings)
         )
         return (
             *before,
             Step("training", train, environment=device(self._settings)),
             Step("export", export, output=model, environment=device(self._settings)),
-            *((judging,) if request.activate == "if_better" else ()),
+            *((comparison,) if request.holds_out else ()),
         )
 
     def complete(self, job: Job, folder: Path) -> Outcome:
@@ -92,7 +92,7 @@ class DistillJob:
             raise JobRefused(f"the model could not be registered: {error}") from error
         result: JsonObject = {"model": name, "digest": staged.row.digest}
         verdict: Verdict | None = None
-        if request.activate == "if_better":
+        if request.holds_out:
             verdict = Verdict.model_validate_json(_verdict(folder).read_bytes())
             result |= {"gallery": request.target, **verdict.model_dump(exclude={"gallery_id"})}
             result["activation"] = None

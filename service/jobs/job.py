@@ -38,7 +38,10 @@ class Status(StrEnum):
     @property
     def final(self) -> bool:
         """Whether the job will never change again."""
-        return self in (Status.SUCCEEDED, Status.FAILED, Status.CANCELLED)
+        return self not in UNFINISHED
+
+
+UNFINISHED = (Status.QUEUED, Status.RUNNING, Status.CANCELLING)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 from service.foundation.errors import Conflict, NotFound, Reason
 from service.foundation.settings import Settings
 from service.jobs.events import Done, Evaluation, Failed, Progress, RunEvent, Start
-from service.jobs.job import Job, JobEvent, JobProgress, JsonObject, Status
+from service.jobs.job import UNFINISHED, Job, JobEvent, JobProgress, JsonObject, Status
 from service.jobs.tables import JobEventRow, JobRow
 from service.storage.database import Page, new_id, now, writing
 
@@ -358,7 +358,7 @@ class JobQueue:
 
     def unfinished(self) -> frozenset[str]:
         """Ids of all jobs that have not ended."""
-        query = select(JobRow.id).where(_unfinished())
+        query = select(JobRow.id).where(JobRow.status.in_(UNFINISHED))
         with Session(self._engine) as session:
             return frozenset(session.scalars(query))
 
@@ -415,7 +415,7 @@ def cancel_jobs_using(session: Session, gallery: str) -> tuple[str, ...]:
     """
     begun = session.scalars(
         select(JobRow)
-        .where(_unfinished())
+        .where(JobRow.status.in_(UNFINISHED))
         .where(JobRow.started_at.is_not(None))  # not `attempts`: a release takes its own back
         .order_by(JobRow.id)
         .with_for_update()
@@ -462,10 +462,6 @@ def _find(session: Session, query: Select[JobRow], job_id: str) -> JobRow:
             slug="job-not-found",
         )
     return row
-
-
-def _unfinished() -> ColumnElement[bool]:
-    return JobRow.status.in_([status for status in Status if not status.final])
 
 
 def _running() -> ColumnElement[bool]:

@@ -29,7 +29,7 @@ from service.foundation.settings import Settings
 from service.gallery.active_model import PinnedGallery, pinned
 from service.gallery.records import ModelReference
 from service.gallery.tables import GalleryRow
-from service.jobs.job import JsonObject, Status
+from service.jobs.job import UNFINISHED, JsonObject
 from service.jobs.tables import JobRow
 from service.storage.database import Table, new_id, now, writing
 
@@ -301,9 +301,8 @@ class ModelRegistry:
 
     @staticmethod
     def _named_by_jobs(session: Session) -> set[str]:
-        unfinished = [status for status in Status if not status.final]
         named: set[str] = set()
-        for request in session.scalars(select(JobRow.request).where(JobRow.status.in_(unfinished))):
+        for request in session.scalars(select(JobRow.request).where(JobRow.status.in_(UNFINISHED))):
             named |= {
                 *request.get("teachers", ()),
                 *filter(None, (request.get(key) for key in ("name", "model", "student"))),
