@@ -26,7 +26,7 @@ _PIECE = 1 << 20
 _MOST_MACS = 10e9  # per frame; a DeepGaitV2 of full width in 3D takes 7e9
 
 
-def take_in(
+def add_checkpoint(
     settings: Settings,
     registry: ModelRegistry,
     name: str,

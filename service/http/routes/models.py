@@ -21,7 +21,7 @@ from service.job_types.activation import roll_back
 from service.job_types.requests import GalleryChoice
 from service.jobs.job import Job
 from service.serving.registry import NAME, RegisteredModel, Source
-from service.serving.uploading import take_in
+from service.serving.uploading import add_checkpoint
 
 router = APIRouter(prefix="/models", tags=["models"])
 _admin = Depends(requires(Scope.ADMIN))
@@ -96,7 +96,7 @@ def add_model(
     def record(digest: str) -> None:
         record_change(request, recorded.model("add_model", name, digest=digest))
 
-    model = take_in(held.settings, held.registry, name, weights.file, card.file, record)
+    model = add_checkpoint(held.settings, held.registry, name, weights.file, card.file, record)
     response.headers["Location"] = f"/models/{name}"
     return ModelAnswer.of(model, [], held.settings.model)
 

@@ -22,7 +22,7 @@ from models.checkpoint import CARD, MAX_CARD_BYTES, WEIGHTS
 from service.foundation.errors import Invalid
 from service.foundation.settings import Settings
 from service.serving.registry import ModelRegistry
-from service.serving.uploading import take_in
+from service.serving.uploading import add_checkpoint
 from tests.service.conftest import save_tiny_model
 from tests.service.requests import identify, problem
 from tests.service.walkers import walk
@@ -182,5 +182,5 @@ def test_a_network_that_would_keep_everybody_waiting_is_refused(
     registry = ModelRegistry(settings, engine)
     weights, card = (io.BytesIO((checkpoint / name).read_bytes()) for name in (WEIGHTS, CARD))
     with pytest.raises(Invalid, match="multiplications"):
-        take_in(settings, registry, "mine", weights, card, lambda _: None, most_macs=1000.0)
+        add_checkpoint(settings, registry, "mine", weights, card, lambda _: None, most_macs=1000.0)
     assert nothing_is_left(settings)
