@@ -69,28 +69,27 @@ def worker(data_dir: DataDir = None) -> None:
     import signal
 
     from service.foundation.logs import log_as_json
-    from service.job_types.types import job_types
-    from service.jobs.crew import Crew
-    from service.jobs.lane import LANES
+    from service.job_types.registry import JOB_CLASSES, job_types
+    from service.jobs.leases import LeaseObserver
     from service.jobs.queue import JobQueue
-    from service.jobs.watch import Watch
     from service.jobs.worker import Worker
+    from service.jobs.worker_pool import WorkerPool
 
     settings = deployment.settings_from(data_dir=data_dir)
     log_as_json()
-    watch = Watch(settings.lease_seconds)
+    observer = LeaseObserver(settings.lease_seconds)
     with deployment.galleries(settings) as engine:
-        running = Crew(
+        running = WorkerPool(
             [
                 Worker(
                     JobQueue.of(engine, settings),
                     job_types(settings, engine),
                     folders=settings.jobs_dir,
-                    watch=watch,
+                    observer=observer,
                     grace_s=settings.cancel_grace_seconds,
-                    lane=lane,
+                    job_class=job_class,
                 )
-                for lane in LANES
+                for job_class in JOB_CLASSES
             ]
         )
         for number in (signal.SIGTERM, signal.SIGINT):

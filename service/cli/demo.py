@@ -25,8 +25,8 @@ from rich.table import Table
 
 from service.cli.progress import figures, follow
 from service.client import Client, ClientError, Identification, Job
-from service.job_types.datasets import program
-from service.jobs.guard import command_line
+from service.job_types.commands import program
+from service.jobs.kill_with_parent import command_line
 
 _START_S = 120.0
 _STOP_S = 20.0

@@ -62,13 +62,14 @@ def calibrate_gallery(
     """Find a gallery's threshold: a calibration job's command."""
     from models.calibration import CannotCalibrate
     from service.foundation.errors import NotFound
-    from service.job_types.calibration import CalibrationModel, measure
+    from service.job_types.calibration import measure
+    from service.serving.registry import Card
 
     with (
         galleries(settings_from(data_dir=data_dir)) as engine,
         failing_on(NotFound, CannotCalibrate),
     ):
-        model = CalibrationModel.read(checkpoint)
+        model = Card.read(checkpoint)
         measured = measure(engine, gallery, model, target_fpir, report_steps)
     out.write_text(measured.model_dump_json(), encoding="utf-8")
     report(event="done", metrics={"threshold": measured.operating_point.threshold})
@@ -80,10 +81,11 @@ def audit_gallery(
 ) -> None:
     """Find what in a gallery attracts other people: an audit job's command."""
     from service.foundation.errors import NotFound
-    from service.job_types.gallery_audit import AuditModel, CannotAudit, audit
+    from service.job_types.gallery_audit import CannotAudit, audit
+    from service.serving.registry import Card
 
     with galleries(settings_from(data_dir=data_dir)) as engine, failing_on(NotFound, CannotAudit):
-        audited = audit(engine, gallery, AuditModel.read(checkpoint), report_steps)
+        audited = audit(engine, gallery, Card.read(checkpoint), report_steps)
     out.write_text(audited.model_dump_json(), encoding="utf-8")
     report(event="done", metrics=audited.audit.totals.model_dump())
 
@@ -133,9 +135,9 @@ def compare_models(
 ) -> None:
     """Compare a new model with a gallery's own on people it was not trained on."""
     from service.foundation.errors import ServiceError
-    from service.job_types.gate import judge
+    from service.job_types.gate import compare_with_active
 
     settings = settings_from(data_dir=data_dir)
     with galleries(settings) as engine, failing_on(ServiceError, ValueError, OSError):
-        verdict = judge(settings, engine, gallery, checkpoint, pack, report_steps)
+        verdict = compare_with_active(settings, engine, gallery, checkpoint, pack, report_steps)
     out.write_text(verdict.model_dump_json(), encoding="utf-8")

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, Row, Select, delete, exists, func, select, update
 from sqlalchemy.orm import Session
 
 from service.foundation.errors import Conflict, Reason
-from service.gallery.records import GalleryModel
+from service.gallery.records import ModelReference
 from service.gallery.store import gallery_model, lacks, missing_gallery
 from service.gallery.tables import EmbeddingRow, GalleryRow, SequenceRow
 from service.storage.database import writing
@@ -30,8 +30,8 @@ class GalleryModels:
     gallery_id: str
     name: str
     revision: int
-    active: GalleryModel | None
-    previous: GalleryModel | None
+    active: ModelReference | None
+    previous: ModelReference | None
     index_epoch: int
 
 
@@ -40,8 +40,8 @@ class RolledBack:
     """What a rollback exchanged."""
 
     gallery: str
-    active: GalleryModel
-    previous: GalleryModel
+    active: ModelReference
+    previous: ModelReference
 
 
 _MODELS = select(
@@ -120,8 +120,8 @@ def count_lacking(session: Session, gallery_id: str, digest: str) -> int:
 def swap(
     session: Session,
     gallery_id: str,
-    new: GalleryModel,
-    old: GalleryModel,
+    new: ModelReference,
+    old: ModelReference,
     operating_point: dict[str, Any] | None,
 ) -> None:
     """Make `new` the active model and `old` the previous one.
@@ -161,7 +161,7 @@ def swap_back(session: Session, gallery: str) -> RolledBack:
     return RolledBack(gallery, previous, active)
 
 
-def adopt(engine: Engine, gallery_id: str, was: GalleryModel, digest: str) -> None:
+def adopt(engine: Engine, gallery_id: str, was: ModelReference, digest: str) -> None:
     """Follow a checkpoint that was replaced on disk under the name that the gallery uses."""
     with Session(writing(engine)) as session, session.begin():
         session.execute(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,6 +16,8 @@ Scalar = str | int | float | bool | None
 Metadata = dict[str, Scalar]
 Silhouettes = NDArray[np.uint8]  # [s, 64, 64]
 Embedding = NDArray[np.float32]  # [p, c]
+Progress = Callable[[int, int], None]
+"""Told how many sequences, or rows, are done, of how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class Walk:
 
 
 @dataclass(frozen=True, slots=True)
-class GalleryModel:
+class ModelReference:
     """A model by its name, and exactly which one of that name."""
 
     name: str
@@ -55,8 +58,8 @@ class GalleryRecord:
     operating_point: dict[str, Any] | None
     max_age_days: int | None
     created_at: datetime
-    active: GalleryModel | None = None  # None: the deployment's own
-    previous: GalleryModel | None = None
+    active: ModelReference | None = None  # None: the deployment's own
+    previous: ModelReference | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,13 @@ piece is read and sealed without a lock; a row that another process sealed meanw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Engine, Update, delete, func, select, tuple_, update
 from sqlalchemy.orm import Session
 
+from service.gallery.records import Progress
 from service.gallery.sealing import Sealing, sealing_of
 from service.gallery.tables import EmbeddingRow, EncryptionKeyRow, SequenceRow
 from service.storage.database import writing
@@ -20,9 +21,6 @@ from service.storage.encryption import KeyTrouble
 from service.storage.vacuum import checkpoint_wal
 
 _PIECE = 64  # rows: at 16 x 256 channels, 1 MB of embeddings
-
-Progress = Callable[[int, int], None]
-"""Told how many rows are done, of how many."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,9 +35,9 @@ from service.gallery.records import (
     AddedSequence,
     Changes,
     Embedding,
-    GalleryModel,
     GalleryRecord,
     Metadata,
+    ModelReference,
     SequenceRecord,
     Silhouettes,
     Walk,
@@ -524,6 +524,6 @@ def gallery_record(row: GalleryRow, subjects: int, sequences: int) -> GalleryRec
     )
 
 
-def gallery_model(name: str | None, digest: str | None) -> GalleryModel | None:
+def gallery_model(name: str | None, digest: str | None) -> ModelReference | None:
     """A model as a gallery's row names it."""
-    return None if name is None or digest is None else GalleryModel(name, digest)
+    return None if name is None or digest is None else ModelReference(name, digest)

@@ -13,8 +13,7 @@ from service.gallery.records import ErasureReceipt, GalleryRecord, SequenceRecor
 from service.jobs.job import Job
 from service.recognition.enrolment import Enrolled
 from service.recognition.identification import Identified, Verified
-from service.serving.decision import Threshold
-from service.serving.model_in_use import ModelInUse
+from service.serving.thresholds import ModelInUse, Threshold
 
 
 def identification(answer: Identified, *, top_k: int, filtered: bool) -> Entry:

@@ -27,7 +27,7 @@ from service.gallery.sealing import unlock
 from service.gallery.store import GalleryStore
 from service.http.model_wiring import ModelWiring
 from service.http.warm_up import Readiness, WarmUp
-from service.jobs.following import Followers
+from service.jobs.event_streams import EventStreams
 from service.jobs.queue import JobQueue
 from service.privacy.erasure import DEFAULT_GALLERY, Erasure
 from service.privacy.retention import Retention
@@ -38,9 +38,9 @@ from service.recognition.intake import Intake
 from service.recognition.load import Load
 from service.serving.active_models import ActiveModels
 from service.serving.lineage import TrainingRecord
-from service.serving.model_in_use import ModelInUse
 from service.serving.model_pool import ModelPool
 from service.serving.registry import ModelRegistry, resolve
+from service.serving.thresholds import ModelInUse
 from service.storage.data_folder import open_data_folder
 from service.storage.database import migrate, open_database
 from service.storage.encryption import read_keys
@@ -73,7 +73,7 @@ class Resources:
     reserve: Reserve
     portability: Portability
     decoders: DecoderPool
-    followers: Followers
+    followers: EventStreams
 
 
 def open_engine(settings: Settings) -> Engine:
@@ -175,7 +175,7 @@ async def open_resources(
             reserve=reserve,
             portability=Portability(settings, store, writers, registry),
             decoders=decoders,
-            followers=Followers(
+            followers=EventStreams(
                 JobQueue.of(engine, settings),
                 most=settings.max_streams,
                 most_per_caller=settings.max_streams_per_caller,

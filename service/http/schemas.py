@@ -25,7 +25,7 @@ from service.gallery.records import (
 )
 from service.recognition.conflict import ConflictingWalk, ConflictReason
 from service.recognition.identification import Identified, Verified
-from service.serving.model_in_use import ModelInUse
+from service.serving.thresholds import ModelInUse
 from service.transfer.importing import Imported
 
 

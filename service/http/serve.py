@@ -27,7 +27,7 @@ from service.http.connections import Connections, affordable
 from service.http.listening import url_of
 from service.http.protocol import BoundedHttp, Patience
 from service.http.resources import open_encoder, open_engine
-from service.job_types.datasets import deployment, program
+from service.job_types.commands import deployment, program
 from service.jobs.supervisor import WorkerSupervisor
 from service.serving.lineage import BrokenKey, TrainingRecord
 from service.storage.data_folder import NotPrivate

@@ -1,15 +1,15 @@
-"""Give a gallery another model: embed it, compare, swap; and back again at once.
+"""Activation: give a gallery another model, and back again at once.
 
-An activation is a job whose command is `Activation.run`. Nothing that it does before the swap is
-seen by a search:
+The job's command, `gaitid activate-model`, runs `Activation.run`. Nothing that it does before the
+swap is seen by a search:
 
-1. Every stored sequence is embedded with the new model beside the old one, 32 at a time, each piece
+1. Every stored sequence is embedded with the new model beside the old one, 32 at a time, each batch
    kept. Killed at any moment, the job resumes with what is missing.
 2. Both models search the gallery, every sequence among the others; the threshold is calibrated for
    the new one if the gallery has a calibrated one.
-3. One transaction, in which nobody else enrols: nothing lacks an embedding (a few that came last
+3. One transaction, in which no enrolment commits: nothing lacks an embedding (a few that came last
    are embedded in it, more are embedded first and the transaction tried again), the active model is
-   still the one compared with, nobody has cancelled. It swaps *and* ends the job as succeeded.
+   still the one compared with, the job is not cancelled. It swaps *and* ends the job as succeeded.
 4. Embeddings of models that are neither active nor previous any more are dropped.
 
 Processes that serve the gallery notice the swap by its row (`service.serving.active_models`).
@@ -17,11 +17,12 @@ Processes that serve the gallery notice the swap by its row (`service.serving.ac
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from models.calibration import CannotCalibrate
@@ -33,7 +34,6 @@ from service.foundation.errors import Conflict, NotFound, Reason
 from service.foundation.settings import Settings
 from service.gallery.active_model import (
     GalleryModels,
-    count_lacking,
     count_sequences,
     lock_gallery,
     models_in,
@@ -44,16 +44,24 @@ from service.gallery.active_model import (
 )
 from service.gallery.operating_point import OperatingPoint
 from service.gallery.reading import drawn_subjects, read_pairs
-from service.gallery.records import GalleryModel
+from service.gallery.records import ModelReference, Progress
 from service.gallery.sealing import sealing_of
-from service.gallery.store import GalleryStore, lacks
-from service.gallery.tables import SequenceRow
-from service.job_types.calibration import CalibrationModel, NotEmbedded, measure
-from service.job_types.threshold_transfer import TARGET_FPIR, carry_over
+from service.gallery.store import GalleryStore
+from service.job_types.calibration import NotEmbedded, measure
+from service.job_types.commands import deployment, program
+from service.job_types.threshold_transfer import TARGET_FPIR, transfer_threshold
 from service.jobs.job import Job, JsonObject
-from service.jobs.queue import Also, JobQueue, Lease, LeaseLost, add_done, require_running
+from service.jobs.job_type import JobRefused, Outcome, Step
+from service.jobs.queue import (
+    InTransaction,
+    JobQueue,
+    Lease,
+    LeaseLost,
+    record_finished,
+    require_running,
+)
 from service.serving.reembedding import Reembedding
-from service.serving.registry import read_card, resolve
+from service.serving.registry import Card, active_model, find_model, read_card, resolve
 from service.serving.thresholds import queue_if_stale
 from service.storage.database import writing
 
@@ -61,11 +69,8 @@ _LATE_AT_MOST = 16  # embedded while the others wait to enrol: a fraction of a s
 _EVALUATIONS_AT_MOST = 16  # of a card, in a job's result
 _FIGURES_AT_MOST = 32  # of an evaluation
 
-Progress = Callable[[int, int], None]
-"""Told how many sequences are done, of how many."""
-
 Record = Callable[[Entry], None]
-"""Puts into the audit record what is about to be committed."""
+"""Adds to the audit record what is about to be committed."""
 
 
 class CannotActivate(Exception):
@@ -73,14 +78,26 @@ class CannotActivate(Exception):
 
 
 class _TooManyLate(Exception):
-    """More came meanwhile than can be embedded while others wait."""
+    """More was enrolled meanwhile than can be embedded while others wait."""
 
 
-def active_model(settings: Settings, row: GalleryModels) -> GalleryModel:
-    """A gallery's active model; raises `NotFound` when the deployment's own is not there."""
-    if row.active is not None:
-        return row.active
-    return GalleryModel(settings.model, read_card(resolve(settings, settings.model))["digest"])
+@dataclass(frozen=True, slots=True)
+class ActivateJob:
+    """One command, which ends the job in the transaction that swaps."""
+
+    settings: Settings
+    engine: Engine
+
+    def steps(self, job: Job, folder: Path) -> Sequence[Step]:
+        """The command resumes by itself: what it embedded is kept."""
+        del folder
+        command = program("service", "activate-model", job.id)
+        return (Step("activation", command, environment=deployment(self.settings)),)
+
+    def complete(self, job: Job, folder: Path) -> Outcome:
+        """Never reached after a swap, which ends the job."""
+        del job, folder
+        raise JobRefused("the activation ended without a swap")
 
 
 class Activation:
@@ -102,13 +119,12 @@ class Activation:
         self._store = GalleryStore(engine)
 
     def run(self, job_id: str, lease_number: int) -> None:
-        """Do all of it under its worker's lease.
+        """Activate under the lease of the job's worker.
 
         Raises `CannotActivate` and `NotFound`, with the old model in service.
         """
         try:
-            lease = self._queue.lease_of(job_id, lease_number)
-            self._run(lease)
+            self._run(self._queue.lease_of(job_id, lease_number))
         except LeaseLost as error:
             raise CannotActivate("the job was cancelled, or another worker has it") from error
 
@@ -125,7 +141,7 @@ class Activation:
             encoder = Encoder.open(folder, self._settings.device)
         except ValueError as error:
             raise CannotActivate(f"the model cannot be loaded: {error}") from error
-        new = GalleryModel(request["name"], encoder.digest)
+        new = ModelReference(request["name"], encoder.digest)
         if new.digest == old.digest:
             raise CannotActivate("the model is active in this gallery already")
         reembedding = Reembedding(self._store, encoder.encode, new.digest)
@@ -137,14 +153,14 @@ class Activation:
 
         embed()
         compared = self._compare(row, encoder, new, old)
-        point = self._operating_point(row, CalibrationModel.read(folder), old, embed)
+        point = self._operating_point(row, Card.read(folder), old, embed)
         result: JsonObject = {
             "gallery": row.name,
             "model": new.name,
             "digest": new.digest,
             "previous": asdict(old),
-            "sequences": 0,  # known in the transaction
-            "embedded": 0,  # the same
+            "sequences": 0,  # known in the transaction, as is the next
+            "embedded": 0,
             "comparison": None if compared is None else shown(compared),
             "figures": {"new": self._figures(new), "previous": self._figures(old)},
             "operating_point": None if point is None else point.result(),
@@ -168,14 +184,14 @@ class Activation:
         while True:
             embed()
             try:
-                self._queue.succeed(lease, result, also=finish)
+                self._queue.succeed(lease, result, in_transaction=finish)
                 break
             except _TooManyLate:
                 continue
         prune(self._engine, row.gallery_id, (new.digest, old.digest))
 
     def _compare(
-        self, row: GalleryModels, encoder: Encoder, new: GalleryModel, old: GalleryModel
+        self, row: GalleryModels, encoder: Encoder, new: ModelReference, old: ModelReference
     ) -> PairedRank1 | None:
         subjects = drawn_subjects(self._engine, row.gallery_id)
         pairs = read_pairs(self._engine, row.gallery_id, subjects, new.digest, old.digest)
@@ -190,11 +206,7 @@ class Activation:
         )
 
     def _operating_point(
-        self,
-        row: GalleryModels,
-        new: CalibrationModel,
-        old: GalleryModel,
-        embed: Callable[[], None],
+        self, row: GalleryModels, new: Card, old: ModelReference, embed: Callable[[], None]
     ) -> OperatingPoint | None:
         """The new model's, at the gallery's own target; None where its card's threshold decides."""
         _, _, kept = self._store.head(row.name)
@@ -205,82 +217,67 @@ class Activation:
         while True:
             try:
                 measured = measure(self._engine, row.name, new, target)
-            except NotEmbedded:  # somebody was enrolled since: that makes no gallery too small
+            except NotEmbedded:  # enrolled since: no sign that the gallery is too small
                 if models_of(self._engine, row.name).gallery_id != row.gallery_id:
                     return None
                 embed()
             except CannotCalibrate:
-                return (
-                    None
-                    if new.threshold is not None
-                    else self._carried(row, new, old, before, target)
-                )
+                if new.threshold is not None:
+                    return None
+                return self._transferred(row, new, old, before, target)
             else:
                 return measured.operating_point if measured.gallery_id == row.gallery_id else None
 
-    def _carried(
+    def _transferred(
         self,
         row: GalleryModels,
-        new: CalibrationModel,
-        old: GalleryModel,
+        new: Card,
+        old: ModelReference,
         before: OperatingPoint | None,
         target: float,
     ) -> OperatingPoint | None:
-        """Else searches that were decided so far would find no threshold after the swap."""
+        """The old threshold for the new model, else searches would have none after the swap."""
         try:
-            model = CalibrationModel.read(resolve(self._settings, old.name))
+            model = Card.read(resolve(self._settings, old.name))
         except NotFound:
             return None
         calibrated = before is not None and before.digest == old.digest
         threshold = before.threshold if before is not None and calibrated else model.threshold
         if threshold is None or model.digest != old.digest:
             return None
-        return carry_over(self._engine, row.gallery_id, threshold, new, model, target)
+        return transfer_threshold(self._engine, row.gallery_id, threshold, new, model, target)
 
-    def _figures(self, pin: GalleryModel) -> JsonObject:
+    def _figures(self, model: ModelReference) -> JsonObject:
         """What the model reached in the evaluations on its card."""
         try:
-            return figures(read_card(resolve(self._settings, pin.name)).get("metrics"))
+            return figures(read_card(resolve(self._settings, model.name)).get("metrics"))
         except NotFound:
             return {}
 
     def _embed_late_ones(self, session: Session, gallery_id: str, encoder: Encoder) -> None:
-        late = count_lacking(session, gallery_id, encoder.digest)
-        if late > _LATE_AT_MOST:
+        late = self._store.some_without(encoder.digest, _LATE_AT_MOST + 1, gallery_id)
+        if len(late) > _LATE_AT_MOST:
             raise _TooManyLate
-        rows = session.execute(
-            select(
-                SequenceRow.id,
-                SequenceRow.silhouettes,
-                SequenceRow.key_id,
-                SequenceRow.content_hash,
-            ).where(SequenceRow.gallery_id == gallery_id, lacks(encoder.digest))
-        ).all()
-        if rows:
+        if late:
             sealing = sealing_of(self._engine)
             sealing.require_current(session)
-            made = encoder.encode(
-                [
-                    sealing.silhouettes(
-                        row.id, row.silhouettes, row.key_id, hashed=row.content_hash
-                    )
-                    for row in rows
-                ]
-            )
+            made = encoder.encode([silhouettes for _, silhouettes in late])
             session.add_all(
-                sealing.seal_embedding(row.id, encoder.digest, embedding)
-                for row, embedding in zip(rows, made, strict=True)
+                sealing.seal_embedding(sequence_id, encoder.digest, embedding)
+                for (sequence_id, _), embedding in zip(late, made, strict=True)
             )
 
 
-def roll_back(settings: Settings, engine: Engine, gallery: str, also: Also) -> Job:
+def roll_back(
+    settings: Settings, engine: Engine, gallery: str, in_transaction: InTransaction
+) -> Job:
     """Make the previous model active again, in one transaction, and record that as a job.
 
     Raises `NotFound` for a missing gallery, `Conflict` when there is nothing to go back to.
     """
     with Session(writing(engine), expire_on_commit=False) as session, session.begin():
         done = swap_back(session, gallery)
-        if not _still_there(settings, done.active):
+        if not _exists(settings, done.active):
             raise Conflict(
                 f"The previous model {done.active.name!r} is no longer there, or was replaced. "
                 "Put it back, or activate another one.",
@@ -294,8 +291,8 @@ def roll_back(settings: Settings, engine: Engine, gallery: str, also: Also) -> J
             "digest": done.active.digest,
             "previous": asdict(done.previous),
         }
-        job = add_done(session, "rollback", {"gallery": gallery}, result)
-        also(session, job)
+        job = record_finished(session, "rollback", {"gallery": gallery}, result)
+        in_transaction(session, job)
     return job
 
 
@@ -304,12 +301,11 @@ def shown(compared: PairedRank1) -> JsonObject:
     return {**asdict(compared), "interval": list(compared.interval)}
 
 
-def _still_there(settings: Settings, model: GalleryModel) -> bool:
+def _exists(settings: Settings, model: ModelReference) -> bool:
     try:
-        digest: str = read_card(resolve(settings, model.name))["digest"]
+        return find_model(settings, model.name) == model
     except NotFound:
         return False
-    return digest == model.digest
 
 
 def figures(metrics: Any) -> JsonObject:
@@ -325,8 +321,7 @@ def figures(metrics: Any) -> JsonObject:
         if isinstance(value, int | float) and not isinstance(value, bool):
             found[name] = value
         rows = value.get("rows") if isinstance(value, dict) else None
-        if isinstance(rows, dict) and rows:
-            first = next(iter(rows.values()))
-            if isinstance(first, dict):
-                found[name] = dict(list(first.items())[:_FIGURES_AT_MOST])
+        first = next(iter(rows.values()), None) if isinstance(rows, dict) else None
+        if isinstance(first, dict):
+            found[name] = dict(list(first.items())[:_FIGURES_AT_MOST])
     return found

@@ -1,49 +1,38 @@
-"""Calibrate a gallery: measure it, keep what was found, and measure it again when that is stale."""
+"""Calibration: `gaitid calibrate-gallery` finds a threshold, the job keeps it with the gallery."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 
 from models.calibration import (
     CONFIDENCE,
     CannotCalibrate,
-    KnownThreshold,
     calibrate,
     calibration_curve,
     stranger_similarities,
 )
-from models.similarity import Metric
+from service.foundation.settings import Settings
 from service.gallery.operating_point import CurvePoint, OperatingPoint
 from service.gallery.reading import read_gallery
-from service.serving.registry import read_card
+from service.gallery.records import Progress
+from service.job_types.commands import measuring_step
+from service.job_types.requests import CalibrateRequest
+from service.jobs.job import Job
+from service.jobs.job_type import JobRefused, Outcome, Step
+from service.jobs.scratch import scratch
+from service.serving import thresholds
+from service.serving.registry import Card
 from service.storage.database import now
 
 
 class NotEmbedded(CannotCalibrate):
     """The model has not embedded all of the gallery."""
-
-
-class CalibrationModel(BaseModel):
-    """What calibrating needs of a checkpoint's card."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    digest: str
-    metric: Metric
-    threshold: float | None = None
-    thresholds: tuple[KnownThreshold, ...] = ()
-
-    @classmethod
-    def read(cls, checkpoint: Path) -> CalibrationModel:
-        """From a checkpoint's folder, without loading it; raises `CannotCalibrate`."""
-        try:
-            return cls.model_validate(read_card(checkpoint))
-        except ValidationError as error:
-            raise CannotCalibrate(f"the card of {checkpoint.name} is not one") from error
 
 
 class Measured(BaseModel):
@@ -55,14 +44,41 @@ class Measured(BaseModel):
     operating_point: OperatingPoint
 
 
-Progress = Callable[[int, int], None]
-"""Told how many sequences are done, of how many."""
+@dataclass(frozen=True, slots=True)
+class CalibrateJob:
+    """Finds a gallery's threshold; the gallery decides by it once the job has succeeded."""
+
+    settings: Settings
+    engine: Engine
+
+    def steps(self, job: Job, folder: Path) -> Sequence[Step]:
+        """Compare every sequence with every other, in one command."""
+        request = CalibrateRequest.model_validate(job.request)
+        step = measuring_step(
+            self.settings, self.engine, "calibration", request.gallery, _found(folder),
+            "calibrate-gallery", "--target-fpir", repr(request.target_fpir),
+        )  # fmt: skip
+        return (step,)
+
+    def complete(self, job: Job, folder: Path) -> Outcome:
+        """Keep the threshold with the gallery that was measured, if that is still there."""
+        measured = Measured.model_validate_json(_found(folder).read_bytes())
+
+        def keep(session: Session) -> None:
+            if not thresholds.keep(session, measured.gallery_id, measured.operating_point):
+                raise JobRefused(
+                    "the gallery was erased or given another model while it was calibrated"
+                )
+
+        gallery = CalibrateRequest.model_validate(job.request).gallery
+        result = {"gallery": gallery, **measured.operating_point.result()}
+        return Outcome(result, in_transaction=keep)
 
 
 def measure(
     engine: Engine,
     gallery: str,
-    model: CalibrationModel,
+    model: Card,
     target_fpir: float,
     progress: Progress = lambda _done, _total: None,
 ) -> Measured:
@@ -99,3 +115,7 @@ def measure(
         curve=tuple(CurvePoint.of(*item) for item in sorted(curve.items(), reverse=True)),
     )
     return Measured(gallery_id=whole.gallery_id, operating_point=point)
+
+
+def _found(folder: Path) -> Path:
+    return scratch(folder).absolute() / "calibration.json"

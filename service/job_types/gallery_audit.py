@@ -1,4 +1,4 @@
-"""Audit a gallery: which sequences attract other people, and which are poor.
+"""Audits: `gaitid audit-gallery` finds sequences that attract other people, or are poor.
 
 - **Nearer to another**: a sequence whose most similar one belongs to another subject, above the
   threshold. Searched for, it would be taken for that subject: it may be enrolled under the wrong
@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,15 +22,24 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
-from sqlalchemy import Engine
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
 
 from models.nearest import Nearest, nearest
-from models.similarity import Metric
 from service.foundation.errors import Invalid
+from service.foundation.settings import Settings
 from service.gallery.reading import read_gallery
-from service.serving.decision import ThresholdSource, choose_threshold
-from service.serving.registry import read_card
+from service.gallery.records import Progress
+from service.gallery.tables import GalleryRow, SequenceRow
+from service.job_types.commands import measuring_step
+from service.job_types.requests import AuditRequest
+from service.jobs.findings import named_in, note_findings, without
+from service.jobs.job import Job, JsonObject
+from service.jobs.job_type import JobRefused, Outcome, Step
+from service.jobs.scratch import scratch
+from service.serving.registry import Card
+from service.serving.thresholds import ThresholdSource, choose_threshold
 from service.storage.database import now
 
 MOST_LISTED: Final = 50
@@ -44,24 +53,6 @@ class CannotAudit(ValueError):
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True)
-
-
-class AuditModel(_Record):
-    """What an audit needs of a checkpoint's card."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    digest: str
-    metric: Metric
-    threshold: float | None = None
-
-    @classmethod
-    def read(cls, checkpoint: Path) -> AuditModel:
-        """From a checkpoint's folder, without loading it; raises `CannotAudit`."""
-        try:
-            return cls.model_validate(read_card(checkpoint))
-        except ValidationError as error:
-            raise CannotAudit(f"the card of {checkpoint.name} is not one") from error
 
 
 class Member(_Record):
@@ -133,20 +124,59 @@ class Audited(_Record):
     audit: Audit
 
 
-Progress = Callable[[int, int], None]
-"""Told how many sequences are done, of how many."""
+@dataclass(frozen=True, slots=True)
+class AuditJob:
+    """Lists the findings in a gallery, for a person to check."""
+
+    settings: Settings
+    engine: Engine
+
+    def steps(self, job: Job, folder: Path) -> Sequence[Step]:
+        """Compare every sequence with every other, in one command."""
+        request = AuditRequest.model_validate(job.request)
+        step = measuring_step(
+            self.settings, self.engine, "audit", request.gallery, _found(folder), "audit-gallery",
+        )  # fmt: skip
+        return (step,)
+
+    def complete(self, job: Job, folder: Path) -> Outcome:
+        """Keep what was found, without what was erased meanwhile."""
+        audited = Audited.model_validate_json(_found(folder).read_bytes())
+        result = audited.audit.model_dump(mode="json")
+        gallery = AuditRequest.model_validate(job.request).gallery
+
+        def settle(session: Session) -> None:
+            if not _keep_enrolled(session, audited.gallery_id, result):
+                raise JobRefused("the gallery was erased while it was audited")
+            note_findings(session, gallery, job.id)
+
+        return Outcome(result, in_transaction=settle)
+
+
+def _keep_enrolled(session: Session, gallery_id: str, result: JsonObject) -> bool:
+    """Remove from a new audit, in place, what was erased since; False if the gallery was.
+
+    For the transaction that ends the job: an erasure is committed before it, or finds the audit.
+    """
+    gallery = select(GalleryRow.id).where(GalleryRow.id == gallery_id).with_for_update()
+    if session.scalar(gallery) is None:
+        return False
+    named = named_in(result)
+    there = set(session.scalars(select(SequenceRow.id).where(SequenceRow.id.in_(named))))
+    result.update(without(result, named - there))
+    return True
 
 
 def audit(
     engine: Engine,
     gallery: str,
-    model: AuditModel,
+    model: Card,
     progress: Progress = lambda _done, _total: None,
 ) -> Audited:
-    """Compare everybody in a gallery with everybody else, as it is now.
+    """Compare every sequence of a gallery with every other, as it is now.
 
-    Raises `NotFound` for a missing gallery, and `CannotAudit` when nobody is enrolled, not
-    everybody is embedded with this model yet, or there is no threshold to judge by.
+    Raises `NotFound` for a missing gallery, and `CannotAudit` when it is empty, not all of it is
+    embedded with this model yet, or neither of them has a threshold.
     """
     whole = read_gallery(engine, gallery, model.digest)
     enrolled = whole.sequences
@@ -182,69 +212,59 @@ def audit(
         ),
         key=lambda one: one.score,
     )
-    found = _Found(members, subjects, own, others, threshold.value)
-    astray, hubs, pairs = found.nearer_to_another(), found.hubs(), found.pairs()
-    return Audited(
-        gallery_id=whole.gallery_id,
-        audit=Audit(
-            gallery=gallery,
-            gallery_subjects=len(names),
-            gallery_sequences=total,
-            threshold=threshold.value,
-            threshold_source=threshold.source,
-            digest=model.digest,
-            audited_at=now(),
-            totals=Totals(
-                nearer_to_another=len(astray),
-                hubs=len(hubs),
-                pairs=len(pairs),
-                poor=len(poor),
-            ),
-            nearer_to_another=tuple(astray[:MOST_LISTED]),
-            hubs=tuple(hubs[:MOST_LISTED]),
-            pairs=tuple(pairs[:MOST_LISTED]),
-            poor=tuple(poor[:MOST_LISTED]),
-        ),
+    compared = _Compared(members, subjects, own, others, threshold.value)
+    found: dict[str, Sequence[BaseModel]] = {
+        "nearer_to_another": compared.nearer_to_another(),
+        "hubs": compared.hubs(),
+        "pairs": compared.pairs(),
+        "poor": poor,
+    }
+    audit = Audit(
+        gallery=gallery,
+        gallery_subjects=len(names),
+        gallery_sequences=total,
+        threshold=threshold.value,
+        threshold_source=threshold.source,
+        digest=model.digest,
+        audited_at=now(),
+        totals=Totals(**{name: len(entries) for name, entries in found.items()}),
+        **{name: entries[:MOST_LISTED] for name, entries in found.items()},
     )
+    return Audited(gallery_id=whole.gallery_id, audit=audit)
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """Everybody's nearest, and what that means."""
+class _Compared:
+    """The nearest sequences of each of n members, of the same and of other subjects."""
 
     members: list[Member]
-    subjects: NDArray[np.int64]
+    subjects: NDArray[np.int64]  # [n]
     own: Nearest
     others: Nearest
     threshold: float
 
     def nearer_to_another(self) -> list[NearerToAnother]:
         """The most similar first."""
-        astray = (self.others.similarity >= self.threshold) & (
-            self.others.similarity > self.own.similarity
-        )
-        rows = np.flatnonzero(astray)
+        similarity = self.others.similarity
+        rows = np.flatnonzero((similarity >= self.threshold) & (similarity > self.own.similarity))
         return [
             NearerToAnother(
-                sequence_id=self.members[row].sequence_id,
-                subject_id=self.members[row].subject_id,
+                **self.members[row].model_dump(),
                 own_similarity=_number(self.own.similarity[row]),
                 other=self.members[self.others.index[row]],
-                similarity=float(self.others.similarity[row]),
+                similarity=float(similarity[row]),
             )
-            for row in rows[np.argsort(-self.others.similarity[rows], kind="stable")].tolist()
+            for row in rows[np.argsort(-similarity[rows], kind="stable")].tolist()
         ]
 
     def hubs(self) -> list[Hub]:
         """The one that attracts most subjects first."""
         attracts = self._attracted(-math.inf)
         above = self._attracted(self.threshold)
-        unusual = unusual_count(float(attracts.mean()), len(attracts))
-        rows = np.flatnonzero(attracts >= unusual)
+        rows = np.flatnonzero(attracts >= unusual_count(float(attracts.mean()), len(attracts)))
         return [
             Hub(
-                sequence_id=self.members[row].sequence_id,
-                subject_id=self.members[row].subject_id,
+                **self.members[row].model_dump(),
                 attracts=int(attracts[row]),
                 attracts_above_threshold=int(above[row]),
             )
@@ -253,20 +273,19 @@ class _Found:
 
     def pairs(self) -> list[Pair]:
         """The most similar first."""
-        order = np.argsort(-self.others.similarity, kind="stable")
+        similarity, index = self.others.similarity, self.others.index
+        order = np.argsort(-similarity, kind="stable")
         _, first = np.unique(self.subjects[order], return_index=True)
         best = order[first]  # of each subject the sequence that is most like somebody else's
         pairs = []
         for subject, row in enumerate(best.tolist()):
-            match = int(self.others.index[row])
-            if self.others.similarity[row] < self.threshold:
+            if similarity[row] < self.threshold:
                 continue
+            match = int(index[row])
             other = int(self.subjects[match])
-            back = int(self.others.index[best[other]])
-            if subject < other and self.subjects[back] == subject:
+            if subject < other and self.subjects[int(index[best[other]])] == subject:
                 members = (self.members[row], self.members[match])
-                similarity = float(self.others.similarity[row])
-                pairs.append(Pair(members=members, similarity=similarity))
+                pairs.append(Pair(members=members, similarity=float(similarity[row])))
         return sorted(pairs, key=lambda pair: -pair.similarity)
 
     def _attracted(self, threshold: float) -> NDArray[np.int64]:
@@ -277,10 +296,7 @@ class _Found:
 
 
 def unusual_count(mean: float, sequences: int) -> int:
-    """From which count on Poisson-distributed counts of this mean would be too few to expect one.
-
-    The least k with `sequences * P(count >= k) < 0.01`, and 3 at least.
-    """
+    """The least k >= 3 with `sequences * P(count >= k) < 0.01` for a Poisson count."""
     term = math.exp(-mean)
     tail, count = 1.0, 0
     while count < 3 or sequences * tail >= _CHANCE:
@@ -299,3 +315,7 @@ def is_poor(quality: dict[str, Any]) -> bool:
 
 def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
+
+
+def _found(folder: Path) -> Path:
+    return scratch(folder).absolute() / "audit.json"

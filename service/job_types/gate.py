@@ -1,18 +1,19 @@
-"""Is a newly made model better than a gallery's own, on people that it was not trained on?
+"""The gate: whether a new model is better than a gallery's own, on people it was not trained on.
 
-The rule: both search the held-out people of the gallery (see `service.job_types.held_out_split`),
-less any that the new model's training has learnt, every walk among the walks of those people. The
-new one is better when the 95 % interval of the paired difference of rank-1 lies above 0, and at
-least `LEAST_SUBJECTS` people have two walks. Anything else is not: nobody is given a model that
-is worse.
+Both search the held-out people of the gallery (see `service.job_types.held_out_split`), less any
+that the new model's training has learnt, every walk among the walks of those people. The new one is
+better when the 95 % interval of the paired difference of rank-1 lies above 0 and at least
+`LEAST_SUBJECTS` people have two walks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
@@ -21,35 +22,53 @@ from models.encoder import Encoder
 from service.foundation.settings import Settings
 from service.gallery.active_model import models_of
 from service.gallery.reading import drawn_subjects
-from service.gallery.records import Embedding, Silhouettes
+from service.gallery.records import Embedding, ModelReference, Progress, Silhouettes
 from service.gallery.sealing import sealing_of
 from service.gallery.tables import SequenceRow
-from service.job_types.activation import active_model, shown
+from service.job_types.activation import shown
 from service.job_types.held_out_split import is_held_out, trained_on
-from service.job_types.verdict import Verdict
-from service.serving.registry import resolve
+from service.serving.registry import active_model, resolve
 
 _AT_ONCE = 32  # sequences in memory
 
 
-def judge(
+class Verdict(BaseModel):
+    """The result of a comparison, and with which model.
+
+    Attributes:
+        better: whether the new model is to be activated.
+        reason: why, or why not, in one sentence.
+        against: name and digest of the gallery's own model.
+        comparison: the figures; None when there was nobody to compare on.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    gallery_id: str
+    better: bool
+    reason: str
+    against: ModelReference
+    comparison: dict[str, Any] | None
+
+
+def compare_with_active(
     settings: Settings,
     engine: Engine,
     gallery: str,
     checkpoint: Path,
     pack: Path,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> Verdict:
     """Compare a checkpoint with a gallery's own model; keeps no embedding.
 
     Raises:
         NotFound: no such gallery, or its model is not there.
-        ValueError: a checkpoint cannot be loaded, or `pack` is none.
+        ValueError: a checkpoint cannot be loaded, or `pack` is not a pack.
     """
     row = models_of(engine, gallery)
-    old_pin = active_model(settings, row)
+    active = active_model(settings, row)
     new = Encoder.open(checkpoint, settings.device)
-    old = Encoder.open(resolve(settings, old_pin.name), settings.device)
+    old = Encoder.open(resolve(settings, active.name), settings.device)
     learnt = trained_on(pack)
     subjects = drawn_subjects(
         engine, row.gallery_id, among=lambda name: is_held_out(name) and name not in learnt
@@ -73,7 +92,7 @@ def judge(
         gallery_id=row.gallery_id,
         better=compared is not None and compared.shows_better,
         reason=_reason(compared),
-        against={"name": old_pin.name, "digest": old.digest},
+        against=ModelReference(active.name, old.digest),
         comparison=None if compared is None else shown(compared),
     )
 

@@ -1,7 +1,7 @@
-"""Whom a distillation may not learn, so that its student can be compared on strangers.
+"""The held-out split: subjects that a distillation may not learn, to compare its student on.
 
-A fifth of all subject ids, always the same ones: a hash of the id decides. So no job that compares
-ever trains on them, however often a gallery is distilled and whichever model teaches the next one.
+A fifth of all subject ids, always the same ones: a hash of the id decides. So no distillation that
+compares ever trains on them, however often a gallery is distilled and whichever model teaches.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def is_held_out(subject_id: str) -> bool:
 
 
 def partition_of(export: Path) -> str:
-    """The partition of an exported gallery, as the field writes it (JSON).
+    """The partition of an exported gallery, in the field's format (JSON).
 
     Raises:
         ValueError: not a gallery export.
@@ -60,10 +60,10 @@ def trained_on(pack: Path) -> frozenset[str]:
         raise ValueError(f"{pack.name} is not a pack: {error}") from error
 
 
-def who_saw_everybody(session: Session, models: Iterable[str], gallery: str) -> str | None:
-    """A model among these, or among those they descend from, that learnt a whole gallery.
+def trained_on_all(session: Session, models: Iterable[str], gallery: str) -> str | None:
+    """A model among these and their ancestors that was trained on a whole gallery.
 
-    None when there is none. Where an uploaded model comes from is not known.
+    Returns None without one. The ancestors of an uploaded model are not known.
     """
     waiting, seen = list(models), set[str]()
     while waiting:

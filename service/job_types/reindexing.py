@@ -1,18 +1,18 @@
-"""Check and complete what is stored of a gallery under its model: a reindex job's work.
+"""Reindexing: check and complete what is stored of a gallery under its model.
 
-The database is the truth and indexes follow it; this makes that so again after whatever happened.
-Every walk is read. Of each whose embedding is missing, or is not what was written (another
-checksum, another shape, numbers that are none, not sealed as its own), it is made anew, and also
-where nobody can tell: of one that was written before there were checksums. Embeddings of models
-that are neither active nor previous are dropped. With the job's end every process builds its index
-anew from the database.
+`gaitid reindex-gallery` reads every sequence. It makes an embedding anew that is missing, that is
+not what was written (another checksum or shape, numbers that are not finite, sealed for another
+sequence), or that was written before there were checksums. It drops embeddings of models that are
+neither active nor previous. When the job ends, every process builds its index of the gallery anew
+from the database.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from enum import Enum
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,13 +22,23 @@ from sqlalchemy.orm import Session
 
 from models.encoder import Encoder
 from service.foundation.settings import Settings
-from service.gallery.active_model import count_sequences, models_of, prune
-from service.gallery.records import Embedding, Silhouettes
+from service.gallery.active_model import (
+    count_sequences,
+    lock_gallery,
+    models_of,
+    prune,
+    renew_indexes,
+)
+from service.gallery.records import Embedding, Progress, Silhouettes
 from service.gallery.sealing import DamagedEmbedding, DamagedSilhouettes, sealing_of
 from service.gallery.store import GalleryStore
 from service.gallery.tables import EmbeddingRow, SequenceRow
-from service.job_types.activation import active_model
-from service.serving.registry import resolve
+from service.job_types.commands import deployment, program
+from service.job_types.requests import ReindexRequest
+from service.jobs.job import Job
+from service.jobs.job_type import JobRefused, Outcome, Step, partial
+from service.jobs.scratch import scratch
+from service.serving.registry import active_model, resolve
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 32  # sequences in memory: 1000 frames each are 4 MB
@@ -43,11 +53,11 @@ class Reindexed(BaseModel):
     """What was done, and in which gallery: its name may be another's by now.
 
     Attributes:
-        repaired: embeddings that were damaged, and made anew where that can be done.
-        embedded: those that were made, for want of a whole one.
-        checked: those without a checksum that were made anew, were as they should be and have one.
-        dropped: those of models that nobody needs.
-        damaged_walks: sequences of which the silhouettes are damaged: nothing can embed them again.
+        repaired: damaged embeddings that were made anew.
+        embedded: embeddings that were made because none, or a damaged one, was stored.
+        checked: embeddings without a checksum that proved right, and have one now.
+        dropped: embeddings of models that are neither active nor previous.
+        damaged_walks: sequences with damaged silhouettes, which nothing can embed again.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -63,20 +73,48 @@ class Reindexed(BaseModel):
     damaged_walks: int
 
 
-class _State(Enum):
-    SOUND, MISSING, BROKEN, UNKNOWN = range(4)
-
-
 class _Walk(NamedTuple):
     sequence: SequenceRow
     silhouettes: bytes
     stored: EmbeddingRow | None
 
 
-def reindex(
-    settings: Settings, engine: Engine, gallery: str, progress: Callable[[int, int], None]
-) -> Reindexed:
-    """Do it; raises `NotFound` for a gallery or model that is not there, and `CannotReindex`."""
+class _ToEmbed(NamedTuple):
+    sequence_id: str
+    silhouettes: Silhouettes
+    is_stored: bool
+    before: Embedding | None  # None if it is missing or damaged
+
+
+@dataclass(frozen=True, slots=True)
+class ReindexJob:
+    """Completes a gallery's embeddings and renews its indexes."""
+
+    settings: Settings
+    engine: Engine
+
+    def steps(self, job: Job, folder: Path) -> Sequence[Step]:
+        """Check, complete and prune, in one command."""
+        gallery = ReindexRequest.model_validate(job.request).gallery
+        out = _done(folder)
+        command = program("service", "reindex-gallery", gallery, str(partial(out)))
+        return (Step("reindexing", command, output=out, environment=deployment(self.settings)),)
+
+    def complete(self, job: Job, folder: Path) -> Outcome:
+        """Make every process build the gallery's index anew; refused if it was erased."""
+        del job
+        done = Reindexed.model_validate_json(_done(folder).read_bytes())
+
+        def renew(session: Session) -> None:
+            if not lock_gallery(session, done.gallery_id):
+                raise JobRefused("the gallery was erased while it was reindexed")
+            renew_indexes(session, done.gallery_id)
+
+        return Outcome(done.model_dump(exclude={"gallery_id"}), in_transaction=renew)
+
+
+def reindex(settings: Settings, engine: Engine, gallery: str, progress: Progress) -> Reindexed:
+    """Check and complete a gallery; raises `NotFound` for it or its model, and `CannotReindex`."""
     row = models_of(engine, gallery)
     active = active_model(settings, row)
     try:
@@ -93,7 +131,7 @@ def reindex(
     done = 0
     for walks in _pages(engine, row.gallery_id, encoder.digest):
         progress(done, max(total, done + len(walks)))
-        check.page(walks)
+        check.batch(walks)
         done += len(walks)
     keep = {active.digest} | ({row.previous.digest} if row.previous else set())
     return Reindexed(
@@ -132,7 +170,7 @@ def _pages(engine: Engine, gallery_id: str, digest: str) -> Iterator[Sequence[_W
 
 
 class _Check:
-    """Looks at sequences, mends what it can and counts."""
+    """Checks sequences, makes the embeddings that need it and counts."""
 
     def __init__(self, engine: Engine, encoder: Encoder) -> None:
         self._store = GalleryStore(engine)
@@ -140,58 +178,62 @@ class _Check:
         self._encoder = encoder
         self.repaired = self.embedded = self.checked = self.damaged_walks = 0
 
-    def page(self, rows: Sequence[_Walk]) -> None:
-        """Do all that is to be done for these sequences."""
-        to_make: list[tuple[str, _State, Embedding | None, Silhouettes]] = []
+    def batch(self, walks: Sequence[_Walk]) -> None:
+        """Check and complete these sequences."""
+        to_embed: list[_ToEmbed] = []
         hopeless: list[str] = []
-        for sequence, kept, stored in rows:
-            state, embedding = self._look(stored)
+        for sequence, kept, stored in walks:
+            before = None if stored is None else self._open(stored)
             try:
-                walk = self._sealing.silhouettes(
+                silhouettes = self._sealing.silhouettes(
                     sequence.id, kept, sequence.key_id, hashed=sequence.content_hash
                 )
             except DamagedSilhouettes as error:
                 self.damaged_walks += 1
                 _log.error("%s", error)
-                if state is _State.BROKEN:
+                if stored is not None and before is None:
                     hopeless.append(sequence.id)
                 continue
-            if state is not _State.SOUND:
-                to_make.append((sequence.id, state, embedding, walk))
-        if hopeless:  # or a search would say that a reindex mends it
+            if stored is None or before is None or not _has_checksum(stored):
+                to_embed.append(_ToEmbed(sequence.id, silhouettes, stored is not None, before))
+        if hopeless:  # else a search would say that a reindex repairs it
             self._store.drop_embeddings(self._encoder.digest, hopeless)
-        if to_make:
-            self._make(to_make)
+        if to_embed:
+            self._embed(to_embed)
 
-    def _look(self, stored: EmbeddingRow | None) -> tuple[_State, Embedding | None]:
-        if stored is None:
-            return _State.MISSING, None
+    def _open(self, stored: EmbeddingRow) -> Embedding | None:
+        """The embedding; None if it is damaged."""
         try:
             embedding = self._sealing.embedding(stored)
         except DamagedEmbedding:
-            return _State.BROKEN, None
-        if embedding.shape != (self._encoder.card.parts, self._encoder.card.channels):
-            return _State.BROKEN, None
-        known = stored.key_id is not None or stored.checksum is not None
-        return (_State.SOUND if known else _State.UNKNOWN), embedding
+            return None
+        card = self._encoder.card
+        return embedding if embedding.shape == (card.parts, card.channels) else None
 
-    def _make(self, walks: Sequence[tuple[str, _State, Embedding | None, Silhouettes]]) -> None:
-        made = self._encoder.encode([walk for _, _, _, walk in walks])
-        new = {item[0]: embedding for item, embedding in zip(walks, made, strict=True)}
-        missing = [key for key, state, _, _ in walks if state is _State.MISSING]
-        # Who else embeds them meanwhile makes the same.
-        self._store.add_embeddings(self._encoder.digest, ((key, new[key]) for key in missing))
-        others = [item for item in walks if item[1] is not _State.MISSING]
-        if others:
-            self._store.add_embeddings(
-                self._encoder.digest, ((key, new[key]) for key, _, _, _ in others), replace=True
-            )
-        as_before = sum(old is not None and _same(old, new[key]) for key, _, old, _ in others)
-        self.checked += as_before
-        self.repaired += len(others) - as_before
-        self.embedded += len(walks) - as_before
+    def _embed(self, walks: Sequence[_ToEmbed]) -> None:
+        made = self._encoder.encode([walk.silhouettes for walk in walks])
+        digest, pairs = self._encoder.digest, list(zip(walks, made, strict=True))
+        # Another process that embeds a missing one meanwhile makes an equal embedding.
+        self._store.add_embeddings(
+            digest, ((walk.sequence_id, new) for walk, new in pairs if not walk.is_stored)
+        )
+        stored = [(walk.sequence_id, new) for walk, new in pairs if walk.is_stored]
+        if stored:
+            self._store.add_embeddings(digest, stored, replace=True)
+        equal = sum(walk.before is not None and _same(walk.before, new) for walk, new in pairs)
+        self.checked += equal
+        self.repaired += len(stored) - equal
+        self.embedded += len(walks) - equal
+
+
+def _has_checksum(stored: EmbeddingRow) -> bool:
+    return stored.key_id is not None or stored.checksum is not None  # a seal has its own
 
 
 def _same(one: Embedding, other: Embedding) -> bool:
     a, b = one.ravel().astype(np.float64), other.ravel().astype(np.float64)
     return bool(a @ b >= _SAME * np.linalg.norm(a) * np.linalg.norm(b))
+
+
+def _done(folder: Path) -> Path:
+    return scratch(folder).absolute() / "reindexed.json"

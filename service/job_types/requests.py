@@ -1,8 +1,8 @@
-"""What a client may ask of a job. Names only: a request never carries a path or a URL."""
+"""Requests for jobs. They hold names only, never a path or a URL."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -18,11 +18,13 @@ from pydantic import (
 
 from service.gallery.fields import GalleryName, storable
 from service.serving.registry import NAME
+from service.serving.thresholds import CALIBRATE, CALIBRATION_CLAIM
 
 _PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _LONGEST_TEXT = 256
 _LARGEST_NUMBER = 2**53
 _KEY = r"^[a-z_]{1,40}(\.([a-z_]{1,40}|[0-9]{1,3})){0,5}$"
+_EMBEDDINGS = "embeddings:{gallery}"  # one job at a time makes or prunes them
 # These say where files are, which is for the fields `dataset`, `teachers` and `student` to say.
 _PLACES = ("data.dataset", "student.checkpoint", "teachers")
 
@@ -90,9 +92,27 @@ Protocol = Literal[
 
 
 class Request(BaseModel):
-    """A request for a job; a field that is not known is an error."""
+    """What a client sends; a field that is not known is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class JobRequest(Request):
+    """A request for a job of the type `job_type`.
+
+    Attributes:
+        claims: what only one unfinished job may claim, by this request's fields; None for nothing.
+        claimed_by: the field that an error names when another job has claimed it.
+    """
+
+    job_type: ClassVar[str]
+    claims: ClassVar[str | None] = None
+    claimed_by: ClassVar[str] = "gallery"
+
+    @property
+    def claim(self) -> str | None:
+        """What this job claims."""
+        return None if self.claims is None else self.claims.format_map(dict(self))
 
 
 def _example(**fields: JsonValue) -> ConfigDict:
@@ -112,9 +132,12 @@ Dataset = Annotated[
 ]
 
 
-class DistillRequest(Request):
+class DistillRequest(JobRequest):
     """Train a student from teachers by a recipe, and register it as the model `name`."""
 
+    job_type = "distill"
+    claims = "model:{name}"
+    claimed_by = "name"
     model_config = _example(
         recipe="demo", name="my-student", dataset={"gallery": "default"}, teachers=["default"]
     )
@@ -145,6 +168,22 @@ class DistillRequest(Request):
         """Whether a fifth of the dataset's people is kept for comparing."""
         return self.activate == "if_better"
 
+    @property
+    def ancestors(self) -> list[str]:
+        """The models that the new one is made from."""
+        return [*self.teachers, *filter(None, [self.student])]
+
+
+class EvaluateRequest(JobRequest):
+    """Measure a registered model on a dataset by a protocol."""
+
+    job_type = "evaluate"
+    model_config = _example(model="default", dataset={"gallery": "default"}, protocol="cross-view")
+
+    model: ModelName
+    dataset: Dataset
+    protocol: Protocol = "cross-view"
+
 
 class GalleryChoice(Request):
     """Which gallery is meant."""
@@ -152,35 +191,34 @@ class GalleryChoice(Request):
     gallery: GalleryName = "default"
 
 
-class ActivateRequest(GalleryChoice):
+class ActivateRequest(GalleryChoice, JobRequest):
     """Give a gallery another model; `instead_of` is the digest it was compared with, if any."""
+
+    job_type = "activate"
+    claims = _EMBEDDINGS
 
     name: ModelName
     instead_of: str | None = None
 
 
-class ReindexRequest(GalleryChoice):
+class ReindexRequest(GalleryChoice, JobRequest):
     """Make a gallery's embeddings complete and its indexes equal to the database."""
 
+    job_type = "reindex"
+    claims = _EMBEDDINGS
 
-class CalibrateRequest(Request):
+
+class CalibrateRequest(GalleryChoice, JobRequest):
     """Find the threshold at which a gallery falsely matches a stranger at most at this rate."""
 
-    gallery: GalleryName = "default"
+    job_type = CALIBRATE
+    claims = CALIBRATION_CLAIM
+
     target_fpir: Annotated[float, Field(ge=1e-6, le=0.25, strict=True, allow_inf_nan=False)] = 0.01
 
 
-class AuditRequest(Request):
+class AuditRequest(GalleryChoice, JobRequest):
     """List what in a gallery attracts other people."""
 
-    gallery: GalleryName = "default"
-
-
-class EvaluateRequest(Request):
-    """Measure a registered model on a dataset by a protocol."""
-
-    model_config = _example(model="default", dataset={"gallery": "default"}, protocol="cross-view")
-
-    model: ModelName
-    dataset: Dataset
-    protocol: Protocol = "cross-view"
+    job_type = "audit-gallery"
+    claims = "audit:{gallery}"

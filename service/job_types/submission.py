@@ -1,4 +1,4 @@
-"""Taking on a job: everything that can be known to be wrong is said now, not when it runs."""
+"""Submitting jobs: everything that can be checked is checked now, not when the job runs."""
 
 from __future__ import annotations
 
@@ -8,37 +8,29 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from pydantic import BaseModel
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from service.foundation.errors import Conflict, Invalid, NotFound, Reason, Unavailable
 from service.foundation.settings import Settings
 from service.gallery.active_model import models_of
-from service.gallery.store import missing_gallery
-from service.gallery.tables import GalleryRow
-from service.job_types.activate import KIND as KIND_OF_ACTIVATION
-from service.job_types.activate import claim as claim_on_embeddings
-from service.job_types.audit import claim as claim_audit
-from service.job_types.datasets import find_pack, program
-from service.job_types.distill import recipe_names, run_arguments
-from service.job_types.held_out_split import who_saw_everybody
+from service.job_types.commands import program
+from service.job_types.datasets import find_pack
+from service.job_types.distillation import recipe_names, run_arguments
+from service.job_types.held_out_split import trained_on_all
 from service.job_types.requests import (
     ActivateRequest,
-    AuditRequest,
-    CalibrateRequest,
     Dataset,
     DistillRequest,
     EvaluateRequest,
+    GalleryChoice,
     GalleryDataset,
-    ReindexRequest,
+    JobRequest,
 )
-from service.jobs.findings import KIND as AUDIT
 from service.jobs.job import Job
-from service.jobs.queue import Also, JobQueue
-from service.jobs.reasons import plain
-from service.serving.registry import missing_model, read_card, resolve
-from service.serving.thresholds import KIND, claim
+from service.jobs.output import public_reason
+from service.jobs.queue import InTransaction, JobQueue
+from service.serving.registry import active_model, find_model, missing_model, resolve
 
 CheckRecipe = Callable[[Sequence[str]], Sequence[Reason]]
 """Takes the arguments of a run, returns what is wrong and where in the recipe."""
@@ -48,14 +40,14 @@ _NO_SUCH_KEY = "no such key"  # as the program says it
 
 
 class RecipeCheck:
-    """Asks `python -m training validate`, a few at a time, because each is a process."""
+    """Runs `python -m training validate`, a few at a time, because each is a process."""
 
     def __init__(self, *, timeout_s: float = 20.0, at_once: int = 2) -> None:
         self._timeout_s = timeout_s
         self._slots = threading.BoundedSemaphore(at_once)
 
     def __call__(self, arguments: Sequence[str]) -> Sequence[Reason]:
-        """Return what is wrong; raises `Unavailable` when it could not be asked in time."""
+        """Return what is wrong; raises `Unavailable` when there is no answer in time."""
         if not self._slots.acquire(timeout=self._timeout_s):
             raise Unavailable("Too many recipes are being checked; try again.", retry_after=2.0)
         try:
@@ -77,7 +69,7 @@ class RecipeCheck:
         if answer.returncode != _BAD_INPUT:
             raise RuntimeError(f"the check of a recipe failed: {answer.stderr.decode()[-2000:]}")
         errors = json.loads(answer.stdout)["errors"]
-        return [Reason(error["where"], plain(error["reason"])) for error in errors]
+        return [Reason(error["where"], public_reason(error["reason"])) for error in errors]
 
 
 class Submission:
@@ -91,12 +83,45 @@ class Submission:
         self._queue = queue
         self._check_recipe = check_recipe
 
-    def distill(self, request: DistillRequest, also: Also | None = None) -> Job:
-        """Queue a distillation.
+    def submit(self, request: JobRequest, in_transaction: InTransaction | None = None) -> Job:
+        """Queue a job, calling `in_transaction` in the same transaction.
 
-        Raises `NotFound` for a recipe, dataset or model that does not exist, `Conflict` when the
-        name is taken or about to be, `Invalid` when the recipe and the overrides do not fit.
+        Raises `NotFound` for a gallery, model, dataset or recipe that does not exist, `Conflict`
+        when another unfinished job has claimed what this one would change or make, or a model of
+        its name exists already, `Invalid` when a recipe and its overrides do not fit.
         """
+        match request:
+            case DistillRequest():
+                self._check_distillation(request)
+            case EvaluateRequest():
+                self._require_model(request.model, "model")
+                self._require_dataset(request.dataset)
+            case GalleryChoice():
+                models_of(self._engine, request.gallery)  # it exists
+        return self._queue.enqueue(
+            request.job_type,
+            request.model_dump(mode="json"),
+            claim=request.claim,
+            claimed_by=request.claimed_by,
+            in_transaction=in_transaction,
+        )
+
+    def activate(self, name: str, gallery: str, in_transaction: InTransaction | None = None) -> Job:
+        """Queue the activation of a model in a gallery.
+
+        Raises what `submit` raises, and `Conflict` when the model is active there already.
+        """
+        self._require_model(name, "name")
+        active = active_model(self._settings, models_of(self._engine, gallery))
+        if find_model(self._settings, name).digest == active.digest:
+            raise Conflict(
+                f"The model {name!r} is active in the gallery {gallery!r} already.",
+                Reason("name", "active"),
+                slug="model-active",
+            )
+        return self.submit(ActivateRequest(name=name, gallery=gallery), in_transaction)
+
+    def _check_distillation(self, request: DistillRequest) -> None:
         known = recipe_names(self._settings)
         if request.recipe not in known:
             raise NotFound(
@@ -109,91 +134,15 @@ class Submission:
             self._require_model(teacher, f"teachers[{position}]")
         if request.student is not None:
             self._require_model(request.student, "student")
-        if request.activate == "if_better":
+        if request.holds_out:
             self._require_fair_comparison(request)
         self._require_free(request.name)
         self._require_fitting(request, pack)
-        content = request.model_dump(mode="json")
-        return self._queue.enqueue("distill", content, claim=f"model:{request.name}", also=also)
-
-    def evaluate(self, request: EvaluateRequest, also: Also | None = None) -> Job:
-        """Queue an evaluation; raises `NotFound` for a model or dataset that does not exist."""
-        self._require_model(request.model, "model")
-        self._require_dataset(request.dataset)
-        return self._queue.enqueue("evaluate", request.model_dump(mode="json"), also=also)
-
-    def calibrate(self, request: CalibrateRequest, also: Also | None = None) -> Job:
-        """Queue a calibration.
-
-        Raises `NotFound` for a gallery that does not exist, and `Conflict` when it is being
-        calibrated already.
-        """
-        self._require_gallery(request.gallery)
-        return self._queue.enqueue(
-            KIND,
-            request.model_dump(mode="json"),
-            claim=claim(request.gallery),
-            claimed_by="gallery",
-            also=also,
-        )
-
-    def audit(self, request: AuditRequest, also: Also | None = None) -> Job:
-        """Queue an audit.
-
-        Raises `NotFound` for a gallery that does not exist, and `Conflict` when it is being audited
-        already.
-        """
-        self._require_gallery(request.gallery)
-        return self._queue.enqueue(
-            AUDIT,
-            request.model_dump(mode="json"),
-            claim=claim_audit(request.gallery),
-            claimed_by="gallery",
-            also=also,
-        )
-
-    def activate(self, name: str, gallery: str, also: Also | None = None) -> Job:
-        """Queue the activation of a model in a gallery.
-
-        Raises `NotFound` for a model or gallery that does not exist, `Conflict` when the model is
-        active there already, or another job changes the gallery's embeddings.
-        """
-        self._require_model(name, "name")
-        active = models_of(self._engine, gallery).active
-        digest = read_card(resolve(self._settings, name))["digest"]
-        own = resolve(self._settings, self._settings.model)
-        if digest == (active.digest if active else read_card(own)["digest"]):
-            raise Conflict(
-                f"The model {name!r} is active in the gallery {gallery!r} already.",
-                Reason("name", "active"),
-                slug="model-active",
-            )
-        request = ActivateRequest(name=name, gallery=gallery)
-        return self._enqueue_for(KIND_OF_ACTIVATION, gallery, request, also)
-
-    def reindex(self, request: ReindexRequest, also: Also | None = None) -> Job:
-        """Queue a reindexing.
-
-        Raises `NotFound` for a gallery that does not exist, `Conflict` when another job changes its
-        embeddings.
-        """
-        self._require_gallery(request.gallery)
-        return self._enqueue_for("reindex", request.gallery, request, also)
-
-    def _enqueue_for(self, kind: str, gallery: str, request: BaseModel, also: Also | None) -> Job:
-        return self._queue.enqueue(
-            kind,
-            request.model_dump(mode="json"),
-            claim=claim_on_embeddings(gallery),
-            claimed_by="gallery",
-            also=also,
-        )
 
     def _require_fair_comparison(self, request: DistillRequest) -> None:
-        self._require_gallery(request.target)
-        ancestors = [*request.teachers, *filter(None, [request.student])]
+        models_of(self._engine, request.target)
         with Session(self._engine) as session:
-            seen_by = who_saw_everybody(session, ancestors, request.target)
+            seen_by = trained_on_all(session, request.ancestors, request.target)
         if seen_by is not None:
             raise Conflict(
                 f"The model {seen_by!r} was trained on everybody in the gallery "
@@ -205,9 +154,7 @@ class Submission:
 
     def _require_fitting(self, request: DistillRequest, pack: Path | None) -> None:
         wrong = self._check_recipe(run_arguments(self._settings, request, pack))
-        if (
-            pack is None
-        ):  # a gallery, packed when the job runs: the recipe's own dataset is not used
+        if pack is None:  # a gallery: the recipe's own dataset is not used
             wrong = [reason for reason in wrong if reason.where != "data.dataset"]
         if wrong:
             raise Invalid(
@@ -219,7 +166,7 @@ class Submission:
     def _require_dataset(self, dataset: Dataset) -> Path | None:
         """The pack; None for a gallery, which is packed when the job runs."""
         if isinstance(dataset, GalleryDataset):
-            self._require_gallery(dataset.gallery)
+            models_of(self._engine, dataset.gallery)
             return None
         pack = find_pack(self._settings, dataset)
         if pack is None:
@@ -230,12 +177,6 @@ class Submission:
                 slug="dataset-not-found",
             )
         return pack
-
-    def _require_gallery(self, name: str) -> None:
-        query = select(GalleryRow.id).where(GalleryRow.name == name)
-        with Session(self._engine) as session:
-            if session.scalar(query) is None:
-                raise missing_gallery(name)
 
     def _require_model(self, name: str, where: str) -> None:
         try:
@@ -256,7 +197,7 @@ class Submission:
 
 
 def _place(reason: Reason, overrides: Collection[str]) -> str:
-    """Where in the request or the recipe it is; a section nobody has was made by an override."""
+    """The place in the request or the recipe; an unknown section was made by an override."""
     for key in overrides:
         if f"{reason.where}.".startswith(f"{key}."):
             return f"overrides.{key}"

@@ -1,4 +1,4 @@
-"""A child process of the worker: its own process group, its lines, its end, and no orphans."""
+"""A child process of the worker, in a process group of its own that leaves no orphans."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO, cast
 
-from service.jobs.guard import Attempt, command_line
+from service.jobs.kill_with_parent import Attempt, command_line
 
 _LONGEST_LINE = 64 * 1024
 _MOST_PENDING_LINES = 1000
@@ -19,11 +19,11 @@ _DRAIN_S = 1.0
 
 
 class Child:
-    """A command running under a guard.
+    """A command that runs under a watchdog.
 
     Standard error goes to `log`, standard output is read line by line with `lines`. The thread that
     reads puts lines into a bounded queue, so that a child that prints without end is slowed down
-    instead of filling the worker's memory.
+    and does not fill the worker's memory.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Child:
             start_new_session=True,
             pass_fds=[attempt.lock],
         )
-        self._input = cast(IO[bytes], self._process.stdin)  # its closing is what the guard awaits
+        self._input = cast(IO[bytes], self._process.stdin)  # the watchdog waits for its end
         self._output = cast(IO[bytes], self._process.stdout)
         self._lines: queue.Queue[str] = queue.Queue(_MOST_PENDING_LINES)
         self._closing = threading.Event()
@@ -53,7 +53,7 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Process id of the guard, which is also the process group."""
+        """Process id of the watchdog, which is also the process group."""
         return self._process.pid
 
     def lines(self, timeout_s: float) -> list[str]:

@@ -1,4 +1,4 @@
-"""The findings of audits name people: those who are erased go from them as well.
+"""The findings of audits name people; an erasure takes those who are erased out of them.
 
 Only a gallery's newest audit keeps its lists, so there is one to look through: the job whose
 `findings_of` is the gallery. They are in the job's result and in the event that ended it.
@@ -15,16 +15,13 @@ from sqlalchemy.orm import Session
 from service.jobs.job import JsonObject
 from service.jobs.tables import JobEventRow, JobRow
 
-KIND: Final = "audit-gallery"
-"""The type of the jobs."""
-
 _LISTS: Final = ("nearer_to_another", "hubs", "pairs", "poor")
 
 
 def forget_findings(
     session: Session, gallery: str, sequence_ids: Collection[str] | None = None
 ) -> None:
-    """Take what names these sequences, or all of it, out of a gallery's audits."""
+    """Remove the entries that name these sequences, or all, from a gallery's audits."""
     for row in session.scalars(select(JobRow).where(JobRow.findings_of == gallery)).all():
         if row.result is not None and any(row.result[name] for name in _LISTS):
             row.result = without(row.result, sequence_ids)
@@ -34,7 +31,7 @@ def forget_findings(
                     result = without(event.data["result"], sequence_ids)
                     event.data = {**event.data, "result": result}
         if row.result is None or not any(row.result[name] for name in _LISTS):
-            row.findings_of = None  # nobody is left in it
+            row.findings_of = None  # it names nobody
 
 
 def note_findings(session: Session, gallery: str, job_id: str) -> None:
@@ -45,33 +42,28 @@ def note_findings(session: Session, gallery: str, job_id: str) -> None:
 
 def named_in(result: JsonObject) -> set[str]:
     """Every sequence that the lists of an audit's result name."""
-    return {one for name in _LISTS for entry in result[name] for one in _named(entry)}
+    return {one for name in _LISTS for one in _ids(result[name])}
 
 
 def without(result: JsonObject, sequence_ids: Collection[str] | None) -> JsonObject:
-    """A result less what names these sequences, or less all that names any."""
+    """A result without the entries that name these sequences, or without any."""
     kept = {
         name: []
         if sequence_ids is None
-        else [entry for entry in result[name] if _named(entry).isdisjoint(sequence_ids)]
+        else [entry for entry in result[name] if set(_ids(entry)).isdisjoint(sequence_ids)]
         for name in _LISTS
     }
     return {**result, **kept}
 
 
-def _named(entry: Any) -> frozenset[str]:
-    """Every sequence that an entry names, however deep."""
-    return frozenset(_ids(entry))
-
-
 def _ids(value: Any) -> Iterator[str]:
+    """Every sequence id in an entry, at any depth."""
     match value:
         case {"sequence_id": str(sequence_id), **rest}:
             yield sequence_id
             yield from _ids(rest)
         case dict():
-            for item in value.values():
-                yield from _ids(item)
+            yield from _ids(list(value.values()))
         case list() | tuple():
             for item in value:
                 yield from _ids(item)

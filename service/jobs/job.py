@@ -1,4 +1,4 @@
-"""A job as everybody sees it: an immutable snapshot of its row.
+"""A job, as an immutable snapshot of its row.
 
 ```
 queued ──lease──▶ running ──▶ succeeded | failed
@@ -9,7 +9,7 @@ queued ──lease──▶ running ──▶ succeeded | failed
   └── cancel ──▶ cancelled
 ```
 A job goes back to `queued` at most `job_max_attempts - 1` times for a crash; then it is `failed`.
-A worker that waits for what an earlier attempt has left running has not begun one.
+A worker that waits for the processes of an earlier attempt to end has not begun a new one.
 """
 
 from __future__ import annotations
@@ -38,11 +38,14 @@ class Status(StrEnum):
     @property
     def final(self) -> bool:
         """Whether the job will never change again."""
-        return self in (Status.SUCCEEDED, Status.FAILED, Status.CANCELLED)
+        return self not in UNFINISHED
+
+
+UNFINISHED = (Status.QUEUED, Status.RUNNING, Status.CANCELLING)
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class JobProgress:
     """How far a job is; `fraction` is in [0, 1], `eta_s` in seconds."""
 
     fraction: float
@@ -59,7 +62,7 @@ class Job:
     type: str
     status: Status
     request: JsonObject
-    progress: Progress
+    progress: JobProgress
     metrics: JsonObject
     result: JsonObject | None
     error: str | None

@@ -1,12 +1,11 @@
 """The durable queue: every change of a job's state is one transaction here, and nowhere else.
 
-Whoever runs a job holds a lease on it: a number, and the next one of that job has a higher one.
-Every write of a runner names its number, so a runner that was presumed dead (paused, cut off)
-cannot touch a job that another one has taken over: it gets `LeaseLost` and must stop.
+A worker that runs a job holds a lease on it: a number, higher than that of every earlier lease on
+the job. Every write of a worker names its number (a fencing token), so a worker that was presumed
+dead cannot change a job that another one has taken over: it gets `LeaseLost` and must stop.
 
-No clock is in a lease. Its holder counts up its renewals, and whoever watches (see
-`service.jobs.watch`) takes a job back that stays at the same count for too long by the watcher's
-own clock.
+A lease contains no time. Its holder counts up its renewals, and an observer (see
+`service.jobs.leases`) reclaims a job whose count stays the same for too long by its own clock.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Self
 
@@ -25,21 +24,29 @@ from sqlalchemy.orm import Session
 from service.foundation.errors import Conflict, NotFound, Reason
 from service.foundation.settings import Settings
 from service.jobs.events import Done, Evaluation, Failed, Progress, RunEvent, Start
-from service.jobs.job import Job, JobEvent, JsonObject, Status
-from service.jobs.job import Progress as JobProgress
-from service.jobs.lane import Lane
+from service.jobs.job import UNFINISHED, Job, JobEvent, JobProgress, JsonObject, Status
 from service.jobs.tables import JobEventRow, JobRow
-from service.storage.database import Page, Table, new_id, now, writing
+from service.storage.database import Page, new_id, now, writing
 
 ERASED = "some of the walks that it was working on were erased; start it again"
 _AT_ONCE = 500  # names in one statement
-_PROMPT_S = 1.0  # within which the write lock comes when nobody keeps it for long
-Also = Callable[[Session, Job], None]
-"""Work to do in the same transaction; what it raises rolls everything back."""
+_AS_KEPT = tuple(one.name for one in fields(Job) if one.name not in ("status", "progress"))
+_PROMPT_S = 1.0  # within which the write lock is got when nobody keeps it for long
+
+InTransaction = Callable[[Session, Job], None]
+"""Called in the same transaction; what it raises rolls everything back."""
 
 
 class LeaseLost(Exception):
-    """The job went on without this runner."""
+    """The lease is not the job's newest any more, or the job does not run."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobClass:
+    """The jobs that a worker takes: those of `types` (`only`), or of all other types."""
+
+    types: frozenset[str]
+    only: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +58,8 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
-    """A sign of life: how often the lease `number` on a running job was renewed."""
+class Heartbeat:
+    """How often the lease `number` on a running job was renewed."""
 
     job_id: str
     number: int
@@ -60,8 +67,8 @@ class Beat:
 
 
 @dataclass(frozen=True, slots=True)
-class News:
-    """What is new of a job: events, the number of the newest one told of, whether no more come."""
+class Updates:
+    """New events of a job, the number of the newest one, and whether no more will come."""
 
     events: Sequence[JobEvent]
     newest: int
@@ -79,13 +86,10 @@ class JobQueue:
     @classmethod
     def of(cls, engine: Engine, settings: Settings) -> Self:
         """The queue of a deployment."""
-        return cls(
-            engine,
-            lease_seconds=settings.lease_seconds,
-            max_attempts=settings.job_max_attempts,
-        )
+        lease_seconds, max_attempts = settings.lease_seconds, settings.job_max_attempts
+        return cls(engine, lease_seconds=lease_seconds, max_attempts=max_attempts)
 
-    # What clients do
+    # For clients
 
     def enqueue(
         self,
@@ -94,9 +98,9 @@ class JobQueue:
         *,
         claim: str | None = None,
         claimed_by: str = "name",
-        also: Also | None = None,
+        in_transaction: InTransaction | None = None,
     ) -> Job:
-        """Add a job of type `kind`, and do what `also` does in the same transaction.
+        """Add a job of type `kind`, and call `in_transaction` in the same transaction.
 
         `claim` names something that only one unfinished job may hold, such as the name of the model
         that it will make; raises `Conflict`, naming the field `claimed_by`, when another unfinished
@@ -105,8 +109,8 @@ class JobQueue:
         try:
             with _writing(self._engine) as session:
                 job = _add(session, kind, request, claim)
-                if also is not None:
-                    also(session, job)
+                if in_transaction is not None:
+                    in_transaction(session, job)
                 return job
         except IntegrityError as error:
             raise Conflict(
@@ -116,7 +120,7 @@ class JobQueue:
             ) from error
 
     def get(self, job_id: str) -> Job:
-        """Return one job; raises `NotFound`."""
+        """One job; raises `NotFound`."""
         with Session(self._engine) as session:
             return _snapshot(_find(session, select(JobRow), job_id))
 
@@ -168,10 +172,10 @@ class JobQueue:
                 JobEvent(row.sequence, row.at, row.kind, row.data) for row in session.scalars(query)
             ]
 
-    def news(self, seen: Mapping[str, int | None]) -> dict[str, News]:
-        """What is new of jobs, each with the number of the last event that is known of it.
+    def updates(self, seen: Mapping[str, int | None]) -> dict[str, Updates]:
+        """New events of jobs, after the number of the last event that the caller has of each.
 
-        No events come back of a job of which none is known yet (None), and at most 500 of another.
+        Returns at most 500 events of a job, and none of one whose number is None.
         """
         newest = (
             select(func.max(JobEventRow.sequence))
@@ -187,21 +191,20 @@ class JobQueue:
             events = () if known in (None, last) else tuple(self.events(job_id, after=known))
             told = events[-1].sequence if events else last
             # An event after `last` came after the status was read, which is then read again.
-            news[job_id] = News(events, told, ended=Status(status).final and told >= last)
+            news[job_id] = Updates(events, told, ended=Status(status).final and told >= last)
         return news
 
-    # What workers do
+    # For workers
 
-    def lease(self, lane: Lane | None = None) -> Lease | None:
-        """Take the oldest queued job, of this lane or of any, if there is one.
+    def lease(self, job_class: JobClass | None = None) -> Lease | None:
+        """Lease the oldest queued job, of one class or of any; None without one.
 
-        That is no attempt yet: `begin` makes it one.
+        This is no attempt yet: `begin` counts it.
         """
         taken = [JobRow.status == Status.QUEUED]
-        if lane is not None:
-            taken.append(
-                JobRow.type.in_(lane.kinds) if lane.only else JobRow.type.not_in(lane.kinds)
-            )
+        if job_class is not None:
+            named = JobRow.type.in_(job_class.types)
+            taken.append(named if job_class.only else ~named)
         with Session(self._engine) as session:  # without the write lock: asked many times a second
             if session.scalars(select(JobRow.id).where(*taken).limit(1)).first() is None:
                 return None
@@ -222,26 +225,25 @@ class JobQueue:
 
     def begin(self, lease: Lease) -> Job:
         """Count the attempt, now that it really starts; raises `LeaseLost`."""
-        with _writing(self._engine) as session:
-            row = _held(session, lease)
+        with self._holding(lease) as (session, row):
             row.attempts = lease.job.attempts + 1
             row.lease_renewals += 1
             if row.status == Status.RUNNING:  # else its history has the later word
                 _append(session, row, "status", {"status": row.status, "attempt": row.attempts})
             return _snapshot(row)
 
-    def beats(self) -> list[Beat]:
-        """A sign of life of everybody who runs a job."""
+    def heartbeats(self) -> list[Heartbeat]:
+        """The heartbeat of every running job."""
         query = select(JobRow.id, JobRow.lease_number, JobRow.lease_renewals).where(_running())
         with Session(self._engine) as session:
-            return [Beat(*row) for row in session.execute(query)]
+            return [Heartbeat(*row) for row in session.execute(query)]
 
-    def take_back(self, silent: Beat) -> None:
-        """Deal with a job whose worker was killed, or cut off, unless it was heard of meanwhile.
+    def reclaim(self, expired: Heartbeat) -> None:
+        """Take a job from a worker whose lease expired, unless it was renewed meanwhile.
 
         It is queued again, cancelled when that was asked for, or failed after too many attempts.
-        Nothing happens when the write lock had to be waited for: whoever held it kept live workers
-        from renewing their leases too, and they get their turn first.
+        Does nothing if it had to wait for the write lock: whoever held it kept live workers from
+        renewing their leases too, and they go first.
         """
         begin = time.monotonic()
         with _writing(self._engine) as session:
@@ -250,13 +252,13 @@ class JobQueue:
                 return
             lost = session.scalars(
                 select(JobRow)
-                .where(_running(), JobRow.id == silent.job_id)
-                .where(JobRow.lease_number == silent.number)
-                .where(JobRow.lease_renewals == silent.renewals)
+                .where(_running(), JobRow.id == expired.job_id)
+                .where(JobRow.lease_number == expired.number)
+                .where(JobRow.lease_renewals == expired.renewals)
                 .with_for_update(skip_locked=True)
             ).one_or_none()
             if lost is not None:
-                self._return(session, lost, "the worker that ran it disappeared")
+                self._requeue(session, lost, "the worker that ran it disappeared")
 
     def lease_of(self, job_id: str, number: int) -> Lease:
         """The lease on a running job, for the command that its worker started.
@@ -272,8 +274,8 @@ class JobQueue:
 
     def heartbeat(self, lease: Lease) -> None:
         """Renew the lease; raises `LeaseLost`."""
-        with _writing(self._engine) as session:
-            _held(session, lease).lease_renewals += 1
+        with self._holding(lease) as (_, row):
+            row.lease_renewals += 1
 
     def status(self, lease: Lease) -> Status:
         """Where the leased job stands now (to notice a cancellation); raises `LeaseLost`."""
@@ -285,8 +287,7 @@ class JobQueue:
 
     def record(self, lease: Lease, events: Sequence[RunEvent]) -> None:
         """Add what the run reported to the job and to its history; raises `LeaseLost`."""
-        with _writing(self._engine) as session:
-            row = _held(session, lease)
+        with self._holding(lease) as (session, row):
             row.lease_renewals += 1
             for event in events:
                 _apply(row, event)
@@ -294,64 +295,55 @@ class JobQueue:
                 content = event.model_dump(exclude={"event", "checkpoint"})
                 _append(session, row, event.event, content)
 
-    def under(self, lease: Lease, work: Callable[[Session], None]) -> None:
-        """Do work in a transaction of its own; raises `LeaseLost` instead, and what it raises."""
-        with _writing(self._engine) as session:
-            _held(session, lease).lease_renewals += 1
+    def write(self, lease: Lease, work: Callable[[Session], None]) -> None:
+        """Call `work` in a transaction under the lease; raises `LeaseLost`, and what it raises."""
+        with self._holding(lease) as (session, row):
+            row.lease_renewals += 1
             work(session)
 
     def succeed(
         self,
         lease: Lease,
         result: JsonObject,
-        *,
-        records: Sequence[Table] = (),
-        also: Callable[[Session], None] | None = None,
+        in_transaction: Callable[[Session], None] = lambda _session: None,
     ) -> Job:
-        """End the job well, adding `records` and doing what `also` does in the same transaction.
+        """End the job well, calling `in_transaction` in the same transaction.
 
-        Raises `LeaseLost`, and what `also` raises; the job then goes on as if it had not ended.
+        Raises `LeaseLost`, and what `in_transaction` raises; the job then has not ended.
         """
-        with _writing(self._engine) as session:
-            row = _held(session, lease)
-            session.add_all(records)
-            if also is not None:
-                also(session)
+        with self._holding(lease) as (session, row):
+            in_transaction(session)
             _succeed(session, row, result)
             return _snapshot(row)
 
     def fail(self, lease: Lease, reason: str) -> Job:
         """End the job badly; raises `LeaseLost`."""
-        with _writing(self._engine) as session:
-            row = _held(session, lease)
-            # Without its walks a job fails in many ways, of which none is the reason.
+        with self._holding(lease) as (session, row):
+            # A job whose walks were erased fails in many ways, none of which is the reason.
             _fail(session, row, ERASED if row.error == ERASED else reason)
             return _snapshot(row)
 
     def stopped(self, lease: Lease) -> Job:
         """End a job that was being cancelled, its process gone; raises `LeaseLost`."""
-        with _writing(self._engine) as session:
-            row = _held(session, lease)
+        with self._holding(lease) as (session, row):
             _end(session, row, Status.CANCELLED)
             return _snapshot(row)
 
     def retry(self, lease: Lease, reason: str) -> Job:
         """Queue the job again after a crash, or fail it after too many; raises `LeaseLost`.
 
-        This counts as an attempt wherever it crashed, or one that cannot begin never ended.
+        Counts as an attempt wherever it crashed; else a job that cannot begin would never end.
         """
-        with _writing(self._engine) as session:
-            row = _held(session, lease)
+        with self._holding(lease) as (session, row):
             row.attempts = lease.job.attempts + 1
-            self._return(session, row, reason)
+            self._requeue(session, row, reason)
             return _snapshot(row)
 
     def release(self, lease: Lease) -> Job:
         """Queue the job again because the worker stops; not counted as an attempt."""
-        with _writing(self._engine) as session:
-            row = _held(session, lease)
+        with self._holding(lease) as (session, row):
             row.attempts = lease.job.attempts
-            self._return(session, row, "the worker was stopped")
+            self._requeue(session, row, "the worker was stopped")
             return _snapshot(row)
 
     def ended_before(self, moment: datetime, among: Sequence[str]) -> frozenset[str]:
@@ -366,11 +358,17 @@ class JobQueue:
 
     def unfinished(self) -> frozenset[str]:
         """Ids of all jobs that have not ended."""
-        query = select(JobRow.id).where(JobRow.status.in_([s for s in Status if not s.final]))
+        query = select(JobRow.id).where(JobRow.status.in_(UNFINISHED))
         with Session(self._engine) as session:
             return frozenset(session.scalars(query))
 
-    def _return(self, session: Session, row: JobRow, reason: str) -> None:
+    @contextmanager
+    def _holding(self, lease: Lease) -> Iterator[tuple[Session, JobRow]]:
+        """A transaction with the row of a leased job; raises `LeaseLost`."""
+        with _writing(self._engine) as session:
+            yield session, _held(session, lease)
+
+    def _requeue(self, session: Session, row: JobRow, reason: str) -> None:
         if row.status == Status.CANCELLING:
             _end(session, row, Status.CANCELLED)
         elif row.attempts >= self._max_attempts:
@@ -381,20 +379,20 @@ class JobQueue:
             _append(session, row, "status", {"status": row.status, "reason": reason})
 
 
-def queue_unless_claimed(
-    session: Session, kind: str, request: JsonObject, *, claim: str
+def enqueue_unless_claimed(
+    session: Session, kind: str, request: JsonObject, *, claim: str | None
 ) -> Job | None:
     """Add a job within a transaction that holds the write lock, unless one holds the claim."""
-    if session.scalar(select(JobRow.id).where(JobRow.claim == claim)) is None:
-        try:
-            with session.begin_nested():
-                return _add(session, kind, request, claim)
-        except IntegrityError:  # PostgreSQL: another transaction was a moment faster
-            return None
-    return None
+    if claim and session.scalar(select(JobRow.id).where(JobRow.claim == claim)) is not None:
+        return None
+    try:
+        with session.begin_nested():
+            return _add(session, kind, request, claim)
+    except IntegrityError:  # PostgreSQL: another transaction was a moment faster
+        return None
 
 
-def add_done(session: Session, kind: str, request: JsonObject, result: JsonObject) -> Job:
+def record_finished(session: Session, kind: str, request: JsonObject, result: JsonObject) -> Job:
     """Record, within the transaction that did it, a job that needed no worker."""
     job = _add(session, kind, request, None)
     row = session.get_one(JobRow, job.id)
@@ -409,21 +407,21 @@ def require_running(session: Session, lease: Lease) -> None:
         raise LeaseLost(lease.job.id)
 
 
-def cancel_those_that_hold(session: Session, gallery: str) -> tuple[str, ...]:
-    """Cancel the jobs that have begun on a gallery's walks, within a transaction that erases some.
+def cancel_jobs_using(session: Session, gallery: str) -> tuple[str, ...]:
+    """Cancel the jobs that have begun to use a gallery's walks, in a transaction that erases some.
 
-    A job that has not begun finds the gallery as it is then, and is left alone. The ids of those
-    that were cancelled, or are to be, come back.
+    A job that has not begun will read the gallery as it is then, and is left alone. Returns the ids
+    of the jobs that were cancelled, or are to be.
     """
-    held = session.scalars(
+    begun = session.scalars(
         select(JobRow)
-        .where(JobRow.status.in_([status for status in Status if not status.final]))
+        .where(JobRow.status.in_(UNFINISHED))
         .where(JobRow.started_at.is_not(None))  # not `attempts`: a release takes its own back
         .order_by(JobRow.id)
         .with_for_update()
     )
     cancelled = []
-    for row in held:
+    for row in begun:
         if row.request.get("dataset") != {"gallery": gallery}:
             continue
         row.error = ERASED
@@ -528,16 +526,7 @@ def _snapshot(row: JobRow) -> Job:
     else:
         fraction = min(row.step / total, 1.0) if total else 0.0
     return Job(
-        id=row.id,
-        type=row.type,
         status=Status(row.status),
-        request=row.request,
         progress=JobProgress(fraction, row.step, total, row.eta_s),
-        metrics=row.metrics,
-        result=row.result,
-        error=row.error,
-        attempts=row.attempts,
-        created_at=row.created_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
+        **{name: getattr(row, name) for name in _AS_KEPT},
     )

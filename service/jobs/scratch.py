@@ -1,22 +1,49 @@
-"""What jobs leave in their folders, and when it goes."""
+"""The folders of jobs: one each, with a part for scratch files that goes when the job has ended."""
 
 from __future__ import annotations
 
+import errno
 import logging
+import shutil
 from collections.abc import Collection, Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from service.jobs.plan import remove_folder, scratch
 from service.jobs.queue import JobQueue
 
 _log = logging.getLogger(__name__)
 
+_TRIES = 10
 
-def remove_leftovers(queue: JobQueue, folders: Path) -> None:
+
+def scratch(folder: Path) -> Path:
+    """The part of a job's folder that is removed when the job has ended."""
+    return folder / "scratch"
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if it is there, that others may be removing or still writing to."""
+
+    def ignore_missing(_function: object, _path: str, raised: tuple[Any, ...]) -> None:
+        if not isinstance(raised[1], FileNotFoundError):
+            raise raised[1]
+
+    for _ in range(_TRIES):
+        try:
+            shutil.rmtree(folder, onerror=ignore_missing)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:  # else a file appeared meanwhile
+                raise
+        if not folder.exists():
+            return
+    raise OSError(errno.ENOTEMPTY, "files appear as fast as they are removed")
+
+
+def remove_scratch_of_ended(queue: JobQueue, folders: Path) -> None:
     """Remove the scratch of ended jobs, which a killed worker left behind.
 
-    One that cannot be removed is logged, and keeps neither the others nor the caller's work.
+    A folder that cannot be removed is logged; the others are removed all the same.
     """
     present = list(_present(folders))  # before asking: a job that is new now is not ended
     unfinished = queue.unfinished()
@@ -28,14 +55,14 @@ def remove_leftovers(queue: JobQueue, folders: Path) -> None:
                 _log.error("job %s has ended, and its walks are left: %s", folder.name, error)
 
 
-def remove_walks(folders: Path, job_ids: Collection[str]) -> None:
-    """Remove copies of walks at once, under the feet of jobs that are being cancelled."""
+def remove_scratch(folders: Path, job_ids: Collection[str]) -> None:
+    """Remove copies of walks at once, also while the jobs that use them are being cancelled."""
     for job_id in job_ids:
         remove_folder(scratch(folders / job_id))
 
 
-def remove_old(queue: JobQueue, folders: Path, before: datetime) -> int:
-    """Remove the folders of jobs that ended before a moment and return how many there were."""
+def remove_old_folders(queue: JobQueue, folders: Path, before: datetime) -> int:
+    """Remove the folders of jobs that ended before a moment; returns how many there were."""
     present = list(_present(folders))  # the jobs there ever were are many more
     ended = queue.ended_before(before, [folder.name for folder in present])
     old = [folder for folder in present if folder.name in ended]

@@ -11,20 +11,20 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO, cast
 
-from service.jobs.guard import command_line
+from service.jobs.kill_with_parent import command_line
 
 _log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
-_STEADY_S = 60.0  # a worker that ran this long did not die of how it starts
+_STEADY_S = 60.0  # a worker that ran this long did start
 
 
 class WorkerSupervisor:
     """Starts a worker and starts it again when it dies; a context manager.
 
-    The worker runs under a guard: should this process be killed, the worker goes with it; should
-    the guard be killed, the worker goes before another one is started.
+    The worker runs under a watchdog: if this process is killed, the worker is too; if the watchdog
+    is killed, so is the worker, before another one is started.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class WorkerSupervisor:
         self._grace_s = grace_s
         self._stopping = threading.Event()
         self._lock = threading.Lock()
-        self._group: int | None = None  # of the worker and its guard, which leads it
+        self._group: int | None = None  # of the worker and its watchdog, which leads it
         self._thread = threading.Thread(
             target=self._supervise, name="worker-supervisor", daemon=True
         )
@@ -59,7 +59,7 @@ class WorkerSupervisor:
         while (process := self._start()) is not None:
             begin = time.monotonic()
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-            self._signal(signal.SIGKILL)  # what is left of the group: a guard may die before it
+            self._signal(signal.SIGKILL)  # what is left of the group: a watchdog may die before it
             with self._lock:
                 self._group = None  # once reaped, its number may be another's
                 process.wait()

@@ -12,7 +12,7 @@ from service.storage.database import Table
 
 
 class JobRow(Table):
-    """One job. Who holds lease `lease_number` may write to the row, while the job runs."""
+    """One job. While it runs, only the holder of the lease `lease_number` may write to the row."""
 
     __tablename__ = "job"
 

@@ -1,8 +1,9 @@
-"""Leases one job at a time, runs its commands as child processes and relays what they report.
+"""Leases one job at a time, runs its commands as child processes and records what they report.
 
-A worker may be killed at any moment. Its child dies with it (see `service.jobs.guard`), another
-worker notices its silence, and the next one leases the job and runs the same commands in the same
-folder, which resumes them. A worker that was only paused finds its lease lost and touches nothing.
+A worker may be killed at any moment. Its child dies with it (see `service.jobs.kill_with_parent`),
+another worker notices that its lease expires, and the next one leases the job and runs the same
+commands in the same folder, which resumes them. A worker that was only paused finds its lease lost
+and changes nothing.
 """
 
 from __future__ import annotations
@@ -18,20 +19,18 @@ from typing import IO, ParamSpec, TypeVar
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.jobs.child import Child
-from service.jobs.guard import TRY_AGAIN, Attempt
 from service.jobs.job import LEASE_VARIABLE, Job, Status
-from service.jobs.lane import Lane
-from service.jobs.lock import announce, announced, try_lock
-from service.jobs.plan import JobRefused, JobType, Step, partial, remove_folder, scratch
-from service.jobs.queue import JobQueue, Lease, LeaseLost
-from service.jobs.reasons import last_error_line, plain
-from service.jobs.relay import Relay, Tenure
-from service.jobs.scratch import remove_leftovers
-from service.jobs.watch import Watch
+from service.jobs.job_type import JobRefused, JobType, Step, partial
+from service.jobs.kill_with_parent import TRY_AGAIN, Attempt
+from service.jobs.leases import LeaseKeeper, LeaseObserver
+from service.jobs.lock import later_lease_file, try_lock, write_later_lease
+from service.jobs.output import ChildOutput, last_error_line, public_reason
+from service.jobs.queue import JobClass, JobQueue, Lease, LeaseLost
+from service.jobs.scratch import remove_folder, remove_scratch_of_ended, scratch
 from service.storage.failures import storage_trouble
 
 _log = logging.getLogger(__name__)
-Asked = ParamSpec("Asked")
+Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
 
 
@@ -44,18 +43,18 @@ class _Stopping(Exception):
 
 
 class _Crashed(Exception):
-    """The child ended in a way that trying again may mend."""
+    """The child ended in a way that another attempt may not."""
 
 
 class Worker:
     """Runs jobs of the given types, one at a time.
 
-    A command may end its own job, in the transaction that does the job's work (an activation's swap
-    does), and go on tidying up: it is then awaited like any other.
+    A command may end its own job, in the transaction that does the job's work (an activation does),
+    and then tidy up: the worker waits for its end as for any other.
 
-    A database that is busy, full or out of reach is waited for: it passes, and nobody else can take
-    a lease meanwhile. So is what an earlier attempt has left running. Only a worker that is asked
-    to stop does not wait.
+    The worker waits for a database that is busy, full or out of reach: nobody else can take its
+    lease meanwhile. It also waits for the processes of an earlier attempt to end. Only a worker
+    that is asked to stop does not wait.
     """
 
     def __init__(
@@ -64,23 +63,25 @@ class Worker:
         types: Mapping[str, JobType],
         *,
         folders: Path,
-        watch: Watch,
+        observer: LeaseObserver,
         grace_s: float,
         poll_s: float = 0.25,
-        lane: Lane | None = None,
+        job_class: JobClass | None = None,
+        remove_scratch: Callable[[Path], None] = remove_folder,
     ) -> None:
-        """Run jobs of `types` in subfolders of `folders`; of one lane only, or of all.
+        """Run jobs of `types`, of one class or of all, in subfolders of `folders`.
 
-        `watch` is the one of the workers of this process, `grace_s` the time that a child has
+        `observer` is shared by all workers of this process, `grace_s` is the time that a child has
         between SIGTERM and SIGKILL, `poll_s` the time between two looks at the database.
         """
-        self._watch = watch
-        self._lane = lane
         self._queue = queue
         self._types = types
         self._folders = folders
+        self._observer = observer
         self._grace_s = grace_s
         self._poll_s = poll_s
+        self._job_class = job_class
+        self._remove_scratch = remove_scratch
         self._stop = threading.Event()
 
     def stop(self) -> None:
@@ -89,36 +90,33 @@ class Worker:
 
     def run(self) -> None:
         """Run jobs until `stop` is called."""
-        remove_leftovers(self._queue, self._folders)
+        remove_scratch_of_ended(self._queue, self._folders)
         while not self._stop.is_set():
             if not self.run_one():
                 self._stop.wait(self._poll_s)
 
     def run_one(self) -> bool:
-        """Run the oldest queued job, if there is one, and say whether there was.
-
-        Jobs whose worker is dead are taken back before.
-        """
+        """Reclaim the jobs of dead workers, then run the oldest queued job; False without one."""
         try:
-            for silent in self._watch.silent(self._queue.beats()):
-                self._queue.take_back(silent)
-            lease = self._queue.lease(self._lane)
+            for heartbeat in self._observer.expired(self._queue.heartbeats()):
+                self._queue.reclaim(heartbeat)
+            lease = self._queue.lease(self._job_class)
         except SQLAlchemyError as error:
             if storage_trouble(error) is None:
                 raise
-            _log.warning("no job can be taken: %s", error)
-            # Those that run one renew their leases first, which may have run out meanwhile.
+            _log.warning("no job can be leased: %s", error)
+            # Workers that run a job renew first: their leases may have expired meanwhile.
             self._stop.wait(self._queue.lease_seconds / 3)
             return False
         if lease is None:
             return False
         _log.info("job %s (%s): lease %d", lease.job.id, lease.job.type, lease.number)
         try:
-            with self._watch.running(lease):
+            with self._observer.holding(lease):
                 job = self._run(lease)
         except LeaseLost:
             _log.warning("job %s: the lease was lost, another worker has it", lease.job.id)
-        except OSError:  # of clearing away; how the job ended is recorded, and sweeps clear too
+        except OSError:  # while removing files; the job's end is recorded, and sweeps remove too
             _log.exception("job %s has ended, and files of it are left", lease.job.id)
         else:
             _log.info("job %s: %s", job.id, job.status)
@@ -127,63 +125,57 @@ class Worker:
     def _run(self, lease: Lease) -> Job:
         folder = self._folders / lease.job.id
         job = self._attempt(lease, folder)
-        # Only now: an attempt that is killed before its end is recorded is made again from these.
+        # Only now: an attempt that is killed before its end is recorded starts again from these.
         if job.status.final:
-            remove_folder(scratch(folder))
+            self._remove_scratch(scratch(folder))
         return job
 
     def _attempt(self, lease: Lease, folder: Path) -> Job:
-        job = lease.job
-        tenure = Tenure(self._queue, lease)
+        job, queue, wait = lease.job, self._queue, self._wait_for_database
+        keeper = LeaseKeeper(queue, lease)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with self._alone(lease, tenure, folder):
+            with self._locked(lease, keeper, folder):
                 scratch(folder).mkdir(exist_ok=True)
-                job = self._patiently(self._queue.begin, lease)
+                job = wait(queue.begin, lease)
             kind = self._types.get(job.type)
             if kind is None:
                 raise JobRefused(f"this worker cannot run jobs of type {job.type!r}")
             for step in kind.steps(job, folder):
-                self._run_step(lease, tenure, job, step, folder)
-            job = self._patiently(self._queue.get, job.id)
+                self._run_step(lease, keeper, job, step, folder)
+            job = wait(queue.get, job.id)
             if job.status.final:  # a command ended its own job
                 return job
             outcome = kind.complete(job, folder)
-            if outcome.first is not None:
-                self._patiently(self._queue.under, lease, outcome.first)
-            ended = self._patiently(
-                self._queue.succeed,
-                lease,
-                outcome.result,
-                records=outcome.records,
-                also=outcome.also,
-            )
+            if outcome.before is not None:
+                wait(queue.write, lease, outcome.before)
+            ended = wait(queue.succeed, lease, outcome.result, outcome.in_transaction)
         except JobRefused as refusal:
-            return self._patiently(self._queue.fail, lease, plain(str(refusal)))
+            return wait(queue.fail, lease, public_reason(str(refusal)))
         except _Cancelled:
-            return self._patiently(self._queue.stopped, lease)
+            return wait(queue.stopped, lease)
         except _Stopping:
-            return self._patiently(self._queue.release, lease)
+            return wait(queue.release, lease)
         except _Crashed as crash:
-            return self._patiently(self._queue.retry, lease, str(crash))
+            return wait(queue.retry, lease, str(crash))
         except LeaseLost:
-            ended = self._patiently(self._queue.get, job.id)
+            ended = wait(queue.get, job.id)
             if ended.status is Status.SUCCEEDED:  # by its own command, with the work it did
                 return ended
             raise
         except SQLAlchemyError:
             raise
-        except Exception as error:  # one bad job must not take the worker along
+        except Exception as error:  # one bad job must not end the worker
             _log.exception("job %s", job.id)
-            told = isinstance(error, OSError)  # a full disk, say
-            reason = plain(str(error)) if told else "the worker met an error that its log has"
-            return self._patiently(self._queue.retry, lease, reason)
+            shown = isinstance(error, OSError)  # a full disk, say
+            reason = "the worker met an error that its log has"
+            return wait(queue.retry, lease, public_reason(str(error)) if shown else reason)
         for path in outcome.spent:
             _remove(path)
         return ended
 
-    def _patiently(
-        self, ask: Callable[Asked, Answer], *args: Asked.args, **kwargs: Asked.kwargs
+    def _wait_for_database(
+        self, ask: Callable[Arguments, Answer], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Answer:
         """What the queue answers, once its database can be used."""
         waiting = False
@@ -199,8 +191,8 @@ class Worker:
                 self._stop.wait(self._poll_s)
 
     @contextmanager
-    def _alone(self, lease: Lease, tenure: Tenure, folder: Path) -> Iterator[int]:
-        """KeyLock the folder's lock, with a lease that is still good; yields its descriptor.
+    def _locked(self, lease: Lease, keeper: LeaseKeeper, folder: Path) -> Iterator[int]:
+        """KeyLock the folder's lock under a lease that is still held; yields its descriptor.
 
         Raises `_Cancelled`, `_Stopping` or `LeaseLost` while it waits for an earlier attempt's end.
         """
@@ -208,21 +200,21 @@ class Worker:
         while True:
             with try_lock(folder) as lock:
                 if lock is not None:
-                    self._patiently(self._queue.heartbeat, lease)
+                    self._wait_for_database(self._queue.heartbeat, lease)
                     yield lock
                     return
             if not waiting:
                 _log.warning("job %s: waiting for the end of an earlier attempt", lease.job.id)
             waiting = True
-            announce(folder, lease.number)
+            write_later_lease(folder, lease.number)
             stopping = self._stop.wait(self._poll_s)
-            if self._patiently(tenure.status) is Status.CANCELLING:
+            if self._wait_for_database(keeper.status) is Status.CANCELLING:
                 raise _Cancelled
             if stopping:
                 raise _Stopping
 
     def _start(self, lease: Lease, lock: int, folder: Path, step: Step, log: IO[bytes]) -> Child:
-        attempt = Attempt(lock, str(announced(folder).absolute()), lease.number)
+        attempt = Attempt(lock, str(later_lease_file(folder).absolute()), lease.number)
         if step.output is not None:
             _remove(partial(step.output))
             attempt = attempt._replace(
@@ -231,13 +223,15 @@ class Worker:
         environment = {**step.environment, LEASE_VARIABLE: str(lease.number)}
         return Child(step.command, attempt=attempt, log=log, environment=environment)
 
-    def _run_step(self, lease: Lease, tenure: Tenure, job: Job, step: Step, folder: Path) -> None:
+    def _run_step(
+        self, lease: Lease, keeper: LeaseKeeper, job: Job, step: Step, folder: Path
+    ) -> None:
         """Run one command; raises `JobRefused`, `_Crashed`, `_Cancelled` or `_Stopping`."""
         if step.output is not None and step.output.exists():
             return
         with (folder / "log.txt").open("ab") as log:
-            relay = Relay(tenure, log)
-            with self._alone(lease, tenure, folder) as lock:
+            output = ChildOutput(keeper, log)
+            with self._locked(lease, keeper, folder) as lock:
                 log.write(f"== {step.name}, attempt {job.attempts}\n".encode())
                 log.flush()
                 begin = log.tell()
@@ -245,47 +239,48 @@ class Worker:
                     step.prepare()
                 child = self._start(lease, lock, folder, step, log)
             try:
-                while not child.ended():
-                    stopping = self._stop.wait(self._poll_s)
-                    try:
-                        relay.read(child.lines(0.0))
-                        self._patiently(relay.send)
-                        status_now = self._patiently(tenure.status)
-                    except LeaseLost:
-                        self._leave_alone(child, lease)
-                        raise
-                    except SQLAlchemyError:  # the worker stops, and cannot give the job back
-                        child.stop(self._grace_s)
-                        raise
-                    if status_now is Status.CANCELLING:
-                        child.stop(self._grace_s)
-                        raise _Cancelled
-                    if stopping:
-                        child.stop(self._grace_s)
-                        raise _Stopping
+                self._follow(lease, keeper, child, output)
             finally:
                 status, last = child.close()
-            relay.read(last)
-            self._patiently(relay.send)
+            output.read(last)
+            self._wait_for_database(output.send)
         if status != 0:
-            why = relay.failure or last_error_line(folder / "log.txt", begin)
-            raise _verdict(step, status, plain(why))
+            reason = output.failure or last_error_line(folder / "log.txt", begin)
+            raise _failure(step, status, public_reason(reason))
 
-    def _leave_alone(self, child: Child, lease: Lease) -> None:
-        """Let a command that has ended its own job tidy up."""
+    def _follow(self, lease: Lease, keeper: LeaseKeeper, child: Child, output: ChildOutput) -> None:
+        """Record what a child reports until it ends; stop it when the job must not go on."""
+        while not child.ended():
+            stopping = self._stop.wait(self._poll_s)
+            try:
+                output.read(child.lines(0.0))
+                self._wait_for_database(output.send)
+                status = self._wait_for_database(keeper.status)
+            except LeaseLost:
+                self._let_tidy_up(child, lease)
+                raise
+            except SQLAlchemyError:  # the worker stops, and cannot give the job back
+                child.stop(self._grace_s)
+                raise
+            if status is Status.CANCELLING or stopping:
+                child.stop(self._grace_s)
+                raise _Cancelled if status is Status.CANCELLING else _Stopping
+
+    def _let_tidy_up(self, child: Child, lease: Lease) -> None:
+        """Wait for the end of a command that has ended its own job."""
         ended = self._queue.get(lease.job.id).status is Status.SUCCEEDED
         while ended and not child.ended() and not self._stop.wait(self._poll_s):
             child.lines(0.0)
 
 
-def _verdict(step: Step, status: int, reason: str) -> JobRefused | _Crashed:
+def _failure(step: Step, status: int, reason: str) -> JobRefused | _Crashed:
     """What a child's end with a status other than 0 means for the job."""
-    said = f": {reason}" if reason else ""
+    suffix = f": {reason}" if reason else ""
     if status == TRY_AGAIN:
         return _Crashed(reason or f"{step.name} could not go on")  # a full disk takes no reason
     if status > 128:
-        return _Crashed(f"{step.name} was ended by signal {status - 128}{said}")
-    return JobRefused(f"{step.name} failed{said or f' with status {status}'}")
+        return _Crashed(f"{step.name} was ended by signal {status - 128}{suffix}")
+    return JobRefused(f"{step.name} failed{suffix or f' with status {status}'}")
 
 
 def _remove(path: Path) -> None:

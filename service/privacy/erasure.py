@@ -15,7 +15,7 @@ from service.gallery.cache import GalleryCache
 from service.gallery.records import ErasureReceipt
 from service.gallery.store import GalleryStore
 from service.jobs.queue import JobQueue
-from service.jobs.scratch import remove_leftovers, remove_walks
+from service.jobs.scratch import remove_scratch, remove_scratch_of_ended
 from service.privacy import erasure_transactions as transactions
 from service.serving.lineage import TrainingRecord
 from service.storage.reserve import Reserve
@@ -88,8 +88,8 @@ class Erasure:
                 _log.exception("after an erasure something is left for a while")
 
     def _clear_jobs(self, receipt: ErasureReceipt) -> None:
-        remove_walks(self._jobs_dir, receipt.jobs)
-        remove_leftovers(self._jobs, self._jobs_dir)
+        remove_scratch(self._jobs_dir, receipt.jobs)
+        remove_scratch_of_ended(self._jobs, self._jobs_dir)
 
     def _forget(self, receipt: ErasureReceipt) -> None:
         # Other processes drop them at their next search; this one need not wait for it.

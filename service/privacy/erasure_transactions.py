@@ -25,7 +25,7 @@ from service.gallery.tables import (
     SubjectRow,
 )
 from service.jobs.findings import forget_findings
-from service.jobs.queue import cancel_those_that_hold
+from service.jobs.queue import cancel_jobs_using
 from service.storage.database import new_id, now, writing
 from service.storage.kept_answers import delete_answers_about
 from service.storage.vacuum import checkpoint_wal, mark_for_vacuum
@@ -58,7 +58,7 @@ def erase_subject(
             sequence_ids=sequence_ids,
             embeddings=embeddings,
             models=models_of(session, gallery, [subject_id]),
-            jobs=cancel_those_that_hold(session, gallery),
+            jobs=cancel_jobs_using(session, gallery),
             erased_at=now(),
         )
     checkpoint_wal(engine)
@@ -93,7 +93,7 @@ def erase_sequence(
             sequence_ids=sequence_ids,
             embeddings=embeddings,
             models=models_of(session, gallery, [subject_id]),
-            jobs=cancel_those_that_hold(session, gallery),
+            jobs=cancel_jobs_using(session, gallery),
             erased_at=now(),
         )
     checkpoint_wal(engine)
@@ -141,7 +141,7 @@ def erase_gallery(
             sequence_ids=sequence_ids,
             embeddings=embeddings,
             models=models_of(session, gallery, subject_ids),
-            jobs=cancel_those_that_hold(session, gallery),
+            jobs=cancel_jobs_using(session, gallery),
             erased_at=now(),
         )
     checkpoint_wal(engine)

@@ -25,7 +25,7 @@ from service.gallery.cache import GalleryCache
 from service.gallery.store import GalleryStore
 from service.gallery.tables import GalleryRow
 from service.jobs.queue import JobQueue
-from service.jobs.scratch import remove_leftovers, remove_old
+from service.jobs.scratch import remove_old_folders, remove_scratch_of_ended
 from service.privacy.erasure_transactions import erase_older
 from service.serving.registry import remove_unfinished
 from service.storage.database import now
@@ -158,7 +158,8 @@ class Retention:
     def _tidy_jobs(self, at: datetime) -> int:
         queue = JobQueue.of(self._store.engine, self._settings)
         folders = self._settings.jobs_dir
-        remove_leftovers(queue, folders)
+        remove_scratch_of_ended(queue, folders)
         remove_unfinished(self._settings.models_dir, at - _ARRIVED)
         self._reserve.fill()  # if an erasure has used it and could not
-        return remove_old(queue, folders, at - timedelta(days=self._settings.job_retention_days))
+        oldest = at - timedelta(days=self._settings.job_retention_days)
+        return remove_old_folders(queue, folders, oldest)

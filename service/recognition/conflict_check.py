@@ -34,8 +34,7 @@ from service.recognition.conflict import (
     find_conflicts,
     nearer,
 )
-from service.serving.decision import threshold_for
-from service.serving.model_in_use import ModelInUse
+from service.serving.thresholds import ModelInUse, threshold_for
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,8 @@ from service.recognition.conflict import ConflictingWalk
 from service.recognition.conflict_check import Admission, ConflictCheck
 from service.recognition.intake import Intake, Upload
 from service.serving.active_models import ActiveModels
-from service.serving.model_in_use import ModelInUse
 from service.serving.model_pool import LoadedModel
-from service.serving.thresholds import queue_if_stale
+from service.serving.thresholds import ModelInUse, queue_if_stale
 from service.storage.writers import Writers
 
 

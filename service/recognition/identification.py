@@ -15,9 +15,8 @@ from service.gallery.records import Walk
 from service.gallery.store import GalleryStore
 from service.recognition.intake import Intake, Upload
 from service.serving.active_models import ActiveModels
-from service.serving.decision import Threshold, threshold_for
-from service.serving.model_in_use import ModelInUse
 from service.serving.model_pool import LoadedModel
+from service.serving.thresholds import ModelInUse, Threshold, threshold_for
 from service.storage.database import new_id
 
 Found = TypeVar("Found")

@@ -1,10 +1,9 @@
-"""Which model answers for which gallery in this process, and how that changes unnoticed.
+"""Which model answers for which gallery in this process, and how it is exchanged without a pause.
 
-A gallery's row says which model is active. A process that reads there another one than it answers
-with goes on with the old model *and* the old index, loads the new model and brings the new index up
-to date beside it, and then exchanges both in one assignment. A request takes its model once, at its
-beginning: what it embeds with that model it looks up in that model's index, and that model is what
-it names, whatever is exchanged meanwhile.
+A gallery's row says which model is active. A process that finds another one there goes on with the
+old model *and* the old index, loads the new model and brings the new index up to date beside it,
+and then exchanges both in one assignment. A request takes its model once, at its beginning, and
+uses that model and its index to the end, whatever is exchanged meanwhile.
 
 An exchange that fails leaves the old model in service and is tried again later.
 """
@@ -17,7 +16,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 from service.foundation.errors import NotFound, Unavailable
@@ -26,8 +24,8 @@ from service.gallery.active_model import GalleryModels, models_by_id, models_of
 from service.gallery.cache import GalleryCache
 from service.gallery.live_index import LiveIndex
 from service.gallery.store import GalleryStore
-from service.serving.model_in_use import ModelInUse
 from service.serving.model_pool import LoadedModel, ModelPool, ModelUnavailable
+from service.serving.thresholds import ModelInUse
 
 _log = logging.getLogger(__name__)
 
@@ -35,9 +33,6 @@ _LOOK_S = 1.0  # between two looks at the rows of the galleries in memory
 _KEEP_UP_S = 2.0  # between two rounds of keeping indexes current
 _RETRY_S = 15.0  # after an exchange that failed
 _AT_ONCE_S = 5.0  # that a rollback's answer waits for this process to follow it
-
-Follow = Callable[[str, LoadedModel], LiveIndex]
-"""A new and empty index of a gallery under a model."""
 
 
 @dataclass(slots=True)
@@ -56,9 +51,10 @@ class ActiveModels:
         store: GalleryStore,
         pool: ModelPool,
         galleries: GalleryCache,
-        follow: Follow,
+        follow: Callable[[str, LoadedModel], LiveIndex],
         metrics: Metrics,
     ) -> None:
+        """`follow` makes a new and empty index of a gallery, by id, under a model."""
         self._store = store
         self._pool = pool
         self._galleries = galleries
@@ -72,17 +68,12 @@ class ActiveModels:
 
     async def __aenter__(self) -> Self:
         self._tasks = [
-            asyncio.create_task(self._repeat(self._look, _LOOK_S), name="look-for-swaps"),
-            asyncio.create_task(self._repeat(self._keep_up, _KEEP_UP_S), name="keep-up"),
+            asyncio.create_task(self._repeat(self.look_for_swaps, _LOOK_S), name="look-for-swaps"),
+            asyncio.create_task(self._repeat(self.keep_up, _KEEP_UP_S), name="keep-up"),
         ]
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         tasks = [*self._exchanges.values(), *self._tasks]
         for task in tasks:
             task.cancel()
@@ -125,10 +116,10 @@ class ActiveModels:
         )
 
     async def follow_now(self, gallery: str) -> None:
-        """Exchange a gallery's model without waiting for a look, if that takes a moment only.
+        """Exchange a gallery's model at once; after 5 s it goes on in the background.
 
-        Else it goes on in the background. The swap has happened, so nothing is raised for a model
-        that cannot be loaded (the log says so) or a gallery that is gone by now.
+        The swap is committed, so nothing is raised for a model that cannot be loaded, which is
+        logged, or a gallery that was erased since.
         """
         try:
             row = await asyncio.to_thread(models_of, self._store.engine, gallery)
@@ -141,7 +132,7 @@ class ActiveModels:
             await asyncio.wait({exchange}, timeout=_AT_ONCE_S)
 
     def forget(self, loaded: LoadedModel) -> None:
-        """The pool dropped a model: whoever asks for its galleries next loads it again."""
+        """Forget a model that the pool dropped; the next request for it loads it again."""
         for gallery_id, serving in list(self._serving.items()):
             if serving.loaded is loaded:
                 del self._serving[gallery_id]
@@ -167,22 +158,22 @@ class ActiveModels:
 
     async def _do_exchange(self, gallery_id: str) -> None:
         try:
-            # Whoever asked for it may have read the row before the last exchange.
+            # The request that asked for it may have read the row before the last exchange.
             row = await asyncio.to_thread(self._row, gallery_id)
             serving = self._serving.get(gallery_id)
             if serving is not None and not self._differs(row, serving):
                 return
-            anew = serving is None or serving.index_epoch != row.index_epoch
+            rebuild = serving is None or serving.index_epoch != row.index_epoch
             loaded = await self._pool.get(row.active)
             if loaded.digest != self._wanted(row):
                 raise RuntimeError(
                     f"the model {loaded.model.name!r} on disk is not the one that was activated"
                 )
             with self._pool.lease(loaded):
-                await asyncio.to_thread(self._bring_up_to_date, row, loaded, anew=anew)
+                await asyncio.to_thread(self._bring_up_to_date, row, loaded, rebuild=rebuild)
                 self._serving[gallery_id] = _Serving(loaded, row.index_epoch)
         except NotFound:  # the gallery was erased meanwhile
-            self._let_go(gallery_id)
+            self._forget_gallery(gallery_id)
         except Exception:
             self._failed_at[gallery_id] = time.monotonic()
             self._metrics.model_exchanges.labels("failed").inc()
@@ -192,14 +183,14 @@ class ActiveModels:
             self._metrics.model_exchanges.labels("done").inc()
             _log.info("a gallery is answered by the model %r now", loaded.model.name)
 
-    def _bring_up_to_date(self, row: GalleryModels, loaded: LoadedModel, *, anew: bool) -> None:
-        """Build the index that the row asks for, without touching the one that is searched."""
+    def _bring_up_to_date(self, row: GalleryModels, loaded: LoadedModel, *, rebuild: bool) -> None:
+        """Build the index that the row asks for beside the one that is searched."""
         held = self._galleries.held(row.gallery_id).get(loaded.digest)
         index = held
-        if index is None or anew:
+        if index is None or rebuild:
             index = self._follow(row.gallery_id, loaded)
         index.follow(row.revision)
-        index.follow(self._row(row.gallery_id).revision)  # what came meanwhile: a little
+        index.follow(self._row(row.gallery_id).revision)  # enrolled during the first call
         if held is not None and held is not index and not held.same_as(index):
             _log.warning("a gallery's index differed from the database and was replaced")
         self._galleries.replace(row.gallery_id, loaded.digest, index)
@@ -215,11 +206,11 @@ class ActiveModels:
             await asyncio.sleep(pause_s)
             try:
                 await work()
-            except Exception:  # the database may be out of reach; requests say so themselves
+            except Exception:  # the database may be out of reach; requests report that
                 _log.exception("the galleries' models could not be looked after")
 
-    async def _look(self) -> None:
-        """Notice what other processes did, also while nobody searches."""
+    async def look_for_swaps(self) -> None:
+        """Begin the exchanges that rows ask for and drop unused models; run every second."""
         needed = {self.own.digest}
         for row in await self._rows():
             serving = self._serving.get(row.gallery_id)
@@ -234,16 +225,16 @@ class ActiveModels:
             for digest in self._pool.digests() - needed:
                 self._pool.drop(digest)
 
-    async def _keep_up(self) -> None:
-        """Keep the indexes in memory current, the previous models' too: a rollback is at once."""
+    async def keep_up(self) -> None:
+        """Bring the indexes in memory up to date, the previous models' too; run every 2 seconds."""
         for row in await self._rows():
             try:
                 await self._keep_up_one(row)
-            except NotFound:  # erased meanwhile: the next round lets go of it
+            except NotFound:  # erased meanwhile: the next round drops it
                 continue
             except Unavailable as error:
                 _log.error("an index in memory cannot be kept current: %s", error)
-            except Exception:  # the other galleries are none the worse for it
+            except Exception:  # the other galleries must be kept current
                 _log.exception("an index in memory cannot be kept current")
 
     async def _keep_up_one(self, row: GalleryModels) -> None:
@@ -269,26 +260,25 @@ class ActiveModels:
             return
         try:
             loaded = await self._pool.get(previous)
-        except ModelUnavailable:  # a rollback will say so
-            self._out_of_reach.add(previous.digest)
-            return
-        if loaded.digest == previous.digest:
+        except ModelUnavailable:
+            loaded = None
+        if loaded is not None and loaded.digest == previous.digest:
             self.index(row.gallery_id, loaded)
-        else:  # replaced on disk; a rollback says so too
+        else:  # missing, broken or replaced on disk: a rollback reports it
             self._out_of_reach.add(previous.digest)
 
     async def _rows(self) -> list[GalleryModels]:
-        """The galleries that this process answers for; lets go of those that are erased."""
+        """The rows of the galleries that this process answers for; forgets erased ones."""
         known = set(self._serving)
         rows = await asyncio.to_thread(models_by_id, self._store.engine, known)
         for gallery_id in known - {row.gallery_id for row in rows}:
-            self._let_go(gallery_id)
+            self._forget_gallery(gallery_id)
         return rows
 
     def _known(self, row: GalleryModels) -> set[str]:
         return {self._wanted(row)} | ({row.previous.digest} if row.previous else set())
 
-    def _let_go(self, gallery_id: str) -> None:
+    def _forget_gallery(self, gallery_id: str) -> None:
         self._serving.pop(gallery_id, None)
         self._failed_at.pop(gallery_id, None)
         self._galleries.drop(gallery_id)

@@ -1,4 +1,4 @@
-"""Sequences that arrive together share a forward pass, off the event loop."""
+"""Batching: sequences that arrive together share a forward pass, off the event loop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from time import perf_counter
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -18,14 +17,6 @@ from service.foundation.errors import Unavailable
 from service.gallery.records import Embedding, Silhouettes
 
 Encode = Callable[[Sequence[Silhouettes]], NDArray[np.float32]]  # [n, p, c]
-Observe = Callable[[float], None]
-"""Told the seconds that one sequence waited."""
-ObserveRun = Callable[[float, int], None]
-"""Told the seconds that a batch took, and of how many sequences it was."""
-
-
-def _ignore(*_: float) -> None:
-    """Measure nothing."""
 
 
 @dataclass(slots=True)
@@ -40,7 +31,7 @@ class FrameBatcher:
 
     One batch runs at a time, in `executor`; what arrives meanwhile forms the next one. A sequence
     longer than `max_frames` is a batch of its own. The first of a batch waits at most `max_wait`
-    seconds for company, and not at all once the batch is full.
+    seconds for others, and not at all once the batch is full.
 
     A batch that fails fails its waiters, and the batcher goes on. A waiter that is cancelled before
     its batch runs drops out of it.
@@ -54,9 +45,14 @@ class FrameBatcher:
         max_frames: int,
         max_wait: float,
         max_pending: int,
-        observe_queue: Observe = _ignore,
-        observe_run: ObserveRun = _ignore,
+        observe_queue: Callable[[float], None] = lambda _seconds: None,
+        observe_run: Callable[[float, int], None] = lambda _seconds, _sequences: None,
     ) -> None:
+        """Embed with `encode`.
+
+        `observe_queue` is told the seconds that each sequence waited, `observe_run` the seconds
+        that each batch took and of how many sequences it was.
+        """
         self._encode = encode
         self._executor = executor
         self._max_frames = max_frames
@@ -72,12 +68,7 @@ class FrameBatcher:
         self._task = asyncio.create_task(self._serve(), name="frame-batcher")
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -104,12 +95,12 @@ class FrameBatcher:
 
     async def _serve(self) -> None:
         while True:
-            await self._company()
+            await self._wait_for_batch()
             batch = self._take()
             if batch:
                 await self._run(batch)
 
-    async def _company(self) -> None:
+    async def _wait_for_batch(self) -> None:
         """Wait for a first sequence, then until the batch is full or the wait is over."""
         while not self._waiting:
             self._arrived.clear()

@@ -1,9 +1,9 @@
-"""Which models learned from whom, so that a receipt can say what an erasure does not reach.
+"""Which models learned from whom, so that a receipt can name the models that an erasure leaves.
 
-The record must still answer after a person is erased, and enrolled and erased again, and must not
-say by itself who that was. So it holds, for each model, keyed hashes of the gallery's name and the
-subject's id, in no order; the key lies beside the database, in the data folder (`receipts.key`).
-Whoever has both can try ids one by one, and nobody can list them.
+The record must still answer after a person was erased, perhaps several times, and must not say by
+itself who that was. So it holds, for each model, keyed hashes of the gallery's name and the
+subject's id, unordered; the key lies beside the database, in the data folder (`receipts.key`). With
+both one can try ids one by one; without the key nothing can be learned from the hashes.
 
 A hash of another key, one that was lost, cannot be compared. Its model then counts as having
 learned from everybody: a receipt may name too many models, never too few.
@@ -30,7 +30,7 @@ _AT_ONCE: Final = 500
 
 
 class TrainedSubjectRow(Table):
-    """That a model learned from a subject."""
+    """A subject from whom a model learned."""
 
     __tablename__ = "trained_subject"
 
@@ -104,26 +104,14 @@ class TrainingRecord:
         if not subject_ids:
             return ()
         # Two ranges of an index: "another key than this" would read every row.
-        before, after = (
-            select(TrainedSubjectRow.model).where(of_another_key)
-            for of_another_key in (
-                TrainedSubjectRow.key_id < self._key_id,
-                TrainedSubjectRow.key_id > self._key_id,
-            )
-        )
+        model, key_id = TrainedSubjectRow.model, TrainedSubjectRow.key_id
+        before = select(model).where(key_id < self._key_id)
+        after = select(model).where(key_id > self._key_id)
         names = set(session.scalars(before.union(after)))
-        for start in range(0, len(subject_ids), _AT_ONCE):
-            hashes = [
-                self._hash(gallery, subject_id)
-                for subject_id in subject_ids[start : start + _AT_ONCE]
-            ]
-            names.update(
-                session.scalars(
-                    select(TrainedSubjectRow.model)
-                    .where(TrainedSubjectRow.subject_hash.in_(hashes))
-                    .distinct()
-                )
-            )
+        hashes = [self._hash(gallery, subject_id) for subject_id in subject_ids]
+        for start in range(0, len(hashes), _AT_ONCE):
+            some = TrainedSubjectRow.subject_hash.in_(hashes[start : start + _AT_ONCE])
+            names.update(session.scalars(select(model).where(some).distinct()))
         return tuple(sorted(names))
 
     def _hash(self, gallery: str, subject_id: str) -> str:

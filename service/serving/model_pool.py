@@ -1,4 +1,4 @@
-"""The checkpoints that a process has loaded: as many as galleries need, within a bound."""
+"""The models that a process has loaded: as many as galleries need, within a bound."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Self
 
 from models.encoder import Encoder
 from service.foundation.errors import ServiceError, Unavailable
 from service.foundation.metrics import Metrics
-from service.gallery.records import GalleryModel
+from service.gallery.records import ModelReference
 from service.serving.batching import FrameBatcher
-from service.serving.model_in_use import ModelInUse
+from service.serving.thresholds import ModelInUse
 
 _log = logging.getLogger(__name__)
-
-Open = Callable[[str], Encoder]
-"""Loads the model of a name; raises `NotFound`, or `ValueError` for what is no checkpoint."""
 
 
 class ModelUnavailable(Unavailable):
@@ -30,7 +26,7 @@ class ModelUnavailable(Unavailable):
 
 
 class LoadedModel:
-    """A checkpoint in memory: whoever holds a lease on it may embed, whatever happens meanwhile."""
+    """A model in memory, which embeds for as long as a lease on it is held."""
 
     def __init__(self, model: ModelInUse, encoder: Encoder, batcher: FrameBatcher) -> None:
         self.model = model
@@ -41,7 +37,7 @@ class LoadedModel:
 
     @property
     def digest(self) -> str:
-        """Of the checkpoint."""
+        """The checkpoint's."""
         return self.model.digest
 
 
@@ -49,12 +45,12 @@ class ModelPool:
     """Loaded models by digest; owned by an event loop, on which all methods are called.
 
     The model it was made with, the deployment's own, stays. Of the others the least recently used
-    make room for a new one, but none that a request still uses: that one goes when it is done.
+    make room for a new one; a model that a request still uses goes when the request is done.
     """
 
     def __init__(
         self,
-        open_model: Open,
+        open_model: Callable[[str], Encoder],
         batcher: Callable[[Encoder], FrameBatcher],
         own: ModelInUse,
         encoder: Encoder,
@@ -63,7 +59,11 @@ class ModelPool:
         most: int,
         dropped: Callable[[LoadedModel], None],
     ) -> None:
-        """KeyLock at most `most` models; `dropped` is told of each that is not held any more."""
+        """KeyLock at most `most` models; `dropped` is told of each that is not held any more.
+
+        `open_model` loads a model by its name; it raises `NotFound`, or `ValueError` for a folder
+        that is not a checkpoint.
+        """
         self._open = open_model
         self._batcher = batcher
         self._metrics = metrics
@@ -80,28 +80,23 @@ class ModelPool:
         self._count()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         for loaded in self._models.values():
             await loaded.batcher.__aexit__(None, None, None)
         await asyncio.gather(*self._closing)
 
-    async def get(self, pin: GalleryModel | None) -> LoadedModel:
+    async def get(self, model: ModelReference | None) -> LoadedModel:
         """The model, loaded if it was not; None is the deployment's own.
 
-        What lies under the name decides: a checkpoint that was replaced on disk has another digest
-        than its pin. Raises `ModelUnavailable`.
+        Returns whatever has that name: its digest is another if the checkpoint was replaced on
+        disk. Raises `ModelUnavailable`.
         """
-        if pin is None:
+        if model is None:
             return self.own
         async with self._loading:  # one at a time, and each once
-            loaded = self._models.get(pin.digest)
+            loaded = self._models.get(model.digest)
             if loaded is None:
-                loaded = await self._load(pin.name)
+                loaded = await self._load(model.name)
             self._models.move_to_end(loaded.digest)
             return loaded
 
@@ -132,7 +127,7 @@ class ModelPool:
                 self._close(loaded)
 
     def drop(self, digest: str) -> None:
-        """Let go of a model that nobody asks for any more; not of the deployment's own."""
+        """Drop a model that no gallery needs; never the deployment's own."""
         loaded = self._models.get(digest)
         if loaded is None or loaded is self.own:
             return

@@ -1,15 +1,15 @@
-"""Embed what is stored with a checkpoint that has not seen it yet.
+"""Re-embedding: embed stored sequences with a checkpoint that has not embedded them yet.
 
-It may be about to be activated, it may have been replaced on disk, or another process may enrol
-with another one. Every piece is kept at once, so whoever is interrupted resumes where it was.
+It may be about to be activated, may have been replaced on disk, or another process may enrol with
+another one. Every batch is kept at once, so an interrupted run resumes where it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from service.foundation.errors import NotFound
-from service.gallery.records import Embedding, Silhouettes
+from service.gallery.records import Embedding, Progress, Silhouettes
 from service.gallery.store import GalleryStore
 from service.serving.batching import Encode
 
@@ -24,10 +24,10 @@ class Reembedding:
         self._encode = encode
         self._digest = digest
 
-    def everything(self, say: Callable[[int, int], None], gallery_id: str | None = None) -> int:
-        """Embed every sequence, of this gallery or of all, that lacks it.
+    def everything(self, progress: Progress, gallery_id: str | None = None) -> int:
+        """Embed every sequence, of one gallery or of all, that is not embedded.
 
-        `say` hears how many are done, of how many. Returns how many were embedded.
+        Returns how many were embedded.
         """
         total = self._store.count_without(self._digest, gallery_id)
         done = 0
@@ -35,7 +35,7 @@ class Reembedding:
         while True:
             batch = self._store.some_without(self._digest, _AT_ONCE, gallery_id, after)
             if batch:
-                say(done, max(total, done + len(batch)))
+                progress(done, max(total, done + len(batch)))
                 self._embed(batch)
                 done += len(batch)
                 after = batch[-1][0]

@@ -1,7 +1,7 @@
-"""The models a deployment knows by name: those that ship with it, and those it made or was given.
+"""The models of a deployment, by name: shipped with it, trained or uploaded.
 
-A model is a checkpoint folder (`weights.safetensors`, `card.json`) named after it. The folders are
-the truth; a row in the database adds which job made one. No torch is imported here: a card is JSON.
+A model is a checkpoint folder (`weights.safetensors`, `card.json`) of its name. The folders are the
+truth; a row in the database adds which job made one. No torch is imported here: a card is JSON.
 """
 
 from __future__ import annotations
@@ -15,16 +15,21 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
+from typing import Self
 
+from pydantic import BaseModel, ConfigDict, ValidationError
 from sqlalchemy import JSON, Engine, ForeignKey, String, delete, or_, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
+from models.calibration import KnownThreshold
 from models.disk import sync
+from models.similarity import Metric
 from service.foundation.errors import Conflict, NotFound, Reason
 from service.foundation.settings import Settings
-from service.gallery.active_model import models_of
+from service.gallery.active_model import GalleryModels, models_of
+from service.gallery.records import ModelReference
 from service.gallery.tables import GalleryRow
-from service.jobs.job import JsonObject, Status
+from service.jobs.job import UNFINISHED, JsonObject
 from service.jobs.tables import JobRow
 from service.storage.database import Table, new_id, now, writing
 
@@ -34,9 +39,8 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _CARD = "card.json"
 _MOST_CARD_BYTES = 2**20
 
-
-Also = Callable[[str], None]
-"""Work to do before a model of this digest is added; what it raises prevents that."""
+RecordDigest = Callable[[str], None]
+"""Told a model's digest before the model is added; what it raises prevents that."""
 
 
 class Source(StrEnum):
@@ -60,12 +64,10 @@ class ModelRow(Table):
 
 
 @dataclass(frozen=True, slots=True)
-class RegisteredModel:
+class RegisteredModel(ModelReference):
     """A model and what is known of it; `path` is for this process only, never for a client."""
 
-    name: str
     source: Source
-    digest: str
     card: JsonObject
     metrics: JsonObject
     job_id: str | None
@@ -75,14 +77,14 @@ class RegisteredModel:
 
 @dataclass(frozen=True, slots=True)
 class StagedModel:
-    """A trained model that lies beside the models, and the row that is to be added for it."""
+    """A trained model in a folder beside the models, and the row that is to be added for it."""
 
     row: ModelRow
     _incoming: Path
     _target: Path
 
     def move_in(self) -> None:
-        """Put it among the models, if it is not there yet: in the transaction that adds its row."""
+        """Move it among the models, if it is not there; in the transaction that adds its row."""
         if not self._target.exists():
             _move_in(self._incoming, self._target)
 
@@ -99,6 +101,25 @@ class UnreadableCard(NotFound):
     slug = "model-unreadable"
 
 
+class Card(BaseModel):
+    """What measuring a gallery needs of a checkpoint's card."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    digest: str
+    metric: Metric
+    threshold: float | None = None
+    thresholds: tuple[KnownThreshold, ...] = ()
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> Self:
+        """From a checkpoint's folder, without loading it; raises `UnreadableCard`."""
+        try:
+            return cls.model_validate(read_card(checkpoint))
+        except ValidationError as error:
+            raise UnreadableCard(f"the card of {checkpoint.name} is not one") from error
+
+
 def resolve(settings: Settings, name: str) -> Path:
     """The folder of the model called `name`; raises `NotFound`."""
     if re.fullmatch(NAME, name):
@@ -108,11 +129,18 @@ def resolve(settings: Settings, name: str) -> Path:
     raise missing_model(name, "name")
 
 
-def active_checkpoint(settings: Settings, engine: Engine, gallery: str) -> Path:
-    """The folder of the model that a gallery is searched with, absolute.
+def find_model(settings: Settings, name: str) -> ModelReference:
+    """The model called `name`, with the digest on its card; raises `NotFound`."""
+    return ModelReference(name, read_card(resolve(settings, name))["digest"])
 
-    Raises `NotFound` for the gallery or the model.
-    """
+
+def active_model(settings: Settings, row: GalleryModels) -> ModelReference:
+    """A gallery's active model; raises `NotFound` when the deployment's own does not exist."""
+    return row.active or find_model(settings, settings.model)
+
+
+def active_checkpoint(settings: Settings, engine: Engine, gallery: str) -> Path:
+    """The absolute folder of a gallery's active model; raises `NotFound` for either."""
     active = models_of(engine, gallery).active
     return resolve(settings, settings.model if active is None else active.name).absolute()
 
@@ -142,7 +170,7 @@ def read_card(path: Path) -> JsonObject:
 
 
 def remove_unfinished(models: Path, before: datetime) -> None:
-    """Remove what was half written or half removed before a moment, when its process died."""
+    """Remove folders that a process that died before a moment left half written or removed."""
     for pattern in (".incoming-*", ".removed-*"):
         for folder in models.glob(pattern):
             if folder.stat().st_ctime < before.timestamp():
@@ -191,10 +219,9 @@ class ModelRegistry:
     def stage_trained(
         self, name: str, checkpoint: Path, *, job_id: str, metrics: JsonObject
     ) -> StagedModel:
-        """Copy a checkpoint beside the models, to be moved among them in one rename, complete.
+        """Copy a checkpoint beside the models, to be moved among them in one rename.
 
-        Doing it twice for the same checkpoint is the same as doing it once; another model of that
-        name raises `Conflict`.
+        Idempotent for the same checkpoint; another model of that name raises `Conflict`.
         """
         target = self._settings.models_dir / name
         digest = read_card(checkpoint)["digest"]
@@ -218,11 +245,10 @@ class ModelRegistry:
             target,
         )
 
-    def add_uploaded(self, name: str, checkpoint: Path, also: Also) -> RegisteredModel:
+    def add_uploaded(self, name: str, checkpoint: Path, record: RecordDigest) -> RegisteredModel:
         """Move a checkpoint folder on the same file system among the models; raises `Conflict`.
 
-        The folder appears in one rename, complete, and only where there is none. `also` is told the
-        digest within the transaction.
+        The folder appears in one rename, complete. `record` is called within the transaction.
         """
         target = self._settings.models_dir / name
         with Session(writing(self._engine)) as session, session.begin():  # one upload at a time
@@ -236,13 +262,13 @@ class ModelRegistry:
             digest = read_card(checkpoint)["digest"]
             session.add(ModelRow(name=name, digest=digest, metrics={}, created_at=now()))
             session.flush()
-            also(digest)
+            record(digest)
             _sync_whole(checkpoint)
             _move_in(checkpoint, target)
         return self.show(name)
 
-    def remove(self, name: str, also: Callable[[], None]) -> None:
-        """Remove a model that nobody needs; `also` is called within the transaction.
+    def remove(self, name: str, record: Callable[[], None]) -> None:
+        """Remove a model that is not in use; `record` is called within the transaction.
 
         Raises `NotFound`, and `Conflict` for one that ships with the program, with which galleries
         start, that is active or previous in a gallery, or that an unfinished job names.
@@ -263,21 +289,20 @@ class ModelRegistry:
             if name in self._named_by_jobs(session):
                 raise _in_use(name, "a job that has not ended uses it")
             session.execute(delete(ModelRow).where(ModelRow.name == name))
-            also()
-        # Not before: a model whose folder is gone and whose row is not could neither be removed nor
-        # replaced. The other way round it is an imported one, which can be removed again.
+            record()
+        # Not before: a row without a folder could neither be removed nor replaced. A folder without
+        # a row is an imported model, which can be removed again.
         gone = path.with_name(f".removed-{new_id()}")
         try:
             path.rename(gone)
         except FileNotFoundError as error:
-            raise missing_model(name, "name") from error  # somebody else was faster
+            raise missing_model(name, "name") from error  # another request was faster
         shutil.rmtree(gone)
 
     @staticmethod
     def _named_by_jobs(session: Session) -> set[str]:
-        unfinished = [status for status in Status if not status.final]
         named: set[str] = set()
-        for request in session.scalars(select(JobRow.request).where(JobRow.status.in_(unfinished))):
+        for request in session.scalars(select(JobRow.request).where(JobRow.status.in_(UNFINISHED))):
             named |= {
                 *request.get("teachers", ()),
                 *filter(None, (request.get(key) for key in ("name", "model", "student"))),

@@ -1,43 +1,101 @@
-"""A gallery's threshold: kept with the gallery, and measured again when it is stale."""
+"""The threshold that decides a search: which one applies, and when it is calibrated again."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 from sqlalchemy import Engine, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from models.similarity import Metric
+from service.foundation.errors import Invalid, Reason
 from service.gallery.operating_point import OperatingPoint, Rerun
+from service.gallery.records import ModelReference
 from service.gallery.tables import GalleryRow, SubjectRow
-from service.jobs.queue import queue_unless_claimed
+from service.jobs.queue import enqueue_unless_claimed
 from service.storage.database import writing
+
+CALIBRATE: Final = "calibrate"
+"""The type of calibration jobs."""
+CALIBRATION_CLAIM: Final = "calibrate:{gallery}"
+"""What only one unfinished calibration of a gallery may claim."""
+
+ThresholdSource = Literal["request", "gallery", "model"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInUse(ModelReference):
+    """A loaded model, with its card's own threshold and metric."""
+
+    threshold: float | None
+    metric: Metric
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """A similarity from which on two walks count as one person's."""
+
+    value: float
+    source: ThresholdSource
+    operating_point: dict[str, Any] | None
+
+
+def threshold_for(
+    requested: float | None, kept: dict[str, Any] | None, subjects: int, model: ModelInUse
+) -> Threshold:
+    """`choose_threshold`, given the operating point as a gallery's row keeps it."""
+    point = OperatingPoint.of(kept)
+    return choose_threshold(requested, point, subjects, model.digest, model.threshold)
+
+
+def choose_threshold(
+    requested: float | None,
+    operating_point: OperatingPoint | None,
+    subjects: int,
+    digest: str,
+    models_own: float | None,
+) -> Threshold:
+    """The request's threshold, else the gallery's calibrated one, else the checkpoint's own.
+
+    A gallery's operating point holds only for the checkpoint it was measured with. One that is
+    stale, because the gallery has grown to `subjects`, says so and still decides. Raises `Invalid`
+    when there is no threshold.
+    """
+    point = operating_point
+    if point is not None and point.digest != digest:
+        point = None
+    shown = None if point is None else point.shown(digest, subjects)
+    if requested is not None:
+        return Threshold(requested, "request", shown)
+    if point is not None:
+        return Threshold(point.threshold, "gallery", shown)
+    if models_own is not None:
+        return Threshold(models_own, "model", None)
+    raise Invalid(
+        "The active model's card carries no threshold and the gallery is not calibrated: send "
+        "`threshold`, or calibrate the gallery.",
+        Reason("threshold", "required"),
+        slug="threshold-required",
+    )
 
 
 def keep(session: Session, gallery_id: str, point: OperatingPoint) -> bool:
-    """Make it what the gallery decides by.
+    """Make an operating point the gallery's.
 
-    False when that gallery was erased meanwhile, or given a model whose similarities these are not.
+    Returns False when the gallery was erased meanwhile, or given a model of another digest.
     """
-    digest = point.digest
     changed = session.execute(
         update(GalleryRow)
         .where(
             GalleryRow.id == gallery_id,
-            or_(GalleryRow.active_digest.is_(None), GalleryRow.active_digest == digest),
+            or_(GalleryRow.active_digest.is_(None), GalleryRow.active_digest == point.digest),
         )
         .values(operating_point=point.kept())
         .returning(GalleryRow.id)
     )
     return changed.one_or_none() is not None
-
-
-KIND: Final = "calibrate"
-
-
-def claim(gallery: str) -> str:
-    """What only one unfinished calibration of a gallery may hold."""
-    return f"calibrate:{gallery}"
 
 
 def queue_if_stale(session: Session, gallery: str, digest: str) -> None:
@@ -62,7 +120,8 @@ def queue_if_stale(session: Session, gallery: str, digest: str) -> None:
     if not point.due(digest, subjects):
         return
     request = {"gallery": gallery, "target_fpir": point.target_fpir}
-    queue_unless_claimed(session, KIND, request, claim=claim(gallery))
+    claim = CALIBRATION_CLAIM.format(gallery=gallery)
+    enqueue_unless_claimed(session, CALIBRATE, request, claim=claim)
     asked = point.model_copy(update={"rerun": Rerun(subjects=subjects, digest=digest)})
     session.execute(
         update(GalleryRow).where(GalleryRow.id == row.id).values(operating_point=asked.kept())
@@ -70,7 +129,7 @@ def queue_if_stale(session: Session, gallery: str, digest: str) -> None:
 
 
 def queue_stale(engine: Engine, galleries: Iterable[str], digest: str) -> None:
-    """The same for these galleries, each in a transaction of its own: the model may be new."""
+    """Call `queue_if_stale` for each gallery, in a transaction each: the model may be new."""
     for gallery in galleries:
         with Session(writing(engine)) as session, session.begin():
             queue_if_stale(session, gallery, digest)

@@ -1,17 +1,15 @@
-"""A checkpoint from a stranger: kept only if it loads, belongs together and embeds a walk.
+"""Uploaded checkpoints: kept only if they load, their files belong together and they embed a walk.
 
-Nothing of it is believed. The files are written beside the models under limits, read as safetensors
-and as a card (no pickle is involved, see `models.checkpoint`), what a frame costs is counted, and
-two walks are embedded, so that a model that could not serve, or that tells nobody apart, is refused
-now and not when it is activated.
+Nothing in them is trusted. The files are written beside the models under limits and read as
+safetensors and as a card (without pickle, see `models.checkpoint`). What a frame costs is counted,
+and two walks are embedded, so that a model that could not serve, or that embeds everybody alike, is
+refused now and not when it is activated.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO
 
 import numpy as np
@@ -22,44 +20,35 @@ from models.encoder import Encoder, Walk
 from models.networks.cost import cost
 from service.foundation.errors import Invalid, Reason, TooLarge
 from service.foundation.settings import Settings
-from service.serving.registry import Also, ModelRegistry, RegisteredModel
-from service.storage.database import new_id
+from service.serving.registry import ModelRegistry, RecordDigest, RegisteredModel
 
 _PIECE = 1 << 20
-_MOST_MACS = 10e9  # a frame; a DeepGaitV2 of full width in 3D takes 7e9
+_MOST_MACS = 10e9  # per frame; a DeepGaitV2 of full width in 3D takes 7e9
 
 
-def take_in(
+def add_checkpoint(
     settings: Settings,
     registry: ModelRegistry,
     name: str,
     weights: IO[bytes],
     card: IO[bytes],
-    also: Also,
+    record: RecordDigest,
+    *,
+    most_macs: float = _MOST_MACS,
 ) -> RegisteredModel:
-    """Add an uploaded checkpoint as the model `name`; `also` is told its digest before it is one.
+    """Add an uploaded checkpoint as the model `name`; `record` is told its digest before.
 
-    Raises `Invalid` for what is no checkpoint that can serve, `TooLarge`, and `Conflict` for a name
-    that is taken; nothing is left behind then.
+    Raises `Invalid` for a checkpoint that cannot serve, `TooLarge`, and `Conflict` for a name that
+    is taken; nothing is left behind then.
     """
-    with _arriving(settings.models_dir) as folder:
+    settings.models_dir.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".incoming-", dir=settings.models_dir) as arriving:
+        folder = Path(arriving) / name  # moved away if it can serve
+        folder.mkdir()
         _write(weights, folder / WEIGHTS, settings.max_request_bytes, "weights")
         _write(card, folder / CARD, MAX_CARD_BYTES, "card")
-        _try(folder)
-        return registry.add_uploaded(name, folder, also)
-
-
-@contextmanager
-def _arriving(models: Path) -> Iterator[Path]:
-    """A folder beside the models, gone at the end unless it was moved away."""
-    models.mkdir(parents=True, exist_ok=True)
-    folder = models / f".incoming-{new_id()}"
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        if folder.exists():
-            shutil.rmtree(folder)
+        _try(folder, most_macs)
+        return registry.add_uploaded(name, folder, record)
 
 
 def _write(source: IO[bytes], target: Path, limit: int, field: str) -> None:
@@ -72,15 +61,15 @@ def _write(source: IO[bytes], target: Path, limit: int, field: str) -> None:
             file.write(piece)
 
 
-def _try(folder: Path) -> None:
+def _try(folder: Path, most_macs: float) -> None:
     """Load it as the service would, and embed two walks."""
     try:
         network, card = checkpoint.load(folder)
         macs = cost(network).macs_per_frame
-        if macs > _MOST_MACS:
+        if macs > most_macs:
             raise ValueError(
                 f"a frame takes {macs / 1e9:.0f} billion multiplications, at most "
-                f"{_MOST_MACS / 1e9:.0f} billion are taken"
+                f"{most_macs / 1e9:.0f} billion are taken"
             )
         encoder = Encoder(network, card, device="cpu", precision="float32")
         one, other = encoder.encode(_two_walks())

@@ -29,9 +29,9 @@ from service.job_types.requests import (
     ReindexRequest,
 )
 from service.job_types.submission import CheckRecipe, RecipeCheck, Submission
-from service.jobs.following import Followers
+from service.jobs.event_streams import EventStreams
 from service.jobs.job import Job, JobEvent, Status
-from service.jobs.queue import Also, JobQueue
+from service.jobs.queue import InTransaction, JobQueue
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -103,7 +103,7 @@ class NewJob:
         self._response = response
         self.submit = Submission(resources.settings, resources.engine, queue, check)
 
-    def in_transaction(self, entry: Callable[[Job], Entry] = recorded.job) -> Also:
+    def in_transaction(self, entry: Callable[[Job], Entry] = recorded.job) -> InTransaction:
         """Return what keeps and records the answer, in the transaction that queues the job."""
 
         def keep_answer(session: Session, job: Job) -> None:
@@ -124,31 +124,31 @@ Submits = Annotated[NewJob, Depends()]
 @router.post("/distill", status_code=202)
 def distill(new: Submits, body: DistillRequest) -> JobAnswer:
     """Train a student from registered teachers by a recipe; the result is a registered model."""
-    return new.accepted(new.submit.distill(body, new.in_transaction()))
+    return new.accepted(new.submit.submit(body, new.in_transaction()))
 
 
 @router.post("/evaluate", status_code=202)
 def evaluate(new: Submits, body: EvaluateRequest) -> JobAnswer:
     """Measure a registered model on a dataset."""
-    return new.accepted(new.submit.evaluate(body, new.in_transaction()))
+    return new.accepted(new.submit.submit(body, new.in_transaction()))
 
 
 @router.post("/calibrate", status_code=202)
 def calibrate(new: Submits, body: CalibrateRequest | None = None) -> JobAnswer:
     """Find the threshold at which a gallery falsely matches a stranger at most at a given rate."""
-    return new.accepted(new.submit.calibrate(body or CalibrateRequest(), new.in_transaction()))
+    return new.accepted(new.submit.submit(body or CalibrateRequest(), new.in_transaction()))
 
 
 @router.post("/reindex", status_code=202)
 def reindex(new: Submits, body: ReindexRequest | None = None) -> JobAnswer:
     """Complete a gallery's embeddings under its model, and build its indexes anew."""
-    return new.accepted(new.submit.reindex(body or ReindexRequest(), new.in_transaction()))
+    return new.accepted(new.submit.submit(body or ReindexRequest(), new.in_transaction()))
 
 
 @router.post("/audit-gallery", status_code=202)
 def audit_gallery(new: Submits, body: AuditRequest | None = None) -> JobAnswer:
     """List what in a gallery attracts other people: misplaced, doubled and poor sequences."""
-    return new.accepted(new.submit.audit(body or AuditRequest(), new.in_transaction()))
+    return new.accepted(new.submit.submit(body or AuditRequest(), new.in_transaction()))
 
 
 @router.get("")
@@ -202,15 +202,15 @@ def follow_job(
 class _Stream(EventSourceResponse):
     """A job's events; only so many streams may be open."""
 
-    def __init__(self, followers: Followers, who: str, job_id: str, after: int) -> None:
+    def __init__(self, followers: EventStreams, caller: str, job_id: str, after: int) -> None:
         self._followers = followers
-        self._who = who
+        self._caller = caller
         self._events = followers.follow(job_id, after)
         super().__init__((_sent(event) async for event in self._events), ping=_PING_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve the stream; raises `Unavailable` if too many are open."""
-        with self._followers.seat(self._who):
+        """Serve it; raises `Unavailable`."""
+        with self._followers.slot(self._caller):
             async with aclosing(self._events):
                 await super().__call__(scope, receive, send)
 

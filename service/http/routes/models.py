@@ -17,7 +17,7 @@ from service.access.audit import entries
 from service.access.audit.entries import Entry
 from service.access.keys import Scope
 from service.gallery.active_model import GalleryModels, every_gallery
-from service.gallery.records import GalleryModel
+from service.gallery.records import ModelReference
 from service.http import recorded
 from service.http.middleware.scopes import requires
 from service.http.resources import Resources
@@ -29,7 +29,7 @@ from service.job_types.activation import roll_back
 from service.job_types.requests import GalleryChoice
 from service.jobs.job import Job
 from service.serving.registry import NAME, RegisteredModel, Source
-from service.serving.uploading import take_in
+from service.serving.uploading import add_checkpoint
 
 router = APIRouter(prefix="/models", tags=["models"])
 _admin = Depends(requires(Scope.ADMIN))
@@ -157,7 +157,9 @@ def add_model(
     def record(digest: str) -> None:
         record_change(request, recorded.model("add_model", name, digest=digest))
 
-    model = take_in(resources.settings, resources.registry, name, weights.file, card.file, record)
+    model = add_checkpoint(
+        resources.settings, resources.registry, name, weights.file, card.file, record
+    )
     response.headers["Location"] = f"/models/{name}"
     return _answer(resources, model)
 
@@ -203,6 +205,6 @@ def _rolled_back(job: Job) -> Entry:
         "rollback_model",
         done["gallery"],
         job.id,
-        old=GalleryModel(**done["previous"]),
-        new=GalleryModel(done["model"], done["digest"]),
+        old=ModelReference(**done["previous"]),
+        new=ModelReference(done["model"], done["digest"]),
     )

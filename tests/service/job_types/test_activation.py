@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -17,10 +16,9 @@ from sqlalchemy.orm import Session
 
 from service.foundation.settings import Settings
 from service.gallery.tables import EmbeddingRow, GalleryRow, SequenceRow
-from service.jobs.crew import Crew
-from service.jobs.lane import LANES
+from tests.e2e.deployment import until
 from tests.service.conftest import save_tiny_model
-from tests.service.jobs.workers import worker_of
+from tests.service.jobs.workers import working
 from tests.service.requests import enrol, identify, problem, verify
 from tests.service.walkers import walk
 
@@ -39,40 +37,25 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextmanager
-def working(settings: Settings, engine: Engine) -> Iterator[None]:
-    """A crew of workers as `gaitid worker` has, until the block ends."""
-    crew = Crew([worker_of(settings, engine, lane=lane) for lane in LANES])
-    thread = threading.Thread(target=crew.run)
-    thread.start()
-    try:
-        yield
-    finally:
-        crew.stop()
-        thread.join()
-
-
 def ended(client: httpx.Client, started: httpx.Response) -> dict[str, Any]:
     """The job, once it has ended."""
     assert started.status_code == 202, started.text
-    deadline = time.monotonic() + 60
-    while True:
-        job: dict[str, Any] = client.get(started.headers["location"]).json()
-        if job["finished_at"] is not None:
-            return job
-        assert time.monotonic() < deadline, job
-        time.sleep(0.05)
+
+    def job() -> dict[str, Any] | None:
+        shown: dict[str, Any] = client.get(started.headers["location"]).json()
+        return shown if shown["finished_at"] else None
+
+    return cast(dict[str, Any], until(job, "the job has ended"))
 
 
 def answers_with(client: httpx.Client, name: str, gallery: str = "default") -> dict[str, Any]:
     """An identification by this model, which the process may take a moment to load."""
-    deadline = time.monotonic() + 15
-    while True:
+
+    def answer() -> dict[str, Any] | None:
         body: dict[str, Any] = identify(client, walk(1), gallery=gallery).json()
-        if body["model"]["name"] == name:
-            return body
-        assert time.monotonic() < deadline, body
-        time.sleep(0.05)
+        return body if body["model"]["name"] == name else None
+
+    return cast(dict[str, Any], until(answer, f"{name} answers", timeout_s=15))
 
 
 def fill(client: httpx.Client, gallery: str = "default") -> None:
@@ -371,10 +354,8 @@ def test_a_reindex_makes_embeddings_whole_again_and_drops_those_nobody_needs(
     assert job["error"] is None
     done = job["result"]
     assert (done["repaired"], done["embedded"], done["dropped"]) == (1, 2, 2 * PEOPLE - 1)
-    deadline = time.monotonic() + 10  # the index is built anew behind the searches
-    while 'gaitid_model_exchanges_total{outcome="done"} 1.0' not in client.get("/metrics").text:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    exchanged = 'gaitid_model_exchanges_total{outcome="done"} 1.0'
+    until(lambda: exchanged in client.get("/metrics").text, "the index is built anew")
     assert identify(client, walk(0)).json()["candidates"][0]["subject_id"] == "p0"
     assert identify(serve(), walk(0)).json()["candidates"][0]["subject_id"] == "p0"
 
@@ -420,12 +401,11 @@ def test_a_gallery_with_a_damaged_embedding_says_so_and_the_others_are_served(
     with working(settings, engine):
         job = ended(restarted, restarted.post("/jobs/reindex", json={"gallery": "lab"}))
     assert job["result"]["repaired"] == 1
-    deadline = time.monotonic() + 10
-    while identify(restarted, walk(1), gallery="lab").status_code == 503:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    found = identify(restarted, walk(1), gallery="lab").json()["candidates"]
-    assert found[0]["subject_id"] == "p1"
+    answer = until(
+        lambda: (found := identify(restarted, walk(1), gallery="lab")).is_success and found,
+        "the gallery answers",
+    )
+    assert answer.json()["candidates"][0]["subject_id"] == "p1"
 
 
 def test_one_walk_whose_silhouettes_are_damaged_keeps_no_other_gallery_from_a_new_model(

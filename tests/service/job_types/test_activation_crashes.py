@@ -22,16 +22,17 @@ from service.gallery.store import GalleryStore
 from service.gallery.tables import EmbeddingRow
 from service.job_types import activation
 from service.job_types.activation import Activation, CannotActivate
-from service.job_types.calibration import CalibrationModel, Measured, measure
+from service.job_types.calibration import Measured, measure
 from service.jobs.job import Job, Status
 from service.jobs.queue import JobQueue, Lease
 from service.privacy.erasure_transactions import erase_gallery
-from service.serving.registry import read_card, resolve
+from service.serving.registry import Card, find_model, resolve
 from service.serving.thresholds import keep
 from service.storage.database import migrate, open_database, writing
 from tests.e2e.deployment import Deployment, until
 from tests.service.conftest import save_tiny_model
-from tests.service.jobs.galleries import add, made_walk
+from tests.service.jobs.galleries import enrol_embeddings
+from tests.service.jobs.workers import leased
 
 SEQUENCES = 80  # more than two pieces
 
@@ -53,16 +54,15 @@ def fill(
     engine: Engine, settings: Settings, count: int, *, first: int = 0, frames: int = 2
 ) -> None:
     """Enrol with embeddings of the deployment's own model, two sequences a subject."""
-    digest = read_card(resolve(settings, settings.model))["digest"]
     for number in range(first, first + count, 2):
-        walks = [
-            made_walk(
-                np.random.default_rng(item).normal(size=(4, 16)).astype(np.float32),
-                silhouettes(item, frames),
-            )
-            for item in (number, number + 1)
-        ]
-        add(GalleryStore(engine), "default", f"p{number}", walks, digest)
+        pair = (number, number + 1)
+        enrol_embeddings(
+            engine,
+            settings,
+            f"p{number}",
+            [np.random.default_rng(one).normal(size=(4, 16)).astype(np.float32) for one in pair],
+            silhouettes=[silhouettes(one, frames) for one in pair],
+        )
 
 
 @pytest.fixture
@@ -83,9 +83,7 @@ def queue(engine: Engine, settings: Settings) -> JobQueue:
 
 def begin(queue: JobQueue) -> Lease:
     queue.enqueue("activate", {"name": "other", "gallery": "default", "instead_of": None})
-    lease = queue.lease()
-    assert lease is not None
-    return lease
+    return leased(queue)
 
 
 def run(settings: Settings, engine: Engine, lease: Lease) -> None:
@@ -160,12 +158,11 @@ def test_killed_before_the_swap_the_old_model_stays_and_the_job_resumes_with_wha
             run(settings, engine, lease)
     assert active(engine) == "default"
     assert queue.get(lease.job.id).status is Status.RUNNING
-    digest = read_card(resolve(settings, "other"))["digest"]
+    digest = find_model(settings, "other").digest
     assert GalleryStore(engine).count_without(digest) == SEQUENCES - kept
 
     queue.retry(lease, "its lease ran out")
-    again = queue.lease()
-    assert again is not None
+    again = leased(queue)
     run(settings, engine, again)
     job = queue.get(lease.job.id)
     assert (job.status, active(engine)) == (Status.SUCCEEDED, "other")
@@ -206,7 +203,7 @@ def test_what_is_enrolled_before_the_swap_is_embedded_with_it(
     lease = begin(queue)
     run(settings, engine, lease)
     assert len(swaps) == (1 if late == 4 else 2)
-    digest = read_card(resolve(settings, "other"))["digest"]
+    digest = find_model(settings, "other").digest
     assert GalleryStore(engine).count_without(digest) == 0
     result = queue.get(lease.job.id).result
     assert result is not None
@@ -258,8 +255,7 @@ def test_an_activation_gives_way_to_a_swap_under_its_feet(
     first = begin(queue)
     run(settings, engine, first)
     queue.enqueue("activate", {"name": "default", "gallery": "default", "instead_of": None})
-    lease = queue.lease()
-    assert lease is not None
+    lease = leased(queue)
     between_embedding_and_swap(
         monkeypatch,
         lambda: activation.roll_back(settings, engine, "default", lambda _session, _job: None),
@@ -274,8 +270,7 @@ def test_an_activation_gated_against_another_model_is_refused(
     settings: Settings, engine: Engine, queue: JobQueue
 ) -> None:
     queue.enqueue("activate", {"name": "other", "gallery": "default", "instead_of": "x" * 64})
-    lease = queue.lease()
-    assert lease is not None
+    lease = leased(queue)
     with pytest.raises(CannotActivate, match="another model now"):
         run(settings, engine, lease)
     assert active(engine) == "default"
@@ -295,11 +290,10 @@ def test_only_embeddings_of_the_two_last_models_are_kept(
     settings: Settings, engine: Engine, queue: JobQueue
 ) -> None:
     digest = save_tiny_model(settings.models_dir / "third", seed=3).digest
-    other = read_card(resolve(settings, "other"))["digest"]
+    other = find_model(settings, "other").digest
     run(settings, engine, begin(queue))
     queue.enqueue("activate", {"name": "third", "gallery": "default", "instead_of": None})
-    lease = queue.lease()
-    assert lease is not None
+    lease = leased(queue)
     run(settings, engine, lease)
     with Session(engine) as session:
         query = select(EmbeddingRow.digest, func.count()).group_by(EmbeddingRow.digest)
@@ -311,7 +305,7 @@ def test_who_is_enrolled_while_the_models_are_compared_costs_no_gallery_its_cali
     engine: Engine, settings: Settings, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def calibration_of(name: str) -> Measured:
-        model = CalibrationModel.read(resolve(settings, name))
+        model = Card.read(resolve(settings, name))
         return measure(engine, "default", model, 0.3)  # observed: no shape is asked of the tail
 
     with Session(writing(engine)) as session, session.begin():
@@ -326,7 +320,7 @@ def test_who_is_enrolled_while_the_models_are_compared_costs_no_gallery_its_cali
     monkeypatch.setattr(activation, "compare_rank1", enrol_meanwhile)
     lease = begin(queue)
     run(settings, engine, lease)
-    other = read_card(resolve(settings, "other"))["digest"]
+    other = find_model(settings, "other").digest
     _, _, kept = GalleryStore(engine).head("default", other)
     assert kept is not None
     expected = calibration_of("other").operating_point
@@ -363,7 +357,7 @@ def test_kill_9_of_worker_and_server_in_an_activation_loses_nothing(
 ) -> None:
     """Real processes: the deployment dies with its worker and child, twice, and ends the job."""
     fill(engine, settings, 800, first=SEQUENCES, frames=40)
-    digest = read_card(resolve(settings, "other"))["digest"]
+    digest = find_model(settings, "other").digest
     deployment = Deployment(tmp_path, models, quick_training=False)
     try:
         deployment.start()

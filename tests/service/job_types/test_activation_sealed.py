@@ -22,16 +22,17 @@ from service.gallery.store import GalleryStore
 from service.gallery.tables import EmbeddingRow
 from service.http.resources import open_engine
 from service.job_types.activation import Activation
-from service.job_types.gate import judge
+from service.job_types.gate import compare_with_active
 from service.job_types.held_out_split import is_held_out
 from service.job_types.reindexing import reindex
 from service.jobs.job import Job
 from service.jobs.queue import JobQueue, Lease
-from service.serving.registry import read_card, resolve
+from service.serving.registry import find_model, resolve
 from service.storage.database import migrate, open_database
 from service.storage.encryption import new_secret
 from tests.service.conftest import save_tiny_model
 from tests.service.jobs.galleries import enrol
+from tests.service.jobs.workers import leased
 
 HELD_OUT = [f"h{number}" for number in range(200) if is_held_out(f"h{number}")][:3]
 
@@ -63,9 +64,7 @@ def engine(settings: Settings) -> Iterator[Engine]:
 def begin(engine: Engine, settings: Settings) -> tuple[JobQueue, Lease]:
     queue = JobQueue.of(engine, settings)
     queue.enqueue("activate", {"name": "other", "gallery": "default", "instead_of": None})
-    lease = queue.lease()
-    assert lease is not None
-    return queue, lease
+    return queue, leased(queue)
 
 
 def run(settings: Settings, engine: Engine, queue: JobQueue, lease: Lease) -> list[Entry]:
@@ -122,7 +121,7 @@ def test_both_models_are_compared_on_what_is_sealed(
     settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue, lease = begin(engine, settings)
-    own = read_card(resolve(settings, "default"))["digest"]
+    own = find_model(settings, "default").digest
     encoder = Encoder.open(resolve(settings, "default"), "cpu")
     store = GalleryStore(engine)
     missing = store.some_without(own, 100)
@@ -139,7 +138,9 @@ def test_a_new_model_is_judged_on_walks_that_are_sealed(
 ) -> None:
     (tmp_path / "index.json").write_text(json.dumps({"sequences": [{"subject": "stranger"}]}))
     checkpoint = resolve(settings, "other")
-    verdict = judge(settings, engine, "default", checkpoint, tmp_path, lambda *_: None)
+    verdict = compare_with_active(
+        settings, engine, "default", checkpoint, tmp_path, lambda *_: None
+    )
     assert verdict.comparison is not None
     assert verdict.comparison["searches"] == 2 * len(HELD_OUT)
 

@@ -3,7 +3,7 @@ from datetime import UTC, datetime
 import pytest
 
 from service.gallery.operating_point import CurvePoint, OperatingPoint, Rerun
-from service.serving.decision import choose_threshold
+from service.serving.thresholds import choose_threshold
 
 POINT = OperatingPoint(
     threshold=0.62,

@@ -27,3 +27,8 @@ def open_queue(engine: Engine) -> Callable[..., JobQueue]:
         return JobQueue(engine, lease_seconds=lease_seconds, max_attempts=max_attempts)
 
     return build
+
+
+@pytest.fixture
+def queue(open_queue: Callable[..., JobQueue]) -> JobQueue:
+    return open_queue()

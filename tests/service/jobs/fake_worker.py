@@ -2,13 +2,14 @@
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from service.jobs.job import Job
-from service.jobs.plan import Outcome, Step
+from service.jobs.job_type import JobType, Outcome, Step
+from service.jobs.leases import LeaseObserver
 from service.jobs.queue import JobQueue
-from service.jobs.watch import Watch
 from service.jobs.worker import Worker
 from service.storage.database import open_database
 
@@ -28,10 +29,12 @@ class FakeJob:
         return Outcome({"finished": job.id})
 
 
-def fake_worker(queue: JobQueue, folders: Path) -> Worker:
-    watch = Watch(queue.lease_seconds)
-    types = {"fake": FakeJob()}
-    return Worker(queue, types, folders=folders, watch=watch, grace_s=0.5, poll_s=0.05)
+def fake_worker(
+    queue: JobQueue, folders: Path, types: Mapping[str, JobType] | None = None, **options: Any
+) -> Worker:
+    options.setdefault("observer", LeaseObserver(queue.lease_seconds))
+    types = types or {"fake": FakeJob()}
+    return Worker(queue, types, folders=folders, grace_s=0.5, poll_s=0.05, **options)
 
 
 def main(database: str, folders: str) -> None:

@@ -9,25 +9,19 @@ from sqlalchemy import Engine
 from service.foundation.errors import Conflict, NotFound
 from service.jobs.events import Evaluation, Progress, Start
 from service.jobs.job import Job, Status
-from service.jobs.queue import JobQueue, Lease, LeaseLost
+from service.jobs.queue import JobQueue, LeaseLost
 from service.storage.database import now, open_database, writing
+from tests.service.jobs.workers import leased
 from tests.service.statements import plans
 
 OpenQueue = Callable[..., JobQueue]
-
-
-def leased(queue: JobQueue) -> Lease:
-    lease = queue.lease()
-    assert lease is not None
-    return lease
 
 
 def statuses(queue: JobQueue, job: Job) -> list[str]:
     return [event.data["status"] for event in queue.events(job.id) if event.kind == "status"]
 
 
-def test_jobs_are_leased_oldest_first_and_only_once(open_queue: OpenQueue) -> None:
-    queue = open_queue()
+def test_jobs_are_leased_oldest_first_and_only_once(queue: JobQueue) -> None:
     first, second = queue.enqueue("fake", {}), queue.enqueue("fake", {})
     assert [leased(queue).job.id, leased(queue).job.id] == [first.id, second.id]
     assert queue.lease() is None
@@ -53,9 +47,8 @@ def test_many_workers_at_once_never_lease_one_job_twice(
 
 
 def test_which_jobs_ended_long_ago_is_asked_by_id_and_only_of_some(
-    open_queue: OpenQueue, engine: Engine
+    queue: JobQueue, engine: Engine
 ) -> None:
-    queue = open_queue()
     old, unasked, running = (queue.enqueue("fake", {}).id for _ in range(3))
     for job_id in (old, unasked):
         queue.cancel(job_id)
@@ -67,8 +60,7 @@ def test_which_jobs_ended_long_ago_is_asked_by_id_and_only_of_some(
         assert plan == ["SEARCH job USING INDEX sqlite_autoindex_job_1 (id=?)"]
 
 
-def test_progress_and_metrics_follow_the_events(open_queue: OpenQueue) -> None:
-    queue = open_queue()
+def test_progress_and_metrics_follow_the_events(queue: JobQueue) -> None:
     job = queue.enqueue("fake", {"a": 1})
     lease = leased(queue)
     queue.begin(lease)
@@ -92,9 +84,8 @@ def test_progress_and_metrics_follow_the_events(open_queue: OpenQueue) -> None:
 
 
 def test_a_finished_job_keeps_its_result_and_its_last_event_carries_it(
-    open_queue: OpenQueue,
+    queue: JobQueue,
 ) -> None:
-    queue = open_queue()
     job = queue.enqueue("fake", {})
     done = queue.succeed(leased(queue), {"model": "m"})
     assert (done.status, done.result, done.progress.fraction) == ("succeeded", {"model": "m"}, 1.0)
@@ -104,40 +95,38 @@ def test_a_finished_job_keeps_its_result_and_its_last_event_carries_it(
     assert last.data["result"] == {"model": "m"}
 
 
-def take_back(queue: JobQueue) -> None:
-    """What a watcher does to a job that was silent for too long."""
-    for beat in queue.beats():
-        queue.take_back(beat)
+def reclaim(queue: JobQueue) -> None:
+    """What an observer does about every lease that has expired."""
+    for heartbeat in queue.heartbeats():
+        queue.reclaim(heartbeat)
 
 
-def test_a_look_that_waited_for_the_lock_leaves_leases_that_could_not_be_renewed(
-    open_queue: OpenQueue, engine: Engine
+def test_a_reclaim_that_waited_for_the_lock_leaves_leases_that_could_not_be_renewed(
+    queue: JobQueue, engine: Engine
 ) -> None:
-    queue = open_queue()
     queue.enqueue("fake", {})
     lease = leased(queue)
-    (silent,) = queue.beats()
+    (silent,) = queue.heartbeats()
     with ThreadPoolExecutor(1) as pool, writing(engine).connect() as connection:
         with connection.begin():
             connection.exec_driver_sql("SELECT 1")
-            look = pool.submit(queue.take_back, silent)
+            look = pool.submit(queue.reclaim, silent)
             time.sleep(1.3)
         look.result(10)
     queue.heartbeat(lease)  # its runner's turn
-    queue.take_back(silent)  # who was heard of meanwhile lives
+    queue.reclaim(silent)  # who was heard of meanwhile lives
     assert queue.get(lease.job.id).status is Status.RUNNING
-    take_back(queue)
+    reclaim(queue)
     assert leased(queue).job.id == lease.job.id
 
 
 def test_a_job_that_was_taken_back_is_queued_again_and_its_old_worker_can_write_nothing(
-    open_queue: OpenQueue,
+    queue: JobQueue,
 ) -> None:
-    queue = open_queue()
     job = queue.enqueue("fake", {})
     old = leased(queue)
     queue.begin(old)
-    take_back(queue)
+    reclaim(queue)
     writes: list[Callable[[], object]] = [
         lambda: queue.begin(old),
         lambda: queue.heartbeat(old),
@@ -166,21 +155,20 @@ def test_a_job_that_was_taken_back_is_queued_again_and_its_old_worker_can_write_
     assert statuses(queue, job) == ["queued", "running", "queued", "running", "succeeded"]
 
 
-def test_whatever_renews_a_lease_is_a_sign_of_life(open_queue: OpenQueue) -> None:
-    queue = open_queue()
+def test_whatever_renews_a_lease_is_a_heartbeat(queue: JobQueue) -> None:
     queue.enqueue("fake", {})
     lease = leased(queue)
-    seen = queue.beats()
+    seen = queue.heartbeats()
     for renew in (
         lambda: queue.begin(lease),
         lambda: queue.heartbeat(lease),
         lambda: queue.record(lease, [Start(event="start", total_steps=1)]),
     ):
         renew()
-        assert queue.beats() != seen
-        for beat in seen:
-            queue.take_back(beat)
-        seen = queue.beats()
+        assert queue.heartbeats() != seen
+        for heartbeat in seen:
+            queue.reclaim(heartbeat)
+        seen = queue.heartbeats()
     assert queue.status(lease) is Status.RUNNING
 
 
@@ -194,7 +182,7 @@ def test_only_attempts_that_began_count_when_workers_keep_disappearing(
         lease = leased(queue)
         if begins:
             queue.begin(lease)
-        take_back(queue)
+        reclaim(queue)
     seen = queue.get(job.id)
     assert seen.status is (Status.FAILED if begins else Status.QUEUED)
     assert seen.attempts == (2 if begins else 0)
@@ -223,16 +211,14 @@ def test_a_released_job_does_not_lose_an_attempt(open_queue: OpenQueue) -> None:
     assert queue.get(job.id).attempts == 0
 
 
-def test_cancelling_a_queued_job_ends_it_at_once(open_queue: OpenQueue) -> None:
-    queue = open_queue()
+def test_cancelling_a_queued_job_ends_it_at_once(queue: JobQueue) -> None:
     job = queue.enqueue("fake", {})
     assert queue.cancel(job.id).status is Status.CANCELLED
     assert queue.cancel(job.id).status is Status.CANCELLED
     assert queue.lease() is None
 
 
-def test_cancelling_a_running_job_is_told_to_its_worker(open_queue: OpenQueue) -> None:
-    queue = open_queue()
+def test_cancelling_a_running_job_is_told_to_its_worker(queue: JobQueue) -> None:
     job = queue.enqueue("fake", {})
     lease = leased(queue)
     assert queue.cancel(job.id).status is Status.CANCELLING
@@ -242,8 +228,7 @@ def test_cancelling_a_running_job_is_told_to_its_worker(open_queue: OpenQueue) -
 
 
 @pytest.mark.parametrize("end", ["retry", "release", "disappear"])
-def test_a_job_being_cancelled_is_never_queued_again(open_queue: OpenQueue, end: str) -> None:
-    queue = open_queue()
+def test_a_job_being_cancelled_is_never_queued_again(queue: JobQueue, end: str) -> None:
     job = queue.enqueue("fake", {})
     lease = leased(queue)
     queue.cancel(job.id)
@@ -252,21 +237,19 @@ def test_a_job_being_cancelled_is_never_queued_again(open_queue: OpenQueue, end:
     elif end == "release":
         queue.release(lease)
     else:
-        take_back(queue)
+        reclaim(queue)
     assert queue.lease() is None
     assert queue.get(job.id).status is Status.CANCELLED
 
 
-def test_cancelling_what_has_ended_is_a_conflict(open_queue: OpenQueue) -> None:
-    queue = open_queue()
+def test_cancelling_what_has_ended_is_a_conflict(queue: JobQueue) -> None:
     job = queue.enqueue("fake", {})
     queue.fail(leased(queue), "because")
     with pytest.raises(Conflict, match="already ended"):
         queue.cancel(job.id)
 
 
-def test_two_unfinished_jobs_cannot_claim_one_thing(open_queue: OpenQueue) -> None:
-    queue = open_queue()
+def test_two_unfinished_jobs_cannot_claim_one_thing(queue: JobQueue) -> None:
     queue.enqueue("fake", {}, claim="model:a")
     with pytest.raises(Conflict, match="model:a"):
         queue.enqueue("fake", {}, claim="model:a")
@@ -275,8 +258,7 @@ def test_two_unfinished_jobs_cannot_claim_one_thing(open_queue: OpenQueue) -> No
     queue.enqueue("fake", {}, claim="model:a")
 
 
-def test_pages_go_newest_first_and_never_repeat(open_queue: OpenQueue) -> None:
-    queue = open_queue()
+def test_pages_go_newest_first_and_never_repeat(queue: JobQueue) -> None:
     ids = [queue.enqueue("fake", {}).id for _ in range(5)]
     queue.cancel(ids[0])
     page = queue.page(status=None, limit=2, cursor=None)

@@ -22,12 +22,13 @@ from service.gallery.store import GalleryStore
 from service.http import problems
 from service.http.routes import jobs, models
 from service.http.routes.known_fields import only_known_fields
+from service.jobs.event_streams import EventStreams
 from service.jobs.events import Progress, Start
-from service.jobs.following import Followers
 from service.jobs.queue import JobQueue
 from service.serving.registry import ModelRegistry
 from tests.e2e.deployment import until
 from tests.service.jobs.serving_in_a_thread import serving
+from tests.service.jobs.workers import leased
 
 GOOD = {"recipe": "demo", "name": "mine", "dataset": "walks", "teachers": ["big"]}
 CARD = {"name": "big", "digest": "d" * 64, "metrics": {"rank1": 0.9}}
@@ -86,7 +87,9 @@ def http(settings: Settings, engine: Engine, check: FakeCheck) -> Iterator[httpx
         settings=settings,
         registry=ModelRegistry(settings, engine),
         audit=audit,
-        followers=Followers(JobQueue.of(engine, settings), most=3, most_per_caller=2, poll_s=0.05),
+        followers=EventStreams(
+            JobQueue.of(engine, settings), most=3, most_per_caller=2, poll_s=0.05
+        ),
     )
     app.dependency_overrides[jobs.recipe_check] = lambda: check
     GalleryStore(engine).ensure("default")
@@ -260,8 +263,7 @@ def test_cancelling_answers_how_the_job_stands(http: httpx.Client, queue: JobQue
     job = queue.enqueue("evaluate", {})
     assert http.post(f"/jobs/{job.id}/cancel").json()["status"] == "cancelled"
     failed = queue.enqueue("evaluate", {})
-    lease = queue.lease()
-    assert lease is not None
+    lease = leased(queue)
     assert http.post(f"/jobs/{failed.id}/cancel").json()["status"] == "cancelling"
     queue.fail(lease, "because")
     ended = http.post(f"/jobs/{failed.id}/cancel")
@@ -284,8 +286,7 @@ def test_events_stream_as_they_happen_and_end_with_the_job(
     job = queue.enqueue("evaluate", {})
 
     def work() -> None:
-        lease = queue.lease()
-        assert lease is not None
+        lease = leased(queue)
         queue.begin(lease)
         queue.record(lease, [Start(event="start", total_steps=2)])
         time.sleep(0.5)
@@ -306,8 +307,7 @@ def test_a_stream_that_broke_goes_on_after_the_last_event_seen(
     http: httpx.Client, queue: JobQueue
 ) -> None:
     job = queue.enqueue("evaluate", {})
-    lease = queue.lease()
-    assert lease is not None
+    lease = leased(queue)
     queue.begin(lease)
     queue.record(lease, [Start(event="start", total_steps=2)])
     queue.succeed(lease, {})
@@ -331,7 +331,7 @@ def test_a_stream_beyond_what_a_caller_may_have_is_refused_until_one_ends(
         assert int(refusal.headers["retry-after"]) > 0
         assert http.get(f"/jobs/{job.id}").status_code == 200
     queue.cancel(job.id)
-    until(lambda: http.get(path).status_code == 200, "the seats are free again")
+    until(lambda: http.get(path).status_code == 200, "streams may be opened again")
 
 
 def test_a_stream_after_an_event_that_never_was_ends_with_the_job(

@@ -2,7 +2,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,11 +35,6 @@ def started(folder: Path, count: int) -> list[int]:
     return [int(path.name) for path in folder.iterdir()]
 
 
-@pytest.fixture
-def queue(open_queue: Callable[..., JobQueue]) -> JobQueue:
-    return open_queue()
-
-
 def test_a_worker_that_dies_is_started_again_and_ends_with_its_supervisor(tmp_path: Path) -> None:
     with supervisor(tmp_path):
         (first,) = started(tmp_path, 1)
@@ -64,12 +59,12 @@ with WorkerSupervisor(sys.argv[1:], {}, grace_s=5):
 
 
 class Processes(NamedTuple):
-    """The service, its guard, the worker, its guard, the run."""
+    """The service, its watchdog, the worker, its watchdog, the run."""
 
     service: int
-    guard: int
+    watchdog: int
     worker: int
-    inner_guard: int
+    inner_watchdog: int
     run: int
 
 
@@ -105,9 +100,9 @@ def left(folder: Path) -> list[int]:
     "killed",
     [
         ("service",),
-        ("guard", "service"),
-        ("guard", "inner_guard", "service"),
-        ("worker", "inner_guard", "guard", "service"),
+        ("watchdog", "service"),
+        ("watchdog", "inner_watchdog", "service"),
+        ("worker", "inner_watchdog", "watchdog", "service"),
     ],
     ids=" then ".join,
 )
@@ -122,10 +117,10 @@ def test_whoever_is_killed_first_nothing_outlives_the_service(
 def test_a_clean_stop_leaves_nothing_though_guards_were_killed_before(
     running: Processes, tmp_path: Path
 ) -> None:
-    os.kill(running.guard, signal.SIGKILL)
+    os.kill(running.watchdog, signal.SIGKILL)
     until(lambda: gone(running.worker), "its worker ends with it")
     until(lambda: gone(running.run), "and so does the run")
-    until(lambda: children(running.service), "another guard is started")
+    until(lambda: children(running.service), "another watchdog is started")
     os.kill(running.service, signal.SIGTERM)
     until(lambda: not left(tmp_path), "nothing is left", timeout_s=10)
 
@@ -135,5 +130,5 @@ def test_a_killed_worker_is_replaced_and_only_the_new_one_is_left(
 ) -> None:
     os.kill(running.worker, signal.SIGKILL)
     until(lambda: gone(running.run), "the run ends with its worker")
-    until(lambda: len(left(tmp_path)) == 5, "service, guard, worker, guard and run again")
+    until(lambda: len(left(tmp_path)) == 5, "service, watchdog, worker, watchdog and run again")
     assert not set(running[1:]) & set(left(tmp_path))

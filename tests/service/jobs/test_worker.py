@@ -8,49 +8,27 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import Engine, update
 from sqlalchemy.exc import OperationalError
 
 from service.jobs.job import Job, Status
+from service.jobs.output import last_error_line, public_reason
 from service.jobs.queue import JobQueue
-from service.jobs.reasons import last_error_line, plain
 from service.jobs.tables import JobRow
 from service.jobs.worker import Worker
 from service.storage.database import writing
-from tests.e2e.deployment import children
+from tests.e2e.deployment import children, gone, until
 from tests.service.jobs.fake_worker import fake_worker
 
 OpenQueue = Callable[..., JobQueue]
 FAKE_WORKER = Path(__file__).parent / "fake_worker.py"
 
 
-def until(holds: Callable[[], Any], what: str, timeout_s: float = 15.0) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while not (value := holds()):
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.02)
-    return value
-
-
-def gone(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")  # Linux; a zombie nobody reaps yet is gone as well
-    try:
-        return stat.read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
     return tmp_path / "jobs"
-
-
-@pytest.fixture
-def queue(open_queue: OpenQueue) -> JobQueue:
-    return open_queue()
 
 
 @pytest.fixture
@@ -175,12 +153,12 @@ def test_a_disk_that_takes_no_folder_costs_the_job_an_attempt_and_not_the_worker
 
 
 def test_files_that_cannot_be_removed_do_not_take_the_worker_along(
-    worker: Worker, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+    queue: JobQueue, folders: Path
 ) -> None:
     def refuse(_folder: Path) -> None:
         raise PermissionError(errno.EACCES, "not yours")
 
-    monkeypatch.setattr("service.jobs.worker.remove_folder", refuse)
+    worker = fake_worker(queue, folders, remove_scratch=refuse)
     assert run(worker, queue).status is Status.SUCCEEDED
 
 
@@ -310,7 +288,7 @@ def test_a_worker_killed_in_the_middle_takes_its_child_along_and_another_one_res
 
 
 def processes_of(worker: subprocess.Popen[bytes]) -> list[int]:
-    """The worker, its guard and the run."""
+    """The worker, its watchdog and the run."""
     found = [worker.pid]
     for pid in found:
         found += children(pid)
@@ -429,7 +407,7 @@ def test_scratch_left_by_a_killed_worker_is_removed_once_its_job_has_ended(
     ],
 )
 def test_reasons_are_one_plain_line(text: str, expected: str) -> None:
-    assert plain(text) == expected
+    assert public_reason(text) == expected
 
 
 def test_a_reason_of_the_training_program_is_not_said_to_have_failed_twice(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from service.gallery.sealing import Sealing
 from service.gallery.store import GalleryStore
 from service.gallery.tables import EmbeddingRow, SequenceRow
 from service.jobs.job import Status
-from service.jobs.plan import scratch
 from service.jobs.queue import ERASED, JobQueue, Lease
+from service.jobs.scratch import scratch
 from service.privacy.erasure_transactions import erase_older
 from service.serving.lineage import BrokenKey, TrainedSubjectRow, TrainingRecord
 from service.storage.database import now, open_database, writing

@@ -25,9 +25,9 @@ from service.gallery.live_index import LiveIndex
 from service.gallery.memory_index import MemoryIndex
 from service.gallery.records import Embedding
 from service.gallery.store import GalleryStore
-from service.jobs import scratch as leftovers
-from service.jobs.plan import remove_folder
+from service.jobs import scratch
 from service.jobs.queue import JobQueue
+from service.jobs.scratch import remove_folder
 from service.privacy.erasure_transactions import erase_subject
 from service.privacy.retention import Retention, Swept
 from service.storage.database import migrate, now, open_database
@@ -257,7 +257,7 @@ def test_a_folder_that_cannot_be_cleared_keeps_no_other_from_it(
             raise PermissionError(errno.EACCES, "not yours")
         remove_folder(folder)
 
-    monkeypatch.setattr(leftovers, "remove_folder", refusing)
+    monkeypatch.setattr(scratch, "remove_folder", refusing)
     assert sweep(now()) == Swept()
     assert list(settings.jobs_dir.glob("*/scratch")) == [stuck]
 

@@ -27,7 +27,7 @@ from service.http.schemas import EnrolConflictProblem
 from service.privacy.erasure_transactions import erase_gallery, erase_sequence, erase_subject
 from service.recognition.conflict import EnrolmentConflict
 from service.recognition.conflict_check import Admission, Comparison, ConflictCheck
-from service.serving.model_in_use import ModelInUse
+from service.serving.thresholds import ModelInUse
 from service.storage.database import migrate, new_id, now, open_database, writing
 from tests.service.jobs.galleries import BLANK, add, made_walk
 from tests.service.requests import contents, enrol, problem

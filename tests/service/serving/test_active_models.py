@@ -24,15 +24,16 @@ from service.foundation.metrics import Metrics
 from service.foundation.settings import Settings
 from service.gallery.active_model import GalleryModels, every_gallery, models_by_id, models_of, swap
 from service.gallery.live_index import LiveIndex
-from service.gallery.records import GalleryModel
+from service.gallery.records import ModelReference
 from service.http import resources, warm_up
 from service.serving import active_models
 from service.serving.batching import FrameBatcher
-from service.serving.model_in_use import ModelInUse
 from service.serving.model_pool import LoadedModel, ModelPool, ModelUnavailable
-from service.serving.registry import read_card, resolve
+from service.serving.registry import find_model
+from service.serving.thresholds import ModelInUse
 from service.storage.database import writing
 from service.storage.writers import Writers
+from tests.e2e.deployment import until
 from tests.service.conftest import save_tiny_model
 from tests.service.requests import enrol, identify
 from tests.service.walkers import walk
@@ -49,22 +50,18 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pin(settings: Settings, name: str) -> GalleryModel:
-    return GalleryModel(name, read_card(resolve(settings, name))["digest"])
-
-
-def swap_row(engine: Engine, settings: Settings, gallery: str, new: GalleryModel) -> None:
+def swap_row(engine: Engine, settings: Settings, gallery: str, new: ModelReference) -> None:
     """What an activation's last transaction does; nothing is embedded before."""
     with Session(writing(engine)) as session, session.begin():
         row = models_of(engine, gallery)
-        swap(session, row.gallery_id, new, row.active or pin(settings, "default"), None)
+        swap(session, row.gallery_id, new, row.active or find_model(settings, "default"), None)
 
 
 def until_answered_by(client: httpx.Client, name: str, gallery: str = "default") -> None:
-    deadline = time.monotonic() + 20
-    while identify(client, walk(1), gallery=gallery).json()["model"]["name"] != name:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(
+        lambda: identify(client, walk(1), gallery=gallery).json()["model"]["name"] == name,
+        f"{name} answers",
+    )
 
 
 def test_the_old_model_answers_while_the_new_one_loads_and_nobody_waits(
@@ -82,7 +79,7 @@ def test_the_old_model_answers_while_the_new_one_loads_and_nobody_waits(
     monkeypatch.setattr(resources, "open_encoder", slowly)
     client = serve()
     enrol(client, "anna", walk(1))
-    swap_row(engine, settings, "default", pin(settings, "one"))
+    swap_row(engine, settings, "default", find_model(settings, "one"))
     try:
         assert loading.wait(10)  # noticed without a search
         for _ in range(3):
@@ -102,12 +99,9 @@ def test_a_new_model_that_cannot_be_loaded_leaves_the_old_one_answering(
 ) -> None:
     client = serve()
     enrol(client, "anna", walk(1))
-    swap_row(engine, settings, "default", GalleryModel("nowhere", "0" * 64))
+    swap_row(engine, settings, "default", ModelReference("nowhere", "0" * 64))
     failed = 'gaitid_model_exchanges_total{outcome="failed"} 1.0'
-    deadline = time.monotonic() + 10
-    while failed not in client.get("/metrics").text:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: failed in client.get("/metrics").text, "the exchange fails")
     answer = identify(client, walk(1)).json()
     assert answer["model"]["name"] == "default"
     assert answer["candidates"][0]["subject_id"] == "anna"
@@ -121,7 +115,7 @@ def test_more_models_than_are_held_at_once_answer_all_the_same(
     for name in NAMES[1:]:
         client.post("/galleries", json={"name": name})
         enrol(client, f"in-{name}", walk(1), gallery=name)
-        swap_row(engine, settings, name, pin(settings, name))
+        swap_row(engine, settings, name, find_model(settings, name))
     for name in NAMES[1:]:
         until_answered_by(client, name, name)
     for _ in range(2):
@@ -187,23 +181,23 @@ def test_the_least_recently_used_model_makes_room_and_its_last_user_may_finish(
     walk = np.full((8, 64, 64), 255, np.uint8)
 
     async def check(pool: ModelPool, dropped: list[str]) -> None:
-        one = await pool.get(pin(settings, "one"))
-        assert one is await pool.get(pin(settings, "one"))
-        await pool.get(pin(settings, "two"))
+        one = await pool.get(find_model(settings, "one"))
+        assert one is await pool.get(find_model(settings, "one"))
+        await pool.get(find_model(settings, "two"))
         with pool.lease(one):
-            await pool.get(pin(settings, "three"))
+            await pool.get(find_model(settings, "three"))
             assert dropped == ["two"]  # one is in use, the own one stays
             pool.drop(one.digest)
             assert dropped == ["two", "one"]
             assert (await one.batcher.submit(walk)).shape == (4, 16)
         await asyncio.sleep(0)
-        again: LoadedModel = await pool.get(pin(settings, "one"))
+        again: LoadedModel = await pool.get(find_model(settings, "one"))
         assert again is not one
         assert (await again.batcher.submit(walk)).shape == (4, 16)
         pool.drop(pool.own.digest)
         assert pool.held(pool.own.digest) is pool.own
         with pytest.raises(ModelUnavailable):
-            await pool.get(GalleryModel("nowhere", "0" * 64))
+            await pool.get(ModelReference("nowhere", "0" * 64))
 
     asyncio.run(use_pool(settings, check))
 
@@ -217,7 +211,7 @@ def test_a_model_that_the_device_has_no_room_for_is_unavailable(
 
         monkeypatch.setattr(resources, "open_encoder", no_room)
         with pytest.raises(ModelUnavailable):
-            await pool.get(pin(settings, "one"))
+            await pool.get(find_model(settings, "one"))
 
     asyncio.run(use_pool(settings, check))
 
@@ -277,7 +271,7 @@ def test_a_request_that_read_the_row_before_a_swap_does_not_bring_the_old_model_
 ) -> None:
     async def check(opened: resources.Resources) -> None:
         late = models_of(opened.engine, "default")
-        swap_row(opened.engine, settings, "default", pin(settings, "one"))
+        swap_row(opened.engine, settings, "default", find_model(settings, "one"))
         await opened.models.follow_now("default")
         row = models_of(opened.engine, "default")
         assert (await opened.models.model_of(row)).model.name == "one"
@@ -292,8 +286,6 @@ def test_a_request_that_read_the_row_before_a_swap_does_not_bring_the_old_model_
 def test_a_previous_model_that_was_replaced_on_disk_is_not_loaded_again_and_again(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(active_models, "_LOOK_S", 0.02)
-    monkeypatch.setattr(active_models, "_KEEP_UP_S", 0.02)
     loaded: list[str] = []
     load = resources.open_encoder
 
@@ -306,12 +298,16 @@ def test_a_previous_model_that_was_replaced_on_disk_is_not_loaded_again_and_agai
     async def check(opened: resources.Resources) -> None:
         gallery_id = models_of(opened.engine, "default").gallery_id
         with Session(writing(opened.engine)) as session, session.begin():
-            swap(session, gallery_id, pin(settings, "one"), GalleryModel("two", "0" * 64), None)
-        deadline = time.monotonic() + 10
-        while "two" not in loaded:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.02)
-        await asyncio.sleep(0.5)
+            swap(
+                session,
+                gallery_id,
+                find_model(settings, "one"),
+                ModelReference("two", "0" * 64),
+                None,
+            )
+        for _ in range(3):
+            await opened.models.look_for_swaps()
+            await opened.models.keep_up()
         assert loaded.count("two") == 1
 
     use_resources(settings, check)
@@ -320,29 +316,25 @@ def test_a_previous_model_that_was_replaced_on_disk_is_not_loaded_again_and_agai
 def test_a_model_that_is_loaded_while_others_are_looked_after_is_kept(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    armed, reading, go_on = threading.Event(), threading.Event(), threading.Event()
+    reading, go_on = threading.Event(), threading.Event()
 
     def slowly(engine: Engine, gallery_ids: Iterable[str]) -> list[GalleryModels]:
         rows = models_by_id(engine, gallery_ids)
-        if armed.is_set():
-            reading.set()
-            assert go_on.wait(20)
+        reading.set()
+        assert go_on.wait(20)
         return rows
-
-    monkeypatch.setattr(active_models, "_LOOK_S", 0.02)
-    monkeypatch.setattr(active_models, "_KEEP_UP_S", 60.0)
-    monkeypatch.setattr(active_models, "models_by_id", slowly)
 
     async def check(opened: resources.Resources) -> None:
         opened.store.ensure("new")
-        swap_row(opened.engine, settings, "new", pin(settings, "one"))
-        armed.set()
-        assert await asyncio.to_thread(reading.wait, 10)
-        row = models_of(opened.engine, "new")
-        loaded = await opened.models.model_of(row)
-        armed.clear()
-        go_on.set()
-        await asyncio.sleep(0.3)
+        swap_row(opened.engine, settings, "new", find_model(settings, "one"))
+        with monkeypatch.context() as patch:
+            patch.setattr(active_models, "models_by_id", slowly)
+            looking = asyncio.create_task(opened.models.look_for_swaps())
+            assert await asyncio.to_thread(reading.wait, 10)
+            row = models_of(opened.engine, "new")
+            loaded = await opened.models.model_of(row)
+            go_on.set()
+            await looking
         assert await opened.models.model_of(row) is loaded
 
     use_resources(settings, check)
@@ -351,8 +343,6 @@ def test_a_model_that_is_loaded_while_others_are_looked_after_is_kept(
 def test_a_gallery_that_cannot_be_kept_current_keeps_no_other_back(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(active_models, "_KEEP_UP_S", 0.02)
-
     async def check(opened: resources.Resources) -> None:
         opened.store.ensure("another")
         rows = [models_of(opened.engine, name) for name in ("default", "another")]
@@ -365,7 +355,7 @@ def test_a_gallery_that_cannot_be_kept_current_keeps_no_other_back(
             raise RuntimeError("an embedding of another shape")
 
         monkeypatch.setattr(LiveIndex, "follow", broken)
-        await asyncio.sleep(0.5)
+        await opened.models.keep_up()
         assert tried == {row.gallery_id for row in rows}
 
     use_resources(settings, check)

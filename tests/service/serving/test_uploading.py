@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import pickle
 from collections.abc import Callable
@@ -15,10 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
+from sqlalchemy import Engine
 
-import service.serving.uploading
 from models.checkpoint import CARD, MAX_CARD_BYTES, WEIGHTS
+from service.foundation.errors import Invalid
 from service.foundation.settings import Settings
+from service.serving.registry import ModelRegistry
+from service.serving.uploading import add_checkpoint
 from tests.service.conftest import save_tiny_model
 from tests.service.requests import identify, problem
 from tests.service.walkers import walk
@@ -173,12 +177,10 @@ def test_a_card_of_another_digest_or_size_of_frame_is_refused(
 
 
 def test_a_network_that_would_keep_everybody_waiting_is_refused(
-    serve: Callable[..., httpx.Client],
-    settings: Settings,
-    checkpoint: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    settings: Settings, engine: Engine, checkpoint: Path
 ) -> None:
-    monkeypatch.setattr(service.serving.uploading, "_MOST_MACS", 1000.0)
-    answer = upload(serve(), (checkpoint / WEIGHTS).read_bytes(), (checkpoint / CARD).read_bytes())
-    assert "multiplications" in problem(answer, 422)["detail"]
+    registry = ModelRegistry(settings, engine)
+    weights, card = (io.BytesIO((checkpoint / name).read_bytes()) for name in (WEIGHTS, CARD))
+    with pytest.raises(Invalid, match="multiplications"):
+        add_checkpoint(settings, registry, "mine", weights, card, lambda _: None, most_macs=1000.0)
     assert nothing_is_left(settings)

@@ -237,7 +237,7 @@ def test_an_erasure_that_leaves_files_of_jobs_behind_is_recorded_all_the_same(
     def busy(*_: object) -> None:
         raise OSError(errno.ENOTEMPTY, "files appear as fast as they are removed")
 
-    monkeypatch.setattr("service.privacy.erasure.remove_walks", busy)
+    monkeypatch.setattr("service.privacy.erasure.remove_scratch", busy)
     assert client.delete("/subjects/anna").status_code == 200
     assert '"erase_subject"' in client.get("/audit").text
     assert "something is left" in caplog.text

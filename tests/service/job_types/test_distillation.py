@@ -14,7 +14,7 @@ from service.foundation.settings import Settings
 from service.gallery.store import GalleryStore
 from service.jobs.job import Job, Status
 from service.jobs.queue import ERASED, JobQueue, Lease
-from service.jobs.scratch import remove_walks
+from service.jobs.scratch import remove_scratch
 from service.jobs.worker import Worker
 from service.privacy.erasure_transactions import erase_subject
 from service.serving.lineage import TrainedSubjectRow, TrainingRecord
@@ -39,29 +39,27 @@ class Killed(BaseException):
 class KilledBeforeTheCommit(JobQueue):
     """Dies in the transaction that ends the job, with its model moved in."""
 
-    def succeed(self, *arguments: Any, **named: Any) -> Job:
-        also = named.pop("also")
-
+    def succeed(self, lease: Lease, result: Any, in_transaction: Any = None) -> Job:
         def settle(session: Session) -> None:
-            also(session)
+            in_transaction(session)
             raise Killed
 
-        return super().succeed(*arguments, also=settle, **named)
+        return super().succeed(lease, result, settle)
 
 
 class Overtaken(JobQueue):
     """Is only paused, when everything is made, until another worker has taken the job over."""
 
     def _overtake(self) -> None:
-        for beat in self.beats():
-            self.take_back(beat)
+        for heartbeat in self.heartbeats():
+            self.reclaim(heartbeat)
         assert self.lease() is not None
 
 
 class OvertakenBeforeTheRecord(Overtaken):
-    def under(self, lease: Lease, work: Callable[[Session], None]) -> None:
+    def write(self, lease: Lease, work: Callable[[Session], None]) -> None:
         self._overtake()
-        super().under(lease, work)
+        super().write(lease, work)
 
 
 class OvertakenBeforeTheEnd(Overtaken):
@@ -90,6 +88,11 @@ def engine(settings: Settings) -> Iterator[Engine]:
 
 
 @pytest.fixture
+def queue(settings: Settings, engine: Engine) -> JobQueue:
+    return JobQueue.of(engine, settings)
+
+
+@pytest.fixture
 def worker(settings: Settings, engine: Engine) -> Callable[..., Worker]:
     def build(kind: type[JobQueue] = JobQueue) -> Worker:
         queue = kind(engine, lease_seconds=1.0, max_attempts=3)
@@ -99,9 +102,8 @@ def worker(settings: Settings, engine: Engine) -> Callable[..., Worker]:
 
 
 def test_a_distillation_registers_what_was_exported_and_keeps_only_its_logs(
-    settings: Settings, engine: Engine, worker: Callable[..., Worker]
+    settings: Settings, engine: Engine, worker: Callable[..., Worker], queue: JobQueue
 ) -> None:
-    queue = JobQueue(engine, lease_seconds=30.0, max_attempts=3)
     job = queue.enqueue("distill", REQUEST)
     folder = settings.jobs_dir / job.id
     (folder / "run" / "tensorboard").mkdir(parents=True)
@@ -123,9 +125,8 @@ def test_a_distillation_registers_what_was_exported_and_keeps_only_its_logs(
 
 
 def test_whom_a_model_learned_from_is_kept_until_a_receipt_needs_it(
-    settings: Settings, engine: Engine, worker: Callable[..., Worker]
+    settings: Settings, engine: Engine, worker: Callable[..., Worker], queue: JobQueue
 ) -> None:
-    queue = JobQueue(engine, lease_seconds=30.0, max_attempts=3)
     queue.enqueue("distill", REQUEST)
     assert worker().run_one()
     queue.enqueue("distill", {**REQUEST, "name": "heir", "dataset": "pack", "student": "mine"})
@@ -143,7 +144,7 @@ def test_whom_a_model_learned_from_is_kept_until_a_receipt_needs_it(
 def test_whom_a_model_learned_from_is_known_though_its_worker_died_as_it_was_moved(
     settings: Settings, engine: Engine, worker: Callable[..., Worker]
 ) -> None:
-    JobQueue(engine, lease_seconds=30.0, max_attempts=3).enqueue("distill", REQUEST)
+    JobQueue.of(engine, settings).enqueue("distill", REQUEST)
     with pytest.raises(Killed):
         worker(KilledBeforeTheCommit).run_one()
     assert (settings.models_dir / "mine").exists()
@@ -152,16 +153,15 @@ def test_whom_a_model_learned_from_is_known_though_its_worker_died_as_it_was_mov
 
 
 def test_an_erasure_stops_the_training_on_the_erased(
-    settings: Settings, engine: Engine, worker: Callable[..., Worker]
+    settings: Settings, engine: Engine, worker: Callable[..., Worker], queue: JobQueue
 ) -> None:
-    queue = JobQueue(engine, lease_seconds=30.0, max_attempts=3)
     job = queue.enqueue("distill", {**REQUEST, "overrides": {"steps": 1000, "seconds": 0.05}})
     running = threading.Thread(target=worker().run_one)
     running.start()
     until(lambda: queue.get(job.id).progress.step > 2, "the training has begun")
     folder = settings.jobs_dir / job.id
     receipt = erase_subject(engine, "default", "a")
-    remove_walks(settings.jobs_dir, receipt.jobs)
+    remove_scratch(settings.jobs_dir, receipt.jobs)
     assert not (folder / "scratch").exists()
     running.join(20)
     assert receipt.jobs == (job.id,)
@@ -173,7 +173,7 @@ def test_an_erasure_stops_the_training_on_the_erased(
 
 @pytest.mark.parametrize("moment", ["before its people are recorded", "after it"])
 def test_no_model_comes_of_walks_that_were_erased_when_the_training_had_just_ended(
-    settings: Settings, engine: Engine, worker: Callable[..., Worker], moment: str
+    settings: Settings, engine: Engine, worker: Callable[..., Worker], moment: str, queue: JobQueue
 ) -> None:
     class Erasing(JobQueue):
         def get(self, job_id: str) -> Job:  # what the worker asks before it makes the model known
@@ -186,7 +186,6 @@ def test_no_model_comes_of_walks_that_were_erased_when_the_training_had_just_end
                 erase_subject(engine, "default", "a")
             return super().succeed(*arguments, **named)
 
-    queue = JobQueue(engine, lease_seconds=30.0, max_attempts=3)
     job = queue.enqueue("distill", REQUEST)
     assert worker(Erasing).run_one()
     ended = queue.get(job.id)

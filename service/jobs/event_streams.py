@@ -1,4 +1,4 @@
-"""Everybody who follows a job: one look at the database serves all of a process's streams.
+"""Streams of job events: one query at a time serves all streams of a process.
 
 A stream reads from the database what happened before it began. Then it waits for a feed, which one
 task fills for every job that is followed. What a feed no longer has is read from the database
@@ -17,37 +17,37 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service.foundation.errors import CutOff, Unavailable
 from service.jobs.job import JobEvent, Status
-from service.jobs.queue import JobQueue, News
+from service.jobs.queue import JobQueue, Updates
 
 _log = logging.getLogger(__name__)
 
 _POLL_S = 0.4
 _KEPT = 50  # events of a job for streams that are a little behind
 _RETRY_S = 10.0
-_READERS = 2  # of history at once: many that come back together leave threads to others
+_READERS = 2  # of history at once: many streams that reconnect together leave threads to others
 
 
 class _Feed:
-    """What is new of one job."""
+    """New events of one job."""
 
     def __init__(self) -> None:
         self.streams = 0
-        self.newest: int | None = None  # unknown until the first look
-        self.ended = False  # and there is nothing after `newest`
+        self.newest: int | None = None  # unknown until the first poll
+        self.ended = False  # no event will come after `newest`
         self.failed = False
         self.changed = asyncio.Event()
         self._kept: deque[JobEvent] = deque(maxlen=_KEPT)
 
-    def take(self, news: News) -> None:
-        """Take what a look has found, and wake whoever waits if that is anything."""
-        if (news.newest, news.ended) == (self.newest, self.ended):
+    def add(self, updates: Updates) -> None:
+        """Add what a poll has found, and wake the streams if that is anything."""
+        if (updates.newest, updates.ended) == (self.newest, self.ended):
             return
-        self._kept.extend(news.events)
-        self.newest, self.ended = news.newest, news.ended
+        self._kept.extend(updates.events)
+        self.newest, self.ended = updates.newest, updates.ended
         self._wake()
 
     def fail(self) -> None:
-        """Nobody looks any more: who waits must begin again."""
+        """Wake the streams, because nobody polls any more."""
         self.failed = True
         self._wake()
 
@@ -56,7 +56,7 @@ class _Feed:
         self.changed = asyncio.Event()
 
     def after(self, sequence: int) -> list[JobEvent] | None:
-        """What followed an event; None where the database must be asked."""
+        """The events after one; None if they must be read from the database."""
         if self.newest is None:
             return None
         if sequence >= self.newest:
@@ -66,50 +66,50 @@ class _Feed:
         return [event for event in self._kept if event.sequence > sequence]
 
 
-class Followers:
+class EventStreams:
     """The streams of one process; for one event loop."""
 
     def __init__(
         self, queue: JobQueue, *, most: int, most_per_caller: int, poll_s: float = _POLL_S
     ) -> None:
-        """Serve at most `most` streams at once; look at the database every `poll_s`."""
+        """Serve at most `most` streams at once; poll the database every `poll_s`."""
         self._queue = queue
         self._most = most
         self._most_per_caller = most_per_caller
         self._poll_s = poll_s
-        self._seats: Counter[str] = Counter()
+        self._open: Counter[str] = Counter()  # by caller
         self._feeds: dict[str, _Feed] = {}
         self._reading = asyncio.Semaphore(_READERS)
         self._polling: asyncio.Task[None] | None = None
 
     @contextmanager
-    def seat(self, who: str) -> Iterator[None]:
-        """A place for a stream of a caller's; raises `Unavailable` when all are taken."""
-        if self._seats[who] >= self._most_per_caller or self._seats.total() >= self._most:
+    def slot(self, caller: str) -> Iterator[None]:
+        """Count a stream of a caller's; raises `Unavailable` when too many are open."""
+        if self._open[caller] >= self._most_per_caller or self._open.total() >= self._most:
             raise Unavailable(
                 "Too many streams of events are open. Close some, or ask GET /jobs/{job_id} now "
                 "and then instead.",
                 slug="too-many-streams",
                 retry_after=_RETRY_S,
             )
-        self._seats[who] += 1
+        self._open[caller] += 1
         try:
             yield
         finally:
-            self._seats[who] -= 1
-            if not self._seats[who]:
-                del self._seats[who]
+            self._open[caller] -= 1
+            if not self._open[caller]:
+                del self._open[caller]
 
     async def follow(self, job_id: str, after: int) -> AsyncGenerator[JobEvent, None]:
-        """Events after one as they come, until one says that the job has ended.
+        """Events after the number `after` as they come, until the job has ended.
 
-        Whoever claims to have seen more than there is would wait for that one in vain, and hears
-        the end all the same. Raises `CutOff` when nothing new can be found by a fault of ours.
+        Ends with the job also for a number that is higher than any event's. Raises `CutOff` when
+        polling failed.
         """
         feed = self._join(job_id)
         try:
             while True:
-                # As they stand before the look: what comes meanwhile is found by the next one.
+                # Taken before reading: what comes meanwhile is found the next time round.
                 ended, changed = feed.ended, feed.changed
                 events = feed.after(after)
                 if events is None:
@@ -140,25 +140,25 @@ class Followers:
         return feed
 
     async def _poll(self) -> None:
-        """Look for news for as long as anybody waits for some."""
+        """Poll for as long as there are streams."""
         try:
             while self._feeds:
-                await self._look()
+                await self._poll_once()
                 await asyncio.sleep(self._poll_s)
-        finally:  # a fault of ours, or the end of the service
+        finally:  # after a bug, or at the end of the service
             for feed in self._feeds.values():
                 feed.fail()
             self._feeds = {}
 
-    async def _look(self) -> None:
+    async def _poll_once(self) -> None:
         seen = {job_id: feed.newest for job_id, feed in self._feeds.items()}
         try:
-            news = await asyncio.to_thread(self._queue.news, seen)
+            updates = await asyncio.to_thread(self._queue.updates, seen)
         except SQLAlchemyError as error:  # busy, or out of reach: the streams wait
             _log.warning("no news of jobs: %s", error)
-            news = {}
-        for job_id, new in news.items():
+            return
+        for job_id, new in updates.items():
             feed = self._feeds.get(job_id)
-            # One that was left and joined again meanwhile begins with its own first look.
+            # A feed that was left and joined again meanwhile begins with its own first poll.
             if feed is not None and feed.newest == seen[job_id]:
-                feed.take(new)
+                feed.add(new)

@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from sqlalchemy import Engine
 
 from service.foundation.errors import ServiceError
 from service.foundation.settings import Settings
-from service.job_types.datasets import dataset_steps, device, program
+from service.job_types.commands import device, program
+from service.job_types.datasets import dataset_steps
 from service.job_types.requests import EvaluateRequest
 from service.jobs.job import Job
-from service.jobs.plan import JobRefused, Outcome, Step
+from service.jobs.job_type import JobRefused, Outcome, Step
 from service.serving.registry import read_card, resolve
 
 
+@dataclass(frozen=True, slots=True)
 class EvaluateJob:
     """Measures a model; the figures are the job's metrics."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    settings: Settings
+    engine: Engine
 
     def steps(self, job: Job, folder: Path) -> Sequence[Step]:
         """Export and pack the gallery if that is the dataset, then evaluate."""
         request = EvaluateRequest.model_validate(job.request)
-        before, pack = dataset_steps(self._settings, request.dataset, folder)
+        before, pack = dataset_steps(self.settings, request.dataset, folder)
         command = program(
             "training", "evaluate", "--checkpoint", str(self._checkpoint(request.model)),
             "--dataset", str(pack), "--protocol", request.protocol, "--json",
         )  # fmt: skip
-        return (*before, Step("evaluation", command, environment=device(self._settings)))
+        return (*before, Step("evaluation", command, environment=device(self.settings)))
 
     def complete(self, job: Job, folder: Path) -> Outcome:
-        """Name the model that was measured, exactly."""
+        """Name the model that was measured, with its digest."""
         del folder
         request = EvaluateRequest.model_validate(job.request)
         digest = read_card(self._checkpoint(request.model))["digest"]
@@ -39,6 +44,6 @@ class EvaluateJob:
 
     def _checkpoint(self, name: str) -> Path:
         try:
-            return resolve(self._settings, name).absolute()
+            return resolve(self.settings, name).absolute()
         except ServiceError as error:
             raise JobRefused(f"the model {name!r} is no longer there") from error

@@ -3,7 +3,7 @@
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +14,24 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from models.calibration import CannotCalibrate, calibrate, stranger_similarities
+from models.calibration import calibrate, stranger_similarities
 from service.__main__ import main
 from service.foundation.errors import NotFound
 from service.foundation.settings import Settings
 from service.gallery.operating_point import OperatingPoint
-from service.gallery.store import GalleryStore
-from service.job_types.calibration import CalibrationModel, measure
-from service.job_types.types import job_types
+from service.job_types.calibration import measure
 from service.jobs.job import Job, Status
-from service.jobs.plan import Outcome
-from service.jobs.queue import JobQueue
 from service.privacy.erasure_transactions import erase_gallery, erase_subject
 from service.serving import thresholds
-from service.serving.registry import read_card, resolve
-from service.storage.database import open_database, writing
-from tests.service.jobs.galleries import add, made_walk
-from tests.service.jobs.workers import worker_of
+from service.serving.registry import Card, UnreadableCard, read_card, resolve
+from service.storage.database import writing
+from tests.service.jobs.galleries import enrol_embeddings
+from tests.service.jobs.workers import run_job, worker_of, working
 from tests.service.requests import enrol, identify, problem, verify
 from tests.service.walkers import walk
 
 Serve = Callable[..., httpx.Client]
 WALKS = 3
-
-
-@pytest.fixture
-def engine(settings: Settings, serve: Serve) -> Iterator[Engine]:
-    """The database of a service that has made it."""
-    engine = open_database(settings.resolved_database_url)
-    yield engine
-    engine.dispose()
 
 
 def make_people(count: int, *, seed: int = 0) -> NDArray[np.float32]:
@@ -57,16 +45,13 @@ def fill(
     engine: Engine, settings: Settings, people: NDArray[np.float32], *, first: int = 0
 ) -> None:
     """Enrol people by their embeddings."""
-    digest = read_card(resolve(settings, settings.model))["digest"]
     for number, walks in enumerate(people, first):
-        add(GalleryStore(engine), "default", f"p{number}", map(made_walk, walks), digest)
+        enrol_embeddings(engine, settings, f"p{number}", walks)
 
 
 def run(settings: Settings, engine: Engine, **request: Any) -> Job:
     """Calibrate the gallery `default`."""
-    job = JobQueue.of(engine, settings).enqueue("calibrate", {"gallery": "default", **request})
-    assert worker_of(settings, engine).run_one()
-    return JobQueue.of(engine, settings).get(job.id)
+    return run_job(settings, engine, "calibrate", {"gallery": "default", **request})
 
 
 def operating_point(client: httpx.Client) -> Any:
@@ -125,18 +110,12 @@ def test_the_command_follows_the_job_and_says_the_threshold_or_why_there_is_none
     client = serve()
     fill(engine, settings, make_people(20))
     monkeypatch.setenv("GAITID_URL", str(client.base_url))
-    worker = worker_of(settings, engine)
-    thread = threading.Thread(target=worker.run)
-    thread.start()
-    try:
+    with working(settings, engine):
         for rate, status in (("0.1", 0), ("0.0001", 1)):
             monkeypatch.setattr(sys, "argv", ["gaitid", "calibrate", "--target-fpir", rate])
             with pytest.raises(SystemExit) as leaving:
                 main()
             assert (leaving.value.code or 0) == status
-    finally:
-        worker.stop()
-        thread.join()
     told = capsys.readouterr()
     threshold = operating_point(client)["threshold"]
     assert f"threshold {threshold:.4f} (extrapolated, " in told.out
@@ -257,7 +236,7 @@ def test_a_tiny_gallery_takes_the_threshold_of_a_card_that_has_one(
         **read_card(resolve(settings, settings.model)),
         "thresholds": [{"target_fpir": 0.01, "gallery_subjects": 1, "threshold": 0.8}],
     }
-    found = measure(engine, "default", CalibrationModel.model_validate(card), 0.01).operating_point
+    found = measure(engine, "default", Card.model_validate(card), 0.01).operating_point
     assert (found.threshold, found.interval, found.method) == (0.8, None, "background")
     assert [(point.target_fpir, point.low) for point in found.curve] == [
         (0.3, None), (0.1, None), (0.03, None), (0.01, None),
@@ -265,24 +244,17 @@ def test_a_tiny_gallery_takes_the_threshold_of_a_card_that_has_one(
 
 
 def test_a_gallery_erased_while_it_is_calibrated_fails_the_job_and_its_successor_gets_nothing(
-    serve: Serve, settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, settings: Settings, engine: Engine
 ) -> None:
     client = serve()
     fill(engine, settings, make_people(20))
-    types = job_types(settings, engine)
-    kind = types["calibrate"]
-    measured = kind.complete
-
-    def complete(job: Job, folder: Path) -> Outcome:
-        outcome = measured(job, folder)
-        erase_gallery(engine, "default", keep=True)
-        return outcome
-
-    monkeypatch.setattr(kind, "complete", complete)
-    queue = JobQueue.of(engine, settings)
-    job = queue.enqueue("calibrate", {"gallery": "default", "target_fpir": 0.1})
-    assert worker_of(settings, engine, types=types).run_one()
-    ended = queue.get(job.id)
+    ended = run_job(
+        settings,
+        engine,
+        "calibrate",
+        {"gallery": "default", "target_fpir": 0.1},
+        lambda: erase_gallery(engine, "default", keep=True),
+    )
     assert ended.status is Status.FAILED
     assert ended.error == "the gallery was erased or given another model while it was calibrated"
     assert operating_point(client) is None
@@ -307,7 +279,7 @@ def test_subjects_erased_while_a_gallery_is_measured_do_no_harm(
     serve()
     people = make_people(40)
     fill(engine, settings, people)
-    model = CalibrationModel.read(resolve(settings, settings.model))
+    model = Card.read(resolve(settings, settings.model))
 
     def erase() -> None:
         for number in range(15):
@@ -349,12 +321,12 @@ def test_a_missing_gallery_and_a_folder_without_a_card_are_said(
     serve: Serve, settings: Settings, engine: Engine, tmp_path: Path
 ) -> None:
     serve()
-    model = CalibrationModel.read(resolve(settings, settings.model))
+    model = Card.read(resolve(settings, settings.model))
     with pytest.raises(NotFound, match="no gallery 'none'"):
         measure(engine, "none", model, 0.1)
     (tmp_path / "card.json").write_text('{"digest": "d", "metric": "guess"}')
-    with pytest.raises(CannotCalibrate, match="card"):
-        CalibrationModel.read(tmp_path)
+    with pytest.raises(UnreadableCard, match="card"):
+        Card.read(tmp_path)
 
 
 def test_a_stale_gallery_is_not_queued_while_a_calibration_of_it_waits(

@@ -16,15 +16,15 @@ from models.checkpoint import Card
 from service.foundation.errors import Conflict
 from service.foundation.settings import Settings
 from service.gallery.active_model import models_of
+from service.gallery.records import ModelReference
 from service.gallery.store import GalleryStore
 from service.job_types.datasets import dataset_steps, gallery_export
 from service.job_types.held_out_split import is_held_out, partition_of, trained_on
 from service.job_types.requests import DistillRequest, GalleryDataset
 from service.job_types.submission import Submission
 from service.jobs.job import Job, Status
-from service.jobs.plan import JobRefused
+from service.jobs.job_type import JobRefused
 from service.jobs.queue import ERASED, JobQueue
-from service.jobs.worker import Worker
 from service.privacy.erasure_transactions import erase_subject
 from service.serving.lineage import TrainingRecord
 from service.storage.database import migrate, open_database
@@ -90,39 +90,37 @@ def enrol(store: GalleryStore, subject: str, number: int) -> None:
     add(store, "default", subject, walks, "another digest")
 
 
-def request(**changes: object) -> DistillRequest:
-    content = {
+@pytest.fixture
+def submit(settings: Settings, engine: Engine) -> Callable[..., Job]:
+    """Queues a distillation that may replace the gallery's model."""
+    submission = Submission(settings, engine, JobQueue.of(engine, settings), lambda _: ())
+    usual = {
         "recipe": "demo",
         "name": "mine",
         "dataset": {"gallery": "default"},
         "teachers": ["teacher"],
         "activate": "if_better",
     }
-    return DistillRequest.model_validate({**content, **changes})
+    return lambda **changes: submission.submit(DistillRequest.model_validate({**usual, **changes}))
 
 
 @pytest.fixture
-def submit(settings: Settings, engine: Engine) -> Callable[[DistillRequest], Job]:
-    queue = JobQueue.of(engine, settings)
-    return Submission(settings, engine, queue, lambda _: ()).distill
+def distil(settings: Settings, engine: Engine, submit: Callable[..., Job]) -> Callable[..., Job]:
+    """Queues and runs such a distillation; returns how it ended."""
 
+    def run(**changes: object) -> Job:
+        job = submit(**changes)
+        assert worker_of(settings, engine).run_one()
+        return JobQueue.of(engine, settings).get(job.id)
 
-@pytest.fixture
-def worker(settings: Settings, engine: Engine) -> Worker:
-    return worker_of(settings, engine)
+    return run
 
 
 @pytest.mark.slow
 def test_a_student_that_is_better_on_people_it_did_not_learn_is_activated(
-    settings: Settings,
-    engine: Engine,
-    worker: Worker,
-    submit: Callable[[DistillRequest], Job],
+    settings: Settings, engine: Engine, distil: Callable[..., Job]
 ) -> None:
-    queue = JobQueue.of(engine, settings)
-    job = submit(request())
-    assert worker.run_one()
-    ended = queue.get(job.id)
+    ended = distil()
     assert (ended.status, ended.error) == (Status.SUCCEEDED, None)
     result = ended.result
     assert result is not None
@@ -130,28 +128,23 @@ def test_a_student_that_is_better_on_people_it_did_not_learn_is_activated(
     assert result["against"]["name"] == "default"
     assert result["comparison"]["subjects"] == len(HELD_OUT)
     assert result["comparison"]["interval"][0] > 0
-    log = (settings.jobs_dir / job.id / "log.txt").read_text()
+    log = (settings.jobs_dir / ended.id / "log.txt").read_text()
     assert log.index("packing") < log.index("comparison")
 
+    queue = JobQueue.of(engine, settings)
     activation = queue.get(result["activation"])
     assert (activation.type, activation.status) == ("activate", Status.QUEUED)
-    assert worker.run_one()
+    assert worker_of(settings, engine).run_one()
     activated = queue.get(activation.id)
     assert (activated.status, activated.error) == (Status.SUCCEEDED, None)
-    active = models_of(engine, "default").active
-    assert active is not None
-    assert (active.name, active.digest) == ("mine", result["digest"])
+    assert models_of(engine, "default").active == ModelReference("mine", result["digest"])
 
 
 @pytest.mark.slow
 def test_receipts_of_the_people_held_out_and_of_those_learnt_name_the_model(
-    settings: Settings,
-    engine: Engine,
-    worker: Worker,
-    submit: Callable[[DistillRequest], Job],
+    settings: Settings, engine: Engine, distil: Callable[..., Job]
 ) -> None:
-    submit(request())
-    assert worker.run_one()
+    distil()
     enrol(GalleryStore(engine), "later", 99)
     models_of = TrainingRecord.of(settings.data_dir).models
     for subject, models in ((HELD_OUT[0], ("mine",)), (LEARNT[0], ("mine",)), ("later", ())):
@@ -162,12 +155,9 @@ def test_receipts_of_the_people_held_out_and_of_those_learnt_name_the_model(
 def test_a_better_student_of_somebody_erased_meanwhile_is_neither_registered_nor_activated(
     settings: Settings,
     engine: Engine,
-    worker: Worker,
-    submit: Callable[[DistillRequest], Job],
+    distil: Callable[..., Job],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    queue = JobQueue.of(engine, settings)
-    job = submit(request())
     succeed = JobQueue.succeed
 
     def erase_and_succeed(self: JobQueue, *args: Any, **kwargs: Any) -> Job:
@@ -175,28 +165,21 @@ def test_a_better_student_of_somebody_erased_meanwhile_is_neither_registered_nor
         return succeed(self, *args, **kwargs)
 
     monkeypatch.setattr(JobQueue, "succeed", erase_and_succeed)
-    assert worker.run_one()
-    ended = queue.get(job.id)
+    ended = distil()
     assert (ended.status, ended.error) == (Status.FAILED, ERASED)
     assert not (settings.models_dir / "mine").exists()
-    assert queue.lease() is None
+    assert JobQueue.of(engine, settings).lease() is None
 
 
 @pytest.mark.slow
 def test_a_student_that_is_not_better_is_registered_and_not_activated(
-    settings: Settings,
-    engine: Engine,
-    worker: Worker,
-    submit: Callable[[DistillRequest], Job],
+    settings: Settings, engine: Engine, distil: Callable[..., Job]
 ) -> None:
-    queue = JobQueue.of(engine, settings)
-    job = submit(request(teachers=["blind"]))
-    assert worker.run_one()
-    result = queue.get(job.id).result
+    result = distil(teachers=["blind"]).result
     assert result is not None
     assert (result["better"], result["activation"]) == (False, None)
     assert "not shown to be better" in result["reason"]
-    assert queue.lease() is None
+    assert JobQueue.of(engine, settings).lease() is None
     assert models_of(engine, "default").active is None
     assert (settings.models_dir / "mine").is_dir()
 
@@ -246,16 +229,11 @@ def test_a_pack_without_a_partition_is_learnt_whole_and_what_is_none_is_refused(
 
 
 def test_a_teacher_that_learnt_everybody_leaves_nobody_to_compare_on(
-    settings: Settings,
-    engine: Engine,
-    worker: Worker,
-    submit: Callable[[DistillRequest], Job],
+    engine: Engine, submit: Callable[..., Job], distil: Callable[..., Job]
 ) -> None:
-    submit(request(name="greedy", activate="never"))
-    assert worker.run_one()
-    with pytest.raises(Conflict, match="'greedy' was trained on everybody"):
-        submit(request(teachers=["greedy"]))
-    with pytest.raises(Conflict, match="'greedy' was trained on everybody"):
-        submit(request(student="greedy"))
+    distil(name="greedy", activate="never")
+    for made_from in ({"teachers": ["greedy"]}, {"student": "greedy"}):
+        with pytest.raises(Conflict, match="'greedy' was trained on everybody"):
+            submit(**made_from)
     GalleryStore(engine).ensure("lab")
-    assert submit(request(teachers=["greedy"], gallery="lab")).status is Status.QUEUED
+    assert submit(teachers=["greedy"], gallery="lab").status is Status.QUEUED

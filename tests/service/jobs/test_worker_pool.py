@@ -1,4 +1,4 @@
-"""Two lanes: a short job does not wait behind a training."""
+"""Two classes of jobs: a short job does not wait behind a training."""
 
 import sys
 import threading
@@ -8,69 +8,47 @@ from pathlib import Path
 import pytest
 
 from service.foundation.settings import Settings
-from service.job_types.types import job_types
-from service.jobs.crew import Crew
+from service.job_types.registry import JOB_CLASSES, job_types
 from service.jobs.job import Job, Status
-from service.jobs.lane import LANES
-from service.jobs.plan import Outcome, Step
+from service.jobs.job_type import Outcome, Step
 from service.jobs.queue import JobQueue
-from service.jobs.watch import Watch
-from service.jobs.worker import Worker
+from service.jobs.worker_pool import WorkerPool
 from tests.e2e.deployment import until
-from tests.service.jobs.fake_worker import RUN
+from tests.service.jobs.fake_worker import FakeJob, fake_worker
 
 
-class Running:
-    """A job that runs the fake run for as long as its request says."""
-
-    def steps(self, job: Job, folder: Path) -> Sequence[Step]:
-        options = [part for key, value in job.request.items() for part in (f"--{key}", str(value))]
-        return [Step("run", (sys.executable, str(RUN), str(folder / "run"), *options))]
-
-    def complete(self, job: Job, folder: Path) -> Outcome:
-        return Outcome({})
-
-
-def crew_of(queue: JobQueue, folders: Path) -> Crew:
-    types = {kind: Running() for kind in ("distill", "calibrate")}
-    watch = Watch(queue.lease_seconds)
-    return Crew(
-        [
-            Worker(queue, types, folders=folders, watch=watch, grace_s=0.5, poll_s=0.02, lane=lane)
-            for lane in LANES
-        ]
+def pool_of(queue: JobQueue, folders: Path) -> WorkerPool:
+    types = {kind: FakeJob() for kind in ("distill", "calibrate")}
+    return WorkerPool(
+        [fake_worker(queue, folders, types, job_class=job_class) for job_class in JOB_CLASSES]
     )
 
 
 def test_a_short_job_ends_while_a_long_one_runs_and_stopping_gives_the_long_one_back(
-    open_queue: Callable[..., JobQueue], tmp_path: Path
+    queue: JobQueue, tmp_path: Path
 ) -> None:
-    queue = open_queue()
     long = queue.enqueue("distill", {"steps": 1000, "seconds": 0.1})
     short = queue.enqueue("calibrate", {"steps": 1})
-    crew = crew_of(queue, tmp_path / "jobs")
-    thread = threading.Thread(target=crew.run)
+    pool = pool_of(queue, tmp_path / "jobs")
+    thread = threading.Thread(target=pool.run)
     thread.start()
     try:
         until(lambda: queue.get(short.id).status is Status.SUCCEEDED, "the short job ends")
         until(lambda: queue.get(long.id).progress.step > 0, "the long job runs")
         assert queue.get(long.id).status is Status.RUNNING
     finally:
-        crew.stop()
+        pool.stop()
         thread.join(20)
     assert queue.get(long.id).status is Status.QUEUED
 
 
-def test_every_type_of_job_has_one_lane(
-    open_queue: Callable[..., JobQueue], settings: Settings
-) -> None:
-    queue = open_queue()
+def test_every_type_of_job_has_one_job_class(queue: JobQueue, settings: Settings) -> None:
     engine = queue._engine
     settings.data_dir.mkdir()
     kinds = [*job_types(settings, engine), "of a later version"]
     for kind in kinds:
         queue.enqueue(kind, {})
-        leases = [queue.lease(lane) for lane in LANES]
+        leases = [queue.lease(job_class) for job_class in JOB_CLASSES]
         (lease,) = [lease for lease in leases if lease is not None]
         assert lease.job.type == kind
         assert (leases[0] is not None) == (kind in ("distill", "evaluate"))
@@ -82,14 +60,14 @@ def test_a_crew_ends_when_one_of_its_workers_fails(
 ) -> None:
     lease = JobQueue.lease
 
-    def fail_in_one(self: JobQueue, lane: object = None) -> object:
-        if lane is LANES[0]:
+    def fail_in_one(self: JobQueue, job_class: object = None) -> object:
+        if job_class is JOB_CLASSES[0]:
             raise OSError("the database is gone")
-        return lease(self, LANES[1])
+        return lease(self, JOB_CLASSES[1])
 
     monkeypatch.setattr(JobQueue, "lease", fail_in_one)
     with pytest.raises(OSError, match="gone"):
-        crew_of(open_queue(), tmp_path / "jobs").run()
+        pool_of(open_queue(), tmp_path / "jobs").run()
 
 
 ENDS_ITS_JOB = """
@@ -121,15 +99,11 @@ class EndsItself:
 
 
 def test_a_command_that_ended_its_own_job_may_tidy_up(
-    open_queue: Callable[..., JobQueue], tmp_path: Path, database_url: str
+    queue: JobQueue, tmp_path: Path, database_url: str
 ) -> None:
-    queue = open_queue()
     job = queue.enqueue("own", {})
     types = {"own": EndsItself(database_url)}
-    worker = Worker(
-        queue, types, folders=tmp_path, watch=Watch(queue.lease_seconds), grace_s=0.5, poll_s=0.02
-    )
-    assert worker.run_one()
+    assert fake_worker(queue, tmp_path, types).run_one()
     ended = queue.get(job.id)
     assert (ended.status, ended.result) == (Status.SUCCEEDED, {"done": True})
     assert (tmp_path / job.id / "tidied").exists()

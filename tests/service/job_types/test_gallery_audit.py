@@ -1,7 +1,6 @@
 """Audits from the call to the findings: real children, a real database, few dimensions."""
 
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,28 +16,23 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 import service.storage.database
-from models.silhouettes.quality import Quality
 from service.__main__ import main
 from service.foundation.errors import NotFound
 from service.foundation.settings import Settings
-from service.gallery.store import GalleryStore
 from service.job_types.gallery_audit import (
     MOST_LISTED,
-    AuditModel,
     CannotAudit,
     audit,
     unusual_count,
 )
-from service.job_types.types import job_types
 from service.jobs.job import Job, Status
-from service.jobs.plan import Outcome
 from service.jobs.queue import JobQueue
 from service.jobs.tables import JobRow
 from service.privacy.erasure_transactions import erase_gallery, erase_sequence, erase_subject
-from service.serving.registry import read_card, resolve
+from service.serving.registry import Card, resolve
 from service.storage.database import open_database, writing
-from tests.service.jobs.galleries import add, made_walk
-from tests.service.jobs.workers import worker_of
+from tests.service.jobs.galleries import enrol_embeddings
+from tests.service.jobs.workers import run_job, worker_of, working
 from tests.service.requests import problem
 from tests.service.statements import plans
 from tests.service.walkers import GOOD
@@ -69,24 +63,18 @@ def enter(
     settings: Settings,
     subject: str,
     *embeddings: NDArray[np.float32],
-    quality: Quality = GOOD,
-    gallery: str = "default",
+    **fields: Any,
 ) -> Sequence[str]:
-    """Enrol by embeddings; returns the ids."""
-    digest = read_card(resolve(settings, settings.model))["digest"]
-    walks = [made_walk(one, quality=quality) for one in embeddings]
-    return [one.sequence_id for one in add(GalleryStore(engine), gallery, subject, walks, digest)]
+    return enrol_embeddings(engine, settings, subject, embeddings, **fields)
 
 
-def model_of(settings: Settings) -> AuditModel:
-    return AuditModel.read(resolve(settings, settings.model))
+def model_of(settings: Settings) -> Card:
+    return Card.read(resolve(settings, settings.model))
 
 
-def run(settings: Settings, engine: Engine) -> Job:
+def run(settings: Settings, engine: Engine, meanwhile: Callable[[], object] = lambda: None) -> Job:
     """Audit the gallery `default` by a job."""
-    job = JobQueue.of(engine, settings).enqueue("audit-gallery", {"gallery": "default"})
-    assert worker_of(settings, engine).run_one()
-    return JobQueue.of(engine, settings).get(job.id)
+    return run_job(settings, engine, "audit-gallery", {"gallery": "default"}, meanwhile)
 
 
 def mixed_up(engine: Engine, settings: Settings) -> dict[str, Sequence[str]]:
@@ -199,48 +187,23 @@ def test_who_is_erased_goes_from_the_findings_and_from_the_job_s_events(
 
 
 def test_who_is_erased_while_the_audit_runs_is_not_in_it(
-    settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, engine: Engine
 ) -> None:
     ids = mixed_up(engine, settings)
-    types = job_types(settings, engine)
-    kind = types["audit-gallery"]
-    finished = kind.complete
-
-    def complete(job: Job, folder: Path) -> Outcome:
-        outcome = finished(job, folder)
-        erase_subject(engine, "default", "anna")
-        return outcome
-
-    monkeypatch.setattr(kind, "complete", complete)
-    queue = JobQueue.of(engine, settings)
-    job = queue.enqueue("audit-gallery", {"gallery": "default"})
-    assert worker_of(settings, engine, types=types).run_one()
-    ended = queue.get(job.id)
-    assert ended.status is Status.SUCCEEDED
-    assert "'anna'" not in str(ended.result)
-    assert ids["anna"][0] not in str([event.data for event in queue.events(job.id)])
+    job = run(settings, engine, lambda: erase_subject(engine, "default", "anna"))
+    assert job.status is Status.SUCCEEDED
+    assert "'anna'" not in str(job.result)
+    events = JobQueue.of(engine, settings).events(job.id)
+    assert ids["anna"][0] not in str([event.data for event in events])
 
 
 def test_a_gallery_erased_while_it_is_audited_fails_the_job(
-    settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, engine: Engine
 ) -> None:
     mixed_up(engine, settings)
-    types = job_types(settings, engine)
-    kind = types["audit-gallery"]
-    finished = kind.complete
-
-    def complete(job: Job, folder: Path) -> Outcome:
-        outcome = finished(job, folder)
-        erase_gallery(engine, "default", keep=True)
-        return outcome
-
-    monkeypatch.setattr(kind, "complete", complete)
-    queue = JobQueue.of(engine, settings)
-    job = queue.enqueue("audit-gallery", {"gallery": "default"})
-    assert worker_of(settings, engine, types=types).run_one()
-    ended = queue.get(job.id)
-    assert (ended.status, ended.result) == (Status.FAILED, None)
-    assert ended.error == "the gallery was erased while it was audited"
+    job = run(settings, engine, lambda: erase_gallery(engine, "default", keep=True))
+    assert (job.status, job.result) == (Status.FAILED, None)
+    assert job.error == "the gallery was erased while it was audited"
 
 
 def test_only_the_newest_audit_of_a_gallery_keeps_its_lists(
@@ -330,9 +293,6 @@ def test_an_audit_that_cannot_be_made_says_what_to_do(
         audit(engine, "default", model.model_copy(update={"digest": "another"}))
     with pytest.raises(CannotAudit, match="calibrate the gallery first"):
         audit(engine, "default", model.model_copy(update={"threshold": None}))
-    (tmp_path / "card.json").write_text('{"digest": "d", "metric": "guess"}')
-    with pytest.raises(CannotAudit, match="card"):
-        AuditModel.read(tmp_path)
 
 
 def test_unusual_counts_are_those_that_chance_does_not_make() -> None:
@@ -354,10 +314,7 @@ def test_the_command_follows_the_job_and_lists_the_findings(
     mixed_up(engine, settings)
     enter(engine, settings, "dora", direction(5), quality=replace(GOOD, score=0.2))
     monkeypatch.setenv("GAITID_URL", str(client.base_url))
-    worker = worker_of(settings, engine)
-    thread = threading.Thread(target=worker.run)
-    thread.start()
-    try:
+    with working(settings, engine):
         client.post("/galleries", json={"name": "tidy"})
         enter(engine, settings, "eve", direction(5), gallery="tidy")
         for gallery, status in (("default", 0), ("none", 1), ("tidy", 0)):
@@ -365,9 +322,6 @@ def test_the_command_follows_the_job_and_lists_the_findings(
             with pytest.raises(SystemExit) as leaving:
                 main()
             assert (leaving.value.code or 0) == status
-    finally:
-        worker.stop()
-        thread.join()
     told = capsys.readouterr()
     assert "7 sequences of 4 subjects, threshold 0.9900 (model)" in told.out
     assert "nearer to another" in told.out

@@ -1,4 +1,4 @@
-"""Distillation: `python -m training distill` on a pack, its export, and that among the models."""
+"""Distillation: `python -m training distill` on a pack, then export and registration."""
 
 from __future__ import annotations
 
@@ -6,34 +6,35 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from service.foundation.errors import NotFound, ServiceError
 from service.foundation.settings import Settings
 from service.gallery.export_format import exported_subjects
-from service.job_types.activate import KIND, claim
-from service.job_types.datasets import dataset_steps, deployment, device, gallery_export, program
+from service.job_types.commands import deployment, device, program
+from service.job_types.datasets import dataset_steps, gallery_export
+from service.job_types.gate import Verdict
 from service.job_types.requests import ActivateRequest, DistillRequest, GalleryDataset, Override
-from service.job_types.verdict import Verdict
 from service.jobs.job import Job, JsonObject
-from service.jobs.plan import JobRefused, Outcome, Step, partial, scratch
-from service.jobs.queue import ERASED, queue_unless_claimed
+from service.jobs.job_type import JobRefused, Outcome, Step, partial
+from service.jobs.queue import ERASED, enqueue_unless_claimed
+from service.jobs.scratch import scratch
 from service.jobs.tables import JobRow
 from service.serving.lineage import TrainingRecord
 from service.serving.registry import ModelRegistry, resolve
 
 
 class DistillJob:
-    """Makes a model from teachers."""
+    """Trains a student from teachers and registers it."""
 
-    def __init__(self, settings: Settings, models: ModelRegistry, record: TrainingRecord) -> None:
+    def __init__(self, settings: Settings, engine: Engine) -> None:
         self._settings = settings
-        self._models = models
-        self._record = record
+        self._models = ModelRegistry(settings, engine)
+        self._record = TrainingRecord.of(settings.data_dir)
 
     def steps(self, job: Job, folder: Path) -> Sequence[Step]:
-        """Export and pack the gallery if that is the dataset, train, export what was trained."""
+        """Export and pack a gallery, train, export the checkpoint, compare it if asked to."""
         request = DistillRequest.model_validate(job.request)
         before, pack = dataset_steps(
             self._settings, request.dataset, folder, hold_out=request.holds_out
@@ -43,7 +44,7 @@ class DistillJob:
         except NotFound as error:
             raise JobRefused(f"{error} It was there when the job was queued.") from error
         model = _model(folder)
-        # Templates of people, as good as their embeddings: not in the run's folder, which stays.
+        # Prototypes identify people as embeddings do: not in the run's folder, which is kept.
         kept = scratch(folder).absolute() / "prototypes"
         train = program(
             "training", "distill", *what, "--out", str(_run(folder)), "--prototypes", str(kept),
@@ -58,20 +59,20 @@ class DistillJob:
             "service", "compare-models", request.target, str(partial(verdict)),
             "--checkpoint", str(model), "--pack", str(pack.absolute()),
         )  # fmt: skip
-        judging = Step(
+        comparison = Step(
             "comparison", compare, output=verdict, environment=deployment(self._settings)
         )
         return (
             *before,
             Step("training", train, environment=device(self._settings)),
             Step("export", export, output=model, environment=device(self._settings)),
-            *((judging,) if request.activate == "if_better" else ()),
+            *((comparison,) if request.holds_out else ()),
         )
 
     def complete(self, job: Job, folder: Path) -> Outcome:
-        """Register the model, and whom it was given to learn from; queue its activation if better.
+        """Register the model and its subjects; queue its activation if it is better.
 
-        The people held out count: the job had their walks, and they had a say in what it made.
+        The held-out subjects count too: the job had their walks, and the comparison used them.
         """
         request = DistillRequest.model_validate(job.request)
         name = request.name
@@ -80,10 +81,9 @@ class DistillJob:
         if isinstance(request.dataset, GalleryDataset):
             gallery = request.dataset.gallery
             subject_ids = frozenset(exported_subjects(gallery_export(folder)))
-        ancestors = [*request.teachers, *filter(None, [request.student])]
 
         def record(session: Session) -> None:
-            self._record.add(session, name, gallery, subject_ids, ancestors)
+            self._record.add(session, name, gallery, subject_ids, request.ancestors)
 
         try:
             staged = self._models.stage_trained(
@@ -93,12 +93,13 @@ class DistillJob:
             raise JobRefused(f"the model could not be registered: {error}") from error
         result: JsonObject = {"model": name, "digest": staged.row.digest}
         verdict: Verdict | None = None
-        if request.activate == "if_better":
+        if request.holds_out:
             verdict = Verdict.model_validate_json(_verdict(folder).read_bytes())
             result |= {"gallery": request.target, **verdict.model_dump(exclude={"gallery_id"})}
             result["activation"] = None
 
         def settle(session: Session) -> None:
+            session.add(staged.row)
             try:
                 _refuse_erased(session.scalar(select(JobRow.error).where(JobRow.id == job.id)))
             except JobRefused:
@@ -110,15 +111,14 @@ class DistillJob:
 
         return Outcome(
             result,
-            first=record,  # so that of a model that is there it is known from whom it learned
-            records=(staged.row,),
-            also=settle,
+            before=record,  # the subjects of a model in its folder are known at any moment
+            in_transaction=settle,
             spent=(_run(folder) / "state.pt", _checkpoint(folder)),
         )
 
 
 def _refuse_erased(error: str | None) -> None:
-    """Let no model come of walks that were erased while it learned from them."""
+    """Raise `JobRefused` when walks that the job trained on were erased meanwhile."""
     if error == ERASED:
         raise JobRefused(ERASED)
 
@@ -126,12 +126,15 @@ def _refuse_erased(error: str | None) -> None:
 def _queue_activation(
     session: Session, request: DistillRequest, verdict: Verdict, result: JsonObject
 ) -> None:
-    """Queue the activation of a better model, and say so in the result, if it can be."""
-    content = ActivateRequest(
-        name=request.name, gallery=request.target, instead_of=verdict.against["digest"]
+    """Queue the activation of a better model if possible; the result says whether it was."""
+    activation = ActivateRequest(
+        name=request.name, gallery=request.target, instead_of=verdict.against.digest
     )
-    job = queue_unless_claimed(
-        session, KIND, content.model_dump(mode="json"), claim=claim(request.target)
+    job = enqueue_unless_claimed(
+        session,
+        activation.job_type,
+        activation.model_dump(mode="json"),
+        claim=activation.claim,
     )
     if job is None:
         result["reason"] += "; not activated, because another job changes the gallery now"
@@ -142,7 +145,7 @@ def _queue_activation(
 def run_arguments(
     settings: Settings, request: DistillRequest, pack: Path | None
 ) -> tuple[str, ...]:
-    """What to train, as `python -m training` is told it; raises `NotFound` for a missing model."""
+    """The arguments of `python -m training` for a request; raises `NotFound` for a model."""
     arguments = [str(recipe_path(settings, request.recipe))]
     if pack is not None:
         arguments += ["--dataset", str(pack)]
@@ -156,13 +159,13 @@ def run_arguments(
 
 
 def recipe_names(settings: Settings) -> Sequence[str]:
-    """The recipes there are, without those that `python -m training render` reads."""
+    """The names of all recipes, without those that `python -m training render` reads."""
     names = (path.stem for path in settings.recipes_dir.glob("*.toml"))
     return sorted(name for name in names if not name.startswith("render-"))
 
 
 def recipe_path(settings: Settings, name: str) -> Path:
-    """Where the recipe called `name` is, if there is one."""
+    """The file of the recipe called `name`, which may be missing."""
     return settings.recipes_dir.absolute() / f"{name}.toml"
 
 

@@ -1,15 +1,14 @@
-"""A small program: runs a command that must not outlive whoever asked for it.
+"""The watchdog: a small program that runs a command and kills it when its own parent dies.
 
-The worker may be killed with SIGKILL at any moment, and then nobody would stop the training it
+A worker may be killed with SIGKILL at any moment, and then nobody would stop the training it
 started: a second worker would resume the job beside it, on the same device and in the same folder.
-So the worker starts this small process as the leader of a new process group and keeps the other end
-of its standard input. The kernel closes that end when the worker dies, however it dies; the guard
-then kills the whole group, itself included. Should the guard be killed, the kernel (Linux) kills
-its command, which would not hear of anybody's end any more.
+So the worker starts this program as the leader of a new process group and keeps the other end of
+its standard input. The kernel closes that end when the worker dies; the watchdog then kills the
+whole group, itself included. When the watchdog is killed, the kernel (Linux) kills its command.
 
-The command of a job inherits the lock on the job's folder, and the guard keeps it until the
-command's output is in place. It ends the command, too, when a later lease is announced there (see
-`service.jobs.lock`).
+The command of a job inherits the lock on the job's folder, and the watchdog keeps it until the
+command's output is in place. It also ends the command when the number of a later lease appears in
+the folder (see `service.jobs.lock`).
 
 Only the standard library is imported here: this must start fast and stay small.
 """
@@ -26,45 +25,45 @@ import threading
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-_NICENESS = 10  # a job gives way to whoever answers requests on the same cores
+_NICENESS = 10  # jobs give way to whoever answers requests on the same cores
 _LOOK_S = 0.5  # between two looks for a later lease
 _PR_SET_PDEATHSIG = 1
-TRY_AGAIN = 75  # EX_TEMPFAIL: of a command whose database is busy, of a disk that takes no file
+TRY_AGAIN = 75  # EX_TEMPFAIL: the command's database is busy, or the disk is full
 
 
 class Attempt(NamedTuple):
     """The attempt at a job that a command is part of.
 
-    `lock` is the descriptor of the folder's lock, `announced` the file in which a lease with a
-    higher `number` is announced. When the command has succeeded, `partial` is renamed to `output`;
-    both are empty for a command without.
+    `lock` is the descriptor of the folder's lock, `later_lease` the file in which the number of a
+    waiting lease, higher than `number`, may appear. When the command has succeeded, `partial` is
+    renamed to `output`; both are empty for a command without output.
     """
 
     lock: int
-    announced: str
+    later_lease: str
     number: int
     partial: str = ""
     output: str = ""
 
 
 def command_line(command: tuple[str, ...], attempt: Attempt | None = None) -> list[str]:
-    """The command line that runs `command` under a guard."""
+    """The command line that runs `command` under a watchdog."""
     options = [] if attempt is None else [str(value) for value in attempt]
     # By path and isolated (-I): independent of the working directory, and of this folder's names.
     return [sys.executable, "-I", __file__, *options, "--", *command]
 
 
-def _kill_group_when_told(attempt: Attempt | None) -> None:
+def _kill_group_in_time(attempt: Attempt | None) -> None:
     while True:
-        said, _, _ = select.select([0], [], [], None if attempt is None else _LOOK_S)
-        if said and not os.read(0, 4096):
+        closed, _, _ = select.select([0], [], [], None if attempt is None else _LOOK_S)
+        if closed and not os.read(0, 4096):
             break
-        if attempt is not None and _announced(attempt.announced) > attempt.number:
+        if attempt is not None and _number_in(attempt.later_lease) > attempt.number:
             break
     os.killpg(0, signal.SIGKILL)
 
 
-def _announced(file: str) -> int:
+def _number_in(file: str) -> int:
     try:
         return int(Path(file).read_text())
     except (OSError, ValueError):
@@ -72,20 +71,20 @@ def _announced(file: str) -> int:
 
 
 def _start(command: list[str], attempt: Attempt | None) -> subprocess.Popen[bytes]:
-    guard = os.getpid()
+    watchdog = os.getpid()
     prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
-    def die_with_the_guard() -> None:
+    def die_with_the_watchdog() -> None:
         if prctl is not None:
             prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != guard:  # it died before that took effect
+        if os.getppid() != watchdog:  # it died before that took effect
             os._exit(1)
 
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         pass_fds=[] if attempt is None else [attempt.lock],
-        preexec_fn=die_with_the_guard,  # unsafe beside other threads, which there are none of yet
+        preexec_fn=die_with_the_watchdog,  # unsafe beside other threads: none are started yet
     )
 
 
@@ -95,17 +94,17 @@ def main(arguments: list[str]) -> NoReturn:
     options, command = arguments[:separator], arguments[separator + 1 :]
     attempt = None
     if options:
-        lock, announced, number, partial, output = options
-        attempt = Attempt(int(lock), announced, int(number), partial, output)
+        lock, later_lease, number, partial, output = options
+        attempt = Attempt(int(lock), later_lease, int(number), partial, output)
         os.nice(_NICENESS)
-    # Signals are sent to the whole group: the command decides what they mean, the guard waits. A
+    # Signals are sent to the whole group: the command decides what they mean, the watchdog waits. A
     # handler, unlike SIG_IGN, is not inherited by the command.
-    for asked in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(asked, lambda *_: None)
-    # From the thread that lasts: the kernel takes the end of the thread that started a command for
-    # the end of its parent.
+    for number_of_signal in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number_of_signal, lambda *_: None)
+    # From the main thread: the kernel takes the end of the thread that started a command for the
+    # end of its parent.
     child = _start(command, attempt)
-    threading.Thread(target=_kill_group_when_told, args=(attempt,), daemon=True).start()
+    threading.Thread(target=_kill_group_in_time, args=(attempt,), daemon=True).start()
     status = child.wait()
     if status == 0 and attempt is not None and attempt.output:
         try:

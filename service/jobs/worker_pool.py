@@ -1,4 +1,4 @@
-"""Workers side by side in one process, a lane each: they stop together."""
+"""Workers side by side in one process, one for each class of jobs; they stop together."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from service.jobs.worker import Worker
 
 
-class Crew:
-    """Runs workers, each in a thread, until one is told to stop or fails."""
+class WorkerPool:
+    """Runs workers, each in a thread, until they are told to stop or one fails."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         self._workers = workers

@@ -1,0 +1,55 @@
+"""The command lines of jobs, and the environments that they run in."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from service.foundation.errors import NotFound
+from service.foundation.settings import Settings
+from service.jobs.job_type import JobRefused, Step, partial
+from service.serving.registry import active_checkpoint
+
+
+def program(module: str, *arguments: str) -> tuple[str, ...]:
+    """The command line of `service` or `training`, under this interpreter."""
+    return (sys.executable, "-m", module, *arguments)
+
+
+def device(settings: Settings) -> Mapping[str, str]:
+    """The environment that hides the GPU from a run if this deployment uses the CPU."""
+    return {"CUDA_VISIBLE_DEVICES": ""} if settings.device == "cpu" else {}
+
+
+def deployment(settings: Settings) -> Mapping[str, str]:
+    """The environment in which another process finds this deployment's database and models."""
+    environment = {
+        "GAITID_DATA_DIR": str(settings.data_dir),
+        "GAITID_SHIPPED_MODELS_DIR": str(settings.shipped_models_dir.absolute()),
+        "GAITID_MODEL": settings.model,
+        "GAITID_DEVICE": settings.device,
+    }
+    if settings.database_url is not None:
+        environment["GAITID_DATABASE_URL"] = settings.database_url
+    return environment
+
+
+def measuring_step(
+    settings: Settings, engine: Engine, name: str, gallery: str, out: Path, *command: str
+) -> Step:
+    """A step that measures a gallery: `gaitid COMMAND GALLERY OUT --checkpoint …`.
+
+    `command` is its name, then its options; the checkpoint is the gallery's active model.
+
+    Raises `JobRefused` when the gallery or its model is gone.
+    """
+    try:
+        checkpoint = active_checkpoint(settings, engine, gallery)
+    except NotFound as error:
+        raise JobRefused(str(error)) from error
+    verb, *options = command
+    arguments = (verb, gallery, str(partial(out)), "--checkpoint", str(checkpoint), *options)
+    return Step(name, program("service", *arguments), output=out, environment=deployment(settings))
