@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from models.networks.network import GaitNetwork
 from training.data import Augmentation, OrderedClip
-from training.learner import Learned
-from training.objective import Objective
+from training.objective.learner import Learned
+from training.objective.objective import Objective
 from training.recipe import SGD, Recipe
 
 Frames = npt.NDArray[np.float32]

@@ -10,12 +10,12 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks.embedding import SHIPPED
-from models.calibration import KnownThreshold
-from models.checkpoint import Card
+from models.card import Card
 from models.encoder import Encoder
+from models.thresholds.calibration import KnownThreshold
 from training.data.pack import Pack, SequenceRecord
-from training.evaluation import embed_pack
 from training.evaluation.distances import pairwise_distances, to_similarity
+from training.evaluation.embedding import embed_pack
 
 
 class Walks:

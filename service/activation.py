@@ -24,9 +24,9 @@ from typing import Any
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from models.calibration import CannotCalibrate
-from models.comparison import PairedRank1, Side, compare_rank1
+from models.comparison.paired import PairedRank1, Side, compare_rank1
 from models.encoder import Encoder
+from models.thresholds.calibration import CannotCalibrate
 from service.audit import entries
 from service.audit.entries import Entry
 from service.calibration import CalibrationModel, NotEmbedded, measure, queue_if_stale

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sqlalchemy import Engine, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from models.calibration import (
+from models.card import Metric
+from models.thresholds.calibration import (
     CONFIDENCE,
     CannotCalibrate,
     KnownThreshold,
@@ -21,7 +22,6 @@ from models.calibration import (
     calibration_curve,
     stranger_similarities,
 )
-from models.similarity import Metric
 from service.database import now, writing
 from service.gallery.sealing import sealing_of
 from service.gallery.store import missing_gallery, sequences_under

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from models.calibration import CONFIDENCE, stranger_similarities
+from models.thresholds.calibration import CONFIDENCE, stranger_similarities
 from service.calibration import CalibrationModel
 from service.database import now
 from service.gallery.tables import SubjectRow

@@ -40,7 +40,7 @@ from models.silhouettes.errors import (
     UnsupportedSequence,
 )
 from models.silhouettes.normalise import HEIGHT, WIDTH
-from models.silhouettes.quality import Quality
+from models.silhouettes.types import Quality
 from service.decoder_process import FORK, KILL, SLOW
 from service.errors import Unavailable
 from service.gallery.records import SequenceQuality, Silhouettes

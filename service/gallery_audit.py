@@ -26,8 +26,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from models.nearest import Nearest, nearest
-from models.similarity import Metric
+from models.card import Metric
+from models.comparison.nearest import Nearest, nearest
 from service.database import now
 from service.decision import ThresholdSource, choose_threshold
 from service.errors import Invalid

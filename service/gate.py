@@ -15,7 +15,7 @@ import numpy as np
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from models.comparison import LEAST_SUBJECTS, PairedRank1, Side, compare_rank1
+from models.comparison.paired import LEAST_SUBJECTS, PairedRank1, Side, compare_rank1
 from models.encoder import Encoder
 from service.activation import active_pin, shown
 from service.gallery.pins import pinned

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from models.similarity import Metric
+from models.card import Metric
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from sqlalchemy import JSON, Engine, ForeignKey, String, delete, or_, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from models.disk import sync
+from models.files.disk import sync
 from service.database import Table, new_id, now, writing
 from service.errors import Conflict, NotFound, Reason
 from service.gallery.pins import pinned

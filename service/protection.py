@@ -15,7 +15,7 @@ import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from models.similarity import similarity
+from models.comparison.similarity import similarity
 from service.conflict import (
     ConflictingWalk,
     EnrolmentConflict,

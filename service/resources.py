@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from models.allocator import keep_freed_memory
 from models.encoder import Encoder
+from models.networks.allocator import keep_freed_memory
 from models.silhouettes.budget import DecodeLimits
 from service.active_models import ActiveModels
 from service.audit.record import AuditRecord

@@ -15,8 +15,9 @@ import uvicorn
 from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
-from models.checkpoint import CheckpointError
-from models.encoder import Encoder, find_device
+from models.card import CheckpointError
+from models.encoder import Encoder
+from models.networks.device import find_device
 from service.app import create_app
 from service.audit.record import AuditRecord
 from service.connections import Connections, affordable

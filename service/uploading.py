@@ -17,7 +17,8 @@ from typing import IO
 import numpy as np
 
 from models import checkpoint
-from models.checkpoint import CARD, MAX_CARD_BYTES, WEIGHTS, CheckpointError
+from models.card import CARD, MAX_CARD_BYTES, CheckpointError
+from models.checkpoint import WEIGHTS
 from models.encoder import Encoder, Walk
 from models.networks.cost import cost
 from service.database import new_id

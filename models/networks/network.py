@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from models.networks.blocks import as_clips
-from models.networks.head import PartHead
+from models.networks.head import GaitOutput, PartHead
 from models.networks.pooling import (
     check_lengths,
     max_over_sequences,
@@ -18,7 +18,6 @@ from models.networks.pooling import (
     strip_pool,
     windows,
 )
-from models.outputs import GaitOutput
 
 # Bounds keep a card from asking for a network that no machine can hold.
 Width = Annotated[int, Field(ge=1, le=4096)]
@@ -40,7 +39,7 @@ class NetworkConfig(BaseModel):
     identities: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     embedding_source: Literal["embedding", "neck"] = "embedding"
     mixing: bool = False
-    """Whether behind the neck each part reads all parts (see `training.discriminant`)."""
+    """Whether behind the neck each part reads all parts (see `training.derive.discriminant`)."""
     window: Annotated[int, Field(ge=1)] | None = None
     """Frames that the maximum over time is taken of; longer sequences are the mean of windows.
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from models.silhouettes.budget import Budget
 from models.silhouettes.errors import MalformedSequence, UnsupportedSequence
-from models.silhouettes.frame import Frame
 from models.silhouettes.members import read_zip_member
+from models.silhouettes.types import Frame
 
 _HOW = "send uint8 or bool of shape [frames, rows, columns]"
 _LONGEST_HEADER = 4096

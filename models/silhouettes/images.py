@@ -24,10 +24,10 @@ from PIL import (
 
 from models.silhouettes.budget import Budget
 from models.silhouettes.errors import MalformedSequence, SequenceTooLarge, UnsupportedSequence
-from models.silhouettes.frame import Frame
 from models.silhouettes.members import refusing
 from models.silhouettes.sniff import Kind
 from models.silhouettes.tiff import check_pages
+from models.silhouettes.types import Frame
 
 BRIGHT = 127
 """Above this a pixel of a lossy format is the person."""

@@ -57,7 +57,7 @@ def embed(
     ] = None,
 ) -> None:
     """Embed walks with a checkpoint."""
-    from models.embedding_file import embed_prepared, embed_walks
+    from models.encoder.embedding_file import embed_prepared, embed_walks
 
     if (normalised is None) == (not walks):
         raise WrongUsage("give walks, or --normalised, and not both")

@@ -48,7 +48,7 @@ def calibrate_gallery(
     data_dir: DataDir = None,
 ) -> None:
     """Find a gallery's threshold and write it to a file: a calibration job's command."""
-    from models.calibration import CannotCalibrate
+    from models.thresholds.calibration import CannotCalibrate
     from service.calibration import CalibrationModel, measure
     from service.errors import NotFound
 

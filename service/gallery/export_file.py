@@ -18,7 +18,7 @@ from typing import IO, Annotated, Any, Literal, Self, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from models.array_file import read_array
+from models.files.array_file import read_array
 from models.silhouettes.members import shown
 from service.database import now
 from service.errors import Invalid, Malformed, Reason, TooLarge

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
-from models import comparison
+from models.comparison import paired as comparison
 from service import activation
 from service.activation import Activation, CannotActivate
 from service.calibration import CalibrationModel, Measured, keep, measure

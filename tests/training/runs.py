@@ -8,10 +8,10 @@ from typing import Self
 import torch
 from safetensors.torch import load_file
 
-from training.command import carry_out
-from training.events import Event, Progressed, Silent
+from training.process.events import Event, Progressed, Silent
+from training.process.stopping import StopRequest
 from training.recipe import Recipe, load
-from training.stopping import StopRequest
+from training.run.loop import carry_out
 
 TINY = (
     'student={architecture="gaitbase", config={channels=[4, 4, 8, 8], parts=4, '

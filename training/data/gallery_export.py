@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.array_file import read_array
+from models.files.array_file import read_array
 from training.data.pack import SIDE
 
 _INDEX = "sequences.jsonl"

@@ -33,7 +33,7 @@ from models.silhouettes import DecodeLimits, PoorSequence, SequenceError, decode
 from training.data.gallery_export import BrokenExport, GalleryExport
 from training.data.pack import SIDE, Encoding, Pack, PackWriter, Partition
 from training.data.pickles import UnsafePickle, read_array
-from training.processor import one_thread_each
+from training.process.processor import one_thread_each
 
 Format = Literal["pickles", "images", "walks", "gallery"]
 

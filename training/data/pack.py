@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from models.disk import sync
+from models.files.disk import sync
 
 SIDE = 64
 """Rows and columns of every silhouette in a pack."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from models.similarity import Metric
+from models.card import Metric
 
 _PROBES_AT_ONCE = 512
 _GALLERY_AT_ONCE = 4096

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from training.data import Pack
 from training.evaluation.baselines import (
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
     from models.encoder import Encoder
 
 Progress = Callable[[int, int], None]
-
-_SEQUENCES_AT_ONCE = 32
 
 
 def evaluate_embeddings(
@@ -205,33 +202,6 @@ def labels_of(pack: Pack) -> LabelledSequences:
     )
 
 
-def embed_pack(
-    encoder: Encoder,
-    pack: Pack,
-    *,
-    mirror: bool = False,
-    progress: Callable[[int], None] | None = None,
-) -> NDArray[np.float32]:
-    """Embeddings of every sequence of a pack, in its order [n, p, c].
-
-    Args:
-        encoder: embeds.
-        pack: silhouettes.
-        mirror: exchange left and right first.
-        progress: called with the number of sequences of each finished step.
-    """
-    found = []
-    for start in range(0, len(pack), _SEQUENCES_AT_ONCE):
-        chosen = range(start, min(start + _SEQUENCES_AT_ONCE, len(pack)))
-        walks = [pack.silhouettes(i) for i in chosen]
-        if mirror:
-            walks = [np.ascontiguousarray(walk[:, :, ::-1]) for walk in walks]
-        found.append(encoder.encode(walks))
-        if progress is not None:
-            progress(len(walks))
-    return np.concatenate(found)
-
-
 def embedded_by(
     encoder: Encoder,
     pack: Pack,
@@ -251,6 +221,8 @@ def embedded_by(
         name: of the row; the card's when None.
         progress: see `embed_pack`.
     """
+    from training.evaluation.embedding import embed_pack
+
     embeddings = embed_pack(encoder, pack, progress=progress)
     mirrored = None
     if _embeds_mirrored(encoder, mirror):

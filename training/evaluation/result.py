@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from models.similarity import Metric
+from models.card import Metric
 from training.evaluation.bootstrap import Estimate, Resampling
 from training.evaluation.open_set import OpenSet
 from training.evaluation.sequences import Role

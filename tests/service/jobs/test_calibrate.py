@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from models.calibration import CannotCalibrate, calibrate, stranger_similarities
+from models.thresholds.calibration import CannotCalibrate, calibrate, stranger_similarities
 from service import calibration
 from service.__main__ import main
 from service.calibration import CalibrationModel, measure

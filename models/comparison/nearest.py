@@ -1,0 +1,109 @@
+"""For every sequence of a gallery its nearest of its own subject, and of anybody else.
+
+Exact, every pair once, in blocks: beside the embeddings memory holds a few blocks of similarities,
+never a matrix of all pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.card import Metric
+from models.comparison.similarity import index_vectors
+
+_BLOCK: Final = 512
+NOBODY: Final = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """The most similar other sequence of each of n, lowest number first among equals.
+
+    Attributes:
+        index: its number, int64 [n]; `NOBODY` where there is none.
+        similarity: float64 [n]; -inf where there is none.
+    """
+
+    index: NDArray[np.int64]
+    similarity: NDArray[np.float64]
+
+    @classmethod
+    def unknown(cls, count: int) -> Nearest:
+        """Before any comparison."""
+        return cls(np.full(count, NOBODY, np.int64), np.full(count, -np.inf))
+
+    def learn(self, rows: slice, columns: slice, similarities: NDArray[np.floating[Any]]) -> None:
+        """Compare sequences `rows` with sequences `columns`: [r, k], -inf where it does not count.
+
+        Columns must come in ascending order, block by block.
+        """
+        best = similarities.argmax(axis=1)
+        value = similarities[np.arange(len(best)), best]
+        nearer = value > self.similarity[rows]
+        self.index[rows] = np.where(nearer, best + columns.start, self.index[rows])
+        self.similarity[rows] = np.where(nearer, value, self.similarity[rows])
+
+
+def nearest(
+    embeddings: NDArray[np.float32],
+    subjects: NDArray[np.int64],
+    metric: Metric,
+    progress: Callable[[int], None] = lambda _done: None,
+) -> tuple[Nearest, Nearest]:
+    """The nearest of each sequence among its own subject's others, and among everybody else's.
+
+    Args:
+        embeddings: [n, p, c].
+        subjects: whose each sequence is [n].
+        metric: how the checkpoint compares.
+        progress: told how many sequences have met all others, block by block.
+
+    Raises:
+        ValueError: the shapes don't fit.
+    """
+    if embeddings.ndim != 3 or subjects.shape != embeddings.shape[:1]:
+        raise ValueError(f"{list(embeddings.shape)} embeddings of {list(subjects.shape)} subjects")
+    count = len(subjects)
+    own, others = Nearest.unknown(count), Nearest.unknown(count)
+    compare = _cosine if metric == "cosine" else _nearness
+    blocks = [slice(at, min(at + _BLOCK, count)) for at in range(0, count, _BLOCK)]
+    for position, rows in enumerate(blocks):
+        for columns in blocks[position:]:
+            similarities = compare(embeddings[rows], embeddings[columns])
+            same = subjects[rows, None] == subjects[None, columns]
+            of_others = np.where(same, -np.inf, similarities)
+            of_own = np.where(same, similarities, -np.inf)
+            if rows == columns:
+                np.fill_diagonal(of_own, -np.inf)  # nobody is compared with itself
+            else:
+                own.learn(columns, rows, of_own.T)
+                others.learn(columns, rows, of_others.T)
+            own.learn(rows, columns, of_own)
+            others.learn(rows, columns, of_others)
+        progress(rows.stop)
+    return own, others
+
+
+def _cosine(rows: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
+    return index_vectors(rows) @ index_vectors(columns).T
+
+
+def _nearness(rows: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
+    # Squared distances by expansion lose half the digits: double precision has them to spare.
+    total = np.zeros((len(rows), len(columns)))
+    for part in range(rows.shape[1]):
+        one = rows[:, part].astype(np.float64)
+        other = columns[:, part].astype(np.float64)
+        squared = one @ other.T
+        squared *= -2
+        squared += (one * one).sum(axis=1)[:, None]
+        squared += (other * other).sum(axis=1)[None, :]
+        np.maximum(squared, 0, out=squared)
+        total += np.sqrt(squared, out=squared)
+    alike: NDArray[np.floating[Any]] = 1 / (1 + total / rows.shape[1])
+    return alike
