@@ -15,7 +15,7 @@ from models.encoder import Encoder
 from models.thresholds.calibration import KnownThreshold
 from training.data.pack import Pack, SequenceRecord
 from training.evaluation.distances import pairwise_distances, to_similarity
-from training.evaluation.embedding import embed_pack
+from training.evaluation.embedding import embed_with_encoder
 
 
 class Walks:
@@ -31,7 +31,7 @@ class Walks:
             contents.append(pack.content_hash[:12])
             self.records += pack.sequences
             names += [f"{path.name}/{record.subject}" for record in pack.sequences]
-            embeddings.append(embed_pack(encoder, pack))
+            embeddings.append(embed_with_encoder(encoder, pack))
         people, self.subjects = np.unique(np.asarray(names), return_inverse=True)
         self.people = len(people)
         each = np.concatenate(embeddings)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -32,7 +31,7 @@ from models.card import (
     read_file,
     summary,
 )
-from models.files.disk import sync
+from models.files.disk import replace_folder
 from models.networks.network import GaitNetwork
 from models.networks.registry import UnknownArchitecture, build
 
@@ -106,7 +105,15 @@ def save(directory: Path, network: GaitNetwork, card: Card, *, half: bool = Fals
     fields = card.model_dump(mode="json", exclude={"digest"})
     digest = _digest(weights, fields)
     text = json.dumps({**fields, "digest": digest}, indent=2, ensure_ascii=False, allow_nan=False)
-    _replace(directory, {WEIGHTS: weights, CARD: text.encode()})
+    files = {WEIGHTS: weights, CARD: text.encode()}
+    if directory.exists():
+        strangers = {path.name for path in directory.iterdir()} - files.keys()
+        if strangers:
+            raise CheckpointError(
+                f"{directory} holds other files ({summary(sorted(strangers))}); "
+                "a checkpoint needs a folder of its own"
+            )
+    replace_folder(directory, files)
     return card.model_copy(update={"digest": digest})
 
 
@@ -209,32 +216,3 @@ def _misfits(network: GaitNetwork, tensors: Mapping[str, Tensor]) -> list[str]:
         elif not found.isfinite().all():
             faults.append(f"{key!r} is not finite")
     return sorted(faults)
-
-
-def _replace(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Put a folder of `files` in the place of `directory`."""
-    if directory.exists():
-        strangers = {path.name for path in directory.iterdir()} - files.keys()
-        if strangers:
-            raise CheckpointError(
-                f"{directory} holds other files ({summary(sorted(strangers))}); "
-                "a checkpoint needs a folder of its own"
-            )
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    # beside the target, so that renaming stays within one file system
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as scratch:
-        fresh, old = Path(scratch) / "new", Path(scratch) / "old"
-        fresh.mkdir()
-        for name, content in files.items():
-            (fresh / name).write_bytes(content)
-            sync(fresh / name)
-        sync(fresh)
-        if directory.exists():
-            directory.rename(old)
-        try:
-            fresh.rename(directory)
-        except OSError:
-            if old.exists():
-                old.rename(directory)
-            raise
-        sync(directory.parent)

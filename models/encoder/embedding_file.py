@@ -53,7 +53,7 @@ def embed_prepared(checkpoint_dir: Path, in_npz: Path, out_npz: Path) -> int:
             compared = network.matching(output.embeddings)
             if card.mirror:
                 compared = (compared + network.matching(network(batch.flip(-1)).embeddings)) / 2
-            embeddings.append(compared.numpy())
+            embeddings.append(compared.transpose(1, 2).numpy())
             logits.append(output.logits.numpy())
     with out_npz.open("wb") as file:
         np.savez(file, embeddings=np.concatenate(embeddings), logits=np.concatenate(logits))

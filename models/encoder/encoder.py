@@ -117,7 +117,7 @@ class Encoder:
         lengths = [len(walk) for walk in fitting]
         with self._lock, torch.inference_mode():
             embeddings = self._embed(self._network, frames.to(self.device), lengths)
-            return embeddings.permute(0, 2, 1).cpu().contiguous().numpy()
+            return embeddings.cpu().contiguous().numpy()
 
     def _fit(self, walk: Walk, position: int) -> Walk:
         size = self.card.input
@@ -136,7 +136,7 @@ class Encoder:
         return walk[:, :, margin : width - margin]
 
     def _embed(self, network: GaitNetwork, frames: Tensor, lengths: list[int]) -> Tensor:
-        """Embeddings `[n, c, p]` of uint8 frames `[sum(lengths), h, w]`."""
+        """Embeddings `[n, p, c]` of uint8 frames `[sum(lengths), h, w]`."""
         embeddings = self._embed_one_way(network, frames, lengths)
         if self.card.mirror:
             mirrored = self._embed_one_way(network, frames.flip(-1), lengths)
@@ -190,7 +190,7 @@ class Encoder:
                 self._embed(network, walk.to(self.device), [len(walk)])
                 for network in (self._network, exact)
             )
-            return 1 - float(functional.cosine_similarity(ours, theirs, dim=1).min())
+            return 1 - float(functional.cosine_similarity(ours, theirs, dim=2).min())
 
 
 def _in_bfloat16(network: GaitNetwork, *, keeps_last_stage: bool) -> GaitNetwork:

@@ -227,7 +227,14 @@ class GaitNetwork(nn.Module):
         return strip_pool(maps, self.parts)
 
     def matching(self, embeddings: Tensor) -> Tensor:
-        """What is compared, `[n, c, p]`: the embeddings, or the neck's if so configured."""
-        if self.config.embedding_source == "embedding":
-            return embeddings
-        return self.head.unit_embeddings(embeddings)
+        """What is compared, `[n, p, c]`: the embeddings, or the neck's if so configured.
+
+        Here embeddings leave the network and change from its layout to that of everything else,
+        see `models.encoder`.
+
+        Args:
+            embeddings: `[n, c, p]`, as `forward` returns them.
+        """
+        if self.config.embedding_source == "neck":
+            embeddings = self.head.unit_embeddings(embeddings)
+        return embeddings.transpose(1, 2)

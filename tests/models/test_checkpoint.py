@@ -254,7 +254,7 @@ def test_files_over_the_limits_are_not_read_whole(
     monkeypatch.setattr(checkpoint, "MAX_WEIGHTS_BYTES", 100)
     with pytest.raises(CheckpointError, match="larger than 100 bytes"):
         checkpoint.load(saved)
-    monkeypatch.setattr(checkpoint, "MAX_CARD_BYTES", 10)
+    monkeypatch.setattr("models.card.MAX_CARD_BYTES", 10)
     with pytest.raises(CheckpointError, match="larger than 10 bytes"):
         checkpoint.load(saved)
 

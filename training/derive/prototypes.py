@@ -17,7 +17,7 @@ from models.networks.device import MixedPrecision, lay_out_for_convolution
 from models.networks.network import GaitNetwork
 from training.data.pack import Pack
 from training.derive.derivation import rebuilt
-from training.evaluation.embedding import embed
+from training.evaluation.embedding import embed_with_network
 
 
 @torch.no_grad()
@@ -47,8 +47,8 @@ def with_prototypes(
     head = knowing.head
     lay_out_for_convolution(knowing)
 
-    embedded = embed(knowing, walks, precision, mirror=False, progress=progress)
-    embeddings = torch.from_numpy(embedded).transpose(1, 2)
+    embedded = embed_with_network(knowing, walks, precision, mirror=False, progress=progress)
+    embeddings = torch.from_numpy(embedded).transpose(1, 2)  # [n, c, p], as the head takes them
     mean = embeddings.mean(0).flatten()  # channels of all parts in one row, as the neck reads them
     head.neck.load_state_dict({**head.neck.state_dict(), "running_mean": mean})
     units = head.unit_embeddings(embeddings.to(precision.device))

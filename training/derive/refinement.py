@@ -12,7 +12,7 @@ from models.networks.device import MixedPrecision, find_device
 from training.data.pack import Pack
 from training.derive.derivation import save_derived
 from training.derive.discriminant import discriminant, folded, mixing, require_enough, unprojected
-from training.evaluation.embedding import embed
+from training.evaluation.embedding import embed_with_network
 from training.process.events import Reporter
 from training.recipe import Problem, RecipeError
 
@@ -71,7 +71,7 @@ def refine(
             raise RecipeError([Problem("--mixing", f"{error}; or choose --no-mixing")]) from error
     where = find_device(device)
     bare = unprojected(network).to(where)
-    embeddings = embed(bare, walks, MixedPrecision.choose("auto", where), mirror=False)
+    embeddings = embed_with_network(bare, walks, MixedPrecision.choose("auto", where), mirror=False)
     found = discriminant(embeddings, walks.labels, channels, shrinkage=shrinkage)
     mixed = None
     if mixing_shrinkage is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from models import Progress
 from training.data import Pack
 from training.evaluation.baselines import (
     GAIT_ENERGY_IMAGE,
@@ -38,8 +39,6 @@ from training.evaluation.verification import verify
 
 if TYPE_CHECKING:
     from models.encoder import Encoder
-
-Progress = Callable[[int, int], None]
 
 
 def evaluate_embeddings(
@@ -105,7 +104,7 @@ def evaluate_checkpoint(
     baselines: bool | None = None,
     against: Sequence[Path] = (),
     resampling: Resampling | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationResult:
     """Embed the test sequences of a pack with a checkpoint and run a protocol on them.
 
@@ -155,18 +154,18 @@ def evaluate_checkpoint(
     work = sum(
         len(test) * (2 if _embeds_mirrored(encoder, mirror) else 1) for _, encoder, _ in encoders
     )
-    done = 0
+    finished = 0
 
-    def advance(embedded: int) -> None:
-        nonlocal done
-        done += embedded
+    def advance(done: int) -> None:
         if progress is not None:
-            progress(done, work)
+            progress(finished + done, work)
 
-    methods = [
-        embedded_by(encoder, test, mirror=mirror, role=role, name=name, progress=advance)
-        for name, encoder, role in encoders
-    ]
+    methods = []
+    for name, encoder, role in encoders:
+        methods.append(
+            embedded_by(encoder, test, mirror=mirror, role=role, name=name, progress=advance)
+        )
+        finished += len(test) * (2 if _embeds_mirrored(encoder, mirror) else 1)
     if baselines:
         methods.append(_energy_row(test, mirror))
     return evaluate_embeddings(
@@ -209,7 +208,7 @@ def embedded_by(
     mirror: bool,
     role: Role = "checkpoint",
     name: str | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> EmbeddedSequences:
     """What a checkpoint makes of a pack, to be run through a protocol; compared as its card says.
 
@@ -219,14 +218,19 @@ def embedded_by(
         mirror: the probes are tried mirrored as well.
         role: of the row.
         name: of the row; the card's when None.
-        progress: see `embed_pack`.
+        progress: told how many sequences are embedded, those mirrored counted again.
     """
-    from training.evaluation.embedding import embed_pack
+    from training.evaluation.embedding import embed_with_encoder
 
-    embeddings = embed_pack(encoder, pack, progress=progress)
+    embeddings = embed_with_encoder(encoder, pack, progress=progress)
     mirrored = None
     if _embeds_mirrored(encoder, mirror):
-        mirrored = embed_pack(encoder, pack, mirror=True, progress=progress)
+
+        def second_pass(done: int) -> None:
+            if progress is not None:
+                progress(len(pack) + done)
+
+        mirrored = embed_with_encoder(encoder, pack, mirror=True, progress=second_pass)
     card = encoder.card
     return EmbeddedSequences(
         name or card.name, embeddings, card.metric, mirrored, role, encoder.digest

@@ -14,7 +14,7 @@ from training.evaluation import (
     Resampling,
     evaluate_embeddings,
 )
-from training.evaluation.embedding import embed
+from training.evaluation.embedding import embed_with_network
 from training.evaluation.protocols import AUTO_PROTOCOL, protocol_named
 from training.recipe import Evaluation, Problem, RecipeError
 
@@ -69,7 +69,7 @@ class Watch:
         training = network.training
         network.eval()
         try:
-            embeddings = embed(network, self._pack, precision, mirror=self._mirror)
+            embeddings = embed_with_network(network, self._pack, precision, mirror=self._mirror)
         finally:
             network.train(training)
         return evaluate_embeddings(

@@ -6,8 +6,9 @@ import math
 from typing import assert_never
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import PARAM_LIST, AveragedModel
 
 from models.networks.network import GaitNetwork
 from training.recipe import SGD, AdamW, Cosine, MultiStep
@@ -54,34 +55,29 @@ def set_rate(optimiser: Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-class MovingAverage:
+def moving_average(followed: GaitNetwork, decay: float) -> AveragedModel:
     """An exponential moving average of a network's weights and batch statistics.
 
-    Early on the average follows faster ((1 + step) / (10 + step)), or the random start would stay
-    in it.
+    Early on the average follows faster (decay (1 + step) / (10 + step)), or the random start would
+    stay in it.
 
     Args:
-        followed: the network in training.
-        average: a network of the same build, which comes to hold the average.
+        followed: the network in training; its state is where the average starts.
         decay: share of the old average that a step keeps, in the long run.
+
+    Returns:
+        The average, a network of its own in `.module`; `update_parameters` moves it after a step.
     """
 
-    def __init__(self, followed: GaitNetwork, average: GaitNetwork, decay: float) -> None:
-        average.requires_grad_(False)
-        average.load_state_dict(followed.state_dict())
-        self.network = average
-        self._decay = decay
-        current, averaged = followed.state_dict(), average.state_dict()
-        floating = [name for name, tensor in averaged.items() if tensor.is_floating_point()]
-        self._current = [current[name] for name in floating]
-        self._averaged = [averaged[name] for name in floating]
-        # Batch counters are whole numbers: the latest is as good as any.
-        self._counters = [(averaged[n], current[n]) for n in averaged.keys() - set(floating)]
-
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Move the average after a step."""
-        decay = min(self._decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._averaged, self._current, 1 - decay)
-        for mine, theirs in self._counters:
-            mine.copy_(theirs)
+    def move(mine: PARAM_LIST, theirs: PARAM_LIST, _: Tensor | int) -> None:
+        if not mine[0].is_floating_point():  # batch counters: the latest is as good as any
+            torch._foreach_copy_(mine, theirs)
+            return
+        count = int(average.n_averaged)  # kept on the CPU, so that no step waits for a GPU
+        torch._foreach_lerp_(mine, theirs, 1 - min(decay, count / (9 + count)))
+
+    average = AveragedModel(followed, multi_avg_fn=move, use_buffers=True)
+    average.requires_grad_(False)
+    average.n_averaged += 1  # the start
+    return average

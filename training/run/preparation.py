@@ -191,11 +191,6 @@ def _build(architecture: str, config: Mapping[str, object]) -> GaitNetwork:
     return build(architecture, config)
 
 
-def untrained_like(network: GaitNetwork) -> GaitNetwork:
-    """A second network of the same build."""
-    return build(network.config.architecture, network.config.model_dump())
-
-
 def card(
     network: GaitNetwork,
     recipe: Recipe,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from models.networks.device import MixedPrecision, lay_out_for_convolution
 from models.networks.head import GaitOutput
@@ -23,12 +24,12 @@ from training.objective.teachers import ask
 from training.recipe import Recipe
 from training.run.distributed import Group
 from training.run.optimisation import (
-    MovingAverage,
     make_optimiser,
+    moving_average,
     rate_factor,
     set_rate,
 )
-from training.run.preparation import Preparation, untrained_like
+from training.run.preparation import Preparation
 
 
 class TrainingFailed(RuntimeError):
@@ -85,11 +86,9 @@ class Trainer:
             nn.SyncBatchNorm.convert_sync_batchnorm(self._learner)  # type: ignore[no-untyped-call]
         for network in (self._learner, *(teacher.network for teacher in self._teachers)):
             lay_out_for_convolution(network)
-        self._average: MovingAverage | None = None
+        self._average: AveragedModel | None = None
         if recipe.average is not None:
-            copy = untrained_like(self._student).to(group.device)
-            lay_out_for_convolution(copy)
-            self._average = MovingAverage(self._student, copy, recipe.average)
+            self._average = moving_average(self._student, recipe.average)
         self._optimiser: Optimizer = make_optimiser(recipe.optimiser, self._learner)
         self._objective = Objective(recipe.terms, recipe.distillation, group.gather)
         if recipe.compile:
@@ -136,7 +135,7 @@ class Trainer:
         set_rate(self._optimiser, self.rate)
         self._optimiser.step()
         if self._average is not None:
-            self._average.update(self.step)
+            self._average.update_parameters(self._student)
         self.step += 1
         self.seconds += time.monotonic() - began
         return loss, learned
@@ -144,7 +143,9 @@ class Trainer:
     @property
     def result(self) -> GaitNetwork:
         """The network to evaluate and to save: the moving average, where the recipe keeps one."""
-        return self._student if self._average is None else self._average.network
+        if self._average is None:
+            return self._student
+        return cast(GaitNetwork, self._average.module)
 
     def snapshot(self) -> dict[str, Any]:
         """Everything the next step depends on. Teachers are not in it.
@@ -163,7 +164,7 @@ class Trainer:
             "seconds": self.seconds,
             "learner": self._learner.state_dict(),
             "optimiser": self._optimiser.state_dict(),
-            "average": None if self._average is None else self._average.network.state_dict(),
+            "average": None if self._average is None else self._average.module.state_dict(),
             "random": torch.get_rng_state(),
         }
 
@@ -174,7 +175,8 @@ class Trainer:
         self._learner.load_state_dict(snapshot["learner"])
         self._optimiser.load_state_dict(snapshot["optimiser"])
         if self._average is not None:
-            self._average.network.load_state_dict(snapshot["average"])
+            self._average.module.load_state_dict(snapshot["average"])
+            self._average.n_averaged.fill_(self.step + 1)
         torch.set_rng_state(snapshot["random"])
 
 

@@ -110,7 +110,7 @@ def test_a_necked_checkpoint_gives_unit_parts() -> None:
 def test_auto_takes_bfloat16_where_it_is_native_and_harmless(
     native: bool, error: float, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoder, "_computes_bfloat16", lambda device: native)
+    monkeypatch.setattr(encoder, "computes_bfloat16", lambda device: native)
     monkeypatch.setattr(Encoder, "_error", lambda self, exact: error)
     network, fast = prepare("gaitbase", {})
     assert fast.precision == precision
@@ -124,7 +124,7 @@ def test_where_bfloat16_is_too_coarse_the_last_stage_alone_stays_exact(
     name: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     errors = iter((0.01, 0.0))
-    monkeypatch.setattr(encoder, "_computes_bfloat16", lambda device: True)
+    monkeypatch.setattr(encoder, "computes_bfloat16", lambda device: True)
     with monkeypatch.context() as first:
         first.setattr(Encoder, "_error", lambda self, exact: next(errors))
         network, fast = prepare(name, config)

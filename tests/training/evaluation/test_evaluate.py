@@ -20,7 +20,7 @@ from training.evaluation import (
     labels_of,
 )
 from training.evaluation.baselines import energy_embeddings, untrained_encoder
-from training.evaluation.embedding import embed_pack
+from training.evaluation.embedding import embed_with_encoder
 
 QUICK = Resampling(replicates=20)
 TINY = {"channels": [4, 4, 8, 8], "embedding_channels": 8, "parts": 4}
@@ -120,7 +120,7 @@ def test_a_checkpoint_that_is_blind_to_mirroring_embeds_once(tmp_path: Path, pac
     encoder = Encoder.open(blind, device="cpu")
     test = Pack.open(pack).subset(["s02"])
     np.testing.assert_allclose(
-        embed_pack(encoder, test), embed_pack(encoder, test, mirror=True), atol=1e-5
+        embed_with_encoder(encoder, test), embed_with_encoder(encoder, test, mirror=True), atol=1e-5
     )
     assert len(result.rows) == 1
 

@@ -21,12 +21,12 @@ from training.data.batches import Batch, BatchSource
 from training.data.pack import Pack
 from training.derive.derivation import rebuilt
 from training.derive.export import export_checkpoint
-from training.evaluation.embedding import embed
+from training.evaluation.embedding import embed_with_network
 from training.process.events import Done, Evaluated, Progressed, Silent, Started
 from training.recipe import Cosine, MultiStep, Recipe, RecipeError, load, shipped
 from training.run import state
 from training.run.distributed import Group
-from training.run.optimisation import MovingAverage, rate_factor
+from training.run.optimisation import moving_average, rate_factor
 from training.run.preparation import Preparation, prepare
 from training.run.state import StateError
 from training.run.trainer import Trainer, TrainingFailed
@@ -141,7 +141,9 @@ def test_held_out_walks_are_embedded_as_the_service_will(pack: Path, tmp_path: P
     assert held_out is not None
     served = Encoder.open(tmp_path / "checkpoint", "cpu", "float32")
     expected = served.encode([held_out.silhouettes(i) for i in range(len(held_out))])
-    found = embed(network.eval(), held_out, MixedPrecision.choose("fp32", CPU), mirror=True)
+    found = embed_with_network(
+        network.eval(), held_out, MixedPrecision.choose("fp32", CPU), mirror=True
+    )
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -150,12 +152,12 @@ def test_what_mixes_parts_is_not_rounded_where_convolutions_are(
 ) -> None:
     walks, halves = Pack.open(pack), MixedPrecision(CPU, half=True)
     network, _ = checkpoint.load(make_teacher(mixing=True, embedding_source="neck"), "cpu")
-    before = embed(
+    before = embed_with_network(
         rebuilt(network, embedding_source="embedding").eval(), walks, halves, mirror=False
     )
     with torch.no_grad():
-        wanted = network.matching(torch.from_numpy(before).transpose(1, 2)).transpose(1, 2)
-    found = embed(network, walks, halves, mirror=False)
+        wanted = network.matching(torch.from_numpy(before).transpose(1, 2))
+    found = embed_with_network(network, walks, halves, mirror=False)
     np.testing.assert_allclose(found, wanted.numpy(), atol=1e-6)
 
 
@@ -336,18 +338,18 @@ def test_the_moving_average_equals_its_formula() -> None:
     torch.manual_seed(0)
     config = {**NARROW, "identities": 3}
     followed = build("gaitbase", config)
-    average = MovingAverage(followed, build("gaitbase", config), decay=0.8)
+    average = moving_average(followed, decay=0.8)
     expected = {key: tensor.clone() for key, tensor in followed.state_dict().items()}
     for step in range(12):
         with torch.no_grad():
             for weight in followed.parameters():
                 weight.add_(torch.randn_like(weight))
-        average.update(step)
+        average.update_parameters(followed)
         decay = min(0.8, (1 + step) / (10 + step))
         for key, tensor in followed.state_dict().items():
             if tensor.is_floating_point():
                 expected[key] = decay * expected[key] + (1 - decay) * tensor
-    for key, tensor in average.network.state_dict().items():
+    for key, tensor in average.module.state_dict().items():
         torch.testing.assert_close(tensor, expected[key], rtol=1e-5, atol=1e-5)
 
 
