@@ -58,7 +58,7 @@ from training.recipe import (
 )
 from training.run.distributed import Group, join
 from training.run.meter import Meter
-from training.run.preparation import Preparation, card, prepare, without_places
+from training.run.preparation import Preparation, card, prepare, without_paths
 from training.run.trainer import Trainer, require_finite
 
 ALONE: Final = "labels alone"
@@ -146,7 +146,7 @@ def finished(folder: Path, recipe: Recipe, preparation: Preparation) -> bool:
         [teacher["digest"] for teacher in found["teachers"]],
     )
     wanted = (
-        without_places(recipe).model_dump(mode="json"),
+        without_paths(recipe).model_dump(mode="json"),
         preparation.train.content_hash,
         preparation.identities,
         preparation.origin,
@@ -202,9 +202,9 @@ def train(
     )
     meters = {arm: Meter(base.steps, 0, {}) for arm in prepared}
     for batch in source.iterate(start=0, stop=base.steps):
-        lesson = trainers[teaching].teach(batch)
+        taught = trainers[teaching].teach(batch)
         for arm, trainer in trainers.items():
-            meters[arm].add(*trainer.learn(lesson), lesson.labels)
+            meters[arm].add(*trainer.learn(taught), taught.labels)
         done = trainers[teaching].step
         if done % base.log_every == 0 or done == base.steps:
             means = {arm: meters[arm].read(done, t.rate).metrics for arm, t in trainers.items()}

@@ -27,7 +27,7 @@ from models.networks.registry import build
 from training.data import pack_dataset
 from training.data.augmentation import augment, generator
 from training.data.batches import BatchSource
-from training.objective.teachers import ask
+from training.objective.teachers import run_teachers
 from training.recipe import Recipe, load
 from training.run.distributed import join as join_group
 from training.run.preparation import Preparation, prepare
@@ -57,7 +57,7 @@ def measure_recipe(recipe: Recipe) -> dict[str, object]:
         seconds["input"].append(_since(began))
         if preparation.teachers:
             began = time.perf_counter()
-            ask(preparation.teachers, clips, batch.lengths, trainer.precision)
+            run_teachers(preparation.teachers, clips, batch.lengths, trainer.precision)
             seconds["teachers"].append(_since(began))
         began = time.perf_counter()
         source.batch(step)

@@ -130,9 +130,9 @@ def validate(
         problems = missing_files(loaded)
         if command is not None:
             require_teachers(loaded, wanted=command == "distill")
-        from training.run.checking import impossible  # slow, so only for what is right so far
+        from training.run.checking import recipe_problems  # slow, so only for what is right so far
 
-        problems += impossible(loaded)
+        problems += recipe_problems(loaded)
     except RecipeError as error:
         problems += error.problems
     typer.echo(json.dumps({"errors": [vars(problem) for problem in problems]}))
@@ -165,9 +165,9 @@ def evaluate(
 ) -> None:
     """Judge a checkpoint on a packed dataset by a protocol."""
     with _reporting(as_json) as (reporter, _):
-        from training.cli.judging import judge
+        from training.cli.evaluating import evaluate_with_events
 
-        judge(
+        evaluate_with_events(
             checkpoint,
             dataset,
             protocol,
@@ -376,22 +376,22 @@ def _run(
     missing = missing_files(recipe)
     if missing:
         raise RecipeError(missing)
-    from training.run.loop import carry_out
+    from training.run.loop import run_recipe
 
     kept = prototypes or out / "prototypes"
-    carry_out(recipe, Path(name_or_path).stem, out, reporter, stop, kept)
+    run_recipe(recipe, Path(name_or_path).stem, out, reporter, stop, kept)
 
 
 @contextmanager
 def _reporting(as_json: bool) -> Iterator[tuple[Any, StopRequest]]:
     """Events to the right place, errors to the right exit status."""
-    from training.process.events import ConsoleReporter, Failed, JsonReporter, Silent
+    from training.process.events import ConsoleReporter, Failed, JsonReporter, SilentReporter
 
     stop = StopRequest()
     stop.install()
     reporter: Reporter
     if os.environ.get("RANK", "0") != "0":  # under torchrun the first process speaks for all
-        reporter = Silent()
+        reporter = SilentReporter()
     else:
         reporter = JsonReporter() if as_json else ConsoleReporter()
     try:

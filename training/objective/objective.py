@@ -17,8 +17,8 @@ from training.objective.distillation.logit import logit_distillation, logit_regr
 from training.objective.distillation.ranking import ranking_distillation
 from training.objective.distillation.relation import relation_distillation
 from training.objective.distillation.temperature import informative_temperature
-from training.objective.learner import Learned
 from training.objective.losses import cross_entropy, triplet
+from training.objective.student import StudentOutput
 from training.recipe import (
     BoundaryTerm,
     CoordinateTerm,
@@ -69,43 +69,50 @@ class Objective:
         self._gather = gather
 
     def __call__(
-        self, learned: Learned, labels: Tensor, lessons: Sequence[GaitOutput], *, progress: float
+        self,
+        student: StudentOutput,
+        labels: Tensor,
+        teachers: Sequence[GaitOutput],
+        *,
+        progress: float,
     ) -> Loss:
         """Evaluate every term.
 
         Args:
-            learned: of the student, [n, …].
-            labels: [n] integer identities.
-            lessons: of each teacher on the same clips.
-            progress: share of the run that is done, for the ramp.
+            student: embeddings [n, c, p] and logits [n, k, p], and through each connector
+                embeddings [n, c', p].
+            labels: integer identities [n].
+            teachers: of each teacher on the same clips, embeddings [n, c', p'] and logits
+                [n, k, p'].
+            progress: share of the run that is done, in [0, 1], for the ramp.
 
         Raises:
             ValueError: shapes that a term cannot compare.
         """
         ramp = self._distillation.ramp
         warmth = min(1.0, progress / ramp) if ramp else 1.0
-        share = 1 / len(lessons) if lessons and self._distillation.teachers == "mean" else 1.0
-        everyone = _Everyone(
-            self._gather(learned.embeddings),
+        share = 1 / len(teachers) if teachers and self._distillation.teachers == "mean" else 1.0
+        gathered = _GatheredBatch(
+            self._gather(student.embeddings),
             self._gather(labels),
-            tuple(self._gather(lesson.embeddings) for lesson in lessons)
+            tuple(self._gather(teacher.embeddings) for teacher in teachers)
             if any(isinstance(term, DistanceTerm) for term in self._terms.values())
             else (),
         )
         # Every output takes part, if only with weight 0: DDP waits for a gradient of every weight.
-        total = 0.0 * (learned.logits.sum() + sum(c.sum() for c in learned.connected))
+        total = 0.0 * (student.logits.sum() + sum(c.sum() for c in student.connected))
         parts: dict[str, Tensor] = {}
         for name, term in self._terms.items():
             if isinstance(term, LabelTerm):
-                value = _from_labels(term, learned, labels, everyone)
+                value = _from_labels(term, student, labels, gathered)
                 total = total + term.weight * value
             else:
                 value = share * sum(
                     (
-                        self._from_teacher(term, number, learned, labels, lesson, everyone)
-                        for number, lesson in enumerate(lessons)
+                        self._from_teacher(term, number, student, labels, teacher, gathered)
+                        for number, teacher in enumerate(teachers)
                     ),
-                    start=learned.embeddings.new_zeros(()),
+                    start=student.embeddings.new_zeros(()),
                 )
                 total = total + warmth * term.weight * value
             parts[name] = value.detach()
@@ -115,27 +122,30 @@ class Objective:
         self,
         term: DistillationTerm,
         number: int,
-        learned: Learned,
+        student: StudentOutput,
         labels: Tensor,
-        lesson: GaitOutput,
-        everyone: _Everyone,
+        teacher: GaitOutput,
+        gathered: _GatheredBatch,
     ) -> Tensor:
         match term:
             case LogitTerm() | LogitRegressionTerm() | DecoupledTerm():
-                return _from_logits(term, *self._aligned(learned.logits, lesson.logits), labels)
+                return _from_logits(term, *self._aligned(student.logits, teacher.logits), labels)
             case BoundaryTerm() | HintTerm():
-                own = learned.connected[number] if term.connector else learned.embeddings
-                return _from_coordinates(term, *self._aligned(own, lesson.embeddings))
+                own = student.connected[number] if term.connector else student.embeddings
+                return _from_coordinates(term, *self._aligned(own, teacher.embeddings))
             case RankingTerm():
                 return ranking_distillation(
-                    everyone.embeddings,
-                    everyone.taught[number],
+                    gathered.embeddings,
+                    gathered.teachers[number],
                     temperature=term.temperature,
                     per_part=term.per_part,
                 )
             case RelationTerm():
                 return relation_distillation(
-                    everyone.embeddings, everyone.taught[number], everyone.labels, delta=term.delta
+                    gathered.embeddings,
+                    gathered.teachers[number],
+                    gathered.labels,
+                    delta=term.delta,
                 )
             case _:
                 assert_never(term)
@@ -146,20 +156,24 @@ class Objective:
         return student, align_parts(teacher, student.shape[-1])
 
 
-class _Everyone(NamedTuple):
-    """Rows of all processes."""
+class _GatheredBatch(NamedTuple):
+    """Rows of all m processes: embeddings [m · n, c, p], labels [m · n]."""
 
     embeddings: Tensor
     labels: Tensor
-    taught: tuple[Tensor, ...]  # embeddings of each teacher; empty when no term compares distances
+    teachers: tuple[
+        Tensor, ...
+    ]  # embeddings of each teacher; empty when no term compares distances
 
 
-def _from_labels(term: LabelTerm, learned: Learned, labels: Tensor, everyone: _Everyone) -> Tensor:
+def _from_labels(
+    term: LabelTerm, student: StudentOutput, labels: Tensor, gathered: _GatheredBatch
+) -> Tensor:
     match term:
         case TripletTerm():
-            return triplet(everyone.embeddings, everyone.labels, margin=term.margin)
+            return triplet(gathered.embeddings, gathered.labels, margin=term.margin)
         case CrossEntropyTerm():
-            return cross_entropy(learned.logits, labels, scale=term.scale, smoothing=term.smoothing)
+            return cross_entropy(student.logits, labels, scale=term.scale, smoothing=term.smoothing)
         case _:
             assert_never(term)
 

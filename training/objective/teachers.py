@@ -70,7 +70,7 @@ def freeze(network: GaitNetwork) -> None:
     network.requires_grad_(False)
 
 
-def ask(
+def run_teachers(
     teachers: Sequence[Teacher],
     silhouettes: Tensor,
     lengths: tuple[int, ...] | None,
@@ -142,7 +142,7 @@ def _too_few(recipe: Recipe, term: AnyTerm, student: GaitNetwork) -> str | None:
     return None
 
 
-def knows(teacher: Teacher, recipe: Recipe, count: int, identities: str) -> bool:
+def classifies(teacher: Teacher, recipe: Recipe, count: int, identities: str) -> bool:
     """Whether a teacher's own classifier is of the student's identities, `count` of this hash."""
     listed = teacher.identities == identities or recipe.distillation.assume_same_identities
     return listed and teacher.network.identities == count
@@ -151,7 +151,9 @@ def knows(teacher: Teacher, recipe: Recipe, count: int, identities: str) -> bool
 def _identities_differ(
     recipe: Recipe, teacher: Teacher, student: GaitNetwork, identities: str
 ) -> str | None:
-    if recipe.distillation.prototypes or knows(teacher, recipe, student.identities, identities):
+    if recipe.distillation.prototypes or classifies(
+        teacher, recipe, student.identities, identities
+    ):
         return None
     instead = (
         "set distillation.prototypes = true, or use the terms ranking, relation, hint or boundary "

@@ -187,7 +187,7 @@ class ConsoleReporter:
         self._progress.stop()
 
 
-class Silent:
+class SilentReporter:
     """Says nothing: the reporter of every process but the first."""
 
     def report(self, event: Event) -> None:

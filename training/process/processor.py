@@ -14,7 +14,7 @@ CPUINFO: Final = Path("/proc/cpuinfo")
 _THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-def settle(environment: MutableMapping[str, str], cpuinfo: Path = CPUINFO) -> None:
+def configure_processor(environment: MutableMapping[str, str], cpuinfo: Path = CPUINFO) -> None:
     """Say how OpenMP, OpenBLAS and OpenCV work, where nobody said so; before any is loaded.
 
     Threads that spin while they wait for each other make a step several times slower as soon as

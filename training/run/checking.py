@@ -19,12 +19,12 @@ from training.recipe import Problem, Recipe
 _THIN = {"channels": (1, 1, 1, 1), "layers": (1, 1, 1, 1), "embedding_channels": 1}
 
 
-def impossible(recipe: Recipe) -> tuple[Problem, ...]:
+def recipe_problems(recipe: Recipe) -> tuple[Problem, ...]:
     """An unknown protocol or architecture, a network that cannot be built or read silhouettes."""
     return (*_protocol(recipe), *_student(recipe))
 
 
-def misfits(name: str, config: Mapping[str, object]) -> Iterator[Problem]:
+def network_problems(name: str, config: Mapping[str, object]) -> Iterator[Problem]:
     """What is wrong with a network of the architecture `name`, found on the thinnest of its kind.
 
     That one has the same strides and parts, so it meets what a first step would. The state of the
@@ -60,4 +60,4 @@ def _student(recipe: Recipe) -> Iterator[Problem]:
     if "identities" in wanted.config:
         yield Problem("student.config.identities", "follows from the dataset; leave it out")
         return
-    yield from misfits(wanted.architecture, wanted.config)
+    yield from network_problems(wanted.architecture, wanted.config)

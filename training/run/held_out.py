@@ -21,7 +21,7 @@ from training.recipe import Evaluation, Problem, RecipeError
 _FEW_REPLICATES = Resampling(replicates=100)  # a curve needs no fine intervals
 
 
-class Watch:
+class HeldOutEvaluator:
     """Evaluates a network on held-out walks by one protocol.
 
     With the protocol "auto" that is `cross-view` where the walks' conditions allow it; otherwise

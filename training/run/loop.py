@@ -17,7 +17,7 @@ from training.process.stopping import Stopped, StopRequest
 from training.recipe import Recipe
 from training.run import state
 from training.run.distributed import Group, join
-from training.run.held_out import Watch
+from training.run.held_out import HeldOutEvaluator
 from training.run.meter import Meter
 from training.run.preparation import Preparation, card, prepare
 from training.run.trainer import Trainer, require_finite
@@ -25,7 +25,7 @@ from training.run.trainer import Trainer, require_finite
 CHECKPOINT = "checkpoint"
 
 
-def carry_out(
+def run_recipe(
     recipe: Recipe,
     name: str,
     out: Path,
@@ -94,7 +94,7 @@ def run(
         if group.leads:
             state.save(out, {**trainer.snapshot(), "losses": meter.last}, run=this)
 
-    watch = Watch(
+    held_out = HeldOutEvaluator(
         recipe.evaluation, preparation.held_out, metric=recipe.metric, mirror=recipe.mirror
     )
     log = SummaryWriter(str(out / "tensorboard"), purge_step=trainer.step) if group.leads else None
@@ -111,9 +111,11 @@ def run(
 
     def evaluate(*, error_rates: bool) -> EvaluationResult | None:
         found = None
-        if group.leads and watch.possible:
+        if group.leads and held_out.possible:
             with stop.at_once():
-                found = watch.evaluate(trainer.result, trainer.precision, error_rates=error_rates)
+                found = held_out.evaluate(
+                    trainer.result, trainer.precision, error_rates=error_rates
+                )
             report(Evaluated(found.metrics()))
             _write(log, "evaluation", found.metrics(), trainer.step)
         group.wait()
@@ -122,8 +124,8 @@ def run(
     try:
         with stop.deferred():
             for batch in source.iterate(start=trainer.step, stop=recipe.steps):
-                loss, learned = trainer.train(batch)
-                meter.add(loss, learned, batch.labels)
+                loss, student = trainer.train(batch)
+                meter.add(loss, student, batch.labels)
                 done = trainer.step
                 if done % recipe.log_every == 0 or done == recipe.steps:
                     progress = meter.read(done, trainer.rate, group.size)

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from training.objective.learner import Learned
 from training.objective.losses import accuracy
 from training.objective.objective import Loss
+from training.objective.student import StudentOutput
 from training.process.events import Progressed
 
 
@@ -32,14 +32,14 @@ class Meter:
         self._sequences = 0
         self.last = last
 
-    def add(self, loss: Loss, learned: Learned, labels: Tensor) -> None:
+    def add(self, loss: Loss, student: StudentOutput, labels: Tensor) -> None:
         """Take in one step; nothing is waited for."""
         found = {
             "loss": loss.total.detach(),
             **loss.parts,
-            "accuracy": accuracy(learned.logits, labels),
+            "accuracy": accuracy(student.logits, labels),
             # A boundary term with an absolute margin inflates it; a collapse shows here first.
-            "embedding_norm": learned.embeddings.detach().norm(dim=1).mean(),
+            "embedding_norm": student.embeddings.detach().norm(dim=1).mean(),
         }
         for name, value in found.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value

@@ -19,11 +19,11 @@ from training.data.identities import identity_hash, split
 from training.data.pack import Pack
 from training.derive.prototypes import with_prototypes
 from training.evaluation.operating_points import threshold_at
-from training.objective.teachers import Teacher, check, freeze, knows
+from training.objective.teachers import Teacher, check, classifies, freeze
 from training.process import provenance
-from training.process.events import Progressed, Reporter, Silent
+from training.process.events import Progressed, Reporter, SilentReporter
 from training.recipe import IdentityTerm, Problem, Recipe, RecipeError
-from training.run.checking import impossible, misfits
+from training.run.checking import network_problems, recipe_problems
 from training.run.state import Run
 
 
@@ -106,7 +106,7 @@ def prepare(
         teachers = tuple(Teacher.load(t.checkpoint, device) for t in recipe.teachers)
     check(recipe, teachers, student, identities)
     train = pack.subset(chosen.train)
-    telling = reporter or Silent()
+    telling = reporter or SilentReporter()
     teachers = tuple(
         _with_classifier(
             teacher, recipe, train, identities, device, telling, kept and kept / str(number)
@@ -129,7 +129,7 @@ def _student(recipe: Recipe, count: int, identities: str) -> tuple[GaitNetwork, 
     if wanted.checkpoint is None:
         if wanted.architecture is None:
             raise RecipeError([Problem("student", "names neither architecture nor checkpoint")])
-        if problems := impossible(recipe):
+        if problems := recipe_problems(recipe):
             raise RecipeError(problems)
         return build(wanted.architecture, {**wanted.config, "identities": count}), None
     trained, card = checkpoint.load(wanted.checkpoint, "cpu")
@@ -155,7 +155,7 @@ def _with_classifier(
 ) -> Teacher:
     """A teacher whose logits, if a term asks for them, are of the identities in `train`."""
     asked = any(isinstance(term, IdentityTerm) for term in recipe.terms)
-    if not asked or knows(teacher, recipe, len(train.subjects), identities):
+    if not asked or classifies(teacher, recipe, len(train.subjects), identities):
         return teacher
     made: dict[str, JsonValue] = {
         "teacher": teacher.digest,
@@ -186,7 +186,7 @@ def _with_classifier(
 
 
 def _build(architecture: str, config: Mapping[str, object]) -> GaitNetwork:
-    if problems := tuple(misfits(architecture, config)):
+    if problems := tuple(network_problems(architecture, config)):
         raise RecipeError(problems)
     return build(architecture, config)
 
@@ -220,7 +220,7 @@ def card(
     """
     pack = preparation.train
     training: dict[str, JsonValue] = {
-        "recipe": without_places(recipe).model_dump(mode="json"),
+        "recipe": without_paths(recipe).model_dump(mode="json"),
         "seed": recipe.seed,
         "steps": recipe.steps,
         "commit": provenance.commit(),
@@ -256,7 +256,7 @@ def card(
     )
 
 
-def without_places(recipe: Recipe) -> Recipe:
+def without_paths(recipe: Recipe) -> Recipe:
     """The recipe with names for paths: a card travels to where those mean nothing."""
     data, student = recipe.data, recipe.student
     return recipe.model_copy(

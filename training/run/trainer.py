@@ -18,9 +18,9 @@ from models.networks.head import GaitOutput
 from models.networks.network import GaitNetwork
 from training.data.augmentation import augment, generator
 from training.data.batches import Batch, join
-from training.objective.learner import Learned, Learner
 from training.objective.objective import Loss, Objective
-from training.objective.teachers import ask
+from training.objective.student import ConnectedStudent, StudentOutput
+from training.objective.teachers import run_teachers
 from training.recipe import Recipe
 from training.run.distributed import Group
 from training.run.optimisation import (
@@ -36,20 +36,20 @@ class TrainingFailed(RuntimeError):
     """The run cannot go on: its numbers are no longer numbers."""
 
 
-class Lesson(NamedTuple):
-    """What a step learns from. n sequences.
+class TaughtBatch(NamedTuple):
+    """What a step learns from: n augmented clips and what the teachers make of them.
 
     Attributes:
-        clips: float in [0, 1], as networks take them, see `GaitNetwork.forward`.
-        lengths: frames of each sequence where they differ, else None.
+        clips: float32 in [0, 1], [n, s, 64, 44]; [sum(lengths), 64, 44] if frames differ in number.
+        lengths: frames of each clip where they differ, else None.
         labels: int64 [n].
-        answers: what each teacher makes of the clips.
+        teacher_outputs: of each teacher, embeddings [n, c', p'] and logits [n, k', p'].
     """
 
     clips: Tensor
     lengths: tuple[int, ...] | None
     labels: Tensor
-    answers: tuple[GaitOutput, ...]
+    teacher_outputs: tuple[GaitOutput, ...]
 
 
 class Trainer:
@@ -78,7 +78,7 @@ class Trainer:
 
         widths = [t.network.channels for t in self._teachers] if recipe.connects else []
         self._student = preparation.student
-        self._learner = Learner(
+        self._learner = ConnectedStudent(
             self._student, widths, frozen_stages=recipe.student.frozen_stages
         ).to(group.device)
         if group.size > 1 and group.device.type == "cuda":
@@ -93,37 +93,38 @@ class Trainer:
         self._objective = Objective(recipe.terms, recipe.distillation, group.gather)
         if recipe.compile:
             self._learner.compile()
-        self._embed: Callable[..., Learned] = self._learner
+        self._embed: Callable[..., StudentOutput] = self._learner
         if group.size > 1:
             devices = [group.device] if group.device.type == "cuda" else None
             self._embed = DistributedDataParallel(self._learner, device_ids=devices)
 
-    def train(self, batch: Batch) -> tuple[Loss, Learned]:
+    def train(self, batch: Batch) -> tuple[Loss, StudentOutput]:
         """Take one step on a batch."""
         return self.learn(self.teach(batch))
 
-    def teach(self, batch: Batch) -> Lesson:
-        """What a step learns from: the batch's clips, augmented, and the teachers' answers.
+    def teach(self, batch: Batch) -> TaughtBatch:
+        """Augment a batch's clips and run the teachers on them.
 
-        It depends on recipe and step alone, so trainers that differ in their terms can share it.
+        The result depends on recipe and step alone, so trainers that differ in their terms can
+        share it.
         """
         began = time.monotonic()
         random = generator(self._recipe.seed, batch.step, self._group.rank)
         views = augment(batch.silhouettes, self._recipe.data.augmentation, random)
         clips = join(views, batch.lengths)
-        answers = ask(self._teachers, clips, batch.lengths, self.precision)
+        teacher_outputs = run_teachers(self._teachers, clips, batch.lengths, self.precision)
         self.seconds += time.monotonic() - began
-        return Lesson(clips, batch.lengths, batch.labels, answers)
+        return TaughtBatch(clips, batch.lengths, batch.labels, teacher_outputs)
 
-    def learn(self, lesson: Lesson) -> tuple[Loss, Learned]:
-        """Take one step."""
+    def learn(self, taught: TaughtBatch) -> tuple[Loss, StudentOutput]:
+        """Take one step on a taught batch."""
         began = time.monotonic()
         recipe = self._recipe
         self._learner.train()
         with self.precision.autocast():
-            learned = self._embed(lesson.clips, lesson.lengths)
+            student = self._embed(taught.clips, taught.lengths)
         loss = self._objective(
-            learned, lesson.labels, lesson.answers, progress=self.step / recipe.steps
+            student, taught.labels, taught.teacher_outputs, progress=self.step / recipe.steps
         )
         self._optimiser.zero_grad()
         loss.total.backward()  # type: ignore[no-untyped-call]
@@ -138,7 +139,7 @@ class Trainer:
             self._average.update_parameters(self._student)
         self.step += 1
         self.seconds += time.monotonic() - began
-        return loss, learned
+        return loss, student
 
     @property
     def result(self) -> GaitNetwork:

@@ -20,7 +20,7 @@ from tests.training.runs import TINY
 from training.cli.commands import app
 from training.process.events import ConsoleReporter, Failed, Packed
 from training.recipe import load, shipped
-from training.run.checking import impossible
+from training.run.checking import recipe_problems
 
 ROOT = Path(__file__).parents[3]
 
@@ -170,7 +170,7 @@ def test_validate_answers_in_json_and_by_its_status() -> None:
 
 @pytest.mark.parametrize("name", shipped())
 def test_every_shipped_recipe_asks_for_what_there_can_be(name: str) -> None:
-    assert impossible(load(name)) == ()
+    assert recipe_problems(load(name)) == ()
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_every_shipped_recipe_asks_for_what_there_can_be(name: str) -> None:
     ],
 )
 def test_what_no_data_could_mend_is_found_without_data(setting: str, where: str) -> None:
-    (problem,) = impossible(load("demo", settings=[setting]))
+    (problem,) = recipe_problems(load("demo", settings=[setting]))
     assert problem.where == where
     status, (answer,) = call("validate", "demo", "--set", setting)
     assert (status, answer) == (2, {"errors": [vars(problem)]})

@@ -15,7 +15,7 @@ from tests.training.walkers import make_pack
 from training.derive import refinement
 from training.derive.discriminant import discriminant, folded, mixing
 from training.derive.refinement import refine
-from training.process.events import Silent
+from training.process.events import SilentReporter
 from training.recipe import RecipeError
 
 PARTS, WIDTH = 3, 8
@@ -163,7 +163,7 @@ def test_refining_again_with_the_same_walks_gives_the_same_network(tmp_path: Pat
             tmp_path / source,
             pack.path,
             tmp_path / out,
-            Silent(),
+            SilentReporter(),
             channels=3,
             shrinkage=0.1,
             mixing_shrinkage=0.3,
@@ -188,7 +188,7 @@ def test_the_command_writes_a_shorter_checkpoint_that_says_how_it_was_made(
             source,
             pack.path,
             out,
-            Silent(),
+            SilentReporter(),
             channels=channels,
             shrinkage=0.1,
             mixing_shrinkage=0.3,

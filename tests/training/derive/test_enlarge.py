@@ -16,7 +16,7 @@ from tests.training.runs import TINY, run
 from training.cli.commands import app
 from training.derive.enlarge import Layers, grow, grown, widened
 from training.process import provenance
-from training.process.events import Silent
+from training.process.events import SilentReporter
 from training.recipe import load
 
 SMALL = {"channels": [4, 6, 6, 8], "embedding_channels": 5, "parts": 4, "identities": 3}
@@ -114,7 +114,7 @@ def test_a_student_learns_from_the_teacher_that_grew_out_of_a_small_network(
     _, *rest = TINY
     run(load("student-cpu", settings=TINY, dataset=pack), tmp_path / "small")
     small = tmp_path / "small/checkpoint"
-    grow(small, tmp_path / "grown", Silent(), layers=(1, 4, 4, 1), mode="p3d")
+    grow(small, tmp_path / "grown", SilentReporter(), layers=(1, 4, 4, 1), mode="p3d")
     teacher = load("teacher-cpu", settings=rest, dataset=pack, student=tmp_path / "grown")
     run(teacher, tmp_path / "teacher")
     taught = [tmp_path / "teacher/checkpoint"]

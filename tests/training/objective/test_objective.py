@@ -14,10 +14,10 @@ from tests.training import goldens
 from training.objective.distillation.boundary import activation_boundary
 from training.objective.distillation.logit import logit_distillation
 from training.objective.distillation.temperature import informative_temperature
-from training.objective.learner import Learned
 from training.objective.losses import cross_entropy, triplet
 from training.objective.objective import Objective
-from training.objective.teachers import Teacher, ask
+from training.objective.student import StudentOutput
+from training.objective.teachers import Teacher, run_teachers
 from training.recipe import RecipeError, load
 from training.run.preparation import prepare
 
@@ -33,8 +33,8 @@ def outputs(seed: int, channels: int = 6, parts: int = 4, identities: int = 5) -
     return GaitOutput(draw(seed, 4, channels, parts), draw(seed + 100, 4, identities, parts).tanh())
 
 
-def learned(seed: int = 0, **shape: int) -> Learned:
-    return Learned(*outputs(seed, **shape), connected=())
+def student(seed: int = 0, **shape: int) -> StudentOutput:
+    return StudentOutput(*outputs(seed, **shape), connected=())
 
 
 def itself(rows: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def test_the_published_objective_is_the_sum_of_the_goldens() -> None:
     }
     for teachers in (1, 2):
         loss = objective("gaitkd")(
-            Learned(student[0], student[1], ()),
+            StudentOutput(student[0], student[1], ()),
             goldens.given("labels"),
             [teacher] * teachers,
             progress=0.0,
@@ -79,19 +79,19 @@ def test_the_published_objective_is_the_sum_of_the_goldens() -> None:
 
 
 def test_fewer_parts_of_a_teacher_are_met_by_index_in_the_published_objective() -> None:
-    own, lesson = learned(parts=4), outputs(1, parts=3)
-    parts = objective("gaitkd")(own, LABELS, [lesson], progress=0.0).parts
-    expected = logit_distillation(own.logits[..., :3], lesson.logits, temperature=4.0)
+    own, teacher = student(parts=4), outputs(1, parts=3)
+    parts = objective("gaitkd")(own, LABELS, [teacher], progress=0.0).parts
+    expected = logit_distillation(own.logits[..., :3], teacher.logits, temperature=4.0)
     torch.testing.assert_close(parts["logit"], expected)
     torch.testing.assert_close(
-        parts["boundary"], activation_boundary(own.embeddings[..., :3], lesson.embeddings)
+        parts["boundary"], activation_boundary(own.embeddings[..., :3], teacher.embeddings)
     )
 
 
 def test_adding_a_teacher_keeps_the_weight_of_distillation_unless_it_is_summed() -> None:
-    own, lesson = learned(), outputs(1)
+    own, teacher = student(), outputs(1)
     mean, total = objective("gaitkd", "distillation.teachers=mean"), objective("gaitkd")
-    once, twice = ([lesson], [lesson, lesson])
+    once, twice = ([teacher], [teacher, teacher])
     torch.testing.assert_close(
         mean(own, LABELS, once, progress=0.0).total, mean(own, LABELS, twice, progress=0.0).total
     )
@@ -100,28 +100,28 @@ def test_adding_a_teacher_keeps_the_weight_of_distillation_unless_it_is_summed()
 
 
 def test_the_temperature_can_follow_from_the_number_of_identities() -> None:
-    own, lesson = learned(), outputs(1)
+    own, teacher = student(), outputs(1)
     found = objective("gaitkd", "terms.2.temperature={gap=0.5}")(
-        own, LABELS, [lesson], progress=0.0
+        own, LABELS, [teacher], progress=0.0
     )
     temperature = informative_temperature(5, gap=0.5)
-    expected = logit_distillation(own.logits, lesson.logits, temperature=temperature)
+    expected = logit_distillation(own.logits, teacher.logits, temperature=temperature)
     torch.testing.assert_close(found.parts["logit"], expected)
 
 
 def test_distillation_is_ramped_up_and_labels_are_not() -> None:
-    own, lesson = learned(), outputs(1)
+    own, teacher = student(), outputs(1)
     ramped = objective("gaitkd", "distillation.ramp=0.5")
     from_labels = triplet(own.embeddings, LABELS) + cross_entropy(own.logits, LABELS)
-    full = objective("gaitkd")(own, LABELS, [lesson], progress=0.0).total
+    full = objective("gaitkd")(own, LABELS, [teacher], progress=0.0).total
     for progress, share in ((0.0, 0.0), (0.25, 0.5), (0.5, 1.0), (0.9, 1.0)):
-        loss = ramped(own, LABELS, [lesson], progress=progress).total
+        loss = ramped(own, LABELS, [teacher], progress=progress).total
         torch.testing.assert_close(loss, from_labels + share * (full - from_labels))
 
 
 def test_a_kind_of_term_may_come_twice() -> None:
     terms = "terms=[{kind='triplet'}, {kind='triplet', margin=0.5}]"
-    parts = objective("student-baseline", terms)(learned(), LABELS, [], progress=0.0).parts
+    parts = objective("student-baseline", terms)(student(), LABELS, [], progress=0.0).parts
     assert set(parts) == {"triplet", "triplet-2"}
     assert parts["triplet"] != parts["triplet-2"]
 
@@ -129,7 +129,7 @@ def test_a_kind_of_term_may_come_twice() -> None:
 def test_every_output_takes_part_even_when_no_term_reads_it() -> None:
     logits = draw(1, 4, 5, 4).requires_grad_()
     only = objective("student-baseline", "terms=[{kind='triplet'}]")
-    loss = only(Learned(draw(0, 4, 6, 4), logits, ()), LABELS, [], progress=0.0)
+    loss = only(StudentOutput(draw(0, 4, 6, 4), logits, ()), LABELS, [], progress=0.0)
     (gradient,) = torch.autograd.grad(loss.total, logits)
     assert torch.equal(gradient, torch.zeros_like(logits))
 
@@ -192,8 +192,8 @@ def test_asking_changes_nothing_in_a_teacher(make_teacher: Callable[..., Path]) 
     teacher = Teacher.load(make_teacher(), CPU)
     before = {name: tensor.clone() for name, tensor in teacher.network.state_dict().items()}
     clips = torch.rand(4, 3, 64, 44)
-    (lesson,) = ask([teacher], clips, None, MixedPrecision(CPU, half=False))
-    assert not lesson.logits.requires_grad
+    (output,) = run_teachers([teacher], clips, None, MixedPrecision(CPU, half=False))
+    assert not output.logits.requires_grad
     assert not any(weight.requires_grad for weight in teacher.network.parameters())
     assert not teacher.network.training
     for name, tensor in teacher.network.state_dict().items():

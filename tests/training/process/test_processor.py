@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from training.process import processor
-from training.process.processor import one_thread_each, settle, usable_cores
+from training.process.processor import configure_processor, one_thread_each, usable_cores
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_one_core_of_three_or_more_is_left_to_others(
 ) -> None:
     monkeypatch.setattr(processor, "usable_cores", lambda: cores)
     environment: dict[str, str] = {}
-    settle(environment, Path("no such file"))
+    configure_processor(environment, Path("no such file"))
     assert environment == {
         "OMP_NUM_THREADS": chosen,
         "OMP_WAIT_POLICY": "passive",
@@ -65,7 +65,7 @@ def test_what_was_said_already_stays() -> None:
         "OPENCV_LOG_LEVEL": "INFO",
     }
     environment = dict(said)
-    settle(environment)
+    configure_processor(environment)
     assert environment == said
 
 
@@ -79,7 +79,7 @@ def test_processors_that_can_multiply_in_the_same_way(
     told = tmp_path / "cpuinfo"
     told.write_text(f"processor\t: 0\nflags\t\t: fpu {flags} bmi2\nbugs\t\t:\n\n")
     environment: dict[str, str] = {}
-    settle(environment, told)
+    configure_processor(environment, told)
     assert environment.get("OPENBLAS_CORETYPE") == kernel
 
 

@@ -22,7 +22,7 @@ from training.data.pack import Pack
 from training.derive.derivation import rebuilt
 from training.derive.export import export_checkpoint
 from training.evaluation.embedding import embed_with_network
-from training.process.events import Done, Evaluated, Progressed, Silent, Started
+from training.process.events import Done, Evaluated, Progressed, SilentReporter, Started
 from training.recipe import Cosine, MultiStep, Recipe, RecipeError, load, shipped
 from training.run import state
 from training.run.distributed import Group
@@ -302,7 +302,7 @@ def test_a_student_starts_from_its_checkpoint_and_keeps_the_classifier_of_its_ow
 def test_a_student_starts_from_an_exported_checkpoint_of_the_same_identities(
     pack: Path, make_teacher: Callable[..., Path], tmp_path: Path
 ) -> None:
-    export_checkpoint(make_teacher(), tmp_path / "exported", Silent())
+    export_checkpoint(make_teacher(), tmp_path / "exported", SilentReporter())
     recipe = tiny("student-baseline", pack, f'student={{checkpoint="{tmp_path / "exported"}"}}')
     assert prepare(recipe, CPU).student.identities == 6
 

@@ -11,8 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models.networks.head import GaitOutput
 from models.networks.registry import build
-from training.objective.learner import Learner
 from training.objective.objective import Objective
+from training.objective.student import ConnectedStudent
 from training.recipe import load
 from training.run.distributed import Group, join
 
@@ -26,9 +26,9 @@ def gradients(group: Group) -> dict[str, Tensor]:
     torch.manual_seed(0)
     config = {"channels": [4, 4, 8, 8], "parts": 4, "embedding_channels": 8, "identities": 4}
     # Batch statistics are each process's own on a CPU: in eval mode the rest can be compared.
-    learner = Learner(build("gaitbase", config), [6]).eval()
+    learner = ConnectedStudent(build("gaitbase", config), [6]).eval()
     clips, labels = torch.rand(8, 3, 64, 44), torch.arange(4).repeat_interleave(2)
-    lesson = GaitOutput(torch.randn(8, 6, 4), torch.randn(8, 4, 4).tanh())
+    teacher = GaitOutput(torch.randn(8, 6, 4), torch.randn(8, 4, 4).tanh())
     share = 8 // group.size
     mine = slice(group.rank * share, (group.rank + 1) * share)
     recipe = load("gaitkd-corrected", settings=[TERMS, "distillation.ramp=0.0"])
@@ -37,7 +37,7 @@ def gradients(group: Group) -> dict[str, Tensor]:
     loss = objective(
         embed(clips[mine]),
         labels[mine],
-        [GaitOutput(lesson.embeddings[mine], lesson.logits[mine])],
+        [GaitOutput(teacher.embeddings[mine], teacher.logits[mine])],
         progress=1.0,
     )
     loss.total.backward()  # type: ignore[no-untyped-call]

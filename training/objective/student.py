@@ -11,7 +11,7 @@ from models.networks.network import GaitNetwork
 from training.objective.distillation.hint import Connector
 
 
-class Learned(NamedTuple):
+class StudentOutput(NamedTuple):
     """What the student made of a batch.
 
     n sequences, c channels, p parts, k identities; c' is the width of a teacher.
@@ -22,7 +22,7 @@ class Learned(NamedTuple):
     connected: tuple[Tensor, ...]  # per teacher [n, c', p]; empty without connectors
 
 
-class Learner(nn.Module):
+class ConnectedStudent(nn.Module):
     """Student and connectors in one module, so that one optimiser and one DDP hold both.
 
     Args:
@@ -56,11 +56,11 @@ class Learner(nn.Module):
             module.eval()
         return self
 
-    def forward(self, silhouettes: Tensor, lengths: tuple[int, ...] | None = None) -> Learned:
+    def forward(self, silhouettes: Tensor, lengths: tuple[int, ...] | None = None) -> StudentOutput:
         """Embed a batch, see `GaitNetwork.forward`."""
         output = self.student(silhouettes, lengths)
         embeddings = output.embeddings.float()
-        return Learned(
+        return StudentOutput(
             embeddings,
             output.logits.float(),
             tuple(connector(embeddings) for connector in self.connectors),

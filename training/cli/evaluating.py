@@ -1,4 +1,4 @@
-"""Judging a checkpoint, with the events of every long command."""
+"""Evaluating a checkpoint, with the events of every long command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _REPORTS = 100
 _WIDE = 500  # columns, where nobody looks: a file gets each line whole
 
 
-def judge(
+def evaluate_with_events(
     checkpoint: Path,
     dataset: Path,
     protocol: str,
