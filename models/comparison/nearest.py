@@ -6,15 +6,15 @@ never a matrix of all pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models import Progress
 from models.card import Metric
-from models.comparison.similarity import index_vectors
+from models.comparison.similarity import mean_part_cosines, mean_part_distances
 
 _BLOCK: Final = 512
 NOBODY: Final = -1
@@ -37,7 +37,7 @@ class Nearest:
         """Before any comparison."""
         return cls(np.full(count, NOBODY, np.int64), np.full(count, -np.inf))
 
-    def learn(self, rows: slice, columns: slice, similarities: NDArray[np.floating[Any]]) -> None:
+    def update(self, rows: slice, columns: slice, similarities: NDArray[np.floating[Any]]) -> None:
         """Compare sequences `rows` with sequences `columns`: [r, k], -inf where it does not count.
 
         Columns must come in ascending order, block by block.
@@ -53,7 +53,7 @@ def nearest(
     embeddings: NDArray[np.float32],
     subjects: NDArray[np.int64],
     metric: Metric,
-    progress: Callable[[int], None] = lambda _done: None,
+    progress: Progress = lambda _done: None,
 ) -> tuple[Nearest, Nearest]:
     """The nearest of each sequence among its own subject's others, and among everybody else's.
 
@@ -70,7 +70,7 @@ def nearest(
         raise ValueError(f"{list(embeddings.shape)} embeddings of {list(subjects.shape)} subjects")
     count = len(subjects)
     own, others = Nearest.unknown(count), Nearest.unknown(count)
-    compare = _cosine if metric == "cosine" else _nearness
+    compare = mean_part_cosines if metric == "cosine" else _nearness
     blocks = [slice(at, min(at + _BLOCK, count)) for at in range(0, count, _BLOCK)]
     for position, rows in enumerate(blocks):
         for columns in blocks[position:]:
@@ -81,29 +81,14 @@ def nearest(
             if rows == columns:
                 np.fill_diagonal(of_own, -np.inf)  # nobody is compared with itself
             else:
-                own.learn(columns, rows, of_own.T)
-                others.learn(columns, rows, of_others.T)
-            own.learn(rows, columns, of_own)
-            others.learn(rows, columns, of_others)
+                own.update(columns, rows, of_own.T)
+                others.update(columns, rows, of_others.T)
+            own.update(rows, columns, of_own)
+            others.update(rows, columns, of_others)
         progress(rows.stop)
     return own, others
 
 
-def _cosine(rows: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
-    return index_vectors(rows) @ index_vectors(columns).T
-
-
 def _nearness(rows: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
-    # Squared distances by expansion lose half the digits: double precision has them to spare.
-    total = np.zeros((len(rows), len(columns)))
-    for part in range(rows.shape[1]):
-        one = rows[:, part].astype(np.float64)
-        other = columns[:, part].astype(np.float64)
-        squared = one @ other.T
-        squared *= -2
-        squared += (one * one).sum(axis=1)[:, None]
-        squared += (other * other).sum(axis=1)[None, :]
-        np.maximum(squared, 0, out=squared)
-        total += np.sqrt(squared, out=squared)
-    alike: NDArray[np.floating[Any]] = 1 / (1 + total / rows.shape[1])
+    alike: NDArray[np.floating[Any]] = 1 / (1 + mean_part_distances(rows, columns))
     return alike

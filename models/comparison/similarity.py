@@ -6,12 +6,13 @@ direction: their cosine is 0 with anything.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Metric = Literal["cosine", "euclidean"]
+from models.card import Metric
+
 Embedding = NDArray[np.float32]
 Vector = NDArray[np.float32]
 
@@ -66,7 +67,7 @@ def index_vectors(embeddings: Embedding) -> Vector:
         embeddings: `[n, p, c]`.
 
     Returns:
-        float32 `[n, p*c]`, C-contiguous.
+        `[n, p*c]`, C-contiguous; float32, or float64 for embeddings of float64.
 
     Raises:
         ValueError: not three axes, or no parts.
@@ -74,8 +75,37 @@ def index_vectors(embeddings: Embedding) -> Vector:
     if embeddings.ndim != 3 or embeddings.shape[1] == 0:
         raise ValueError(f"embeddings must be [n, p, c], not {list(embeddings.shape)}")
     count, parts, channels = embeddings.shape
-    vectors = _unit_parts(embeddings) / np.float32(np.sqrt(parts))
-    return np.ascontiguousarray(vectors.reshape(count, parts * channels), dtype=np.float32)
+    units = _unit_parts(embeddings)
+    vectors = units / units.dtype.type(np.sqrt(parts))
+    return np.ascontiguousarray(vectors.reshape(count, parts * channels))
+
+
+def mean_part_cosines(rows: NDArray[Any], columns: NDArray[Any]) -> NDArray[Any]:
+    """Cosine similarity `[n, m]` of every pair of embeddings `[n, p, c]` and `[m, p, c]`.
+
+    Computed in float32, or in float64 for embeddings of float64.
+    """
+    cosines: NDArray[Any] = index_vectors(rows) @ index_vectors(columns).T
+    return cosines
+
+
+def mean_part_distances(rows: Embedding, columns: Embedding) -> NDArray[np.float64]:
+    """Mean distance of parts `[n, m]` of every pair of embeddings `[n, p, c]` and `[m, p, c]`.
+
+    Squared distances by expansion lose half the digits: double precision has them to spare.
+    """
+    total = np.zeros((len(rows), len(columns)))
+    for part in range(rows.shape[1]):
+        one = rows[:, part].astype(np.float64)
+        other = columns[:, part].astype(np.float64)
+        squared = one @ other.T
+        squared *= -2
+        squared += (one * one).sum(axis=1)[:, None]
+        squared += (other * other).sum(axis=1)[None, :]
+        np.maximum(squared, 0, out=squared)
+        total += np.sqrt(squared, out=squared)
+    mean: NDArray[np.float64] = total / rows.shape[1]
+    return mean
 
 
 def _part_distances(probe: Embedding, gallery: Embedding) -> Vector:
@@ -90,7 +120,8 @@ def _nearness(distances: Vector) -> Vector:
 
 
 def _unit_parts(embeddings: Embedding) -> Vector:
-    embeddings = embeddings.astype(np.float32, copy=False)
+    if embeddings.dtype != np.float64:
+        embeddings = embeddings.astype(np.float32, copy=False)
     return _quotient(embeddings, np.linalg.norm(embeddings, axis=-1, keepdims=True))
 
 

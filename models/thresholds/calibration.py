@@ -43,6 +43,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from models import Progress
 from models.card import Metric
 from models.comparison.nearest import nearest
 from models.thresholds.impostors import GeneralisedPareto, comparison_rate
@@ -95,7 +96,7 @@ def stranger_similarities(
     embeddings: NDArray[np.float32],
     subjects: NDArray[np.int64],
     metric: Metric,
-    progress: Callable[[int], None] = lambda _done: None,
+    progress: Progress = lambda _done: None,
 ) -> NDArray[np.float64]:
     """The highest similarity of each sequence to one of another subject.
 

@@ -12,7 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models import checkpoint
-from models.card import CARD, Card, CheckpointError, CheckpointMismatch, OperatingPoint, read_card
+from models.card import (
+    CARD,
+    Card,
+    CheckpointError,
+    CheckpointMismatch,
+    ModelReference,
+    OperatingPoint,
+    read_card,
+)
 from models.checkpoint import WEIGHTS, card_of
 from models.networks.network import GaitNetwork
 from tests.models.networks.test_registry import NETWORKS, small, walks
@@ -56,6 +64,7 @@ def test_a_network_survives_a_round_trip(tmp_path: Path, name: str, config: dict
     card = checkpoint.save(tmp_path / "a", network, small_card(network, notes="ünï"))
     restored, restored_card = checkpoint.load(tmp_path / "a")
     assert restored_card == card == read_card(tmp_path / "a")
+    assert card.reference == ModelReference("small", card.digest)
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [CARD, WEIGHTS]
     assert not restored.training
     with torch.inference_mode():

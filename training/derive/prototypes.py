@@ -8,11 +8,10 @@ gait network can give them, in one pass over the walks and without a gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch.nn import functional
 
+from models import Progress
 from models.networks.device import MixedPrecision, lay_out_for_convolution
 from models.networks.network import GaitNetwork
 from training.data.pack import Pack
@@ -25,7 +24,7 @@ def with_prototypes(
     network: GaitNetwork,
     walks: Pack,
     precision: MixedPrecision,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> GaitNetwork:
     """The same network with a classifier of a pack's subjects, in the order of its labels.
 
