@@ -1,6 +1,6 @@
 """A recipe: one validated file that fully describes a run.
 
-Imports no torch: recipes are checked in a blink.
+Imports no torch, so that a recipe is checked quickly.
 """
 
 from __future__ import annotations

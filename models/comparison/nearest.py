@@ -1,4 +1,4 @@
-"""For every sequence of a gallery its nearest of its own subject, and of anybody else.
+"""For every sequence of a gallery the nearest one of its subject, and of all other subjects.
 
 Exact, every pair once, in blocks: beside the embeddings memory holds a few blocks of similarities,
 never a matrix of all pairs.
@@ -25,8 +25,8 @@ class Nearest:
     """The most similar other sequence of each of n, lowest number first among equals.
 
     Attributes:
-        index: its number, int64 [n]; `NOBODY` where there is none.
-        similarity: float64 [n]; -inf where there is none.
+        index: its number, int64 [n]; `NOBODY` if there is none.
+        similarity: float64 [n]; -inf if there is none.
     """
 
     index: NDArray[np.int64]
@@ -55,7 +55,7 @@ def nearest(
     metric: Metric,
     progress: Progress = lambda _done: None,
 ) -> tuple[Nearest, Nearest]:
-    """The nearest of each sequence among its own subject's others, and among everybody else's.
+    """The nearest of each sequence among the others of its subject, and among all other subjects'.
 
     Args:
         embeddings: [n, p, c].

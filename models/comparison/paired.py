@@ -68,7 +68,9 @@ def nearest_others(side: Side) -> NDArray[np.int64]:
 
 
 def compare_rank1(new: Side, old: Side, subjects: NDArray[np.int64]) -> PairedRank1 | None:
-    """Search every sequence among the others under both; None when nobody has two sequences.
+    """Search every sequence among the others with both checkpoints.
+
+    Returns None if no subject has two sequences.
 
     Args:
         new: of the checkpoint that may replace the other.

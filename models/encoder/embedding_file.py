@@ -1,4 +1,4 @@
-"""Embeds walks in files and writes what comes out as one `.npz`."""
+"""Embed walks from files and write their embeddings to one `.npz`."""
 
 from __future__ import annotations
 

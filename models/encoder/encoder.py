@@ -1,4 +1,4 @@
-"""Walks to embeddings: owns the device, the precision and how many frames go in at once."""
+"""The encoder: walks to embeddings, on one device, in one precision, a few frames at a time."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Encoder:
 
     @property
     def digest(self) -> str:
-        """Of the checkpoint: embeddings of different digests can't be compared."""
+        """Digest of the checkpoint. Embeddings of different digests can't be compared."""
         return self.card.digest
 
     def encode(self, walks: Sequence[Walk]) -> NDArray[np.float32]:

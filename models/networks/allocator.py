@@ -1,4 +1,4 @@
-"""What the C library does with memory that a network gave back.
+"""Settings of the C library's allocator for memory that a network freed.
 
 Feature maps are megabytes each, which glibc asks the kernel for anew every time: thousands of page
 faults, a fifth to a third of the time of one walk's embedding, and from a twentieth of a training

@@ -65,7 +65,7 @@ class FrameBackbone(nn.Module):
 
     @property
     def last_stage(self) -> nn.Module:
-        """What makes the maps that are pooled."""
+        """The stage whose maps are pooled."""
         return self.stages[-1]
 
     @property
@@ -79,7 +79,10 @@ class FrameBackbone(nn.Module):
         return maps.reshape(*silhouettes.shape[:2], *maps.shape[1:]).amax(1)
 
     def over_sequences(self, silhouettes: Tensor, lengths: Tensor) -> Tensor:
-        """The same of sequences laid end to end, `[sum(lengths), h, w]`, without padding."""
+        """Maximum over time of the maps of sequences laid end to end, `[sum(lengths), h, w]`.
+
+        No padding; returns `[n, c, h, w]`.
+        """
         maps: Tensor = self(silhouettes.unsqueeze(1))
         return max_over_sequences(maps, lengths)
 
@@ -111,7 +114,7 @@ class ClipBackbone(nn.Module):
 
     @property
     def last_stage(self) -> nn.Module:
-        """What makes the maps that are pooled."""
+        """The stage whose maps are pooled."""
         return self.clip_stages[-1]
 
     @property
@@ -125,7 +128,10 @@ class ClipBackbone(nn.Module):
         return maps.amax(2)
 
     def over_sequences(self, silhouettes: Tensor, lengths: Tensor) -> Tensor:
-        """The same of sequences laid end to end, `[sum(lengths), h, w]`, each on its own."""
+        """Maximum over time of the maps of sequences laid end to end, `[sum(lengths), h, w]`.
+
+        Each sequence runs on its own; returns `[n, c, h, w]`.
+        """
         sequences = torch.split(silhouettes, lengths.tolist())
         groups: dict[int, list[int]] = {}
         for position, sequence in enumerate(sequences):

@@ -61,7 +61,7 @@ def import_opengait(
     embedding_source: Literal["embedding", "neck"] = "embedding",
     strides: tuple[int, int, int, int] | None = None,
 ) -> tuple[GaitNetwork, Card]:
-    """Read a checkpoint of OpenGait's.
+    """Read an OpenGait checkpoint.
 
     Args:
         path: the `.pt` file.
@@ -115,7 +115,7 @@ def convert(
     embedding_source: Literal["embedding", "neck"] = "embedding",
     strides: tuple[int, int, int, int] | None = None,
 ) -> Card:
-    """Turn a checkpoint of OpenGait's into one of ours in `out_dir`; see `import_opengait`.
+    """Convert an OpenGait checkpoint to a GaitID checkpoint in `out_dir`; see `import_opengait`.
 
     Raises:
         OpenGaitError: the file can't be imported.

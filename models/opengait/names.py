@@ -1,4 +1,4 @@
-"""Where OpenGait keeps each tensor of a network of ours: its name and its shape there."""
+"""OpenGait's name and shape of each tensor of our networks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ VOLUMETRIC_IN_P3D: Final = ("temporal.conv.weight", "shortcut.conv.weight")
 
 
 class Source(NamedTuple):
-    """A tensor of OpenGait's."""
+    """Name and shape of a tensor in OpenGait."""
 
     key: str
     shape: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Bytes of an upload to frames, whatever they are and whoever sent them."""
+"""Decode the bytes of an upload to frames: any accepted format, from untrusted senders."""
 
 from __future__ import annotations
 

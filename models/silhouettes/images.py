@@ -250,7 +250,7 @@ def _with_opacity(grey: Frame, opacity: Frame) -> Frame:
 
 @functools.cache
 def _quieten_pillow() -> None:
-    """Keep Pillow's remarks on odd files off stderr: what matters of them is an error of ours.
+    """Keep Pillow's remarks on odd files off stderr: what matters is raised as our own error.
 
     A filter for that one package, put in place on first use: `warnings.catch_warnings` is not safe
     with threads.

@@ -1,4 +1,4 @@
-"""What every part of this package hands to the others."""
+"""The types that all modules of this package share."""
 
 from __future__ import annotations
 

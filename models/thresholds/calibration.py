@@ -65,7 +65,7 @@ _LEAST_DRAWN = 3
 
 
 class CannotCalibrate(ValueError):
-    """Neither the gallery nor the card can show the rate; the text says what would."""
+    """Neither the gallery nor the card can show the rate; the message says what would."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def stranger_similarities(
         progress: told how many sequences are done, block by block.
 
     Returns:
-        float64 [n]; -inf where nobody else is enrolled.
+        float64 [n]; -inf if no other subject is enrolled.
 
     Raises:
         ValueError: the shapes don't fit.
@@ -199,7 +199,9 @@ def calibration_curve(
 def background_threshold(
     known: Iterable[KnownThreshold], target_fpir: float, gallery_subjects: int
 ) -> float | None:
-    """What a card's thresholds say for another rate and size; None where they say nothing.
+    """The threshold for another rate and gallery size, interpolated between a card's thresholds.
+
+    Returns None if the card's thresholds do not reach the rate.
 
     A rate above the card's highest gets the threshold for that one, which is too high for it and so
     safe; a rate below its lowest gets none.

@@ -1,7 +1,7 @@
 """The command line of training: a run is a recipe and a folder.
 
 Exit status: 0 done, 2 bad input, 143 stopped by SIGTERM after saving, 1 anything else. Nothing
-heavy is imported before a command needs it: `validate` refuses in a blink.
+heavy is imported before a command needs it, so that `validate` answers quickly.
 """
 
 from __future__ import annotations

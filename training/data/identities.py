@@ -19,7 +19,7 @@ class Split(NamedTuple):
 def split(
     subjects: Sequence[str], partition: tuple[Sequence[str], Sequence[str]] | None, share: float
 ) -> Split:
-    """Choose what to train on and what to watch.
+    """Choose the subjects to train on and those to evaluate on.
 
     Held-out subjects are chosen by a hash of their id, not by the run's seed: a teacher and its
     students hold out the same people, and so share their classes.
@@ -28,7 +28,7 @@ def split(
         subjects: all ids of the dataset.
         partition: its training and test ids, if it comes with a partition.
         share: of the training subjects to hold out; with 0 the partition's test subjects are
-            watched.
+            held out.
 
     Raises:
         ValueError: fewer than two subjects would be left to train on, or a share holds out fewer

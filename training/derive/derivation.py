@@ -1,4 +1,4 @@
-"""Networks and checkpoints made out of trained ones without training."""
+"""Copies of trained networks with another configuration, and their checkpoints."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def mixing(
 
 @torch.no_grad()
 def unprojected(network: GaitNetwork) -> GaitNetwork:
-    """The same network with the pooled features themselves as embeddings, in eval mode."""
+    """A copy of the network whose embeddings are the pooled features themselves, in eval mode."""
     width = network.config.channels[-1]
     bare = _with_new_head(
         network, embedding_channels=width, embedding_source="embedding", mixing=False
@@ -158,8 +158,9 @@ def unprojected(network: GaitNetwork) -> GaitNetwork:
 
 @torch.no_grad()
 def folded(network: GaitNetwork, found: Discriminant, mixed: Floats | None) -> GaitNetwork:
-    """The same network with shorter embeddings: projection times discriminants, neck that centres.
+    """A copy of the network with shorter embeddings.
 
+    The projection is multiplied with the discriminants, and the neck centres.
     Its embeddings are compared behind the neck; it has no classifier. The given one stays as it is.
 
     Args:

@@ -1,10 +1,10 @@
-"""Deeper and wider networks that begin as the trained one they grow out of.
+"""Make a trained network deeper or wider without changing what it computes.
 
 Training goes on from what the smaller network knows instead of from noise (function-preserving
 growth, arXiv 1511.05641), which is what makes large networks affordable on a CPU. Deeper: blocks
 are added that change nothing at first, for the last normalisation of each new residual branch has
 weight 0 (arXiv 1706.02677), so that the branch adds zero. Wider: every channel gets copies of
-itself, and whoever reads it shares its weight out among them, unequally, so that the copies learn
+itself, and the next layer shares its weight out among them, unequally, so that the copies learn
 different things from the first step.
 """
 
@@ -65,7 +65,7 @@ def grown(network: GaitNetwork, layers: Layers, mode: Literal["2d", "p3d"] = "p3
 
 @torch.no_grad()
 def widened(network: GaitNetwork, times: int, seed: int = 0) -> GaitNetwork:
-    """The same architecture with `times` the channels, which computes what `network` computes.
+    """A network of this architecture with `times` the channels that computes what `network` does.
 
     Embeddings keep their width. With equal shares the copies of a channel would get equal
     gradients and stay copies for ever; so shares are drawn.

@@ -1,4 +1,4 @@
-"""From what training leaves to what is put into service."""
+"""Export a trained checkpoint for use in a service."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def export_checkpoint(
             configured when None.
         evaluations: results that `evaluate --out` wrote. All give figures to the card; the first
             that measured open-set errors, without mirrored probes, gives the thresholds.
-        decides_at: which of the thresholds decides where nobody asks for another: FPIR and enrolled
+        decides_at: which of the thresholds decides by default: FPIR and enrolled
             subjects; 1 % with 100, where it is among them, when None.
         notes: on the new card; the old one's when None.
 

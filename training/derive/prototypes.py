@@ -1,4 +1,4 @@
-"""A classifier for people a teacher has never learnt: one prototype each, the mean of their walks.
+"""A classifier for subjects that a teacher was not trained on: a prototype each, the mean walk.
 
 Logits over the student's identities are what a teacher of other people lacks. With cosine logits a
 class is a direction behind the neck, and that of a person whose walks a network can embed is their
@@ -26,7 +26,7 @@ def with_prototypes(
     precision: MixedPrecision,
     progress: Progress | None = None,
 ) -> GaitNetwork:
-    """The same network with a classifier of a pack's subjects, in the order of its labels.
+    """A copy of the network with a classifier of a pack's subjects, in the order of its labels.
 
     The neck's mean becomes that of these walks: what all of them share tells nobody apart, but
     would bring all cosines together. Embeddings before the neck stay as they were.

@@ -130,7 +130,7 @@ def evaluate_checkpoint(
         ValueError: the checkpoint, the pack or the protocol is not one.
         ProtocolMismatch: the pack lacks what the protocol needs.
     """
-    # Here, because whoever only evaluates embeddings needs no torch.
+    # Imported here: evaluating embeddings needs no torch.
     from models.encoder import Encoder
 
     rule = protocol_named(protocol)

@@ -46,7 +46,7 @@ GALLERY_SIZES: Final = (100, 1_000, 10_000)
 class SearchPoint:
     """What was observed at the lowest threshold whose FPIR is no higher than the target.
 
-    `fnir` is None where there are too few searches to see one false positive at that rate.
+    `fnir` is None if there are too few searches to see one false positive at that rate.
     """
 
     target_fpir: float

@@ -7,7 +7,7 @@ from typing import Any
 
 from models.card import OperatingPoint
 
-# The operating point that decides where nobody asks for another.
+# The operating point that decides by default.
 DEFAULT_TARGET_FPIR = 0.01
 DEFAULT_GALLERY_SUBJECTS = 100
 
@@ -17,9 +17,9 @@ def operating_points(
 ) -> tuple[OperatingPoint, ...]:
     """The thresholds of a row of an evaluation's result, as `EvaluationResult.to_dict` gives it.
 
-    None where open-set errors were not measured, and none of a row whose probes were tried mirrored
-    as well: the nearer of two counts there, so strangers come nearer than they do in a service,
-    which compares a walk once.
+    Empty if open-set errors were not measured, or if probes were tried mirrored as well: the
+    nearer of two counts there, so strangers come nearer than in a service, which compares a walk
+    once.
 
     Args:
         row: of the checkpoint.
@@ -43,7 +43,7 @@ def threshold_at(
     target_fpir: float = DEFAULT_TARGET_FPIR,
     gallery_subjects: int = DEFAULT_GALLERY_SUBJECTS,
 ) -> float | None:
-    """The threshold for a rate and a gallery's size; None where it is not among the points."""
+    """The threshold for a rate and a gallery's size; None if no point has both."""
     wanted = (target_fpir, gallery_subjects)
     return next(
         (p.threshold for p in points if (p.target_fpir, p.gallery_subjects) == wanted), None

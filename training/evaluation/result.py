@@ -29,7 +29,7 @@ class ReportedFigure:
 
 @dataclass(frozen=True, slots=True)
 class ReportedTable:
-    """A matrix of cell means in [0, 1]; None where nothing was compared."""
+    """A matrix of cell means in [0, 1]; None if nothing was compared."""
 
     name: str
     row_label: str

@@ -31,7 +31,7 @@ _MOST_IMPOSTORS = 500_000
 class VerificationPoint:
     """FNMR at the lowest threshold whose FMR is no higher than the target.
 
-    `fnmr` is None where there are fewer impostor comparisons than the target needs to show one.
+    `fnmr` is None if there are fewer impostor comparisons than the target needs to show one.
     """
 
     target_fmr: float

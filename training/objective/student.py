@@ -1,4 +1,4 @@
-"""What is optimised: the student, and the connectors that tie it to its teachers."""
+"""The modules that are optimised: the student and the connectors to its teachers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from training.objective.distillation.hint import Connector
 
 
 class StudentOutput(NamedTuple):
-    """What the student made of a batch.
+    """Outputs of the student for a batch.
 
     n sequences, c channels, p parts, k identities; c' is the width of a teacher.
     """

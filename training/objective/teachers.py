@@ -1,4 +1,4 @@
-"""Frozen teachers: loaded, checked against the recipe, and asked.
+"""Frozen teachers: load them, check them against the recipe, run them.
 
 They are never part of what is trained or saved.
 """
@@ -76,7 +76,7 @@ def run_teachers(
     lengths: tuple[int, ...] | None,
     precision: MixedPrecision,
 ) -> tuple[GaitOutput, ...]:
-    """What each teacher makes of the very clips the student sees, in float32."""
+    """Outputs of each teacher for the clips that the student sees, in float32."""
     with torch.no_grad(), precision.autocast():
         outputs = [teacher.network(silhouettes, lengths) for teacher in teachers]
     return tuple(GaitOutput(o.embeddings.float(), o.logits.float()) for o in outputs)

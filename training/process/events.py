@@ -1,4 +1,4 @@
-"""What a run tells the world: for machines one JSON object a line, for people a progress bar."""
+"""Events of a run, as JSON lines for programs or a progress bar for people."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Started:
 class Progressed:
     """`step` of `total_steps` are done; metrics are means since the last report.
 
-    `eta_s` is in seconds, None where nobody knows yet. Before the first step of a distillation the
+    `eta_s` is in seconds, None if not known yet. Before the first step of a distillation the
     only metric may be `prototypes`, the share of the walks that they are made of.
     """
 
@@ -101,7 +101,7 @@ class Reporter(Protocol):
 
 
 class JsonReporter:
-    """One JSON object a line, flushed at once: whoever reads the pipe follows the run."""
+    """One JSON object a line, flushed at once, so that a reader of the pipe follows the run."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
@@ -188,7 +188,7 @@ class ConsoleReporter:
 
 
 class SilentReporter:
-    """Says nothing: the reporter of every process but the first."""
+    """Drops all events: the reporter of every process but the first."""
 
     def report(self, event: Event) -> None:
         """Drop the event."""

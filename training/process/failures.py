@@ -1,4 +1,4 @@
-"""From an exception to one sentence and whose fault it was.
+"""Turn an exception into one sentence and say whether the input was at fault.
 
 Imports no torch: most failures come before it.
 """
@@ -18,7 +18,7 @@ class Failure:
     Attributes:
         reason: one sentence for people.
         bad_input: what was asked for cannot be done; asking again will not help.
-        unexpected: nobody foresaw it: the trace is worth printing.
+        unexpected: not one of the known errors; the traceback is worth printing.
     """
 
     reason: str

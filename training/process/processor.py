@@ -1,4 +1,4 @@
-"""How computing is shared out to the threads of a processor, and comes out alike on others."""
+"""Threads and numeric libraries: use the cores well, and compute alike on all processors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def configure_processor(environment: MutableMapping[str, str], cpuinfo: Path = CPUINFO) -> None:
-    """Say how OpenMP, OpenBLAS and OpenCV work, where nobody said so; before any is loaded.
+    """Set defaults for OpenMP, OpenBLAS and OpenCV; call before any of them is loaded.
 
     Threads that spin while they wait for each other make a step several times slower as soon as
     anything else wants their core. OpenMP's own can be told to sleep; those of the bfloat16
@@ -41,7 +41,7 @@ def configure_processor(environment: MutableMapping[str, str], cpuinfo: Path = C
 
 @contextmanager
 def one_thread_each(environment: MutableMapping[str, str]) -> Iterator[None]:
-    """Let each process that is started meanwhile compute on one core, whoever said otherwise.
+    """Within the block, processes that are started compute on one core each.
 
     A process for each core, with a thread for each core in every one, spend most of their time
     waiting for each other.

@@ -1,4 +1,4 @@
-"""What must be known to repeat a run: the code, the machine, the versions."""
+"""Commit, hardware and versions, recorded so that a run can be repeated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def commit() -> str | None:
-    """The commit this code was run from, "+" appended if changed since; None outside a checkout."""
+    """The commit of this code, with "+" if files have changed; None outside a git checkout."""
     folder = Path(__file__).parent
     head = _git(folder, "rev-parse", "HEAD")
     if head is None:
@@ -39,5 +39,5 @@ def hardware(device: torch.device) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes."""
+    """Versions of Python and torch."""
     return {"python": platform.python_version(), "torch": torch.__version__}

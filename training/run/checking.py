@@ -1,7 +1,6 @@
-"""What a recipe asks for that there cannot be, found without its data and its teachers.
+"""Problems of a recipe that show without its data and its teachers.
 
-It loads torch, so whoever wants an answer in a blink asks it last, about a recipe that is otherwise
-right.
+Imports torch, which is slow: check everything else of a recipe first.
 """
 
 from __future__ import annotations

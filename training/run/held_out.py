@@ -1,4 +1,4 @@
-"""How good the network is on people it has not seen, while it learns and when it is done."""
+"""Evaluation on held-out subjects, during training and at its end."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class HeldOutEvaluator:
 
 
 def _suited(protocol: str, pack: Pack) -> tuple[str, LabelledSequences | None]:
-    """The protocol to use and the labels it needs; no labels when nobody can be searched for."""
+    """The protocol to use and the labels it needs; no labels if no subject can be searched for."""
     records = pack.sequences
     columns = (
         [r.subject for r in records],

@@ -1,4 +1,4 @@
-"""Means over the steps between two reports, kept on the device so that no step waits."""
+"""Means over the steps between two reports, kept on the device so that no step waits for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a recipe's words to data and networks, with every mismatch found before the first step."""
+"""Load the data and networks that a recipe names, and find mismatches before the first step."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ def card(
 
 
 def without_paths(recipe: Recipe) -> Recipe:
-    """The recipe with names for paths: a card travels to where those mean nothing."""
+    """The recipe with file names instead of paths, which mean nothing where a card is read."""
     data, student = recipe.data, recipe.student
     return recipe.model_copy(
         update={

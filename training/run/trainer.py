@@ -1,4 +1,4 @@
-"""The networks in training and everything that changes with a step."""
+"""Takes training steps: networks, optimiser and moving average."""
 
 from __future__ import annotations
 

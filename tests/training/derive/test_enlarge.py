@@ -19,7 +19,8 @@ from training.process import provenance
 from training.process.events import SilentReporter
 from training.recipe import load
 
-SMALL = {"channels": [4, 6, 6, 8], "embedding_channels": 5, "parts": 4, "identities": 3}
+CHANNELS = (4, 6, 6, 8)
+SMALL = {"channels": CHANNELS, "embedding_channels": 5, "parts": 4, "identities": 3}
 
 
 def trained(architecture: str = "gaitbase", **config: object) -> GaitNetwork:
@@ -88,23 +89,45 @@ def test_what_cannot_grow_is_refused(source: dict[str, Any], layers: Layers, rea
         grown(trained(**source), layers)
 
 
-def test_the_command_writes_a_checkpoint_that_keeps_identities_and_names_its_origin(
+@pytest.mark.parametrize(
+    ("command", "made", "step", "beyond"),
+    [
+        (("grow", "--layers", 1, 2, 2, 1), ("deepgaitv2", CHANNELS), {"grown": {}}, (0, 2, 2, 1)),
+        (
+            ("widen", "--times", 3),
+            ("gaitbase", (12, 18, 18, 24)),
+            {"widened": {"times": 3}},
+            (5000,),
+        ),
+    ],
+)
+def test_a_command_writes_an_equal_checkpoint_that_keeps_identities_and_names_its_origin(
     tmp_path: Path,
+    command: tuple[Any, ...],
+    made: tuple[str, tuple[int, ...]],
+    step: dict[str, dict[str, Any]],
+    beyond: tuple[int, ...],
 ) -> None:
     small = trained()
     card = card_of(small, name="s", metric="cosine", training={"identity_hash": "abc"})
     origin = checkpoint.save(tmp_path / "small", small, card)
-    command = ["grow", str(tmp_path / "small"), "--out", str(tmp_path / "deep")]
-    result = CliRunner().invoke(app, [*command, "--layers", "1", "2", "2", "1"])
-    assert result.exit_code == 0, result.output
-    deep, card = checkpoint.load(tmp_path / "deep")
-    assert (card.architecture, card.identities) == ("deepgaitv2", 3)
+    name, option, *values = command
+
+    def call(out: str, *values: int) -> int:
+        places = (tmp_path / "small", "--out", tmp_path / out, option, *values)
+        return CliRunner().invoke(app, [name, *map(str, places)]).exit_code
+
+    assert call("large", *values) == 0
+    large, card = checkpoint.load(tmp_path / "large")
+    assert (card.architecture, large.config.channels, card.identities) == (*made, 3)
     assert card.training["identity_hash"] == "abc"
-    assert card.training["grown"] == {"checkpoint": origin.digest, "commit": provenance.commit()}
+    facts = {"checkpoint": origin.digest, "commit": provenance.commit()}
+    assert card.training.items() >= {key: more | facts for key, more in step.items()}.items()
     with torch.no_grad():
-        torch.testing.assert_close(deep(walks()).logits, small(walks()).logits)
-    refused = CliRunner().invoke(app, [*command, "--layers", "0", "2", "2", "1"])
-    assert refused.exit_code == 2
+        torch.testing.assert_close(
+            large(walks()).logits, small(walks()).logits, rtol=1e-4, atol=1e-4
+        )
+    assert call("beyond", *beyond) == 2
 
 
 def test_a_student_learns_from_the_teacher_that_grew_out_of_a_small_network(
@@ -205,26 +228,3 @@ def test_widening_by_a_seed_is_repeatable() -> None:
 def test_what_cannot_become_wider_is_refused(times: int, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         widened(trained(), times)
-
-
-def test_the_command_widens_a_checkpoint_and_names_its_origin(tmp_path: Path) -> None:
-    small = trained()
-    card = card_of(small, name="s", metric="cosine", training={"identity_hash": "abc"})
-    origin = checkpoint.save(tmp_path / "small", small, card)
-    command = ["widen", str(tmp_path / "small"), "--out", str(tmp_path / "wide")]
-    result = CliRunner().invoke(app, [*command, "--times", "3"])
-    assert result.exit_code == 0, result.output
-    wide, card = checkpoint.load(tmp_path / "wide")
-    assert (card.architecture, wide.config.channels, card.identities) == (
-        "gaitbase",
-        (12, 18, 18, 24),
-        3,
-    )
-    assert card.training["widened"] == {
-        "checkpoint": origin.digest,
-        "times": 3,
-        "commit": provenance.commit(),
-    }
-    beyond = CliRunner().invoke(app, [*command[:-1], str(tmp_path / "x"), "--times", "5000"])
-    assert beyond.exit_code == 2
-    assert not (tmp_path / "x").exists()
