@@ -13,11 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils import (
+    convert_conv2d_weight_memory_format,
+    convert_conv3d_weight_memory_format,
+)
 
 from models import checkpoint
 from models.card import Card
 from models.networks.blocks import fold_batch_norm
-from models.networks.device import computes_bfloat16, find_device, lay_out_for_convolution
+from models.networks.device import computes_bfloat16, find_device
 from models.networks.network import GaitNetwork
 from models.networks.pooling import max_over_sequences, mean_over_windows
 
@@ -65,7 +69,8 @@ class Encoder:
         self._lock = Lock()
         network = network.eval().requires_grad_(False)
         fold_batch_norm(network)
-        lay_out_for_convolution(network)
+        convert_conv2d_weight_memory_format(network, torch.channels_last)
+        convert_conv3d_weight_memory_format(network, torch.channels_last_3d)
         self._network = network.to(self.device)
         self.precision: Precision = "float32"
         if precision == "bfloat16" or (precision == "auto" and computes_bfloat16(self.device)):

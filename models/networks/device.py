@@ -1,4 +1,4 @@
-"""Where networks run, in which precision, and how their weights lie in memory."""
+"""Where networks run, in which precision, and the layout of their weights in memory."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.nn.utils import (
-    convert_conv2d_weight_memory_format,
-    convert_conv3d_weight_memory_format,
-)
 
 
 class NoSuchDevice(ValueError):
@@ -76,6 +72,13 @@ class MixedPrecision:
 
 
 def lay_out_for_convolution(network: nn.Module) -> None:
-    """Channels last for every convolution's weights, and so for its maps: the fastest in bf16."""
-    convert_conv2d_weight_memory_format(network, torch.channels_last)
-    convert_conv3d_weight_memory_format(network, torch.channels_last_3d)
+    """Channels last for every convolution's weights, and so for its maps: the fastest in bf16.
+
+    Unlike torch's converters it leaves weights that lie in both formats (1 x 1 kernels) alone:
+    other strides choose other kernels, and a training would end in other last digits.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+        elif isinstance(module, nn.Conv3d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)

@@ -204,7 +204,7 @@ def test_the_command_writes_a_shorter_checkpoint_that_says_how_it_was_made(
     assert made["checkpoint"] == written.digest
     assert (made["subjects"], made["sequences"]) == (13, len(pack))
     # What the walks cannot show is said before all of them are embedded.
-    monkeypatch.setattr(refinement, "embed", None)
+    monkeypatch.setattr(refinement, "embed_with_network", None)
     with pytest.raises(RecipeError, match=r"--mixing: 16 directions .* 13; or choose --no-mixing"):
         refined(4, "other")
     with pytest.raises(RecipeError, match=r"--channels: .*identit"):
