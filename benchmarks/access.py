@@ -21,7 +21,7 @@ from pydantic import SecretStr
 from sqlalchemy import Engine
 
 from benchmarks import machine
-from models.silhouettes.quality import Quality
+from models.silhouettes.types import Quality
 from service.access.audit.entries import Actor, Entry
 from service.access.audit.record import AuditRecord
 from service.foundation.settings import Settings

@@ -27,8 +27,10 @@ from benchmarks import machine
 from benchmarks.embedding import SHIPPED
 from benchmarks.gallery import DrawWalk, fill
 from benchmarks.serving import server
-from models import checkpoint, registry
-from models.checkpoint import Card
+from models import checkpoint
+from models.card import Card, read_card
+from models.checkpoint import card_of
+from models.networks import registry
 from models.silhouettes import DecodeLimits, decode, prepare
 from service.cli.demo_walks import WALKS
 
@@ -54,10 +56,10 @@ class Load:
 
 def second_model(folder: Path) -> Card:
     """A checkpoint of the shipped one's shape with random weights."""
-    card = checkpoint.read_card(SHIPPED)
+    card = read_card(SHIPPED)
     torch.manual_seed(1)
     network = registry.build(card.architecture, card.config)
-    described = Card.of(network, name="new", metric=card.metric, threshold=THRESHOLD)
+    described = card_of(network, name="new", metric=card.metric, threshold=THRESHOLD)
     return checkpoint.save(folder, network, described, half=True)
 
 
@@ -100,7 +102,7 @@ def measure(sequences: int, clients: int) -> dict[str, object]:
         models, data_dir = Path(folder) / "models", Path(folder) / "data"
         shutil.copytree(SHIPPED, models / "default")
         new = second_model(models / "new")
-        old = checkpoint.read_card(SHIPPED)
+        old = read_card(SHIPPED)
         fill(data_dir, sequences, old.digest, (old.parts, old.channels), walking())
         walk = sorted(WALKS.glob("**/*.zip"))[0].read_bytes()
         digests = {old.digest: old.threshold, new.digest: new.threshold}

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from benchmarks import machine
 from benchmarks.walks import Walks, arguments, heading, known_thresholds
-from models.calibration import CannotCalibrate, KnownThreshold, calibrate
-from models.encoder import Encoder
+from models.encoder.encoder import Encoder
+from models.thresholds.calibration import CannotCalibrate, KnownThreshold, calibrate
 
 TARGETS = (0.1, 0.03, 0.01)
 SHARES = (1 / 8, 1 / 4, 1 / 2)

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.walks import Walks, arguments, known_thresholds, publish
-from models.calibration import CannotCalibrate, KnownThreshold, calibrate
-from models.encoder import Encoder
+from models.encoder.encoder import Encoder
+from models.thresholds.calibration import CannotCalibrate, KnownThreshold, calibrate
 from service.recognition.conflict import ComparedWalk, Resemblance, find_conflicts
 
 REQUESTS = (1, 2, 4)

@@ -31,11 +31,10 @@ import torch
 
 from benchmarks import machine
 from models import checkpoint
-from models.encoder import Encoder
-from training import provenance
+from models.card import read_card
+from models.encoder.encoder import Encoder
 from training.data.batches import BatchSource
 from training.data.pack import Pack
-from training.distributed import Group, join
 from training.evaluation import (
     Resampling,
     embedded_by,
@@ -45,8 +44,8 @@ from training.evaluation import (
 )
 from training.evaluation.bootstrap import Estimate, percentile_estimate, subject_weights
 from training.evaluation.protocols import EvaluationProtocol, Retrieval
-from training.meter import Meter
-from training.preparation import Preparation, card, prepare, without_places
+from training.objective.teachers import Teacher
+from training.process import provenance
 from training.recipe import (
     AnyTerm,
     DecoupledTerm,
@@ -57,8 +56,10 @@ from training.recipe import (
     RecipeError,
     load,
 )
-from training.teachers import Teacher
-from training.trainer import Trainer, require_finite
+from training.run.distributed import Group, join
+from training.run.meter import Meter
+from training.run.preparation import Preparation, card, prepare, without_paths
+from training.run.trainer import Trainer, require_finite
 
 ALONE: Final = "labels alone"
 _PUBLISHED: Final = load("gaitkd")
@@ -132,11 +133,11 @@ def finished(folder: Path, recipe: Recipe, preparation: Preparation) -> bool:
 
     Raises:
         RecipeError: it holds another run's.
-        models.checkpoint.CheckpointError: it holds no checkpoint.
+        models.card.CheckpointError: it holds no checkpoint.
     """
     if not folder.exists():
         return False
-    found: Mapping[str, Any] = checkpoint.read_card(folder).training
+    found: Mapping[str, Any] = read_card(folder).training
     made = (
         found["recipe"],
         found["dataset"]["content_hash"],
@@ -145,7 +146,7 @@ def finished(folder: Path, recipe: Recipe, preparation: Preparation) -> bool:
         [teacher["digest"] for teacher in found["teachers"]],
     )
     wanted = (
-        without_places(recipe).model_dump(mode="json"),
+        without_paths(recipe).model_dump(mode="json"),
         preparation.train.content_hash,
         preparation.identities,
         preparation.origin,
@@ -201,9 +202,9 @@ def train(
     )
     meters = {arm: Meter(base.steps, 0, {}) for arm in prepared}
     for batch in source.iterate(start=0, stop=base.steps):
-        lesson = trainers[teaching].teach(batch)
+        taught = trainers[teaching].teach(batch)
         for arm, trainer in trainers.items():
-            meters[arm].add(*trainer.learn(lesson), lesson.labels)
+            meters[arm].add(*trainer.learn(taught), taught.labels)
         done = trainers[teaching].step
         if done % base.log_every == 0 or done == base.steps:
             means = {arm: meters[arm].read(done, t.rate).metrics for arm, t in trainers.items()}
@@ -303,10 +304,8 @@ def main() -> None:
             "dataset": Pack.open(arguments.dataset).content_hash,
             "steps": base.steps,
             "sequences a step": base.batch.subjects * base.batch.sequences,
-            "teacher": checkpoint.read_card(arguments.teacher).digest,
-            "student": checkpoint.read_card(arguments.student).digest
-            if arguments.student
-            else None,
+            "teacher": read_card(arguments.teacher).digest,
+            "student": read_card(arguments.student).digest if arguments.student else None,
             "seeds": arguments.seeds,
             **tables,
         },

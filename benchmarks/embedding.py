@@ -19,7 +19,7 @@ import torch
 
 from benchmarks import machine
 from models import checkpoint
-from models.encoder import Encoder
+from models.encoder.encoder import Encoder
 
 FRAMES = 30
 ROUNDS = 30
@@ -44,7 +44,7 @@ def measure(directory: Path) -> dict[str, object]:
         clips = torch.from_numpy(np.stack(walks[:count])).float() / 255
         with torch.inference_mode():
             compared = network.matching(network(clips).embeddings)
-            embeddings: Embeddings = compared.permute(0, 2, 1).numpy()
+            embeddings: Embeddings = compared.numpy()
             return embeddings
 
     def encoding(encoder: Encoder) -> Embed:

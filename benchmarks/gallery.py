@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from models.silhouettes.quality import Quality
+from models.silhouettes.types import Quality
 from service.foundation.settings import Settings
 from service.gallery.records import Walk
 from service.gallery.store import GalleryStore

@@ -24,7 +24,7 @@ from benchmarks import machine
 from benchmarks.embedding import SHIPPED
 from benchmarks.gallery import fill
 from benchmarks.serving import server
-from models import checkpoint
+from models.card import read_card
 from service.cli.demo_walks import WALKS
 
 SIZES = (1_000, 10_000)
@@ -34,7 +34,7 @@ CLIENTS = 4
 
 def measure(checkpoint_dir: Path) -> dict[str, object]:
     """Latency seen by a client, and how many identifications a second four clients get."""
-    card = checkpoint.read_card(checkpoint_dir)
+    card = read_card(checkpoint_dir)
     shape = (card.parts, card.channels)
     blank = np.zeros((1, 64, 64), np.uint8)
     walk = sorted(WALKS.glob("**/*.zip"))[0].read_bytes()

@@ -27,7 +27,7 @@ from benchmarks import machine
 from benchmarks.embedding import SHIPPED
 from benchmarks.gallery import fill
 from benchmarks.serving import server
-from models import checkpoint
+from models.card import read_card
 from service.cli.demo_walks import WALKS
 from service.foundation.settings import Settings
 from service.http.resources import open_engine
@@ -82,7 +82,7 @@ def _answer(subject: str) -> Answer:
 
 def measure(checkpoint_dir: Path, answers: int) -> dict[str, object]:
     """Each call with none and with many answers kept, and how many times as long that takes."""
-    card = checkpoint.read_card(checkpoint_dir)
+    card = read_card(checkpoint_dir)
     shape = (card.parts, card.channels)
     blank = np.zeros((1, 64, 64), np.uint8)
     with tempfile.TemporaryDirectory() as folder:

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from models.networks.network import GaitNetwork
 from training.data import Augmentation, OrderedClip
-from training.learner import Learned
-from training.objective import Objective
+from training.objective.objective import Objective
+from training.objective.student import StudentOutput
 from training.recipe import SGD, Recipe
 
 Frames = npt.NDArray[np.float32]
@@ -142,8 +142,8 @@ def train(
         views, labels = views.to(device), labels.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             output = network(views)
-        learned = Learned(output.embeddings.float(), output.logits.float(), ())
-        loss = objective(learned, labels, (), progress=0.0)
+        output_of_student = StudentOutput(output.embeddings.float(), output.logits.float(), ())
+        loss = objective(output_of_student, labels, (), progress=0.0)
         optimiser.zero_grad()
         loss.total.backward()  # type: ignore[no-untyped-call]
         if recipe.clip_gradient is not None:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from benchmarks import machine
-from training.processor import usable_cores
+from training.process.processor import usable_cores
 
 
 def rendered(recipe: str, mocap: Path, out: Path, processes: int) -> dict[str, float]:

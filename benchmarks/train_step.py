@@ -22,16 +22,16 @@ import torch
 from benchmarks import machine, plain_loop
 from benchmarks.train_input import write_walks
 from models import checkpoint
-from models.checkpoint import Card
-from models.registry import build
+from models.checkpoint import card_of
+from models.networks.registry import build
 from training.data import pack_dataset
 from training.data.augmentation import augment, generator
 from training.data.batches import BatchSource
-from training.distributed import join as join_group
-from training.preparation import Preparation, prepare
+from training.objective.teachers import run_teachers
 from training.recipe import Recipe, load
-from training.teachers import ask
-from training.trainer import Trainer
+from training.run.distributed import join as join_group
+from training.run.preparation import Preparation, prepare
+from training.run.trainer import Trainer
 
 STEPS = 5
 TURNS = 3
@@ -57,7 +57,7 @@ def measure_recipe(recipe: Recipe) -> dict[str, object]:
         seconds["input"].append(_since(began))
         if preparation.teachers:
             began = time.perf_counter()
-            ask(preparation.teachers, clips, batch.lengths, trainer.precision)
+            run_teachers(preparation.teachers, clips, batch.lengths, trainer.precision)
             seconds["teachers"].append(_since(began))
         began = time.perf_counter()
         source.batch(step)
@@ -118,7 +118,7 @@ def _ours(recipe: Recipe) -> tuple[Trainer, BatchSource, Preparation]:
 
 
 def _own_loop(recipe: Recipe) -> Iterator[float]:
-    """The loop of `training.loop`; each item is the seconds of a step in the network."""
+    """The loop of `training.run.loop`; each item is the seconds of a step in the network."""
     trainer, source, _ = _ours(recipe)
     augmenting = []
     for step in range(STEPS):
@@ -150,7 +150,7 @@ def measure() -> dict[str, object]:
         pack_dataset(walks, pack)
         torch.manual_seed(0)
         network = build("deepgaitv2", TEACHER)
-        checkpoint.save(teacher, network, Card.of(network, name="teacher", metric="euclidean"))
+        checkpoint.save(teacher, network, card_of(network, name="teacher", metric="euclidean"))
         alone = load("student-baseline", dataset=pack)
         taught = load(
             "gaitkd-corrected",

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.walks import Walks, arguments, publish
-from models.encoder import Encoder
+from models.encoder.encoder import Encoder
 from training.evaluation import Resampling
 from training.evaluation.bootstrap import percentile_estimate, subject_weights
 

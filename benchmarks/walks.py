@@ -10,12 +10,12 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks.embedding import SHIPPED
-from models.calibration import KnownThreshold
-from models.checkpoint import Card
-from models.encoder import Encoder
+from models.card import Card
+from models.encoder.encoder import Encoder
+from models.thresholds.calibration import KnownThreshold
 from training.data.pack import Pack, SequenceRecord
-from training.evaluation import embed_pack
 from training.evaluation.distances import pairwise_distances, to_similarity
+from training.evaluation.embedding import embed_with_encoder
 
 
 class Walks:
@@ -31,7 +31,7 @@ class Walks:
             contents.append(pack.content_hash[:12])
             self.records += pack.sequences
             names += [f"{path.name}/{record.subject}" for record in pack.sequences]
-            embeddings.append(embed_pack(encoder, pack))
+            embeddings.append(embed_with_encoder(encoder, pack))
         people, self.subjects = np.unique(np.asarray(names), return_inverse=True)
         self.people = len(people)
         each = np.concatenate(embeddings)

@@ -1,8 +1,5 @@
 """A checkpoint: a folder of weights and the card that makes them meaningful.
 
-    CheckpointError (ValueError)   not a checkpoint, or one that can't be read
-    └── CheckpointMismatch         weights, card and digest don't belong together
-
 No pickle is involved, and nothing of the size that a file claims is allocated before its contents
 have been seen to match.
 """
@@ -11,124 +8,70 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Final
 
 import torch
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    JsonValue,
-    NonNegativeInt,
-    PositiveInt,
-    ValidationError,
-)
+from pydantic import JsonValue, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as serialise_tensors
 from torch import Tensor
 
-from models.disk import sync
+from models.card import (
+    CARD,
+    Card,
+    CheckpointError,
+    CheckpointMismatch,
+    InputSize,
+    Metric,
+    OperatingPoint,
+    read_fields,
+    read_file,
+    summary,
+)
+from models.files.disk import replace_folder
 from models.networks.network import GaitNetwork
-from models.registry import UnknownArchitecture, build
+from models.networks.registry import UnknownArchitecture, build
 
 WEIGHTS: Final = "weights.safetensors"
-CARD: Final = "card.json"
-MAX_CARD_BYTES: Final = 1 << 20
 MAX_WEIGHTS_BYTES: Final = 1 << 30
 STORED_HALF: Final = (torch.float32, torch.float16)  # wanted, found
-NAMED_KEYS: Final = 8  # of a long list of faults
 _HEADER_BYTES: Final = 2**16  # of a weights file, for what it says besides its tensors,
 _HEADER_BYTES_A_TENSOR: Final = 512  # and for each tensor of the network
 
-Similarity = Annotated[FiniteFloat, Field(ge=-1, le=1)]
 
-
-class CheckpointError(ValueError):
-    """A folder is not a checkpoint, or can't be read as one."""
-
-
-class CheckpointMismatch(CheckpointError):
-    """Weights, card and digest don't belong together."""
-
-
-class InputSize(BaseModel):
-    """The silhouettes a network was trained on, in pixels."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    height: Annotated[int, Field(ge=1, le=1024)] = 64
-    width: Annotated[int, Field(ge=1, le=1024)] = 44
-
-
-class OperatingPoint(BaseModel):
-    """The similarity at which strangers are matched with a given probability."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    target_fpir: Annotated[float, Field(gt=0, lt=1)]
-    gallery_subjects: Annotated[int, Field(ge=1, le=10**9)]
-    threshold: Similarity
-
-
-class Card(BaseModel):
-    """What must be known to rebuild a network, feed it and judge its answers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    schema_version: Literal[1] = 1
-    name: Annotated[str, Field(min_length=1, max_length=128)]
-    architecture: Annotated[str, Field(max_length=64)]
-    config: dict[str, JsonValue]
-    input: InputSize = InputSize()
-    metric: Literal["cosine", "euclidean"]
-    parts: PositiveInt
-    channels: PositiveInt
-    identities: NonNegativeInt
-    mirror: bool = False  # compare the mean embedding of a walk and of its mirror image
-    threshold: Similarity | None = None  # None: not calibrated
-    thresholds: Annotated[tuple[OperatingPoint, ...], Field(max_length=100)] = ()
-    training: dict[str, JsonValue] = {}
-    metrics: dict[str, JsonValue] = {}
-    notes: Annotated[str, Field(max_length=10_000)] = ""
-    digest: Annotated[str, Field(max_length=64)] = ""
-
-    @classmethod
-    def of(
-        cls,
-        network: GaitNetwork,
-        *,
-        name: str,
-        metric: Literal["cosine", "euclidean"],
-        input: InputSize | None = None,
-        mirror: bool = False,
-        threshold: float | None = None,
-        thresholds: tuple[OperatingPoint, ...] = (),
-        training: Mapping[str, JsonValue] | None = None,
-        metrics: Mapping[str, JsonValue] | None = None,
-        notes: str = "",
-    ) -> Self:
-        """The card of `network`, with what the network knows of itself filled in."""
-        return cls(
-            name=name,
-            architecture=network.config.architecture,
-            config=network.config.model_dump(mode="json"),
-            input=input or InputSize(),
-            metric=metric,
-            parts=network.parts,
-            channels=network.channels,
-            identities=network.identities,
-            mirror=mirror,
-            threshold=threshold,
-            thresholds=thresholds,
-            training=dict(training or {}),
-            metrics=dict(metrics or {}),
-            notes=notes,
-        )
+def card_of(
+    network: GaitNetwork,
+    *,
+    name: str,
+    metric: Metric,
+    input: InputSize | None = None,
+    mirror: bool = False,
+    threshold: float | None = None,
+    thresholds: tuple[OperatingPoint, ...] = (),
+    training: Mapping[str, JsonValue] | None = None,
+    metrics: Mapping[str, JsonValue] | None = None,
+    notes: str = "",
+) -> Card:
+    """The card of `network`, with what the network knows of itself filled in."""
+    return Card(
+        name=name,
+        architecture=network.config.architecture,
+        config=network.config.model_dump(mode="json"),
+        input=input or InputSize(),
+        metric=metric,
+        parts=network.parts,
+        channels=network.channels,
+        identities=network.identities,
+        mirror=mirror,
+        threshold=threshold,
+        thresholds=thresholds,
+        training=dict(training or {}),
+        metrics=dict(metrics or {}),
+        notes=notes,
+    )
 
 
 def save(directory: Path, network: GaitNetwork, card: Card, *, half: bool = False) -> Card:
@@ -151,7 +94,7 @@ def save(directory: Path, network: GaitNetwork, card: Card, *, half: bool = Fals
         CheckpointError: weights that are not finite, or `directory` holds something else.
         OSError: the disk refused.
     """
-    described = Card.of(network, name=card.name, metric=card.metric)
+    described = card_of(network, name=card.name, metric=card.metric)
     for field in ("architecture", "config", "parts", "channels", "identities"):
         if getattr(card, field) != getattr(described, field):
             raise CheckpointMismatch(
@@ -162,7 +105,15 @@ def save(directory: Path, network: GaitNetwork, card: Card, *, half: bool = Fals
     fields = card.model_dump(mode="json", exclude={"digest"})
     digest = _digest(weights, fields)
     text = json.dumps({**fields, "digest": digest}, indent=2, ensure_ascii=False, allow_nan=False)
-    _replace(directory, {WEIGHTS: weights, CARD: text.encode()})
+    files = {WEIGHTS: weights, CARD: text.encode()}
+    if directory.exists():
+        strangers = {path.name for path in directory.iterdir()} - files.keys()
+        if strangers:
+            raise CheckpointError(
+                f"{directory} holds other files ({summary(sorted(strangers))}); "
+                "a checkpoint needs a folder of its own"
+            )
+    replace_folder(directory, files)
     return card.model_copy(update={"digest": digest})
 
 
@@ -173,8 +124,8 @@ def load(directory: Path, device: str | torch.device = "cpu") -> tuple[GaitNetwo
         CheckpointMismatch: weights or card were changed after saving, or don't fit each other.
         CheckpointError: a file is missing, broken or too large, or the architecture is unknown.
     """
-    fields, card = _read_fields(directory)
-    weights = _read(directory / WEIGHTS, MAX_WEIGHTS_BYTES)
+    fields, card = read_fields(directory)
+    weights = read_file(directory / WEIGHTS, MAX_WEIGHTS_BYTES)
     actual = _digest(weights, fields)
     if actual != card.digest:
         raise CheckpointMismatch(
@@ -210,45 +161,6 @@ def load(directory: Path, device: str | torch.device = "cpu") -> tuple[GaitNetwo
     }
     network.load_state_dict(tensors, strict=True, assign=True)
     return network.to(device).eval(), card
-
-
-def read_card(directory: Path) -> Card:
-    """The card alone. Its digest is not compared with the weights: that is `load`'s work.
-
-    Raises:
-        CheckpointError: the card is missing, broken or too large.
-    """
-    return _read_fields(directory)[1]
-
-
-def summary(faults: list[str]) -> str:
-    """The first few of many faults in one sentence."""
-    more = f" and {len(faults) - NAMED_KEYS} more" if len(faults) > NAMED_KEYS else ""
-    return "; ".join(faults[:NAMED_KEYS]) + more
-
-
-def _read_fields(directory: Path) -> tuple[dict[str, object], Card]:
-    """The card as written, for the digest, and as understood."""
-    path = directory / CARD
-    content = _read(path, MAX_CARD_BYTES)
-    try:
-        fields = json.loads(content)
-        # half of a surrogate pair is escaped text in a file, and nothing that can be sent on
-        json.dumps(fields, ensure_ascii=False).encode()
-        return fields, Card.model_validate(fields)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not a checkpoint's card: {error}") from error
-
-
-def _read(path: Path, limit: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
-    except OSError as error:
-        raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
-    if len(content) > limit:
-        raise CheckpointError(f"{path} is larger than {limit} bytes")
-    return content
 
 
 def _digest(weights: bytes, fields: Mapping[str, object]) -> str:
@@ -304,32 +216,3 @@ def _misfits(network: GaitNetwork, tensors: Mapping[str, Tensor]) -> list[str]:
         elif not found.isfinite().all():
             faults.append(f"{key!r} is not finite")
     return sorted(faults)
-
-
-def _replace(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Put a folder of `files` in the place of `directory`."""
-    if directory.exists():
-        strangers = {path.name for path in directory.iterdir()} - files.keys()
-        if strangers:
-            raise CheckpointError(
-                f"{directory} holds other files ({summary(sorted(strangers))}); "
-                "a checkpoint needs a folder of its own"
-            )
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    # beside the target, so that renaming stays within one file system
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as scratch:
-        fresh, old = Path(scratch) / "new", Path(scratch) / "old"
-        fresh.mkdir()
-        for name, content in files.items():
-            (fresh / name).write_bytes(content)
-            sync(fresh / name)
-        sync(fresh)
-        if directory.exists():
-            directory.rename(old)
-        try:
-            fresh.rename(directory)
-        except OSError:
-            if old.exists():
-                old.rename(directory)
-            raise
-        sync(directory.parent)

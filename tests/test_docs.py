@@ -16,7 +16,7 @@ from benchmarks.__main__ import BY_HAND
 from service.foundation.errors import ServiceError
 from service.foundation.settings import Settings
 from service.http.app import create_app
-from training.cli import app as training
+from training.cli.commands import app as training
 from training.evaluation import PROTOCOLS
 from training.recipe import DistillationTerm, LabelTerm, load, shipped
 from training.rendering.recipe import RenderRecipe

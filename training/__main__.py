@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 
-from models.allocator import keep_all_freed_memory
-from training.processor import settle
+from models.networks.allocator import keep_all_freed_memory
+from training.process.processor import configure_processor
 
 
 def main() -> None:
     """Run the command line."""
-    settle(os.environ)
+    configure_processor(os.environ)
     keep_all_freed_memory()
-    from training.cli import app
+    from training.cli.commands import app
 
     app()
 

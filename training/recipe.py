@@ -1,6 +1,6 @@
 """A recipe: one validated file that fully describes a run.
 
-Imports no torch: recipes are checked in a blink.
+Imports no torch, so that a recipe is checked quickly.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from models.similarity import Metric
+from models.card import Metric
 from training.data.options import Augmentation, Clip, OrderedClip
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -212,7 +212,7 @@ class RelationTerm(Term):
 
 LabelTerm = TripletTerm | CrossEntropyTerm
 IdentityTerm = LogitTerm | LogitRegressionTerm | DecoupledTerm
-"""Terms on a teacher's logits of the same identities: its own, or `training.prototypes`."""
+"""Terms on a teacher's logits of the same identities: its own, or `training.derive.prototypes`."""
 CoordinateTerm = BoundaryTerm | HintTerm
 """Terms on a teacher's coordinates: they need its width, or a connector."""
 DistanceTerm = RankingTerm | RelationTerm

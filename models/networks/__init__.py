@@ -1,1 +1,1 @@
-"""Gait networks on shared blocks; `models.registry` names them."""
+"""Gait networks on shared blocks; `models.networks.registry` names them."""

@@ -10,7 +10,11 @@ from models.networks.network import FrameBackbone, GaitNetwork, NetworkConfig, S
 
 
 class GaitBaseConfig(NetworkConfig):
-    """Width, depth and strides of a GaitBase; the defaults are the published network."""
+    """Width, depth and strides of a GaitBase; the defaults are the published network.
+
+    Attributes:
+        strides: of each stage in height and width; silhouettes of 64 x 44 become maps of 16 x 11.
+    """
 
     architecture: ClassVar[str] = "gaitbase"
 

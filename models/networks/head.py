@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.outputs import GaitOutput
+
+class GaitOutput(NamedTuple):
+    """Per-part embeddings and identity logits of a batch.
+
+    n sequences, c channels, p parts, k identities.
+    """
+
+    embeddings: Tensor  # [n, c, p], before the neck, not normalised: what is compared
+    logits: Tensor  # [n, k, p], cosine logits in [-1, 1], not scaled
 
 
 class PartLinear(nn.Module):

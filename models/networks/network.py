@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from models.networks.blocks import as_clips
-from models.networks.head import PartHead
+from models.networks.head import GaitOutput, PartHead
 from models.networks.pooling import (
     check_lengths,
     max_over_sequences,
@@ -18,7 +18,6 @@ from models.networks.pooling import (
     strip_pool,
     windows,
 )
-from models.outputs import GaitOutput
 
 # Bounds keep a card from asking for a network that no machine can hold.
 Width = Annotated[int, Field(ge=1, le=4096)]
@@ -40,7 +39,7 @@ class NetworkConfig(BaseModel):
     identities: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     embedding_source: Literal["embedding", "neck"] = "embedding"
     mixing: bool = False
-    """Whether behind the neck each part reads all parts (see `training.discriminant`)."""
+    """Whether behind the neck each part reads all parts (see `training.derive.discriminant`)."""
     window: Annotated[int, Field(ge=1)] | None = None
     """Frames that the maximum over time is taken of; longer sequences are the mean of windows.
 
@@ -66,7 +65,7 @@ class FrameBackbone(nn.Module):
 
     @property
     def last_stage(self) -> nn.Module:
-        """What makes the maps that are pooled."""
+        """The stage whose maps are pooled."""
         return self.stages[-1]
 
     @property
@@ -80,7 +79,10 @@ class FrameBackbone(nn.Module):
         return maps.reshape(*silhouettes.shape[:2], *maps.shape[1:]).amax(1)
 
     def over_sequences(self, silhouettes: Tensor, lengths: Tensor) -> Tensor:
-        """The same of sequences laid end to end, `[sum(lengths), h, w]`, without padding."""
+        """Maximum over time of the maps of sequences laid end to end, `[sum(lengths), h, w]`.
+
+        No padding; returns `[n, c, h, w]`.
+        """
         maps: Tensor = self(silhouettes.unsqueeze(1))
         return max_over_sequences(maps, lengths)
 
@@ -112,7 +114,7 @@ class ClipBackbone(nn.Module):
 
     @property
     def last_stage(self) -> nn.Module:
-        """What makes the maps that are pooled."""
+        """The stage whose maps are pooled."""
         return self.clip_stages[-1]
 
     @property
@@ -126,7 +128,10 @@ class ClipBackbone(nn.Module):
         return maps.amax(2)
 
     def over_sequences(self, silhouettes: Tensor, lengths: Tensor) -> Tensor:
-        """The same of sequences laid end to end, `[sum(lengths), h, w]`, each on its own."""
+        """Maximum over time of the maps of sequences laid end to end, `[sum(lengths), h, w]`.
+
+        Each sequence runs on its own; returns `[n, c, h, w]`.
+        """
         sequences = torch.split(silhouettes, lengths.tolist())
         groups: dict[int, list[int]] = {}
         for position, sequence in enumerate(sequences):
@@ -228,7 +233,14 @@ class GaitNetwork(nn.Module):
         return strip_pool(maps, self.parts)
 
     def matching(self, embeddings: Tensor) -> Tensor:
-        """What is compared, `[n, c, p]`: the embeddings, or the neck's if so configured."""
-        if self.config.embedding_source == "embedding":
-            return embeddings
-        return self.head.unit_embeddings(embeddings)
+        """What is compared, `[n, p, c]`: the embeddings, or the neck's if so configured.
+
+        Here embeddings leave the network and change from its layout to that of everything else,
+        see `models.encoder`.
+
+        Args:
+            embeddings: `[n, c, p]`, as `forward` returns them.
+        """
+        if self.config.embedding_source == "neck":
+            embeddings = self.head.unit_embeddings(embeddings)
+        return embeddings.transpose(1, 2)

@@ -10,11 +10,10 @@ from models.silhouettes.errors import (
     SequenceTooLarge,
     UnsupportedSequence,
 )
-from models.silhouettes.frame import Frame, Silhouettes
-from models.silhouettes.gei import gait_energy_image
-from models.silhouettes.normalise import cut, normalise, pad
+from models.silhouettes.normalise import cut, gait_energy_image, normalise, pad
 from models.silhouettes.prepare import Prepared, is_prepared, prepare, prepare_upload
-from models.silhouettes.quality import EXPLANATIONS, LEAST_FRAMES, Quality, judge
+from models.silhouettes.quality import EXPLANATIONS, LEAST_FRAMES, judge
+from models.silhouettes.types import Frame, Quality, Silhouettes
 
 __all__ = [
     "EXPLANATIONS",

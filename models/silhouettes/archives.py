@@ -10,7 +10,6 @@ import zlib
 from models.silhouettes.arrays import decode_npz
 from models.silhouettes.budget import Budget
 from models.silhouettes.errors import MalformedSequence, SequenceTooLarge, UnsupportedSequence
-from models.silhouettes.frame import Frame
 from models.silhouettes.images import decode_still
 from models.silhouettes.members import (
     check_directory,
@@ -21,6 +20,7 @@ from models.silhouettes.members import (
     zip_members,
 )
 from models.silhouettes.sniff import ARCHIVES, STILLS, Kind, sniff
+from models.silhouettes.types import Frame
 
 _CHUNK = 2**20
 _PIECE = 2**16

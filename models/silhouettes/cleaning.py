@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.silhouettes.budget import Budget
-from models.silhouettes.frame import Frame
 from models.silhouettes.pieces import join_pieces
+from models.silhouettes.types import Frame
 
 EMPTY = "empty"
 BORDER = "border"

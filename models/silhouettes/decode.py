@@ -1,4 +1,4 @@
-"""Bytes of an upload to frames, whatever they are and whoever sent them."""
+"""Decode the bytes of an upload to frames: any accepted format, from untrusted senders."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from models.silhouettes.archives import PICKLED, decode_gzip, decode_tar, decode
 from models.silhouettes.arrays import decode_npy
 from models.silhouettes.budget import Budget, DecodeLimits
 from models.silhouettes.errors import MalformedSequence, UnsupportedSequence
-from models.silhouettes.frame import Frame
 from models.silhouettes.images import BRIGHT, decode_image
 from models.silhouettes.sniff import STILLS, VIDEOS, Kind, sniff
+from models.silhouettes.types import Frame
 from models.silhouettes.video import decode_video
 
 

@@ -9,10 +9,7 @@ SequenceError (ValueError)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from models.silhouettes.quality import Quality
+from models.silhouettes.types import Quality
 
 
 class SequenceError(ValueError):

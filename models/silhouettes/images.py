@@ -24,10 +24,10 @@ from PIL import (
 
 from models.silhouettes.budget import Budget
 from models.silhouettes.errors import MalformedSequence, SequenceTooLarge, UnsupportedSequence
-from models.silhouettes.frame import Frame
 from models.silhouettes.members import refusing
 from models.silhouettes.sniff import Kind
 from models.silhouettes.tiff import check_pages
+from models.silhouettes.types import Frame
 
 BRIGHT = 127
 """Above this a pixel of a lossy format is the person."""
@@ -250,7 +250,7 @@ def _with_opacity(grey: Frame, opacity: Frame) -> Frame:
 
 @functools.cache
 def _quieten_pillow() -> None:
-    """Keep Pillow's remarks on odd files off stderr: what matters of them is an error of ours.
+    """Keep Pillow's remarks on odd files off stderr: what matters is raised as our own error.
 
     A filter for that one package, put in place on first use: `warnings.catch_warnings` is not safe
     with threads.

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from models.silhouettes.frame import Frame, Silhouettes
+from models.silhouettes.types import Frame, Silhouettes
 
 HEIGHT = 64
 WIDTH = 64
@@ -72,3 +72,21 @@ def pad(frames: NDArray[np.uint8]) -> Silhouettes:
     """Give frames `[s, 64, 44]` their empty margins back: `cut(pad(frames))` equals `frames`."""
     margin = (WIDTH - CUT_WIDTH) // 2
     return np.pad(frames, ((0, 0), (0, 0), (margin, margin)))
+
+
+def gait_energy_image(silhouettes: Silhouettes) -> NDArray[np.float32]:
+    """The mean over frames, in [0, 1] (Han and Bhanu, TPAMI 2006).
+
+    Args:
+        silhouettes: uint8 `[s, 64, 64]`, or cut to `[s, 64, 44]`.
+
+    Returns:
+        float32 `[64, 44]`.
+
+    Raises:
+        ValueError: there are no frames.
+    """
+    if len(silhouettes) == 0:
+        raise ValueError("a gait energy image needs at least one frame")
+    mean: NDArray[np.float64] = cut(silhouettes).mean(axis=0, dtype=np.float64)
+    return (mean / 255).astype(np.float32)

@@ -14,10 +14,10 @@ from models.silhouettes.budget import Budget, DecodeLimits
 from models.silhouettes.cleaning import EMPTY, FRAGMENT, Size, find_person, find_unsteady
 from models.silhouettes.decode import decode_within
 from models.silhouettes.errors import SequenceTooLarge
-from models.silhouettes.frame import Frame, Silhouettes
 from models.silhouettes.members import NO_MEMORY
 from models.silhouettes.normalise import CUT_WIDTH, HEIGHT, WIDTH, normalise, pad
-from models.silhouettes.quality import Quality, judge
+from models.silhouettes.quality import judge
+from models.silhouettes.types import Frame, Quality, Silhouettes
 
 _OFF_CENTRE = 4  # columns
 _MARGIN = 4  # rows

@@ -9,7 +9,6 @@ them; otherwise what remains is judged.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import cv2
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from models.silhouettes.cleaning import BORDER, EMPTY, FRAGMENT, OUTLIER
 from models.silhouettes.errors import PoorSequence
-from models.silhouettes.frame import Silhouettes
+from models.silhouettes.types import Quality, Silhouettes
 
 EXPLANATIONS: Final[dict[str, str]] = {
     "too_few_frames": "too few frames show the whole person; send at least one full gait cycle",
@@ -64,25 +63,6 @@ _RESTLESS = 0.4  # below this, a change as large from one frame to the next is n
 _DIP_TO_MENTION = 0.08  # real walks: from 0.11, head on
 _FULL_DIP = 0.3
 _LONGEST_CYCLE = 60  # frames
-
-
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """The judgement on one sequence.
-
-    Attributes:
-        score: in [0, 1], 1 being long, whole, steady and walking.
-        issues: codes of `EXPLANATIONS`, warnings in a sequence that passed.
-        frames_in: frames sent.
-        frames_used: frames that remain.
-        dropped: how many went for each reason: `empty`, `border`, `fragment`, `outlier`.
-    """
-
-    score: float
-    issues: tuple[str, ...]
-    frames_in: int
-    frames_used: int
-    dropped: dict[str, int]
 
 
 class Shape(NamedTuple):

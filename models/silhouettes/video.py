@@ -13,12 +13,12 @@ from av.container import InputContainer
 
 from models.silhouettes.budget import Budget
 from models.silhouettes.errors import MalformedSequence, UnsupportedSequence
-from models.silhouettes.frame import Frame
 from models.silhouettes.images import BRIGHT
 from models.silhouettes.members import refusing
 from models.silhouettes.mp4 import check_tables
 from models.silhouettes.references import pictures_kept
 from models.silhouettes.sniff import Kind
+from models.silhouettes.types import Frame
 
 # A playlist format would let a file name others to open; these three cannot.
 _CONTAINERS = {Kind.MP4: "mp4", Kind.AVI: "avi", Kind.MATROSKA: "matroska"}

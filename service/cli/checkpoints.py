@@ -27,7 +27,7 @@ def import_opengait(
     ] = "embedding",
 ) -> None:
     """Turn a checkpoint that OpenGait saved into one of ours."""
-    from models.opengait import convert
+    from models.opengait.importing import convert
 
     with failing_on(ValueError, OSError):
         card = convert(
@@ -53,7 +53,7 @@ def embed(
     ] = None,
 ) -> None:
     """Embed walks with a checkpoint."""
-    from models.embedding_file import embed_prepared, embed_walks
+    from models.encoder.embedding_file import embed_prepared, embed_walks
 
     if (normalised is None) == (not walks):
         raise WrongUsage("give walks, or --normalised, and not both")

@@ -60,7 +60,7 @@ def calibrate_gallery(
     data_dir: DataDir = None,
 ) -> None:
     """Find a gallery's threshold: a calibration job's command."""
-    from models.calibration import CannotCalibrate
+    from models.thresholds.calibration import CannotCalibrate
     from service.foundation.errors import NotFound
     from service.job_types.calibration import measure
     from service.serving.registry import Card

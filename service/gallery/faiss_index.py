@@ -17,7 +17,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from models.similarity import Metric, index_vectors, part_similarity, similarity
+from models.card import Metric
+from models.comparison.similarity import index_vectors, part_similarity, similarity
 from service.gallery.index import Hits, Keys
 from service.gallery.records import Embedding
 

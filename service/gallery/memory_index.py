@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from models.similarity import Metric, part_similarity, similarity
+from models.card import Metric
+from models.comparison.similarity import part_similarity, similarity
 from service.gallery.index import Hits, Keys
 from service.gallery.records import Embedding
 

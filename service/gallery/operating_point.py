@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.calibration import Calibration, Method
+from models.thresholds.calibration import Calibration, Method
 
 GROWTH = 1.2
 """A gallery that has this many times the subjects is stale: so is its rate of false matches."""
@@ -64,8 +64,8 @@ class OperatingPoint(BaseModel):
         threshold: similarity from which on a search answers with a match.
         interval: of the threshold; None with fewer than 3 subjects.
         confidence: of the interval.
-        method: how it was found, see `models.calibration`, or that it was carried over from another
-            model, see `service.job_types.threshold_transfer`.
+        method: how it was found, see `models.thresholds.calibration`, or that it was carried over
+            from another model, see `service.job_types.threshold_transfer`.
         target_fpir: the promised rate; of a threshold that was carried over, the rate to promise.
         gallery_subjects: how many were enrolled.
         gallery_sequences: how many sequences they had.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.silhouettes.quality import Quality
+from models.silhouettes.types import Quality
 
 Scalar = str | int | float | bool | None
 Metadata = dict[str, Scalar]

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import Depends, FastAPI
 from starlette.middleware import Middleware
 
-from models.encoder import Encoder
+from models.encoder.encoder import Encoder
 from service.access.keys import Scope
 from service.foundation.logs import log_as_json
 from service.foundation.metrics import Metrics

@@ -11,7 +11,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from models.encoder import Encoder
+from models.encoder.encoder import Encoder
 from service.foundation.errors import Unavailable
 from service.foundation.metrics import Metrics
 from service.foundation.settings import Settings

@@ -14,8 +14,8 @@ from threading import Event
 import torch
 from sqlalchemy import Engine
 
-from models.allocator import keep_freed_memory
-from models.encoder import Encoder
+from models.encoder.encoder import Encoder
+from models.networks.allocator import keep_freed_memory
 from models.silhouettes.budget import DecodeLimits
 from service.access.audit.record import AuditRecord
 from service.access.exposure import check_exposure

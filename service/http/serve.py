@@ -15,8 +15,9 @@ import uvicorn
 from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
-from models.checkpoint import CheckpointError
-from models.encoder import Encoder, find_device
+from models.card import CheckpointError
+from models.encoder.encoder import Encoder
+from models.networks.device import find_device
 from service.access.audit.record import AuditRecord
 from service.access.exposure import Exposed, check_exposure
 from service.foundation.errors import NotFound

@@ -25,9 +25,9 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from models.calibration import CannotCalibrate
-from models.comparison import PairedRank1, Side, compare_rank1
-from models.encoder import Encoder
+from models.comparison.paired import PairedRank1, Side, compare_rank1
+from models.encoder.encoder import Encoder
+from models.thresholds.calibration import CannotCalibrate
 from service.access.audit import entries
 from service.access.audit.entries import Entry
 from service.foundation.errors import Conflict, NotFound, Reason

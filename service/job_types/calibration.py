@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from models.calibration import (
+from models.thresholds.calibration import (
     CONFIDENCE,
     CannotCalibrate,
     calibrate,

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from models.nearest import Nearest, nearest
+from models.comparison.nearest import Nearest, nearest
 from service.foundation.errors import Invalid
 from service.foundation.settings import Settings
 from service.gallery.reading import read_gallery

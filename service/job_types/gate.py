@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from models.comparison import LEAST_SUBJECTS, PairedRank1, Side, compare_rank1
-from models.encoder import Encoder
+from models.comparison.paired import LEAST_SUBJECTS, PairedRank1, Side, compare_rank1
+from models.encoder.encoder import Encoder
 from service.foundation.settings import Settings
 from service.gallery.active_model import models_of
 from service.gallery.reading import drawn_subjects

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine, and_, select
 from sqlalchemy.orm import Session
 
-from models.encoder import Encoder
+from models.encoder.encoder import Encoder
 from service.foundation.settings import Settings
 from service.gallery.active_model import (
     count_sequences,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from models.calibration import CONFIDENCE, stranger_similarities
+from models.thresholds.calibration import CONFIDENCE, stranger_similarities
 from service.gallery.operating_point import OperatingPoint
 from service.gallery.reading import read_pairs
 from service.gallery.tables import SubjectRow

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from sqlalchemy import select
 
-from models.similarity import similarity
+from models.comparison.similarity import similarity
 from service.foundation.errors import Invalid
 from service.gallery.live_index import Candidate, LiveIndex
 from service.gallery.records import AddedSequence, Embedding

@@ -42,7 +42,7 @@ from models.silhouettes.errors import (
 )
 from models.silhouettes.normalise import HEIGHT, WIDTH
 from models.silhouettes.prepare import Prepared
-from models.silhouettes.quality import Quality
+from models.silhouettes.types import Quality
 from service.foundation.errors import Unavailable
 from service.recognition.decoder_process import FORK, KILL, SLOW
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from models.silhouettes.quality import Quality
+from models.silhouettes.types import Quality
 from service.gallery.coverage import Coverage, coverage, labels_in_use
 from service.gallery.records import Metadata, Walk
 from service.gallery.store import GalleryChanged, GalleryStore, NewSequence

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Self
 
-from models.encoder import Encoder
+from models.encoder.encoder import Encoder
 from service.foundation.errors import ServiceError, Unavailable
 from service.foundation.metrics import Metrics
 from service.gallery.records import ModelReference

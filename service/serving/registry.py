@@ -21,9 +21,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sqlalchemy import JSON, Engine, ForeignKey, String, delete, or_, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from models.calibration import KnownThreshold
-from models.disk import sync
-from models.similarity import Metric
+from models.card import Metric
+from models.files.disk import sync
+from models.thresholds.calibration import KnownThreshold
 from service.foundation.errors import Conflict, NotFound, Reason
 from service.foundation.settings import Settings
 from service.gallery.active_model import GalleryModels, models_of

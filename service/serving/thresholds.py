@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from sqlalchemy import Engine, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from models.similarity import Metric
+from models.card import Metric
 from service.foundation.errors import Invalid, Reason
 from service.gallery.operating_point import OperatingPoint, Rerun
 from service.gallery.records import ModelReference

@@ -15,8 +15,9 @@ from typing import IO
 import numpy as np
 
 from models import checkpoint
-from models.checkpoint import CARD, MAX_CARD_BYTES, WEIGHTS, CheckpointError
-from models.encoder import Encoder, Walk
+from models.card import CARD, MAX_CARD_BYTES, CheckpointError
+from models.checkpoint import WEIGHTS
+from models.encoder.encoder import Encoder, Walk
 from models.networks.cost import cost
 from service.foundation.errors import Invalid, Reason, TooLarge
 from service.foundation.settings import Settings

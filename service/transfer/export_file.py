@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from models.array_file import read_array
+from models.files.array_file import read_array
 from models.silhouettes.members import shown
 from service.foundation.errors import Invalid, Malformed, Reason, TooLarge
 from service.gallery.export_format import (

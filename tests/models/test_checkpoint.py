@@ -12,19 +12,28 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models import checkpoint
-from models.checkpoint import CARD, WEIGHTS, Card, CheckpointError, CheckpointMismatch
+from models.card import (
+    CARD,
+    Card,
+    CheckpointError,
+    CheckpointMismatch,
+    ModelReference,
+    OperatingPoint,
+    read_card,
+)
+from models.checkpoint import WEIGHTS, card_of
 from models.networks.network import GaitNetwork
-from tests.models.test_registry import NETWORKS, small, walks
+from tests.models.networks.test_registry import NETWORKS, small, walks
 
 
-def card_of(network: GaitNetwork, **more: Any) -> Card:
-    return Card.of(network, name="small", metric="cosine", **more)
+def small_card(network: GaitNetwork, **more: Any) -> Card:
+    return card_of(network, name="small", metric="cosine", **more)
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     network = small("gaitbase", {})
-    checkpoint.save(tmp_path / "small", network, card_of(network))
+    checkpoint.save(tmp_path / "small", network, small_card(network))
     return tmp_path / "small"
 
 
@@ -52,9 +61,10 @@ def edit_weights(directory: Path, change: Callable[[dict[str, torch.Tensor]], No
 @pytest.mark.parametrize(("name", "config"), NETWORKS)
 def test_a_network_survives_a_round_trip(tmp_path: Path, name: str, config: dict[str, Any]) -> None:
     network = small(name, config)
-    card = checkpoint.save(tmp_path / "a", network, card_of(network, notes="ünï"))
+    card = checkpoint.save(tmp_path / "a", network, small_card(network, notes="ünï"))
     restored, restored_card = checkpoint.load(tmp_path / "a")
-    assert restored_card == card == checkpoint.read_card(tmp_path / "a")
+    assert restored_card == card == read_card(tmp_path / "a")
+    assert card.reference == ModelReference("small", card.digest)
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [CARD, WEIGHTS]
     assert not restored.training
     with torch.inference_mode():
@@ -70,8 +80,8 @@ def test_a_loaded_network_can_be_trained_further(saved: Path) -> None:
 
 def test_half_precision_halves_the_file_and_is_float32_once_loaded(tmp_path: Path) -> None:
     network = small("gaitbase", {}, channels=(16, 16, 16, 16))
-    checkpoint.save(tmp_path / "full", network, card_of(network))
-    checkpoint.save(tmp_path / "half", network, card_of(network), half=True)
+    checkpoint.save(tmp_path / "full", network, small_card(network))
+    checkpoint.save(tmp_path / "half", network, small_card(network), half=True)
     full, half = ((tmp_path / which / WEIGHTS).stat().st_size for which in ("full", "half"))
     assert half < 0.65 * full
     restored, _ = checkpoint.load(tmp_path / "half")
@@ -89,26 +99,24 @@ def test_the_digest_follows_from_the_contents_alone(tmp_path: Path) -> None:
     digests = [
         checkpoint.save(tmp_path / name, network, card).digest
         for name, card in [
-            ("a", card_of(network)),
-            ("b", card_of(network)),
-            ("c", card_of(network, notes="other")),
+            ("a", small_card(network)),
+            ("b", small_card(network)),
+            ("c", small_card(network, notes="other")),
         ]
     ]
     assert digests[0] == digests[1] != digests[2]
     with torch.no_grad():
         network.head.projection.weight[0, 0, 0] += 1e-3
-    assert checkpoint.save(tmp_path / "d", network, card_of(network)).digest not in digests
+    assert checkpoint.save(tmp_path / "d", network, small_card(network)).digest not in digests
 
 
 def test_everything_on_a_card_survives(tmp_path: Path) -> None:
     network = small("gaitbase", {})
-    card = card_of(
+    card = small_card(
         network,
         mirror=True,
         threshold=0.71,
-        thresholds=(
-            checkpoint.OperatingPoint(target_fpir=0.01, gallery_subjects=100, threshold=0.8),
-        ),
+        thresholds=(OperatingPoint(target_fpir=0.01, gallery_subjects=100, threshold=0.8),),
         training={"recipe": "gaitkd", "seed": 1, "losses": [{"kind": "triplet", "weight": 1.0}]},
         metrics={"rank1": {"value": 0.9, "interval": [0.8, 0.95]}},
         notes="trained on nobody",
@@ -244,7 +252,7 @@ def test_truncated_weights_are_refused(saved: Path) -> None:
 )
 def test_a_broken_card_is_refused(saved: Path, content: bytes) -> None:
     (saved / CARD).write_bytes(content)
-    for read in (checkpoint.load, checkpoint.read_card):
+    for read in (checkpoint.load, read_card):
         with pytest.raises(CheckpointError, match="not a checkpoint's card"):
             read(saved)
 
@@ -255,7 +263,7 @@ def test_files_over_the_limits_are_not_read_whole(
     monkeypatch.setattr(checkpoint, "MAX_WEIGHTS_BYTES", 100)
     with pytest.raises(CheckpointError, match="larger than 100 bytes"):
         checkpoint.load(saved)
-    monkeypatch.setattr(checkpoint, "MAX_CARD_BYTES", 10)
+    monkeypatch.setattr("models.card.MAX_CARD_BYTES", 10)
     with pytest.raises(CheckpointError, match="larger than 10 bytes"):
         checkpoint.load(saved)
 
@@ -276,7 +284,7 @@ def test_a_missing_file_is_refused(saved: Path, file: str) -> None:
 
 def test_an_earlier_checkpoint_is_replaced_whole(saved: Path) -> None:
     network = small("deepgaitv2", {"mode": "2d"})
-    card = checkpoint.save(saved, network, card_of(network))
+    card = checkpoint.save(saved, network, small_card(network))
     assert checkpoint.load(saved)[1] == card
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
@@ -285,14 +293,14 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     network = small("gaitbase", {})
     with pytest.raises(CheckpointError, match=r"holds other files \(thesis.txt\)"):
-        checkpoint.save(tmp_path, network, card_of(network))
+        checkpoint.save(tmp_path, network, small_card(network))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_a_failed_replacement_leaves_the_old_checkpoint(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = checkpoint.read_card(saved)
+    before = read_card(saved)
     rename = Path.rename
 
     def fail_on_new(self: Path, target: Path) -> Path:
@@ -303,7 +311,7 @@ def test_a_failed_replacement_leaves_the_old_checkpoint(
     monkeypatch.setattr(Path, "rename", fail_on_new)
     network = small("deepgaitv2", {"mode": "2d"})
     with pytest.raises(OSError, match="on fire"):
-        checkpoint.save(saved, network, card_of(network))
+        checkpoint.save(saved, network, small_card(network))
     assert checkpoint.load(saved)[1] == before
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
@@ -311,7 +319,7 @@ def test_a_failed_replacement_leaves_the_old_checkpoint(
 def test_a_card_of_another_network_is_not_saved(tmp_path: Path) -> None:
     network, other = small("gaitbase", {}), small("gaitbase", {}, identities=4)
     with pytest.raises(CheckpointMismatch, match="the card's config is"):
-        checkpoint.save(tmp_path / "a", network, card_of(other))
+        checkpoint.save(tmp_path / "a", network, small_card(other))
     assert not (tmp_path / "a").exists()
 
 
@@ -320,11 +328,11 @@ def test_a_network_that_diverged_is_not_saved(tmp_path: Path) -> None:
     with torch.no_grad():
         network.head.projection.weight[0, 0, 0] = torch.inf
     with pytest.raises(CheckpointError, match=r"'head\.projection\.weight' are not finite"):
-        checkpoint.save(tmp_path / "a", network, card_of(network))
+        checkpoint.save(tmp_path / "a", network, small_card(network))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_metrics_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
     network = small("gaitbase", {})
     with pytest.raises(ValueError, match=r"(?i)nan|inf|finite"):
-        checkpoint.save(tmp_path / "a", network, card_of(network, metrics={"rank1": value}))
+        checkpoint.save(tmp_path / "a", network, small_card(network, metrics={"rank1": value}))

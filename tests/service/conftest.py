@@ -10,8 +10,10 @@ import pytest
 import torch
 from sqlalchemy import Engine
 
-from models import checkpoint, registry
-from models.checkpoint import Card
+from models import checkpoint
+from models.card import Card
+from models.checkpoint import card_of
+from models.networks import registry
 from service.foundation.settings import Settings
 from service.storage.database import open_database
 from tests.service.server import serving, settings_for
@@ -31,7 +33,7 @@ def save_tiny_model(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = registry.build("gaitbase", {**TINY, **changes})
-    card = Card.of(network, name="tiny", metric="cosine", threshold=threshold)
+    card = card_of(network, name="tiny", metric="cosine", threshold=threshold)
     return checkpoint.save(directory, network, card)
 
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from models.silhouettes.quality import Quality
+from models.silhouettes.types import Quality
 
 GOOD = Quality(1.0, (), 40, 40, {})
 

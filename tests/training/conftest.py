@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.checkpoint import Card, save
-from models.registry import build
+from models.checkpoint import card_of, save
+from models.networks.registry import build
 from tests.training.walkers import make_pack
-from training.identities import identity_hash
+from training.data.identities import identity_hash
 
 NARROW = {"channels": [4, 4, 8, 8], "parts": 4, "embedding_channels": 8}
 
@@ -47,7 +47,7 @@ def make_teacher(
         ids = [f"s{i:02d}" for i in range(subjects)]
         training = {"identity_hash": identity_hash(ids)} if known else {}
         path = tmp_path_factory.mktemp("teachers") / "teacher"
-        save(path, network, Card.of(network, name="t", metric="euclidean", training=training))
+        save(path, network, card_of(network, name="t", metric="euclidean", training=training))
         return path
 
     return make

@@ -8,10 +8,10 @@ from typing import Self
 import torch
 from safetensors.torch import load_file
 
-from training.command import carry_out
-from training.events import Event, Progressed, Silent
+from training.process.events import Event, Progressed, SilentReporter
+from training.process.stopping import StopRequest
 from training.recipe import Recipe, load
-from training.stopping import StopRequest
+from training.run.loop import run_recipe
 
 TINY = (
     'student={architecture="gaitbase", config={channels=[4, 4, 8, 8], parts=4, '
@@ -26,7 +26,7 @@ TINY = (
 )
 
 
-class Listener(Silent):
+class Listener(SilentReporter):
     """Remembers events; like a power cut, it can end the run when a step is reported."""
 
     def __init__(self, *, cut_at: int | None = None) -> None:
@@ -52,7 +52,7 @@ def tiny(name: str, dataset: Path, *settings: str, teachers: tuple[Path, ...] = 
 
 def run(recipe: Recipe, out: Path, listener: Listener | None = None) -> Listener:
     listener = listener or Listener()
-    carry_out(recipe, "tiny", out, listener, StopRequest(), out / "prototypes")
+    run_recipe(recipe, "tiny", out, listener, StopRequest(), out / "prototypes")
     return listener
 
 

@@ -1,36 +1,34 @@
-"""The file that the service exports of a gallery, read with suspicion.
-
-A zip of `gallery.json`, `sequences.jsonl` (`{"subject_id", "sequence_id", "metadata"}` a line) and
-`silhouettes/<sequence_id>.npy` (uint8 [s, 64, 64]). Nothing is extracted to disk.
-"""
+"""The sequences of an exported gallery, see `models.files.gallery_file`."""
 
 from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from models.array_file import read_array
+from models.files.array_file import read_array
+from models.files.gallery_file import (
+    SEQUENCES,
+    BrokenGalleryFile,
+    GalleryFile,
+    silhouettes_member,
+)
 from training.data.pack import SIDE
 
-_INDEX = "sequences.jsonl"
-_MOST_FRAMES = 10_000
-_MOST_SEQUENCE_BYTES = _MOST_FRAMES * SIDE * SIDE + 4096  # and the header
-_MOST_INDEX_BYTES = 512 * 2**20
-_MOST_BYTES = 256 * 2**30
-_ID = r"^[^/\\\x00-\x1f]{1,256}$"
+_MOST_FRAMES: Final = 10_000
+_MOST_SEQUENCE_BYTES: Final = _MOST_FRAMES * SIDE * SIDE + 4096  # and the header
+_MOST_BYTES: Final = 256 * 2**30
+_ID: Final = r"^[^/\\\x00-\x1f]{1,256}$"
 
 
-class BrokenExport(ValueError):
-    """A file that is not a gallery export, or half of one. The text says which member is wrong."""
+class ExportedSequence(BaseModel):
+    """What packing needs of a line of `sequences.jsonl`."""
 
-
-class _Line(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     subject_id: str = Field(pattern=_ID)
@@ -38,101 +36,52 @@ class _Line(BaseModel):
     metadata: dict[str, Any] = Field(default_factory=dict)
 
 
-class ExportedSequence(NamedTuple):
-    """One line of the index."""
+def is_gallery_export(path: Path) -> bool:
+    """Whether a file looks like an exported gallery."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        return SEQUENCES in file.NameToInfo
 
-    subject_id: str
-    sequence_id: str
-    metadata: dict[str, Any]
 
-
-class GalleryExport:
-    """An open export. Thread-safe; to be closed, or used in a `with`."""
+class GalleryExport(GalleryFile):
+    """An open exported gallery, whose sequences are packed."""
 
     def __init__(self, path: Path) -> None:
         """Open the file and check what its directory promises.
 
         Raises:
-            BrokenExport: not a zip, not an export, or larger than any gallery.
+            BrokenGalleryFile: not a zip, not an export, or larger than any gallery.
         """
-        try:
-            self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-            raise BrokenExport(f"not a zip: {error}") from error
-        members = self._zip.infolist()
-        self._members = {member.filename: member for member in members}
-        for name in ("gallery.json", _INDEX):
-            if name not in self._members:
-                self.close()
-                raise BrokenExport(f"not a gallery export: it has no {name}")
-        if len(self._members) != len(members) or sum(m.file_size for m in members) > _MOST_BYTES:
+        super().__init__(path)
+        if sum(member.file_size for member in self.members.values()) > _MOST_BYTES:
             self.close()
-            raise BrokenExport("members twice, or more bytes than any gallery has")
-
-    @staticmethod
-    def is_one(path: Path) -> bool:
-        """Whether the file looks like an export."""
-        if not zipfile.is_zipfile(path):
-            return False
-        with zipfile.ZipFile(path) as file:
-            return _INDEX in file.NameToInfo
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._zip.close()
+            raise BrokenGalleryFile("it has more bytes than any gallery has")
 
     def sequences(self) -> Iterator[ExportedSequence]:
-        """The lines of the index, checked: each sequence once, and its silhouettes there.
+        """The sequences, each once, whose silhouettes are in the file.
 
         Raises:
-            BrokenExport: a line is wrong.
+            BrokenGalleryFile: a line is wrong, or silhouettes are missing.
         """
         seen: set[str] = set()
-        for number, line in enumerate(self._read(_INDEX, _MOST_INDEX_BYTES).splitlines(), 1):
-            if not line.strip():
-                continue
-            try:
-                entry = _Line.model_validate_json(line)
-            except ValidationError as error:
-                detail = error.errors(include_url=False)[0]
-                where = ".".join(str(part) for part in detail["loc"])
-                raise BrokenExport(f"{_INDEX} line {number}: {where} {detail['msg']}") from error
-            if entry.sequence_id in seen:
-                raise BrokenExport(f"{_INDEX} line {number}: {entry.sequence_id} a second time")
-            if _member(entry.sequence_id) not in self._members:
-                raise BrokenExport(f"it has no {_member(entry.sequence_id)}")
-            seen.add(entry.sequence_id)
-            yield ExportedSequence(entry.subject_id, entry.sequence_id, entry.metadata)
+        for where, sequence in self.lines(SEQUENCES, ExportedSequence):
+            if sequence.sequence_id in seen:
+                raise BrokenGalleryFile(f"{sequence.sequence_id} a second time", where)
+            if silhouettes_member(sequence.sequence_id) not in self.members:
+                raise BrokenGalleryFile(f"it has no {silhouettes_member(sequence.sequence_id)}")
+            seen.add(sequence.sequence_id)
+            yield sequence
 
     def silhouettes(self, sequence_id: str) -> npt.NDArray[np.uint8]:
         """Silhouettes uint8 [s, 64, 64] of a sequence.
 
         Raises:
-            BrokenExport: the member is not such an array.
+            BrokenGalleryFile: the member is not such an array.
         """
-        name = _member(sequence_id)
+        name = silhouettes_member(sequence_id)
+        data = self.read(name, _MOST_SEQUENCE_BYTES)
         try:
-            return np.asarray(
-                read_array(self._read(name, _MOST_SEQUENCE_BYTES), np.uint8, (None, SIDE, SIDE))
-            )
+            return np.asarray(read_array(data, np.uint8, (None, SIDE, SIDE)), np.uint8)
         except ValueError as error:
-            raise BrokenExport(f"{name}: {error}") from error
-
-    def _read(self, name: str, most: int) -> bytes:
-        member = self._members[name]
-        if member.file_size > most:
-            raise BrokenExport(f"{name}: {member.file_size} bytes, at most {most} are allowed")
-        try:
-            return self._zip.read(member)
-        except Exception as error:  # zlib, lzma, bz2 and zipfile have no common error
-            raise BrokenExport(f"{name} cannot be read: {error}") from error
-
-
-def _member(sequence_id: str) -> str:
-    return f"silhouettes/{sequence_id}.npy"
+            raise BrokenGalleryFile(str(error), name) from error

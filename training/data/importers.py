@@ -29,11 +29,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from models.files.gallery_file import BrokenGalleryFile
 from models.silhouettes import DecodeLimits, PoorSequence, SequenceError, decode, prepare
-from training.data.gallery_export import BrokenExport, GalleryExport
+from training.data.gallery_export import GalleryExport, is_gallery_export
 from training.data.pack import SIDE, Encoding, Pack, PackWriter, Partition
-from training.data.pickles import UnsafePickle, read_array
-from training.processor import one_thread_each
+from training.data.pickles import UnsafePickle, read_pickled_array
+from training.process.processor import one_thread_each
 
 Format = Literal["pickles", "images", "walks", "gallery"]
 
@@ -138,7 +139,7 @@ def pack_dataset(
 
 def _detect(source: Path) -> Format:
     if source.is_file():
-        if GalleryExport.is_one(source):
+        if is_gallery_export(source):
             return "gallery"
         raise SourceError(f"{source}: a file, but not a gallery export")
     for path in source.glob("*/*/*/*"):
@@ -218,7 +219,7 @@ def _read(walk: _Walk) -> Silhouettes | str:
         return walk.read()
     except PoorSequence as error:
         return str(error)
-    except (SequenceError, UnsafePickle, BrokenExport, SourceError, OSError) as error:
+    except (SequenceError, UnsafePickle, BrokenGalleryFile, SourceError, OSError) as error:
         raise SourceError(f"{walk.name}: {error}") from error
 
 
@@ -243,7 +244,7 @@ def _list_pickles(source: Path) -> Iterator[_Walk]:
 def _read_pickle(path: Path) -> Silhouettes:
     if path.stat().st_size > _LARGEST_PICKLE:
         raise SourceError("larger than any sequence of silhouettes")
-    array = read_array(path.read_bytes())
+    array = read_pickled_array(path.read_bytes())
     if array.ndim != 3 or array.shape[1] != SIDE or array.shape[2] not in (SIDE, _NARROW):
         raise SourceError(
             f"[s, {SIDE}, {SIDE}] or [s, {SIDE}, {_NARROW}] expected, not {list(array.shape)}"
@@ -308,5 +309,5 @@ def _list_gallery(source: Path, stack: ExitStack) -> Iterator[_Walk]:
                 partial(export.silhouettes, entry.sequence_id),
                 {**entry.metadata, "sequence_id": entry.sequence_id},
             )
-    except BrokenExport as error:
+    except BrokenGalleryFile as error:
         raise SourceError(f"{source}: {error}") from error

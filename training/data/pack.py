@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from models.disk import sync
+from models.files.disk import sync
 
 SIDE = 64
 """Rows and columns of every silhouette in a pack."""
@@ -224,7 +224,7 @@ class Pack:
         return decode_frames(self._rows[record.first_frame + chosen % record.frames], self.encoding)
 
     def where(self, predicate: Callable[[SequenceRecord], bool]) -> Pack:
-        """The same file with only the sequences for which `predicate` holds. Labels start anew.
+        """This pack with only the sequences for which `predicate` holds. Labels start anew.
 
         Raises:
             PackError: it holds for none.

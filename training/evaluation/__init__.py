@@ -17,7 +17,6 @@ Errors are `ValueError`s: `ProtocolMismatch` when the data lack what the protoco
 
 from training.evaluation.bootstrap import Estimate, Resampling
 from training.evaluation.evaluate import (
-    embed_pack,
     embedded_by,
     evaluate_checkpoint,
     evaluate_embeddings,
@@ -38,7 +37,6 @@ __all__ = [
     "ProtocolMismatch",
     "Resampling",
     "console_tables",
-    "embed_pack",
     "embedded_by",
     "evaluate_checkpoint",
     "evaluate_embeddings",

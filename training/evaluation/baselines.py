@@ -46,9 +46,10 @@ def untrained_encoder(checkpoint: Path, *, device: str, seed: int) -> Encoder:
     """
     import torch
 
-    from models.checkpoint import read_card, save
+    from models.card import read_card
+    from models.checkpoint import save
     from models.encoder import Encoder
-    from models.registry import build
+    from models.networks.registry import build
 
     card = read_card(checkpoint)
     with torch.random.fork_rng(devices=[]):

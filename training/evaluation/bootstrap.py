@@ -41,7 +41,7 @@ class Resampling:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value and its interval; the bounds are None where there is nothing to resample."""
+    """A value and its interval; the bounds are None if there is nothing to resample."""
 
     value: float
     low: float | None = None

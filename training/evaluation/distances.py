@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from models.similarity import Metric
+from models.card import Metric
+from models.comparison.similarity import mean_part_cosines, mean_part_distances
 
 _PROBES_AT_ONCE = 512
 _GALLERY_AT_ONCE = 4096
@@ -64,22 +65,9 @@ def to_similarity(distances: NDArray[np.float32], metric: Metric) -> NDArray[np.
 def _block(
     probes: NDArray[np.float32], gallery: NDArray[np.float32], metric: Metric
 ) -> NDArray[np.float64]:
-    total = np.zeros((len(probes), len(gallery)))
-    parts = probes.shape[1]
-    for part in range(parts):
-        a = probes[:, part].astype(np.float64)
-        b = gallery[:, part].astype(np.float64)
-        if metric == "cosine":
-            total += _unit(a) @ _unit(b).T
-        else:
-            squares = (a * a).sum(1)[:, None] + (b * b).sum(1)[None, :] - 2 * (a @ b.T)
-            total += np.sqrt(np.maximum(squares, 0, out=squares), out=squares)
-    mean: NDArray[np.float64] = total / parts
-    return 1 - mean if metric == "cosine" else mean
-
-
-def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    unit: NDArray[np.float64] = rows / np.maximum(
-        np.linalg.norm(rows, axis=1, keepdims=True), 1e-12
+    if metric == "euclidean":
+        return mean_part_distances(probes, gallery)
+    cosines: NDArray[np.float64] = mean_part_cosines(
+        probes.astype(np.float64), gallery.astype(np.float64)
     )
-    return unit
+    return 1 - cosines

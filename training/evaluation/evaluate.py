@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models import Progress
 from training.data import Pack
 from training.evaluation.baselines import (
     GAIT_ENERGY_IMAGE,
@@ -39,10 +39,6 @@ from training.evaluation.verification import verify
 
 if TYPE_CHECKING:
     from models.encoder import Encoder
-
-Progress = Callable[[int, int], None]
-
-_SEQUENCES_AT_ONCE = 32
 
 
 def evaluate_embeddings(
@@ -108,7 +104,7 @@ def evaluate_checkpoint(
     baselines: bool | None = None,
     against: Sequence[Path] = (),
     resampling: Resampling | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationResult:
     """Embed the test sequences of a pack with a checkpoint and run a protocol on them.
 
@@ -134,7 +130,7 @@ def evaluate_checkpoint(
         ValueError: the checkpoint, the pack or the protocol is not one.
         ProtocolMismatch: the pack lacks what the protocol needs.
     """
-    # Here, because whoever only evaluates embeddings needs no torch.
+    # Imported here: evaluating embeddings needs no torch.
     from models.encoder import Encoder
 
     rule = protocol_named(protocol)
@@ -158,18 +154,18 @@ def evaluate_checkpoint(
     work = sum(
         len(test) * (2 if _embeds_mirrored(encoder, mirror) else 1) for _, encoder, _ in encoders
     )
-    done = 0
+    finished = 0
 
-    def advance(embedded: int) -> None:
-        nonlocal done
-        done += embedded
+    def advance(done: int) -> None:
         if progress is not None:
-            progress(done, work)
+            progress(finished + done, work)
 
-    methods = [
-        embedded_by(encoder, test, mirror=mirror, role=role, name=name, progress=advance)
-        for name, encoder, role in encoders
-    ]
+    methods = []
+    for name, encoder, role in encoders:
+        methods.append(
+            embedded_by(encoder, test, mirror=mirror, role=role, name=name, progress=advance)
+        )
+        finished += len(test) * (2 if _embeds_mirrored(encoder, mirror) else 1)
     if baselines:
         methods.append(_energy_row(test, mirror))
     return evaluate_embeddings(
@@ -205,33 +201,6 @@ def labels_of(pack: Pack) -> LabelledSequences:
     )
 
 
-def embed_pack(
-    encoder: Encoder,
-    pack: Pack,
-    *,
-    mirror: bool = False,
-    progress: Callable[[int], None] | None = None,
-) -> NDArray[np.float32]:
-    """Embeddings of every sequence of a pack, in its order [n, p, c].
-
-    Args:
-        encoder: embeds.
-        pack: silhouettes.
-        mirror: exchange left and right first.
-        progress: called with the number of sequences of each finished step.
-    """
-    found = []
-    for start in range(0, len(pack), _SEQUENCES_AT_ONCE):
-        chosen = range(start, min(start + _SEQUENCES_AT_ONCE, len(pack)))
-        walks = [pack.silhouettes(i) for i in chosen]
-        if mirror:
-            walks = [np.ascontiguousarray(walk[:, :, ::-1]) for walk in walks]
-        found.append(encoder.encode(walks))
-        if progress is not None:
-            progress(len(walks))
-    return np.concatenate(found)
-
-
 def embedded_by(
     encoder: Encoder,
     pack: Pack,
@@ -239,7 +208,7 @@ def embedded_by(
     mirror: bool,
     role: Role = "checkpoint",
     name: str | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> EmbeddedSequences:
     """What a checkpoint makes of a pack, to be run through a protocol; compared as its card says.
 
@@ -249,12 +218,19 @@ def embedded_by(
         mirror: the probes are tried mirrored as well.
         role: of the row.
         name: of the row; the card's when None.
-        progress: see `embed_pack`.
+        progress: told how many sequences are embedded, those mirrored counted again.
     """
-    embeddings = embed_pack(encoder, pack, progress=progress)
+    from training.evaluation.embedding import embed_with_encoder
+
+    embeddings = embed_with_encoder(encoder, pack, progress=progress)
     mirrored = None
     if _embeds_mirrored(encoder, mirror):
-        mirrored = embed_pack(encoder, pack, mirror=True, progress=progress)
+
+        def second_pass(done: int) -> None:
+            if progress is not None:
+                progress(len(pack) + done)
+
+        mirrored = embed_with_encoder(encoder, pack, mirror=True, progress=second_pass)
     card = encoder.card
     return EmbeddedSequences(
         name or card.name, embeddings, card.metric, mirrored, role, encoder.digest

@@ -9,9 +9,9 @@ its own subject (non-mated). So every subject plays the stranger once, and nothi
 the enrolled are drawn.
 
 **Thresholds for other gallery sizes.** The gallery at hand is rarely the gallery that will be
-searched. `models.impostors` says how the rate of a search becomes that of one comparison, and how
-the tail of all comparisons carries beyond what was observed: for large N the rate needed is far
-below it (1e-7 for 0.1 % in 10,000).
+searched. `models.thresholds.impostors` says how the rate of a search becomes that of one
+comparison, and how the tail of all comparisons carries beyond what was observed: for large
+N the rate needed is far below it (1e-7 for 0.1 % in 10,000).
 
 How far that carries, on simulated similarities with normal tails and 200,000 comparisons: for a
 promised FPIR of 1 % the median FPIR of 100 repetitions is 1.0 % with 100 enrolled, 1.3 % with 1,000
@@ -28,7 +28,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from models.impostors import ImpostorTail, comparison_rate
+from models.thresholds.impostors import ImpostorTail, comparison_rate
 from training.evaluation.bootstrap import (
     Estimate,
     Resampling,
@@ -46,7 +46,7 @@ GALLERY_SIZES: Final = (100, 1_000, 10_000)
 class SearchPoint:
     """What was observed at the lowest threshold whose FPIR is no higher than the target.
 
-    `fnir` is None where there are too few searches to see one false positive at that rate.
+    `fnir` is None if there are too few searches to see one false positive at that rate.
     """
 
     target_fpir: float

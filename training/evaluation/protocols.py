@@ -17,6 +17,8 @@ from training.evaluation.metrics import Ranking, rank
 from training.evaluation.sequences import EmbeddedSequences, Indices, LabelledSequences
 from training.evaluation.trials import Cell, Figure, Trials, TrialsBuilder
 
+AUTO_PROTOCOL: Final = "auto"
+"""Stands in a recipe for whichever protocol the walks allow."""
 _FIELD_DECIMALS = 2
 
 

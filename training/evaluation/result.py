@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from models.similarity import Metric
+from models.card import Metric
 from training.evaluation.bootstrap import Estimate, Resampling
 from training.evaluation.open_set import OpenSet
 from training.evaluation.sequences import Role
@@ -29,7 +29,7 @@ class ReportedFigure:
 
 @dataclass(frozen=True, slots=True)
 class ReportedTable:
-    """A matrix of cell means in [0, 1]; None where nothing was compared."""
+    """A matrix of cell means in [0, 1]; None if nothing was compared."""
 
     name: str
     row_label: str

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from models.similarity import Metric
+from models.card import Metric
 from training.evaluation.distances import pairwise_distances
 
 Indices = NDArray[np.int64]

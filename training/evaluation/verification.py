@@ -28,10 +28,10 @@ _MOST_IMPOSTORS = 500_000
 
 
 @dataclass(frozen=True, slots=True)
-class OperatingPoint:
+class VerificationPoint:
     """FNMR at the lowest threshold whose FMR is no higher than the target.
 
-    `fnmr` is None where there are fewer impostor comparisons than the target needs to show one.
+    `fnmr` is None if there are fewer impostor comparisons than the target needs to show one.
     """
 
     target_fmr: float
@@ -54,7 +54,7 @@ class Verification:
     genuine: int
     impostor: int
     equal_error_rate: Estimate
-    points: tuple[OperatingPoint, ...]
+    points: tuple[VerificationPoint, ...]
     curve: tuple[tuple[float, float, float], ...]
 
 
@@ -166,7 +166,7 @@ def verify(scores: SubjectScores, resampling: Resampling) -> Verification | None
             if target in fnmr
             else None
         )
-        points.append(OperatingPoint(target, threshold, estimate))
+        points.append(VerificationPoint(target, threshold, estimate))
     return Verification(
         len(genuine),
         len(impostor),

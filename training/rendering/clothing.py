@@ -119,7 +119,7 @@ def draw_outfit(rng: np.random.Generator) -> Outfit:
 
 
 def draw_coat(rng: np.random.Generator, worn: Outfit) -> Outfit:
-    """The same person with a coat, a thick jacket or a long skirt over what is worn."""
+    """This person with a coat, a thick jacket or a long skirt over what is worn."""
     kind = rng.choice(["coat", "down jacket", "skirt", "rain cape"], p=[0.45, 0.3, 0.15, 0.1])
     hood = float(rng.uniform(0.02, 0.05) if rng.random() < 0.2 else worn.hood)
     if kind == "skirt":
@@ -145,7 +145,7 @@ def draw_coat(rng: np.random.Generator, worn: Outfit) -> Outfit:
 
 
 def jittered_outfit(worn: Outfit, rng: np.random.Generator) -> Outfit:
-    """The same clothes sitting a little differently."""
+    """These clothes, sitting a little differently."""
 
     def near(value: float) -> float:
         return float(value * np.exp(rng.normal(0.0, 0.12)))
@@ -210,7 +210,7 @@ def dressed(body: Body, outfit: Outfit, carried: Carried | None) -> Body:
 
 
 def replace_vertices(body: Body, vertices: Floats) -> Body:
-    """The same body with its surface elsewhere."""
+    """This body with its surface moved."""
     return Body(vertices, body.faces, body.weights, body.joints)
 
 

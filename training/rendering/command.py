@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.pack import Pack, PackWriter, Partition
-from training.processor import one_thread_each, usable_cores
+from training.process.processor import one_thread_each, usable_cores
 from training.rendering.body import BodyModel
 from training.rendering.cycles import GaitCycle, find_cycles
 from training.rendering.identity import draw_identity, render_walks

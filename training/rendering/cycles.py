@@ -49,7 +49,7 @@ class GaitCycle:
     stride: float
 
     def mirrored(self) -> GaitCycle:
-        """The same walk with left and right exchanged, again starting with the left ankle."""
+        """This walk with left and right exchanged, again starting with the left ankle."""
         pose = self.pose[:, mirrored_order()] * np.array([-1.0, 1.0, -1.0])
         half = SAMPLES // 2
         return GaitCycle(

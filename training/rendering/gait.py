@@ -167,7 +167,7 @@ def draw_style(
 
 
 def jittered(style: GaitStyle, rng: np.random.Generator, *, amount: float) -> GaitStyle:
-    """The same person on another walk: pace, amplitudes and posture a little different.
+    """This person on another walk: pace, amplitudes and posture a little different.
 
     Args:
         style: the identity's own.

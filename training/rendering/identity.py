@@ -166,7 +166,7 @@ def _render(
     take: int,
     azimuth: float,
 ) -> RenderedWalk | None:
-    """One walk, or None where the segmenter left too little of it."""
+    """One walk, or None if the segmenter left too little of it."""
     plan = recipe.walks
     outfit, carried = _dress(identity, plan.unburdened, kind, rng)
     frames = round(_draw(rng, plan.frames))

@@ -9,7 +9,7 @@ import numpy as np
 from fastapi import APIRouter, Depends, Request, Response
 from PIL import Image
 
-from models.silhouettes.gei import gait_energy_image
+from models.silhouettes.normalise import gait_energy_image
 from service.access.keys import Scope
 from service.gallery.records import Silhouettes
 from service.http import recorded

@@ -19,7 +19,7 @@ from rich.text import Text
 from typer.main import get_command
 
 import service.__main__
-import training.cli
+import training.cli.commands
 from service.__main__ import main
 from service.foundation.errors import Unavailable
 from service.foundation.settings import Settings
@@ -118,7 +118,7 @@ def test_help_names_every_command(gaitid: Gaitid) -> None:
         assert command in out
 
 
-@pytest.mark.parametrize("program", [service.__main__.app, training.cli.app])
+@pytest.mark.parametrize("program", [service.__main__.app, training.cli.commands.app])
 def test_nothing_of_a_help_text_is_taken_for_markup(program: typer.Typer) -> None:
     for text in help_texts(get_command(program)):
         assert Text.from_markup(text).plain == text

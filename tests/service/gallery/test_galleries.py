@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 from PIL import Image, ImageSequence
 
-from models.silhouettes.gei import gait_energy_image
+from models.silhouettes.normalise import gait_energy_image
 from tests.service.requests import contents, enrol, identify, problem
 from tests.service.walkers import walk
 

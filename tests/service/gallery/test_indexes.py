@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.similarity import Metric, part_similarity, similarity
+from models.card import Metric
+from models.comparison.similarity import part_similarity, similarity
 from service.gallery.faiss_index import GPU_SCRATCH, FaissIndex
 from service.gallery.index import GalleryIndex
 from service.gallery.memory_index import MemoryIndex

@@ -25,7 +25,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 import service.jobs.tables
 import service.serving.registry
-from models.encoder import Encoder
+from models.encoder.encoder import Encoder
 from service.foundation.errors import NotFound
 from service.foundation.logs import JsonLines, request_id
 from service.foundation.metrics import Metrics

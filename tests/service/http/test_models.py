@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from models import registry
+from models.networks import registry
 from service.http.routes.models import headline
 from tests.service.conftest import TINY, save_tiny_model
 from tests.service.server import serving, settings_for

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
-from models import comparison
+from models.comparison import paired as comparison
 from service.foundation.settings import Settings
 from service.gallery.active_model import models_of
 from service.gallery.store import GalleryStore

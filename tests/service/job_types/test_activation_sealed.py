@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from models.encoder import Encoder
+from models.encoder.encoder import Encoder
 from service.access.audit.entries import Entry
 from service.foundation.errors import Unavailable
 from service.foundation.settings import Settings

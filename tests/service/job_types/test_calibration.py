@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from models.calibration import calibrate, stranger_similarities
+from models.thresholds.calibration import calibrate, stranger_similarities
 from service.__main__ import main
 from service.foundation.errors import NotFound
 from service.foundation.settings import Settings

@@ -11,8 +11,10 @@ import pytest
 import torch
 from sqlalchemy import Engine
 
-from models import checkpoint, registry
-from models.checkpoint import Card
+from models import checkpoint
+from models.card import Card
+from models.checkpoint import card_of
+from models.networks import registry
 from service.foundation.errors import Conflict
 from service.foundation.settings import Settings
 from service.gallery.active_model import models_of
@@ -44,7 +46,7 @@ def save_blind_model(directory: Path) -> Card:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.zero_()
-    card = Card.of(network, name="blind", metric="cosine", threshold=0.5)
+    card = card_of(network, name="blind", metric="cosine", threshold=0.5)
     return checkpoint.save(directory, network, card)
 
 

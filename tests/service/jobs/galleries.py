@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Engine
 
-from models.silhouettes.quality import Quality
+from models.silhouettes.types import Quality
 from service.foundation.settings import Settings
 from service.gallery.records import Embedding, Metadata, Silhouettes, Walk
 from service.gallery.store import GalleryStore, NewSequence

@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from models.silhouettes.prepare import Prepared
-from models.silhouettes.quality import Quality
+from models.silhouettes.types import Quality
 from service.recognition import decoder_process
 
 

@@ -18,7 +18,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from models import checkpoint
-from models.encoder import Encoder
+from models.encoder.encoder import Encoder
 from service.foundation.errors import Unavailable
 from service.foundation.metrics import Metrics
 from service.foundation.settings import Settings

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from sqlalchemy import Engine
 
-from models.checkpoint import CARD, MAX_CARD_BYTES, WEIGHTS
+from models.card import CARD, MAX_CARD_BYTES
+from models.checkpoint import WEIGHTS, card_of
 from service.foundation.errors import Invalid
 from service.foundation.settings import Settings
 from service.serving.registry import ModelRegistry
@@ -159,12 +160,12 @@ def test_a_card_of_another_digest_or_size_of_frame_is_refused(
 ) -> None:
     """Cards that belong to their weights, and still cannot serve."""
     from models import checkpoint as checkpoints
-    from models import registry
-    from models.checkpoint import Card, InputSize
+    from models.card import InputSize
+    from models.networks import registry
     from tests.service.conftest import TINY
 
     network = registry.build("gaitbase", TINY)
-    card = Card.of(
+    card = card_of(
         network, name="tall", metric="cosine", input=InputSize(height=128, width=88), threshold=0.5
     )
     checkpoints.save(tmp_path / "tall", network, card)

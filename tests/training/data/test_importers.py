@@ -149,7 +149,7 @@ def test_silhouettes_are_found_beside_other_pickles(tmp_path: Path, walk: Walk) 
         (np.zeros((64, 64), np.uint8), r"not \[64, 64\]"),
         (np.zeros((0, 64, 64), np.uint8), "no frames"),
         (np.zeros((4, 64, 64), np.float32), "uint8"),
-        (np.array([None]), "part of an array"),
+        (np.array([None]), "an array of bytes"),
         (print, "print"),
     ],
 )

@@ -3,7 +3,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.similarity import Metric, similarity
+from models.card import Metric
+from models.comparison.similarity import similarity
 from training.evaluation import distances as module
 from training.evaluation.distances import pairwise_distances, to_similarity
 

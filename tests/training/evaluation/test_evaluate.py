@@ -6,20 +6,21 @@ import pytest
 import torch
 
 from models import checkpoint
-from models.checkpoint import Card, CheckpointError
+from models.card import CheckpointError, read_card
+from models.checkpoint import card_of
 from models.encoder import Encoder
-from models.registry import build
+from models.networks.registry import build
 from models.silhouettes import gait_energy_image
 from tests.training.walkers import make_pack
 from training.data import Pack, PackError, PackWriter
 from training.evaluation import (
     ProtocolMismatch,
     Resampling,
-    embed_pack,
     evaluate_checkpoint,
     labels_of,
 )
 from training.evaluation.baselines import energy_embeddings, untrained_encoder
+from training.evaluation.embedding import embed_with_encoder
 
 QUICK = Resampling(replicates=20)
 TINY = {"channels": [4, 4, 8, 8], "embedding_channels": 8, "parts": 4}
@@ -33,7 +34,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def save_tiny(directory: Path, *, seed: int, mirror: bool = False) -> Path:
     torch.manual_seed(seed)
     network = build("gaitbase", TINY)
-    card = Card.of(network, name=f"tiny-{seed}", metric="euclidean", mirror=mirror)
+    card = card_of(network, name=f"tiny-{seed}", metric="euclidean", mirror=mirror)
     checkpoint.save(directory, network, card)
     return directory
 
@@ -62,7 +63,7 @@ def test_a_checkpoint_is_judged_on_the_test_subjects_beside_both_baselines(
     assert [row.role for row in result.rows] == ["checkpoint", "baseline", "baseline"]
     assert result.dataset == "drawn.pack"
     assert result.dataset_hash == Pack.open(pack).content_hash
-    assert result.rows[0].digest == checkpoint.read_card(tiny).digest
+    assert result.rows[0].digest == read_card(tiny).digest
     assert told[-1] == (48, 48)  # two networks, 24 walks
     assert {figure.name for figure in result.rows[0].figures} >= {"normal rank-1", "coat rank-1"}
 
@@ -119,7 +120,7 @@ def test_a_checkpoint_that_is_blind_to_mirroring_embeds_once(tmp_path: Path, pac
     encoder = Encoder.open(blind, device="cpu")
     test = Pack.open(pack).subset(["s02"])
     np.testing.assert_allclose(
-        embed_pack(encoder, test), embed_pack(encoder, test, mirror=True), atol=1e-5
+        embed_with_encoder(encoder, test), embed_with_encoder(encoder, test, mirror=True), atol=1e-5
     )
     assert len(result.rows) == 1
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.impostors import comparison_rate
+from models.thresholds.impostors import comparison_rate
 from training.evaluation.bootstrap import Resampling, subject_weights
 from training.evaluation.open_set import search
 from training.evaluation.scores import SubjectScores

@@ -1,0 +1,1 @@
+"""How alike walks are, which are nearest, and which checkpoint finds people better."""

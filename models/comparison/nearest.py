@@ -1,0 +1,94 @@
+"""For every sequence of a gallery the nearest one of its subject, and of all other subjects.
+
+Exact, every pair once, in blocks: beside the embeddings memory holds a few blocks of similarities,
+never a matrix of all pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models import Progress
+from models.card import Metric
+from models.comparison.similarity import mean_part_cosines, mean_part_distances
+
+_BLOCK: Final = 512
+NOBODY: Final = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """The most similar other sequence of each of n, lowest number first among equals.
+
+    Attributes:
+        index: its number, int64 [n]; `NOBODY` if there is none.
+        similarity: float64 [n]; -inf if there is none.
+    """
+
+    index: NDArray[np.int64]
+    similarity: NDArray[np.float64]
+
+    @classmethod
+    def unknown(cls, count: int) -> Nearest:
+        """Before any comparison."""
+        return cls(np.full(count, NOBODY, np.int64), np.full(count, -np.inf))
+
+    def update(self, rows: slice, columns: slice, similarities: NDArray[np.floating[Any]]) -> None:
+        """Compare sequences `rows` with sequences `columns`: [r, k], -inf where it does not count.
+
+        Columns must come in ascending order, block by block.
+        """
+        best = similarities.argmax(axis=1)
+        value = similarities[np.arange(len(best)), best]
+        nearer = value > self.similarity[rows]
+        self.index[rows] = np.where(nearer, best + columns.start, self.index[rows])
+        self.similarity[rows] = np.where(nearer, value, self.similarity[rows])
+
+
+def nearest(
+    embeddings: NDArray[np.float32],
+    subjects: NDArray[np.int64],
+    metric: Metric,
+    progress: Progress = lambda _done: None,
+) -> tuple[Nearest, Nearest]:
+    """The nearest of each sequence among the others of its subject, and among all other subjects'.
+
+    Args:
+        embeddings: [n, p, c].
+        subjects: whose each sequence is [n].
+        metric: how the checkpoint compares.
+        progress: told how many sequences have met all others, block by block.
+
+    Raises:
+        ValueError: the shapes don't fit.
+    """
+    if embeddings.ndim != 3 or subjects.shape != embeddings.shape[:1]:
+        raise ValueError(f"{list(embeddings.shape)} embeddings of {list(subjects.shape)} subjects")
+    count = len(subjects)
+    own, others = Nearest.unknown(count), Nearest.unknown(count)
+    compare = mean_part_cosines if metric == "cosine" else _nearness
+    blocks = [slice(at, min(at + _BLOCK, count)) for at in range(0, count, _BLOCK)]
+    for position, rows in enumerate(blocks):
+        for columns in blocks[position:]:
+            similarities = compare(embeddings[rows], embeddings[columns])
+            same = subjects[rows, None] == subjects[None, columns]
+            of_others = np.where(same, -np.inf, similarities)
+            of_own = np.where(same, similarities, -np.inf)
+            if rows == columns:
+                np.fill_diagonal(of_own, -np.inf)  # nobody is compared with itself
+            else:
+                own.update(columns, rows, of_own.T)
+                others.update(columns, rows, of_others.T)
+            own.update(rows, columns, of_own)
+            others.update(rows, columns, of_others)
+        progress(rows.stop)
+    return own, others
+
+
+def _nearness(rows: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
+    alike: NDArray[np.floating[Any]] = 1 / (1 + mean_part_distances(rows, columns))
+    return alike

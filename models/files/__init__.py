@@ -1,0 +1,1 @@
+"""Files of arrays and galleries, read without belief in what their headers claim."""

@@ -1,0 +1,1 @@
+"""The similarity above which two walks count as one person's."""

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.card import Metric
+from models.comparison.nearest import NOBODY, nearest
+from models.comparison.similarity import similarity
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    seed=st.integers(0, 1000),
+    metric=st.sampled_from(["cosine", "euclidean"]),
+    block=st.sampled_from([1, 3, 5, 512]),
+)
+def test_everybody_s_nearest_is_what_a_plain_loop_finds(
+    seed: int, metric: Metric, block: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    embeddings = rng.standard_normal((14, 3, 5)).astype(np.float32)
+    subjects = rng.integers(0, 5, 14)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("models.comparison.nearest._BLOCK", block)
+        own, others = nearest(embeddings, subjects, metric)
+    for row in range(14):
+        for found, among in (
+            (own, np.flatnonzero((subjects == subjects[row]) & (np.arange(14) != row))),
+            (others, np.flatnonzero(subjects != subjects[row])),
+        ):
+            if len(among) == 0:
+                assert found.index[row] == NOBODY
+                assert found.similarity[row] == -np.inf
+                continue
+            alike = similarity(embeddings[row], embeddings[among], metric)
+            assert found.index[row] == among[alike.argmax()]
+            assert found.similarity[row] == pytest.approx(alike.max(), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("block", [2, 3, 512])
+def test_of_equals_the_first_is_the_nearest(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.comparison.nearest._BLOCK", block)
+    embeddings = np.zeros((7, 4, 3), np.float32)
+    embeddings[..., 0] = 1  # similarities without rounding
+    own, others = nearest(embeddings, np.array([0, 1, 0, 1, 0, 1, 2]), "cosine")
+    assert own.index.tolist() == [2, 3, 0, 1, 0, 1, NOBODY]
+    assert others.index.tolist() == [1, 0, 1, 0, 1, 0, 0]
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="subjects"):
+        nearest(np.zeros((3, 2, 2), np.float32), np.arange(2), "cosine")

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import checkpoint
+from tests.training.run.two_ranks import gradients
+from tests.training.runs import TINY
+from training.run.distributed import Group, join
+
+ROOT = Path(__file__).parents[3]
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m",
+         *arguments],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        timeout=200, check=False,
+    )  # fmt: skip
+
+
+def test_a_run_in_float32_is_not_rounded_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as torch leaves it
+    join()
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_two_processes_find_the_gradient_of_one_with_the_whole_batch(tmp_path: Path) -> None:
+    saved = tmp_path / "gradients.pt"
+    ended = torchrun("tests.training.run.two_ranks", str(saved))
+    assert ended.returncode == 0, ended.stderr
+    together = torch.load(saved, weights_only=True)
+    alone = gradients(Group(0, 1, torch.device("cpu")))
+    assert together.keys() == alone.keys()
+    for name, gradient in alone.items():
+        difference = (together[name] - gradient).norm()
+        # sums in another order; a term gathered or averaged wrongly is off by a factor
+        assert difference <= 1e-3 * gradient.norm() + 1e-6, name
+
+
+def test_two_processes_distil_one_student_and_one_of_them_reports(
+    pack: Path, make_teacher: Callable[..., Path], tmp_path: Path
+) -> None:
+    settings = [f"--set={setting}" for setting in (*TINY, "batch.subjects=4", "average=0.9")]
+    ended = torchrun(
+        "training", "distill", "gaitkd-corrected", "--out", str(tmp_path), "--dataset", str(pack),
+        "--teacher", str(make_teacher()), "--json", *settings,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    events = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [event["event"] for event in events].count("done") == 1
+    assert [e["step"] for e in events if e["event"] == "progress"] == [2, 4, 6]
+    _, card = checkpoint.load(Path(events[-1]["checkpoint"]), "cpu")
+    assert card.training["processes"] == 2

@@ -1,0 +1,75 @@
+"""Packing a dataset, with the events of every long command."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Literal
+
+from training.data import Partition, pack_dataset
+from training.data.importers import Progress
+from training.process.events import Packed, Progressed, Reporter, Started
+from training.process.processor import usable_cores
+
+_REPORTS = 100  # over the whole source: nobody reads a line a sequence
+
+
+def pack_with_events(
+    source: Path,
+    out: Path,
+    format: Literal["auto", "pickles", "images", "walks", "gallery"],
+    reporter: Reporter,
+    *,
+    partition: Path | None,
+    workers: int | None,
+) -> None:
+    """Pack `source` into `out`, see `training.data.pack_dataset`.
+
+    Args:
+        source: folder or file.
+        out: the pack to be.
+        format: what the source is.
+        reporter: told what happens.
+        partition: file of the field's that says who is trained and tested on.
+        workers: see `training.data.pack_dataset`; one a core if None.
+
+    Raises:
+        training.data.SourceError: the source is wrong.
+        training.data.PackError: `out` exists, or the partition is none.
+    """
+    began = time.monotonic()
+    started = False
+    skipped = 0
+
+    def report(progress: Progress) -> None:
+        nonlocal started, skipped
+        if not started:
+            reporter.report(Started(total_steps=progress.total, step=0))
+            started = True
+        skipped += progress.skipped is not None
+        if progress.done % max(1, progress.total // _REPORTS) == 0:
+            pace = (time.monotonic() - began) / progress.done
+            reporter.report(
+                Progressed(
+                    progress.done,
+                    progress.total,
+                    round(pace * (progress.total - progress.done), 1),
+                    {"skipped": skipped},
+                )
+            )
+
+    made = pack_dataset(
+        source,
+        out,
+        format,
+        partition=None if partition is None else Partition.load(partition),
+        workers=workers or usable_cores(),
+        progress=report,
+    )
+    found = {
+        "subjects": len(made.subjects),
+        "sequences": len(made),
+        "frames": int(made.lengths.sum()),
+        "skipped": skipped,
+    }
+    reporter.report(Packed(str(out), found))

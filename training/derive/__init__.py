@@ -1,0 +1,1 @@
+"""Checkpoints made out of trained ones without gradients."""

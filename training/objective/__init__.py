@@ -1,0 +1,1 @@
+"""What is minimised: losses, distillation terms and the teachers they ask."""

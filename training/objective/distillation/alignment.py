@@ -1,0 +1,87 @@
+"""What a student's and a teacher's tensors must agree on: checks, and the alignment of parts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def overlap_matrix(student_parts: int, teacher_parts: int) -> Tensor:
+    """Which share of each student strip every teacher strip covers.
+
+    Both networks cut the full height into strips of equal height, head first.
+
+    Args:
+        student_parts: p, number of the student's strips.
+        teacher_parts: p', number of the teacher's strips.
+
+    Returns:
+        [p, p'] float32: |student strip ∩ teacher strip| / |student strip|. Rows sum to 1; equal
+        numbers of parts give the identity.
+
+    Raises:
+        ValueError: a number of parts is not positive.
+    """
+    if student_parts < 1 or teacher_parts < 1:
+        raise ValueError(f"parts must be positive, got {student_parts} and {teacher_parts}")
+    # Heights in units of 1 / (p · p'), where every border is a whole number: no rounding in the
+    # overlap.
+    top = torch.arange(student_parts).unsqueeze(1) * teacher_parts
+    other = torch.arange(teacher_parts).unsqueeze(0) * student_parts
+    covered = torch.minimum(top + teacher_parts, other + student_parts) - torch.maximum(top, other)
+    return covered.clamp(min=0).float() / teacher_parts
+
+
+def align_parts(teacher: Tensor, student_parts: int) -> Tensor:
+    """A teacher's parts mixed into the student's strips by how much they overlap.
+
+    Mixing logits mixes log-probabilities: the softmax of the mixture is the normalised geometric
+    mean of the mixed parts' distributions, at every temperature.
+
+    Args:
+        teacher: […, p'], parts last: embeddings, logits or distances.
+        student_parts: p.
+
+    Returns:
+        […, p]; the tensor itself when the numbers agree.
+    """
+    if teacher.shape[-1] == student_parts:
+        return teacher
+    overlap = overlap_matrix(student_parts, teacher.shape[-1]).to(teacher.device)
+    return teacher.float() @ overlap.T
+
+
+def truncate_parts(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both tensors cut to their first min(p, p') parts, as GaitKD does.
+
+    Index i meets index i, whether the strips overlap or not.
+
+    Args:
+        student: […, p].
+        teacher: […, p'].
+    """
+    parts = min(student.shape[-1], teacher.shape[-1])
+    return student[..., :parts], teacher[..., :parts]
+
+
+def require_equal(student: Tensor, teacher: Tensor, what: str) -> None:
+    """Refuse tensors of different shapes.
+
+    Raises:
+        ValueError: naming both shapes and what would make them equal.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"{what} differ: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}; "
+            "align the parts by overlap, and give widths that differ a connector"
+        )
+
+
+def require_positive(value: float, what: str) -> None:
+    """Refuse zero and negative settings.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if not value > 0:
+        raise ValueError(f"{what} must be positive, got {value}")

@@ -1,0 +1,1 @@
+"""How a training process reports, shares the processor, stops and fails."""

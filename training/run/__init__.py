@@ -1,0 +1,1 @@
+"""A run: its networks and data, its steps, its state."""

@@ -1,0 +1,62 @@
+"""Problems of a recipe that show without its data and its teachers.
+
+Imports torch, which is slow: check everything else of a recipe first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from pydantic import ValidationError
+
+from models.card import InputSize
+from models.networks.registry import UnknownArchitecture, architecture
+from training.evaluation.protocols import AUTO_PROTOCOL, PROTOCOLS
+from training.recipe import Problem, Recipe
+
+_THIN = {"channels": (1, 1, 1, 1), "layers": (1, 1, 1, 1), "embedding_channels": 1}
+
+
+def recipe_problems(recipe: Recipe) -> tuple[Problem, ...]:
+    """An unknown protocol or architecture, a network that cannot be built or read silhouettes."""
+    return (*_protocol(recipe), *_student(recipe))
+
+
+def network_problems(name: str, config: Mapping[str, object]) -> Iterator[Problem]:
+    """What is wrong with a network of the architecture `name`, found on the thinnest of its kind.
+
+    That one has the same strides and parts, so it meets what a first step would. The state of the
+    generator of random numbers stays as it is.
+    """
+    size = InputSize()
+    try:
+        kind = architecture(name)
+        thin = kind.config.model_validate(dict(config)).model_copy(update=_THIN)
+        with torch.random.fork_rng(devices=()), torch.no_grad():
+            sketch = kind.builder(thin).eval()
+            sketch.pool(torch.zeros(1, 1, size.height, size.width))
+    except UnknownArchitecture as error:
+        yield Problem("student.architecture", str(error))
+    except ValidationError as error:
+        for wrong in error.errors(include_url=False):
+            yield Problem(".".join(("student.config", *map(str, wrong["loc"]))), wrong["msg"])
+    except ValueError as error:
+        yield Problem("student.config.parts", str(error))
+
+
+def _protocol(recipe: Recipe) -> Iterator[Problem]:
+    protocol = recipe.evaluation.protocol
+    if protocol not in (AUTO_PROTOCOL, *PROTOCOLS):
+        known = ", ".join(sorted(PROTOCOLS))
+        yield Problem("evaluation.protocol", f"there is no {protocol!r}; known: auto, {known}")
+
+
+def _student(recipe: Recipe) -> Iterator[Problem]:
+    wanted = recipe.student
+    if wanted.checkpoint is not None or wanted.architecture is None:
+        return
+    if "identities" in wanted.config:
+        yield Problem("student.config.identities", "follows from the dataset; leave it out")
+        return
+    yield from network_problems(wanted.architecture, wanted.config)

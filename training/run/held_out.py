@@ -1,0 +1,107 @@
+"""Evaluation on held-out subjects, during training and at its end."""
+
+from __future__ import annotations
+
+from models.card import Metric
+from models.networks.device import MixedPrecision
+from models.networks.network import GaitNetwork
+from training.data.pack import Pack
+from training.evaluation import (
+    EmbeddedSequences,
+    EvaluationResult,
+    LabelledSequences,
+    ProtocolMismatch,
+    Resampling,
+    evaluate_embeddings,
+)
+from training.evaluation.embedding import embed_with_network
+from training.evaluation.protocols import AUTO_PROTOCOL, protocol_named
+from training.recipe import Evaluation, Problem, RecipeError
+
+_FEW_REPLICATES = Resampling(replicates=100)  # a curve needs no fine intervals
+
+
+class HeldOutEvaluator:
+    """Evaluates a network on held-out walks by one protocol.
+
+    With the protocol "auto" that is `cross-view` where the walks' conditions allow it; otherwise
+    the first sequence of every subject is enrolled and the others are searched for.
+
+    Args:
+        settings: of the recipe.
+        held_out: walks of subjects that are not learnt, or None.
+        metric: how embeddings are compared.
+        mirror: whether a walk's embedding is the mean with its mirror image's.
+
+    Raises:
+        RecipeError: there is no such protocol, or the held-out walks do not suit it.
+    """
+
+    def __init__(
+        self, settings: Evaluation, held_out: Pack | None, *, metric: Metric, mirror: bool
+    ) -> None:
+        self._pack = held_out
+        self._metric, self._mirror = metric, mirror
+        self._protocol, self._labels = settings.protocol, None
+        if held_out is not None:
+            self._protocol, self._labels = _suited(settings.protocol, held_out)
+
+    @property
+    def possible(self) -> bool:
+        """Whether there is anything to evaluate on."""
+        return self._labels is not None
+
+    def evaluate(
+        self, network: GaitNetwork, precision: MixedPrecision, *, error_rates: bool
+    ) -> EvaluationResult:
+        """Judge the network; leaves its mode as it was.
+
+        Args:
+            network: to judge.
+            precision: that products are computed in.
+            error_rates: verification and open-set errors as well.
+
+        Raises:
+            ValueError: there are no held-out walks, see `possible`.
+        """
+        if self._pack is None or self._labels is None:
+            raise ValueError("there are no held-out walks to evaluate on")
+        training = network.training
+        network.eval()
+        try:
+            embeddings = embed_with_network(network, self._pack, precision, mirror=self._mirror)
+        finally:
+            network.train(training)
+        return evaluate_embeddings(
+            [EmbeddedSequences("student", embeddings, self._metric)],
+            self._labels,
+            self._protocol,
+            dataset=self._pack.path.name,
+            dataset_hash=self._pack.content_hash,
+            resampling=_FEW_REPLICATES,
+            error_rates=error_rates,
+        )
+
+
+def _suited(protocol: str, pack: Pack) -> tuple[str, LabelledSequences | None]:
+    """The protocol to use and the labels it needs; no labels if no subject can be searched for."""
+    records = pack.sequences
+    columns = (
+        [r.subject for r in records],
+        [r.condition for r in records],
+        [r.view for r in records],
+    )
+    first = {r.subject: i for i, r in reversed(list(enumerate(records)))}
+    probes = [first[r.subject] != i for i, r in enumerate(records)]
+    labels = LabelledSequences.of(*columns, probes)
+    if protocol == AUTO_PROTOCOL:
+        try:
+            protocol_named("cross-view").split(labels)
+        except ProtocolMismatch:
+            return "gait3d", labels if any(probes) else None
+        return "cross-view", labels
+    try:
+        protocol_named(protocol).split(labels)
+    except (ValueError, ProtocolMismatch) as error:
+        raise RecipeError([Problem("evaluation.protocol", str(error))]) from error
+    return protocol, labels
