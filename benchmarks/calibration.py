@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import machine
-from benchmarks.walks import Walks, arguments, heading, known_thresholds
+from benchmarks.walks import Walks, arguments, heading
+from models.card import CardThreshold
 from models.encoder.encoder import Encoder
-from models.thresholds.calibration import CannotCalibrate, KnownThreshold, calibrate
+from models.thresholds.calibration import CannotCalibrate, calibrate
 
 TARGETS = (0.1, 0.03, 0.01)
 SHARES = (1 / 8, 1 / 4, 1 / 2)
@@ -28,7 +29,7 @@ FEW_SHARES = (0.3, 0.5, 0.7)  # of a dataset with so few people that half of the
 FEW = 40
 
 
-def measure(walks: Walks, known: tuple[KnownThreshold, ...], draws: int) -> dict[str, object]:
+def measure(walks: Walks, known: tuple[CardThreshold, ...], draws: int) -> dict[str, object]:
     """Promised and observed for three sizes and three rates."""
     rows: dict[str, object] = {}
     for share in FEW_SHARES if walks.people < FEW else SHARES:
@@ -40,7 +41,7 @@ def measure(walks: Walks, known: tuple[KnownThreshold, ...], draws: int) -> dict
 
 
 def _row(
-    walks: Walks, known: tuple[KnownThreshold, ...], size: int, target: float, draws: int
+    walks: Walks, known: tuple[CardThreshold, ...], size: int, target: float, draws: int
 ) -> dict[str, object]:
     observed, held, below, methods, thresholds, mates = [], [], [], Counter[str](), [], []
     for seed in range(draws):
@@ -122,7 +123,7 @@ def main() -> None:
     options = parser.parse_args()
     encoder = Encoder.open(options.checkpoint)
     card = encoder.card
-    known = known_thresholds(card)
+    known = card.thresholds
     datasets: dict[str, dict[str, Any]] = {}
     for item in options.datasets:
         name, _, paths = item.partition("=")

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.walks import Walks, arguments, known_thresholds, publish
+from benchmarks.walks import Walks, arguments, publish
+from models.card import CardThreshold
 from models.encoder.encoder import Encoder
-from models.thresholds.calibration import CannotCalibrate, KnownThreshold, calibrate
+from models.thresholds.calibration import CannotCalibrate, calibrate
 from service.recognition.conflict import ComparedWalk, Resemblance, find_conflicts
 
 REQUESTS = (1, 2, 4)
@@ -112,7 +113,7 @@ def _share(answers: Counter[str], *of: str) -> str:
 
 
 def thresholds(
-    walks: Walks, card_threshold: float | None, known: tuple[KnownThreshold, ...]
+    walks: Walks, card_threshold: float | None, known: tuple[CardThreshold, ...]
 ) -> dict[str, float]:
     """The card's own threshold, and what calibrating the whole dataset finds."""
     found = {} if card_threshold is None else {"the card's": card_threshold}
@@ -130,7 +131,7 @@ def main() -> None:
     options = arguments(__doc__, "NAME=PACK[,PACK…]", draws=20).parse_args()
     encoder = Encoder.open(options.checkpoint)
     card = encoder.card
-    known = known_thresholds(card)
+    known = card.thresholds
     rows: dict[str, Any] = {}
     content: dict[str, str] = {}
     for item in options.datasets:

@@ -12,7 +12,6 @@ from benchmarks import machine
 from benchmarks.embedding import SHIPPED
 from models.card import Card
 from models.encoder.encoder import Encoder
-from models.thresholds.calibration import KnownThreshold
 from training.data.pack import Pack, SequenceRecord
 from training.evaluation.distances import pairwise_distances, to_similarity
 from training.evaluation.embedding import embed_with_encoder
@@ -48,14 +47,6 @@ def arguments(doc: str | None, datasets: str, draws: int) -> argparse.ArgumentPa
     parser.add_argument("--draws", type=int, default=draws)
     parser.add_argument("--out", type=Path)
     return parser
-
-
-def known_thresholds(card: Card) -> tuple[KnownThreshold, ...]:
-    """Those of a card, as calibrating takes them."""
-    return tuple(
-        KnownThreshold(item.target_fpir, item.gallery_subjects, item.threshold)
-        for item in card.thresholds
-    )
 
 
 def publish(

@@ -57,7 +57,7 @@ class InputSize(BaseModel):
     width: Annotated[int, Field(ge=1, le=1024)] = 44
 
 
-class OperatingPoint(BaseModel):
+class CardThreshold(BaseModel):
     """The similarity at which strangers are matched with a given probability."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -83,7 +83,7 @@ class Card(BaseModel):
     identities: NonNegativeInt
     mirror: bool = False  # compare the mean embedding of a walk and of its mirror image
     threshold: Similarity | None = None  # None: not calibrated
-    thresholds: Annotated[tuple[OperatingPoint, ...], Field(max_length=100)] = ()
+    thresholds: Annotated[tuple[CardThreshold, ...], Field(max_length=100)] = ()
     training: dict[str, JsonValue] = {}
     metrics: dict[str, JsonValue] = {}
     notes: Annotated[str, Field(max_length=10_000)] = ""

@@ -44,7 +44,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import Progress
-from models.card import Metric
+from models.card import CardThreshold, Metric
 from models.comparison.nearest import nearest
 from models.thresholds.impostors import GeneralisedPareto, comparison_rate
 
@@ -66,15 +66,6 @@ _LEAST_DRAWN = 3
 
 class CannotCalibrate(ValueError):
     """Neither the gallery nor the card can show the rate; the message says what would."""
-
-
-@dataclass(frozen=True, slots=True)
-class KnownThreshold:
-    """One of a card's thresholds: what it promised, and for how many enrolled."""
-
-    target_fpir: float
-    gallery_subjects: int
-    threshold: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +113,7 @@ def calibrate(
     similarities: NDArray[np.float64],
     subjects: NDArray[np.int64],
     target_fpir: float,
-    background: Iterable[KnownThreshold] = (),
+    background: Iterable[CardThreshold] = (),
     *,
     seed: int = 0,
 ) -> Calibration:
@@ -181,7 +172,7 @@ def calibrate(
 def calibration_curve(
     similarities: NDArray[np.float64],
     subjects: NDArray[np.int64],
-    background: Sequence[KnownThreshold] = (),
+    background: Sequence[CardThreshold] = (),
 ) -> dict[float, Calibration]:
     """What `calibrate` finds for each rate of `CURVE`, highest first.
 
@@ -197,7 +188,7 @@ def calibration_curve(
 
 
 def background_threshold(
-    known: Iterable[KnownThreshold], target_fpir: float, gallery_subjects: int
+    known: Iterable[CardThreshold], target_fpir: float, gallery_subjects: int
 ) -> float | None:
     """The threshold for another rate and gallery size, interpolated between a card's thresholds.
 

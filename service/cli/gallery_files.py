@@ -63,13 +63,13 @@ def calibrate_gallery(
     from models.thresholds.calibration import CannotCalibrate
     from service.foundation.errors import NotFound
     from service.job_types.calibration import measure
-    from service.serving.registry import Card
+    from service.serving.registry import read_card
 
     with (
         galleries(settings_from(data_dir=data_dir)) as engine,
         failing_on(NotFound, CannotCalibrate),
     ):
-        model = Card.read(checkpoint)
+        model = read_card(checkpoint)
         measured = measure(engine, gallery, model, target_fpir, report_steps)
     out.write_text(measured.model_dump_json(), encoding="utf-8")
     report(event="done", metrics={"threshold": measured.operating_point.threshold})
@@ -82,10 +82,10 @@ def audit_gallery(
     """Find what in a gallery attracts other people: an audit job's command."""
     from service.foundation.errors import NotFound
     from service.job_types.gallery_audit import CannotAudit, audit
-    from service.serving.registry import Card
+    from service.serving.registry import read_card
 
     with galleries(settings_from(data_dir=data_dir)) as engine, failing_on(NotFound, CannotAudit):
-        audited = audit(engine, gallery, Card.read(checkpoint), report_steps)
+        audited = audit(engine, gallery, read_card(checkpoint), report_steps)
     out.write_text(audited.model_dump_json(), encoding="utf-8")
     report(event="done", metrics=audited.audit.totals.model_dump())
 

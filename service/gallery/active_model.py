@@ -14,8 +14,8 @@ from typing import Any
 from sqlalchemy import Engine, Row, Select, delete, exists, func, select, update
 from sqlalchemy.orm import Session
 
+from models.card import ModelReference
 from service.foundation.errors import Conflict, Reason
-from service.gallery.records import ModelReference
 from service.gallery.store import gallery_model, lacks, missing_gallery
 from service.gallery.tables import EmbeddingRow, GalleryRow, SequenceRow
 from service.storage.database import writing

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.card import ModelReference
 from models.silhouettes.types import Quality
 
 Scalar = str | int | float | bool | None
@@ -35,14 +36,6 @@ class Walk:
     silhouettes: Silhouettes
     quality: Quality
     embedding: Embedding
-
-
-@dataclass(frozen=True, slots=True)
-class ModelReference:
-    """A model by its name, and exactly which one of that name."""
-
-    name: str
-    digest: str
 
 
 @dataclass(frozen=True, slots=True)

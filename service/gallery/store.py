@@ -28,6 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from models.card import ModelReference
 from models.silhouettes.types import Quality
 from service.foundation.errors import Conflict, NotFound, Reason
 from service.gallery.coverage import label
@@ -37,7 +38,6 @@ from service.gallery.records import (
     Embedding,
     GalleryRecord,
     Metadata,
-    ModelReference,
     SequenceRecord,
     Silhouettes,
     Walk,

@@ -25,6 +25,7 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from models.card import Card, ModelReference
 from models.comparison.paired import PairedRank1, Side, compare_rank1
 from models.encoder.encoder import Encoder
 from models.thresholds.calibration import CannotCalibrate
@@ -44,7 +45,7 @@ from service.gallery.active_model import (
 )
 from service.gallery.operating_point import OperatingPoint
 from service.gallery.reading import drawn_subjects, read_pairs
-from service.gallery.records import ModelReference, Progress
+from service.gallery.records import Progress
 from service.gallery.sealing import sealing_of
 from service.gallery.store import GalleryStore
 from service.job_types.calibration import NotEmbedded, measure
@@ -61,7 +62,7 @@ from service.jobs.queue import (
     require_running,
 )
 from service.serving.reembedding import Reembedding
-from service.serving.registry import Card, active_model, find_model, read_card, resolve
+from service.serving.registry import active_model, find_model, read_card, resolve
 from service.serving.thresholds import queue_if_stale
 from service.storage.database import writing
 
@@ -153,7 +154,7 @@ class Activation:
 
         embed()
         compared = self._compare(row, encoder, new, old)
-        point = self._operating_point(row, Card.read(folder), old, embed)
+        point = self._operating_point(row, read_card(folder), old, embed)
         result: JsonObject = {
             "gallery": row.name,
             "model": new.name,
@@ -198,7 +199,7 @@ class Activation:
         if pairs is None:
             return None
         try:
-            metric = read_card(resolve(self._settings, old.name))["metric"]
+            metric = read_card(resolve(self._settings, old.name)).metric
         except NotFound:  # the old model is gone, which may be why another one is wanted
             return None
         return compare_rank1(
@@ -238,7 +239,7 @@ class Activation:
     ) -> OperatingPoint | None:
         """The old threshold for the new model, else searches would have none after the swap."""
         try:
-            model = Card.read(resolve(self._settings, old.name))
+            model = read_card(resolve(self._settings, old.name))
         except NotFound:
             return None
         calibrated = before is not None and before.digest == old.digest
@@ -250,7 +251,7 @@ class Activation:
     def _figures(self, model: ModelReference) -> JsonObject:
         """What the model reached in the evaluations on its card."""
         try:
-            return figures(read_card(resolve(self._settings, model.name)).get("metrics"))
+            return figures(read_card(resolve(self._settings, model.name)).metrics)
         except NotFound:
             return {}
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from models.card import Card
 from models.thresholds.calibration import (
     CONFIDENCE,
     CannotCalibrate,
@@ -27,7 +28,6 @@ from service.jobs.job import Job
 from service.jobs.job_type import JobRefused, Outcome, Step
 from service.jobs.scratch import scratch
 from service.serving import thresholds
-from service.serving.registry import Card
 from service.storage.database import now
 
 

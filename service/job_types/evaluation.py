@@ -39,7 +39,7 @@ class EvaluateJob:
         """Name the model that was measured, with its digest."""
         del folder
         request = EvaluateRequest.model_validate(job.request)
-        digest = read_card(self._checkpoint(request.model))["digest"]
+        digest = read_card(self._checkpoint(request.model)).digest
         return Outcome({"model": request.model, "digest": digest, "protocol": request.protocol})
 
     def _checkpoint(self, name: str) -> Path:

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
+from models.card import Card
 from models.comparison.nearest import Nearest, nearest
 from service.foundation.errors import Invalid
 from service.foundation.settings import Settings
@@ -38,7 +39,6 @@ from service.jobs.findings import named_in, note_findings, without
 from service.jobs.job import Job, JsonObject
 from service.jobs.job_type import JobRefused, Outcome, Step
 from service.jobs.scratch import scratch
-from service.serving.registry import Card
 from service.serving.thresholds import ThresholdSource, choose_threshold
 from service.storage.database import now
 

@@ -17,12 +17,13 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
+from models.card import ModelReference
 from models.comparison.paired import LEAST_SUBJECTS, PairedRank1, Side, compare_rank1
 from models.encoder.encoder import Encoder
 from service.foundation.settings import Settings
 from service.gallery.active_model import models_of
 from service.gallery.reading import drawn_subjects
-from service.gallery.records import Embedding, ModelReference, Progress, Silhouettes
+from service.gallery.records import Embedding, Progress, Silhouettes
 from service.gallery.sealing import sealing_of
 from service.gallery.tables import SequenceRow
 from service.job_types.activation import shown

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
+from models.card import Card
 from models.thresholds.calibration import CONFIDENCE, stranger_similarities
 from service.gallery.operating_point import OperatingPoint
 from service.gallery.reading import read_pairs
 from service.gallery.tables import SubjectRow
-from service.serving.registry import Card
 from service.storage.database import now
 
 TARGET_FPIR = 0.01

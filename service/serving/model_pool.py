@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Self
 
+from models.card import ModelReference
 from models.encoder.encoder import Encoder
 from service.foundation.errors import ServiceError, Unavailable
 from service.foundation.metrics import Metrics
-from service.gallery.records import ModelReference
 from service.serving.batching import FrameBatcher
 from service.serving.thresholds import ModelInUse
 

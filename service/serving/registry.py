@@ -6,7 +6,6 @@ truth; a row in the database adds which job made one. No torch is imported here:
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shutil
@@ -15,19 +14,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
 from sqlalchemy import JSON, Engine, ForeignKey, String, delete, or_, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from models.card import Metric
+import models.card
+from models.card import CARD, Card, CheckpointError, ModelReference
 from models.files.disk import sync
-from models.thresholds.calibration import KnownThreshold
 from service.foundation.errors import Conflict, NotFound, Reason
 from service.foundation.settings import Settings
 from service.gallery.active_model import GalleryModels, models_of
-from service.gallery.records import ModelReference
 from service.gallery.tables import GalleryRow
 from service.jobs.job import UNFINISHED, JsonObject
 from service.jobs.tables import JobRow
@@ -36,8 +32,6 @@ from service.storage.database import Table, new_id, now, writing
 _log = logging.getLogger(__name__)
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-_CARD = "card.json"
-_MOST_CARD_BYTES = 2**20
 
 RecordDigest = Callable[[str], None]
 """Told a model's digest before the model is added; what it raises prevents that."""
@@ -68,7 +62,7 @@ class RegisteredModel(ModelReference):
     """A model and what is known of it; `path` is for this process only, never for a client."""
 
     source: Source
-    card: JsonObject
+    card: Card
     metrics: JsonObject
     job_id: str | None
     created_at: datetime | None
@@ -101,37 +95,18 @@ class UnreadableCard(NotFound):
     slug = "model-unreadable"
 
 
-class Card(BaseModel):
-    """What measuring a gallery needs of a checkpoint's card."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    digest: str
-    metric: Metric
-    threshold: float | None = None
-    thresholds: tuple[KnownThreshold, ...] = ()
-
-    @classmethod
-    def read(cls, checkpoint: Path) -> Self:
-        """From a checkpoint's folder, without loading it; raises `UnreadableCard`."""
-        try:
-            return cls.model_validate(read_card(checkpoint))
-        except ValidationError as error:
-            raise UnreadableCard(f"the card of {checkpoint.name} is not one") from error
-
-
 def resolve(settings: Settings, name: str) -> Path:
     """The folder of the model called `name`; raises `NotFound`."""
     if re.fullmatch(NAME, name):
         for folder in (settings.shipped_models_dir, settings.models_dir):
-            if (folder / name / _CARD).is_file():
+            if (folder / name / CARD).is_file():
                 return folder / name
     raise missing_model(name, "name")
 
 
 def find_model(settings: Settings, name: str) -> ModelReference:
     """The model called `name`, with the digest on its card; raises `NotFound`."""
-    return ModelReference(name, read_card(resolve(settings, name))["digest"])
+    return ModelReference(name, read_card(resolve(settings, name)).digest)
 
 
 def active_model(settings: Settings, row: GalleryModels) -> ModelReference:
@@ -155,17 +130,14 @@ def missing_model(name: str, where: str) -> NotFound:
     )
 
 
-def read_card(path: Path) -> JsonObject:
-    """A checkpoint's card, with its digest; raises `UnreadableCard`."""
+def read_card(folder: Path) -> Card:
+    """Read the card of a model's folder; raises `UnreadableCard`."""
     try:
-        with (path / _CARD).open("rb") as file:
-            card = json.loads(file.read(_MOST_CARD_BYTES))
-        # what no answer can carry: numbers beyond all bounds, half of a surrogate pair
-        json.dumps(card, allow_nan=False, ensure_ascii=False).encode()
-    except (OSError, ValueError, RecursionError) as error:
-        raise UnreadableCard(f"The card of the model {path.name!r} cannot be read.") from error
-    if not isinstance(card, dict) or not isinstance(card.get("digest"), str):
-        raise UnreadableCard(f"The model {path.name!r} has a card without a digest.")
+        card = models.card.read_card(folder)
+    except CheckpointError as error:
+        raise UnreadableCard(f"The card of the model {folder.name!r} cannot be read.") from error
+    if not card.digest:
+        raise UnreadableCard(f"The model {folder.name!r} has a card without a digest.")
     return card
 
 
@@ -204,13 +176,12 @@ class ModelRegistry:
             source, row = Source.SHIPPED, None
         else:
             source = Source.TRAINED if row and row.job_id else Source.IMPORTED
-        own = card.get("metrics")
         return RegisteredModel(
             name=name,
             source=source,
-            digest=card["digest"],
+            digest=card.digest,
             card=card,
-            metrics={**(own if isinstance(own, dict) else {}), **(row.metrics if row else {})},
+            metrics={**card.metrics, **(row.metrics if row else {})},
             job_id=row.job_id if row else None,
             created_at=row.created_at if row else None,
             path=path,
@@ -224,12 +195,12 @@ class ModelRegistry:
         Idempotent for the same checkpoint; another model of that name raises `Conflict`.
         """
         target = self._settings.models_dir / name
-        digest = read_card(checkpoint)["digest"]
+        digest = read_card(checkpoint).digest
         with Session(self._engine) as session:
             taken = session.scalar(select(ModelRow.name).where(ModelRow.name == name)) is not None
         if taken or (self._settings.shipped_models_dir / name).exists():
             raise _taken(name)
-        if target.exists() and read_card(target)["digest"] != digest:
+        if target.exists() and read_card(target).digest != digest:
             raise _taken(name)
         # Of attempts that were killed; one that was only paused finds its copy gone and fails.
         for left in self._settings.models_dir.glob(f".incoming-{job_id}-*"):
@@ -259,7 +230,7 @@ class ModelRegistry:
                 or session.scalar(select(JobRow.id).where(JobRow.claim == f"model:{name}"))
             ):
                 raise _taken(name)
-            digest = read_card(checkpoint)["digest"]
+            digest = read_card(checkpoint).digest
             session.add(ModelRow(name=name, digest=digest, metrics={}, created_at=now()))
             session.flush()
             record(digest)
@@ -313,7 +284,7 @@ class ModelRegistry:
         for folder in (self._settings.shipped_models_dir, self._settings.models_dir):
             if folder.is_dir():
                 for entry in folder.iterdir():
-                    if re.fullmatch(NAME, entry.name) and (entry / _CARD).is_file():
+                    if re.fullmatch(NAME, entry.name) and (entry / CARD).is_file():
                         yield entry.name
 
 

@@ -9,10 +9,9 @@ from typing import Any, Final, Literal
 from sqlalchemy import Engine, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from models.card import Metric
+from models.card import Metric, ModelReference
 from service.foundation.errors import Invalid, Reason
 from service.gallery.operating_point import OperatingPoint, Rerun
-from service.gallery.records import ModelReference
 from service.gallery.tables import GalleryRow, SubjectRow
 from service.jobs.queue import enqueue_unless_claimed
 from service.storage.database import writing

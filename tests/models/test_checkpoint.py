@@ -15,10 +15,10 @@ from models import checkpoint
 from models.card import (
     CARD,
     Card,
+    CardThreshold,
     CheckpointError,
     CheckpointMismatch,
     ModelReference,
-    OperatingPoint,
     read_card,
 )
 from models.checkpoint import WEIGHTS, card_of
@@ -116,7 +116,7 @@ def test_everything_on_a_card_survives(tmp_path: Path) -> None:
         network,
         mirror=True,
         threshold=0.71,
-        thresholds=(OperatingPoint(target_fpir=0.01, gallery_subjects=100, threshold=0.8),),
+        thresholds=(CardThreshold(target_fpir=0.01, gallery_subjects=100, threshold=0.8),),
         training={"recipe": "gaitkd", "seed": 1, "losses": [{"kind": "triplet", "weight": 1.0}]},
         metrics={"rank1": {"value": 0.9, "interval": [0.8, 0.95]}},
         notes="trained on nobody",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from models.card import OperatingPoint
+from models.card import CardThreshold
 
 # The operating point that decides by default.
 DEFAULT_TARGET_FPIR = 0.01
@@ -14,7 +14,7 @@ DEFAULT_GALLERY_SUBJECTS = 100
 
 def operating_points(
     row: Mapping[str, Any], *, extrapolated: bool = True
-) -> tuple[OperatingPoint, ...]:
+) -> tuple[CardThreshold, ...]:
     """The thresholds of a row of an evaluation's result, as `EvaluationResult.to_dict` gives it.
 
     Empty if open-set errors were not measured, or if probes were tried mirrored as well: the
@@ -28,7 +28,7 @@ def operating_points(
     if row["mirrored"] or row["open_set"] is None:
         return ()
     return tuple(
-        OperatingPoint(
+        CardThreshold(
             target_fpir=found["target_fpir"],
             gallery_subjects=found["gallery_subjects"],
             threshold=round(found["threshold"]["value"], 4),
@@ -39,7 +39,7 @@ def operating_points(
 
 
 def threshold_at(
-    points: Iterable[OperatingPoint],
+    points: Iterable[CardThreshold],
     target_fpir: float = DEFAULT_TARGET_FPIR,
     gallery_subjects: int = DEFAULT_GALLERY_SUBJECTS,
 ) -> float | None:

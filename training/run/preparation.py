@@ -10,7 +10,7 @@ import torch
 from pydantic import JsonValue
 
 from models import checkpoint
-from models.card import Card, OperatingPoint
+from models.card import Card, CardThreshold
 from models.checkpoint import card_of
 from models.networks.device import MixedPrecision
 from models.networks.network import GaitNetwork
@@ -202,7 +202,7 @@ def card(
     precision: MixedPrecision,
     losses: Mapping[str, float],
     metrics: Mapping[str, JsonValue],
-    thresholds: tuple[OperatingPoint, ...],
+    thresholds: tuple[CardThreshold, ...],
 ) -> Card:
     """The card of a trained network: everything needed to train it again, and what it reached.
 

@@ -12,12 +12,12 @@ from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFil
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
 
+from models.card import ModelReference
 from models.checkpoint import WEIGHTS
 from service.access.audit import entries
 from service.access.audit.entries import Entry
 from service.access.keys import Scope
 from service.gallery.active_model import GalleryModels, every_gallery
-from service.gallery.records import ModelReference
 from service.http import recorded
 from service.http.middleware.scopes import requires
 from service.http.resources import Resources
@@ -80,10 +80,10 @@ def _summary(
         "name": model.name,
         "source": model.source,
         "digest": model.digest,
-        "architecture": model.card.get("architecture"),
+        "architecture": model.card.architecture,
         "parameters": parameters,
         "weights_bytes": size,
-        "headline": headline(model.card.get("name"), model.metrics),
+        "headline": headline(model.card.name, model.metrics),
         "active_in": [
             row.name for row in galleries if model.name == (row.active.name if row.active else own)
         ],
@@ -97,7 +97,11 @@ def _summary(
 
 def _answer(resources: Resources, model: RegisteredModel) -> ModelAnswer:
     summary = _summary(model, every_gallery(resources.engine), resources.settings.model)
-    return ModelAnswer(**summary, metrics=model.metrics, card=model.card)
+    return ModelAnswer(
+        **summary,
+        metrics=model.metrics,
+        card=model.card.model_dump(mode="json", exclude_unset=True),
+    )
 
 
 def _measured(weights: Path) -> tuple[int | None, int | None]:

@@ -4,12 +4,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from models.card import Metric
+from models.card import CardThreshold, Metric
 from models.comparison.similarity import similarity
 from models.thresholds.calibration import (
     CURVE,
     CannotCalibrate,
-    KnownThreshold,
     background_threshold,
     calibrate,
     calibration_curve,
@@ -17,10 +16,10 @@ from models.thresholds.calibration import (
 )
 
 CARD = (
-    KnownThreshold(0.1, 100, 0.5),
-    KnownThreshold(0.01, 100, 0.6),
-    KnownThreshold(0.001, 100, 0.7),
-    KnownThreshold(0.01, 10_000, 0.8),
+    CardThreshold(target_fpir=0.1, gallery_subjects=100, threshold=0.5),
+    CardThreshold(target_fpir=0.01, gallery_subjects=100, threshold=0.6),
+    CardThreshold(target_fpir=0.001, gallery_subjects=100, threshold=0.7),
+    CardThreshold(target_fpir=0.01, gallery_subjects=10_000, threshold=0.8),
 )
 WALKS = 5
 

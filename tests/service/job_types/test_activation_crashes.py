@@ -26,7 +26,7 @@ from service.job_types.calibration import Measured, measure
 from service.jobs.job import Job, Status
 from service.jobs.queue import JobQueue, Lease
 from service.privacy.erasure_transactions import erase_gallery
-from service.serving.registry import Card, find_model, resolve
+from service.serving.registry import find_model, read_card, resolve
 from service.serving.thresholds import keep
 from service.storage.database import migrate, open_database, writing
 from tests.e2e.deployment import Deployment, until
@@ -305,7 +305,7 @@ def test_who_is_enrolled_while_the_models_are_compared_costs_no_gallery_its_cali
     engine: Engine, settings: Settings, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def calibration_of(name: str) -> Measured:
-        model = Card.read(resolve(settings, name))
+        model = read_card(resolve(settings, name))
         return measure(engine, "default", model, 0.3)  # observed: no shape is asked of the tail
 
     with Session(writing(engine)) as session, session.begin():

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from models.card import CardThreshold
 from models.thresholds.calibration import calibrate, stranger_similarities
 from service.__main__ import main
 from service.foundation.errors import NotFound
@@ -23,7 +24,7 @@ from service.job_types.calibration import measure
 from service.jobs.job import Job, Status
 from service.privacy.erasure_transactions import erase_gallery, erase_subject
 from service.serving import thresholds
-from service.serving.registry import Card, UnreadableCard, read_card, resolve
+from service.serving.registry import UnreadableCard, read_card, resolve
 from service.storage.database import writing
 from tests.service.jobs.galleries import enrol_embeddings
 from tests.service.jobs.workers import run_job, worker_of, working
@@ -232,11 +233,10 @@ def test_a_tiny_gallery_takes_the_threshold_of_a_card_that_has_one(
 ) -> None:
     serve()
     fill(engine, settings, make_people(1))
-    card = {
-        **read_card(resolve(settings, settings.model)),
-        "thresholds": [{"target_fpir": 0.01, "gallery_subjects": 1, "threshold": 0.8}],
-    }
-    found = measure(engine, "default", Card.model_validate(card), 0.01).operating_point
+    known = CardThreshold(target_fpir=0.01, gallery_subjects=1, threshold=0.8)
+    own = read_card(resolve(settings, settings.model))
+    card = own.model_copy(update={"thresholds": (known,)})
+    found = measure(engine, "default", card, 0.01).operating_point
     assert (found.threshold, found.interval, found.method) == (0.8, None, "background")
     assert [(point.target_fpir, point.low) for point in found.curve] == [
         (0.3, None), (0.1, None), (0.03, None), (0.01, None),
@@ -279,7 +279,7 @@ def test_subjects_erased_while_a_gallery_is_measured_do_no_harm(
     serve()
     people = make_people(40)
     fill(engine, settings, people)
-    model = Card.read(resolve(settings, settings.model))
+    model = read_card(resolve(settings, settings.model))
 
     def erase() -> None:
         for number in range(15):
@@ -321,12 +321,12 @@ def test_a_missing_gallery_and_a_folder_without_a_card_are_said(
     serve: Serve, settings: Settings, engine: Engine, tmp_path: Path
 ) -> None:
     serve()
-    model = Card.read(resolve(settings, settings.model))
+    model = read_card(resolve(settings, settings.model))
     with pytest.raises(NotFound, match="no gallery 'none'"):
         measure(engine, "none", model, 0.1)
     (tmp_path / "card.json").write_text('{"digest": "d", "metric": "guess"}')
     with pytest.raises(UnreadableCard, match="card"):
-        Card.read(tmp_path)
+        read_card(tmp_path)
 
 
 def test_a_stale_gallery_is_not_queued_while_a_calibration_of_it_waits(

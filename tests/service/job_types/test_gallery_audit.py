@@ -16,6 +16,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 import service.storage.database
+from models.card import Card
 from service.__main__ import main
 from service.foundation.errors import NotFound
 from service.foundation.settings import Settings
@@ -29,7 +30,7 @@ from service.jobs.job import Job, Status
 from service.jobs.queue import JobQueue
 from service.jobs.tables import JobRow
 from service.privacy.erasure_transactions import erase_gallery, erase_sequence, erase_subject
-from service.serving.registry import Card, resolve
+from service.serving.registry import read_card, resolve
 from service.storage.database import open_database, writing
 from tests.service.jobs.galleries import enrol_embeddings
 from tests.service.jobs.workers import run_job, worker_of, working
@@ -69,7 +70,7 @@ def enter(
 
 
 def model_of(settings: Settings) -> Card:
-    return Card.read(resolve(settings, settings.model))
+    return read_card(resolve(settings, settings.model))
 
 
 def run(settings: Settings, engine: Engine, meanwhile: Callable[[], object] = lambda: None) -> Job:

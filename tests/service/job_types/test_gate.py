@@ -12,13 +12,12 @@ import torch
 from sqlalchemy import Engine
 
 from models import checkpoint
-from models.card import Card
+from models.card import Card, ModelReference
 from models.checkpoint import card_of
 from models.networks import registry
 from service.foundation.errors import Conflict
 from service.foundation.settings import Settings
 from service.gallery.active_model import models_of
-from service.gallery.records import ModelReference
 from service.gallery.store import GalleryStore
 from service.job_types.datasets import dataset_steps, gallery_export
 from service.job_types.held_out_split import is_held_out, partition_of, trained_on

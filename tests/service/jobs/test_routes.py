@@ -31,7 +31,10 @@ from tests.service.jobs.serving_in_a_thread import serving
 from tests.service.jobs.workers import leased
 
 GOOD = {"recipe": "demo", "name": "mine", "dataset": "walks", "teachers": ["big"]}
-CARD = {"name": "big", "digest": "d" * 64, "metrics": {"rank1": 0.9}}
+CARD = {
+    "name": "big", "architecture": "gaitbase", "config": {}, "metric": "cosine", "parts": 1,
+    "channels": 1, "identities": 0, "digest": "d" * 64, "metrics": {"rank1": 0.9},
+}  # fmt: skip
 
 
 class FakeCheck:

@@ -18,13 +18,13 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from models import checkpoint
+from models.card import ModelReference
 from models.encoder.encoder import Encoder
 from service.foundation.errors import Unavailable
 from service.foundation.metrics import Metrics
 from service.foundation.settings import Settings
 from service.gallery.active_model import GalleryModels, every_gallery, models_by_id, models_of, swap
 from service.gallery.live_index import LiveIndex
-from service.gallery.records import ModelReference
 from service.http import resources, warm_up
 from service.serving import active_models
 from service.serving.batching import FrameBatcher

@@ -1,5 +1,4 @@
 import errno
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +6,7 @@ import pytest
 from sqlalchemy import Engine, event
 from sqlalchemy.orm import Session
 
+from models.card import Card
 from service.foundation.errors import Conflict, NotFound
 from service.foundation.settings import Settings
 from service.jobs.queue import JobQueue
@@ -46,7 +46,11 @@ def job_id(engine: Engine) -> str:
 
 def make(folder: Path, digest: str = "d1") -> Path:
     folder.mkdir(parents=True)
-    (folder / "card.json").write_text(json.dumps({"digest": digest, "metrics": {"rank1": 0.5}}))
+    card = Card(
+        name="m", architecture="gaitbase", config={}, metric="cosine", parts=1, channels=1,
+        identities=0, metrics={"rank1": 0.5}, digest=digest,
+    )  # fmt: skip
+    (folder / "card.json").write_text(card.model_dump_json())
     (folder / "weights.safetensors").write_bytes(b"weights")
     return folder
 
