@@ -51,9 +51,8 @@ def page(results: dict[str, dict[str, Any]]) -> str:
     about = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shared.items())
     parts = [
         "# Benchmarks",
-        "`make bench` writes this page and `benchmarks/results/*.json`. Figures of one table were "
-        "measured in one run, taking turns in one process where they are compared: trust the "
-        "ratios, machines are noisy.",
+        "`make bench` writes this page and `benchmarks/results/*.json`. A table's figures come "
+        "from one run: trust the ratios, machines are noisy.",
         f"Measured on: {about}.",
     ]
     for name, result in results.items():

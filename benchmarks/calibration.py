@@ -98,13 +98,12 @@ def page(result: dict[str, object], datasets: dict[str, dict[str, Any]]) -> str:
 
     parts = [
         "# Calibration: promised and observed",
-        "Of the people of a dataset some are enrolled with all their walks; the gallery is "
-        "calibrated as `POST /jobs/calibrate` does; everybody else, whom the calibration never "
-        f"saw, is searched in it. Means of {result['draws']} draws of who is enrolled. What the "
-        "columns `method` and `interval` mean, and the curve of a gallery, is in "
-        "[operations.md](operations.md#calibration); draws with `none` failed and are left out. "
-        "Draws share people, and strangers are few, so the observed rates have a spread of their "
-        "own, which `interval holds it` counts against the calibration.",
+        "Some people of a dataset are enrolled with all their walks, and the gallery is calibrated "
+        "as `POST /jobs/calibrate` does. Everyone else is then searched in it. Figures are means "
+        f"of {result['draws']} draws of the enrolled people. "
+        "[operations.md](operations.md#calibration) explains `method`, `interval` and a gallery's "
+        "curve. Draws with `none` failed and are left out. Draws share people and strangers are "
+        "few, so observed rates vary too; `interval holds it` counts that against the calibration.",
         f"Checkpoint {result['checkpoint']}; written by `python -m benchmarks.calibration`.",
     ]
     for name, about in datasets.items():
