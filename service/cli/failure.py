@@ -22,7 +22,7 @@ class WrongUsage(CommandFailed):
 class StorageRefused(CommandFailed):
     """The database is busy, full or out of reach. Trying again may help; a job is tried again."""
 
-    status = 75  # EX_TEMPFAIL, as the guard's
+    status = 75  # EX_TEMPFAIL, as `kill_with_parent` returns
 
 
 @contextmanager

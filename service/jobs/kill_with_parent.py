@@ -25,7 +25,7 @@ import threading
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-_NICENESS = 10  # jobs give way to whoever answers requests on the same cores
+_NICENESS = 10  # jobs give way to processes that answer requests
 _LOOK_S = 0.5  # between two looks for a later lease
 _PR_SET_PDEATHSIG = 1
 TRY_AGAIN = 75  # EX_TEMPFAIL: the command's database is busy, or the disk is full

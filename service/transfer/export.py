@@ -1,7 +1,7 @@
 """A whole gallery as one file: a backup, a move to another deployment, or a dataset.
 
 See `service.gallery.export_format` for what is in it; `python -m training pack --format gallery`
-reads it, too. It holds biometric data: whoever asks for it removes it.
+reads it, too. It holds biometric data; the caller removes it.
 """
 
 from __future__ import annotations

@@ -494,7 +494,7 @@ def _split(probes: NDArray[np.bool_], gallery: NDArray[np.bool_]) -> Split:
 
 
 def _findable(sequences: LabelledSequences, split: Split) -> Split:
-    """The same, unless every figure would be of nobody."""
+    """Return the split; raises `ProtocolMismatch` if no probe has its subject in the gallery."""
     if not np.isin(sequences.subjects[split.probes], sequences.subjects[split.gallery]).any():
         raise ProtocolMismatch(
             "no subject has both a probe and a sequence in the gallery, so there is nobody to find"

@@ -5,7 +5,7 @@ Erasing a person removes id and salt; the commitment then tells nothing and the 
 Another line says from how many lines they were removed. It does not say from which, because that
 would show which searches found the same person.
 
-Only the standard library is imported here: whoever keeps an export can check it with this file.
+Imports only the standard library, so this file alone can check an exported record.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who may call: whoever has an API key, once there is one; until then this machine only.
+"""Who may call: callers with an API key, once there is a key; until then this machine only.
 
 Before a body is read, this layer decides whether the caller is known and within its rate. The next
 one (`service.http.middleware.scopes`) decides whether its key has the scope of the route.
