@@ -63,7 +63,7 @@ def subjects(engine: Engine, gallery: str, *, limit: int, after: str | None) -> 
         if after is not None:
             query = query.where(SubjectRow.subject_id > after)
         records = [
-            SubjectRecord(gallery, row.subject_id, sequences, row.created_at)
+            SubjectRecord(gallery, row.subject_id, row.display_name, sequences, row.created_at)
             for row, sequences in session.execute(query)
         ]
     more = len(records) > limit
@@ -90,7 +90,7 @@ def subject(
             )
         )
         return (
-            SubjectRecord(gallery, subject_id, len(sequences), row.created_at),
+            SubjectRecord(gallery, subject_id, row.display_name, len(sequences), row.created_at),
             sequences,
             coverage(
                 session,
@@ -99,6 +99,21 @@ def subject(
                 labels_in_use(session, gallery_id, subject_id),
             ),
         )
+
+
+def display_names(engine: Engine, gallery: str, subject_ids: Collection[str]) -> dict[str, str]:
+    """What those of these subjects that have a display name are called."""
+    query = (
+        select(SubjectRow.subject_id, SubjectRow.display_name)
+        .join(GalleryRow, GalleryRow.id == SubjectRow.gallery_id)
+        .where(
+            GalleryRow.name == gallery,
+            SubjectRow.subject_id.in_(subject_ids),
+            SubjectRow.display_name.is_not(None),
+        )
+    )
+    with Session(engine) as session:
+        return {row.subject_id: row.display_name or "" for row in session.execute(query)}
 
 
 def require_subject(engine: Engine, gallery: str, subject_id: str) -> None:

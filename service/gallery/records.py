@@ -81,6 +81,7 @@ class SubjectRecord:
 
     gallery: str
     subject_id: str
+    display_name: str | None
     sequences: int
     created_at: datetime
 
@@ -97,7 +98,10 @@ class FollowedSequence:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What came to a gallery and what went since a revision, up to `revision`."""
+    """What came to a gallery and what went since a revision, up to `revision`.
+
+    A sequence that was corrected is in both: what was known of it goes first.
+    """
 
     revision: int
     added: tuple[FollowedSequence, ...]

@@ -33,6 +33,7 @@ _LOCATION: Json = {
     "description": "Where what was made is.",
     "schema": {"type": "string", "format": "uri-reference"},
 }
+_CLASHING = frozenset({"edit_sequence", "edit_subject", "import_gallery", "remove_model"})
 _WHOLE = frozenset(  # lists and what makes something new: nothing that may not be there is named
     {
         "add_model",
@@ -79,8 +80,11 @@ _OF_JOB = {"show_job": _JOB, "cancel_job": _JOB, "follow_job": _JOB}
 _LINKS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     "enroll": {
         "show_subject": _SUBJECT,
+        "edit_subject": _SUBJECT,
+        "merge_subjects": _SUBJECT,
         "erase_subject": _SUBJECT,
         "show_sequence": _FIRST_SEQUENCE,
+        "edit_sequence": _FIRST_SEQUENCE,
         "silhouettes_as_arrays": _FIRST_SEQUENCE,
         "silhouettes_as_film": _FIRST_SEQUENCE,
         "energy_image": _FIRST_SEQUENCE,
@@ -205,7 +209,7 @@ def _problems_of(method: str, operation: Json) -> set[str]:
         found.add("400")  # a bad Last-Event-ID
     if method != "get":
         found.add("507")
-    if method == "post" or operation["operationId"] in ("import_gallery", "remove_model"):
+    if method == "post" or operation["operationId"] in _CLASHING:
         found.add("409")
     return found
 

@@ -6,10 +6,12 @@ no silhouettes, embeddings, metadata, or names of files.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 from service.access.audit.entries import Entry, model_named
-from service.gallery.records import ErasureReceipt, GalleryRecord, SequenceRecord
+from service.gallery.editing import Corrected
+from service.gallery.records import ErasureReceipt, GalleryRecord, SequenceRecord, SubjectRecord
 from service.jobs.job import Job
 from service.recognition.enrolment import Enrolled
 from service.recognition.identification import Identified
@@ -94,6 +96,35 @@ def erasure(what: Literal["subject", "sequence", "gallery"], receipt: ErasureRec
             "embeddings": receipt.embeddings,
         },
     )
+
+
+def sequence_edit(made: Corrected[SequenceRecord], given: Collection[str]) -> list[Entry]:
+    """A walk that was corrected, and a line each for whom it was taken from and given to."""
+    entries = []
+    if "metadata" in given:
+        entries.append(Entry("edit_sequence", made.gallery, made.record.subject_id))
+    if (handover := made.handover) is not None:
+        entries += [
+            Entry("move_sequence", made.gallery, handover.subject_id, {"subject": "former"}),
+            Entry("move_sequence", made.gallery, handover.to, {"subject": "present"}),
+        ]
+    return entries
+
+
+def subject_edit(made: Corrected[SubjectRecord], given: Collection[str]) -> list[Entry]:
+    """A subject that was given another id or display name; not which it had, or has."""
+    details = {"changed": sorted(given)}
+    return [Entry("edit_subject", made.gallery, made.record.subject_id, details)]
+
+
+def merging(made: Corrected[SubjectRecord]) -> list[Entry]:
+    """Two subjects who are one now."""
+    handover = made.handover
+    details = {
+        "sequences": len(handover.sequence_ids) if handover else 0,
+        "same": len(handover.erased) if handover else 0,
+    }
+    return [Entry("merge_subjects", made.gallery, made.record.subject_id, details)]
 
 
 def silhouettes(sequence: SequenceRecord, form: str) -> Entry:

@@ -39,6 +39,7 @@ from service.gallery.store import GalleryStore
 from service.http.readiness import Readiness
 from service.jobs.following import Followers
 from service.jobs.queue import JobQueue
+from service.privacy.corrections import Corrections
 from service.privacy.erasure import DEFAULT_GALLERY, Erasure
 from service.privacy.retention import Retention
 from service.recognition.decoder_pool import DecoderPool
@@ -90,6 +91,7 @@ class Resources:
     identification: Identification
     verification: Verification
     erasure: Erasure
+    corrections: Corrections
     reserve: Reserve
     portability: Portability
     decoders: DecoderPool
@@ -220,6 +222,7 @@ async def open_resources(
                     identification=Identification(store, models, intake, metrics),
                     verification=Verification(store, models, intake, metrics),
                     erasure=Erasure(store, writers, galleries, record, reserve, settings),
+                    corrections=Corrections(engine, writers, record, own),
                     reserve=reserve,
                     portability=Portability(settings, store, writers, registry),
                     decoders=decoders,

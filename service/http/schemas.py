@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
 
 from service.gallery.coverage import Advice, Coverage
-from service.gallery.fields import METADATA_SCHEMA, GalleryName, MaxAgeDays
+from service.gallery.fields import (
+    METADATA_SCHEMA,
+    DisplayName,
+    GalleryName,
+    MaxAgeDays,
+    SubjectId,
+)
 from service.gallery.operating_point import OperatingPoint
 from service.gallery.records import (
     ErasureReceipt,
@@ -205,10 +219,14 @@ class ProbeAnswer(Schema):
 
 
 class CandidateAnswer(Schema):
-    """A subject, by its most similar sequence; `parts` (head to feet) only when explained."""
+    """A subject, by its most similar sequence.
+
+    `parts` (head to feet) are there only when explained, `display_name` only when asked for.
+    """
 
     rank: int
     subject_id: str
+    display_name: str | None = None
     similarity: float
     margin: float | None = Field(
         description="similarity less that of the best other subject; null when there is none"
@@ -232,8 +250,8 @@ class IdentifyAnswer(Schema):
     took_ms: float
 
     @classmethod
-    def of(cls, identified: Identified) -> Self:
-        """From the use case's result."""
+    def of(cls, identified: Identified, names: Mapping[str, str]) -> Self:
+        """From the use case's result, and display names by subject."""
         return cls(
             search_id=identified.search_id,
             gallery=identified.gallery,
@@ -245,6 +263,7 @@ class IdentifyAnswer(Schema):
                 CandidateAnswer(
                     rank=item.rank,
                     subject_id=item.candidate.subject_id,
+                    display_name=names.get(item.candidate.subject_id),
                     similarity=item.candidate.similarity,
                     margin=item.margin,
                     sequence_id=item.candidate.sequence_id,
@@ -259,11 +278,15 @@ class IdentifyAnswer(Schema):
 
 
 class VerifyAnswer(Schema):
-    """Whether the walk is the subject's, by the subject's most similar sequence."""
+    """Whether the walk is the subject's, by the subject's most similar sequence.
+
+    `display_name` is there only when asked for.
+    """
 
     search_id: str
     gallery: str
     subject_id: str
+    display_name: str | None = None
     verified: bool
     similarity: float
     threshold: float
@@ -275,12 +298,13 @@ class VerifyAnswer(Schema):
     took_ms: float
 
     @classmethod
-    def of(cls, verified: Verified) -> Self:
-        """From the use case's result."""
+    def of(cls, verified: Verified, names: Mapping[str, str]) -> Self:
+        """From the use case's result, and display names by subject."""
         return cls(
             search_id=verified.search_id,
             gallery=verified.gallery,
             subject_id=verified.closest.subject_id,
+            display_name=names.get(verified.closest.subject_id),
             verified=verified.verified,
             similarity=verified.closest.similarity,
             threshold=verified.threshold.value,
@@ -377,10 +401,54 @@ class GalleryPage(Schema):
     next_cursor: str | None
 
 
+Change = TypeVar("Change", bound=BaseModel)
+
+
+def _at_least_one(change: Change) -> Change:
+    if not change.model_fields_set:
+        raise ValueError("must have at least one field, or nothing is changed")
+    return change
+
+
+def _absent() -> Any:
+    """What a field holds that was left out, and that takes no null; `model_fields_set` says so."""
+
+
+class SequenceChange(Schema):
+    """The body of PATCH /sequences/{sequence_id}: what is left out stays as it is."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+
+    metadata: Annotated[dict[str, Any], WithJsonSchema(METADATA_SCHEMA)] = Field(
+        default_factory=_absent, description="Replaces all of it."
+    )
+    subject_id: SubjectId = Field(default_factory=_absent)
+
+    _something = model_validator(mode="after")(_at_least_one)
+
+
+class SubjectChange(Schema):
+    """The body of PATCH /subjects/{subject_id}: what is left out stays as it is."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+
+    display_name: DisplayName | None = Field(default_factory=_absent)
+    subject_id: SubjectId = Field(default_factory=_absent)
+
+    _something = model_validator(mode="after")(_at_least_one)
+
+
+class MergeRequest(Schema):
+    """The body of POST /subjects/{subject_id}/merge: whose the walks become."""
+
+    into: SubjectId
+
+
 class SubjectAnswer(Schema):
     """An enrolled person."""
 
     subject_id: str
+    display_name: str | None
     gallery: str
     sequences: int
     created_at: Timestamp
@@ -390,6 +458,7 @@ class SubjectAnswer(Schema):
         """From a subject's record."""
         return cls(
             subject_id=record.subject_id,
+            display_name=record.display_name,
             gallery=record.gallery,
             sequences=record.sequences,
             created_at=record.created_at,
@@ -432,6 +501,7 @@ class SubjectWithSequences(Schema):
     """An enrolled person with every sequence, oldest first."""
 
     subject_id: str
+    display_name: str | None
     gallery: str
     sequences: list[SequenceAnswer]
     coverage: CoverageAnswer

@@ -53,7 +53,9 @@ class AuditJob:
 
 
 def _keep_enrolled(session: Session, gallery_id: str, result: JsonObject) -> bool:
-    """Take out of a new audit, in place, what was erased since; False when the gallery was.
+    """Take out of a new audit, in place, what was erased or changed hands since.
+
+    Returns whether the gallery is still there.
 
     For the transaction that ends the job: an erasure comes before it, or finds its findings.
     """
@@ -61,8 +63,10 @@ def _keep_enrolled(session: Session, gallery_id: str, result: JsonObject) -> boo
     if session.scalar(gallery) is None:
         return False
     named = named_in(result)
-    there = set(session.scalars(select(SequenceRow.id).where(SequenceRow.id.in_(named))))
-    result.update(without(result, named - there))
+    query = select(SequenceRow.id, SequenceRow.subject_id)
+    there = session.execute(query.where(SequenceRow.id.in_([one for one, _ in named])))
+    gone = named - {(row.id, row.subject_id) for row in there}
+    result.update(without(result, {one for one, _ in gone}))
     return True
 
 

@@ -19,7 +19,7 @@ from service.jobs.job import Job, JsonObject
 from service.jobs.plan import JobRefused, Outcome, Step, partial, scratch
 from service.jobs.queue import ERASED, queue_unless_claimed
 from service.jobs.tables import JobRow
-from service.serving.lineage import TrainingRecord, exported_subjects
+from service.serving.lineage import TrainingRecord, exported_subjects, whose_now
 from service.serving.registry import ModelRegistry, resolve
 
 
@@ -75,13 +75,14 @@ class DistillJob:
         request = DistillRequest.model_validate(job.request)
         name = request.name
         _refuse_erased(job.error)
-        gallery, subject_ids = None, frozenset[str]()
+        gallery, exported = None, dict[str, str]()
         if isinstance(request.dataset, GalleryDataset):
             gallery = request.dataset.gallery
-            subject_ids = frozenset(exported_subjects(gallery_export(folder)))
+            exported = exported_subjects(gallery_export(folder))
         ancestors = [*request.teachers, *filter(None, [request.student])]
 
         def record(session: Session) -> None:
+            subject_ids = {*exported.values(), *whose_now(session, list(exported))}
             self._record.add(session, name, gallery, subject_ids, ancestors)
 
         try:

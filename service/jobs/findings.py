@@ -43,9 +43,9 @@ def note_findings(session: Session, gallery: str, job_id: str) -> None:
     session.get_one(JobRow, job_id).findings_of = gallery
 
 
-def named_in(result: JsonObject) -> set[str]:
-    """Every sequence that the lists of an audit's result name."""
-    return {one for name in _LISTS for entry in result[name] for one in _named(entry)}
+def named_in(result: JsonObject) -> set[tuple[str, str]]:
+    """Every sequence that the lists of an audit's result name, and whose it is said to be."""
+    return {one for name in _LISTS for entry in result[name] for one in _ids(entry)}
 
 
 def without(result: JsonObject, sequence_ids: Collection[str] | None) -> JsonObject:
@@ -61,13 +61,13 @@ def without(result: JsonObject, sequence_ids: Collection[str] | None) -> JsonObj
 
 def _named(entry: Any) -> frozenset[str]:
     """Every sequence that an entry names, however deep."""
-    return frozenset(_ids(entry))
+    return frozenset(sequence_id for sequence_id, _ in _ids(entry))
 
 
-def _ids(value: Any) -> Iterator[str]:
+def _ids(value: Any) -> Iterator[tuple[str, str]]:
     match value:
-        case {"sequence_id": str(sequence_id), **rest}:
-            yield sequence_id
+        case {"sequence_id": str(sequence_id), "subject_id": str(subject_id), **rest}:
+            yield sequence_id, subject_id
             yield from _ids(rest)
         case dict():
             for item in value.values():

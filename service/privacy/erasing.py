@@ -14,12 +14,12 @@ from datetime import datetime, timedelta
 from sqlalchemy import ColumnElement, Engine, delete, func, select
 from sqlalchemy.orm import Session
 
+from service.gallery.editing import mark_gone
 from service.gallery.listing import missing_subject
 from service.gallery.records import ErasureReceipt
 from service.gallery.store import missing_gallery, missing_sequence, raise_revision
 from service.gallery.tables import (
     EmbeddingRow,
-    ErasedSequenceRow,
     GalleryRow,
     SequenceRow,
     SubjectRow,
@@ -173,9 +173,7 @@ def _erase_sequences(
     )
     for sequence_id in sequence_ids:
         session.execute(delete(SequenceRow).where(SequenceRow.id == sequence_id))
-        session.add(
-            ErasedSequenceRow(gallery_id=gallery_id, sequence_id=sequence_id, revision=revision)
-        )
+    mark_gone(session, gallery_id, revision, sequence_ids)
     forget_answers_about(session, sequence_ids)
     note_erasure(session.connection())
     return embeddings

@@ -17,13 +17,14 @@ import json
 import os
 import secrets
 import zipfile
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Final, Self
 
 from sqlalchemy import Index, String, delete, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
+from service.gallery.tables import SequenceRow
 from service.storage.database import Table
 
 _KEY_FILE: Final = "receipts.key"
@@ -103,6 +104,21 @@ class TrainingRecord:
             for subject_hash, key_id in sorted(hashes.items())  # not as they were enrolled
         )
 
+    def carry(self, session: Session, gallery: str, subject_id: str, to: str) -> None:
+        """Count the models that learned from a subject as having learned from `to` as well.
+
+        For walks that change hands: which of them a model learned from is not known.
+        """
+        old, new = self._hash(gallery, subject_id), self._hash(gallery, to)
+        known = select(TrainedSubjectRow.model).where(TrainedSubjectRow.subject_hash == new)
+        models = select(TrainedSubjectRow.model).where(
+            TrainedSubjectRow.subject_hash == old, TrainedSubjectRow.model.not_in(known)
+        )
+        session.add_all(
+            TrainedSubjectRow(model=model, subject_hash=new, key_id=self._key_id)
+            for model in session.scalars(models).all()
+        )
+
     def models(self, session: Session, gallery: str, subject_ids: Sequence[str]) -> tuple[str, ...]:
         """Names of the models that learned from any of these subjects, and of all that may have."""
         if not subject_ids:
@@ -134,11 +150,22 @@ class TrainingRecord:
         return hmac.new(self._key, f"{gallery}\0{subject_id}".encode(), "sha256").hexdigest()
 
 
-def exported_subjects(path: Path) -> Iterator[str]:
-    """The subjects of an export that this deployment made, some more than once."""
+def exported_subjects(path: Path) -> dict[str, str]:
+    """Whose each sequence is, by id, in an export that this deployment made."""
     with zipfile.ZipFile(path) as file, file.open(_SEQUENCES) as lines:
-        for line in lines:
-            yield json.loads(line)["subject_id"]
+        records = map(json.loads, lines)
+        return {record["sequence_id"]: record["subject_id"] for record in records}
+
+
+def whose_now(session: Session, sequence_ids: Sequence[str]) -> set[str]:
+    """Whose these sequences are now, as far as they are enrolled: some may have changed hands."""
+    subjects: set[str] = set()
+    for start in range(0, len(sequence_ids), _AT_ONCE):
+        some = sequence_ids[start : start + _AT_ONCE]
+        subjects.update(
+            session.scalars(select(SequenceRow.subject_id).where(SequenceRow.id.in_(some)))
+        )
+    return subjects
 
 
 def _make_key(path: Path) -> None:

@@ -4,7 +4,7 @@ A zip, in this order (an object a line in `.jsonl`; times are RFC 3339, UTC):
 
 gallery.json                       format (1), name, metadata, max_age_days, operating_point,
                                    created_at
-subjects.jsonl                     subject_id, created_at
+subjects.jsonl                     subject_id, created_at; display_name of whoever has one
 sequences.jsonl                    subject_id, sequence_id, metadata, frames, quality, content_hash,
                                    created_at; in order of ids, which is that of enrolment
 silhouettes/<sequence_id>.npy      uint8 [s, 64, 64]
@@ -190,7 +190,8 @@ def _subjects(engine: Engine, gallery: GalleryRow) -> Iterator[dict[str, Any]]:
         if not rows:
             return
         for row in rows:
-            yield {"subject_id": row.subject_id, "created_at": _time(row.created_at)}
+            name = {} if row.display_name is None else {"display_name": row.display_name}
+            yield {"subject_id": row.subject_id, "created_at": _time(row.created_at), **name}
         last = rows[-1].subject_id
 
 

@@ -21,7 +21,14 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from models.array_file import read_array
 from models.silhouettes.members import shown
 from service.foundation.errors import Invalid, Malformed, Reason, TooLarge
-from service.gallery.fields import GalleryName, MaxAgeDays, SubjectId, UtcTime, check_metadata
+from service.gallery.fields import (
+    DisplayName,
+    GalleryName,
+    MaxAgeDays,
+    SubjectId,
+    UtcTime,
+    check_metadata,
+)
 from service.gallery.operating_point import OperatingPoint
 from service.gallery.records import Embedding, Silhouettes
 from service.gallery.sealing import SIDE, content_hash
@@ -82,6 +89,7 @@ class ExportedSubject(_Record):
 
     subject_id: SubjectId
     created_at: UtcTime
+    display_name: DisplayName | None = None
 
 
 class _Quality(_Record):

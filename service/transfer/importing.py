@@ -156,6 +156,7 @@ def add(engine: Engine, name: str, export: ExportFile, checked: Checked, tape: T
                 SubjectRow(
                     gallery_id=gallery.id,
                     subject_id=subject.subject_id,
+                    display_name=subject.display_name,
                     created_at=subject.created_at,
                 )
                 for subject in batch

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import StreamingResponse
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from service.access.audit.entries import Actor, Entry
 from service.access.keys import Scope
 from service.foundation.errors import Reason, StorageFull
+from service.gallery.editing import Also, Corrected, Record
 from service.gallery.fields import GalleryName, Moment
 from service.gallery.records import ErasureReceipt
 from service.http import recorded
@@ -23,7 +26,10 @@ from service.http.middleware.audit import RECORDED
 from service.http.routes.access import requires
 from service.http.routes.dependencies import Held, resources
 from service.http.schemas import AuditLine
+from service.privacy.corrections import Correct
 from service.storage.database import storage_trouble
+
+_log = logging.getLogger(__name__)
 
 
 class ErasureUnrecorded(StorageFull):
@@ -82,6 +88,33 @@ async def record_erasure(
             Reason("audit", "not_recorded"),
         ) from error
     request.scope[RECORDED] = True
+
+
+async def correct(
+    request: Request,
+    correction: Correct[Record],
+    entries: Callable[[Corrected[Record]], Iterable[Entry]],
+    also: Also = lambda _session, _corrected: None,
+) -> Corrected[Record]:
+    """Carry out a correction, recorded in its transaction, in which `also` runs as well.
+
+    A subject's id that is not enrolled any more is taken out of the record, as in an erasure.
+    """
+    held = resources(request)
+
+    def record(session: Session, corrected: Corrected[Record]) -> None:
+        also(session, corrected)
+        for entry in entries(corrected):
+            record_change(request, entry)
+
+    corrected = await held.corrections.make(correction, record)
+    handover = corrected.handover
+    if handover is not None and handover.subject_gone:
+        try:
+            await asyncio.to_thread(held.audit.forget, corrected.gallery, handover.subject_id)
+        except (OSError, SQLAlchemyError):  # it is committed; the next tidying forgets
+            _log.exception("a former id is left in the audit record for a while")
+    return corrected
 
 
 def _caller(request: Request) -> Actor:

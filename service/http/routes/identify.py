@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile
 
 from service.access.keys import Scope
+from service.gallery import listing
 from service.gallery.fields import (
     FILTER_SCHEMA,
     GalleryName,
@@ -16,11 +19,16 @@ from service.gallery.fields import (
     parse_filter,
 )
 from service.http import recorded
+from service.http.resources import Resources
 from service.http.routes.access import requires
 from service.http.routes.audited import record_answer
 from service.http.routes.dependencies import HeldReady, unless_disconnected, walk
 from service.http.schemas import IdentifyAnswer, VerifyAnswer
 from service.privacy.erasure import DEFAULT_GALLERY
+
+DisplayNames = Annotated[
+    bool, Form(description="Add what people call each subject, `display_name`.")
+]
 
 router = APIRouter(tags=["recognition"], dependencies=[Depends(requires(Scope.IDENTIFY))])
 
@@ -43,6 +51,7 @@ async def identify(
         ),
     ] = None,
     explain: Annotated[bool, Form(description="Add the similarity of each part.")] = False,
+    display_names: DisplayNames = False,
 ) -> Response:
     """Say who in the gallery walks like this, if anybody."""
     identified = await unless_disconnected(
@@ -58,13 +67,18 @@ async def identify(
     )
     entry = recorded.identification(identified, top_k=top_k, filtered=where is not None)
     await record_answer(request, entry)
-    # `parts` are left out unless explained; everything else that is null is said to be.
-    unexplained = None if explain else {"candidates": {"__all__": {"parts"}}}
-    body = IdentifyAnswer.of(identified).model_dump_json(exclude=unexplained)
+    who = [item.candidate.subject_id for item in identified.candidates]
+    names = await _names(held, gallery, who) if display_names else {}
+    # What was not asked for is left out; everything else that is null is said to be.
+    asked = {"parts": explain, "display_name": display_names}
+    left_out = {name for name, wanted in asked.items() if not wanted}
+    body = IdentifyAnswer.of(identified, names).model_dump_json(
+        exclude={"candidates": {"__all__": left_out}}
+    )
     return Response(body, media_type="application/json")
 
 
-@router.post("/verify")
+@router.post("/verify", response_model=VerifyAnswer)
 async def verify(
     request: Request,
     held: HeldReady,
@@ -72,11 +86,21 @@ async def verify(
     sequence: Annotated[UploadFile, File(description="One walk.")],
     gallery: Annotated[GalleryName, Form()] = DEFAULT_GALLERY,
     threshold: Annotated[ThresholdField | None, Form()] = None,
-) -> VerifyAnswer:
+    display_names: DisplayNames = False,
+) -> Response:
     """Say whether this subject walks like this."""
     verified = await unless_disconnected(
         request,
         held.verification.verify(gallery, subject_id, walk(sequence), threshold=threshold),
     )
     await record_answer(request, recorded.verification(verified))
-    return VerifyAnswer.of(verified)
+    names = await _names(held, gallery, [subject_id]) if display_names else {}
+    body = VerifyAnswer.of(verified, names).model_dump_json(
+        exclude=None if display_names else {"display_name"}
+    )
+    return Response(body, media_type="application/json")
+
+
+async def _names(held: Resources, gallery: str, subject_ids: Sequence[str]) -> dict[str, str]:
+    """Read as the answer is made, so that it is what the subjects are called now."""
+    return await asyncio.to_thread(listing.display_names, held.engine, gallery, subject_ids)
