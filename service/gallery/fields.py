@@ -48,16 +48,18 @@ GalleryName = Annotated[
 ]
 
 
-_UNREADABLE = re.compile("[\u2028-\u202e\u2066-\u2069]")  # ends lines, or turns text around
+# No control characters, and none that end a line or turn the text beside them around.
+_NOT_IN_A_NAME = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
+_NAME = rf"^[^\s{_NOT_IN_A_NAME}][^{_NOT_IN_A_NAME}]*$"
 
 
 def _a_name(value: str) -> str:
-    """Compose accents, so that two who type one name type the same."""
+    """Compose accents, so that what looks the same is the same."""
     name = unicodedata.normalize("NFC", value)
-    if not 1 <= len(name) <= LONGEST_DISPLAY_NAME or not name.strip():
-        raise ValueError(f"must be 1 to {LONGEST_DISPLAY_NAME} characters, not only spaces")
-    if _UNREADABLE.search(name) or any(unicodedata.category(one) in ("Cc", "Cs") for one in name):
-        raise ValueError("must have no control characters and no ends of lines")
+    if len(name) > LONGEST_DISPLAY_NAME:
+        raise ValueError(f"must be at most {LONGEST_DISPLAY_NAME} characters")
+    if not re.fullmatch(_NAME, name) or not storable(name):
+        raise ValueError("must begin with no space and have no control characters")
     return name
 
 
@@ -67,9 +69,8 @@ DisplayName = Annotated[
     WithJsonSchema(
         {
             "type": "string",
-            "minLength": 1,
             "maxLength": LONGEST_DISPLAY_NAME,
-            "pattern": r"^[^\p{Cc}\p{Cs}\u2028-\u202e\u2066-\u2069]+$",
+            "pattern": _NAME,
             "description": "What people call the person, in any script; it is kept in NFC.",
         }
     ),

@@ -19,6 +19,7 @@ import service.storage.database
 from service.__main__ import main
 from service.foundation.errors import NotFound
 from service.foundation.settings import Settings
+from service.gallery.editing import edit_subject
 from service.gallery.records import NewSequence, SequenceQuality
 from service.gallery.store import GalleryStore
 from service.job_types.gallery_audit import (
@@ -175,7 +176,7 @@ def test_lists_are_bounded_and_in_the_same_order_every_time(
     assert len(first.nearer_to_another) == len(first.pairs) == MOST_LISTED
 
 
-@pytest.mark.parametrize("erase", ["sequence", "subject", "gallery"])
+@pytest.mark.parametrize("erase", ["sequence", "subject", "gallery", "rename", "merge"])
 def test_who_is_erased_goes_from_the_findings_and_from_the_job_s_events(
     serve: Serve, settings: Settings, engine: Engine, erase: str
 ) -> None:
@@ -186,8 +187,13 @@ def test_who_is_erased_goes_from_the_findings_and_from_the_job_s_events(
         erase_sequence(engine, ids["bert"][1])
     elif erase == "subject":
         erase_subject(engine, "default", "bert")
-    else:
+    elif erase == "gallery":
         erase_gallery(engine, "default", keep=True)
+    elif erase == "rename":
+        assert serve().patch("/subjects/bert", json={"subject_id": "b"}).status_code == 200
+    else:
+        answer = serve().post("/subjects/bert/merge", json={"into": "anna"})
+        assert answer.status_code == 200
     kept = JobQueue.of(engine, settings).get(job.id)
     events = JobQueue.of(engine, settings).events(job.id)
     for text in (str(kept.result), str([event.data for event in events])):
@@ -219,6 +225,32 @@ def test_who_is_erased_while_the_audit_runs_is_not_in_it(
     assert ended.status is Status.SUCCEEDED
     assert "'anna'" not in str(ended.result)
     assert ids["anna"][0] not in str([event.data for event in queue.events(job.id)])
+
+
+def test_who_is_renamed_while_the_audit_runs_is_not_in_it_under_either_name(
+    settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed_up(engine, settings)
+    types = job_types(settings, engine)
+    kind = types["audit-gallery"]
+    finished = kind.complete
+
+    def complete(job: Job, folder: Path) -> Outcome:
+        outcome = finished(job, folder)
+        edit_subject(
+            engine, lambda *_: None, gallery="default", subject_id="anna", new_id="former-anna"
+        )
+        return outcome
+
+    monkeypatch.setattr(kind, "complete", complete)
+    queue = JobQueue.of(engine, settings)
+    job = queue.enqueue("audit-gallery", {"gallery": "default"})
+    assert worker_of(settings, engine, types=types).run_one()
+    ended = queue.get(job.id)
+    assert ended.status is Status.SUCCEEDED
+    assert ended.result is not None
+    assert ended.result["pairs"] == []
+    assert "anna'" not in str(ended.result)
 
 
 def test_a_gallery_erased_while_it_is_audited_fails_the_job(

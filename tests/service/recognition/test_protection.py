@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from service.foundation.settings import Settings
 from service.gallery.cache import GalleryCache
 from service.gallery.coverage import coverage, labels_in_use
+from service.gallery.editing import edit_sequence
 from service.gallery.live_index import FollowedGallery
 from service.gallery.memory_index import MemoryIndex
 from service.gallery.records import Embedding, NewSequence, SequenceQuality, Silhouettes
@@ -400,6 +401,23 @@ def test_own_walks_enrolled_after_the_look_count_too(
     new = [one.sequence for one in third]
     store.enrol("default", "bert", new, "d", lambda _: None)
     assert enter(protection, store, "bert", second, seen).added == {second[0].sequence.sequence_id}
+
+
+def test_what_changes_hands_after_the_look_is_looked_at_again(
+    protection: Protection, store: GalleryStore, engine: Engine
+) -> None:
+    anna, other = offer(direction(0), 1), offer(direction(1), 9)
+    for who, walks in (("anna", anna), ("carl", other)):
+        enter(protection, store, who, walks, protection.look("default", who, walks))
+    bert = offer(direction(0), 2)
+    seen = protection.look("default", "bert", bert)
+    moved = anna[0].sequence.sequence_id
+    edit_sequence(engine, lambda *_: None, sequence_id=moved, subject_id="carl")
+    with pytest.raises(GalleryChanged):
+        enter(protection, store, "bert", bert, seen)
+    (walk,) = protection.look("default", "bert", bert).walks
+    assert walk.other is not None
+    assert (walk.other.subject_id, walk.other.sequence_id) == ("carl", moved)
 
 
 @pytest.mark.parametrize("erase", ["sequence", "subject", "gallery"])

@@ -130,6 +130,22 @@ def test_a_gallery_comes_out_as_it_went_in(serve: Serve, tmp_path: Path) -> None
     assert found["threshold_source"] == "gallery"
 
 
+def test_display_names_go_out_and_come_in_and_files_of_before_have_none(serve: Serve) -> None:
+    client = serve()
+    fill(client)
+    client.patch("/subjects/anna?gallery=lab", json={"display_name": "Ánna 李"})
+    file = export(client, "lab")
+    anna, bert = lines(members(file)[SUBJECTS])
+    assert anna["display_name"] == "Ánna 李"
+    assert "display_name" not in bert
+    assert put(client, "copy", file).status_code == 201
+    assert nameless(export(client, "copy")) == nameless(file)
+    assert client.get("/subjects/anna?gallery=copy").json()["display_name"] == "Ánna 李"
+    before = packed(changed_line(members(file), SUBJECTS, display_name=...))
+    assert put(client, "before", before).status_code == 201
+    assert client.get("/subjects/anna?gallery=before").json()["display_name"] is None
+
+
 def test_an_encrypted_gallery_goes_out_plain_and_comes_in_encrypted(
     serve: Serve, tmp_path: Path
 ) -> None:
@@ -368,6 +384,9 @@ STRANGE: dict[str, tuple[Callable[[Members], Members], str]] = {
     ),
     "a subject id with a slash": (
         lambda c: changed_line(c, SUBJECTS, subject_id="a/b"), "subjects.jsonl line 1",
+    ),
+    "a display name of two lines": (
+        lambda c: changed_line(c, SUBJECTS, display_name="two\nlines"), "subjects.jsonl line 1",
     ),
     "a field too few": (
         lambda c: changed_line(c, SEQUENCES, quality=...), "sequences.jsonl line 1",
