@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from service.cli.failure import WrongUsage
 
 LOCAL = "http://127.0.0.1:8000"
 
@@ -27,3 +30,16 @@ TargetFpir = Annotated[float, typer.Option(help="At most this share of strangers
 AsJson = Annotated[bool, typer.Option("--json", help="Answers as JSON; of lists an object a line.")]
 Wait = Annotated[bool, typer.Option(help="Follow the job to its end.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def json_object(option: str, text: str | None) -> dict[str, Any] | None:
+    """An option's JSON object, if it was given; raises `WrongUsage` for anything else."""
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise WrongUsage(f"{option} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise WrongUsage(f"{option} must be a JSON object")
+    return value

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,6 +18,7 @@ from service.cli.options import (
     Threshold,
     Url,
     WalkFile,
+    json_object,
 )
 from service.cli.output import print_answer, print_table, printable
 
@@ -74,7 +74,7 @@ def enroll(
             who,
             walks,
             gallery=gallery,
-            metadata=_object("--metadata", metadata),
+            metadata=json_object("--metadata", metadata),
             accept_conflict=accept_conflict,
         )
     if as_json:
@@ -120,7 +120,7 @@ def identify(
             gallery=gallery,
             top_k=top_k,
             threshold=threshold,
-            filter=_object("--filter", filter),
+            filter=json_object("--filter", filter),
             explain=explain,
         )
     if as_json:
@@ -164,15 +164,3 @@ def verify(
         )
     if not answer.verified:
         raise typer.Exit(1)
-
-
-def _object(option: str, text: str | None) -> dict[str, Any] | None:
-    if text is None:
-        return None
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise WrongUsage(f"{option} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise WrongUsage(f"{option} must be a JSON object")
-    return value

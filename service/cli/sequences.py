@@ -9,7 +9,7 @@ import typer
 
 from service.cli.connection import confirm, connected
 from service.cli.failure import WrongUsage, complaints
-from service.cli.options import LOCAL, ApiKey, Url, Yes
+from service.cli.options import LOCAL, ApiKey, Url, Yes, json_object
 from service.cli.output import print_answer
 
 app = typer.Typer(no_args_is_help=True, help="Enrolled walks of a running service.")
@@ -20,6 +20,24 @@ def show(sequence_id: str, url: Url = LOCAL, api_key: ApiKey = None) -> None:
     """Show a sequence as JSON, without its silhouettes."""
     with connected(url, api_key) as client:
         print_answer(client.sequence(sequence_id))
+
+
+@app.command("edit")
+def edit(
+    sequence_id: str,
+    metadata: Annotated[
+        str | None, typer.Option(help='Replaces all of it: JSON, such as {"view": "090"}.')
+    ] = None,
+    subject: Annotated[str | None, typer.Option(help="Whose it is: somebody enrolled.")] = None,
+    url: Url = LOCAL,
+    api_key: ApiKey = None,
+) -> None:
+    """Correct a sequence's metadata, or whose it is."""
+    if metadata is None and subject is None:
+        raise WrongUsage("give --metadata, --subject, or both")
+    content = json_object("--metadata", metadata)
+    with connected(url, api_key) as client:
+        print_answer(client.edit_sequence(sequence_id, metadata=content, subject_id=subject))
 
 
 @app.command("download")

@@ -107,7 +107,10 @@ class Probe(Answer):
 
 
 class Candidate(Answer):
-    """One enrolled subject who may be the probe; `parts`, head to feet, only when explained."""
+    """One enrolled subject who may be the probe.
+
+    `parts`, head to feet, are there only when explained, `display_name` only when asked for.
+    """
 
     rank: int
     subject_id: str
@@ -115,6 +118,7 @@ class Candidate(Answer):
     margin: float | None
     sequence_id: str
     parts: list[float] | None = None
+    display_name: str | None = None
 
 
 ThresholdSource = Literal["request", "gallery", "model"]
@@ -150,6 +154,7 @@ class Verification(Answer):
     probe: Probe
     model: ModelReference
     took_ms: float
+    display_name: str | None = None
 
 
 class Gallery(Answer):
@@ -181,6 +186,7 @@ class Subject(Answer):
     gallery: str
     sequences: int
     created_at: datetime
+    display_name: str | None = None
 
 
 class Sequence(Answer):
@@ -203,6 +209,7 @@ class SubjectDetails(Answer):
     sequences: list[Sequence]
     created_at: datetime
     coverage: Coverage | None = None
+    display_name: str | None = None
 
 
 class ErasureReceipt(Answer):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 import httpx
@@ -101,6 +102,7 @@ class Calls:
         threshold: float | None = None,
         filter: Filter | None = None,
         explain: bool = False,
+        display_names: bool = False,
     ) -> Call[Identification]:
         """Say who walks there; `filter` is metadata that candidates carry, a list any of it."""
         return Call(
@@ -114,6 +116,7 @@ class Calls:
                 "threshold": None if threshold is None else str(threshold),
                 "filter": _json(filter),
                 "explain": "true" if explain else None,
+                "display_names": "true" if display_names else None,
             },
             files=[("sequence", walk)],
         )
@@ -126,6 +129,7 @@ class Calls:
         *,
         gallery: str = _DEFAULT_GALLERY,
         threshold: float | None = None,
+        display_names: bool = False,
     ) -> Call[Verification]:
         """Say whether this is the person."""
         return Call(
@@ -137,6 +141,7 @@ class Calls:
                 "subject_id": subject_id,
                 "gallery": gallery,
                 "threshold": None if threshold is None else str(threshold),
+                "display_names": "true" if display_names else None,
             },
             files=[("sequence", walk)],
         )
@@ -221,6 +226,42 @@ class Calls:
         )
 
     @answered
+    def edit_subject(
+        self,
+        subject_id: str,
+        *,
+        gallery: str = _DEFAULT_GALLERY,
+        display_name: str | EllipsisType | None = ...,
+        new_id: str | None = None,
+    ) -> Call[Subject]:
+        """Set what people call a person (None: nothing), or give it another id."""
+        content: dict[str, str | None] = {}
+        if not isinstance(display_name, EllipsisType):
+            content["display_name"] = display_name
+        if new_id is not None:
+            content["subject_id"] = new_id
+        return Call(
+            method="PATCH",
+            path=at("/subjects/{}", subject_id),
+            read=Subject.of,
+            query={"gallery": gallery},
+            json=content,
+        )
+
+    @answered
+    def merge_subjects(
+        self, subject_id: str, into: str, *, gallery: str = _DEFAULT_GALLERY
+    ) -> Call[Subject]:
+        """Give every sequence of a person to `into`, who is the same one."""
+        return Call(
+            method="POST",
+            path=at("/subjects/{}/merge", subject_id),
+            read=Subject.of,
+            query={"gallery": gallery},
+            json={"into": into},
+        )
+
+    @answered
     def erase_subject(
         self, subject_id: str, *, gallery: str = _DEFAULT_GALLERY
     ) -> Call[ErasureReceipt]:
@@ -237,6 +278,21 @@ class Calls:
         """One sequence, without its silhouettes."""
         path = at("/sequences/{}", sequence_id)
         return Call(method="GET", path=path, read=answers.Sequence.of)
+
+    @answered
+    def edit_sequence(
+        self,
+        sequence_id: str,
+        *,
+        metadata: Metadata | None = None,
+        subject_id: str | None = None,
+    ) -> Call[answers.Sequence]:
+        """Replace a sequence's metadata, or give it to another person of its gallery."""
+        content: dict[str, Any] = {} if metadata is None else {"metadata": dict(metadata)}
+        if subject_id is not None:
+            content["subject_id"] = subject_id
+        path = at("/sequences/{}", sequence_id)
+        return Call(method="PATCH", path=path, read=answers.Sequence.of, json=content)
 
     @answered
     def silhouettes(self, sequence_id: str) -> Call[bytes]:

@@ -5,7 +5,7 @@ import { element } from "./dom.js";
 const ADVICE = {
   another_sequence: "Enrol another walk: with one alone, every bad frame counts.",
   another_view: "Enrol a walk in another view: between views people are told apart less well.",
-  name_the_view: "Say the view with each walk, so that missing ones can be named.",
+  name_the_view: "Say the view with each walk, so that missing ones can be named: of one that is enrolled under “Correct”, in the gallery.",
 };
 
 /** What a subject's coverage says, and what to enrol next. */

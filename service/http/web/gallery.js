@@ -4,6 +4,7 @@ import { call, path } from "./api.js";
 import { resetAudit, startAudit } from "./audit.js";
 import { leaveCalibration, showCalibration, startCalibration } from "./calibration.js";
 import { confirmed } from "./confirmation.js";
+import { subjectCorrections, walkCorrections } from "./corrections.js";
 import { coverageOf } from "./coverage.js";
 import { announce, bringIntoView, byId, element, entry } from "./dom.js";
 import { walkOf } from "./enrolment.js";
@@ -119,7 +120,7 @@ function subjectTable(subjects) {
     element("tbody", {}, ...subjects.map((one) => element("tr", {},
       element("th", { scope: "row" }, element("button", {
         type: "button", class: "link", onclick: () => showSubject(one.subject_id),
-      }, one.subject_id)),
+      }, one.subject_id), one.display_name ? ` ${one.display_name}` : null),
       element("td", {}, one.sequences),
       element("td", {}, new Date(one.created_at).toLocaleDateString())))));
 }
@@ -129,7 +130,11 @@ async function showSubject(subjectId) {
   await showing(place, async () => {
     const query = { gallery: gallery() };
     const subject = await call("GET", path`/subjects/${subjectId}`, { query });
-    const heading = element("h2", { tabindex: -1 }, subject.subject_id);
+    const heading = element("h2", { tabindex: -1 }, subject.subject_id, subject.display_name ? ` ${subject.display_name}` : null);
+    const corrected = async (now) => {
+      await reread();
+      await showSubject(now);
+    };
     place.replaceChildren(element("div", { class: "card" },
       element("div", { class: "heading" }, heading,
         element("button", {
@@ -138,9 +143,10 @@ async function showSubject(subjectId) {
             `All ${subject.sequences.length} walks and their embeddings are erased, and cannot be brought back.`,
             path`/subjects/${subject.subject_id}`, query),
         }, "Delete subject …")),
+      subjectCorrections(subject, corrected),
       subject.coverage ? coverageOf(subject.coverage) : null,
       element("ul", { class: "walks" }, ...subject.sequences.map((one, index) =>
-        walkOf(one, `walk ${index + 1} of ${subject.subject_id}`, details(one.metadata),
+        walkOf(one, `walk ${index + 1} of ${subject.subject_id}`, details(one.metadata), walkCorrections(one, corrected),
           element("button", {
             type: "button", class: "danger", "aria-label": `Delete walk ${index + 1} …`,
             onclick: () => erase(`Delete walk ${index + 1} of ${subject.subject_id}?`,

@@ -573,6 +573,31 @@ def test_silhouettes_are_written_to_files(
     assert (status, ".npz, .gif or .png?" in err) == (2, True)
 
 
+def test_what_is_enrolled_is_corrected(
+    at: Gaitid, walks: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert at("galleries", "create", "cli-fix")[0] == 0
+    where = ("--gallery", "cli-fix")
+    for person in (1, 2):
+        assert at("enroll", f"p{person}", walks(person), *where, "--accept-conflict")[0] == 0
+    named = json.loads(at("subjects", "name", "p1", "Änna", *where)[1])
+    assert named["display_name"] == "Änna"
+    assert "Änna" in at("subjects", "list", *where)[1]
+    assert json.loads(at("subjects", "rename", "p1", "p9", *where)[1])["subject_id"] == "p9"
+    row = json.loads(at("subjects", "show", "p9", *where, "--json")[1])
+    edit = ("sequences", "edit", row["sequence_id"])
+    edited = json.loads(at(*edit, "--metadata", '{"view": "090"}', "--subject", "p2")[1])
+    assert (edited["metadata"], edited["subject_id"]) == ({"view": "090"}, "p2")
+    assert at(*edit)[0] == 2
+    assert at("enroll", "p3", walks(3), *where, "--accept-conflict")[0] == 0
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    assert at("subjects", "merge", "p3", "p2", *where)[0] == 1
+    merged = json.loads(at("subjects", "merge", "p3", "p2", *where, "--yes")[1])
+    assert (merged["sequences"], merged["display_name"]) == (3, None)
+    assert json.loads(at("subjects", "name", "p2", *where)[1])["display_name"] is None
+    assert at("galleries", "delete", "cli-fix", "-y")[0] == 0
+
+
 def test_what_is_erased_is_asked_about_and_gone(
     at: Gaitid, walks: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

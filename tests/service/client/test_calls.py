@@ -39,8 +39,11 @@ WALK = ("walk.npz", b"walk")
 HERE = Path(__file__)
 ARGUMENTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "enroll": (("anna", [WALK]), {"metadata": {"view": "090"}}),
-    "identify": ((WALK,), {"filter": {"view": ["000"]}, "threshold": 0.5, "explain": True}),
-    "verify": (("anna", WALK), {"threshold": 0.5}),
+    "identify": (
+        (WALK,),
+        {"filter": {"view": ["000"]}, "threshold": 0.5, "explain": True, "display_names": True},
+    ),
+    "verify": (("anna", WALK), {"threshold": 0.5, "display_names": True}),
     "galleries": ((), {}),
     "gallery": (("lab",), {}),
     "create_gallery": (("lab",), {}),
@@ -50,8 +53,11 @@ ARGUMENTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "erase_gallery": (("lab",), {}),
     "subjects": ((), {}),
     "subject": (("anna",), {}),
+    "edit_subject": (("anna",), {"display_name": "Anna", "new_id": "a"}),
+    "merge_subjects": (("anna", "bert"), {}),
     "erase_subject": (("anna",), {}),
     "sequence": (("q1",), {}),
+    "edit_sequence": (("q1",), {"metadata": {"view": "090"}, "subject_id": "bert"}),
     "silhouettes": (("q1",), {}),
     "film": (("q1",), {}),
     "energy_image": (("q1",), {}),

@@ -338,7 +338,7 @@ def test_corrections_take_the_scope_that_erasures_take(settings: Settings) -> No
         client.headers["Authorization"] = f"Bearer {keys[Scope.ADMIN]}"
         (sequence,) = enrolled(client, "anna", walk(1))
         enrolled(client, "bert", walk(2))
-        calls = (
+        calls: tuple[tuple[str, str, dict[str, Any]], ...] = (
             ("PATCH", f"/sequences/{sequence}", {"metadata": {}}),
             ("PATCH", "/subjects/anna", {"display_name": "A"}),
             ("POST", "/subjects/anna/merge", {"into": "bert"}),
