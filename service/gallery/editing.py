@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import Engine, delete, func, select, update
 from sqlalchemy.orm import Session
 
-from service.foundation.errors import Conflict, Invalid, NotFound, Reason
+from service.foundation.errors import Conflict, NotFound, Reason
 from service.gallery.coverage import label
 from service.gallery.listing import missing_subject
 from service.gallery.records import Metadata, SequenceRecord, SubjectRecord
@@ -164,18 +164,18 @@ def merge_subjects(
 
     Raises:
         NotFound: there is no such gallery, or no such subject.
-        Invalid: both are one subject.
+        Conflict: both are one subject.
     """
-    if subject_id == into:
-        raise Invalid(
-            "A subject cannot be merged into itself: name another one in `into`.",
-            Reason("into", "same_subject"),
-            slug="invalid-field",
-        )
     with Session(writing(engine)) as session, session.begin():
         gallery_id, revision = raise_revision(session, gallery)
         row = _subject(session, gallery_id, gallery, subject_id)
         remaining = _subject(session, gallery_id, gallery, into)
+        if row is remaining:
+            raise Conflict(
+                "A subject cannot be merged into itself: name another one in `into`.",
+                Reason("into", "same_subject"),
+                slug="same-subject",
+            )
         if remaining.display_name is None:
             remaining.display_name = row.display_name
         handover = _hand_over(session, gallery_id, revision, row, remaining)

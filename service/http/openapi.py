@@ -80,8 +80,6 @@ _OF_JOB = {"show_job": _JOB, "cancel_job": _JOB, "follow_job": _JOB}
 _LINKS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     "enroll": {
         "show_subject": _SUBJECT,
-        "edit_subject": _SUBJECT,
-        "merge_subjects": _SUBJECT,
         "erase_subject": _SUBJECT,
         "show_sequence": _FIRST_SEQUENCE,
         "edit_sequence": _FIRST_SEQUENCE,

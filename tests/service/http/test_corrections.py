@@ -227,7 +227,7 @@ def test_who_is_not_there_or_in_the_way_is_named_with_what_to_do(client: httpx.C
         ),
         (client.post("/subjects/anna/merge", json={"into": "none"}), 404, "subject-not-found"),
         (client.post("/subjects/none/merge", json={"into": "anna"}), 404, "subject-not-found"),
-        (client.post("/subjects/anna/merge", json={"into": "anna"}), 422, "invalid-field"),
+        (client.post("/subjects/anna/merge", json={"into": "anna"}), 409, "same-subject"),
         (client.post("/subjects/anna/merge", json={}), 422, "invalid-field"),
     ]
     for answer, status, slug in refused:
