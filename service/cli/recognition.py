@@ -168,13 +168,15 @@ def identify(
         print_answer(answer)
         return
     typer.echo(f"{answer.decision} (threshold {answer.threshold:.3f}, {answer.threshold_source})")
-    columns = ["rank", "similarity", "subject", "name", "margin", *(["parts"] if explain else [])]
+    named = any(candidate.display_name for candidate in answer.candidates)
+    columns = ["rank", "similarity", "subject", *(["name"] if named else []), "margin"]
+    columns += ["parts"] if explain else []
     rows = [
         [
             candidate.rank,
             f"{candidate.similarity:.3f}",
             candidate.subject_id,
-            candidate.display_name,
+            *([candidate.display_name] if named else []),
             candidate.margin,
             *([" ".join(f"{part:.2f}" for part in candidate.parts)] if candidate.parts else []),
         ]
