@@ -374,7 +374,7 @@ def test_what_is_enrolled_is_corrected_and_people_have_names(
         )  # fmt: skip
     section = opened(page, served, "gallery", gallery)
     detail, rows = section.locator("#subject-detail"), section.locator("#subject-list tbody th")
-    rows.get_by_role("button", name="anna").click()
+    rows.get_by_role("link", name="anna").click()
 
     def correct(where: Locator, label: str, value: str, button: str) -> None:
         where.get_by_text("Correct", exact=True).first.click()
