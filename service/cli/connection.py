@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, get_ty
 
 import typer
 
-from service.cli.failure import CommandFailed
+from service.cli.failure import CommandFailed, WrongUsage
 from service.cli.output import printable
 
 if TYPE_CHECKING:
@@ -129,6 +130,19 @@ def require_success(job: Job) -> Job:
             f"the job {job.id} {job.status}{': ' + printable(job.error) if job.error else ''}"
         )
     return job
+
+
+def json_object(option: str, text: str | None) -> dict[str, Any] | None:
+    """Parse a JSON object that was given as an option; raises `WrongUsage`."""
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise WrongUsage(f"{option} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise WrongUsage(f"{option} must be a JSON object")
+    return value
 
 
 def confirm(question: str, *, yes: bool) -> None:

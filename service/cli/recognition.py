@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +17,7 @@ from service.cli.connection import (
     WalkFile,
     asking,
     connected,
+    json_object,
 )
 from service.cli.failure import WrongUsage, failing_on
 from service.cli.output import print_answer, print_object, print_table, printable
@@ -71,7 +71,7 @@ def enroll(
         return
     with connected(url, api_key) as client:
         enrolment = client.enroll(
-            who, walks, gallery=gallery, metadata=_object("--metadata", metadata),
+            who, walks, gallery=gallery, metadata=json_object("--metadata", metadata),
             accept_conflict=accept_conflict,
         )  # fmt: skip
     if as_json:
@@ -162,18 +162,21 @@ def identify(
     """Say who walks there."""
     answer = client.identify(
         walk, gallery=gallery, top_k=top_k, threshold=threshold,
-        filter=_object("--filter", filter), explain=explain,
+        filter=json_object("--filter", filter), explain=explain, include="metadata",
     )  # fmt: skip
     if as_json:
         print_answer(answer)
         return
     typer.echo(f"{answer.decision} (threshold {answer.threshold:.3f}, {answer.threshold_source})")
-    columns = ["rank", "similarity", "subject", "margin", *(["parts"] if explain else [])]
+    named = any(candidate.display_name for candidate in answer.candidates)
+    columns = ["rank", "similarity", "subject", *(["name"] if named else []), "margin"]
+    columns += ["parts"] if explain else []
     rows = [
         [
             candidate.rank,
             f"{candidate.similarity:.3f}",
             candidate.subject_id,
+            *([candidate.display_name] if named else []),
             candidate.margin,
             *([" ".join(f"{part:.2f}" for part in candidate.parts)] if candidate.parts else []),
         ]
@@ -203,16 +206,3 @@ def verify(
         )
     if not answer.verified:
         raise typer.Exit(1)
-
-
-def _object(option: str, text: str | None) -> dict[str, Any] | None:
-    """Parse a JSON object that was given as an option."""
-    if text is None:
-        return None
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise WrongUsage(f"{option} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise WrongUsage(f"{option} must be a JSON object")
-    return value

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.connection import Yes, asking, confirm
+from service.cli.connection import Yes, asking, confirm, json_object
 from service.cli.failure import WrongUsage, failing_on
 from service.cli.output import print_answer
 
@@ -21,6 +21,22 @@ app = typer.Typer(no_args_is_help=True, help="Enrolled walks of a running servic
 def show(client: Client, sequence_id: str) -> None:
     """Show a sequence as JSON, without its silhouettes."""
     print_answer(client.sequence(sequence_id))
+
+
+@asking(app, "edit")
+def edit(
+    client: Client,
+    sequence_id: str,
+    metadata: Annotated[
+        str | None, typer.Option(help='Replaces all of it: JSON, such as {"view": "090"}.')
+    ] = None,
+    subject: Annotated[str | None, typer.Option(help="Whose it is: somebody enrolled.")] = None,
+) -> None:
+    """Correct a sequence's metadata, or whose it is."""
+    if metadata is None and subject is None:
+        raise WrongUsage("give --metadata, --subject, or both")
+    content = json_object("--metadata", metadata)
+    print_answer(client.edit_sequence(sequence_id, metadata=content, subject_id=subject))
 
 
 @asking(app, "download")

@@ -107,7 +107,10 @@ class Probe(Answer):
 
 
 class Candidate(Answer):
-    """An enrolled subject who may be the probe; `parts`, head to feet, only when explained."""
+    """An enrolled subject who may be the probe; `parts`, head to feet, only when explained.
+
+    `display_name` and `metadata` only with `include="metadata"`.
+    """
 
     rank: int
     subject_id: str
@@ -115,6 +118,8 @@ class Candidate(Answer):
     margin: float | None
     sequence_id: str
     parts: list[float] | None = None
+    display_name: str | None = None
+    metadata: dict[str, Any] = {}
 
 
 class Search(Answer):
@@ -138,12 +143,14 @@ class Identification(Search):
 
 
 class Verification(Search):
-    """The answer to `verify`."""
+    """The answer to `verify`; `display_name` and `metadata` only with `include="metadata"`."""
 
     subject_id: str
     verified: bool
     similarity: float
     sequence_id: str
+    display_name: str | None = None
+    metadata: dict[str, Any] = {}
 
 
 class Gallery(Answer):
@@ -175,6 +182,8 @@ class Subject(Answer):
     gallery: str
     sequences: int
     created_at: datetime
+    display_name: str | None = None
+    metadata: dict[str, Any] = {}
 
 
 class Sequence(Answer):
@@ -197,6 +206,8 @@ class SubjectDetails(Answer):
     sequences: list[Sequence]
     created_at: datetime
     coverage: Coverage | None = None
+    display_name: str | None = None
+    metadata: dict[str, Any] = {}
 
 
 class ErasureReceipt(Answer):

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import EllipsisType
+from typing import Any, Literal, TypeVar
 
 from service.client import answers
 from service.client.answers import (
@@ -35,6 +36,7 @@ A = TypeVar("A", bound=Answer)
 
 Metadata = Mapping[str, str | int | float | bool | None]
 Filter = Mapping[str, Any]
+Include = Literal["metadata"]
 Dataset = str | Mapping[str, str]
 """The name of one of the deployment's packs, or `{"gallery": NAME}`."""
 
@@ -85,11 +87,16 @@ class Client(Connection):
         threshold: float | None = None,
         filter: Filter | None = None,
         explain: bool = False,
+        include: Include | None = None,
     ) -> Identification:
-        """Find who walks; `filter` is metadata of candidates, and a list means any of its items."""
+        """Find who walks; `filter` is metadata of candidates, and a list means any of its items.
+
+        With `include="metadata"` candidates have their display name and metadata.
+        """
         return self._search(
             Identification, "/identify", walk, gallery, threshold,
             top_k=str(top_k), filter=_json(filter), explain="true" if explain else None,
+            include=include,
         )  # fmt: skip
 
     def verify(
@@ -99,11 +106,13 @@ class Client(Connection):
         *,
         gallery: str = "default",
         threshold: float | None = None,
+        include: Include | None = None,
     ) -> Verification:
-        """Check whether the walk is this person's."""
+        """Check whether the walk is this person's; see `identify` for `include`."""
         return self._search(
-            Verification, "/verify", walk, gallery, threshold, subject_id=subject_id
-        )
+            Verification, "/verify", walk, gallery, threshold,
+            subject_id=subject_id, include=include,
+        )  # fmt: skip
 
     # What is enrolled
 
@@ -161,6 +170,33 @@ class Client(Connection):
         query = {"gallery": gallery}
         return self._ask(SubjectDetails, "GET", at("subjects", subject_id), query=query)
 
+    def edit_subject(
+        self,
+        subject_id: str,
+        *,
+        gallery: str = "default",
+        display_name: str | EllipsisType | None = ...,
+        metadata: Metadata | None = None,
+        merge_into: str | None = None,
+        new_id: str | None = None,
+    ) -> Subject:
+        """Correct a person, and return them as they are now; what is left out stays as it is.
+
+        Args:
+            subject_id: the person.
+            gallery: of the person.
+            display_name: what people call them; None removes it.
+            metadata: replaces all of it.
+            merge_into: another subject who is the same person, gets every walk, and remains;
+                `display_name` and `metadata` are then set there.
+            new_id: another id; not together with `merge_into`.
+        """
+        content = _changes(metadata, merge_into=merge_into, subject_id=new_id)
+        if not isinstance(display_name, EllipsisType):
+            content["display_name"] = display_name
+        path, query = at("subjects", subject_id), {"gallery": gallery}
+        return self._ask(Subject, "PATCH", path, query=query, json=content)
+
     def erase_subject(self, subject_id: str, *, gallery: str = "default") -> ErasureReceipt:
         """Erase a person with every sequence."""
         query = {"gallery": gallery}
@@ -169,6 +205,17 @@ class Client(Connection):
     def sequence(self, sequence_id: str) -> answers.Sequence:
         """Return one sequence, without its silhouettes."""
         return self._ask(answers.Sequence, "GET", at("sequences", sequence_id))
+
+    def edit_sequence(
+        self,
+        sequence_id: str,
+        *,
+        metadata: Metadata | None = None,
+        subject_id: str | None = None,
+    ) -> answers.Sequence:
+        """Replace a sequence's metadata, or give it to another person of its gallery."""
+        content = _changes(metadata, subject_id=subject_id)
+        return self._ask(answers.Sequence, "PATCH", at("sequences", sequence_id), json=content)
 
     def silhouettes(self, sequence_id: str) -> bytes:
         """Return a sequence's silhouettes as an .npz: `silhouettes`, uint8 [s, 64, 64]."""
@@ -315,6 +362,14 @@ class Client(Connection):
 
     def _start(self, path: str, content: Mapping[str, Any]) -> Job:
         return self._ask(Job, "POST", path, json=content)
+
+
+def _changes(metadata: Metadata | None, **ids: str | None) -> dict[str, Any]:
+    """Return the body of a PATCH; what is None stays as it is."""
+    content: dict[str, Any] = dict(given(ids))
+    if metadata is not None:
+        content["metadata"] = dict(metadata)
+    return content
 
 
 def _json(value: Mapping[str, Any] | None) -> str | None:

@@ -4,7 +4,7 @@ A zip, in this order (an object a line in `.jsonl`; times are RFC 3339, UTC):
 
 gallery.json                       format (1), name, metadata, max_age_days, operating_point,
                                    created_at
-subjects.jsonl                     subject_id, created_at
+subjects.jsonl                     subject_id, created_at; display_name and metadata if it has them
 sequences.jsonl                    subject_id, sequence_id, metadata, frames, quality, content_hash,
                                    created_at; in order of ids, which is that of enrolment
 silhouettes/<sequence_id>.npy      uint8 [s, 64, 64]
@@ -44,8 +44,8 @@ def lines(file: zipfile.ZipFile, member: str) -> Iterator[bytes]:
             yield line
 
 
-def exported_subjects(path: Path) -> Iterator[str]:
-    """The subjects of an export that this deployment made, some more than once."""
+def exported_subjects(path: Path) -> dict[str, str]:
+    """The subject of each sequence, by the sequence's id, in an export of this deployment."""
     with zipfile.ZipFile(path) as file:
-        for line in lines(file, SEQUENCES):
-            yield json.loads(line)["subject_id"]
+        records = map(json.loads, lines(file, SEQUENCES))
+        return {record["sequence_id"]: record["subject_id"] for record in records}

@@ -6,10 +6,11 @@ import base64
 import binascii
 import json
 import re
+import unicodedata
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, WithJsonSchema
 
 from service.foundation.errors import Invalid, Reason
 from service.gallery.live_index import Filter
@@ -20,6 +21,7 @@ _MOST_FIELDS = 64
 _MOST_VALUES = 100
 _LONGEST_NAME = 64
 _LONGEST_TEXT = 1024
+LONGEST_DISPLAY_NAME = 200
 _LARGEST_NUMBER = 2**53  # up to which every JSON reader keeps integers exactly
 
 
@@ -42,6 +44,35 @@ GalleryName = Annotated[
     Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
         description="1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or digit.",
+    ),
+]
+
+
+# No control characters, and none that end a line or turn the text beside them around.
+_NOT_IN_A_NAME = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
+_NAME = rf"^[^\s{_NOT_IN_A_NAME}][^{_NOT_IN_A_NAME}]*$"
+
+
+def _a_name(value: str) -> str:
+    """Compose accents, so that what looks the same is the same."""
+    name = unicodedata.normalize("NFC", value)
+    if len(name) > LONGEST_DISPLAY_NAME:
+        raise ValueError(f"must be at most {LONGEST_DISPLAY_NAME} characters")
+    if not re.fullmatch(_NAME, name) or not storable(name):
+        raise ValueError("must begin with no space and have no control characters")
+    return name
+
+
+DisplayName = Annotated[
+    str,
+    AfterValidator(_a_name),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "maxLength": LONGEST_DISPLAY_NAME,
+            "pattern": _NAME,
+            "description": "What people call the person, in any script; it is kept in NFC.",
+        }
     ),
 ]
 
@@ -145,6 +176,11 @@ Cursor = Annotated[
 def parse_metadata(text: str | None) -> Metadata:
     """Metadata from a form field: a flat JSON object; `Invalid` otherwise. None is empty."""
     return {} if text is None else check_metadata(_object("metadata", text))
+
+
+def enrolled_metadata(value: dict[str, Any]) -> Metadata:
+    """The same of what came as JSON itself, as `parse_metadata` takes it from a form."""
+    return parse_metadata(json.dumps(check_metadata(value), ensure_ascii=False))
 
 
 def check_metadata(value: dict[str, Any]) -> Metadata:

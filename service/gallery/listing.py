@@ -8,13 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import TypeVar
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, and_, func, select
 from sqlalchemy.orm import Session
 
 from service.foundation.errors import NotFound, Reason
 from service.gallery.coverage import Coverage, coverage, labels_in_use
-from service.gallery.records import GalleryRecord, SequenceRecord, SubjectRecord
-from service.gallery.store import gallery_record, missing_gallery, sequence_record
+from service.gallery.records import Description, GalleryRecord, SequenceRecord, SubjectRecord
+from service.gallery.store import (
+    gallery_record,
+    missing_gallery,
+    sequence_record,
+    subject_record,
+)
 from service.gallery.tables import GalleryRow, SequenceRow, SubjectRow
 from service.storage.database import Page
 
@@ -63,8 +68,7 @@ def subjects(engine: Engine, gallery: str, *, limit: int, after: str | None) -> 
         if after is not None:
             query = query.where(SubjectRow.subject_id > after)
         records = [
-            SubjectRecord(gallery, row.subject_id, sequences, row.created_at)
-            for row, sequences in session.execute(query)
+            subject_record(row, gallery, sequences) for row, sequences in session.execute(query)
         ]
     return _page(records, limit, lambda record: record.subject_id)
 
@@ -100,7 +104,7 @@ def subject(
             )
         )
         return (
-            SubjectRecord(gallery, subject_id, len(sequences), row.created_at),
+            subject_record(row, gallery, len(sequences)),
             sequences,
             coverage(
                 session,
@@ -109,6 +113,30 @@ def subject(
                 labels_in_use(session, gallery_id, subject_id),
             ),
         )
+
+
+def descriptions(engine: Engine, sequence_ids: Collection[str]) -> dict[str, Description]:
+    """What is said of each of these sequences that is enrolled, and of its subject, by its id."""
+    query = (
+        select(SequenceRow.id, SequenceRow.details, SubjectRow)
+        .join(
+            SubjectRow,
+            and_(
+                SubjectRow.gallery_id == SequenceRow.gallery_id,
+                SubjectRow.subject_id == SequenceRow.subject_id,
+            ),
+        )
+        .where(SequenceRow.id.in_(sequence_ids))
+    )
+    with Session(engine) as session:
+        return {
+            sequence_id: Description(
+                subject_id=subject.subject_id,
+                display_name=subject.display_name,
+                metadata={**details, **(subject.details or {})},
+            )
+            for sequence_id, details, subject in session.execute(query)
+        }
 
 
 def require_subject(engine: Engine, gallery: str, subject_id: str) -> None:

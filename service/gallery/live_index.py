@@ -175,6 +175,7 @@ class LiveIndex:
             self._apply(changes, made)
 
     def _apply(self, changes: Changes, made: Mapping[str, Embedding]) -> None:
+        self._drop(changes.erased)  # first: what was corrected comes again
         embedded = [
             (item, embedding)
             for item in changes.added
@@ -187,7 +188,6 @@ class LiveIndex:
             self._next_key += len(embedded)
             for key, (item, _) in zip(keys.tolist(), embedded, strict=True):
                 self._remember(key, item)
-        self._drop(changes.erased)
         self._revision = changes.revision
 
     def _drop(self, sequence_ids: Iterable[str]) -> None:

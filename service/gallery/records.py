@@ -75,8 +75,19 @@ class SubjectRecord:
 
     gallery: str
     subject_id: str
+    display_name: str | None
+    metadata: Metadata
     sequences: int
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What is said of a sequence: its metadata with its subject's over it, and whose it is."""
+
+    subject_id: str
+    display_name: str | None
+    metadata: Metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +102,10 @@ class AddedSequence:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What came to a gallery and what went since a revision, up to `revision`."""
+    """What came to a gallery and what went since a revision, up to `revision`.
+
+    A sequence that was corrected is in both: what was known of it goes first.
+    """
 
     revision: int
     added: tuple[AddedSequence, ...]

@@ -40,6 +40,7 @@ from service.gallery.records import (
     Metadata,
     SequenceRecord,
     Silhouettes,
+    SubjectRecord,
     Walk,
 )
 from service.gallery.sealing import (
@@ -478,6 +479,18 @@ def sequence_record(row: SequenceRow, gallery: str) -> SequenceRecord:
         ),
         metadata=row.details,
         content_hash=row.content_hash,
+        created_at=row.created_at,
+    )
+
+
+def subject_record(row: SubjectRow, gallery: str, sequences: int) -> SubjectRecord:
+    """A subject's row as a record."""
+    return SubjectRecord(
+        gallery=gallery,
+        subject_id=row.subject_id,
+        display_name=row.display_name,
+        metadata=row.details or {},
+        sequences=sequences,
         created_at=row.created_at,
     )
 

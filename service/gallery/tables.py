@@ -2,7 +2,7 @@
 
 Every change of a gallery raises its `revision` in the transaction that makes the change. A sequence
 carries the revision that added it, and `erased_sequence` the one that erased it, so an index that
-has applied revision r asks for the changes after r.
+has applied revision r asks for the changes after r. A correction of a sequence does both.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class GalleryRow(Table):
 
 
 class SubjectRow(Table):
-    """One enrolled person, under the client's own id."""
+    """One enrolled person, under the client's own id; `display_name` is for people to read."""
 
     __tablename__ = "subject"
 
@@ -63,6 +63,8 @@ class SubjectRow(Table):
         ForeignKey("gallery.id", ondelete="CASCADE"), primary_key=True
     )
     subject_id: Mapped[str] = mapped_column(String(128), primary_key=True)
+    display_name: Mapped[str | None] = mapped_column(Text)
+    details: Mapped[dict[str, Any] | None] = mapped_column("metadata", JSON(none_as_null=True))
     created_at: Mapped[datetime]
 
 
@@ -135,7 +137,7 @@ class EncryptionKeyRow(Table):
 
 
 class ErasedSequenceRow(Table):
-    """That a sequence was erased, and by which revision; nothing of the sequence itself."""
+    """That a sequence was erased or corrected, and by which revision last; nothing else of it."""
 
     __tablename__ = "erased_sequence"
 

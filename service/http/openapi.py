@@ -28,6 +28,7 @@ _IDEMPOTENCY_KEY: Json = {
     "description": "Of your own making: the same request with the same key is carried out once.",
     "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
 }
+_CLASHING = frozenset({"edit_sequence", "edit_subject", "import_gallery", "remove_model"})
 _LOCATION: Json = {
     "description": "Where what was made is.",
     "schema": {"type": "string", "format": "uri-reference"},
@@ -132,7 +133,7 @@ def _problems_of(method: str, operation: Json) -> set[str]:
         found.add("400")  # a bad Last-Event-ID
     if method != "get":
         found.add("507")
-    if method == "post" or operation["operationId"] in ("import_gallery", "remove_model"):
+    if method == "post" or operation["operationId"] in _CLASHING:
         found.add("409")
     return found
 

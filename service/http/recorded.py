@@ -6,10 +6,12 @@ silhouettes, embeddings, metadata or names of files.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 from service.access.audit.entries import Entry, model_named
-from service.gallery.records import ErasureReceipt, GalleryRecord, SequenceRecord
+from service.gallery.editing import Corrected
+from service.gallery.records import ErasureReceipt, GalleryRecord, SequenceRecord, SubjectRecord
 from service.jobs.job import Job
 from service.recognition.enrolment import Enrolled
 from service.recognition.identification import Identified, Verified
@@ -92,6 +94,34 @@ def erasure(what: Literal["subject", "sequence", "gallery"], receipt: ErasureRec
             "embeddings": receipt.embeddings,
         },
     )
+
+
+def sequence_edit(made: Corrected[SequenceRecord], given: Collection[str]) -> list[Entry]:
+    """A walk that was corrected, and a line each for whom it was taken from and given to."""
+    entries = []
+    if "metadata" in given:
+        entries.append(Entry("edit_sequence", made.gallery, made.record.subject_id))
+    if (handover := made.handover) is not None:
+        entries += [
+            Entry("move_sequence", made.gallery, handover.subject_id, {"subject": "former"}),
+            Entry("move_sequence", made.gallery, handover.to, {"subject": "present"}),
+        ]
+    return entries
+
+
+def subject_edit(made: Corrected[SubjectRecord], given: Collection[str]) -> list[Entry]:
+    """A subject that was merged into another, renamed or described; not what it was called, or is.
+
+    `given` are the fields of the request.
+    """
+    gallery, subject_id = made.gallery, made.record.subject_id
+    entries = []
+    if "merge_into" in given and (handover := made.handover) is not None:
+        details = {"sequences": len(handover.sequence_ids), "same": len(handover.erased)}
+        entries.append(Entry("merge_subjects", gallery, subject_id, details))
+    if changed := sorted(set(given) - {"merge_into"}):
+        entries.append(Entry("edit_subject", gallery, subject_id, {"changed": changed}))
+    return entries
 
 
 def silhouettes(sequence: SequenceRecord, form: str) -> Entry:

@@ -29,6 +29,7 @@ from service.http.model_wiring import ModelWiring
 from service.http.warm_up import Readiness, WarmUp
 from service.jobs.event_streams import EventStreams
 from service.jobs.queue import JobQueue
+from service.privacy.corrections import Corrections
 from service.privacy.erasure import DEFAULT_GALLERY, Erasure
 from service.privacy.retention import Retention
 from service.recognition.decoder_pool import DecoderPool
@@ -70,6 +71,7 @@ class Resources:
     enrolment: Enrolment
     identification: Identification
     erasure: Erasure
+    corrections: Corrections
     reserve: Reserve
     portability: Portability
     decoders: DecoderPool
@@ -124,6 +126,7 @@ async def open_resources(
     load = Load(settings.decode_workers)
     reserve = Reserve(settings.reserve_file, settings.reserve_bytes)
     registry = ModelRegistry(settings, engine)
+    record = TrainingRecord.of(settings.data_dir)
     stopping = Event()
     async with AsyncExitStack() as stack:
         audit = AuditRecord(settings, partial(is_enrolled, engine))
@@ -169,9 +172,8 @@ async def open_resources(
             writers=writers,
             enrolment=Enrolment(store, writers, intake, models),
             identification=Identification(store, models, intake, metrics),
-            erasure=Erasure(
-                store, writers, galleries, TrainingRecord.of(settings.data_dir), reserve, settings
-            ),
+            erasure=Erasure(store, writers, galleries, record, reserve, settings),
+            corrections=Corrections(engine, writers, record, own),
             reserve=reserve,
             portability=Portability(settings, store, writers, registry),
             decoders=decoders,

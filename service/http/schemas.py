@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -15,9 +16,17 @@ from pydantic import (
 )
 
 from service.gallery.coverage import Advice
-from service.gallery.fields import METADATA_SCHEMA, GalleryName, MaxAgeDays
+from service.gallery.fields import (
+    METADATA_SCHEMA,
+    DisplayName,
+    GalleryName,
+    MaxAgeDays,
+    SubjectId,
+)
+from service.gallery.live_index import Candidate
 from service.gallery.operating_point import OperatingPoint
 from service.gallery.records import (
+    Description,
     ErasureReceipt,
     GalleryRecord,
     Metadata,
@@ -162,11 +171,21 @@ class ProbeAnswer(Schema):
         return cls(frames=len(walk.silhouettes), quality=QualityAnswer.of(walk.quality))
 
 
+_FoundMetadata = Annotated[
+    Metadata, Field(description="of the sequence found, with the subject's own over it")
+]
+
+
 class CandidateAnswer(Schema):
-    """A subject, by its most similar sequence; `parts` (head to feet) only when explained."""
+    """A subject, by its most similar sequence.
+
+    `parts` (head to feet) only when explained, `display_name` and `metadata` only when asked for.
+    """
 
     rank: int
     subject_id: str
+    display_name: str | None = None
+    metadata: _FoundMetadata = {}
     similarity: float
     margin: float | None = Field(
         description="similarity less that of the best other subject; null when there is none"
@@ -190,8 +209,8 @@ class IdentifyAnswer(Schema):
     took_ms: float
 
     @classmethod
-    def of(cls, identified: Identified) -> Self:
-        """Make it from the use case's result."""
+    def beside(cls, said: Mapping[str, Description], identified: Identified) -> Self:
+        """Make it from the use case's result; `said` is what is said of sequences, by id."""
         return cls(
             decision="match" if identified.match else "no_match",
             candidates=[
@@ -201,6 +220,7 @@ class IdentifyAnswer(Schema):
                     similarity=item.candidate.similarity,
                     margin=item.margin,
                     sequence_id=item.candidate.sequence_id,
+                    **_described(item.candidate, said),
                     parts=None if item.candidate.parts is None else list(item.candidate.parts),
                 )
                 for item in identified.candidates
@@ -210,11 +230,16 @@ class IdentifyAnswer(Schema):
 
 
 class VerifyAnswer(Schema):
-    """Whether the walk is the subject's, by the subject's most similar sequence."""
+    """Whether the walk is the subject's, by the subject's most similar sequence.
+
+    `display_name` and `metadata` only when asked for.
+    """
 
     search_id: str
     gallery: str
     subject_id: str
+    display_name: str | None = None
+    metadata: _FoundMetadata = {}
     verified: bool
     similarity: float
     threshold: float
@@ -226,15 +251,24 @@ class VerifyAnswer(Schema):
     took_ms: float
 
     @classmethod
-    def of(cls, verified: Verified) -> Self:
-        """Make it from the use case's result."""
+    def beside(cls, said: Mapping[str, Description], verified: Verified) -> Self:
+        """Make it from the use case's result; `said` is what is said of sequences, by id."""
         return cls(
             subject_id=verified.closest.subject_id,
             verified=verified.verified,
             similarity=verified.closest.similarity,
             sequence_id=verified.closest.sequence_id,
+            **_described(verified.closest, said),
             **_decided(verified),
         )
+
+
+def _described(candidate: Candidate, said: Mapping[str, Description]) -> dict[str, Any]:
+    """Return what is said of a candidate; nothing if the sequence changed hands meanwhile."""
+    one = said.get(candidate.sequence_id)
+    if one is None or one.subject_id != candidate.subject_id:
+        return {}
+    return {"display_name": one.display_name, "metadata": one.metadata}
 
 
 def _decided(found: Identified | Verified) -> dict[str, Any]:
@@ -335,10 +369,63 @@ class GalleryPage(Schema):
     next_cursor: str | None
 
 
+class _Change(Schema):
+    """The body of a PATCH: what is left out stays as it is."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        if not self.model_fields_set:
+            raise ValueError("must have at least one field, or nothing is changed")
+        return self
+
+
+def _absent() -> Any:
+    """Return the value of a field that was left out and takes no null."""
+
+
+_MetadataField = Annotated[
+    dict[str, Any],
+    WithJsonSchema(METADATA_SCHEMA),
+    Field(default_factory=_absent, description="Replaces all of it."),
+]
+
+
+class SequenceChange(_Change):
+    """The body of PATCH /sequences/{sequence_id}: what is left out stays as it is."""
+
+    metadata: _MetadataField
+    subject_id: SubjectId = Field(default_factory=_absent)
+
+
+class SubjectChange(_Change):
+    """The body of PATCH /subjects/{subject_id}: what is left out stays as it is."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"minProperties": 1, "not": {"required": ["subject_id", "merge_into"]}}
+    )
+
+    display_name: DisplayName | None = Field(default_factory=_absent)
+    metadata: _MetadataField
+    subject_id: SubjectId = Field(default_factory=_absent)
+    merge_into: SubjectId = Field(
+        default_factory=_absent, description="Who is the same person, and remains."
+    )
+
+    @model_validator(mode="after")
+    def _renames_or_merges(self) -> Self:
+        if {"subject_id", "merge_into"} <= self.model_fields_set:
+            raise ValueError("must have only one of subject_id and merge_into")
+        return self
+
+
 class SubjectAnswer(Schema):
     """An enrolled person."""
 
     subject_id: str
+    display_name: str | None
+    metadata: Metadata = Field(description="of the person, beside that of each sequence")
     gallery: str
     sequences: int
     created_at: Timestamp
@@ -367,6 +454,8 @@ class SubjectWithSequences(Schema):
     """An enrolled person with every sequence, oldest first."""
 
     subject_id: str
+    display_name: str | None
+    metadata: Metadata
     gallery: str
     sequences: list[SequenceAnswer]
     coverage: CoverageAnswer

@@ -21,7 +21,7 @@ from service.jobs.job_type import JobRefused, Outcome, Step, partial
 from service.jobs.queue import ERASED, enqueue_unless_claimed
 from service.jobs.scratch import scratch
 from service.jobs.tables import JobRow
-from service.serving.lineage import TrainingRecord
+from service.serving.lineage import TrainingRecord, subjects_now
 from service.serving.registry import ModelRegistry, resolve
 
 
@@ -77,12 +77,13 @@ class DistillJob:
         request = DistillRequest.model_validate(job.request)
         name = request.name
         _refuse_erased(job.error)
-        gallery, subject_ids = None, frozenset[str]()
+        gallery, exported = None, dict[str, str]()
         if isinstance(request.dataset, GalleryDataset):
             gallery = request.dataset.gallery
-            subject_ids = frozenset(exported_subjects(gallery_export(folder)))
+            exported = exported_subjects(gallery_export(folder))
 
         def record(session: Session) -> None:
+            subject_ids = {*exported.values(), *subjects_now(session, list(exported))}
             self._record.add(session, name, gallery, subject_ids, request.ancestors)
 
         try:

@@ -154,7 +154,9 @@ class AuditJob:
 
 
 def _keep_enrolled(session: Session, gallery_id: str, result: JsonObject) -> bool:
-    """Remove from a new audit, in place, what was erased since; False if the gallery was.
+    """Remove from a new audit, in place, what was erased or changed hands since.
+
+    Returns False if the gallery was erased.
 
     For the transaction that ends the job: an erasure is committed before it, or finds the audit.
     """
@@ -162,8 +164,10 @@ def _keep_enrolled(session: Session, gallery_id: str, result: JsonObject) -> boo
     if session.scalar(gallery) is None:
         return False
     named = named_in(result)
-    there = set(session.scalars(select(SequenceRow.id).where(SequenceRow.id.in_(named))))
-    result.update(without(result, named - there))
+    query = select(SequenceRow.id, SequenceRow.subject_id)
+    rows = session.execute(query.where(SequenceRow.id.in_([one for one, _ in named])))
+    there = {(row.id, row.subject_id) for row in rows}
+    result.update(without(result, {one for one, _ in named - there}))
     return True
 
 

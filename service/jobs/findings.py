@@ -40,8 +40,8 @@ def note_findings(session: Session, gallery: str, job_id: str) -> None:
     session.get_one(JobRow, job_id).findings_of = gallery
 
 
-def named_in(result: JsonObject) -> set[str]:
-    """Every sequence that the lists of an audit's result name."""
+def named_in(result: JsonObject) -> set[tuple[str, str]]:
+    """Every sequence that the lists of an audit's result name, and whose it is said to be."""
     return {one for name in _LISTS for one in _ids(result[name])}
 
 
@@ -50,17 +50,21 @@ def without(result: JsonObject, sequence_ids: Collection[str] | None) -> JsonObj
     kept = {
         name: []
         if sequence_ids is None
-        else [entry for entry in result[name] if set(_ids(entry)).isdisjoint(sequence_ids)]
+        else [
+            entry
+            for entry in result[name]
+            if not any(sequence_id in sequence_ids for sequence_id, _ in _ids(entry))
+        ]
         for name in _LISTS
     }
     return {**result, **kept}
 
 
-def _ids(value: Any) -> Iterator[str]:
-    """Every sequence id in an entry, at any depth."""
+def _ids(value: Any) -> Iterator[tuple[str, str]]:
+    """Every sequence id in an entry, at any depth, with its subject's."""
     match value:
-        case {"sequence_id": str(sequence_id), **rest}:
-            yield sequence_id
+        case {"sequence_id": str(sequence_id), "subject_id": str(subject_id), **rest}:
+            yield sequence_id, subject_id
             yield from _ids(rest)
         case dict():
             yield from _ids(list(value.values()))

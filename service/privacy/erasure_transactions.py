@@ -14,12 +14,12 @@ from datetime import datetime, timedelta
 from sqlalchemy import ColumnElement, Engine, delete, func, select
 from sqlalchemy.orm import Session
 
+from service.gallery.editing import mark_gone
 from service.gallery.listing import missing_subject
 from service.gallery.records import ErasureReceipt
 from service.gallery.store import missing_gallery, missing_sequence, raise_revision
 from service.gallery.tables import (
     EmbeddingRow,
-    ErasedSequenceRow,
     GalleryRow,
     SequenceRow,
     SubjectRow,
@@ -187,10 +187,7 @@ def _erase_sequences(
     sequence_ids = _sequence_ids(session, which)
     embeddings = _count_embeddings(session, which)
     session.execute(delete(SequenceRow).where(which))
-    session.add_all(
-        ErasedSequenceRow(gallery_id=gallery_id, sequence_id=sequence_id, revision=revision)
-        for sequence_id in sequence_ids
-    )
+    mark_gone(session, gallery_id, revision, sequence_ids)
     delete_answers_about(session, sequence_ids)
     mark_for_vacuum(session.connection())
     return sequence_ids, embeddings
@@ -220,7 +217,8 @@ def _delete_subjects_without_sequences(
         .distinct()
     )
     vanished = sorted(set(subject_ids) - set(session.scalars(left)))
-    _delete_subjects(session, gallery_id, vanished)
+    if vanished:
+        _delete_subjects(session, gallery_id, vanished)
     return len(vanished)
 
 

@@ -22,6 +22,7 @@ from typing import Final, Self
 from sqlalchemy import Index, String, delete, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
+from service.gallery.tables import SequenceRow
 from service.storage.database import Table
 
 _KEY_FILE: Final = "receipts.key"
@@ -99,6 +100,21 @@ class TrainingRecord:
             for subject_hash, key_id in sorted(hashes.items())  # not as they were enrolled
         )
 
+    def carry(self, session: Session, gallery: str, subject_id: str, to: str) -> None:
+        """Count the models that learned from a subject as having learned from `to` as well.
+
+        For walks that change hands: which of them a model learned from is not known.
+        """
+        old, new = self._hash(gallery, subject_id), self._hash(gallery, to)
+        known = select(TrainedSubjectRow.model).where(TrainedSubjectRow.subject_hash == new)
+        models = select(TrainedSubjectRow.model).where(
+            TrainedSubjectRow.subject_hash == old, TrainedSubjectRow.model.not_in(known)
+        )
+        session.add_all(
+            TrainedSubjectRow(model=model, subject_hash=new, key_id=self._key_id)
+            for model in session.scalars(models).all()
+        )
+
     def models(self, session: Session, gallery: str, subject_ids: Sequence[str]) -> tuple[str, ...]:
         """Names of the models that learned from any of these subjects, and of all that may have."""
         if not subject_ids:
@@ -116,6 +132,15 @@ class TrainingRecord:
 
     def _hash(self, gallery: str, subject_id: str) -> str:
         return hmac.new(self._key, f"{gallery}\0{subject_id}".encode(), "sha256").hexdigest()
+
+
+def subjects_now(session: Session, sequence_ids: Sequence[str]) -> set[str]:
+    """The present subjects of those sequences that are enrolled; some may have changed hands."""
+    subjects: set[str] = set()
+    for start in range(0, len(sequence_ids), _AT_ONCE):
+        some = SequenceRow.id.in_(sequence_ids[start : start + _AT_ONCE])
+        subjects.update(session.scalars(select(SequenceRow.subject_id).where(some)))
+    return subjects
 
 
 def _make_key(path: Path) -> None:

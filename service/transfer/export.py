@@ -171,7 +171,12 @@ def _subjects(engine: Engine, gallery: GalleryRow) -> Iterator[dict[str, Any]]:
     query = select(SubjectRow).where(SubjectRow.gallery_id == gallery.id, enrolled)
     for rows in _pages(engine, query, SubjectRow.subject_id):
         for row, subject_id in rows:
-            yield {"subject_id": subject_id, "created_at": _time(row.created_at)}
+            said = {"display_name": row.display_name, "metadata": row.details}
+            yield {
+                "subject_id": subject_id,
+                "created_at": _time(row.created_at),
+                **{name: value for name, value in said.items() if value is not None},
+            }
 
 
 def _sequences(engine: Engine, gallery: GalleryRow) -> Iterator[dict[str, Any]]:

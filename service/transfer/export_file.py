@@ -33,7 +33,14 @@ from service.gallery.export_format import (
     lines,
     silhouettes_member,
 )
-from service.gallery.fields import GalleryName, MaxAgeDays, SubjectId, UtcTime, check_metadata
+from service.gallery.fields import (
+    DisplayName,
+    GalleryName,
+    MaxAgeDays,
+    SubjectId,
+    UtcTime,
+    check_metadata,
+)
 from service.gallery.operating_point import OperatingPoint
 from service.gallery.records import Embedding, Silhouettes
 from service.gallery.sealing import SIDE, content_hash
@@ -86,6 +93,8 @@ class ExportedSubject(_Record):
 
     subject_id: SubjectId
     created_at: UtcTime
+    display_name: DisplayName | None = None
+    metadata: dict[str, Any] | None = None
 
 
 _Code = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,64}$")]
@@ -161,6 +170,7 @@ class ExportFile:
             if subject.subject_id in seen:
                 raise broken(where, "a subject a second time")
             seen.add(subject.subject_id)
+            _check_metadata(where, subject.metadata or {})
             yield subject
 
     def sequences(self) -> Iterator[tuple[str, ExportedSequence]]:
@@ -170,10 +180,7 @@ class ExportFile:
             if sequence.sequence_id in seen:
                 raise broken(where, "a sequence a second time")
             seen.add(sequence.sequence_id)
-            try:
-                check_metadata(sequence.metadata)
-            except Invalid as error:
-                raise broken(where, str(error)) from error
+            _check_metadata(where, sequence.metadata)
             yield where, sequence
 
     def arrays(self) -> Iterator[tuple[str, str | None]]:
@@ -338,6 +345,13 @@ def _check_members(members: list[zipfile.ZipInfo], size: int) -> dict[str, zipfi
             Reason("body", "unpacks_to_too_much"),
         )
     return found
+
+
+def _check_metadata(where: str, metadata: dict[str, Any]) -> None:
+    try:
+        check_metadata(metadata)
+    except Invalid as error:
+        raise broken(where, str(error)) from error
 
 
 def _check_time(where: str, at: datetime) -> None:

@@ -168,6 +168,8 @@ class GalleryImport:
                     SubjectRow(
                         gallery_id=gallery.id,
                         subject_id=subject.subject_id,
+                        display_name=subject.display_name,
+                        details=subject.metadata or None,
                         created_at=subject.created_at,
                     )
                     for subject in batch

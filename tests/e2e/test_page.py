@@ -364,6 +364,51 @@ def test_a_gallery_is_paged_and_an_erasure_is_confirmed_and_shows_its_receipt(
     assert "hacked" not in page.title()
 
 
+def test_what_is_enrolled_is_corrected_and_people_have_names(
+    page: Page, served: Deployment, client: Client, gallery: str
+) -> None:
+    for person, subject in enumerate(("anna", "bert", "carl"), 1):
+        client.enroll(
+            subject, [("a.npz", walk(person))], gallery=gallery, accept_conflict=True,
+            metadata={"camera": "north"},
+        )  # fmt: skip
+    section = opened(page, served, "gallery", gallery)
+    detail, rows = section.locator("#subject-detail"), section.locator("#subject-list tbody th")
+    rows.get_by_role("link", name="anna").click()
+
+    def correct(where: Locator, label: str, value: str, button: str) -> None:
+        where.get_by_text("Correct", exact=True).first.click()
+        where.get_by_label(label, exact=True).first.fill(value)
+        where.get_by_role("button", name=button, exact=True).first.click()
+
+    correct(detail, "Name", "Ánna <b>李", "Save name")
+    expect(detail.get_by_role("heading", name="anna Ánna <b>李")).to_be_visible()
+    expect(rows.first).to_have_text("anna Ánna <b>李")
+    walks = detail.locator(".walks > li").first
+    correct(walks, "View", "090", "Save")
+    expect(detail.locator(".coverage")).to_contain_text("views 090")
+    expect(walks).to_contain_text("camera north, view 090")
+    correct(detail, "Id", "bert", "Rename")
+    expect(detail.get_by_role("alert")).to_contain_text("is enrolled already")
+    detail.get_by_label("Id", exact=True).fill("a-1")
+    detail.get_by_role("button", name="Rename").click()
+    expect(rows).to_have_text(["a-1 Ánna <b>李", "bert", "carl"])
+    correct(walks, "Walk of", "bert", "Move")
+    expect(rows).to_have_text(["bert", "carl"])
+    expect(detail.locator(".walks > li")).to_have_count(2)
+    correct(detail, "The same person as", "carl", "Merge …")
+    page.get_by_role("dialog").get_by_role("button", name="Merge").click()
+    expect(rows).to_have_text(["carl"])
+    expect(detail.locator(".walks > li")).to_have_count(3)
+
+    client.edit_subject("carl", gallery=gallery, display_name="Carl")
+    section = opened(page, served, "identify", gallery)
+    section.locator("#identify-file").set_input_files(npz(1))
+    section.get_by_role("button", name="Identify").click()
+    expect(section.locator(".decision h2")).to_have_text("carl Carl")
+    expect(section.locator(".candidate h3")).to_have_text("1. carl Carl")
+
+
 def test_a_gallery_chosen_while_the_page_still_reads_stays_chosen(
     page: Page, served: Deployment, client: Client, gallery: str
 ) -> None:

@@ -116,6 +116,61 @@ def test_after_kill_9_every_acknowledged_enrolment_is_found_and_nothing_half_don
         assert len(listed) == min(100, len(subjects))
 
 
+def correct_until_it_dies(address: str, sequence: str, answered: list[str]) -> None:
+    """Rename a subject of two walks, give one of them away and back, again and again."""
+    with httpx.Client(base_url=address, timeout=10) as client:
+        for number in range(10_000):
+            new = f"name-{number + 1}"
+            calls = (
+                (f"/sequences/{sequence}", {"subject_id": "other"}),
+                (f"/sequences/{sequence}", {"subject_id": answered[-1]}),
+                (f"/subjects/{answered[-1]}", {"subject_id": new, "display_name": new}),
+            )
+            for path, content in calls:
+                try:
+                    answer = client.patch(path, json=content)
+                except httpx.TransportError:
+                    return
+                assert answer.status_code == 200, answer.text
+            answered.append(new)
+
+
+@pytest.mark.timeout(120)
+def test_after_kill_9_a_correction_was_made_whole_or_not_at_all(
+    tmp_path: Path, models: Path
+) -> None:
+    with process(tmp_path, models) as (running, address):
+        with httpx.Client(base_url=address) as client:
+            walks = enrol(client, "name-0", walk(1, frames=24), walk(2, frames=24)).json()
+            enrol(client, "other", walk(3, frames=24))
+        moving, staying = (item["sequence_id"] for item in walks["sequences"])
+        answered = ["name-0"]
+        corrections = threading.Thread(
+            target=correct_until_it_dies, args=(address, moving, answered)
+        )
+        corrections.start()
+        while len(answered) < 3:
+            time.sleep(0.05)
+        running.send_signal(signal.SIGKILL)
+        corrections.join(20)
+
+    with process(tmp_path, models) as (_, address), httpx.Client(base_url=address) as client:
+        found = contents(client)
+        assert found.pop("")["sequences"] == 3
+        (named,) = set(found) - {"other"}
+        assert named in (answered[-1], f"name-{len(answered)}")  # answered last, or not any more
+        assert found[named]["display_name"] == named
+        whose = {
+            item["sequence_id"]: subject
+            for subject, shown in found.items()
+            for item in shown["sequences"]
+        }
+        assert (whose[staying], len(whose)) == (named, 3)
+        assert whose[moving] in (named, "other")
+        best = identify(client, walk(1, frames=24)).json()["candidates"][0]
+        assert (best["subject_id"], best["sequence_id"]) == (whose[moving], moving)
+
+
 @pytest.mark.timeout(120)
 def test_whose_log_was_removed_before_kill_9_everybody_acknowledged_is_found(
     tmp_path: Path, models: Path

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Annotated, Literal
 
@@ -16,6 +17,7 @@ from sqlalchemy.orm import Session
 from service.access.audit.entries import Actor, Entry
 from service.access.keys import Scope
 from service.foundation.errors import Reason, StorageFull
+from service.gallery.editing import Corrected, Record
 from service.gallery.fields import GalleryName, Moment
 from service.gallery.records import ErasureReceipt
 from service.http import recorded
@@ -25,6 +27,7 @@ from service.http.middleware.idempotency import KEY_LOCK
 from service.http.middleware.scopes import requires
 from service.http.routes.dependencies import AppResources, get_resources
 from service.http.schemas import AuditLine, Schema
+from service.privacy.corrections import Correct
 from service.storage.failures import storage_trouble
 from service.storage.kept_answers import Answer, keep
 
@@ -38,6 +41,7 @@ class ErasureUnrecorded(StorageFull):
 router = APIRouter(prefix="/audit", tags=["audit"], dependencies=[Depends(requires(Scope.ADMIN))])
 MEDIA_TYPE = "application/x-ndjson"
 _PIECE = 500  # lines
+_log = logging.getLogger(__name__)
 
 
 async def record_answer(request: Request, entry: Entry) -> None:
@@ -101,6 +105,31 @@ async def record_erasure(
             Reason("audit", "not_recorded"),
         ) from error
     request.scope[RECORDED] = True
+
+
+async def correct(
+    request: Request,
+    correction: Correct[Record],
+    entries: Callable[[Corrected[Record]], Iterable[Entry]],
+) -> Corrected[Record]:
+    """Carry out a correction, recorded in its transaction.
+
+    A subject's id that is not enrolled any more is removed from the record, as in an erasure.
+    """
+    resources = get_resources(request)
+
+    def record(_session: Session, corrected: Corrected[Record]) -> None:
+        for entry in entries(corrected):
+            record_change(request, entry)
+
+    corrected = await resources.corrections.make(correction, record)
+    handover = corrected.handover
+    if handover is not None and handover.subject_gone:
+        try:
+            await asyncio.to_thread(resources.audit.forget, corrected.gallery, handover.subject_id)
+        except (OSError, SQLAlchemyError):  # it is committed; the next tidying forgets
+            _log.exception("after a correction the audit record still names who is not enrolled")
+    return corrected
 
 
 def _caller(request: Request) -> Actor:

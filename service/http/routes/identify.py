@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import asyncio
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile
 
@@ -15,14 +17,21 @@ from service.gallery.fields import (
     json_in_a_string,
     parse_filter,
 )
+from service.gallery.listing import descriptions
+from service.gallery.records import Description
 from service.http import recorded
 from service.http.middleware.scopes import requires
+from service.http.resources import Resources
 from service.http.routes.audited import record_answer
 from service.http.routes.dependencies import ReadyResources, unless_disconnected, upload
 from service.http.schemas import IdentifyAnswer, VerifyAnswer
 from service.privacy.erasure import DEFAULT_GALLERY
 
 router = APIRouter(tags=["recognition"], dependencies=[Depends(requires(Scope.IDENTIFY))])
+_DESCRIBED = {"display_name", "metadata"}
+Include = Annotated[
+    Literal["metadata"] | None, Form(description="Add the display name and the metadata.")
+]
 
 
 @router.post("/identify", response_model=IdentifyAnswer)
@@ -43,6 +52,7 @@ async def identify(
         ),
     ] = None,
     explain: Annotated[bool, Form(description="Add the similarity of each part.")] = False,
+    include: Include = None,
 ) -> Response:
     """Say who in the gallery walks like this, if anybody."""
     identified = await unless_disconnected(
@@ -58,13 +68,15 @@ async def identify(
     )
     entry = recorded.identification(identified, top_k=top_k, filtered=where is not None)
     await record_answer(request, entry)
-    # `parts` are left out unless explained; everything else that is null is said to be.
-    unexplained = None if explain else {"candidates": {"__all__": {"parts"}}}
-    body = IdentifyAnswer.of(identified).model_dump_json(exclude=unexplained)
+    found = (item.candidate.sequence_id for item in identified.candidates)
+    answer = IdentifyAnswer.beside(await _said(resources, include, *found), identified)
+    # What was not asked for is left out; everything else that is null is said to be.
+    unasked = (set() if explain else {"parts"}) | (set() if include else _DESCRIBED)
+    body = answer.model_dump_json(exclude={"candidates": {"__all__": unasked}})
     return Response(body, media_type="application/json")
 
 
-@router.post("/verify")
+@router.post("/verify", response_model=VerifyAnswer)
 async def verify(
     request: Request,
     resources: ReadyResources,
@@ -72,11 +84,23 @@ async def verify(
     sequence: Annotated[UploadFile, File(description="One walk.")],
     gallery: Annotated[GalleryName, Form()] = DEFAULT_GALLERY,
     threshold: Annotated[ThresholdField | None, Form()] = None,
-) -> VerifyAnswer:
+    include: Include = None,
+) -> Response:
     """Say whether this subject walks like this."""
     verified = await unless_disconnected(
         request,
         resources.identification.verify(gallery, subject_id, upload(sequence), threshold=threshold),
     )
     await record_answer(request, recorded.verification(verified))
-    return VerifyAnswer.of(verified)
+    said = await _said(resources, include, verified.closest.sequence_id)
+    unasked = None if include else _DESCRIBED
+    body = VerifyAnswer.beside(said, verified).model_dump_json(exclude=unasked)
+    return Response(body, media_type="application/json")
+
+
+async def _said(
+    resources: Resources, include: str | None, *sequence_ids: str
+) -> Mapping[str, Description]:
+    if include is None:
+        return {}
+    return await asyncio.to_thread(descriptions, resources.engine, sequence_ids)

@@ -1,7 +1,8 @@
-"""Sequences: show, return the silhouettes, erase."""
+"""Sequences: show, correct, return the silhouettes, erase."""
 
 from __future__ import annotations
 
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -11,12 +12,14 @@ from PIL import Image
 
 from models.silhouettes.normalise import gait_energy_image
 from service.access.keys import Scope
+from service.gallery import editing
+from service.gallery.fields import enrolled_metadata
 from service.gallery.records import Silhouettes
 from service.http import recorded
 from service.http.middleware.scopes import requires
-from service.http.routes.audited import record_erasure, record_read
+from service.http.routes.audited import correct, record_erasure, record_read
 from service.http.routes.dependencies import AppResources
-from service.http.schemas import ReceiptAnswer, SequenceAnswer
+from service.http.schemas import ReceiptAnswer, SequenceAnswer, SequenceChange
 
 router = APIRouter(prefix="/sequences", tags=["sequences"])
 _reader = Depends(requires(Scope.IDENTIFY, Scope.ENROLL))
@@ -72,6 +75,26 @@ def energy_image(request: Request, resources: AppResources, sequence_id: str) ->
     file = BytesIO()
     Image.fromarray(np.rint(energy * 255).astype(np.uint8)).save(file, "PNG")
     return Response(file.getvalue(), media_type="image/png")
+
+
+@router.patch("/{sequence_id}", dependencies=[_admin])
+async def edit_sequence(request: Request, sequence_id: str, body: SequenceChange) -> SequenceAnswer:
+    """Replace a sequence's metadata, or give it to another subject of its gallery.
+
+    A subject goes with its last sequence.
+    """
+    given = body.model_fields_set
+    corrected = await correct(
+        request,
+        partial(
+            editing.edit_sequence,
+            sequence_id=sequence_id,
+            metadata=enrolled_metadata(body.metadata) if "metadata" in given else None,
+            subject_id=body.subject_id,
+        ),
+        lambda made: recorded.sequence_edit(made, given),
+    )
+    return SequenceAnswer.of(corrected.record)
 
 
 @router.delete("/{sequence_id}", dependencies=[_admin])

@@ -1,22 +1,32 @@
-"""Subjects: list, show, erase."""
+"""Subjects: list, show, correct, erase."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 
 from service.access.keys import Scope
-from service.gallery.fields import Cursor, GalleryName, decode_cursor, encode_cursor
+from service.gallery import editing
+from service.gallery.fields import (
+    Cursor,
+    GalleryName,
+    decode_cursor,
+    encode_cursor,
+    enrolled_metadata,
+)
 from service.gallery.listing import subject, subjects
+from service.http import recorded
 from service.http.middleware.scopes import requires
-from service.http.routes.audited import record_erasure
+from service.http.routes.audited import correct, record_erasure
 from service.http.routes.dependencies import AppResources
 from service.http.schemas import (
     CoverageAnswer,
     ReceiptAnswer,
     SequenceAnswer,
     SubjectAnswer,
+    SubjectChange,
     SubjectPage,
     SubjectWithSequences,
 )
@@ -52,11 +62,41 @@ def show_subject(
     record, sequences, covered = subject(resources.engine, gallery, subject_id)
     return SubjectWithSequences(
         subject_id=record.subject_id,
+        display_name=record.display_name,
+        metadata=record.metadata,
         gallery=record.gallery,
         sequences=[SequenceAnswer.of(item) for item in sequences],
         coverage=CoverageAnswer.of(covered),
         created_at=record.created_at,
     )
+
+
+@router.patch("/{subject_id}", dependencies=[_admin])
+async def edit_subject(
+    request: Request,
+    subject_id: str,
+    body: SubjectChange,
+    gallery: Annotated[GalleryName, Query()] = DEFAULT_GALLERY,
+) -> SubjectAnswer:
+    """Describe a subject, give it another id, or make it one with another subject.
+
+    After a merge, `display_name` and `metadata` are those of the subject that remains.
+    """
+    given = body.model_fields_set
+    corrected = await correct(
+        request,
+        partial(
+            editing.edit_subject,
+            gallery=gallery,
+            subject_id=subject_id,
+            new_id=body.subject_id,
+            merge_into=body.merge_into,
+            display_name=body.display_name if "display_name" in given else ...,
+            metadata=enrolled_metadata(body.metadata) if "metadata" in given else None,
+        ),
+        lambda made: recorded.subject_edit(made, given),
+    )
+    return SubjectAnswer.of(corrected.record)
 
 
 @router.delete("/{subject_id}", dependencies=[_admin])

@@ -13,7 +13,7 @@ const DETAILS = ["view", "condition"];
 const ADVICE = {
   another_sequence: "Enrol another walk: with a single one, every bad frame counts.",
   another_view: "Enrol a walk in another view: people are recognised less well in a view that is not enrolled.",
-  name_the_view: "Say the view with each walk, so that missing ones can be named.",
+  name_the_view: "Say the view with each walk, so that missing ones can be named; of an enrolled one under “Correct”, in the gallery.",
 };
 
 /** Make the form work. */

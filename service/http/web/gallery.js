@@ -3,6 +3,7 @@
 import { call, path } from "./api.js";
 import { resetAudit, startAudit } from "./audit.js";
 import { leaveCalibration, showCalibration, startCalibration } from "./calibration.js";
+import { subjectCorrections, walkCorrections } from "./corrections.js";
 import { announce, bringIntoView, byId, confirmed, element, entry } from "./dom.js";
 import { coverageOf, walkOf } from "./enrolment.js";
 import { percent } from "./figures.js";
@@ -124,7 +125,7 @@ function subjectTable(subjects) {
       ...["Subject", "Walks", "Since"].map((name) => element("th", { scope: "col" }, name)))),
     element("tbody", {}, ...subjects.map((one) => element("tr", {},
       element("th", { scope: "row" },
-        element("a", { href: at("gallery", one.gallery, one.subject_id) }, one.subject_id)),
+        element("a", { href: at("gallery", one.gallery, one.subject_id) }, one.subject_id), one.display_name ? ` ${one.display_name}` : null),
       element("td", {}, one.sequences),
       element("td", {}, new Date(one.created_at).toLocaleDateString())))));
 }
@@ -134,7 +135,13 @@ async function showSubject(subjectId, from = gallery()) {
   await showing(place, async () => {
     const query = { gallery: from };
     const subject = await call("GET", path`/subjects/${subjectId}`, { query });
-    const heading = element("h2", { tabindex: -1 }, subject.subject_id);
+    const heading = element("h2", { tabindex: -1 }, subject.subject_id,
+      subject.display_name ? ` ${subject.display_name}` : null);
+    const corrected = async (now) => {
+      keepAddress("gallery", from, now);
+      await reread();
+      await showSubject(now, from);
+    };
     place.replaceChildren(element("div", { class: "card" },
       element("div", { class: "heading" }, heading,
         element("button", {
@@ -143,9 +150,11 @@ async function showSubject(subjectId, from = gallery()) {
             `All ${subject.sequences.length} walks and their embeddings are erased, and cannot be brought back.`,
             path`/subjects/${subject.subject_id}`, query),
         }, "Delete subject …")),
+      details(subject.metadata),
+      subjectCorrections(subject, corrected),
       subject.coverage ? coverageOf(subject.coverage) : null,
       element("ul", { class: "walks" }, ...subject.sequences.map((one, index) =>
-        walkOf(one, `walk ${index + 1} of ${subject.subject_id}`, details(one.metadata),
+        walkOf(one, `walk ${index + 1} of ${subject.subject_id}`, details(one.metadata), walkCorrections(one, corrected),
           element("button", {
             type: "button", class: "danger", "aria-label": `Delete walk ${index + 1} …`,
             onclick: () => erase(`Delete walk ${index + 1} of ${subject.subject_id}?`,

@@ -54,6 +54,7 @@ function asked(form, walk) {
   const fields = new FormData();
   fields.set("sequence", walk);
   fields.set("gallery", gallery());
+  fields.set("include", "metadata");
   if (form.elements.threshold.value) fields.set("threshold", form.elements.threshold.value);
   return fields;
 }
@@ -61,19 +62,21 @@ function asked(form, walk) {
 function identification(answer) {
   const [best] = answer.candidates;
   const match = answer.decision === "match";
-  const nearest = best ? `The most similar person is ${best.subject_id}, below the threshold.`
+  const nearest = best ? `The most similar person is ${named(best)}, below the threshold.`
     : `Nobody is enrolled in the gallery ${answer.gallery}.`;
   return [
-    decision(match, match ? best.subject_id : "Unknown person", match ? "Match" : "No match",
+    decision(match, match ? named(best) : "Unknown person", match ? "Match" : "No match",
       match ? null : nearest, best?.similarity, answer),
     element("ol", { class: "candidates", "aria-label": "Candidates, most alike first" },
       ...answer.candidates.map((one) => candidate(one, answer.threshold))),
   ];
 }
 
+const named = ({ subject_id, display_name }) => (display_name ? `${subject_id} ${display_name}` : subject_id);
+
 function verification(answer) {
   return [
-    decision(answer.verified, answer.subject_id, answer.verified ? "Verified" : "Not verified",
+    decision(answer.verified, named(answer), answer.verified ? "Verified" : "Not verified",
       answer.verified ? null : "The most similar walk of this person is below the threshold.",
       answer.similarity, answer),
     element("ol", { class: "candidates", "aria-label": "The person’s most similar walk" },
@@ -113,7 +116,7 @@ function candidate(one, threshold) {
   return element("li", { class: "card candidate" },
     energyImage(one.sequence_id, `Gait energy image of ${one.subject_id}`),
     element("div", {},
-      element("div", { class: "heading" }, element("h3", {}, `${one.rank}. ${one.subject_id}`), play),
+      element("div", { class: "heading" }, element("h3", {}, `${one.rank}. ${named(one)}`), play),
       similarityBar(one.similarity, threshold),
       one.margin === null ? null
         : element("p", { class: "hint" }, one.margin < 0

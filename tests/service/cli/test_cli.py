@@ -549,6 +549,36 @@ def test_silhouettes_are_written_to_files(
     )
 
 
+def test_what_is_enrolled_is_corrected(
+    at: Gaitid, walks: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert at("galleries", "create", "cli-fix")[0] == 0
+    where = ("--gallery", "cli-fix")
+    for person in (1, 2):
+        assert at("enroll", f"p{person}", walks(person), *where, "--accept-conflict")[0] == 0
+    named = json.loads(at("subjects", "edit", "p1", "--name", "Änna", *where)[1])
+    assert named["display_name"] == "Änna"
+    assert "Änna" in at("subjects", "list", *where)[1]
+    assert json.loads(at("subjects", "rename", "p1", "p9", *where)[1])["subject_id"] == "p9"
+    row = json.loads(at("subjects", "show", "p9", *where, "--json")[1])
+    edit = ("sequences", "edit", row["sequence_id"])
+    edited = json.loads(at(*edit, "--metadata", '{"view": "090"}', "--subject", "p2")[1])
+    assert (edited["metadata"], edited["subject_id"]) == ({"view": "090"}, "p2")
+    assert at(*edit)[0] == 2
+    assert at("enroll", "p3", walks(3), *where, "--accept-conflict")[0] == 0
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    assert at("subjects", "merge", "p3", "p2", *where)[0] == 1
+    merged = json.loads(at("subjects", "merge", "p3", "p2", *where, "--yes")[1])
+    assert (merged["sequences"], merged["display_name"]) == (3, None)
+    describe = ("subjects", "edit", "p2", *where)
+    said = json.loads(at(*describe, "--name", "Bö", "--metadata", '{"team": "B"}')[1])
+    assert (said["display_name"], said["metadata"]) == ("Bö", {"team": "B"})
+    assert "Bö" in at("identify", walks(2), *where)[1]
+    assert json.loads(at(*describe, "--name", "")[1])["display_name"] is None
+    assert at(*describe)[0] == 2
+    assert at("galleries", "delete", "cli-fix", "-y")[0] == 0
+
+
 def test_what_is_erased_is_asked_about_and_gone(
     at: Gaitid, walks: Callable[..., Path], answering: Callable[[str], None]
 ) -> None:

@@ -25,8 +25,11 @@ WALK = ("walk.npz", b"walk")
 HERE = Path(__file__)
 ARGUMENTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "enroll": (("anna", [WALK]), {"metadata": {"view": "090"}}),
-    "identify": ((WALK,), {"filter": {"view": ["000"]}, "threshold": 0.5, "explain": True}),
-    "verify": (("anna", WALK), {"threshold": 0.5}),
+    "identify": (
+        (WALK,),
+        {"filter": {"view": ["000"]}, "threshold": 0.5, "explain": True, "include": "metadata"},
+    ),
+    "verify": (("anna", WALK), {"threshold": 0.5, "include": "metadata"}),
     "galleries": ((), {}),
     "gallery": (("lab",), {}),
     "create_gallery": (("lab",), {}),
@@ -36,8 +39,13 @@ ARGUMENTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "erase_gallery": (("lab",), {}),
     "subjects": ((), {}),
     "subject": (("anna",), {}),
+    "edit_subject": (
+        ("anna",),
+        {"display_name": "Anna", "metadata": {"team": "B"}, "merge_into": "bert", "new_id": "a"},
+    ),
     "erase_subject": (("anna",), {}),
     "sequence": (("q1",), {}),
+    "edit_sequence": (("q1",), {"metadata": {"view": "090"}, "subject_id": "bert"}),
     "silhouettes": (("q1",), {}),
     "film": (("q1",), {}),
     "energy_image": (("q1",), {}),

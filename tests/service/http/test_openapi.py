@@ -119,7 +119,7 @@ def test_answers_carry_the_headers_and_types_that_are_described(
     [
         ("/galleries", "GET, HEAD, POST"),
         ("/galleries/lab", "DELETE, GET, HEAD, PATCH"),
-        ("/subjects/anna", "DELETE, GET, HEAD"),
+        ("/subjects/anna", "DELETE, GET, HEAD, PATCH"),
         ("/jobs", "GET, HEAD"),
         ("/jobs/distill", "POST"),
         ("/enroll", "POST"),

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from models.card import Card
 from service.__main__ import main
 from service.foundation.errors import NotFound
 from service.foundation.settings import Settings
+from service.gallery.editing import edit_subject
 from service.job_types.gallery_audit import (
     MOST_LISTED,
     CannotAudit,
@@ -164,7 +166,7 @@ def test_lists_are_bounded_and_in_the_same_order_every_time(
     assert len(first.nearer_to_another) == len(first.pairs) == MOST_LISTED
 
 
-@pytest.mark.parametrize("erase", ["sequence", "subject", "gallery"])
+@pytest.mark.parametrize("erase", ["sequence", "subject", "gallery", "rename", "merge"])
 def test_who_is_erased_goes_from_the_findings_and_from_the_job_s_events(
     serve: Serve, settings: Settings, engine: Engine, erase: str
 ) -> None:
@@ -175,8 +177,11 @@ def test_who_is_erased_goes_from_the_findings_and_from_the_job_s_events(
         erase_sequence(engine, ids["bert"][1])
     elif erase == "subject":
         erase_subject(engine, "default", "bert")
-    else:
+    elif erase == "gallery":
         erase_gallery(engine, "default", keep=True)
+    else:
+        content = {"subject_id": "b"} if erase == "rename" else {"merge_into": "anna"}
+        assert serve().patch("/subjects/bert", json=content).status_code == 200
     kept = JobQueue.of(engine, settings).get(job.id)
     events = JobQueue.of(engine, settings).events(job.id)
     for text in (str(kept.result), str([event.data for event in events])):
@@ -196,6 +201,18 @@ def test_who_is_erased_while_the_audit_runs_is_not_in_it(
     assert "'anna'" not in str(job.result)
     events = JobQueue.of(engine, settings).events(job.id)
     assert ids["anna"][0] not in str([event.data for event in events])
+
+
+def test_who_is_renamed_while_the_audit_runs_is_not_in_it_under_either_name(
+    settings: Settings, engine: Engine
+) -> None:
+    mixed_up(engine, settings)
+    rename = partial(edit_subject, gallery="default", subject_id="anna", new_id="former-anna")
+    job = run(settings, engine, lambda: rename(engine, lambda *_: None))
+    assert job.status is Status.SUCCEEDED
+    assert job.result is not None
+    assert job.result["pairs"] == []
+    assert "anna'" not in str(job.result)
 
 
 def test_a_gallery_erased_while_it_is_audited_fails_the_job(

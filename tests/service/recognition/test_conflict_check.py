@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from service.foundation.settings import Settings
 from service.gallery.coverage import coverage, labels_in_use
+from service.gallery.editing import edit_sequence
 from service.gallery.live_index import LiveIndex
 from service.gallery.memory_index import MemoryIndex
 from service.gallery.records import Embedding, Silhouettes
@@ -381,6 +382,23 @@ def test_own_walks_enrolled_after_the_look_count_too(store: GalleryStore) -> Non
     third = made_walk(direction(0) + np.float32(0.1) * direction(1), BLANK + np.uint8(4))
     add(store, "default", "bert", [third], "d")
     assert second.enter().added == (second.sequence,)
+
+
+def test_what_changes_hands_after_the_look_is_looked_at_again(
+    store: GalleryStore, engine: Engine
+) -> None:
+    anna = Check(store, "anna", direction(0), 1)
+    anna.look_and_enter()
+    Check(store, "carl", direction(1), 9).look_and_enter()
+    bert = Check(store, "bert", direction(0), 2)
+    bert.look()
+    moved = anna.sequence.sequence_id
+    edit_sequence(engine, lambda *_: None, sequence_id=moved, subject_id="carl")
+    with pytest.raises(GalleryChanged):
+        bert.enter()
+    (walk,) = bert.look().walks
+    assert walk.other is not None
+    assert (walk.other.subject_id, walk.other.sequence_id) == ("carl", moved)
 
 
 @pytest.mark.parametrize("erase", ["sequence", "subject", "gallery"])

@@ -126,6 +126,27 @@ def test_a_gallery_comes_out_as_it_went_in(serve: Serve, engine: Engine) -> None
     assert found["threshold_source"] == "gallery"
 
 
+def test_what_is_said_of_people_goes_out_and_comes_in_and_old_files_say_nothing(
+    serve: Serve,
+) -> None:
+    client = serve()
+    fill(client)
+    said = {"display_name": "Ánna 李", "metadata": {"team": "A"}}
+    client.patch("/subjects/anna?gallery=lab", json=said)
+    file = export(client, "lab")
+    anna, bert = lines(members(file)[SUBJECTS])
+    assert {name: anna[name] for name in said} == said
+    assert not set(said) & set(bert)
+    assert put(client, "copy", file).status_code == 201
+    assert nameless(export(client, "copy")) == nameless(file)
+    copy = client.get("/subjects/anna?gallery=copy").json()
+    assert {name: copy[name] for name in said} == said
+    before = packed(changed_line(members(file), SUBJECTS, display_name=..., metadata=...))
+    assert put(client, "before", before).status_code == 201
+    old = client.get("/subjects/anna?gallery=before").json()
+    assert (old["display_name"], old["metadata"]) == (None, {})
+
+
 def test_an_encrypted_gallery_goes_out_plain_and_comes_in_encrypted(
     serve: Serve, engine: Engine
 ) -> None:
@@ -361,6 +382,12 @@ STRANGE: dict[str, tuple[Callable[[Members], Members], str]] = {
     ),
     "a subject id with a slash": (
         lambda c: changed_line(c, SUBJECTS, subject_id="a/b"), "subjects.jsonl line 1",
+    ),
+    "a display name of two lines": (
+        lambda c: changed_line(c, SUBJECTS, display_name="two\nlines"), "subjects.jsonl line 1",
+    ),
+    "metadata of a subject in a list": (
+        lambda c: changed_line(c, SUBJECTS, metadata={"view": []}), "subjects.jsonl line 1",
     ),
     "a field too few": (
         lambda c: changed_line(c, SEQUENCES, quality=...), "sequences.jsonl line 1",

@@ -1,0 +1,52 @@
+"""Correct what is enrolled, with everything else that names whom the correction is about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from service.gallery.editing import Corrected, InTransaction, Record
+from service.jobs.findings import forget_findings
+from service.serving.lineage import TrainingRecord
+from service.serving.thresholds import ModelInUse, queue_if_stale
+from service.storage.writers import Writers
+
+Correct = Callable[[Engine, InTransaction], Corrected[Record]]
+"""One of the functions of `service.gallery.editing`, which knows what to correct."""
+
+
+class Corrections:
+    """The use case behind PATCH /sequences/{sequence_id} and PATCH /subjects/{subject_id}."""
+
+    def __init__(
+        self, engine: Engine, writers: Writers, record: TrainingRecord, own: ModelInUse
+    ) -> None:
+        """`own` is the deployment's own model."""
+        self._engine = engine
+        self._writers = writers
+        self._record = record
+        self._digest = own.digest
+
+    async def make(
+        self, correct: Correct[Record], in_transaction: InTransaction
+    ) -> Corrected[Record]:
+        """Carry out a correction in one transaction, in which `in_transaction` runs last.
+
+        Findings of audits that name a walk which changed hands are dropped, models that learned
+        from its former subject count as having learned from the present one, and a gallery whose
+        calibration is stale is calibrated again, by a job.
+
+        Raises what `correct` and `in_transaction` raise; nothing is changed then.
+        """
+
+        def settle(session: Session, corrected: Corrected[Record]) -> None:
+            gallery, handover = corrected.gallery, corrected.handover
+            if handover is not None:
+                forget_findings(session, gallery, handover.sequence_ids)
+                self._record.carry(session, gallery, handover.subject_id, handover.to)
+            queue_if_stale(session, gallery, self._digest)
+            in_transaction(session, corrected)
+
+        return await self._writers.run(correct, self._engine, settle)
