@@ -8,6 +8,7 @@ import { thresholdCurve } from "./thresholds.js";
 
 const TARGETS = [0.1, 0.03, 0.01, 0.003, 0.001];
 const USUAL = 0.01;
+let offered; // for which gallery and calibration the rates are; reading these again keeps the choice
 const runs = runner(byId("calibration-result"), "calibration", (busy) => { byId("calibration-start").disabled = busy; });
 
 /** Make the form work; `changed` is called once the gallery decides by something new. */
@@ -27,9 +28,13 @@ export const leaveCalibration = () => runs.leave();
 /** Show what the gallery decides by: its own threshold, or none yet (also for no gallery). */
 export function showCalibration(found) {
   const point = found?.operating_point;
-  const chosen = point?.target_fpir ?? USUAL;
-  const targets = [...new Set([...TARGETS, chosen])].sort((one, other) => other - one);
-  offer(byId("calibration-form").elements.target, targets, chosen, percent);
+  const state = `${found?.name} ${point?.calibrated_at}`;
+  if (state !== offered) {
+    const chosen = point?.target_fpir ?? USUAL;
+    const targets = [...new Set([...TARGETS, chosen])].sort((one, other) => other - one);
+    offer(byId("calibration-form").elements.target, targets, chosen, percent);
+    offered = state;
+  }
   byId("calibration").replaceChildren(...(point ? calibrated(point, found) : [element("p", {},
     "Not calibrated: the model’s own threshold decides, which was measured on other people and for another number of them.")]));
 }
