@@ -17,6 +17,7 @@ from models.networks import registry
 from service.foundation.settings import Settings
 from service.storage.database import open_database
 from tests.service.server import serving, settings_for
+from tests.service.statements import pragma_of_every_connection
 
 TINY = {
     "channels": [4, 8, 8, 16],
@@ -68,6 +69,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[h
     """A service for the tests of one file that leave it as they found it."""
     with serving(settings_for(tmp_path_factory.mktemp("shared"), models)) as client:
         yield client
+
+
+@pytest.fixture
+def impatient() -> Iterator[None]:
+    """The database says that it is busy after a moment, not after ten seconds."""
+    with pragma_of_every_connection("busy_timeout=100"):
+        yield
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from service.foundation.settings import Settings
 from service.http.app import create_app
 from service.http.protocol import Patience
 from service.http.serve import server_config
+from service.http.upload_slots import UploadSlots
 
 
 def settings_for(data_dir: Path, models: Path, **changes: Any) -> Settings:
@@ -34,10 +35,14 @@ def settings_for(data_dir: Path, models: Path, **changes: Any) -> Settings:
 
 @contextmanager
 def serving(
-    settings: Settings, *, until_ready: bool = True, patience: Patience | None = None
+    settings: Settings,
+    *,
+    until_ready: bool = True,
+    patience: Patience | None = None,
+    upload_slots: UploadSlots | None = None,
 ) -> Iterator[httpx.Client]:
     """Serve until the block ends; it begins once the service is ready, or alive at least."""
-    app = create_app(settings)
+    app = create_app(settings, upload_slots=upload_slots)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = server_config(app, settings, patience)
         config.timeout_graceful_shutdown = 5

@@ -236,11 +236,11 @@ def test_a_key_is_shown_once_and_can_be_revoked(here: Gaitid) -> None:
     refused(here("keys", "add", "--scope", "everything"), "enroll", status=2)
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("command", [ADD_KEY, ("export-gallery", "default", "out.zip")])
 def test_a_database_that_is_busy_is_said_in_a_sentence(
     here: Gaitid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr("service.storage.database._LOCK_WAIT_MS", 50)
     monkeypatch.chdir(tmp_path)
     assert here(*ADD_KEY)[0] == 0  # makes the database
     file = tmp_path / "data" / "gaitid.sqlite"

@@ -53,8 +53,8 @@ def encode(walks: Sequence[np.ndarray]) -> np.ndarray:
 class Process:
     """What one process holds."""
 
-    def __init__(self, engine: Engine, digest: str = "d") -> None:
-        self.store = GalleryStore(engine)
+    def __init__(self, engine: Engine, digest: str = "d", piece: int = 2048) -> None:
+        self.store = GalleryStore(engine, piece=piece)
         self.embedded: list[str] = []
         reembedding = Reembedding(self.store, encode, digest)
 
@@ -188,11 +188,8 @@ def test_the_cache_drops_what_was_not_searched_for_longest(engine: Engine) -> No
     assert len(cache) == 0
 
 
-def test_a_long_history_is_followed_in_pieces(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.gallery.store._PIECE", 4)
-    process = Process(engine)
+def test_a_long_history_is_followed_in_pieces(engine: Engine) -> None:
+    process = Process(engine, piece=4)
     first = enrol(process.store, "anna", 1)
     for person in range(5):
         enrol(process.store, f"s{person}", person + 10, person + 20)

@@ -35,6 +35,7 @@ from service.http.middleware.request_context import RequestContext
 from service.http.resources import open_engine
 from service.storage.database import Table, open_database, writing
 from tests.service.conftest import save_tiny_model
+from tests.service.jobs.galleries import enrol_embeddings
 from tests.service.requests import contents, enrol, identify, problem
 from tests.service.server import serving, settings_for
 from tests.service.walkers import walk
@@ -107,12 +108,12 @@ def test_it_stops_at_once_in_the_middle_of_embedding_anew(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(settings) as client:
-        enrol(client, "anna", *(walk(n, frames=24) for n in range(3)))
+        enrol(client, "anna", walk(2, frames=24))
     engine = open_database(settings.resolved_database_url)
+    enrol_embeddings(engine, settings, "bert", [np.ones((4, 16), np.float32)] * 40)
     with writing(engine).begin() as connection:
         connection.exec_driver_sql("DELETE FROM embedding")
     engine.dispose()
-    monkeypatch.setattr("service.serving.reembedding._AT_ONCE", 1)
     going_on = threading.Event()
     encode = Encoder.encode
 
@@ -123,12 +124,12 @@ def test_it_stops_at_once_in_the_middle_of_embedding_anew(
     monkeypatch.setattr(Encoder, "encode", slow)
     with serving(settings, until_ready=False) as client:
         deadline = time.monotonic() + 10
-        while "0 of 3 sequences" not in problem(client.get("/readyz"), 503)["detail"]:
+        while "0 of 41 sequences" not in problem(client.get("/readyz"), 503)["detail"]:
             assert time.monotonic() < deadline
         threading.Timer(0.3, going_on.set).start()
     with open_engine(settings).connect() as connection:
         embedded = connection.exec_driver_sql("SELECT count(*) FROM embedding").scalar_one()
-    assert embedded < 3
+    assert embedded < 41
     monkeypatch.undo()
     with serving(settings) as client:
         assert identify(client, walk(2, frames=24)).json()["candidates"][0]["similarity"] > 0.9999

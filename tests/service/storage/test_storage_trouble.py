@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from sqlalchemy import Engine, Pool, event
+from sqlalchemy import Engine, event
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
@@ -33,36 +33,11 @@ from service.http.serve import serve as serve_forever
 from service.storage.reserve import Reserve
 from tests.service.conftest import save_tiny_model
 from tests.service.requests import contents, enrol, identify, problem
+from tests.service.statements import pragma_of_every_connection
 from tests.service.walkers import walk
 
 Serve = Callable[..., httpx.Client]
 UNLIMITED = "max_page_count=1000000"
-
-
-@contextmanager
-def pragma_of_every_connection(first: str) -> Iterator[Callable[[str], None]]:
-    """Sets a PRAGMA each time the service takes a connection; call it for another one."""
-    current = first
-
-    def checkout(connection: sqlite3.Connection, _record: object, _proxy: object) -> None:
-        connection.execute(f"PRAGMA {current}").close()
-
-    def change(pragma: str) -> None:
-        nonlocal current
-        current = pragma
-
-    event.listen(Pool, "checkout", checkout)
-    try:
-        yield change
-    finally:
-        event.remove(Pool, "checkout", checkout)
-
-
-@pytest.fixture
-def impatient() -> Iterator[None]:
-    """The database says that it is busy after a moment, not after ten seconds."""
-    with pragma_of_every_connection("busy_timeout=100"):
-        yield
 
 
 @contextmanager
@@ -394,10 +369,10 @@ def test_a_data_folder_that_cannot_be_written_is_503(
 ) -> None:
     client = serve()
 
-    def refuse(*_: object) -> None:
+    def refuse(**_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("service.serving.uploading._write", refuse)
+    monkeypatch.setattr("service.serving.uploading.TemporaryDirectory", refuse)
     files = {"weights": b"x", "card": b"x"}
     answer = client.post("/models", data={"name": "mine"}, files=files)
     assert problem(answer, 503)["type"] == "/problems/database-unavailable"

@@ -128,7 +128,7 @@ def test_raw_walks_are_prepared_in_processes(
 ) -> None:
     write_zip(tmp_path / "source/1/090_1.zip", walker())
     write_zip(tmp_path / "source/1/090_2.zip", walker(phase=1))
-    monkeypatch.setattr(importers, "_prepare", None)  # which another process does not see
+    monkeypatch.setattr(importers, "prepare", None)  # which another process does not see
     with pytest.raises(TypeError):
         pack_dataset(tmp_path / "source", tmp_path / "one.pack")
     assert len(pack_dataset(tmp_path / "source", tmp_path / "two.pack", workers=2)) == 2
