@@ -7,7 +7,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -33,6 +35,13 @@ def settings_for(data_dir: Path, models: Path, **changes: Any) -> Settings:
     )
 
 
+@cache
+def openapi_document() -> dict[str, Any]:
+    """The description of the interface, which every application would make anew."""
+    with TemporaryDirectory() as folder:
+        return create_app(settings_for(Path(folder), Path(folder))).openapi()
+
+
 @contextmanager
 def serving(
     settings: Settings,
@@ -43,6 +52,7 @@ def serving(
 ) -> Iterator[httpx.Client]:
     """Serve until the block ends; it begins once the service is ready, or alive at least."""
     app = create_app(settings, upload_slots=upload_slots)
+    app.openapi_schema = openapi_document()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = server_config(app, settings, patience)
         config.timeout_graceful_shutdown = 5

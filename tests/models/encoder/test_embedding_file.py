@@ -39,6 +39,7 @@ def walker(frames: int, stride: float) -> Any:
     return np.where(body | (legs & (row > 60) & (row < 112)), 255, 0).astype(np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gaitbase_casiab", "deepgaitv2_casiab_p3d"])
 def test_prepared_walks_equal_the_goldens_through_both_commands(tmp_path: Path, name: str) -> None:
     torch.save({"model": goldens.weights(goldens.shapes(name))}, tmp_path / "model.pt")

@@ -44,6 +44,7 @@ def plainly(network: GaitNetwork, walks: Walks) -> NDArray[np.float32]:
     return torch.cat(found).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "config"), NETWORKS + WINDOWED)
 def test_float32_embeddings_equal_the_plain_networks(name: str, config: dict[str, Any]) -> None:
     network, fast = prepare(name, config, precision="float32")
@@ -69,6 +70,7 @@ def test_bfloat16_embeddings_point_the_same_way(name: str, config: dict[str, Any
     assert ((found * wanted).sum(2) / lengths).mean() > 0.999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames_per_call", [1, 7, 1000])
 @pytest.mark.parametrize(("name", "config"), NETWORKS + WINDOWED)
 def test_how_many_frames_go_in_at_once_changes_nothing(
@@ -87,6 +89,7 @@ def test_wide_silhouettes_are_cut_as_the_field_cuts_them() -> None:
     assert np.array_equal(fast.encode(wide), fast.encode([cut(walk) for walk in wide]))
 
 
+@pytest.mark.slow
 def test_a_mirroring_checkpoint_embeds_a_walk_and_its_mirror_image_alike() -> None:
     network, fast = prepare("gaitbase", {}, mirror=True, precision="float32")
     walks = some_walks()

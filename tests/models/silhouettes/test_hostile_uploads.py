@@ -527,6 +527,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the size of a process is read from /proc")
 def test_hostile_uploads_are_refused_before_memory_runs_out(tmp_path: Path) -> None:
     """Each by a count: no refusal has an error of a library behind it."""

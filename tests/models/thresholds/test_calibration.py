@@ -60,6 +60,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         stranger_similarities(np.zeros((3, 2, 2), np.float32), np.arange(2), "cosine")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "target", "method"),
     [(120, 0.1, "observed"), (120, 0.02, "extrapolated"), (40, 0.1, "extrapolated")],

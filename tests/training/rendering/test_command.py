@@ -63,6 +63,7 @@ def test_silhouettes_are_normalised_people(pack: Pack) -> None:
     assert (silhouettes[:, :2].any(axis=(1, 2)) & silhouettes[:, -2:].any(axis=(1, 2))).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_the_same_recipe_gives_the_same_pack_and_another_seed_another(
     pack: Pack, recipe: Path, mocap: Path, tmp_path: Path
 ) -> None:
