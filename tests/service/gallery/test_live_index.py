@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,18 +18,9 @@ from service.gallery.records import Embedding, Walk
 from service.gallery.store import GalleryStore
 from service.privacy.erasure_transactions import erase_gallery, erase_sequence, erase_subject
 from service.serving.reembedding import Reembedding
-from service.storage.database import migrate, open_database
 from tests.service.jobs.galleries import add, made_walk
 
 PARTS, CHANNELS = 2, 3
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    engine = open_database(f"sqlite:///{tmp_path / 'db.sqlite'}")
-    migrate(engine)
-    GalleryStore(engine).ensure("default")
-    return engine
 
 
 def embedding(seed: int) -> Embedding:

@@ -1,7 +1,7 @@
 """Audits from the call to the findings: real children, a real database, few dimensions."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from service.jobs.queue import JobQueue
 from service.jobs.tables import JobRow
 from service.privacy.erasure_transactions import erase_gallery, erase_sequence, erase_subject
 from service.serving.registry import Card, resolve
-from service.storage.database import open_database, writing
+from service.storage.database import writing
 from tests.service.jobs.galleries import enrol_embeddings
 from tests.service.jobs.workers import run_job, worker_of, working
 from tests.service.requests import problem
@@ -39,15 +39,6 @@ from tests.service.walkers import GOOD
 
 Serve = Callable[..., httpx.Client]
 DIMENSIONS = 64
-
-
-@pytest.fixture
-def engine(settings: Settings, serve: Serve) -> Iterator[Engine]:
-    """The database of a service that has made it."""
-    serve()
-    engine = open_database(settings.resolved_database_url)
-    yield engine
-    engine.dispose()
 
 
 def direction(axis: int, towards: int = 0, by: float = 0.0) -> NDArray[np.float32]:

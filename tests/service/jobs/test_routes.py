@@ -19,7 +19,6 @@ from service.client import Client, JobEvent
 from service.foundation.errors import Reason
 from service.foundation.settings import Settings
 from service.gallery.listing import is_enrolled
-from service.gallery.store import GalleryStore
 from service.http import problems
 from service.http.listening import listen, url_of
 from service.http.routes import jobs, models
@@ -90,11 +89,6 @@ def check() -> FakeCheck:
 
 
 @pytest.fixture
-def queue(engine: Engine, settings: Settings) -> JobQueue:
-    return JobQueue.of(engine, settings)
-
-
-@pytest.fixture
 def http(settings: Settings, engine: Engine, check: FakeCheck) -> Iterator[httpx.Client]:
     app = FastAPI(dependencies=[Depends(only_known_fields)])
     problems.install(app)
@@ -111,7 +105,6 @@ def http(settings: Settings, engine: Engine, check: FakeCheck) -> Iterator[httpx
         ),
     )
     app.dependency_overrides[jobs.recipe_check] = lambda: check
-    GalleryStore(engine).ensure("default")
     with closing(audit), listening(app) as url, httpx.Client(base_url=url) as client:
         yield client
 

@@ -30,7 +30,7 @@ from service.jobs.queue import JobQueue
 from service.jobs.scratch import remove_folder
 from service.privacy.erasure_transactions import erase_subject
 from service.privacy.retention import Retention, Swept
-from service.storage.database import migrate, now, open_database
+from service.storage.database import now
 from service.storage.kept_answers import Answer, IdempotencyStore, KeyLock
 from service.storage.reserve import Reserve
 from service.storage.writers import Writers
@@ -42,20 +42,6 @@ from tests.service.walkers import walk
 Serve = Callable[..., httpx.Client]
 Sweep = Callable[..., Swept]
 DAY = timedelta(days=1)
-
-
-@pytest.fixture
-def engine(settings: Settings) -> Iterator[Engine]:
-    settings.data_dir.mkdir(parents=True)
-    engine = open_database(settings.resolved_database_url)
-    migrate(engine)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def store(engine: Engine) -> GalleryStore:
-    return GalleryStore(engine)
 
 
 @pytest.fixture

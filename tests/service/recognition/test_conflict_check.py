@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -308,21 +308,6 @@ def test_labels_read_before_a_subject_gets_its_walks_serve_after_it(
 
 
 # The turn that decides
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_database(f"sqlite:///{tmp_path / 'db.sqlite'}")
-    migrate(engine)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def store(engine: Engine) -> GalleryStore:
-    store = GalleryStore(engine)
-    store.ensure("default")
-    return store
 
 
 class Check:

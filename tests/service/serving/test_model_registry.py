@@ -1,6 +1,5 @@
 import errno
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,21 +16,12 @@ from service.serving.registry import (
     UnreadableCard,
     resolve,
 )
-from service.storage.database import migrate, now, open_database
+from service.storage.database import now
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "data", shipped_models_dir=tmp_path / "shipped")
-
-
-@pytest.fixture
-def engine(settings: Settings) -> Iterator[Engine]:
-    settings.data_dir.mkdir()
-    engine = open_database(settings.resolved_database_url)
-    migrate(engine)
-    yield engine
-    engine.dispose()
+def settings(settings: Settings, tmp_path: Path) -> Settings:
+    return settings.model_copy(update={"shipped_models_dir": tmp_path / "shipped"})
 
 
 @pytest.fixture

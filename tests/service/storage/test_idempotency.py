@@ -134,14 +134,6 @@ def test_many_at_once_enrol_once(serve: Serve) -> None:
             assert "retry-after" in answer.headers
 
 
-@pytest.fixture(name="engine")
-def database(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_database(f"sqlite:///{tmp_path / 'db.sqlite'}")
-    migrate(engine)
-    yield engine
-    engine.dispose()
-
-
 @pytest.fixture
 def store(engine: Engine) -> IdempotencyStore:
     return IdempotencyStore(engine, all_enrolled)
