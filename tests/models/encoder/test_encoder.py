@@ -61,6 +61,7 @@ def test_float32_is_not_rounded_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not torch.backends.cudnn.allow_tf32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "config"), NETWORKS)
 def test_bfloat16_embeddings_point_the_same_way(name: str, config: dict[str, Any]) -> None:
     network, fast = prepare(name, config, precision="bfloat16")
@@ -106,6 +107,7 @@ def test_a_necked_checkpoint_gives_unit_parts() -> None:
     np.testing.assert_allclose(found, plainly(network, some_walks()), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("native", "error", "precision"),
     [(False, 0, "float32"), (True, 0, "bfloat16"), (True, 0.01, "float32")],
@@ -184,6 +186,7 @@ def test_a_walk_of_another_form_is_refused_by_its_place(walk: Any, complaint: st
         fast.encode([np.zeros((3, 64, 44), np.uint8), walk])
 
 
+@pytest.mark.slow
 def test_an_encoder_is_opened_from_a_checkpoint(tmp_path: Path) -> None:
     network = small("gaitbase", {})
     card = card_of(network, name="small", metric="cosine")

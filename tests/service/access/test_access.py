@@ -257,6 +257,7 @@ def call(settings: Settings, client: tuple[str, int], host: str) -> int:
     return asyncio.run(ask())
 
 
+@pytest.mark.slow
 def test_without_a_key_only_this_machine_is_served_whatever_the_server_binds(
     settings: Settings,
 ) -> None:
