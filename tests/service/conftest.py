@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from shutil import copyfile
@@ -23,7 +23,7 @@ from service.jobs.queue import JobQueue
 from service.storage.data_folder import open_data_folder
 from service.storage.database import migrate, open_database
 from tests.e2e.deployment import QUICK_TRAINING
-from tests.service.server import serving, settings_for
+from tests.service.server import Serve, serving, settings_for
 from tests.service.statements import pragma_of_every_connection
 
 TINY = {
@@ -61,7 +61,7 @@ def settings(tmp_path: Path, models: Path) -> Settings:
 
 
 @pytest.fixture
-def serve(tmp_path: Path, models: Path) -> Iterator[Callable[..., httpx.Client]]:
+def serve(tmp_path: Path, models: Path) -> Iterator[Serve]:
     """Starts the service with changed settings; it stops after the test."""
     with ExitStack() as stack:
 

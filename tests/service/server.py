@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -20,6 +20,9 @@ from service.http.app import create_app
 from service.http.protocol import Patience
 from service.http.serve import server_config
 from service.http.upload_slots import UploadSlots
+
+Serve = Callable[..., httpx.Client]
+"""The fixture `serve`: starts the service with changed settings."""
 
 
 def settings_for(data_dir: Path, models: Path, **changes: Any) -> Settings:

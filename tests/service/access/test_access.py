@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,9 +20,8 @@ from service.http.middleware.scopes import requirements
 from service.http.resources import open_engine
 from service.storage.database import now
 from tests.service.requests import enrol, identify, problem
+from tests.service.server import Serve
 from tests.service.walkers import walk
-
-Serve = Callable[..., httpx.Client]
 
 
 def bearer(token: str) -> dict[str, str]:

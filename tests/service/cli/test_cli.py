@@ -25,6 +25,7 @@ from service.foundation.errors import Unavailable
 from service.foundation.settings import Settings
 from tests.service.client.answering import Script, a_job
 from tests.service.requests import enrol
+from tests.service.server import Serve
 from tests.service.walkers import walk
 
 Gaitid = Callable[..., tuple[int, str, str]]
@@ -354,7 +355,7 @@ def forget_everybody(audit: Path) -> None:
 
 
 def test_the_record_is_written_as_json_lines_and_checked(
-    gaitid: Gaitid, here: Gaitid, serve: Callable[..., httpx.Client], tmp_path: Path
+    gaitid: Gaitid, here: Gaitid, serve: Serve, tmp_path: Path
 ) -> None:
     service = serve()
     service.post("/galleries", json={"name": "lab"})
@@ -387,7 +388,7 @@ def test_the_record_is_written_as_json_lines_and_checked(
 
 
 def test_a_gallery_is_encrypted_and_its_key_replaced(
-    gaitid: Gaitid, here: Gaitid, serve: Callable[..., httpx.Client], tmp_path: Path,
+    gaitid: Gaitid, here: Gaitid, serve: Serve, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     serve().post("/enroll", data={"subject_id": "a"}, files={"sequence": ("a", walk(1))})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,9 +19,9 @@ from tests.e2e.deployment import until
 from tests.service.conftest import save_tiny_model
 from tests.service.jobs.workers import working
 from tests.service.requests import enrol, identify, problem, verify
+from tests.service.server import Serve
 from tests.service.walkers import walk
 
-Serve = Callable[..., httpx.Client]
 PEOPLE = 6
 
 

@@ -3,7 +3,6 @@
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,9 @@ from service.storage.database import writing
 from tests.service.jobs.galleries import enrol_embeddings
 from tests.service.jobs.workers import run_job, worker_of, working
 from tests.service.requests import enrol, identify, problem, verify
+from tests.service.server import Serve
 from tests.service.walkers import walk
 
-Serve = Callable[..., httpx.Client]
 WALKS = 3
 
 

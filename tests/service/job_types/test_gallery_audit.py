@@ -34,10 +34,10 @@ from service.storage.database import writing
 from tests.service.jobs.galleries import enrol_embeddings
 from tests.service.jobs.workers import run_job, worker_of, working
 from tests.service.requests import problem
+from tests.service.server import Serve
 from tests.service.statements import plans
 from tests.service.walkers import GOOD
 
-Serve = Callable[..., httpx.Client]
 DIMENSIONS = 64
 
 

@@ -37,9 +37,9 @@ from service.storage.writers import Writers
 from tests.service.jobs.galleries import add, made_walk
 from tests.service.jobs.galleries import enrol as enrol_some
 from tests.service.requests import contents, enrol, identify, problem
+from tests.service.server import Serve
 from tests.service.walkers import walk
 
-Serve = Callable[..., httpx.Client]
 Sweep = Callable[..., Swept]
 DAY = timedelta(days=1)
 

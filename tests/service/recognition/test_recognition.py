@@ -3,7 +3,6 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from itertools import chain, repeat
@@ -14,10 +13,8 @@ import pytest
 from service.foundation.settings import Settings
 from service.http.upload_slots import Upload, UploadSlots
 from tests.service.requests import contents, enrol, identify, problem, verify
-from tests.service.server import serving
+from tests.service.server import Serve, serving
 from tests.service.walkers import walk
-
-Serve = Callable[..., httpx.Client]
 
 
 @pytest.mark.parametrize("index", ["faiss", "memory"])

@@ -36,9 +36,9 @@ from service.storage.writers import Writers
 from tests.e2e.deployment import until
 from tests.service.conftest import save_tiny_model
 from tests.service.requests import enrol, identify
+from tests.service.server import Serve
 from tests.service.walkers import walk
 
-Serve = Callable[..., httpx.Client]
 NAMES = ("default", "one", "two", "three")
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import pytest
 import torch
 from sqlalchemy import Engine, event
@@ -33,10 +32,10 @@ from service.http.serve import serve as serve_forever
 from service.storage.reserve import Reserve
 from tests.service.conftest import save_tiny_model
 from tests.service.requests import contents, enrol, identify, problem
+from tests.service.server import Serve
 from tests.service.statements import pragma_of_every_connection
 from tests.service.walkers import walk
 
-Serve = Callable[..., httpx.Client]
 UNLIMITED = "max_page_count=1000000"
 
 
