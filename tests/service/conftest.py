@@ -23,6 +23,7 @@ from service.jobs.queue import JobQueue
 from service.storage.data_folder import open_data_folder
 from service.storage.database import migrate, open_database
 from tests.e2e.deployment import QUICK_TRAINING
+from tests.service.jobs.workers import Workers, working
 from tests.service.server import Serve, serving, settings_for
 from tests.service.statements import pragma_of_every_connection
 
@@ -123,3 +124,8 @@ def quick_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training runs end at once: jobs find a stand-in for `python -m training`."""
     monkeypatch.setenv("PYTHONPATH", str(QUICK_TRAINING), prepend=os.pathsep)
     monkeypatch.chdir(tmp_path)  # so that `-m training` does not find the repository's first
+
+
+@pytest.fixture
+def workers(settings: Settings, engine: Engine) -> Workers:
+    return lambda: working(settings, engine)

@@ -303,7 +303,12 @@ CASES: dict[type[SequenceError], dict[str, tuple[Callable[[], bytes], str]]] = {
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [(kind, name) for kind, cases in CASES.items() for name in cases]
+    ("kind", "name"),
+    [
+        pytest.param(kind, name, marks=[pytest.mark.slow] if "bomb" in name else [])
+        for kind, cases in CASES.items()
+        for name in cases
+    ],
 )
 def test_a_hostile_upload_is_refused_by_its_kind_with_a_sentence(
     kind: type[SequenceError], name: str

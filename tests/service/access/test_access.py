@@ -4,7 +4,6 @@ import socket
 import time
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from select import select
 
 import httpx
@@ -174,7 +173,7 @@ def test_one_key_never_holds_every_place_for_an_upload(serve: Serve, engine: Eng
         assert identify(client, walk(1)).status_code == 200
 
 
-def test_a_key_is_shown_once_and_kept_as_a_hash(tmp_path: Path, settings: Settings) -> None:
+def test_a_key_is_shown_once_and_kept_as_a_hash(settings: Settings) -> None:
     engine = open_engine(settings)
     key, token = create_key(engine, [Scope.ADMIN, Scope.JOBS], "the boss")
     assert token.startswith("gid_")

@@ -278,7 +278,7 @@ def test_the_database_refuses_to_change_the_record(settings: Settings, record: A
         chain.check(record.lines())
 
 
-def test_a_line_is_not_blanked_by_halves(settings: Settings, record: AuditRecord) -> None:
+def test_a_line_is_not_blanked_by_halves(record: AuditRecord) -> None:
     record.changed(Entry("enroll", "default", "anna"), COMMAND)
     forgotten = [{**line, "subject_id": None} for line in record.lines()]
     with pytest.raises(chain.Broken, match="line 1 names nobody any more"):

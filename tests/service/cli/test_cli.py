@@ -586,9 +586,7 @@ def test_jobs_are_submitted_listed_and_cancelled(at: Gaitid) -> None:
     assert (status, f"the job {job} cancelled" in err) == (1, True)
 
 
-def test_a_service_that_is_not_there_is_said_plainly(
-    gaitid: Gaitid, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_service_that_is_not_there_is_said_plainly(gaitid: Gaitid) -> None:
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         port = nobody.getsockname()[1]
     refused(

@@ -99,9 +99,7 @@ def test_without_encryption_the_same_search_of_the_files_finds_every_walk(
     engine.dispose()
 
 
-def test_a_service_with_encryption_enrols_and_identifies_as_without(
-    serve: Serve, tmp_path: Path
-) -> None:
+def test_a_service_with_encryption_enrols_and_identifies_as_without(serve: Serve) -> None:
     plain = serve()
     enrol(plain, "anna", walk(1))
     before = identify(plain, walk(1)).json()["candidates"][0]["similarity"]

@@ -101,9 +101,7 @@ def test_without_the_key_a_gallery_is_not_given_another_model(
     keyless.dispose()
 
 
-def test_both_models_are_compared_on_what_is_sealed(
-    settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_both_models_are_compared_on_what_is_sealed(settings: Settings, engine: Engine) -> None:
     queue, lease = begin(engine, settings)
     own = find_model(settings, "default").digest
     encoder = Encoder.open(resolve(settings, "default"), "cpu")

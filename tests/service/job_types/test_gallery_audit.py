@@ -32,7 +32,7 @@ from service.privacy.erasure_transactions import erase_gallery, erase_sequence, 
 from service.serving.registry import Card, resolve
 from service.storage.database import writing
 from tests.service.jobs.galleries import enrol_embeddings
-from tests.service.jobs.workers import run_job, worker_of, working
+from tests.service.jobs.workers import Workers, run_job, worker_of
 from tests.service.requests import problem
 from tests.service.server import Serve
 from tests.service.statements import plans
@@ -270,9 +270,7 @@ def test_one_audit_of_a_gallery_at_a_time(serve: Serve) -> None:
     assert refused["errors"] == [{"where": "gallery", "reason": "claimed"}]
 
 
-def test_an_audit_that_cannot_be_made_says_what_to_do(
-    settings: Settings, engine: Engine, tmp_path: Path
-) -> None:
+def test_an_audit_that_cannot_be_made_says_what_to_do(settings: Settings, engine: Engine) -> None:
     model = model_of(settings)
     with pytest.raises(NotFound, match="no gallery 'none'"):
         audit(engine, "none", model)
@@ -300,12 +298,13 @@ def test_the_command_follows_the_job_and_lists_the_findings(
     engine: Engine,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    workers: Workers,
 ) -> None:
     client = serve()
     mixed_up(engine, settings)
     enter(engine, settings, "dora", direction(5), quality=replace(GOOD, score=0.2))
     monkeypatch.setenv("GAITID_URL", str(client.base_url))
-    with working(settings, engine):
+    with workers():
         client.post("/galleries", json={"name": "tidy"})
         enter(engine, settings, "eve", direction(5), gallery="tidy")
         for gallery, status in (("default", 0), ("none", 1), ("tidy", 0)):

@@ -118,6 +118,7 @@ def embed_ones(sequence_ids: Sequence[str]) -> dict[str, Embedding]:
     return {sequence_id: np.ones((2, 4), np.float32) for sequence_id in sequence_ids}
 
 
+@pytest.mark.slow
 def test_a_long_gallery_is_swept_in_pieces_and_by_several_at_once(
     store: GalleryStore, sweep: Sweep
 ) -> None:

@@ -268,7 +268,7 @@ def test_a_request_larger_than_the_queue_is_served_when_it_is_alone(serve: Serve
     assert client.get("/galleries/default").json()["sequences"] == 3
 
 
-def test_a_model_without_threshold_needs_one_in_the_request(serve: Serve, models: object) -> None:
+def test_a_model_without_threshold_needs_one_in_the_request(serve: Serve) -> None:
     client = serve(model="uncalibrated")
     body = problem(identify(client, walk(1)), 422)
     assert body["errors"] == [{"where": "threshold", "reason": "required"}]

@@ -84,7 +84,7 @@ def test_a_broken_card_does_not_hide_the_other_models(
 
 
 def test_a_trained_model_appears_whole_and_names_its_job(
-    settings: Settings, registry: ModelRegistry, engine: Engine, tmp_path: Path, job_id: str
+    registry: ModelRegistry, engine: Engine, tmp_path: Path, job_id: str
 ) -> None:
     checkpoint = make(tmp_path / "run" / "checkpoint")
     staged = registry.stage_trained("mine", checkpoint, job_id=job_id, metrics={"loss": 1.0})

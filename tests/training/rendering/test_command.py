@@ -74,6 +74,7 @@ def test_the_same_recipe_gives_the_same_pack_and_another_seed_another(
     assert other.content_hash != pack.content_hash
 
 
+@pytest.mark.slow
 def test_an_interrupted_rendering_goes_on_and_ends_up_the_same(
     pack: Pack, recipe: Path, mocap: Path, tmp_path: Path
 ) -> None:
