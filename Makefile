@@ -1,9 +1,9 @@
-# One word a job: make setup | demo | serve | test | check | bench
+# One word a job: make setup | demo | serve | quick | test | check | bench
 PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo serve test lint check bench clean
+.PHONY: setup demo serve quick test lint check bench clean
 
 setup: $(READY)
 
@@ -19,6 +19,9 @@ demo: setup
 
 serve: setup
 	$(BIN)/gaitid serve --host 127.0.0.1 --port 8000 --data-dir data
+
+quick: setup  # what needs no server, child process or training run
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test: setup
 	$(BIN)/python -m pytest

@@ -16,7 +16,6 @@ from models import Progress
 from models.card import Metric
 from models.comparison.similarity import mean_part_cosines, mean_part_distances
 
-_BLOCK: Final = 512
 NOBODY: Final = -1
 
 
@@ -54,6 +53,8 @@ def nearest(
     subjects: NDArray[np.int64],
     metric: Metric,
     progress: Progress = lambda _done: None,
+    *,
+    block: int = 512,
 ) -> tuple[Nearest, Nearest]:
     """The nearest of each sequence among the others of its subject, and among all other subjects'.
 
@@ -62,6 +63,7 @@ def nearest(
         subjects: whose each sequence is [n].
         metric: how the checkpoint compares.
         progress: told how many sequences have met all others, block by block.
+        block: how many sequences are compared with as many at once.
 
     Raises:
         ValueError: the shapes don't fit.
@@ -71,7 +73,7 @@ def nearest(
     count = len(subjects)
     own, others = Nearest.unknown(count), Nearest.unknown(count)
     compare = mean_part_cosines if metric == "cosine" else _nearness
-    blocks = [slice(at, min(at + _BLOCK, count)) for at in range(0, count, _BLOCK)]
+    blocks = [slice(at, min(at + block, count)) for at in range(0, count, block)]
     for position, rows in enumerate(blocks):
         for columns in blocks[position:]:
             similarities = compare(embeddings[rows], embeddings[columns])

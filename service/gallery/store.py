@@ -59,7 +59,6 @@ from service.storage.database import check_sound, new_id, now, writing
 
 _log = logging.getLogger(__name__)
 _WALK = (SequenceRow.id, SequenceRow.silhouettes, SequenceRow.key_id, SequenceRow.content_hash)
-_PIECE = 2048  # sequences that are read at once: at 16 x 256 channels, 32 MB
 
 
 class GalleryChanged(Exception):
@@ -174,9 +173,19 @@ def _raise_revision(session: Session, which: ColumnElement[bool]) -> tuple[str, 
 class GalleryStore:
     """Galleries, subjects, sequences and embeddings behind one engine."""
 
-    def __init__(self, engine: Engine, damaged: Callable[[str], None] = lambda _what: None) -> None:
-        """`damaged` is told of every damaged row that was read: an embedding, or silhouettes."""
+    def __init__(
+        self,
+        engine: Engine,
+        damaged: Callable[[str], None] = lambda _what: None,
+        *,
+        piece: int = 2048,
+    ) -> None:
+        """`damaged` is told of every damaged row that was read: an embedding, or silhouettes.
+
+        `piece` sequences are read at once: at 16 x 256 channels, 32 MB.
+        """
         self.engine = engine
+        self._piece = piece
         self._sealing = sealing_of(engine)
         self._damaged = damaged
 
@@ -341,7 +350,7 @@ class GalleryStore:
                 select(SequenceRow.revision)
                 .where(SequenceRow.gallery_id == gallery_id, SequenceRow.revision > since)
                 .order_by(SequenceRow.revision)
-                .offset(_PIECE)
+                .offset(self._piece)
                 .limit(1)
             )
             if beyond is not None:  # a revision is never split

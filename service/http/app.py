@@ -39,13 +39,20 @@ from service.http.routes import (
     subjects,
 )
 from service.http.routes.known_fields import only_known_fields
+from service.http.upload_slots import UploadSlots
 from service.storage.writers import Writers
 
 
-def create_app(settings: Settings | None = None, encoder: Encoder | None = None) -> FastAPI:
+def create_app(
+    settings: Settings | None = None,
+    encoder: Encoder | None = None,
+    *,
+    upload_slots: UploadSlots | None = None,
+) -> FastAPI:
     """Make the application; without settings they come from the environment (GAITID_*).
 
-    `encoder` is of the deployment's own model, for who has loaded it already.
+    `encoder` is of the deployment's own model, for who has loaded it already. `upload_slots`
+    replaces the slots that the settings ask for.
     """
     settings = settings or Settings()
     engine = open_engine(settings)
@@ -74,7 +81,11 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
         # Whether the key has the scope of the route: before the body, too.
         Middleware(Scopes),
         # How large and how slow a body may be.
-        Middleware(BodyGuard, settings=settings),
+        Middleware(
+            BodyGuard,
+            settings=settings,
+            slots=upload_slots or UploadSlots(settings.max_uploads),
+        ),
         # A POST with a key that was carried out before is answered from what was kept.
         Middleware(Idempotency, engine=engine, writers=writers),
         # A change that its route has not recorded is recorded before it is answered.

@@ -13,7 +13,6 @@ from time import monotonic
 
 from service.foundation.errors import Unavailable
 
-_GRACE_SECONDS = 5.0  # before anybody is called slow
 _SLOW = 256 * 2**10  # bytes a second; who sends faster is never cut off for a newcomer
 
 
@@ -42,8 +41,12 @@ class Upload:
 class UploadSlots:
     """At most `most` uploads at once; one caller may have half of them, and always one."""
 
-    def __init__(self, most: int, *, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self, most: int, *, grace_s: float = 5.0, clock: Callable[[], float] = monotonic
+    ) -> None:
+        """No upload is called slow within `grace_s` of its beginning."""
         self._most = most
+        self._grace_s = grace_s
         self._share = max(1, most // 2)
         self._clock = clock
         self._taken: set[Upload] = set()
@@ -87,7 +90,7 @@ class UploadSlots:
             for upload in self._taken
             if upload.arriving
             and held[upload.caller] > own
-            and now - upload.began >= _GRACE_SECONDS
+            and now - upload.began >= self._grace_s
             and upload.pace(now) < _SLOW
         ]
         return min(

@@ -223,6 +223,8 @@ def _delete_subjects_without_sequences(
 
 
 def _delete_subjects(session: Session, gallery_id: str, subject_ids: Collection[str]) -> None:
+    if not subject_ids:
+        return
     delete_answers_about(session, subject_ids)
     session.execute(
         delete(SubjectRow).where(

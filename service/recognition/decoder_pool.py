@@ -52,7 +52,6 @@ Read = Callable[[int], Awaitable[bytes]]
 """Reads at most so many bytes of an upload, none at its end."""
 
 _PIECE = MEBIBYTE
-_GRACE_S: Final = 3.0  # beyond the limit, in which a decoder says itself that it is over
 _START_S: Final = 20.0  # in which a decoder starts, or something is wrong
 _MOST_WALKS: Final = 100  # of one decoder, which bounds what libraries may leak
 _AGAIN_S: Final = 0.2  # between two looks for a slow place
@@ -114,13 +113,16 @@ class DecoderPool:
         max_upload_bytes: int,
         workers: int,
         slow_after: float = 2.0,
+        grace_s: float = 3.0,
         template: str = "service.recognition.decoder_process",
     ) -> None:
         """`workers` uploads are decoded at once, and as many slow ones beside them.
 
-        An upload is slow from `slow_after` seconds on; `template` is the module that decodes.
+        An upload is slow from `slow_after` seconds on. A decoder says itself that its time is over;
+        one that has not said so `grace_s` later is ended. `template` is the module that decodes.
         """
         self._limits = limits
+        self._grace_s = grace_s
         self._template_module = template
         self.slow_after = slow_after
         # An upload is there in pieces and as a whole for a moment, before any of it is decoded.
@@ -179,7 +181,7 @@ class DecoderPool:
         self._reading.add(decoder)
         try:
             started(decoder)
-            async with asyncio.timeout(self._limits.max_seconds + _GRACE_S):
+            async with asyncio.timeout(self._limits.max_seconds + self._grace_s):
                 prepared = await self._talk(decoder, read)
                 answered = True
                 return prepared

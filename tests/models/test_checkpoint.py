@@ -71,6 +71,7 @@ def test_a_network_survives_a_round_trip(tmp_path: Path, name: str, config: dict
         torch.testing.assert_close(restored(walks(2, 3)), network(walks(2, 3)), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_loaded_network_can_be_trained_further(saved: Path) -> None:
     network, _ = checkpoint.load(saved)
     network.train()(walks(2, 3)).embeddings.sum().backward()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -17,6 +19,10 @@ from service.foundation.settings import Settings
 from service.http.app import create_app
 from service.http.protocol import Patience
 from service.http.serve import server_config
+from service.http.upload_slots import UploadSlots
+
+Serve = Callable[..., httpx.Client]
+"""The fixture `serve`: starts the service with changed settings."""
 
 
 def settings_for(data_dir: Path, models: Path, **changes: Any) -> Settings:
@@ -32,12 +38,24 @@ def settings_for(data_dir: Path, models: Path, **changes: Any) -> Settings:
     )
 
 
+@cache
+def openapi_document() -> dict[str, Any]:
+    """The description of the interface, which every application would make anew."""
+    with TemporaryDirectory() as folder:
+        return create_app(settings_for(Path(folder), Path(folder))).openapi()
+
+
 @contextmanager
 def serving(
-    settings: Settings, *, until_ready: bool = True, patience: Patience | None = None
+    settings: Settings,
+    *,
+    until_ready: bool = True,
+    patience: Patience | None = None,
+    upload_slots: UploadSlots | None = None,
 ) -> Iterator[httpx.Client]:
     """Serve until the block ends; it begins once the service is ready, or alive at least."""
-    app = create_app(settings)
+    app = create_app(settings, upload_slots=upload_slots)
+    app.openapi_schema = openapi_document()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = server_config(app, settings, patience)
         config.timeout_graceful_shutdown = 5

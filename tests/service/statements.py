@@ -1,12 +1,32 @@
-"""What SQLite does to carry out statements, so that a test can say what must not grow."""
+"""What SQLite does to carry out statements, and how it is told to behave."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, Pool, event
+
+
+@contextmanager
+def pragma_of_every_connection(first: str) -> Iterator[Callable[[str], None]]:
+    """Sets a PRAGMA each time the service takes a connection; call it for another one."""
+    current = first
+
+    def checkout(connection: sqlite3.Connection, _record: object, _proxy: object) -> None:
+        connection.execute(f"PRAGMA {current}").close()
+
+    def change(pragma: str) -> None:
+        nonlocal current
+        current = pragma
+
+    event.listen(Pool, "checkout", checkout)
+    try:
+        yield change
+    finally:
+        event.remove(Pool, "checkout", checkout)
 
 
 @contextmanager

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import Engine
 
 from service.foundation.errors import NotFound
+from service.foundation.settings import Settings
 from service.gallery.store import GalleryStore
-from service.storage.database import migrate, open_database
 from service.transfer.export import export_gallery
 from tests.service.jobs.galleries import enrol as enrol_some
 from tests.service.requests import contents, enrol, identify, problem
@@ -195,12 +196,10 @@ def test_whose_log_was_removed_before_kill_9_everybody_acknowledged_is_found(
         assert enrol(client, "later", walk(1, frames=24)).status_code == 201
 
 
-def test_an_import_killed_in_the_middle_of_its_transaction_leaves_nothing(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'gaitid.sqlite'}"
-    engine = open_database(url)
-    migrate(engine)
-    store = GalleryStore(engine)
-    store.ensure("default")
+def test_an_import_killed_in_the_middle_of_its_transaction_leaves_nothing(
+    settings: Settings, engine: Engine, store: GalleryStore, tmp_path: Path
+) -> None:
+    url = settings.resolved_database_url
     for subject in ("anna", "bert"):
         enrol_some(store, "default", subject, 200)
     export_gallery(engine, "default", tmp_path / "lab.zip")
@@ -221,7 +220,6 @@ def test_an_import_killed_in_the_middle_of_its_transaction_leaves_nothing(tmp_pa
         assert connection.exec_driver_sql("PRAGMA integrity_check").scalar_one() == "ok"
     assert import_it(after=800) == 0
     assert store.gallery("copy").sequences == 400
-    engine.dispose()
 
 
 @pytest.mark.timeout(120)

@@ -133,6 +133,7 @@ def test_settings_step_into_tables_and_lists_and_take_bare_words(smallest: str) 
     assert recipe.precision == "fp32"
 
 
+@pytest.mark.slow
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_no_setting_raises_anything_but_a_recipe_error(key: str, value: str) -> None:
     content = tomllib.loads(SMALLEST)

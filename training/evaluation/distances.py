@@ -8,12 +8,14 @@ from numpy.typing import NDArray
 from models.card import Metric
 from models.comparison.similarity import mean_part_cosines, mean_part_distances
 
-_PROBES_AT_ONCE = 512
-_GALLERY_AT_ONCE = 4096
-
 
 def pairwise_distances(
-    probes: NDArray[np.float32], gallery: NDArray[np.float32], metric: Metric
+    probes: NDArray[np.float32],
+    gallery: NDArray[np.float32],
+    metric: Metric,
+    *,
+    probes_at_once: int = 512,
+    gallery_at_once: int = 4096,
 ) -> NDArray[np.float32]:
     """Distance of every probe to every gallery sequence, smaller is nearer.
 
@@ -26,6 +28,8 @@ def pairwise_distances(
         probes: embeddings [n, p, c].
         gallery: embeddings [m, p, c].
         metric: which of the two.
+        probes_at_once: how many probes are compared in one product.
+        gallery_at_once: with how many of the gallery.
 
     Returns:
         Distances [n, m].
@@ -43,10 +47,10 @@ def pairwise_distances(
         if not np.isfinite(embeddings).all():
             raise ValueError(f"a {role} embedding holds a number that is not finite")
     distances = np.empty((len(probes), len(gallery)), np.float32)
-    for top in range(0, len(probes), _PROBES_AT_ONCE):
-        rows = probes[top : top + _PROBES_AT_ONCE]
-        for left in range(0, len(gallery), _GALLERY_AT_ONCE):
-            columns = gallery[left : left + _GALLERY_AT_ONCE]
+    for top in range(0, len(probes), probes_at_once):
+        rows = probes[top : top + probes_at_once]
+        for left in range(0, len(gallery), gallery_at_once):
+            columns = gallery[left : left + gallery_at_once]
             distances[top : top + len(rows), left : left + len(columns)] = _block(
                 rows, columns, metric
             )

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_PROBES_AT_ONCE = 512
-
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
@@ -40,6 +38,8 @@ def rank(
     probe_subjects: NDArray[np.generic],
     gallery_subjects: NDArray[np.generic],
     excluded: NDArray[np.bool_] | None = None,
+    *,
+    at_once: int = 512,
 ) -> Ranking:
     """Rank the gallery for every probe; equal distances keep the gallery's order.
 
@@ -48,6 +48,7 @@ def rank(
         probe_subjects: identity of each probe [n].
         gallery_subjects: identity of each gallery sequence [m].
         excluded: pairs that must not be compared [n, m], as identical views of one subject.
+        at_once: how many probes are ranked at once.
 
     Returns:
         One entry a probe, by the definitions of the person re-identification literature
@@ -70,8 +71,8 @@ def rank(
     if not m:
         return Ranking(first_mate, precision, penalty)
     position = np.arange(1, m + 1)
-    for top in range(0, n, _PROBES_AT_ONCE):
-        rows = slice(top, top + _PROBES_AT_ONCE)
+    for top in range(0, n, at_once):
+        rows = slice(top, top + at_once)
         mates = probe_subjects[rows, None] == gallery_subjects[None, :]
         values = distances[rows]
         if excluded is not None:

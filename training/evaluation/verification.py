@@ -23,8 +23,6 @@ from training.evaluation.scores import SubjectScores
 FALSE_MATCH_RATES: Final = (1e-1, 1e-2, 1e-3)
 
 _CURVE_POINTS = 65
-_MOST_IMPOSTORS = 500_000
-"""Beyond it impostor comparisons are drawn: every replicate walks all of them once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +121,13 @@ def error_rates(genuine: NDArray[np.float64], impostor: NDArray[np.float64]) -> 
     return _Comparisons(similarities, kind).rates(np.ones(len(similarities)))
 
 
-def verify(scores: SubjectScores, resampling: Resampling) -> Verification | None:
+def verify(
+    scores: SubjectScores, resampling: Resampling, *, most_impostors: int = 500_000
+) -> Verification | None:
     """Error rates with intervals by drawing subjects, as probes and as enrolled alike.
 
     A comparison of subjects i and j counts as often as i was drawn times as often as j was.
+    Beyond `most_impostors` impostor comparisons are drawn: every replicate walks all of them once.
     Returns None when there is no genuine or no impostor comparison.
     """
     comparisons = scores.genuine
@@ -134,9 +135,9 @@ def verify(scores: SubjectScores, resampling: Resampling) -> Verification | None
     impostor = np.flatnonzero(~comparisons)
     if not (len(genuine) and len(impostor)):
         return None
-    if len(impostor) > _MOST_IMPOSTORS:
+    if len(impostor) > most_impostors:
         rng = np.random.default_rng(resampling.seed)
-        impostor = rng.choice(impostor, _MOST_IMPOSTORS, replace=False)
+        impostor = rng.choice(impostor, most_impostors, replace=False)
     chosen = np.r_[genuine, impostor]
     probe, column = np.divmod(chosen, comparisons.shape[1])
     ascending = _Comparisons(

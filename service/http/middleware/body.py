@@ -35,10 +35,10 @@ class BodyGuard:
     truncated second one, and the first would be enrolled alone.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, slots: UploadSlots) -> None:
         self._app = app
         self._settings = settings
-        self._slots = UploadSlots(settings.max_uploads)
+        self._slots = slots
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""

@@ -20,9 +20,7 @@ def test_everybody_s_nearest_is_what_a_plain_loop_finds(
     rng = np.random.default_rng(seed)
     embeddings = rng.standard_normal((14, 3, 5)).astype(np.float32)
     subjects = rng.integers(0, 5, 14)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("models.comparison.nearest._BLOCK", block)
-        own, others = nearest(embeddings, subjects, metric)
+    own, others = nearest(embeddings, subjects, metric, block=block)
     for row in range(14):
         for found, among in (
             (own, np.flatnonzero((subjects == subjects[row]) & (np.arange(14) != row))),
@@ -38,11 +36,10 @@ def test_everybody_s_nearest_is_what_a_plain_loop_finds(
 
 
 @pytest.mark.parametrize("block", [2, 3, 512])
-def test_of_equals_the_first_is_the_nearest(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.comparison.nearest._BLOCK", block)
+def test_of_equals_the_first_is_the_nearest(block: int) -> None:
     embeddings = np.zeros((7, 4, 3), np.float32)
     embeddings[..., 0] = 1  # similarities without rounding
-    own, others = nearest(embeddings, np.array([0, 1, 0, 1, 0, 1, 2]), "cosine")
+    own, others = nearest(embeddings, np.array([0, 1, 0, 1, 0, 1, 2]), "cosine", block=block)
     assert own.index.tolist() == [2, 3, 0, 1, 0, 1, NOBODY]
     assert others.index.tolist() == [1, 0, 1, 0, 1, 0, 0]
 

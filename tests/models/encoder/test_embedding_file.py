@@ -39,6 +39,7 @@ def walker(frames: int, stride: float) -> Any:
     return np.where(body | (legs & (row > 60) & (row < 112)), 255, 0).astype(np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gaitbase_casiab", "deepgaitv2_casiab_p3d"])
 def test_prepared_walks_equal_the_goldens_through_both_commands(tmp_path: Path, name: str) -> None:
     torch.save({"model": goldens.weights(goldens.shapes(name))}, tmp_path / "model.pt")
@@ -53,6 +54,7 @@ def test_prepared_walks_equal_the_goldens_through_both_commands(tmp_path: Path, 
         assert goldens.relative_error(found, wanted) <= goldens.TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mirror", [False, True])
 def test_more_walks_than_fit_in_one_call_keep_their_order_and_are_what_a_service_compares(
     mirror: bool, tmp_path: Path
@@ -102,6 +104,7 @@ def test_a_single_array_is_no_archive(model: Path, tmp_path: Path) -> None:
         embed_prepared(model, tmp_path / "in.npy", tmp_path / "out.npz")
 
 
+@pytest.mark.slow
 def test_walks_in_upload_formats_are_embedded_as_the_service_does(
     model: Path, tmp_path: Path
 ) -> None:

@@ -44,6 +44,7 @@ def plainly(network: GaitNetwork, walks: Walks) -> NDArray[np.float32]:
     return torch.cat(found).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "config"), NETWORKS + WINDOWED)
 def test_float32_embeddings_equal_the_plain_networks(name: str, config: dict[str, Any]) -> None:
     network, fast = prepare(name, config, precision="float32")
@@ -60,6 +61,7 @@ def test_float32_is_not_rounded_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not torch.backends.cudnn.allow_tf32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "config"), NETWORKS)
 def test_bfloat16_embeddings_point_the_same_way(name: str, config: dict[str, Any]) -> None:
     network, fast = prepare(name, config, precision="bfloat16")
@@ -69,6 +71,7 @@ def test_bfloat16_embeddings_point_the_same_way(name: str, config: dict[str, Any
     assert ((found * wanted).sum(2) / lengths).mean() > 0.999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames_per_call", [1, 7, 1000])
 @pytest.mark.parametrize(("name", "config"), NETWORKS + WINDOWED)
 def test_how_many_frames_go_in_at_once_changes_nothing(
@@ -87,6 +90,7 @@ def test_wide_silhouettes_are_cut_as_the_field_cuts_them() -> None:
     assert np.array_equal(fast.encode(wide), fast.encode([cut(walk) for walk in wide]))
 
 
+@pytest.mark.slow
 def test_a_mirroring_checkpoint_embeds_a_walk_and_its_mirror_image_alike() -> None:
     network, fast = prepare("gaitbase", {}, mirror=True, precision="float32")
     walks = some_walks()
@@ -103,6 +107,7 @@ def test_a_necked_checkpoint_gives_unit_parts() -> None:
     np.testing.assert_allclose(found, plainly(network, some_walks()), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("native", "error", "precision"),
     [(False, 0, "float32"), (True, 0, "bfloat16"), (True, 0.01, "float32")],
@@ -181,6 +186,7 @@ def test_a_walk_of_another_form_is_refused_by_its_place(walk: Any, complaint: st
         fast.encode([np.zeros((3, 64, 44), np.uint8), walk])
 
 
+@pytest.mark.slow
 def test_an_encoder_is_opened_from_a_checkpoint(tmp_path: Path) -> None:
     network = small("gaitbase", {})
     card = card_of(network, name="small", metric="cosine")

@@ -80,6 +80,7 @@ print("trained")
 """
 
 
+@pytest.mark.slow
 def test_a_narrow_block_trains_in_channels_last_on_several_threads() -> None:
     # With a strided pointwise convolution this is a segmentation fault: hence another process.
     child = subprocess.run(

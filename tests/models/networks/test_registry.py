@@ -94,6 +94,7 @@ def test_without_identities_there_are_embeddings_and_no_logits(
     assert output.embeddings.shape == (2, 5, network.parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "config"), NETWORKS + WINDOWED)
 def test_a_walk_is_embedded_alike_alone_in_a_batch_and_laid_end_to_end(
     name: str, config: dict[str, Any]
@@ -146,6 +147,7 @@ def test_the_order_of_frames_matters_to_temporal_networks_alone(
     assert torch.allclose(forwards, shuffled, atol=1e-5) is not network.is_temporal
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "config"), NETWORKS + WINDOWED)
 def test_every_weight_learns(name: str, config: dict[str, Any]) -> None:
     network = small(name, config).train()
@@ -168,6 +170,7 @@ def test_embeddings_and_logits_are_float32_under_autocast(
     assert cosine.min() > 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "config"), NETWORKS)
 def test_a_network_compiles_whole(name: str, config: dict[str, Any]) -> None:
     network = small(name, config)
@@ -176,6 +179,7 @@ def test_a_network_compiles_whole(name: str, config: dict[str, Any]) -> None:
         torch.testing.assert_close(compiled(walks(2, 3)), network(walks(2, 3)))
 
 
+@pytest.mark.slow
 # dynamo makes an instance of every autograd function it sees, against torch's own advice
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("name", ["gaitbase", "deepgaitv2"])

@@ -70,6 +70,7 @@ def golden(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return name, networks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", goldens.CASES)
 def test_an_imported_network_equals_the_golden(golden: Any, case: str) -> None:
     name, networks = golden
@@ -84,6 +85,7 @@ def test_an_imported_network_equals_the_golden(golden: Any, case: str) -> None:
             assert goldens.relative_error(getattr(output, what), wanted) <= goldens.TOLERANCE
 
 
+@pytest.mark.slow
 def test_sequences_laid_end_to_end_equal_the_golden_or_each_walk_alone(golden: Any) -> None:
     """Of a temporal network the golden is the packed form, in which walks read each other's frames.
 
@@ -108,6 +110,7 @@ def test_sequences_laid_end_to_end_equal_the_golden_or_each_walk_alone(golden: A
         assert packed <= goldens.TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", goldens.NETWORKS)
 def test_the_networks_by_hand_have_the_goldens_keys_and_outputs(name: str) -> None:
     config = goldens.description(name)["model_cfg"]
@@ -135,6 +138,7 @@ def test_the_networks_by_hand_have_the_goldens_keys_and_outputs(name: str) -> No
         assert goldens.relative_error(found, wanted) <= goldens.TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["embedding", "neck"])
 @pytest.mark.parametrize(
     ("architecture", "state"),

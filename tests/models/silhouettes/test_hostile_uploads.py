@@ -303,7 +303,12 @@ CASES: dict[type[SequenceError], dict[str, tuple[Callable[[], bytes], str]]] = {
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [(kind, name) for kind, cases in CASES.items() for name in cases]
+    ("kind", "name"),
+    [
+        pytest.param(kind, name, marks=[pytest.mark.slow] if "bomb" in name else [])
+        for kind, cases in CASES.items()
+        for name in cases
+    ],
 )
 def test_a_hostile_upload_is_refused_by_its_kind_with_a_sentence(
     kind: type[SequenceError], name: str
@@ -527,6 +532,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the size of a process is read from /proc")
 def test_hostile_uploads_are_refused_before_memory_runs_out(tmp_path: Path) -> None:
     """Each by a count: no refusal has an error of a library behind it."""

@@ -231,6 +231,7 @@ def test_an_uploaded_archive_becomes_silhouettes() -> None:
     assert prepared.silhouettes.dtype == np.uint8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", ["00", "45", "90"])
 def test_real_walks_are_accepted_without_a_warning(view: str) -> None:
     walks = sorted(REAL.glob(f"*/{view}_[13].zip"))

@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from select import select
 
 import httpx
@@ -21,9 +19,8 @@ from service.http.middleware.scopes import requirements
 from service.http.resources import open_engine
 from service.storage.database import now
 from tests.service.requests import enrol, identify, problem
+from tests.service.server import Serve
 from tests.service.walkers import walk
-
-Serve = Callable[..., httpx.Client]
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -176,7 +173,7 @@ def test_one_key_never_holds_every_place_for_an_upload(serve: Serve, engine: Eng
         assert identify(client, walk(1)).status_code == 200
 
 
-def test_a_key_is_shown_once_and_kept_as_a_hash(tmp_path: Path, settings: Settings) -> None:
+def test_a_key_is_shown_once_and_kept_as_a_hash(settings: Settings) -> None:
     engine = open_engine(settings)
     key, token = create_key(engine, [Scope.ADMIN, Scope.JOBS], "the boss")
     assert token.startswith("gid_")
@@ -257,6 +254,7 @@ def call(settings: Settings, client: tuple[str, int], host: str) -> int:
     return asyncio.run(ask())
 
 
+@pytest.mark.slow
 def test_without_a_key_only_this_machine_is_served_whatever_the_server_binds(
     settings: Settings,
 ) -> None:

@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -31,12 +31,10 @@ from service.recognition.identification import Identification
 from service.storage.database import now
 from tests.service.access.test_access import bearer
 from tests.service.requests import enrol, identify, problem, verify
-from tests.service.server import wait_until
+from tests.service.server import Serve, wait_until
 from tests.service.statements import plans
 from tests.service.test_crashes import process
 from tests.service.walkers import walk
-
-Serve = Callable[..., httpx.Client]
 
 
 def lines(client: httpx.Client, **wanted: Any) -> list[dict[str, Any]]:
@@ -280,7 +278,7 @@ def test_the_database_refuses_to_change_the_record(settings: Settings, record: A
         chain.check(record.lines())
 
 
-def test_a_line_is_not_blanked_by_halves(settings: Settings, record: AuditRecord) -> None:
+def test_a_line_is_not_blanked_by_halves(record: AuditRecord) -> None:
     record.changed(Entry("enroll", "default", "anna"), COMMAND)
     forgotten = [{**line, "subject_id": None} for line in record.lines()]
     with pytest.raises(chain.Broken, match="line 1 names nobody any more"):

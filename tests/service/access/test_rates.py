@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import httpx
 import pytest
 from pydantic import ValidationError
@@ -14,19 +12,9 @@ from service.access.rates import RateLimiter, network_of
 from service.foundation.rate import Rate
 from service.foundation.settings import Settings
 from tests.service.access.test_access import bearer
+from tests.service.clock import Clock
 from tests.service.requests import problem
-
-Serve = Callable[..., httpx.Client]
-
-
-class Clock:
-    """A clock that moves when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.service.server import Serve
 
 
 @pytest.mark.parametrize(

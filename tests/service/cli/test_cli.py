@@ -25,6 +25,7 @@ from service.foundation.errors import Unavailable
 from service.foundation.settings import Settings
 from tests.service.client.answering import Script, a_job
 from tests.service.requests import enrol
+from tests.service.server import Serve
 from tests.service.walkers import walk
 
 Gaitid = Callable[..., tuple[int, str, str]]
@@ -236,11 +237,11 @@ def test_a_key_is_shown_once_and_can_be_revoked(here: Gaitid) -> None:
     refused(here("keys", "add", "--scope", "everything"), "enroll", status=2)
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("command", [ADD_KEY, ("export-gallery", "default", "out.zip")])
 def test_a_database_that_is_busy_is_said_in_a_sentence(
     here: Gaitid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr("service.storage.database._LOCK_WAIT_MS", 50)
     monkeypatch.chdir(tmp_path)
     assert here(*ADD_KEY)[0] == 0  # makes the database
     file = tmp_path / "data" / "gaitid.sqlite"
@@ -354,7 +355,7 @@ def forget_everybody(audit: Path) -> None:
 
 
 def test_the_record_is_written_as_json_lines_and_checked(
-    gaitid: Gaitid, here: Gaitid, serve: Callable[..., httpx.Client], tmp_path: Path
+    gaitid: Gaitid, here: Gaitid, serve: Serve, tmp_path: Path
 ) -> None:
     service = serve()
     service.post("/galleries", json={"name": "lab"})
@@ -387,7 +388,7 @@ def test_the_record_is_written_as_json_lines_and_checked(
 
 
 def test_a_gallery_is_encrypted_and_its_key_replaced(
-    gaitid: Gaitid, here: Gaitid, serve: Callable[..., httpx.Client], tmp_path: Path,
+    gaitid: Gaitid, here: Gaitid, serve: Serve, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     serve().post("/enroll", data={"subject_id": "a"}, files={"sequence": ("a", walk(1))})
@@ -615,9 +616,7 @@ def test_jobs_are_submitted_listed_and_cancelled(at: Gaitid) -> None:
     assert (status, f"the job {job} cancelled" in err) == (1, True)
 
 
-def test_a_service_that_is_not_there_is_said_plainly(
-    gaitid: Gaitid, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_service_that_is_not_there_is_said_plainly(gaitid: Gaitid) -> None:
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         port = nobody.getsockname()[1]
     refused(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
-import httpx
 import numpy as np
 import pytest
 from pydantic import SecretStr
@@ -18,27 +15,22 @@ from service.gallery.store import GalleryStore
 from service.gallery.tables import EmbeddingRow, SequenceRow
 from service.http.resources import open_engine
 from service.job_types.reindexing import Reindexed, reindex
-from service.storage.database import open_database, writing
+from service.storage.database import writing
 from service.storage.encryption import new_secret
 from service.transfer.export import stream_gallery
 from tests.service.jobs.galleries import enrol as enrol_in_store
 from tests.service.requests import enrol, identify, problem
+from tests.service.server import Serve
 from tests.service.walkers import walk
-
-Serve = Callable[..., httpx.Client]
 
 
 @pytest.fixture
-def galleries(settings: Settings) -> Iterator[Engine]:
+def galleries(settings: Settings, engine: Engine, store: GalleryStore) -> Engine:
     """Four walks of two people, embedded with the active model."""
-    engine = open_engine(settings)
-    store = GalleryStore(engine)
-    store.ensure("default")
     for subject in ("anna", "bert"):
         enrol_in_store(store, "default", subject, 2)
     reindexed(settings, engine)
-    yield engine
-    engine.dispose()
+    return engine
 
 
 def reindexed(settings: Settings, engine: Engine) -> Reindexed:
@@ -85,13 +77,12 @@ def read_all(engine: Engine) -> None:
 
 
 def test_flipped_signs_are_503_are_counted_and_a_reindex_mends_them(
-    serve: Serve, settings: Settings, caplog: pytest.LogCaptureFixture
+    serve: Serve, settings: Settings, engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = serve()
     enrol(client, "a-private-name", walk(1))
     enrol(client, "bert", walk(2))
     first = identify(client, walk(1)).json()
-    engine = open_database(settings.resolved_database_url)
     damaged = flip_signs(engine)
     restarted = serve()
     assert problem(identify(restarted, walk(1)), 503)["type"] == "/problems/embedding-damaged"
@@ -104,7 +95,6 @@ def test_flipped_signs_are_503_are_counted_and_a_reindex_mends_them(
     again = identify(restarted, walk(1)).json()
     assert again["decision"] == first["decision"] == "match"
     assert again["candidates"][0]["subject_id"] == "a-private-name"
-    engine.dispose()
 
 
 def test_an_embedding_that_is_anothers_is_damaged(settings: Settings, galleries: Engine) -> None:

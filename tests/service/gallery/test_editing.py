@@ -18,10 +18,9 @@ from service.gallery.tables import EmbeddingRow, ErasedSequenceRow, SequenceRow
 from service.privacy.erasure_transactions import erase_sequence, erase_subject
 from service.storage.database import writing
 from service.transfer.export import stream_gallery
-from tests.service.gallery.test_live_index import Process, embedding, engine, enrol, walk
+from tests.service.gallery.test_live_index import Process, embedding, enrol, walk
 from tests.service.jobs.galleries import add
 
-__all__ = ["engine"]
 Made = Corrected[Any]
 
 

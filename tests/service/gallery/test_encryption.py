@@ -7,10 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 from pydantic import SecretStr
@@ -30,11 +28,11 @@ from service.storage.encryption import EncryptionKey, KeyTrouble, Tampered, new_
 from service.transfer.export import export_gallery
 from tests.service.jobs.galleries import enrol as enrol_in_store
 from tests.service.requests import enrol, identify
+from tests.service.server import Serve
 from tests.service.walkers import walk
 from training.data.gallery_export import GalleryExport
 
 OLD, NEW = (base64.urlsafe_b64encode(bytes([number]) * 32).decode() for number in (1, 2))
-Serve = Callable[..., httpx.Client]
 
 
 def with_keys(settings: Settings, *secrets: str) -> Settings:
@@ -101,9 +99,7 @@ def test_without_encryption_the_same_search_of_the_files_finds_every_walk(
     engine.dispose()
 
 
-def test_a_service_with_encryption_enrols_and_identifies_as_without(
-    serve: Serve, tmp_path: Path
-) -> None:
+def test_a_service_with_encryption_enrols_and_identifies_as_without(serve: Serve) -> None:
     plain = serve()
     enrol(plain, "anna", walk(1))
     before = identify(plain, walk(1)).json()["candidates"][0]["similarity"]

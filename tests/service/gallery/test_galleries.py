@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -10,9 +9,8 @@ from PIL import Image, ImageSequence
 
 from models.silhouettes.normalise import gait_energy_image
 from tests.service.requests import contents, enrol, identify, problem
+from tests.service.server import Serve
 from tests.service.walkers import walk
-
-Serve = Callable[..., httpx.Client]
 
 
 def test_the_default_gallery_is_there_from_the_start(shared: httpx.Client) -> None:

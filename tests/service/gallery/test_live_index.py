@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,18 +18,9 @@ from service.gallery.records import Embedding, Walk
 from service.gallery.store import GalleryStore
 from service.privacy.erasure_transactions import erase_gallery, erase_sequence, erase_subject
 from service.serving.reembedding import Reembedding
-from service.storage.database import migrate, open_database
 from tests.service.jobs.galleries import add, made_walk
 
 PARTS, CHANNELS = 2, 3
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    engine = open_database(f"sqlite:///{tmp_path / 'db.sqlite'}")
-    migrate(engine)
-    GalleryStore(engine).ensure("default")
-    return engine
 
 
 def embedding(seed: int) -> Embedding:
@@ -53,8 +43,8 @@ def encode(walks: Sequence[np.ndarray]) -> np.ndarray:
 class Process:
     """What one process holds."""
 
-    def __init__(self, engine: Engine, digest: str = "d") -> None:
-        self.store = GalleryStore(engine)
+    def __init__(self, engine: Engine, digest: str = "d", piece: int = 2048) -> None:
+        self.store = GalleryStore(engine, piece=piece)
         self.embedded: list[str] = []
         reembedding = Reembedding(self.store, encode, digest)
 
@@ -188,11 +178,8 @@ def test_the_cache_drops_what_was_not_searched_for_longest(engine: Engine) -> No
     assert len(cache) == 0
 
 
-def test_a_long_history_is_followed_in_pieces(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.gallery.store._PIECE", 4)
-    process = Process(engine)
+def test_a_long_history_is_followed_in_pieces(engine: Engine) -> None:
+    process = Process(engine, piece=4)
     first = enrol(process.store, "anna", 1)
     for person in range(5):
         enrol(process.store, f"s{person}", person + 10, person + 20)

@@ -6,7 +6,6 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from unittest.mock import Mock
 
@@ -20,9 +19,7 @@ from service.foundation.settings import Settings
 from service.http.connections import Connections
 from service.http.middleware.head import HeadAsGet
 from service.http.protocol import BoundedHttp, Patience
-from tests.service.server import serving
-
-Serve = Callable[..., httpx.Client]
+from tests.service.server import Serve, serving
 
 
 def _connect(client: httpx.Client) -> socket.socket:

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import Engine
 
 from service.access.keys import Scope, create_key
-from service.storage.database import migrate, open_database
+from service.foundation.settings import Settings
 from tests.service.http.hooks import PERSON
 from tests.service.requests import enrol
 from tests.service.server import serving, settings_for
@@ -88,14 +89,9 @@ def test_without_keys_every_call_answers_as_the_document_says(tmp_path: Path, mo
 
 @pytest.mark.slow
 def test_with_keys_every_call_answers_as_the_document_says_and_asks_for_one(
-    tmp_path: Path, models: Path
+    tmp_path: Path, models: Path, settings: Settings, engine: Engine
 ) -> None:
-    settings = settings_for(tmp_path / "data", models)
-    settings.data_dir.mkdir()
-    engine = open_database(settings.resolved_database_url)
-    migrate(engine)
     _, key = create_key(engine, [Scope.ADMIN], "schemathesis")
-    engine.dispose()
     with serving(settings) as client:
         client.headers["Authorization"] = f"Bearer {key}"
         assert enrol(client, PERSON, walk(1)).status_code == 201

@@ -9,7 +9,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -19,7 +19,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect
+from sqlalchemy import Engine, inspect
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
@@ -33,13 +33,12 @@ from service.foundation.settings import Settings
 from service.http.app import create_app
 from service.http.middleware.request_context import RequestContext
 from service.http.resources import open_engine
-from service.storage.database import Table, open_database, writing
+from service.storage.database import Table, writing
 from tests.service.conftest import save_tiny_model
+from tests.service.jobs.galleries import enrol_embeddings
 from tests.service.requests import contents, enrol, identify, problem
-from tests.service.server import serving, settings_for
+from tests.service.server import Serve, serving, settings_for
 from tests.service.walkers import walk
-
-Serve = Callable[..., httpx.Client]
 
 
 def test_after_a_restart_everything_is_as_it_was(settings: Settings) -> None:
@@ -76,14 +75,12 @@ def test_a_replaced_checkpoint_embeds_everything_anew_before_it_is_ready(tmp_pat
 
 
 def test_until_it_is_ready_it_says_what_it_waits_for(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(settings) as client:
         enrol(client, "anna", walk(1))
-    engine = open_database(settings.resolved_database_url)
     with writing(engine).begin() as connection:
         connection.exec_driver_sql("DELETE FROM embedding")
-    engine.dispose()
 
     def broken(*_: object) -> None:
         raise RuntimeError("torch is broken here")
@@ -104,15 +101,13 @@ def test_until_it_is_ready_it_says_what_it_waits_for(
 
 
 def test_it_stops_at_once_in_the_middle_of_embedding_anew(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(settings) as client:
-        enrol(client, "anna", *(walk(n, frames=24) for n in range(3)))
-    engine = open_database(settings.resolved_database_url)
+        enrol(client, "anna", walk(2, frames=24))
+    enrol_embeddings(engine, settings, "bert", [np.ones((4, 16), np.float32)] * 40)
     with writing(engine).begin() as connection:
         connection.exec_driver_sql("DELETE FROM embedding")
-    engine.dispose()
-    monkeypatch.setattr("service.serving.reembedding._AT_ONCE", 1)
     going_on = threading.Event()
     encode = Encoder.encode
 
@@ -123,12 +118,12 @@ def test_it_stops_at_once_in_the_middle_of_embedding_anew(
     monkeypatch.setattr(Encoder, "encode", slow)
     with serving(settings, until_ready=False) as client:
         deadline = time.monotonic() + 10
-        while "0 of 3 sequences" not in problem(client.get("/readyz"), 503)["detail"]:
+        while "0 of 41 sequences" not in problem(client.get("/readyz"), 503)["detail"]:
             assert time.monotonic() < deadline
         threading.Timer(0.3, going_on.set).start()
-    with open_engine(settings).connect() as connection:
+    with engine.connect() as connection:
         embedded = connection.exec_driver_sql("SELECT count(*) FROM embedding").scalar_one()
-    assert embedded < 3
+    assert embedded < 41
     monkeypatch.undo()
     with serving(settings) as client:
         assert identify(client, walk(2, frames=24)).json()["candidates"][0]["similarity"] > 0.9999

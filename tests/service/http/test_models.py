@@ -19,7 +19,7 @@ def test_a_list_of_models_is_short_and_the_card_is_shown_with_one(
     shared: httpx.Client, models: Path
 ) -> None:
     listed = {model["name"]: model for model in shared.get("/models").json()["items"]}
-    assert set(listed) == {"default", "uncalibrated"}
+    assert set(listed) == {"default", "other", "uncalibrated"}
     network = registry.build("gaitbase", TINY)
     assert listed["default"] == {
         "name": "default",

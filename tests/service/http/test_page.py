@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from sqlalchemy import Engine
 
 from service.access.keys import Scope, create_key
 from tests.service.requests import problem
+from tests.service.server import Serve
 
 WEB = Path(__file__).parents[3] / "service" / "http" / "web"
 FILES = sorted(path.name for path in WEB.iterdir())
@@ -92,9 +92,7 @@ def test_what_is_no_file_of_the_page_is_not_found(shared: httpx.Client, name: st
     problem(shared.get(f"/page/{name}"), 404)
 
 
-def test_the_page_needs_no_key_where_everything_else_does(
-    serve: Callable[..., httpx.Client], engine: Engine
-) -> None:
+def test_the_page_needs_no_key_where_everything_else_does(serve: Serve, engine: Engine) -> None:
     client = serve()
     create_key(engine, [Scope.ADMIN])
     for path in ("/", "/page/app.js", "/openapi.json"):

@@ -403,6 +403,7 @@ def test_of_thousands_of_unknown_fields_a_few_are_named(client: httpx.Client) ->
     assert len(body["errors"]) == 100
 
 
+@pytest.mark.slow
 def test_a_form_with_too_much_beside_its_files_is_over_a_limit(client: httpx.Client) -> None:
     walks = {"sequence": ("a", walk(1))}
     for form in ({"gallery": "x" * 2**21}, {f"field-{i}": "x" for i in range(1100)}):

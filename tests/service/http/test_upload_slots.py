@@ -6,13 +6,7 @@ import pytest
 
 from service.foundation.errors import Unavailable
 from service.http.upload_slots import Upload, UploadSlots
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.service.clock import Clock
 
 
 def taken(slots: UploadSlots, *callers: str) -> list[Upload]:
@@ -40,10 +34,10 @@ def test_who_is_slow_makes_room_for_a_caller_who_has_fewer_places() -> None:
     for upload in uploads:
         upload.arrived = 1000
     quick.arrived = 2000
-    clock.now = 4.0
+    clock.now += 4.0
     with pytest.raises(Unavailable):  # nobody is called slow so soon
         slots.take("d")
-    clock.now = 5.0
+    clock.now += 1.0
     slots.take("d")
     assert [upload.cut for upload in uploads] == [False, True, False, False]
     slots.give_back(slow)  # its place is somebody else's by now, and stays so
@@ -55,7 +49,7 @@ def test_who_sends_fast_or_has_sent_all_keeps_the_place() -> None:
     clock = Clock()
     slots = UploadSlots(2, clock=clock)
     fast, complete = taken(slots, "a", "b")
-    clock.now = 10.0
+    clock.now += 10.0
     fast.arrived = 10 * 2**20
     complete.arriving = False
     with pytest.raises(Unavailable, match="Too many uploads"):
@@ -68,7 +62,7 @@ def test_many_callers_with_a_place_each_do_not_keep_out_another() -> None:
     clock = Clock()
     slots = UploadSlots(32, clock=clock)
     uploads = taken(slots, *(f"address {number}" for number in range(32)))
-    clock.now = 6.0
+    clock.now += 6.0
     for number in range(32):
         slots.take(f"newcomer {number}")
         clock.now += 1.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,11 +17,11 @@ from service.foundation.settings import Settings
 from service.gallery.tables import EmbeddingRow, GalleryRow, SequenceRow
 from tests.e2e.deployment import until
 from tests.service.conftest import save_tiny_model
-from tests.service.jobs.workers import working
+from tests.service.jobs.workers import Workers
 from tests.service.requests import enrol, identify, problem, verify
+from tests.service.server import Serve
 from tests.service.walkers import walk
 
-Serve = Callable[..., httpx.Client]
 PEOPLE = 6
 
 
@@ -74,13 +73,13 @@ def serve_two_galleries(serve: Serve) -> httpx.Client:
 
 
 def test_a_gallery_is_given_another_model_and_back_and_others_keep_theirs(
-    serve: Serve, settings: Settings, engine: Engine
+    serve: Serve, workers: Workers
 ) -> None:
     client = serve_two_galleries(serve)
     digests = {model["name"]: model["digest"] for model in client.get("/models").json()["items"]}
     before = identify(client, walk(1)).json()
     assert before["model"] == {"name": "default", "digest": digests["default"]}
-    with working(settings, engine):
+    with workers():
         job = ended(client, client.post("/models/other/activate", json={"gallery": "default"}))
     assert (job["status"], job["error"]) == ("succeeded", None)
     result = job["result"]
@@ -122,13 +121,13 @@ def test_a_gallery_is_given_another_model_and_back_and_others_keep_theirs(
 
 
 def test_the_record_says_who_changed_a_gallerys_model_and_from_which_to_which(
-    serve: Serve, settings: Settings, engine: Engine
+    serve: Serve, workers: Workers
 ) -> None:
     client = serve()
     enrol(client, "p1", walk(1))
     digests = {model["name"]: model["digest"] for model in client.get("/models").json()["items"]}
     default, other = ({"name": name, "digest": digests[name]} for name in ("default", "other"))
-    with working(settings, engine):
+    with workers():
         job = ended(client, client.post("/models/other/activate"))
         back = ended(client, client.post("/models/rollback"))
         again = ended(client, client.post("/jobs/reindex", json={"gallery": "default"}))
@@ -151,11 +150,11 @@ def test_the_record_says_who_changed_a_gallerys_model_and_from_which_to_which(
 
 
 def test_enrolments_and_audits_compare_by_the_gallerys_own_model(
-    serve: Serve, settings: Settings, engine: Engine
+    serve: Serve, workers: Workers
 ) -> None:
     client = serve()
     fill(client)
-    with working(settings, engine):
+    with workers():
         activated = ended(client, client.post("/models/other/activate"))
         before = answers_with(client, "other")
         found = identify(client, walk(1, phase=0.5)).json()
@@ -174,7 +173,7 @@ def test_enrolments_and_audits_compare_by_the_gallerys_own_model(
 
 
 def test_searches_during_an_activation_never_see_two_models_and_nobody_waits(
-    serve: Serve, settings: Settings, engine: Engine
+    serve: Serve, engine: Engine, workers: Workers
 ) -> None:
     one, two = serve(), serve()  # two processes' worth of state on one data folder
     fill(one)
@@ -222,7 +221,7 @@ def test_searches_during_an_activation_never_see_two_models_and_nobody_waits(
         threading.Thread(target=ask, args=(client.base_url, number))
         for number, client in enumerate((one, one, two, two))
     ]
-    with working(settings, engine):
+    with workers():
         for thread in threads:
             thread.start()
         try:
@@ -245,9 +244,7 @@ def test_searches_during_an_activation_never_see_two_models_and_nobody_waits(
     assert kept <= {references["other"], references["third"], references["default"]}
 
 
-def test_what_cannot_be_activated_or_rolled_back_is_refused(
-    serve: Serve, settings: Settings, engine: Engine
-) -> None:
+def test_what_cannot_be_activated_or_rolled_back_is_refused(serve: Serve) -> None:
     client = serve()
     assert problem(client.post("/models/rollback"), 409)["type"] == "/problems/no-previous-model"
     assert problem(client.post("/models/rollback", json={"gallery": "none"}), 404)
@@ -265,12 +262,10 @@ def test_what_cannot_be_activated_or_rolled_back_is_refused(
     assert identify(client, walk(1)).json()["model"]["name"] == "default"
 
 
-def test_a_retried_rollback_with_its_key_goes_back_once(
-    serve: Serve, settings: Settings, engine: Engine
-) -> None:
+def test_a_retried_rollback_with_its_key_goes_back_once(serve: Serve, workers: Workers) -> None:
     client = serve()
     fill(client)
-    with working(settings, engine):
+    with workers():
         ended(client, client.post("/models/other/activate"))
     headers = {"Idempotency-Key": "back"}
     first = client.post("/models/rollback", headers=headers)
@@ -280,12 +275,12 @@ def test_a_retried_rollback_with_its_key_goes_back_once(
 
 
 def test_the_calibrated_threshold_changes_with_the_model_and_back(
-    serve: Serve, settings: Settings, engine: Engine
+    serve: Serve, workers: Workers
 ) -> None:
     client = serve()
     for person in range(20):
         enrol(client, f"p{person}", walk(person), walk(person, phase=1.0))
-    with working(settings, engine):
+    with workers():
         ended(client, client.post("/jobs/calibrate", json={"target_fpir": 0.1}))
         old = identify(client, walk(1)).json()
         assert old["threshold_source"] == "gallery"
@@ -303,12 +298,12 @@ def test_the_calibrated_threshold_changes_with_the_model_and_back(
 
 
 def test_a_small_gallery_keeps_deciding_with_a_model_that_brings_no_threshold(
-    serve: Serve, settings: Settings, engine: Engine
+    serve: Serve, workers: Workers
 ) -> None:
     client = serve()
     for person in range(4):
         enrol(client, f"p{person}", walk(person), walk(person, phase=1.0))
-    with working(settings, engine):
+    with workers():
         activated = ended(client, client.post("/models/bare/activate"))
         found = activated["result"]["operating_point"]
         answer = answers_with(client, "bare")
@@ -319,16 +314,16 @@ def test_a_small_gallery_keeps_deciding_with_a_model_that_brings_no_threshold(
 
 
 def test_a_rollback_does_not_wait_for_jobs_and_ends_an_activation_under_way(
-    serve: Serve, settings: Settings, engine: Engine
+    serve: Serve, workers: Workers
 ) -> None:
     client = serve()
     fill(client)
-    with working(settings, engine):
+    with workers():
         ended(client, client.post("/models/other/activate"))
     waiting = client.post("/models/third/activate")  # queued: nobody works
     assert client.post("/models/rollback").json()["status"] == "succeeded"
     assert identify(client, walk(1)).json()["model"]["name"] == "default"
-    with working(settings, engine):
+    with workers():
         job = ended(client, waiting)
     # It compares with whatever is active when it runs; only a rollback under its feet stops it.
     assert job["status"] == "succeeded"
@@ -336,7 +331,7 @@ def test_a_rollback_does_not_wait_for_jobs_and_ends_an_activation_under_way(
 
 
 def test_a_reindex_makes_embeddings_whole_again_and_drops_those_nobody_needs(
-    serve: Serve, settings: Settings, engine: Engine
+    serve: Serve, engine: Engine, workers: Workers
 ) -> None:
     client = serve()
     fill(client)
@@ -349,7 +344,7 @@ def test_a_reindex_makes_embeddings_whole_again_and_drops_those_nobody_needs(
             session.add(copy)
         rows[0].vector = bytes(8)
         session.delete(rows[1])
-    with working(settings, engine):
+    with workers():
         job = ended(client, client.post("/jobs/reindex", json={"gallery": "default"}))
     assert job["error"] is None
     done = job["result"]
@@ -361,18 +356,18 @@ def test_a_reindex_makes_embeddings_whole_again_and_drops_those_nobody_needs(
 
 
 def test_a_gallery_whose_model_is_gone_says_so_and_the_others_are_served(
-    serve: Serve, settings: Settings, engine: Engine
+    serve: Serve, settings: Settings, workers: Workers
 ) -> None:
     client = serve_two_galleries(serve)
     save_tiny_model(settings.models_dir / "mine", seed=7)
-    with working(settings, engine):
+    with workers():
         ended(client, client.post("/models/mine/activate", json={"gallery": "lab"}))
     (settings.models_dir / "mine" / "card.json").unlink()
     restarted = serve()
     refused = problem(identify(restarted, walk(1), gallery="lab"), 503)
     assert refused["type"] == "/problems/model-unavailable"
     assert identify(restarted, walk(1)).status_code == 200
-    with working(settings, engine):
+    with workers():
         started = restarted.post("/models/third/activate", json={"gallery": "lab"})
         assert ended(restarted, started)["status"] == "succeeded"
     assert answers_with(restarted, "third", "lab")
@@ -382,7 +377,7 @@ def test_a_gallery_whose_model_is_gone_says_so_and_the_others_are_served(
 
 @pytest.mark.parametrize("damage", [bytes(8), b"\xff" * 4 * 4 * 16])
 def test_a_gallery_with_a_damaged_embedding_says_so_and_the_others_are_served(
-    serve: Serve, settings: Settings, engine: Engine, damage: bytes
+    serve: Serve, engine: Engine, damage: bytes, workers: Workers
 ) -> None:
     serve_two_galleries(serve)
     with Session(engine) as session, session.begin():
@@ -398,7 +393,7 @@ def test_a_gallery_with_a_damaged_embedding_says_so_and_the_others_are_served(
     assert refused["type"] == "/problems/embedding-damaged"
     assert "/jobs/reindex" in refused["detail"]
     assert identify(restarted, walk(1)).status_code == 200
-    with working(settings, engine):
+    with workers():
         job = ended(restarted, restarted.post("/jobs/reindex", json={"gallery": "lab"}))
     assert job["result"]["repaired"] == 1
     answer = until(
@@ -409,7 +404,7 @@ def test_a_gallery_with_a_damaged_embedding_says_so_and_the_others_are_served(
 
 
 def test_one_walk_whose_silhouettes_are_damaged_keeps_no_other_gallery_from_a_new_model(
-    serve: Serve, settings: Settings, engine: Engine
+    serve: Serve, engine: Engine
 ) -> None:
     serve_two_galleries(serve)
     with Session(engine) as session, session.begin():
@@ -432,12 +427,12 @@ def test_one_walk_whose_silhouettes_are_damaged_keeps_no_other_gallery_from_a_ne
 
 
 def test_a_checkpoint_replaced_on_disk_is_followed_at_the_next_start(
-    serve: Serve, settings: Settings, engine: Engine
+    serve: Serve, settings: Settings, workers: Workers
 ) -> None:
     client = serve()
     fill(client)
     save_tiny_model(settings.models_dir / "mine", seed=7)
-    with working(settings, engine):
+    with workers():
         ended(client, client.post("/models/mine/activate"))
     digest = save_tiny_model(settings.models_dir / "mine", seed=8).digest
     restarted = serve()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +28,13 @@ from service.jobs.queue import JobQueue, Lease
 from service.privacy.erasure_transactions import erase_gallery
 from service.serving.registry import find_model, read_card, resolve
 from service.serving.thresholds import keep
-from service.storage.database import migrate, open_database, writing
+from service.storage.database import writing
 from tests.e2e.deployment import Deployment, until
 from tests.service.conftest import save_tiny_model
 from tests.service.jobs.galleries import enrol_embeddings
 from tests.service.jobs.workers import leased
 
 SEQUENCES = 80  # more than two pieces
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    save_tiny_model(folder / "default")
-    save_tiny_model(folder / "other", seed=1)
-    return folder
 
 
 def silhouettes(number: int, frames: int = 2) -> NDArray[np.uint8]:
@@ -65,20 +57,9 @@ def fill(
         )
 
 
-@pytest.fixture
-def engine(settings: Settings) -> Iterator[Engine]:
-    settings.data_dir.mkdir()
-    engine = open_database(settings.resolved_database_url)
-    migrate(engine)
-    GalleryStore(engine).ensure("default")
+@pytest.fixture(autouse=True)
+def filled(engine: Engine, settings: Settings) -> None:
     fill(engine, settings, SEQUENCES)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def queue(engine: Engine, settings: Settings) -> JobQueue:
-    return JobQueue.of(engine, settings)
 
 
 def begin(queue: JobQueue) -> Lease:

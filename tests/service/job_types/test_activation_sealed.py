@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ from service.gallery.active_model import models_of
 from service.gallery.sealing import sealing_of
 from service.gallery.store import GalleryStore
 from service.gallery.tables import EmbeddingRow
-from service.http.resources import open_engine
 from service.job_types.activation import Activation
 from service.job_types.gate import compare_with_active
 from service.job_types.held_out_split import is_held_out
@@ -30,19 +28,10 @@ from service.jobs.queue import JobQueue, Lease
 from service.serving.registry import find_model, resolve
 from service.storage.database import migrate, open_database
 from service.storage.encryption import new_secret
-from tests.service.conftest import save_tiny_model
 from tests.service.jobs.galleries import enrol
 from tests.service.jobs.workers import leased
 
 HELD_OUT = [f"h{number}" for number in range(200) if is_held_out(f"h{number}")][:3]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    save_tiny_model(folder / "default")
-    save_tiny_model(folder / "other", seed=1)
-    return folder
 
 
 @pytest.fixture
@@ -50,15 +39,10 @@ def settings(settings: Settings) -> Settings:
     return settings.model_copy(update={"encryption_keys": SecretStr(new_secret())})
 
 
-@pytest.fixture
-def engine(settings: Settings) -> Iterator[Engine]:
-    engine = open_engine(settings)
-    store = GalleryStore(engine)
-    store.ensure("default")
+@pytest.fixture(autouse=True)
+def filled(store: GalleryStore) -> None:
     for subject in HELD_OUT:
         enrol(store, "default", subject, 2)
-    yield engine
-    engine.dispose()
 
 
 def begin(engine: Engine, settings: Settings) -> tuple[JobQueue, Lease]:
@@ -117,9 +101,7 @@ def test_without_the_key_a_gallery_is_not_given_another_model(
     keyless.dispose()
 
 
-def test_both_models_are_compared_on_what_is_sealed(
-    settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_both_models_are_compared_on_what_is_sealed(settings: Settings, engine: Engine) -> None:
     queue, lease = begin(engine, settings)
     own = find_model(settings, "default").digest
     encoder = Encoder.open(resolve(settings, "default"), "cpu")

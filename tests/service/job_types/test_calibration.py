@@ -3,7 +3,6 @@
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,11 @@ from service.serving import thresholds
 from service.serving.registry import UnreadableCard, read_card, resolve
 from service.storage.database import writing
 from tests.service.jobs.galleries import enrol_embeddings
-from tests.service.jobs.workers import run_job, worker_of, working
+from tests.service.jobs.workers import Workers, run_job, worker_of
 from tests.service.requests import enrol, identify, problem, verify
+from tests.service.server import Serve
 from tests.service.walkers import walk
 
-Serve = Callable[..., httpx.Client]
 WALKS = 3
 
 
@@ -107,11 +106,12 @@ def test_the_command_follows_the_job_and_says_the_threshold_or_why_there_is_none
     engine: Engine,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    workers: Workers,
 ) -> None:
     client = serve()
     fill(engine, settings, make_people(20))
     monkeypatch.setenv("GAITID_URL", str(client.base_url))
-    with working(settings, engine):
+    with workers():
         for rate, status in (("0.1", 0), ("0.0001", 1)):
             monkeypatch.setattr(sys, "argv", ["gaitid", "calibrate", "--target-fpir", rate])
             with pytest.raises(SystemExit) as leaving:
@@ -179,7 +179,7 @@ def test_a_rerun_that_failed_is_not_queued_by_every_enrolment(
 
 
 def test_a_new_model_decides_by_its_own_threshold_until_the_gallery_is_calibrated_with_it(
-    serve: Serve, settings: Settings, engine: Engine, models: Path
+    serve: Serve, settings: Settings, engine: Engine
 ) -> None:
     client = serve()
     fill(engine, settings, make_people(20))

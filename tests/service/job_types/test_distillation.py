@@ -1,9 +1,7 @@
 """A distillation's steps and its end, with a quick stand-in for the training program."""
 
-import os
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,8 +17,7 @@ from service.jobs.worker import Worker
 from service.privacy.erasure_transactions import erase_subject
 from service.serving.lineage import TrainedSubjectRow, TrainingRecord
 from service.serving.registry import ModelRegistry, ModelRow, Source
-from service.storage.database import migrate, open_database
-from tests.e2e.deployment import QUICK_TRAINING, until
+from tests.e2e.deployment import until
 from tests.service.jobs.galleries import enrol
 from tests.service.jobs.workers import worker_of
 
@@ -68,28 +65,9 @@ class OvertakenBeforeTheEnd(Overtaken):
         return super().succeed(*arguments, **named)
 
 
-@pytest.fixture
-def settings(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.setenv("PYTHONPATH", str(QUICK_TRAINING), prepend=os.pathsep)
-    monkeypatch.chdir(tmp_path)  # so that `-m training` does not find the repository's first
-    return Settings(data_dir=tmp_path / "data", shipped_models_dir=models)
-
-
-@pytest.fixture
-def engine(settings: Settings) -> Iterator[Engine]:
-    settings.data_dir.mkdir()
-    engine = open_database(settings.resolved_database_url)
-    migrate(engine)
-    store = GalleryStore(engine)
-    store.ensure("default")
+@pytest.fixture(autouse=True)
+def filled(store: GalleryStore, quick_training: None) -> None:
     enrol(store, "default", "a", 1)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def queue(settings: Settings, engine: Engine) -> JobQueue:
-    return JobQueue.of(engine, settings)
 
 
 @pytest.fixture

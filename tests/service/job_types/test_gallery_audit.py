@@ -1,7 +1,7 @@
 """Audits from the call to the findings: real children, a real database, few dimensions."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,24 +33,15 @@ from service.jobs.queue import JobQueue
 from service.jobs.tables import JobRow
 from service.privacy.erasure_transactions import erase_gallery, erase_sequence, erase_subject
 from service.serving.registry import read_card, resolve
-from service.storage.database import open_database, writing
+from service.storage.database import writing
 from tests.service.jobs.galleries import enrol_embeddings
-from tests.service.jobs.workers import run_job, worker_of, working
+from tests.service.jobs.workers import Workers, run_job, worker_of
 from tests.service.requests import problem
+from tests.service.server import Serve
 from tests.service.statements import plans
 from tests.service.walkers import GOOD
 
-Serve = Callable[..., httpx.Client]
 DIMENSIONS = 64
-
-
-@pytest.fixture
-def engine(settings: Settings, serve: Serve) -> Iterator[Engine]:
-    """The database of a service that has made it."""
-    serve()
-    engine = open_database(settings.resolved_database_url)
-    yield engine
-    engine.dispose()
 
 
 def direction(axis: int, towards: int = 0, by: float = 0.0) -> NDArray[np.float32]:
@@ -297,9 +288,7 @@ def test_one_audit_of_a_gallery_at_a_time(serve: Serve) -> None:
     assert refused["errors"] == [{"where": "gallery", "reason": "claimed"}]
 
 
-def test_an_audit_that_cannot_be_made_says_what_to_do(
-    settings: Settings, engine: Engine, tmp_path: Path
-) -> None:
+def test_an_audit_that_cannot_be_made_says_what_to_do(settings: Settings, engine: Engine) -> None:
     model = model_of(settings)
     with pytest.raises(NotFound, match="no gallery 'none'"):
         audit(engine, "none", model)
@@ -327,12 +316,13 @@ def test_the_command_follows_the_job_and_lists_the_findings(
     engine: Engine,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    workers: Workers,
 ) -> None:
     client = serve()
     mixed_up(engine, settings)
     enter(engine, settings, "dora", direction(5), quality=replace(GOOD, score=0.2))
     monkeypatch.setenv("GAITID_URL", str(client.base_url))
-    with working(settings, engine):
+    with workers():
         client.post("/galleries", json={"name": "tidy"})
         enter(engine, settings, "eve", direction(5), gallery="tidy")
         for gallery, status in (("default", 0), ("none", 1), ("tidy", 0)):

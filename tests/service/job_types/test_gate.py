@@ -1,8 +1,7 @@
 """A distillation that may replace a gallery's model: whom it learns, and what lets it."""
 
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,7 @@ from service.jobs.job_type import JobRefused
 from service.jobs.queue import ERASED, JobQueue
 from service.privacy.erasure_transactions import erase_subject
 from service.serving.lineage import TrainingRecord
-from service.storage.database import migrate, open_database
 from service.transfer.export import export_gallery
-from tests.e2e.deployment import QUICK_TRAINING
 from tests.service.conftest import TINY, save_tiny_model
 from tests.service.jobs.galleries import add, made_walk
 from tests.service.jobs.workers import worker_of
@@ -58,24 +55,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def settings(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.setenv("PYTHONPATH", str(QUICK_TRAINING), prepend=os.pathsep)
-    monkeypatch.chdir(tmp_path)  # so that `-m training` does not find the repository's first
-    return Settings(data_dir=tmp_path / "data", shipped_models_dir=models, device="cpu")
-
-
-@pytest.fixture
-def engine(settings: Settings) -> Iterator[Engine]:
-    settings.data_dir.mkdir()
-    engine = open_database(settings.resolved_database_url)
-    migrate(engine)
-    store = GalleryStore(engine)
-    store.ensure("default")
+@pytest.fixture(autouse=True)
+def filled(store: GalleryStore, quick_training: None) -> None:
     for number, subject in enumerate([*HELD_OUT, *LEARNT]):
         enrol(store, subject, number)
-    yield engine
-    engine.dispose()
 
 
 def enrol(store: GalleryStore, subject: str, number: int) -> None:

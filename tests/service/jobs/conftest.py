@@ -1,24 +1,15 @@
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from sqlalchemy import Engine
 
+from service.foundation.settings import Settings
 from service.jobs.queue import JobQueue
-from service.storage.database import Table, open_database
 
 
 @pytest.fixture
-def database_url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'jobs.sqlite'}"
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = open_database(database_url)
-    Table.metadata.create_all(engine)
-    yield engine
-    engine.dispose()
+def database_url(settings: Settings) -> str:
+    return settings.resolved_database_url
 
 
 @pytest.fixture

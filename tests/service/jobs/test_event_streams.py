@@ -125,7 +125,7 @@ def test_polling_ends_with_the_last_stream(
 
 
 def test_streams_wait_while_the_database_cannot_be_asked(
-    event_streams: EventStreams, queue: JobQueue, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    event_streams: EventStreams, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lease = running(queue)
     news, failures = JobQueue.updates, 3

@@ -51,6 +51,7 @@ def test_a_recipe_without_a_teachers_term_is_refused_before_it_is_queued(
     assert "no term has a teacher" in error["reason"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [

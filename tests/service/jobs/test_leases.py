@@ -9,17 +9,10 @@ from service.jobs.job import Status
 from service.jobs.leases import LeaseObserver
 from service.jobs.queue import Heartbeat, JobQueue
 from service.storage.database import now
+from tests.service.clock import Clock
 from tests.service.jobs.workers import leased
 
 OpenQueue = Callable[..., JobQueue]
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.s = 0.0
-
-    def __call__(self) -> float:
-        return self.s
 
 
 @pytest.fixture
@@ -38,7 +31,7 @@ def expired_within(
     """The heartbeats that an observer reports that looks twice a second."""
     named = []
     for _ in range(int(seconds * 2)):
-        clock.s += 0.5
+        clock.now += 0.5
         named += observer.expired(heartbeats)
     return named
 
@@ -63,7 +56,7 @@ def test_time_in_which_the_observer_itself_was_stopped_hardly_counts(
 ) -> None:
     heartbeat = Heartbeat("job", 1, 0)
     assert expired_within(observer, clock, 20, heartbeat) == []
-    clock.s += 3600
+    clock.now += 3600
     assert expired_within(observer, clock, 6, heartbeat) == []
     assert expired_within(observer, clock, 4, heartbeat) == [heartbeat]
 

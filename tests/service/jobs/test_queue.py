@@ -272,6 +272,6 @@ def test_pages_go_newest_first_and_never_repeat(queue: JobQueue) -> None:
     assert [job.id for job in cancelled.items] == [ids[0]]
 
 
-def test_an_unknown_job_is_not_found(open_queue: OpenQueue, engine: Engine) -> None:
+def test_an_unknown_job_is_not_found(open_queue: OpenQueue) -> None:
     with pytest.raises(NotFound):
         open_queue().get("nope")

@@ -2,7 +2,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from fastapi import Depends, FastAPI
 from sqlalchemy import Engine
 
@@ -18,8 +19,8 @@ from service.client import Client, JobEvent
 from service.foundation.errors import Reason
 from service.foundation.settings import Settings
 from service.gallery.listing import is_enrolled
-from service.gallery.store import GalleryStore
 from service.http import problems
+from service.http.listening import listen, url_of
 from service.http.routes import jobs, models
 from service.http.routes.known_fields import only_known_fields
 from service.jobs.event_streams import EventStreams
@@ -27,7 +28,6 @@ from service.jobs.events import Progress, Start
 from service.jobs.queue import JobQueue
 from service.serving.registry import ModelRegistry
 from tests.e2e.deployment import until
-from tests.service.jobs.serving_in_a_thread import serving
 from tests.service.jobs.workers import leased
 
 GOOD = {"recipe": "demo", "name": "mine", "dataset": "walks", "teachers": ["big"]}
@@ -35,6 +35,24 @@ CARD = {
     "name": "big", "architecture": "gaitbase", "config": {}, "metric": "cosine", "parts": 1,
     "channels": 1, "identities": 0, "digest": "d" * 64, "metrics": {"rank1": 0.9},
 }  # fmt: skip
+
+
+@contextmanager
+def listening(app: FastAPI) -> Iterator[str]:
+    """Serve the application on a free loopback port; yields its URL."""
+    listener = listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.005)
+        yield url_of("127.0.0.1", listener)
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
 
 
 class FakeCheck:
@@ -74,11 +92,6 @@ def check() -> FakeCheck:
 
 
 @pytest.fixture
-def queue(engine: Engine, settings: Settings) -> JobQueue:
-    return JobQueue.of(engine, settings)
-
-
-@pytest.fixture
 def http(settings: Settings, engine: Engine, check: FakeCheck) -> Iterator[httpx.Client]:
     app = FastAPI(dependencies=[Depends(only_known_fields)])
     problems.install(app)
@@ -95,8 +108,7 @@ def http(settings: Settings, engine: Engine, check: FakeCheck) -> Iterator[httpx
         ),
     )
     app.dependency_overrides[jobs.recipe_check] = lambda: check
-    GalleryStore(engine).ensure("default")
-    with closing(audit), serving(app) as url, httpx.Client(base_url=url) as client:
+    with closing(audit), listening(app) as url, httpx.Client(base_url=url) as client:
         yield client
 
 

@@ -162,12 +162,6 @@ def test_files_that_cannot_be_removed_do_not_take_the_worker_along(
     assert run(worker, queue).status is Status.SUCCEEDED
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The database says that it is busy after a moment, not after ten seconds."""
-    monkeypatch.setattr("service.storage.database._LOCK_WAIT_MS", 100)
-
-
 @contextmanager
 def write_lock(engine: Engine) -> Iterator[None]:
     """Somebody who writes for long, such as an import."""

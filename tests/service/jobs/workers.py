@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from service.jobs.leases import LeaseObserver
 from service.jobs.queue import JobClass, JobQueue, Lease
 from service.jobs.worker import Worker
 from service.jobs.worker_pool import WorkerPool
+
+Workers = Callable[[], AbstractContextManager[None]]
+"""The fixture `workers`: what `gaitid worker` runs, until the block ends."""
 
 
 def worker_of(

@@ -18,8 +18,9 @@ from service.serving.lineage import TrainingRecord, subjects_now
 from service.storage.database import writing
 from service.storage.vacuum import vacuum
 from service.transfer.export import export_gallery
-from tests.service.privacy.test_erasure_reach import Serve, found
+from tests.service.privacy.test_erasure_reach import found
 from tests.service.requests import enrol, identify, verify
+from tests.service.server import Serve
 from tests.service.walkers import walk
 
 FORMER, PRESENT = "a-peculiar-former-name", "a-peculiar-present-name"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,10 @@ from service.serving.lineage import BrokenKey, TrainedSubjectRow, TrainingRecord
 from service.storage.database import now, open_database, writing
 from service.transfer.export import export_gallery
 from tests.service.requests import enrol, identify
+from tests.service.server import Serve
 from tests.service.statements import plans
 from tests.service.walkers import walk
 
-Serve = Callable[..., httpx.Client]
 NAME, PLACE = "a-very-peculiar-name", "a very peculiar place"
 Learning = tuple[TrainingRecord, Session]
 ON_DEFAULT = {"dataset": {"gallery": "default"}}

@@ -30,32 +30,18 @@ from service.jobs.queue import JobQueue
 from service.jobs.scratch import remove_folder
 from service.privacy.erasure_transactions import erase_subject
 from service.privacy.retention import Retention, Swept
-from service.storage.database import migrate, now, open_database
+from service.storage.database import now
 from service.storage.kept_answers import Answer, IdempotencyStore, KeyLock
 from service.storage.reserve import Reserve
 from service.storage.writers import Writers
 from tests.service.jobs.galleries import add, made_walk
 from tests.service.jobs.galleries import enrol as enrol_some
 from tests.service.requests import contents, enrol, identify, problem
+from tests.service.server import Serve
 from tests.service.walkers import walk
 
-Serve = Callable[..., httpx.Client]
 Sweep = Callable[..., Swept]
 DAY = timedelta(days=1)
-
-
-@pytest.fixture
-def engine(settings: Settings) -> Iterator[Engine]:
-    settings.data_dir.mkdir(parents=True)
-    engine = open_database(settings.resolved_database_url)
-    migrate(engine)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def store(engine: Engine) -> GalleryStore:
-    return GalleryStore(engine)
 
 
 @pytest.fixture
@@ -132,6 +118,7 @@ def embed_ones(sequence_ids: Sequence[str]) -> dict[str, Embedding]:
     return {sequence_id: np.ones((2, 4), np.float32) for sequence_id in sequence_ids}
 
 
+@pytest.mark.slow
 def test_a_long_gallery_is_swept_in_pieces_and_by_several_at_once(
     store: GalleryStore, sweep: Sweep
 ) -> None:

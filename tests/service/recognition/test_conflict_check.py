@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from service.foundation.settings import Settings
 from service.gallery.coverage import coverage, labels_in_use
 from service.gallery.editing import edit_sequence
 from service.gallery.live_index import LiveIndex
@@ -32,11 +30,11 @@ from service.serving.thresholds import ModelInUse
 from service.storage.database import migrate, new_id, now, open_database, writing
 from tests.service.jobs.galleries import BLANK, add, made_walk
 from tests.service.requests import contents, enrol, problem
+from tests.service.server import Serve
 from tests.service.statements import instructions_of_writes
 from tests.service.walkers import npz as packed
 from tests.service.walkers import walk, walker
 
-Serve = Callable[..., httpx.Client]
 MEMBERS = frozenset({"conflicts", "threshold"})
 
 
@@ -271,11 +269,10 @@ def add_walks(engine: Engine, gallery_id: str, subject: str, labels: list[tuple[
 
 
 def test_what_an_enrolment_does_under_the_write_lock_does_not_grow_with_the_gallery(
-    serve: Serve, settings: Settings
+    serve: Serve, engine: Engine
 ) -> None:
     client = serve(audit=False)
     enrol(client, "anna", walk(1), metadata='{"view": "000"}')
-    engine = open_database(settings.resolved_database_url)
     gallery_id, _, _ = GalleryStore(engine).head("default")
     took = []
     for person in (2, 3):
@@ -284,7 +281,6 @@ def test_what_an_enrolment_does_under_the_write_lock_does_not_grow_with_the_gall
         took.append(max(counted))
         labels = [(f"{number % 11:03}", f"c{number % 3}") for number in range(2000)]
         add_walks(engine, gallery_id, "bert", labels)
-    engine.dispose()
     assert covered["coverage"]["missing_views"][:2] == ["001", "002"]
     assert took[1] <= 1.2 * took[0], took
 
@@ -309,21 +305,6 @@ def test_labels_read_before_a_subject_gets_its_walks_serve_after_it(
 
 
 # The turn that decides
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_database(f"sqlite:///{tmp_path / 'db.sqlite'}")
-    migrate(engine)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def store(engine: Engine) -> GalleryStore:
-    store = GalleryStore(engine)
-    store.ensure("default")
-    return store
 
 
 class Check:

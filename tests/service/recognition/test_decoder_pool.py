@@ -45,6 +45,7 @@ def pool(
     *,
     workers: int = 1,
     slow_after: float = 0.2,
+    grace_s: float = 3.0,
 ) -> DecoderPool:
     return DecoderPool(
         limits,
@@ -52,6 +53,7 @@ def pool(
         max_upload_bytes=MEBIBYTE,
         workers=workers,
         slow_after=slow_after,
+        grace_s=grace_s,
         template=template,
     )
 
@@ -68,11 +70,10 @@ def with_pool(
     check: Callable[[DecoderPool], Awaitable[None]],
     template: str = BAD,
     limits: DecodeLimits = LIMITS,
-    workers: int = 1,
-    slow_after: float = 0.2,
+    **options: Any,
 ) -> None:
     async def run() -> None:
-        async with pool(template, limits, workers=workers, slow_after=slow_after) as decoders:
+        async with pool(template, limits, **options) as decoders:
             await check(decoders)
 
     asyncio.run(run())
@@ -164,28 +165,22 @@ def test_an_upload_within_the_allowance_of_memory_is_taken() -> None:
 
 
 @pytest.mark.parametrize("command", [b"spin", b"sleep"])
-def test_an_upload_is_ended_when_its_time_is_over(
-    command: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.recognition.decoder_pool._GRACE_S", 0.1)
-
+def test_an_upload_is_ended_when_its_time_is_over(command: bytes) -> None:
     async def check(decoders: DecoderPool) -> None:
         with pytest.raises(SequenceTooLarge, match=r"longer than 0\.3 s"):
             await prepare(decoders, command)
         await until(lambda: len(decoders_of(psutil.Process())) <= 2)  # the template and a spare
         await prepare(decoders, b"fine")
 
-    with_pool(check, limits=DecodeLimits(max_seconds=0.3))
+    with_pool(check, limits=DecodeLimits(max_seconds=0.3), grace_s=0.1)
 
 
-def test_the_kernel_ends_a_decoder_that_nobody_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.recognition.decoder_pool._GRACE_S", 60)
-
+def test_the_kernel_ends_a_decoder_that_nobody_ends() -> None:
     async def check(decoders: DecoderPool) -> None:
         with pytest.raises(SequenceTooLarge, match="more memory or time"):
             await prepare(decoders, b"spin")
 
-    with_pool(check, limits=DecodeLimits(max_seconds=0.3))
+    with_pool(check, limits=DecodeLimits(max_seconds=0.3), grace_s=60)
 
 
 def test_slow_uploads_keep_no_quick_one_waiting() -> None:

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from itertools import chain, repeat
@@ -10,12 +10,11 @@ from itertools import chain, repeat
 import httpx
 import pytest
 
-import service.http.middleware.body
-import service.http.upload_slots
+from service.foundation.settings import Settings
+from service.http.upload_slots import Upload, UploadSlots
 from tests.service.requests import contents, enrol, identify, problem, verify
+from tests.service.server import Serve, serving
 from tests.service.walkers import walk
-
-Serve = Callable[..., httpx.Client]
 
 
 @pytest.mark.parametrize("index", ["faiss", "memory"])
@@ -164,9 +163,11 @@ def test_too_much_at_once_is_503_with_retry_after_and_the_service_lives(serve: S
     assert set(contents(client)) - {""} == enrolled
 
 
-def begin_upload(client: httpx.Client) -> socket.socket:
-    """A connection on which an upload was begun and is not going on."""
-    connection = socket.create_connection((client.base_url.host, client.base_url.port or 0))
+def begin_upload(client: httpx.Client, address: str = "127.0.0.1") -> socket.socket:
+    """A connection from an address, on which an upload was begun and is not going on."""
+    connection = socket.create_connection(
+        (client.base_url.host, client.base_url.port or 0), source_address=(address, 0)
+    )
     connection.sendall(
         b"POST /identify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
         b"Content-Type: multipart/form-data; boundary=X\r\n\r\n--X"
@@ -190,24 +191,36 @@ def test_too_many_uploads_at_once_are_turned_away_before_they_are_read(serve: Se
         assert time.monotonic() < deadline
 
 
-def test_a_slow_upload_makes_room_for_somebody_else(
-    monkeypatch: pytest.MonkeyPatch, serve: Serve
-) -> None:
-    monkeypatch.setattr(service.http.upload_slots, "_GRACE_SECONDS", 0.0)
-    monkeypatch.setattr(
-        service.http.middleware.body, "caller_of", lambda scope: str(scope["client"])
-    )
-    client = serve(max_uploads=1)
-    with begin_upload(client) as connection:
+class ToldSlots(UploadSlots):
+    """Slots that say when the first one is taken."""
+
+    def __init__(self, most: int, *, grace_s: float) -> None:
+        super().__init__(most, grace_s=grace_s)
+        self.began = threading.Event()
+
+    def take(self, caller: str) -> Upload:
+        upload = super().take(caller)
+        self.began.set()
+        return upload
+
+
+def test_a_slow_upload_makes_room_for_somebody_else(settings: Settings) -> None:
+    slots = ToldSlots(1, grace_s=0.3)
+    with (
+        serving(settings, upload_slots=slots) as client,
+        begin_upload(client, address="127.0.0.2") as connection,
+    ):
+        assert slots.began.wait(10)
         connection.settimeout(0.1)
         deadline = time.monotonic() + 10
         answer = b""
         while not answer:
             assert time.monotonic() < deadline
-            assert identify(client, walk(1)).status_code == 200
+            assert identify(client, walk(1)).status_code in (200, 503)  # 503 while it is not slow
             with suppress(TimeoutError):
                 answer = connection.recv(4096)
-    assert answer.startswith(b"HTTP/1.1 408 ")
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert identify(client, walk(1)).status_code == 200
 
 
 def test_an_upload_that_stops_arriving_is_given_up(serve: Serve) -> None:
@@ -255,7 +268,7 @@ def test_a_request_larger_than_the_queue_is_served_when_it_is_alone(serve: Serve
     assert client.get("/galleries/default").json()["sequences"] == 3
 
 
-def test_a_model_without_threshold_needs_one_in_the_request(serve: Serve, models: object) -> None:
+def test_a_model_without_threshold_needs_one_in_the_request(serve: Serve) -> None:
     client = serve(model="uncalibrated")
     body = problem(identify(client, walk(1)), 422)
     assert body["errors"] == [{"where": "threshold", "reason": "required"}]

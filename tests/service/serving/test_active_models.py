@@ -36,9 +36,9 @@ from service.storage.writers import Writers
 from tests.e2e.deployment import until
 from tests.service.conftest import save_tiny_model
 from tests.service.requests import enrol, identify
+from tests.service.server import Serve
 from tests.service.walkers import walk
 
-Serve = Callable[..., httpx.Client]
 NAMES = ("default", "one", "two", "three")
 
 
@@ -129,7 +129,7 @@ def test_more_models_than_are_held_at_once_answer_all_the_same(
 
 
 def test_a_model_that_was_loaded_before_the_start_is_not_loaded_again(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = resources.open_encoder(settings, settings.model)
 

@@ -1,5 +1,4 @@
 import errno
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,21 +16,12 @@ from service.serving.registry import (
     UnreadableCard,
     resolve,
 )
-from service.storage.database import migrate, now, open_database
+from service.storage.database import now
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "data", shipped_models_dir=tmp_path / "shipped")
-
-
-@pytest.fixture
-def engine(settings: Settings) -> Iterator[Engine]:
-    settings.data_dir.mkdir()
-    engine = open_database(settings.resolved_database_url)
-    migrate(engine)
-    yield engine
-    engine.dispose()
+def settings(settings: Settings, tmp_path: Path) -> Settings:
+    return settings.model_copy(update={"shipped_models_dir": tmp_path / "shipped"})
 
 
 @pytest.fixture
@@ -98,7 +88,7 @@ def test_a_broken_card_does_not_hide_the_other_models(
 
 
 def test_a_trained_model_appears_whole_and_names_its_job(
-    settings: Settings, registry: ModelRegistry, engine: Engine, tmp_path: Path, job_id: str
+    registry: ModelRegistry, engine: Engine, tmp_path: Path, job_id: str
 ) -> None:
     checkpoint = make(tmp_path / "run" / "checkpoint")
     staged = registry.stage_trained("mine", checkpoint, job_id=job_id, metrics={"loss": 1.0})

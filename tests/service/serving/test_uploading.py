@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from service.serving.registry import ModelRegistry
 from service.serving.uploading import add_checkpoint
 from tests.service.conftest import save_tiny_model
 from tests.service.requests import identify, problem
+from tests.service.server import Serve
 from tests.service.walkers import walk
 
 
@@ -45,7 +45,7 @@ def nothing_is_left(settings: Settings) -> bool:
 
 
 def test_an_uploaded_checkpoint_is_a_model_until_it_is_removed(
-    serve: Callable[..., httpx.Client], settings: Settings, checkpoint: Path
+    serve: Serve, settings: Settings, checkpoint: Path
 ) -> None:
     client = serve()
     weights, card = (checkpoint / WEIGHTS).read_bytes(), (checkpoint / CARD).read_bytes()
@@ -94,7 +94,7 @@ def changed(card: bytes, **fields: Any) -> bytes:
 
 
 def test_what_is_no_checkpoint_is_refused_with_the_reason_and_leaves_nothing(
-    serve: Callable[..., httpx.Client], settings: Settings, checkpoint: Path
+    serve: Serve, settings: Settings, checkpoint: Path
 ) -> None:
     client = serve(max_request_bytes=4 * 2**20)
     weights, card = (checkpoint / WEIGHTS).read_bytes(), (checkpoint / CARD).read_bytes()
@@ -156,7 +156,7 @@ def test_what_is_no_checkpoint_is_refused_with_the_reason_and_leaves_nothing(
 
 
 def test_a_card_of_another_digest_or_size_of_frame_is_refused(
-    serve: Callable[..., httpx.Client], settings: Settings, tmp_path: Path
+    serve: Serve, settings: Settings, tmp_path: Path
 ) -> None:
     """Cards that belong to their weights, and still cannot serve."""
     from models import checkpoint as checkpoints

@@ -39,10 +39,9 @@ from service.storage.kept_answers import (
     keep,
 )
 from tests.service.requests import identify, problem
+from tests.service.server import Serve
 from tests.service.statements import instructions_of_writes, plans
 from tests.service.walkers import walk
-
-Serve = Callable[..., httpx.Client]
 
 
 def enrol(client: httpx.Client, key: str, subject: str, data: bytes) -> httpx.Response:
@@ -134,14 +133,6 @@ def test_many_at_once_enrol_once(serve: Serve) -> None:
             assert "retry-after" in answer.headers
 
 
-@pytest.fixture(name="engine")
-def database(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_database(f"sqlite:///{tmp_path / 'db.sqlite'}")
-    migrate(engine)
-    yield engine
-    engine.dispose()
-
-
 @pytest.fixture
 def store(engine: Engine) -> IdempotencyStore:
     return IdempotencyStore(engine, all_enrolled)
@@ -226,7 +217,7 @@ def test_an_answer_that_is_too_old_is_not_replayed_though_no_sweep_has_removed_i
 
 
 def test_a_search_s_answer_is_kept_for_minutes_and_another_for_a_day(
-    serve: Serve, tmp_path: Path
+    serve: Serve, engine: Engine
 ) -> None:
     client = serve()
     enrol(client, "enrolment", "anna", walk(1))
@@ -241,19 +232,16 @@ def test_a_search_s_answer_is_kept_for_minutes_and_another_for_a_day(
         assert again.headers["idempotency-replayed"] == "true"
         other = client.post(path, data=fields, files={"sequence": ("a.npz", walk(2))})
         assert problem(other, 422)["type"] == "/problems/idempotency-key-reused"
-    until = sorted(kept(tmp_path, IdempotencyRow.expires_at))
+    until = sorted(kept(engine, IdempotencyRow.expires_at))
     took = now() - began
     assert all(began + SEARCH_LIFETIME <= at <= began + SEARCH_LIFETIME + took for at in until[:2])
     assert until[2] >= began + ANSWER_LIFETIME - timedelta(minutes=1)
 
 
-def kept(tmp_path: Path, what: InstrumentedAttribute[Any]) -> Sequence[Any]:
+def kept(engine: Engine, what: InstrumentedAttribute[Any]) -> Sequence[Any]:
     """A column of what a service has kept."""
-    engine = open_database(f"sqlite:///{tmp_path / 'data' / 'gaitid.sqlite'}")
     with engine.connect() as connection:
-        found = connection.execute(select(what)).scalars().all()
-    engine.dispose()
-    return found
+        return connection.execute(select(what)).scalars().all()
 
 
 def rows(engine: Engine) -> tuple[int, int]:
@@ -383,7 +371,7 @@ def test_texts_of_answers_name_nobody_outside_the_fields_that_are_looked_at(
 
 
 def test_a_search_that_was_under_way_while_somebody_was_erased_keeps_no_answer_about_them(
-    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = serve()
     for subject in ("anna", "bert"):
@@ -400,7 +388,7 @@ def test_a_search_that_was_under_way_while_somebody_was_erased_keeps_no_answer_a
     first = identify(client, walk(4))
     assert "anna" in first.text
     monkeypatch.setattr(IdempotencyStore, "keep", late)
-    bodies = kept(tmp_path, IdempotencyRow.body)
+    bodies = kept(engine, IdempotencyRow.body)
     assert not [body for body in bodies if "anna" in body]
     again = identify(client, walk(4))  # the key is free: it is carried out again
     assert again.status_code == 200

@@ -18,10 +18,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import pytest
 import torch
-from sqlalchemy import Engine, Pool, event
+from sqlalchemy import Engine, event
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
@@ -31,38 +30,14 @@ from service.http.problems import render_http
 from service.http.serve import CannotServe
 from service.http.serve import serve as serve_forever
 from service.storage.reserve import Reserve
+from tests.e2e.deployment import until
 from tests.service.conftest import save_tiny_model
 from tests.service.requests import contents, enrol, identify, problem
+from tests.service.server import Serve
+from tests.service.statements import pragma_of_every_connection
 from tests.service.walkers import walk
 
-Serve = Callable[..., httpx.Client]
 UNLIMITED = "max_page_count=1000000"
-
-
-@contextmanager
-def pragma_of_every_connection(first: str) -> Iterator[Callable[[str], None]]:
-    """Sets a PRAGMA each time the service takes a connection; call it for another one."""
-    current = first
-
-    def checkout(connection: sqlite3.Connection, _record: object, _proxy: object) -> None:
-        connection.execute(f"PRAGMA {current}").close()
-
-    def change(pragma: str) -> None:
-        nonlocal current
-        current = pragma
-
-    event.listen(Pool, "checkout", checkout)
-    try:
-        yield change
-    finally:
-        event.remove(Pool, "checkout", checkout)
-
-
-@pytest.fixture
-def impatient() -> Iterator[None]:
-    """The database says that it is busy after a moment, not after ten seconds."""
-    with pragma_of_every_connection("busy_timeout=100"):
-        yield
 
 
 @contextmanager
@@ -394,10 +369,10 @@ def test_a_data_folder_that_cannot_be_written_is_503(
 ) -> None:
     client = serve()
 
-    def refuse(*_: object) -> None:
+    def refuse(**_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("service.serving.uploading._write", refuse)
+    monkeypatch.setattr("service.serving.uploading.TemporaryDirectory", refuse)
     files = {"weights": b"x", "card": b"x"}
     answer = client.post("/models", data={"name": "mine"}, files=files)
     assert problem(answer, 503)["type"] == "/problems/database-unavailable"
@@ -448,13 +423,19 @@ def test_enrolments_that_wait_for_the_database_hold_up_no_search(
 ) -> None:
     client = serve(decode_workers=4, max_uploads=64)
     enrol(client, "anna", walk(1))
-    with ThreadPoolExecutor(20) as clients:
+    patient = pragma_of_every_connection("busy_timeout=60000")  # however busy this machine is
+    decoded = "gaitid_decode_duration_seconds_count 17.0"
+    with patient, ThreadPoolExecutor(16) as clients:
         with write_lock(tmp_path / "data"):
-            waiting = [clients.submit(enrol, client, f"s{i}", walk(1)) for i in range(20)]
+            waiting = [clients.submit(enrol, client, f"s{i}", walk(1)) for i in range(16)]
+            until(
+                lambda: decoded in client.get("/metrics").text or any(w.done() for w in waiting),
+                "they wait for the database",
+            )
             for _ in range(5):
                 assert identify(client, walk(1)).status_code == 200
-            assert not any(enrolment.done() for enrolment in waiting)
-        assert [enrolment.result().status_code for enrolment in waiting] == [201] * 20
+            assert not [one.result().text for one in waiting if one.done()]
+        assert [enrolment.result().status_code for enrolment in waiting] == [201] * 16
 
 
 @pytest.mark.usefixtures("impatient")

@@ -33,6 +33,7 @@ def erasures(engine: Engine) -> int:
     return pragma(engine, "user_version")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])  # in which secure_delete alone leaves some
 def test_nothing_that_was_deleted_is_left_in_a_file_that_was_rewritten(
     database: Engine, tmp_path: Path, seed: int

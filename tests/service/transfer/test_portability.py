@@ -31,10 +31,9 @@ from service.storage.encryption import new_secret
 from service.transfer.export import stream_gallery
 from tests.service.conftest import save_tiny_model
 from tests.service.requests import contents, enrol, identify, problem
-from tests.service.server import serving, settings_for
+from tests.service.server import Serve, serving, settings_for
 from tests.service.walkers import walk
 
-Serve = Callable[..., httpx.Client]
 Members = dict[str, bytes]
 
 

@@ -10,7 +10,7 @@ import torch
 from training.data.batches import BatchSource, join, unpack
 from training.data.options import OrderedClip, RandomLengthClip
 from training.data.pack import Pack, PackWriter, decode_frames
-from training.data.sampling import Sampler
+from training.data.sampling import Plan, Sampler
 
 DEVICES = [
     "cpu",
@@ -101,13 +101,13 @@ def test_the_prefetch_thread_is_bounded_and_ends_with_the_iterator(
     small_pack: Pack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gathered: list[int] = []
-    gather = BatchSource._gather
+    plan = Sampler.plan
 
-    def count(self: BatchSource, step: int) -> object:
+    def count(self: Sampler, step: int) -> Plan:
         gathered.append(step)
-        return gather(self, step)
+        return plan(self, step)
 
-    monkeypatch.setattr(BatchSource, "_gather", count)
+    monkeypatch.setattr(Sampler, "plan", count)
     batches = source(small_pack, prefetch=2).iterate()
     for _ in range(3):
         next(batches)
@@ -121,14 +121,14 @@ def test_the_prefetch_thread_is_bounded_and_ends_with_the_iterator(
 def test_an_error_while_gathering_ahead_is_raised_to_the_consumer(
     small_pack: Pack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gather = BatchSource._gather
+    plan = Sampler.plan
 
-    def fail(self: BatchSource, step: int) -> object:
+    def fail(self: Sampler, step: int) -> Plan:
         if step == 2:
             raise OSError("the disk is gone")
-        return gather(self, step)
+        return plan(self, step)
 
-    monkeypatch.setattr(BatchSource, "_gather", fail)
+    monkeypatch.setattr(Sampler, "plan", fail)
     batches = source(small_pack).iterate()
     assert [next(batches).step, next(batches).step] == [0, 1]
     with pytest.raises(OSError, match="the disk is gone"):

@@ -103,6 +103,7 @@ def test_the_number_of_workers_does_not_change_the_pack(tmp_path: Path, walk: Wa
     assert packs[0].content_hash == packs[1].content_hash
 
 
+@pytest.mark.slow
 def test_processes_prepare_what_one_does_and_tell_what_is_wrong(tmp_path: Path) -> None:
     source = tmp_path / "source"
     for i in range(3):
@@ -123,12 +124,13 @@ def test_processes_prepare_what_one_does_and_tell_what_is_wrong(tmp_path: Path) 
     assert nothing_is_left(tmp_path / "broken.pack")
 
 
+@pytest.mark.slow
 def test_raw_walks_are_prepared_in_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_zip(tmp_path / "source/1/090_1.zip", walker())
     write_zip(tmp_path / "source/1/090_2.zip", walker(phase=1))
-    monkeypatch.setattr(importers, "_prepare", None)  # which another process does not see
+    monkeypatch.setattr(importers, "prepare", None)  # which another process does not see
     with pytest.raises(TypeError):
         pack_dataset(tmp_path / "source", tmp_path / "one.pack")
     assert len(pack_dataset(tmp_path / "source", tmp_path / "two.pack", workers=2)) == 2
@@ -216,6 +218,7 @@ def test_a_source_of_nothing_but_poor_walks_is_refused(tmp_path: Path) -> None:
         pack_dataset(tmp_path / "source", tmp_path / "out.pack")
 
 
+@pytest.mark.slow
 def test_real_walks_are_packed() -> None:
     """See the shared data's README: ten people, three views, four walks each."""
     real = Path(__file__).parents[3] / "../shared/data/real-dev"

@@ -153,6 +153,7 @@ def test_a_folded_network_embeds_as_the_discriminants_of_the_given_network_do(mi
     assert shorter.identities == 0
 
 
+@pytest.mark.slow
 def test_refining_again_with_the_same_walks_gives_the_same_network(tmp_path: Path) -> None:
     network = small(identities=5)
     card = card_of(network, name="long", metric="euclidean")

@@ -130,6 +130,7 @@ def test_a_command_writes_an_equal_checkpoint_that_keeps_identities_and_names_it
     assert call("beyond", *beyond) == 2
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_the_teacher_that_grew_out_of_a_small_network(
     pack: Path, tmp_path: Path
 ) -> None:

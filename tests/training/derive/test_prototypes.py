@@ -31,6 +31,7 @@ def clip(pack: Pack, walk: int) -> torch.Tensor:
     return torch.from_numpy(pack.silhouettes(walk)[None, :, :, 10:54] / np.float32(255))
 
 
+@pytest.mark.slow
 def test_logits_are_cosines_with_the_mean_walk_of_each_subject_behind_a_recentred_neck(
     pack: Path, make_teacher: MakeTeacher
 ) -> None:
@@ -52,6 +53,7 @@ def test_logits_are_cosines_with_the_mean_walk_of_each_subject_behind_a_recentre
                 torch.testing.assert_close(found.logits[0, subject], cosines, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_people_that_a_teacher_never_learnt_are_told_apart(
     pack: Path, make_teacher: MakeTeacher
 ) -> None:
@@ -63,6 +65,7 @@ def test_people_that_a_teacher_never_learnt_are_told_apart(
     assert right > 3 / len(walks.subjects), right
 
 
+@pytest.mark.slow
 def test_a_run_tells_how_far_they_are(
     pack: Path, make_teacher: MakeTeacher, tmp_path: Path
 ) -> None:
@@ -77,6 +80,7 @@ def test_a_run_tells_how_far_they_are(
     assert 0 < shares[0] < shares[-1] < 1
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_finds_them_and_another_run_makes_its_own(
     pack: Path, make_teacher: MakeTeacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

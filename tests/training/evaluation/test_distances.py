@@ -5,7 +5,6 @@ import pytest
 
 from models.card import Metric
 from models.comparison.similarity import similarity
-from training.evaluation import distances as module
 from training.evaluation.distances import pairwise_distances, to_similarity
 
 
@@ -30,14 +29,11 @@ def test_distances_equal_a_loop_over_pairs_and_parts(metric: Metric) -> None:
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_distances_do_not_depend_on_how_the_work_is_cut(
-    metric: Metric, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_distances_do_not_depend_on_how_the_work_is_cut(metric: Metric) -> None:
     probes, gallery = random_embeddings(11, 0), random_embeddings(23, 1)
     whole = pairwise_distances(probes, gallery, metric)
-    monkeypatch.setattr(module, "_PROBES_AT_ONCE", 4)
-    monkeypatch.setattr(module, "_GALLERY_AT_ONCE", 5)
-    np.testing.assert_allclose(pairwise_distances(probes, gallery, metric), whole, atol=1e-6)
+    cut = pairwise_distances(probes, gallery, metric, probes_at_once=4, gallery_at_once=5)
+    np.testing.assert_allclose(cut, whole, atol=1e-6)
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.evaluation import metrics as module
 from training.evaluation.metrics import Ranking, rank
 
 
@@ -44,13 +43,12 @@ def test_rankings_equal_a_loop_with_ties_and_exclusions(n: int, m: int, seed: in
         )
 
 
-def test_rankings_do_not_depend_on_how_the_work_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rankings_do_not_depend_on_how_the_work_is_cut() -> None:
     rng = np.random.default_rng(0)
     distances = rng.random((10, 12)).astype(np.float32)
     probes, gallery = rng.integers(0, 4, 10), rng.integers(0, 4, 12)
     whole = rank(distances, probes, gallery)
-    monkeypatch.setattr(module, "_PROBES_AT_ONCE", 3)
-    pieces = rank(distances, probes, gallery)
+    pieces = rank(distances, probes, gallery, at_once=3)
     np.testing.assert_array_equal(pieces.first_mate, whole.first_mate)
     np.testing.assert_array_equal(pieces.average_precision, whole.average_precision)
 

@@ -4,7 +4,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.evaluation import EmbeddedSequences, LabelledSequences, Resampling
-from training.evaluation import verification as module
 from training.evaluation.protocols import PROTOCOLS
 from training.evaluation.scores import SubjectScores, subject_scores
 from training.evaluation.verification import error_rates, verify
@@ -104,9 +103,7 @@ def test_curves_are_thinned_but_keep_their_ends_and_their_order(walkers: Walkers
     assert thresholds[-1] == pytest.approx(scores.similarities.max())
 
 
-def test_too_many_impostors_are_drawn_and_estimate_the_same_rate(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_too_many_impostors_are_drawn_and_estimate_the_same_rate() -> None:
     rng = np.random.default_rng(0)
     scores = SubjectScores(
         rng.normal(0, 1, (400, 20)).astype(np.float32),
@@ -115,8 +112,7 @@ def test_too_many_impostors_are_drawn_and_estimate_the_same_rate(
         np.arange(20),
         20,
     )
-    monkeypatch.setattr(module, "_MOST_IMPOSTORS", 3000)
-    found = verify(scores, Resampling(replicates=1))
+    found = verify(scores, Resampling(replicates=1), most_impostors=3000)
     assert found is not None
     assert (found.genuine, found.impostor) == (400, 3000)
     assert found.equal_error_rate.value == pytest.approx(0.5, abs=0.05)

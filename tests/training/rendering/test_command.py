@@ -63,6 +63,7 @@ def test_silhouettes_are_normalised_people(pack: Pack) -> None:
     assert (silhouettes[:, :2].any(axis=(1, 2)) & silhouettes[:, -2:].any(axis=(1, 2))).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_the_same_recipe_gives_the_same_pack_and_another_seed_another(
     pack: Pack, recipe: Path, mocap: Path, tmp_path: Path
 ) -> None:
@@ -73,6 +74,7 @@ def test_the_same_recipe_gives_the_same_pack_and_another_seed_another(
     assert other.content_hash != pack.content_hash
 
 
+@pytest.mark.slow
 def test_an_interrupted_rendering_goes_on_and_ends_up_the_same(
     pack: Pack, recipe: Path, mocap: Path, tmp_path: Path
 ) -> None:

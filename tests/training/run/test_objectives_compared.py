@@ -70,6 +70,7 @@ def test_only_the_test_set_of_a_pack_is_judged(base: Recipe, pack: Path, tmp_pat
     assert rows[TAUGHT]["gain over labels alone"] == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_all_arms_and_seeds_share_the_prototypes_of_a_teacher_of_other_people(
     pack: Path, make_teacher: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -83,6 +83,7 @@ def test_frozen_stages_keep_weights_and_statistics_and_all_others_learn(
         assert torch.equal(tensor, after[name]) == held, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gaitkd", "gaitkd-corrected"])
 def test_a_run_cut_off_and_continued_ends_in_the_very_same_weights(
     pack: Path, make_teacher: Callable[..., Path], tmp_path: Path, name: str
@@ -118,6 +119,7 @@ def test_a_finished_run_started_again_makes_the_very_same_checkpoint_again(
     assert first == {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()}
 
 
+@pytest.mark.slow
 def test_a_card_has_the_thresholds_that_held_out_walks_could_show(
     pack: Path, tmp_path: Path
 ) -> None:
@@ -133,6 +135,7 @@ def test_a_card_has_the_thresholds_that_held_out_walks_could_show(
         assert "equal_error_rate" in card.metrics
 
 
+@pytest.mark.slow
 def test_held_out_walks_are_embedded_as_the_service_will(pack: Path, tmp_path: Path) -> None:
     recipe = tiny("student-baseline", pack, "mirror=true", "precision=fp32")
     run(recipe, tmp_path)
@@ -242,6 +245,7 @@ def batches(recipe: Recipe, preparation: Preparation) -> Iterator[Batch]:
     ).iterate(0, 1)
 
 
+@pytest.mark.slow
 def test_training_learns_the_drawn_walkers(pack: Path, tmp_path: Path) -> None:
     recipe = tiny(
         "student-baseline", pack, "steps=60", "save_every=60", "log_every=10", "average=0.9",
