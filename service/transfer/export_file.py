@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from itertools import count
-from typing import IO, Annotated, Any, Literal, Self, TypeVar
+from typing import IO, Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -123,7 +123,7 @@ _Number = TypeVar("_Number", np.uint8, np.float32)
 _Line = TypeVar("_Line", ExportedSubject, ExportedSequence)
 
 
-class EmbeddingShape(BaseModel):
+class EmbeddingShape(NamedTuple):
     """What a checkpoint makes of a sequence: float32 [parts, channels]; read from its card."""
 
     parts: int

@@ -7,8 +7,6 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from tempfile import TemporaryFile
 from typing import IO
 
-from pydantic import ValidationError
-
 from service.foundation.errors import NotFound, Unavailable
 from service.foundation.settings import Settings
 from service.gallery.store import GalleryStore, gallery_exists
@@ -71,13 +69,10 @@ class Portability:
 
     def _models(self) -> Mapping[str, EmbeddingShape]:
         """What each registered checkpoint makes of a sequence, by digest."""
-        shapes = {}
-        for model in self._registry.all():
-            try:
-                shapes[model.digest] = EmbeddingShape.model_validate(model.card)
-            except ValidationError:  # an old card; what the model made is made anew
-                continue
-        return shapes
+        return {
+            model.digest: EmbeddingShape(model.card.parts, model.card.channels)
+            for model in self._registry.all()
+        }
 
     def _require_free(self, gallery: str) -> None:
         try:

@@ -67,17 +67,14 @@ def test_an_index_replaces_what_was_corrected_and_a_late_one_reads_it_once(engin
         assert session.get_one(ErasedSequenceRow, (gallery_id, sequence_id)).revision == newest + 6
 
 
-def test_a_long_history_with_corrections_is_followed_in_pieces(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.gallery.store._PIECE", 2)
-    process = Process(engine)
+def test_a_long_history_with_corrections_is_followed_in_pieces(engine: Engine) -> None:
+    process = Process(engine, piece=2)
     for person in range(5):
         enrol(process.store, f"s{person}", person, person + 10, person + 20)
     assert process.finds(3)[0] == "s3"
     edit_subject(engine, ignore, gallery="default", subject_id="s3", merge_into="s1")
     edit_subject(engine, ignore, gallery="default", subject_id="s0", new_id="s9")
-    for one in (process, Process(engine)):
+    for one in (process, Process(engine, piece=2)):
         assert one.finds(3)[0] == "s1"
         assert one.finds(20)[0] == "s9"
         assert sorted(one.finds(3)) == ["s1", "s2", "s4", "s9"]
