@@ -35,11 +35,11 @@ def normalise(frame: Frame) -> Frame | None:
     """
     if cv2.sumElems(frame)[0] <= _LEAST_SUM:
         return None
-    _, top, _, height = cv2.boundingRect(frame)
-    columns = int(HEIGHT * (frame.shape[1] / height))
+    rows = np.flatnonzero(cv2.reduce(frame, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S))
+    person = frame[rows[0] : rows[-1] + 1]
+    columns = int(HEIGHT * (person.shape[1] / person.shape[0]))
     if columns == 0:
         return None
-    person = frame[top : top + height]
     resized = cv2.resize(person, (columns, HEIGHT), interpolation=cv2.INTER_CUBIC)
     sums = cv2.reduce(resized, 0, cv2.REDUCE_SUM, dtype=cv2.CV_32S)
     mass = np.asarray(sums, np.int64)[0].cumsum()
