@@ -61,14 +61,9 @@ _MOST_PIECES = 250_000
 _LOSSY_TIFF = frozenset({"jpeg", "tiff_jpeg", "webp"})
 
 
-def decode_image(data: bytes, kind: Kind, budget: Budget) -> list[Frame]:
-    """Every frame of an animation, or the one frame of a still."""
-    return list(_frames(data, kind, budget, where=""))
-
-
 def decode_still(data: bytes, kind: Kind, budget: Budget, *, where: str) -> Frame:
     """The one frame of an image out of an archive; an animation there is refused."""
-    frames = _frames(data, kind, budget, where=where)
+    frames = decode_image(data, kind, budget, where=where)
     frame = next(frames)
     if next(frames, None) is not None:
         raise MalformedSequence(
@@ -78,7 +73,8 @@ def decode_still(data: bytes, kind: Kind, budget: Budget, *, where: str) -> Fram
     return frame
 
 
-def _frames(data: bytes, kind: Kind, budget: Budget, *, where: str) -> Iterator[Frame]:
+def decode_image(data: bytes, kind: Kind, budget: Budget, *, where: str = "") -> Iterator[Frame]:
+    """Every frame of an animation, or the one frame of a still."""
     _quieten_pillow()
     broken = f"{kind.value} that is damaged or cut short; save it again"
     _check_header(data, kind, budget, where, broken)
