@@ -30,7 +30,7 @@ _LEAST_HEIGHT = 12  # rows; below that a box of pixels could be anything
 _WINDOW = 21  # frames of the running median, nearly a gait cycle at 25 frames a second
 _HEIGHTS = (0.8, 1.25)  # of the running median; beyond is a fragment, or an outlier
 _AREAS = (0.6, 1.6)
-_BESIDE = np.ones((3, 3), np.uint8)
+_SQUARES = [np.ones((2 * radius + 1, 2 * radius + 1), np.uint8) for radius in range(8)]
 
 
 class Size(NamedTuple):
@@ -163,10 +163,9 @@ def _select(labels: NDArray[Any], chosen: list[int], count: int) -> Frame:
 
 def _close(mask: Frame, rows: int) -> Frame:
     """Close cracks of about a hundredth of the frame's rows; nothing wraps in from the edges."""
-    radius = min(max(1, round(rows / 120)), 7)
+    radius = min(max(1, round(rows / 120)), len(_SQUARES) - 1)
     padded = cv2.copyMakeBorder(mask, radius, radius, radius, radius, cv2.BORDER_CONSTANT, value=0)
-    kernel = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
-    closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, kernel)
+    closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, _SQUARES[radius])
     return np.asarray(closed[radius:-radius, radius:-radius], np.uint8)
 
 
@@ -181,7 +180,7 @@ def _repair(frame: Frame, mask: Frame, chosen: Frame) -> Frame:
     """The frame's own greys on and right beside the component, white where it closed a crack."""
     if cv2.norm(frame, mask, cv2.NORM_INF) == 0:
         return chosen  # without greys, what is white beside the component belongs to it
-    around = cv2.dilate(chosen, _BESIDE)
+    around = cv2.dilate(chosen, _SQUARES[1])
     greys = cv2.bitwise_and(frame, around)
     cracks = cv2.subtract(chosen, mask)
     return np.asarray(cv2.bitwise_or(greys, cracks), np.uint8)

@@ -181,14 +181,14 @@ class _Walk:
         """Take the next frame."""
         self._budget.check_time()
         if not self._clean:
-            self._normalised.append(_normalise_one(frame))
+            self._normalised.append(_normalise_one(frame, cv2.boundingRect(frame)[3]))
             return
         person = find_person(frame, self._budget)
         if isinstance(person, str):
             self._dropped[person] += 1
         else:
             self._sizes.append(person.size)
-            self._normalised.append(_normalise_one(person.strip))
+            self._normalised.append(_normalise_one(person.strip, person.size.height))
 
     def finish(self) -> tuple[Silhouettes, dict[str, int]]:
         """What remains of the walk, and how many frames went for each reason."""
@@ -204,15 +204,9 @@ class _Walk:
         return silhouettes, dict(dropped)
 
 
-def _normalise_one(frame: Frame) -> Frame | str:
-    """A frame normalised, or the reason why it can't be."""
-    if _is_flat(frame):
-        return FRAGMENT
+def _normalise_one(frame: Frame, height: int) -> Frame | str:
+    """A frame with something in so many rows normalised, or the reason why it can't be."""
+    if 0 < height * _FLATTEST < frame.shape[1]:
+        return FRAGMENT  # a speck in a wide frame would be blown up to an image of many megabytes
     silhouette = normalise(frame)
     return EMPTY if silhouette is None else silhouette
-
-
-def _is_flat(frame: Frame) -> bool:
-    """Whether a speck in a wide frame would be blown up to an image of many megabytes."""
-    height = cv2.boundingRect(frame)[3]
-    return height > 0 and frame.shape[1] > _FLATTEST * height
