@@ -6,6 +6,7 @@ import io
 import re
 import zipfile
 import zlib
+from collections.abc import Iterator
 
 from models.silhouettes.arrays import decode_npz
 from models.silhouettes.budget import Budget
@@ -35,7 +36,7 @@ _DAMAGED_ZIP = "the archive is damaged or cut short; pack it again"
 _EMPTY = "the archive holds no images"
 
 
-def decode_zip(data: bytes, budget: Budget) -> list[Frame]:
+def decode_zip(data: bytes, budget: Budget) -> Iterator[Frame]:
     """The images of a zip in natural order of names, or the array of an `.npz`."""
     check_directory(data, budget)
     with refusing(_DAMAGED_ZIP), zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -43,29 +44,28 @@ def decode_zip(data: bytes, budget: Budget) -> list[Frame]:
         if any(member.filename.endswith("/data.pkl") for member in members):
             raise UnsupportedSequence(PICKLED)  # what torch.save writes
         if members and all(_is_array(archive, member) for member in members):
-            return decode_npz(archive, members, budget)
+            yield from decode_npz(archive, members, budget)
+            return
         if not members:
             raise MalformedSequence(_EMPTY)
-        return [
-            _decode_member(read_zip_member(archive, member, budget), budget, shown(member.filename))
-            for member in members
-        ]
+        for member in members:
+            content = read_zip_member(archive, member, budget)
+            frame = _decode_member(content, budget, shown(member.filename))
+            budget.give_back(len(content))
+            yield frame
 
 
-def decode_tar(data: bytes, budget: Budget) -> list[Frame]:
+def decode_tar(data: bytes, budget: Budget) -> Iterator[Frame]:
     """The images of an uncompressed tar in natural order of names."""
     members = tar_members(data, budget)
     if not members:
         raise MalformedSequence(_EMPTY)
-    return [
-        _decode_member(
-            data[member.offset_data : member.offset_data + member.size], budget, shown(member.name)
-        )
-        for member in members
-    ]
+    for member in members:
+        content = data[member.offset_data : member.offset_data + member.size]
+        yield _decode_member(content, budget, shown(member.name))
 
 
-def decode_gzip(data: bytes, budget: Budget) -> list[Frame]:
+def decode_gzip(data: bytes, budget: Budget) -> Iterator[Frame]:
     """A gzipped tar or zip."""
     content = _decompress(data, budget)
     kind = sniff(content)

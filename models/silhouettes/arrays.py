@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -19,7 +20,7 @@ _BYTES = frozenset({"|u1", "<u1", ">u1", "=u1", "u1", "uint8", "B"})
 _BOOLEANS = frozenset({"|b1", "<b1", ">b1", "=b1", "b1", "bool", "?"})
 
 
-def decode_npy(data: bytes, budget: Budget, *, where: str = "") -> list[Frame]:
+def decode_npy(data: bytes, budget: Budget, *, where: str = "") -> Iterator[Frame]:
     """Read one array; what it costs is checked against its header before anything is copied.
 
     Booleans become 0 and 1; `decode` gives them full range.
@@ -47,18 +48,16 @@ def decode_npy(data: bytes, budget: Budget, *, where: str = "") -> list[Frame]:
         raise MalformedSequence(
             "the array is cut short: its header promises more than the file holds", where=where
         )
-    for _ in range(frames):
-        budget.take_frame(rows, columns, where=where)
     values = np.frombuffer(data, np.uint8, count, header.offset)
     array = values.reshape(header.shape, order="F" if header.fortran_order else "C")
-    if boolean:
-        array = (array != 0).view(np.uint8)
-    return list(np.array(array, order="C"))
+    for frame in array:
+        budget.take_frame(rows, columns, where=where)
+        yield (frame != 0).view(np.uint8) if boolean else np.array(frame, order="C")
 
 
 def decode_npz(
     archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], budget: Budget
-) -> list[Frame]:
+) -> Iterator[Frame]:
     """Read the array `silhouettes`, or the only one."""
     arrays = {member.filename.removesuffix(".npy"): member for member in members}
     if "silhouettes" in arrays:

@@ -18,7 +18,8 @@ class DecodeLimits:
     Attributes:
         max_frames: frames in the sequence.
         max_side: rows or columns of a frame, in pixels.
-        max_decoded_bytes: bytes of everything that is unpacked, archives and frames together.
+        max_decoded_bytes: bytes of what is unpacked and held at once, archives and frames together.
+            `prepare_upload` holds one frame at a time, `decode` all.
         max_decoder_bytes: bytes that a video's decoder keeps beside those: of pictures, of the
             file's index.
         max_seconds: wall-clock seconds of decoding and preparing.
@@ -62,6 +63,10 @@ class Budget:
                 f"{self.limits.max_decoded_bytes / MEBIBYTE:g} MiB; send fewer or smaller frames"
             )
         self._bytes_left -= count
+
+    def give_back(self, count: int) -> None:
+        """Have `count` bytes again that were spent on what is no longer held."""
+        self._bytes_left += count
 
     def check_frame_count(self, count: int) -> None:
         """Raise SequenceTooLarge if a sequence of `count` frames is too long."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from models.silhouettes.archives import PICKLED, decode_gzip, decode_tar, decode_zip
@@ -45,17 +47,42 @@ def decode(data: bytes, limits: DecodeLimits | None = None) -> list[Frame]:
 
 def decode_within(data: bytes, budget: Budget) -> list[Frame]:
     """`decode`, spending from a budget that others spend from as well."""
-    frames = _decode(data, budget)
-    if not frames:
-        raise MalformedSequence("the file holds no frames")
-    if all(int(frame.max()) <= BRIGHT for frame in frames):
-        for frame in frames:  # in place: a second copy would double what decoding holds
+    frames = list(decode_each(data, budget))
+    if not any(is_bright(frame) for frame in frames):
+        for frame in frames:
             budget.check_time()
-            np.multiply(frame != 0, np.uint8(255), out=frame)
+            whiten(frame)
     return frames
 
 
-def _decode(data: bytes, budget: Budget) -> list[Frame]:
+def is_bright(frame: Frame) -> bool:
+    """Whether a frame shows that the values of its sequence are no labels."""
+    return int(frame.max()) > BRIGHT
+
+
+def whiten(frame: Frame) -> None:
+    """Make labels white, in place: a second copy would double what decoding holds."""
+    np.multiply(frame != 0, np.uint8(255), out=frame)
+
+
+def decode_each(data: bytes, budget: Budget) -> Iterator[Frame]:
+    """`decode` frame by frame, with labels still as they are.
+
+    Who is done with a frame may `give_back` its bytes to the budget.
+
+    Raises:
+        SequenceError: as `decode`, once the frame at fault is reached, or the end.
+    """
+    frames = _decode(data, budget)
+    first = next(frames, None)
+    if first is None:
+        raise MalformedSequence("the file holds no frames")
+    yield first
+    del first
+    yield from frames
+
+
+def _decode(data: bytes, budget: Budget) -> Iterator[Frame]:
     if not data:
         raise MalformedSequence("the file is empty")
     kind = sniff(data)

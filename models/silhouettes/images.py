@@ -25,6 +25,7 @@ from PIL import (
 from models.silhouettes.budget import Budget
 from models.silhouettes.errors import MalformedSequence, SequenceTooLarge, UnsupportedSequence
 from models.silhouettes.members import refusing
+from models.silhouettes.png import decode_plain
 from models.silhouettes.sniff import Kind
 from models.silhouettes.tiff import check_pages
 from models.silhouettes.types import Frame
@@ -60,14 +61,9 @@ _MOST_PIECES = 250_000
 _LOSSY_TIFF = frozenset({"jpeg", "tiff_jpeg", "webp"})
 
 
-def decode_image(data: bytes, kind: Kind, budget: Budget) -> list[Frame]:
-    """Every frame of an animation, or the one frame of a still."""
-    return list(_frames(data, kind, budget, where=""))
-
-
 def decode_still(data: bytes, kind: Kind, budget: Budget, *, where: str) -> Frame:
     """The one frame of an image out of an archive; an animation there is refused."""
-    frames = _frames(data, kind, budget, where=where)
+    frames = decode_image(data, kind, budget, where=where)
     frame = next(frames)
     if next(frames, None) is not None:
         raise MalformedSequence(
@@ -77,10 +73,16 @@ def decode_still(data: bytes, kind: Kind, budget: Budget, *, where: str) -> Fram
     return frame
 
 
-def _frames(data: bytes, kind: Kind, budget: Budget, *, where: str) -> Iterator[Frame]:
+def decode_image(data: bytes, kind: Kind, budget: Budget, *, where: str = "") -> Iterator[Frame]:
+    """Every frame of an animation, or the one frame of a still."""
     _quieten_pillow()
     broken = f"{kind.value} that is damaged or cut short; save it again"
     _check_header(data, kind, budget, where, broken)
+    if kind is Kind.PNG:
+        plain = decode_plain(data, budget, where=where)
+        if plain is not None:
+            yield plain
+            return
     with refusing(broken, where=where):
         image = _READERS[kind](_Watched(data, budget))
     lossy = kind is Kind.JPEG or (kind is Kind.WEBP and b"VP8 " in data)

@@ -65,7 +65,9 @@ def refusing(reason: str, *, where: str = "") -> Iterator[None]:
 
 def shown(name: str) -> str:
     """A member's name fit for a message: printable and short."""
-    printable = "".join(letter if letter.isprintable() else "?" for letter in name)
+    printable = name
+    if not name.isprintable():
+        printable = "".join(letter if letter.isprintable() else "?" for letter in name)
     return printable if len(printable) <= 120 else f"{printable[:117]}..."
 
 

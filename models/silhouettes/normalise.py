@@ -33,26 +33,25 @@ def normalise(frame: Frame) -> Frame | None:
     Returns:
         uint8 `[64, 64]`, or None for a frame that holds too little, or whose middle is column 0.
     """
-    row_sums = frame.sum(axis=1, dtype=np.int64)
-    if row_sums.sum() <= _LEAST_SUM:
+    if cv2.sumElems(frame)[0] <= _LEAST_SUM:
         return None
-    rows = np.flatnonzero(row_sums)
+    rows = np.flatnonzero(cv2.reduce(frame, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S))
     person = frame[rows[0] : rows[-1] + 1]
     columns = int(HEIGHT * (person.shape[1] / person.shape[0]))
     if columns == 0:
         return None
     resized = cv2.resize(person, (columns, HEIGHT), interpolation=cv2.INTER_CUBIC)
-    mass = resized.sum(axis=0, dtype=np.int64).cumsum()
-    middle = int(np.searchsorted(mass, mass[-1] / 2, side="right"))
+    sums = cv2.reduce(resized, 0, cv2.REDUCE_SUM, dtype=cv2.CV_32S)
+    mass = np.asarray(sums, np.int64)[0].cumsum()
+    middle = int(mass.searchsorted(mass[-1] / 2, side="right"))
     if middle == 0 or mass[-1] == 0:
         # The reference reads column 0 as "no middle found"; a thin column can vanish in resizing.
         return None
-    half = WIDTH // 2
-    left = middle - half
-    if left <= 0 or middle + half >= columns:
-        resized = np.pad(resized, ((0, 0), (half, half)))
-        left += half
-    return np.ascontiguousarray(resized[:, left : left + WIDTH], dtype=np.uint8)
+    left = middle - WIDTH // 2
+    start, end = max(left, 0), min(left + WIDTH, columns)
+    silhouette = np.zeros((HEIGHT, WIDTH), np.uint8)
+    silhouette[:, start - left : end - left] = resized[:, start:end]
+    return silhouette
 
 
 def cut(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:

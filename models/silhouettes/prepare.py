@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -12,13 +13,14 @@ import numpy as np
 
 from models.silhouettes.budget import Budget, DecodeLimits
 from models.silhouettes.cleaning import EMPTY, FRAGMENT, Size, find_person, find_unsteady
-from models.silhouettes.decode import decode_within
+from models.silhouettes.decode import decode_each, is_bright, whiten
 from models.silhouettes.errors import SequenceTooLarge
 from models.silhouettes.members import NO_MEMORY
 from models.silhouettes.normalise import CUT_WIDTH, HEIGHT, WIDTH, normalise, pad
 from models.silhouettes.quality import judge
 from models.silhouettes.types import Frame, Quality, Silhouettes
 
+_PREPARED_SHAPES = {(HEIGHT, WIDTH), (HEIGHT, CUT_WIDTH)}
 _OFF_CENTRE = 4  # columns
 _MARGIN = 4  # rows
 _MOST = 0.8  # of the frames; the others may hold a slip of whoever prepared them
@@ -51,7 +53,7 @@ def prepare_upload(data: bytes, limits: DecodeLimits, *, clean: bool = True) -> 
     """
     budget = Budget(limits)
     try:
-        return prepare(decode_within(data, budget), clean=clean, budget=budget)
+        return _prepare_each(decode_each(data, budget), clean, budget)
     except MemoryError as error:
         raise SequenceTooLarge(NO_MEMORY) from error
     except cv2.error as error:
@@ -93,7 +95,7 @@ def is_prepared(frames: Sequence[Frame]) -> bool:
     person reaches from the top rows to the bottom ones and is centred.
     """
     shapes = {frame.shape for frame in frames}
-    if shapes not in ({(HEIGHT, WIDTH)}, {(HEIGHT, CUT_WIDTH)}):
+    if len(shapes) != 1 or not shapes <= _PREPARED_SHAPES:
         return False
     stack = np.stack(frames)
     stack = stack[stack.any(axis=(1, 2))]
@@ -116,42 +118,95 @@ def _take_prepared(frames: Sequence[Frame]) -> tuple[Silhouettes, dict[str, int]
     return silhouettes, {EMPTY: empty} if empty else {}
 
 
+def _prepare_each(frames: Iterator[Frame], clean: bool, budget: Budget) -> Prepared:
+    """`prepare` frames that are just being decoded: of each only the silhouette is kept.
+
+    Frames that may be normalised already are kept until one is not; they are small.
+    """
+    held: list[Frame] = []
+    for frame in frames:
+        held.append(frame)
+        if frame.shape not in _PREPARED_SHAPES or frame.shape != held[0].shape:
+            break
+    else:
+        if not any(map(is_bright, held)):
+            for frame in held:
+                whiten(frame)
+        return prepare(held, clean=clean, budget=budget)
+
+    count = 0
+    as_sent = _Walk(clean, budget)
+    as_labels: _Walk | None = _Walk(clean, budget)
+    for frame in itertools.chain(_emptying(held), frames):
+        count += 1
+        as_sent.add(frame)
+        if as_labels and is_bright(frame):
+            as_labels = None
+        if as_labels:
+            whiten(frame)
+            as_labels.add(frame)
+        budget.give_back(frame.size)
+    silhouettes, dropped = (as_labels or as_sent).finish()
+    return Prepared(silhouettes, judge(silhouettes, frames_in=count, dropped=dropped))
+
+
+def _emptying(held: list[Frame]) -> Iterator[Frame]:
+    while held:
+        yield held.pop(0)
+
+
 def _normalise_all(
     frames: Sequence[Frame], clean: bool, budget: Budget
 ) -> tuple[Silhouettes, dict[str, int]]:
-    """Normalise each person as soon as found: strips of all frames would double what is held."""
-    dropped: Counter[str] = Counter()
-    sizes: list[Size] = []
-    normalised: list[Frame | str] = []
+    walk = _Walk(clean, budget)
     for frame in frames:
-        budget.check_time()
-        if not clean:
-            normalised.append(_normalise_one(frame))
-            continue
-        person = find_person(frame, budget)
+        walk.add(frame)
+    return walk.finish()
+
+
+class _Walk:
+    """The silhouettes of one walk, each normalised as soon as its frame is there.
+
+    Neither frames nor strips of them are kept.
+    """
+
+    def __init__(self, clean: bool, budget: Budget) -> None:
+        self._clean = clean
+        self._budget = budget
+        self._dropped: Counter[str] = Counter()
+        self._sizes: list[Size] = []
+        self._normalised: list[Frame | str] = []
+
+    def add(self, frame: Frame) -> None:
+        """Take the next frame."""
+        self._budget.check_time()
+        if not self._clean:
+            self._normalised.append(_normalise_one(frame, cv2.boundingRect(frame)[3]))
+            return
+        person = find_person(frame, self._budget)
         if isinstance(person, str):
-            dropped[person] += 1
+            self._dropped[person] += 1
         else:
-            sizes.append(person.size)
-            normalised.append(_normalise_one(person.strip))
-    reasons = find_unsteady(sizes) if clean else [""] * len(normalised)
-    dropped.update(reason for reason in reasons if reason)
-    steady = [item for item, reason in zip(normalised, reasons, strict=True) if not reason]
-    dropped.update(item for item in steady if isinstance(item, str))
-    kept = [item for item in steady if not isinstance(item, str)]
-    silhouettes = np.stack(kept) if kept else np.zeros((0, HEIGHT, WIDTH), np.uint8)
-    return silhouettes, dict(dropped)
+            self._sizes.append(person.size)
+            self._normalised.append(_normalise_one(person.strip, person.size.height))
+
+    def finish(self) -> tuple[Silhouettes, dict[str, int]]:
+        """What remains of the walk, and how many frames went for each reason."""
+        dropped = self._dropped.copy()
+        reasons = find_unsteady(self._sizes) if self._clean else [""] * len(self._normalised)
+        dropped.update(reason for reason in reasons if reason)
+        steady = [
+            item for item, reason in zip(self._normalised, reasons, strict=True) if not reason
+        ]
+        dropped.update(item for item in steady if isinstance(item, str))
+        kept = [item for item in steady if not isinstance(item, str)]
+        silhouettes = np.stack(kept) if kept else np.zeros((0, HEIGHT, WIDTH), np.uint8)
+        return silhouettes, dict(dropped)
 
 
-def _normalise_one(frame: Frame) -> Frame | str:
-    """A frame normalised, or the reason why it can't be."""
-    if _is_flat(frame):
-        return FRAGMENT
+def _normalise_one(frame: Frame, height: int) -> Frame | str:
+    """A frame with something in so many rows normalised, or the reason why it can't be."""
+    if 0 < height * _FLATTEST < frame.shape[1]:
+        return FRAGMENT  # a speck in a wide frame would be blown up to an image of many megabytes
     silhouette = normalise(frame)
     return EMPTY if silhouette is None else silhouette
-
-
-def _is_flat(frame: Frame) -> bool:
-    """Whether a speck in a wide frame would be blown up to an image of many megabytes."""
-    height = cv2.boundingRect(frame)[3]
-    return height > 0 and frame.shape[1] > _FLATTEST * height

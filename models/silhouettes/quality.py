@@ -157,19 +157,22 @@ def judge(
 
 def measure_shape(silhouettes: Silhouettes) -> Shape:
     """Measure the typical frame of a sequence uint8 `[s, 64, 64]`, `s >= 2`."""
+    count, height, width = silhouettes.shape
     masks = (silhouettes > _FOREGROUND).view(np.uint8)
-    areas = masks.sum(axis=(1, 2))
-    widths = masks.any(axis=1).sum(axis=1)
-    mean = masks.mean(axis=0)
-    rows = mean.sum(axis=1)
-    trunk = max(1.0, float(rows[16:32].mean()))
+    rows = _pack_rows(masks)
+    areas = np.bitwise_count(rows).sum(axis=1, dtype=np.int64)
+    widths = np.bitwise_count(np.bitwise_or.reduce(rows, axis=1))
+    lit = cv2.reduce(masks.reshape(count, -1), 0, cv2.REDUCE_SUM, dtype=cv2.CV_32S)
+    mean = (np.asarray(lit, np.int32) / count).reshape(height, width)
+    mean_rows = mean.sum(axis=1)
+    trunk = max(1.0, float(mean_rows[16:32].mean()))
     return Shape(
-        fill=float(np.median(areas)) / masks[0].size,
+        fill=float(np.median(areas)) / (height * width),
         width=float(np.median(widths)),
-        solidity=float(np.median([_solidity(mask) for mask in masks])),
-        runs=_runs(masks),
-        head=float(rows[1:8].mean()) / trunk,
-        legs=float(rows[52:62].mean()) / trunk,
+        solidity=float(np.median(_solidities(rows, areas))),
+        runs=_runs(rows),
+        head=float(mean_rows[1:8].mean()) / trunk,
+        legs=float(mean_rows[52:62].mean()) / trunk,
         constancy=float((mean**2).sum() / max(1e-6, mean.sum())),
         jump=float(np.median(np.abs(np.diff(np.log(np.maximum(areas, 1)))))),
     )
@@ -181,38 +184,73 @@ def measure_motion(silhouettes: Silhouettes) -> Motion:
     Works head on too, where widths hardly change: it looks at distances between whole frames,
     by their lag, and at how far those come down again after they have risen.
     """
-    count, height, width = silhouettes.shape
-    halved = silhouettes.reshape(count, height // 2, 2, width // 2, 2).mean(
-        axis=(2, 4), dtype=np.float32
-    )
-    legs = halved[:, height // 4 :].reshape(count, -1) / np.float32(255)
+    legs = _halve_legs(silhouettes)
     squares = np.einsum("sd,sd->s", legs, legs)
     norm = max(float(np.sqrt(squares.mean())), 1e-6)
-    lags = range(1, max(2, min(count - 4, _LONGEST_CYCLE)))
-    distances = np.array([_distance(legs, squares, lag) for lag in lags]) / norm
+    distances = _distances(legs, squares).astype(np.float64) / norm
     highest = np.maximum.accumulate(distances)
     dips = 1 - distances / np.maximum(highest, 1e-6)
     return Motion(float(distances[0]), float(highest[-1]), float(dips.max()))
 
 
-def _distance(legs: NDArray[np.float32], squares: NDArray[np.float32], lag: int) -> float:
-    """The median distance between frames `lag` apart."""
-    products = np.einsum("sd,sd->s", legs[lag:], legs[:-lag])
-    return float(np.median(np.sqrt(np.maximum(squares[lag:] + squares[:-lag] - 2 * products, 0))))
+def _halve_legs(silhouettes: Silhouettes) -> NDArray[np.float32]:
+    """The lower half of each frame at half the size, in [0, 1], `[s, 512]`."""
+    lower = silhouettes[:, silhouettes.shape[1] // 2 :].astype(np.uint16)
+    rows = lower[:, ::2] + lower[:, 1::2]
+    sums = rows[:, :, ::2] + rows[:, :, 1::2]
+    means = sums.reshape(len(sums), -1).astype(np.float32) / np.float32(4)
+    return means / np.float32(255)
 
 
-def _runs(masks: NDArray[np.uint8]) -> float:
-    starts = int((masks[:, :, 1:] > masks[:, :, :-1]).sum()) + int(masks[:, :, 0].sum())
-    return starts / max(1, int(masks.any(axis=2).sum()))
+def _distances(legs: NDArray[np.float32], squares: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The median distance between frames `lag` apart, for lags from 1."""
+    count = len(legs)
+    lags = np.arange(1, max(2, min(count - 4, _LONGEST_CYCLE)))
+    apart = np.full((len(lags), count), np.inf, np.float32)  # where a lag leads past the end
+    for lag, row in zip(lags.tolist(), apart, strict=True):
+        # Not as one product of matrices: it would round otherwise, and scores with it.
+        products = np.einsum("sd,sd->s", legs[lag:], legs[:-lag])
+        row[:-lag] = np.maximum(squares[lag:] + squares[:-lag] - 2 * products, 0)
+    apart.sort(axis=1)
+    pairs = count - lags
+    lower, upper = (np.sqrt(apart[lags - 1, middle]) for middle in ((pairs - 1) // 2, pairs // 2))
+    medians: NDArray[np.float32] = np.where(pairs % 2, upper, (lower + upper) / np.float32(2))
+    return medians
 
 
-def _solidity(mask: NDArray[np.uint8]) -> float:
-    points = cv2.findNonZero(mask)
-    if points is None:
+def _pack_rows(masks: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Each row of 64 pixels as one number, `[s, 64]`: bit `i` is column `i`."""
+    packed = np.packbits(masks, axis=2, bitorder="little")
+    return packed.view("<u8")[:, :, 0]
+
+
+def _runs(rows: NDArray[np.uint64]) -> float:
+    starts = np.bitwise_count(rows & ~(rows << np.uint64(1)))
+    return int(starts.sum(dtype=np.int64)) / max(1, int(np.count_nonzero(rows)))
+
+
+def _solidities(rows: NDArray[np.uint64], areas: NDArray[np.int64]) -> list[float]:
+    """Area over that of the convex hull, for each frame."""
+    smeared = rows | rows >> np.uint64(1)
+    for shift in (2, 4, 8, 16, 32):
+        smeared |= smeared >> np.uint64(shift)
+    ends = np.empty((*rows.shape, 2, 2), np.int32)  # column and row of each row's outer pixels
+    ends[..., 0, 0] = np.bitwise_count((rows & -rows) - np.uint64(1))
+    ends[..., 1, 0] = np.bitwise_count(smeared) - np.uint8(1)
+    ends[..., 1] = np.arange(rows.shape[1])[:, None]
+    frames, empty = np.nonzero(rows == 0)
+    ends[frames, empty] = ends[frames, (rows != 0).argmax(axis=1)[frames]]
+    points = ends.reshape(len(rows), -1, 2)
+    return list(map(_solidity, points, areas.tolist()))
+
+
+def _solidity(ends: NDArray[np.int32], area: int) -> float:
+    if area == 0:
         return 0.0
-    hull = cv2.convexHull(points)
+    # The outer pixels of the rows have the hull of all pixels.
+    hull = cv2.convexHull(ends)
     # contourArea runs through pixel centres; half the outline is missing from it.
-    return len(points) / (cv2.contourArea(hull) + cv2.arcLength(hull, True) / 2 + 1)
+    return area / (cv2.contourArea(hull) + cv2.arcLength(hull, True) / 2 + 1)
 
 
 def _is_person(shape: Shape) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import NoReturn, cast
 
@@ -41,7 +42,7 @@ _BYTES_BESIDE = 0.75  # a pixel: the motion that a decoder keeps with a picture,
 _CUT_SHORT = "the video is cut short or damaged; export it again"
 
 
-def decode_video(data: bytes, kind: Kind, budget: Budget) -> list[Frame]:
+def decode_video(data: bytes, kind: Kind, budget: Budget) -> Iterator[Frame]:
     """Every frame of the first video track, black and white by its brightness: codecs smear edges.
 
     Raises:
@@ -82,7 +83,7 @@ def decode_video(data: bytes, kind: Kind, budget: Budget) -> list[Frame]:
         most_pixels = str((codec.width + _EDGES) * (codec.height + _EDGES))
         codec.options = {"max_pixels": most_pixels}
         codec.thread_count = 1
-        return _decode_track(cast("InputContainer", container), stream, budget)
+        yield from _decode_track(cast("InputContainer", container), stream, budget)
 
 
 def _check_memory(codec: av.VideoCodecContext, budget: Budget) -> None:
@@ -106,10 +107,8 @@ def _padded(side: int) -> int:
 
 def _decode_track(
     container: InputContainer, stream: av.video.VideoStream, budget: Budget
-) -> list[Frame]:
-    frames: list[Frame] = []
-    packets = 0
-    end = 0
+) -> Iterator[Frame]:
+    frames = packets = end = 0
     for packet in container.demux(stream):
         budget.check_time()  # also of packets that no picture comes of
         if packet.is_corrupt:
@@ -120,12 +119,12 @@ def _decode_track(
         pictures = packet.decode()
         _check_memory(stream.codec_context, budget)
         for picture in pictures:
-            budget.take_frame(picture.height, picture.width, where=f"frame {len(frames) + 1}")
+            frames += 1
+            budget.take_frame(picture.height, picture.width, where=f"frame {frames}")
             brightness = picture.to_ndarray(format="gray")
-            frames.append(np.where(brightness > BRIGHT, np.uint8(255), np.uint8(0)))
+            yield np.where(brightness > BRIGHT, np.uint8(255), np.uint8(0))
     if packets < stream.frames or _ends_early(container, stream, end):
         raise MalformedSequence(_CUT_SHORT)
-    return frames
 
 
 def _ends_early(container: InputContainer, stream: av.video.VideoStream, end: int) -> bool:

@@ -4,7 +4,7 @@ import ast
 import itertools
 import sys
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -16,6 +16,8 @@ from models.silhouettes import (
     DecodeLimits,
     Frame,
     PoorSequence,
+    Prepared,
+    Quality,
     SequenceTooLarge,
     clean,
     cut,
@@ -28,7 +30,7 @@ from models.silhouettes import (
 )
 from models.silhouettes.budget import Budget
 from models.silhouettes.decode import decode_within
-from tests.models.silhouettes.uploads import images, npy, video, walker, zipped
+from tests.models.silhouettes.uploads import animation, image, images, npy, video, walker, zipped
 
 REAL = Path(__file__).parents[3] / "../shared/data/real-dev"
 
@@ -123,14 +125,74 @@ def test_specks_in_very_wide_frames_cost_little_even_uncleaned() -> None:
         assert caught.value.quality.dropped == {"fragment": 500}
 
 
-def test_an_upload_is_prepared_as_its_decoded_frames_are() -> None:
+def sent() -> dict[str, list[Frame]]:
+    """Walks whose first frames leave it open what they are."""
     walk = walker()
-    for data in (zipped(images(walk)), video(walk), npy(prepare(walk).silhouettes)):
-        for cleaned in (True, False):
-            ours = prepare_upload(data, DecodeLimits(), clean=cleaned)
-            expected = prepare(decode(data), clean=cleaned)
-            np.testing.assert_array_equal(ours.silhouettes, expected.silhouettes)
-            assert ours.quality == expected.quality
+    silhouettes = list(prepare(walk).silhouettes)
+    empty, dim = np.zeros_like(walk[0]), walk[0] // 3
+    return {
+        "frames": walk,
+        "labels": [frame // 255 for frame in walk],
+        "labels after nothing": [empty, empty, *(frame // 255 * 9 for frame in walk)],
+        "frames after dim ones": [dim, empty, dim, *walk],
+        "frames, all dim but the last": [*(frame // 3 for frame in walk), walk[-1]],
+        "normalised": silhouettes,
+        "normalised labels": [frame // 3 for frame in silhouettes],
+        "normalised, then not": [*silhouettes, *walk],
+        "normalised, then cut": [*silhouettes, *cut(np.stack(silhouettes))],
+        "normalised labels, then not": [*(frame // 3 for frame in silhouettes), walk[0] // 3],
+    }
+
+
+def outcome(make: Callable[[], Prepared]) -> tuple[bytes, Quality]:
+    try:
+        silhouettes, quality = make()
+    except PoorSequence as error:
+        return b"", error.quality
+    return silhouettes.tobytes(), quality
+
+
+@pytest.mark.parametrize("cleaned", [True, False])
+@pytest.mark.parametrize("name", sent())
+def test_an_upload_is_prepared_as_its_decoded_frames_are(name: str, cleaned: bool) -> None:
+    data = zipped(images(sent()[name]))
+    ours = outcome(lambda: prepare_upload(data, DecodeLimits(), clean=cleaned))
+    assert ours == outcome(lambda: prepare(decode(data), clean=cleaned))
+    assert ours[0] or name != "frames"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        video(walker(24, height=300, size=(600, 800))),
+        zipped(images(walker(24, height=300, size=(600, 800)))),
+        animation(walker(24, height=300, size=(600, 800)), "GIF"),
+        zipped(images([frame // 255 for frame in walker(24, height=300, size=(600, 800))])),
+    ],
+)
+def test_an_upload_of_any_length_is_prepared_in_the_memory_of_a_few_frames(data: bytes) -> None:
+    frame = 600 * 800
+    limits = DecodeLimits(max_decoded_bytes=frame + 60_000)
+    with pytest.raises(SequenceTooLarge):
+        decode(data, limits)
+    prepare_upload(data, limits)
+    tracemalloc.start()
+    try:
+        prepare_upload(data, limits)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * frame
+
+
+def test_a_file_that_unpacks_to_more_than_is_left_beside_its_frame_is_refused() -> None:
+    data = zipped([("0.bmp", image(walker(1)[0], "BMP"))], compression=8)
+    prepare_or_poor = outcome(
+        lambda: prepare_upload(data, DecodeLimits(max_decoded_bytes=3 * 240 * 320))
+    )
+    assert prepare_or_poor[1].frames_in == 1
+    with pytest.raises(SequenceTooLarge):
+        prepare_upload(data, DecodeLimits(max_decoded_bytes=3 * 240 * 320 // 2))
 
 
 def test_a_walk_normalised_as_it_is_cleaned_is_the_one_normalised_afterwards() -> None:
