@@ -25,7 +25,6 @@ from PIL import (
 from models.silhouettes.budget import Budget
 from models.silhouettes.errors import MalformedSequence, SequenceTooLarge, UnsupportedSequence
 from models.silhouettes.members import refusing
-from models.silhouettes.png import decode_plain
 from models.silhouettes.sniff import Kind
 from models.silhouettes.tiff import check_pages
 from models.silhouettes.types import Frame
@@ -78,11 +77,6 @@ def decode_image(data: bytes, kind: Kind, budget: Budget, *, where: str = "") ->
     _quieten_pillow()
     broken = f"{kind.value} that is damaged or cut short; save it again"
     _check_header(data, kind, budget, where, broken)
-    if kind is Kind.PNG:
-        plain = decode_plain(data, budget, where=where)
-        if plain is not None:
-            yield plain
-            return
     with refusing(broken, where=where):
         image = _READERS[kind](_Watched(data, budget))
     lossy = kind is Kind.JPEG or (kind is Kind.WEBP and b"VP8 " in data)
