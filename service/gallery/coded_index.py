@@ -1,11 +1,11 @@
 """The index of a large gallery: two bits a number find a shortlist, full embeddings rank it.
 
 Index vectors lie in lists around centres, each number coded in two bits (RaBitQ, as FAISS has it):
-164 bytes for a walk of 512 numbers. A search reads the nearest quarter of the lists. Its shortlist
+164 bytes for a walk of 512 numbers. A search reads the nearest third of the lists. Its shortlist
 is ranked by the embeddings themselves, which lie in a file without a name: the page cache has
 those that are asked for, and the file is gone with the process.
 
-How lists, bits and the quarter were chosen: `python -m benchmarks.search`, docs/benchmarks.md.
+How lists, bits and the third were chosen: `python -m benchmarks.search`, docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from service.gallery.index import Hits, Keys
 from service.gallery.records import Embedding
 
 LISTS = 512
-PROBED = 0.25  # of the lists, by a search of all keys for a few
+PROBED = 0.3  # of the lists, by a search of all keys for a few
 BITS = 2
 _BLOCK = 32  # vectors that FAISS scans at once
 _TRAINING = 40  # vectors a list that k-means wants
@@ -173,8 +173,8 @@ class CodedIndex:
             # The best of a few may lie anywhere: all lists are read.
             mask = np.zeros(len(self._held), np.bool_)
             mask[chosen] = True
-            bits = np.packbits(mask, bitorder="little")
-            parameters.sel = faiss.IDSelectorBitmap(bits)
+            selector: Any = faiss.IDSelectorBitmap
+            parameters.sel = selector(np.packbits(mask, bitorder="little"))
         elif count * 100 <= reachable:
             parameters.nprobe = max(1, round(self._lists * PROBED))
         faiss.omp_set_num_threads(1)
@@ -209,7 +209,7 @@ class _Rows:
         rows = np.ascontiguousarray(embeddings[order], np.float32)
         starts = np.flatnonzero(np.diff(keys[order], prepend=-2) != 1)
         for start, end in zip(starts, [*starts[1:], len(keys)], strict=True):
-            data = memoryview(rows[start:end]).cast("B")
+            data = memoryview(rows[start:end].data).cast("B")
             at = int(keys[order[start]]) * self.row_bytes
             while data:
                 written = os.pwrite(self._file, data, at)
@@ -219,6 +219,6 @@ class _Rows:
         """The rows [k, p, c] of keys that were written."""
         rows = np.empty((len(keys), *self.shape), np.float32)
         for row, key in zip(rows, keys.tolist(), strict=True):
-            if os.preadv(self._file, [row], key * self.row_bytes) != self.row_bytes:
+            if os.preadv(self._file, [row.data], key * self.row_bytes) != self.row_bytes:
                 raise OSError(f"the embedding of key {key} is not in the file")
         return rows
