@@ -1,11 +1,11 @@
 """The index of a large gallery: two bits a number find a shortlist, full embeddings rank it.
 
 Index vectors lie in lists around centres, each number coded in two bits (RaBitQ, as FAISS has it):
-164 bytes for a walk of 512 numbers. A search reads the nearest third of the lists. Its shortlist
+156 bytes for a walk of 512 numbers. A search reads the nearest 30 % of the lists. Its shortlist
 is ranked by the embeddings themselves, which lie in a file without a name: the page cache has
 those that are asked for, and the file is gone with the process.
 
-How lists, bits and the third were chosen: `python -m benchmarks.search`, docs/benchmarks.md.
+How lists, bits and share were chosen: `python -m benchmarks.search`, docs/benchmarks.md.
 """
 
 from __future__ import annotations
