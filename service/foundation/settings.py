@@ -96,6 +96,7 @@ class Settings(BaseSettings):
 
     # Search
     shortlist: PositiveInt = 100  # sequences re-ranked exactly with the checkpoint's own metric
+    exact_below: PositiveInt = 20_000  # sequences that are all compared; larger galleries are coded
     index_memory_bytes: PositiveInt = 4 * 2**30  # galleries kept in memory, the last one always
 
     # Jobs

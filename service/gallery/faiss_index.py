@@ -1,4 +1,4 @@
-"""The index of a service: FAISS finds a shortlist, the checkpoint's own metric ranks it.
+"""An index that compares everything: FAISS finds a shortlist, the checkpoint's metric ranks it.
 
 The shortlist is by inner product of `index_vectors`, which is the mean cosine over parts: exactly
 the ranking of a `cosine` checkpoint. For a `euclidean` checkpoint it is an approximation that the
@@ -67,6 +67,11 @@ class FaissIndex:
         """Roughly how much memory the vectors take."""
         return len(self._lengths) * (self._channels + 1) * self._parts * 4
 
+    @property
+    def keys(self) -> Keys:
+        """The keys in use, in order."""
+        return np.array(sorted(self._lengths), np.int64)
+
     def add(self, keys: Keys, embeddings: NDArray[np.float32]) -> None:
         """Add embeddings [k, p, c] under keys that are not in use."""
         if len(keys) == 0:
@@ -96,13 +101,24 @@ class FaissIndex:
         keys = self._nearest(probe, max(limit, self._shortlist), among)
         if len(keys) == 0:
             return Hits(keys, np.empty(0, np.float32))
-        similarities = similarity(probe, self._embeddings(keys), self._metric)
+        similarities = similarity(probe, self.embeddings(keys), self._metric)
         best = np.lexsort((keys, -similarities))[:limit]
         return Hits(keys[best], similarities[best])
 
     def part_similarity(self, probe: Embedding, keys: Keys) -> NDArray[np.float32]:
         """The similarity of each part to the embeddings held under `keys`: [k, p]."""
-        return part_similarity(probe, self._embeddings(keys), self._metric)
+        return part_similarity(probe, self.embeddings(keys), self._metric)
+
+    def embeddings(self, keys: Keys) -> NDArray[np.float32]:
+        """The embeddings [k, p, c] held under `keys`, but for rounding."""
+        if len(keys) == 0:
+            return np.empty((0, self._parts, self._channels), np.float32)
+        vectors = np.stack([self._index.reconstruct(int(key)) for key in keys])
+        lengths = np.stack([self._lengths[int(key)] for key in keys])
+        # Index vectors carry parts of length 1 / sqrt(p).
+        scale = lengths[..., None] * np.float32(np.sqrt(self._parts))
+        embeddings = vectors.reshape(len(keys), self._parts, self._channels) * scale
+        return np.asarray(embeddings, np.float32)
 
     def _nearest(self, probe: Embedding, count: int, among: Keys | None) -> Keys:
         if among is not None and len(among) <= count:
@@ -136,14 +152,6 @@ class FaissIndex:
         """Do without the copy until the next search: a training may have all of the memory."""
         self._gpu_copy = None
         _log.warning("the GPU cannot hold or search an index, the CPU does: %s", error)
-
-    def _embeddings(self, keys: Keys) -> NDArray[np.float32]:
-        vectors = np.stack([self._index.reconstruct(int(key)) for key in keys])
-        lengths = np.stack([self._lengths[int(key)] for key in keys])
-        # Index vectors carry parts of length 1 / sqrt(p).
-        scale = lengths[..., None] * np.float32(np.sqrt(self._parts))
-        embeddings = vectors.reshape(len(keys), self._parts, self._channels) * scale
-        return np.asarray(embeddings, np.float32)
 
 
 def _gpu_resources() -> Any:

@@ -189,6 +189,11 @@ class GalleryStore:
         self._sealing = sealing_of(engine)
         self._damaged = damaged
 
+    @property
+    def encrypted(self) -> bool:
+        """Whether what is written from now on is encrypted."""
+        return self._sealing.key_id is not None
+
     def check(self) -> None:
         """Read something: raises what keeps the database from being used."""
         with Session(self.engine) as session:

@@ -16,6 +16,7 @@ from service.foundation.errors import Unavailable
 from service.foundation.metrics import Metrics
 from service.foundation.settings import Settings
 from service.gallery.faiss_index import FaissIndex
+from service.gallery.growing_index import GrowingIndex
 from service.gallery.index import GalleryIndex
 from service.gallery.live_index import LiveIndex
 from service.gallery.memory_index import MemoryIndex
@@ -83,12 +84,16 @@ class ModelWiring:
         card = encoder.card
         if self.settings.index == "memory":
             return MemoryIndex(card.parts, card.channels, card.metric)
-        return FaissIndex(
-            card.parts,
-            card.channels,
+        shape, shortlist = (card.parts, card.channels), self.settings.shortlist
+        if encoder.device.type == "cuda" and faiss.get_num_gpus() > 0:
+            return FaissIndex(*shape, card.metric, shortlist=shortlist, gpu=True)
+        return GrowingIndex(
+            *shape,
             card.metric,
-            shortlist=self.settings.shortlist,
-            gpu=encoder.device.type == "cuda" and faiss.get_num_gpus() > 0,
+            shortlist=shortlist,
+            exact_below=self.settings.exact_below,
+            # What the database has encrypted is written nowhere in plain.
+            folder=None if self.store.encrypted else self.settings.data_dir,
         )
 
     def _observe_run(self, seconds: float, walks: int) -> None:

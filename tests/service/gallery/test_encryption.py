@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +17,19 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
+from models.encoder.encoder import Encoder
 from service.foundation.errors import Unavailable
+from service.foundation.metrics import Metrics
 from service.foundation.settings import Settings
+from service.gallery.growing_index import GrowingIndex
 from service.gallery.reencryption import Kept, holdings, reencrypt
 from service.gallery.sealing import DamagedEmbedding, DamagedSilhouettes, Sealing, sealing_of
 from service.gallery.store import GalleryStore, NewSequence
 from service.gallery.tables import EmbeddingRow, SequenceRow
+from service.http.model_wiring import ModelWiring
 from service.http.resources import open_engine
 from service.http.serve import CannotServe, _preflight
+from service.recognition.load import Load
 from service.storage.database import writing
 from service.storage.encryption import EncryptionKey, KeyTrouble, Tampered, new_secret, read_keys
 from service.transfer.export import export_gallery
@@ -96,6 +103,22 @@ def test_without_encryption_the_same_search_of_the_files_finds_every_walk(
 ) -> None:
     engine, sequences = filled(settings)
     assert traces(sequences, files(settings)) == 3 * len(sequences)
+    engine.dispose()
+
+
+@pytest.mark.parametrize("secrets", [(), (OLD,)])
+def test_the_file_of_a_large_gallery_is_in_memory_if_the_database_is_encrypted(
+    settings: Settings, models: Path, secrets: tuple[str, ...]
+) -> None:
+    settings = with_keys(settings, *secrets) if secrets else settings
+    engine = open_engine(settings)
+    with ThreadPoolExecutor(1) as thread:
+        wiring = ModelWiring(
+            settings, GalleryStore(engine), Metrics(), Load(1), thread, threading.Event()
+        )
+        index = wiring._index(Encoder.open(models / "default", device="cpu"))
+    assert isinstance(index, GrowingIndex)
+    assert index._folder == (None if secrets else settings.data_dir)
     engine.dispose()
 
 

@@ -161,3 +161,20 @@ def test_nothing_of_an_erased_subject_is_left_in_the_files(serve: Serve, tmp_pat
     client.delete(f"/sequences/{sequence['sequence_id']}")
     for file in files:
         assert name.encode() not in file.read_bytes()
+
+
+def test_a_service_codes_a_gallery_and_finds_who_comes_and_not_who_goes(serve: Serve) -> None:
+    client = serve(exact_below=3)
+    people = [f"s{number}" for number in range(6)]
+    for number, name in enumerate(people):
+        enrol(client, name, walk(number))
+        assert nearest(client, number) == name
+    client.delete("/subjects/s4").raise_for_status()
+    assert nearest(client, 4) != "s4"
+    enrol(client, "s9", walk(4))
+    assert nearest(client, 4) == "s9"
+
+
+def nearest(client: httpx.Client, number: int) -> str:
+    answer = identify(client, walk(number)).json()
+    return str(answer["candidates"][0]["subject_id"])

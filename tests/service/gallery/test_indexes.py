@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
+from concurrent.futures import Future, wait
+from pathlib import Path
 from typing import Any
 
 import faiss
@@ -12,7 +16,10 @@ from numpy.typing import NDArray
 
 from models.card import Metric
 from models.comparison.similarity import part_similarity, similarity
+from service.gallery import coded_index
+from service.gallery.coded_index import CodedIndex
 from service.gallery.faiss_index import GPU_SCRATCH, FaissIndex
+from service.gallery.growing_index import GrowingIndex
 from service.gallery.index import GalleryIndex
 from service.gallery.memory_index import MemoryIndex
 
@@ -21,8 +28,16 @@ PARTS, CHANNELS = 4, 6
 INDEXES: dict[str, Callable[[Metric], GalleryIndex]] = {
     "memory": lambda metric: MemoryIndex(PARTS, CHANNELS, metric),
     "faiss": lambda metric: FaissIndex(PARTS, CHANNELS, metric, shortlist=50),
+    "codes": lambda metric: CodedIndex(metric, embeddings(200, 99), shortlist=50, folder=None),
+    "codes from the third embedding on": lambda metric: growing(metric, exact_below=3),
 }
 Make = Callable[[Metric], GalleryIndex]
+
+
+def growing(metric: Metric, exact_below: int, folder: Path | None = None) -> GrowingIndex:
+    return GrowingIndex(
+        PARTS, CHANNELS, metric, shortlist=50, exact_below=exact_below, folder=folder
+    )
 
 
 def copied_to_gpu(resources: GpuResources, device: int, index: Any) -> Any:
@@ -219,4 +234,123 @@ def test_the_memory_it_takes_grows_with_what_it_holds(make: Make) -> None:
     index = make("cosine")
     assert index.nbytes == 0
     index.add(np.arange(10, dtype=np.int64), embeddings(10))
-    assert index.nbytes >= 10 * PARTS * CHANNELS * 4
+    assert index.nbytes >= 10 * PARTS * CHANNELS
+
+
+PEOPLE, WALKS = 1500, 4
+
+
+def people(walks: int, seed: int) -> NDArray[np.float32]:
+    """Walks [PEOPLE * walks, p, c] of the same people whatever the seed, a person's in a row."""
+    spread = np.random.default_rng(5).normal(0, 1, (12, PARTS * CHANNELS))
+    who = np.random.default_rng(6).normal(0, 1, (PEOPLE, 12)) @ spread
+    drawn = np.repeat(who, walks, axis=0)
+    drawn += np.random.default_rng(seed).normal(0, 1.5, drawn.shape)
+    return drawn.reshape(-1, PARTS, CHANNELS).astype(np.float32)
+
+
+@pytest.fixture
+def coded(monkeypatch: pytest.MonkeyPatch) -> CodedIndex:
+    """The codes of people, with no way round the codes for a few keys."""
+    monkeypatch.setattr(coded_index, "_EXACT", 0)
+    walks = people(WALKS, seed=0)
+    index = CodedIndex("cosine", walks, shortlist=60, folder=None)
+    index.add(np.arange(len(walks)), walks)
+    return index
+
+
+def recall(index: GalleryIndex, exact: MemoryIndex, among: NDArray[np.int64] | None) -> float:
+    """How much of the best ten is found; what is found has its exact similarity."""
+    shares = []
+    for probe in people(1, seed=1)[::15]:
+        found, true = index.search(probe, 10, among), exact.search(probe, 10, among)
+        assert len(found.keys) == len(true.keys)
+        assert among is None or np.isin(found.keys, among).all()
+        both, here, there = np.intersect1d(found.keys, true.keys, return_indices=True)
+        np.testing.assert_array_equal(found.similarities[here], true.similarities[there])
+        shares.append(len(both) / len(true.keys))
+    return float(np.mean(shares))
+
+
+def test_codes_find_what_comparing_everything_finds(coded: CodedIndex) -> None:
+    walks = people(WALKS, seed=0)
+    exact = MemoryIndex(PARTS, CHANNELS, "cosine")
+    exact.add(np.arange(len(walks)), walks)
+    assert recall(coded, exact, None) >= 0.99
+    for among in (np.arange(0, len(walks), 7), np.arange(2000), np.arange(100), keys(3, 4)):
+        assert recall(coded, exact, among) >= 0.99
+
+    gone = np.arange(1, len(walks), 3)
+    for index in (coded, exact):
+        index.remove(gone)
+    assert len(coded) == len(walks) - len(gone)
+    assert recall(coded, exact, None) >= 0.99
+    assert recall(coded, exact, np.arange(2000)) >= 0.99
+
+    for index in (coded, exact):
+        index.add(gone + len(walks), walks[gone])
+    assert recall(coded, exact, None) >= 0.99
+
+
+def test_codes_take_a_fraction_of_the_memory(tmp_path: Path) -> None:
+    sample = np.random.default_rng(0).normal(0, 1, (2000, 16, 32)).astype(np.float32)
+    index = CodedIndex("cosine", sample, shortlist=100, folder=tmp_path)
+    index.add(np.arange(2000), sample)
+    assert index.nbytes < sample.nbytes / 10
+
+
+def test_zeros_are_written_over_what_is_removed(tmp_path: Path) -> None:
+    for folder in (None, tmp_path):
+        walks = embeddings(40)
+        index = CodedIndex("cosine", walks, shortlist=50, folder=folder)
+        index.add(np.arange(40), walks)
+        written = os.pread(index._rows._file, walks.nbytes, 0)
+        assert written == walks.tobytes()
+        index.remove(keys(7, 8, 30))
+        walks[[7, 8, 30]] = 0
+        assert os.pread(index._rows._file, walks.nbytes, 0) == walks.tobytes()
+        assert list(tmp_path.iterdir()) == [], "the file has no name"
+        assert os.fstat(index._rows._file).st_mode & 0o077 == 0 or folder is None
+
+
+def coding(index: GrowingIndex) -> Future[CodedIndex]:
+    assert index._coding is not None
+    return index._coding
+
+
+def test_a_gallery_that_grows_is_coded_while_it_is_searched() -> None:
+    walks = people(WALKS, seed=0)
+    index = growing("cosine", exact_below=4000)
+    index.add(np.arange(3999), walks[:3999])
+    assert index._coding is None
+    index.add(keys(3999), walks[3999:4000])
+    wait([coding(index)])
+    exact = index._index
+    assert isinstance(exact, FaissIndex)
+    exact.remove(keys(17, 3000))  # as if the codes had not been made yet
+    exact.add(keys(5000), walks[5000:5001])
+    assert index.search(walks[5000], 1).keys.tolist() == [5000]
+    assert isinstance(index._index, CodedIndex)
+    assert index._index.keys.tolist() == exact.keys.tolist()
+    assert 17 not in index.search(walks[17], 4000).keys
+
+
+def test_a_gallery_stays_in_memory_while_the_disk_is_full(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    index = growing("cosine", 100, tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        index.add(np.arange(100), embeddings(100))
+        wait([coding(index)])
+        index.add(keys(100), embeddings(1, 8))
+    assert index.search(embeddings(1, 8)[0], 1).keys.tolist() == [100]
+    assert "No space left" in caplog.text
+    assert index._coding is None
+    index.add(np.arange(101, 200), embeddings(99, 9))
+    wait([coding(index)])
+    assert index.search(embeddings(99, 9)[5], 1).keys.tolist() == [106]
+    assert isinstance(index._index, CodedIndex)
