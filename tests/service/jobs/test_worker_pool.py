@@ -44,7 +44,6 @@ def test_a_short_job_ends_while_a_long_one_runs_and_stopping_gives_the_long_one_
 
 def test_every_type_of_job_has_one_job_class(queue: JobQueue, settings: Settings) -> None:
     engine = queue._engine
-    settings.data_dir.mkdir()
     kinds = [*job_types(settings, engine), "of a later version"]
     for kind in kinds:
         queue.enqueue(kind, {})
