@@ -16,7 +16,13 @@ from typing import Any
 
 import pytest
 
-SLOW_PLACES = ("e2e", "service/test_crashes.py", "service/job_types/test_activation_crashes.py")
+SLOW_PLACES = (
+    "e2e",
+    "service/test_crashes.py",
+    "service/job_types/test_activation_crashes.py",
+    "service/cli/test_cli.py",
+    "service/http/test_refusals.py",
+)
 SLOW_NAMES = {
     "DecoderPool",
     "Popen",
