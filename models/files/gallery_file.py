@@ -2,18 +2,23 @@
 
 A gallery is exported as a zip with these members, in this order (`.jsonl`: one JSON object a line):
 
-gallery.json                            format (1), name and settings of the gallery
-subjects.jsonl                          subject_id, created_at
-sequences.jsonl                         subject_id, sequence_id, metadata, frames, …
+gallery.json                            format (1), name, metadata, max_age_days, operating_point,
+                                        created_at
+subjects.jsonl                          subject_id, created_at; display_name and metadata if it has
+                                        them
+sequences.jsonl                         subject_id, sequence_id, metadata, frames, quality,
+                                        content_hash, created_at; in order of ids, that of enrolment
 silhouettes/<sequence_id>.npy           uint8 [s, 64, 64]
 embeddings/<digest>/<sequence_id>.npy   float32 [p, c] of that checkpoint; may be left out
 
-`service.gallery.export` writes the file; `python -m training pack` and the service's import read
-it. Imports neither torch nor numpy: arrays are returned as the bytes of a `.npy` file.
+Times are RFC 3339, UTC. `service.transfer.export` writes the file; `python -m training pack` and
+the service's import read it. Imports neither torch nor numpy: arrays are returned as the bytes of
+a `.npy` file.
 """
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +44,23 @@ def silhouettes_member(sequence_id: str) -> str:
 def embedding_member(digest: str, sequence_id: str) -> str:
     """Name of the member that holds the embedding of a sequence by a checkpoint."""
     return f"embeddings/{digest}/{sequence_id}.npy"
+
+
+def lines(file: zipfile.ZipFile, member: str) -> Iterator[bytes]:
+    """A list's lines; one that is cut off or longer than `LONGEST_LINE` ends without a newline.
+
+    Raises whatever zipfile and zlib raise for a member that cannot be unpacked.
+    """
+    with file.open(member) as opened:
+        while line := opened.readline(LONGEST_LINE):
+            yield line
+
+
+def exported_subjects(path: Path) -> dict[str, str]:
+    """The subject of each sequence, by the sequence's id, in an export that can be trusted."""
+    with zipfile.ZipFile(path) as file:
+        records = map(json.loads, lines(file, SEQUENCES))
+        return {record["sequence_id"]: record["subject_id"] for record in records}
 
 
 class BrokenGalleryFile(ValueError):
@@ -103,14 +125,13 @@ class GalleryFile:
         member = self._member(name, MOST_LIST_BYTES)
         number, where = 0, name
         try:
-            with self._zip.open(member) as lines:
-                while line := lines.readline(LONGEST_LINE):
-                    number += 1
-                    where = f"{name} line {number}"
-                    if len(line) == LONGEST_LINE:
-                        raise BrokenGalleryFile("it is too long", where)
-                    if line.strip():
-                        yield where, kind.model_validate_json(line)
+            for line in lines(self._zip, member.filename):
+                number += 1
+                where = f"{name} line {number}"
+                if len(line) == LONGEST_LINE:
+                    raise BrokenGalleryFile("it is too long", where)
+                if line.strip():
+                    yield where, kind.model_validate_json(line)
         except ValidationError as error:
             detail = error.errors(include_url=False, include_input=False)[0]
             field = ".".join(str(part) for part in detail["loc"])

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from models.card import ModelReference
 from service.foundation.errors import Conflict, Reason
-from service.gallery.store import gallery_model, lacks, missing_gallery
+from service.gallery.store import gallery_model, missing_gallery
 from service.gallery.tables import EmbeddingRow, GalleryRow, SequenceRow
 from service.storage.database import writing
 
@@ -109,12 +109,6 @@ def count_sequences(session: Session, gallery_id: str) -> int:
     """How many sequences the gallery has."""
     query = select(func.count()).select_from(SequenceRow)
     return session.scalar(query.where(SequenceRow.gallery_id == gallery_id)) or 0
-
-
-def count_lacking(session: Session, gallery_id: str, digest: str) -> int:
-    """How many sequences of the gallery this checkpoint has not embedded."""
-    query = select(func.count()).select_from(SequenceRow)
-    return session.scalar(query.where(SequenceRow.gallery_id == gallery_id, lacks(digest))) or 0
 
 
 def swap(

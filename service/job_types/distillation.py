@@ -9,9 +9,9 @@ from pathlib import Path
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
+from models.files.gallery_file import exported_subjects
 from service.foundation.errors import NotFound, ServiceError
 from service.foundation.settings import Settings
-from service.gallery.export_format import exported_subjects
 from service.job_types.commands import deployment, device, program
 from service.job_types.datasets import dataset_steps, gallery_export
 from service.job_types.gate import Verdict

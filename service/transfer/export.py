@@ -1,6 +1,6 @@
 """A whole gallery as one file: a backup, a move to another deployment, or a dataset.
 
-See `service.gallery.export_format` for what is in it; `python -m training pack --format gallery`
+See `models.files.gallery_file` for what is in it; `python -m training pack --format gallery`
 reads it, too. It holds biometric data; the caller removes it.
 """
 
@@ -20,8 +20,7 @@ import numpy.typing as npt
 from sqlalchemy import ColumnElement, Engine, Row, Select, and_, case, exists, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from service.foundation.errors import CutOff
-from service.gallery.export_format import (
+from models.files.gallery_file import (
     ABOUT,
     FORMAT,
     SEQUENCES,
@@ -29,6 +28,7 @@ from service.gallery.export_format import (
     embedding_member,
     silhouettes_member,
 )
+from service.foundation.errors import CutOff
 from service.gallery.sealing import content_hash, sealing_of
 from service.gallery.store import missing_gallery
 from service.gallery.tables import (

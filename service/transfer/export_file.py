@@ -1,6 +1,6 @@
 """A gallery's export as a client sent it: nothing in it is trusted or extracted to disk.
 
-It may hold only the members of `service.gallery.export_format`, under exactly those names. What
+It may hold only the members of `models.files.gallery_file`, under exactly those names. What
 each unpacks to is bounded before it is read, and every sequence must hash to what its line says.
 """
 
@@ -21,9 +21,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from models.files.array_file import read_array
-from models.silhouettes.members import shown
-from service.foundation.errors import Invalid, Malformed, Reason, TooLarge
-from service.gallery.export_format import (
+from models.files.gallery_file import (
     ABOUT,
     FORMAT,
     LONGEST_LINE,
@@ -33,6 +31,8 @@ from service.gallery.export_format import (
     lines,
     silhouettes_member,
 )
+from models.silhouettes.members import shown
+from service.foundation.errors import Invalid, Malformed, Reason, TooLarge
 from service.gallery.fields import (
     DisplayName,
     GalleryName,

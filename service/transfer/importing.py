@@ -17,9 +17,9 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from models.files.gallery_file import SUBJECTS
 from service.foundation.errors import Reason
 from service.gallery.coverage import label
-from service.gallery.export_format import SUBJECTS
 from service.gallery.records import GalleryRecord
 from service.gallery.sealing import packed, sealing_of
 from service.gallery.store import gallery_exists

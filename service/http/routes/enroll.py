@@ -17,14 +17,12 @@ from service.gallery.fields import (
     parse_metadata,
 )
 from service.http import recorded
-from service.http.middleware.idempotency import KEY_LOCK
 from service.http.middleware.scopes import requires
-from service.http.routes.audited import record_change
+from service.http.routes.audited import keep_change
 from service.http.routes.dependencies import ReadyResources, unless_disconnected, upload
 from service.http.schemas import EnrolAnswer, EnrolConflictProblem
 from service.privacy.erasure import DEFAULT_GALLERY
 from service.recognition.enrolment import Enrolled
-from service.storage.kept_answers import Answer, keep
 
 router = APIRouter(tags=["recognition"], dependencies=[Depends(requires(Scope.ENROLL))])
 
@@ -67,13 +65,8 @@ async def enroll(
     details = parse_metadata(metadata)
 
     def record_and_keep(session: Session, enrolled: Enrolled) -> None:
-        body = EnrolAnswer.of(enrolled).model_dump_json()
-        record_change(request, recorded.enrolment(enrolled))
-        keep(
-            session,
-            request.scope.get(KEY_LOCK),
-            Answer(201, {"content-type": "application/json"}, body),
-        )
+        answer = EnrolAnswer.of(enrolled)
+        keep_change(session, request, recorded.enrolment(enrolled), answer, 201)
 
     enrolled = await unless_disconnected(
         request,

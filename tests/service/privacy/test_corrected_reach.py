@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from models.files.gallery_file import exported_subjects
 from service.gallery.editing import edit_subject
-from service.gallery.export_format import exported_subjects
 from service.serving.lineage import TrainingRecord, subjects_now
 from service.storage.database import writing
 from service.storage.vacuum import vacuum
