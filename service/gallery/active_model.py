@@ -97,7 +97,7 @@ def _models(row: Row[*tuple[Any, ...]]) -> GalleryModels:
 
 
 def lock_gallery(session: Session, gallery_id: str) -> bool:
-    """KeyLock the gallery's row until the transaction ends; False when the gallery is gone.
+    """Lock the gallery's row until the transaction ends; False when the gallery is gone.
 
     An enrolment raises the gallery's revision first, and so waits for it.
     """

@@ -192,7 +192,7 @@ class Worker:
 
     @contextmanager
     def _locked(self, lease: Lease, keeper: LeaseKeeper, folder: Path) -> Iterator[int]:
-        """KeyLock the folder's lock under a lease that is still held; yields its descriptor.
+        """Hold the folder's lock under a lease that is still held; yields its descriptor.
 
         Raises `_Cancelled`, `_Stopping` or `LeaseLost` while it waits for an earlier attempt's end.
         """

@@ -121,15 +121,19 @@ class ActiveModels:
         The swap is committed, so nothing is raised for a model that cannot be loaded, which is
         logged, or a gallery that was erased since.
         """
+        deadline = time.monotonic() + _AT_ONCE_S
         try:
             row = await asyncio.to_thread(models_of, self._store.engine, gallery)
             self._failed_at.pop(row.gallery_id, None)
             await self.model_of(row)
+            # More than once: an exchange under way may have read the row before the swap.
+            while exchange := self._exchanges.get(row.gallery_id):
+                await asyncio.wait({exchange}, timeout=max(0.0, deadline - time.monotonic()))
+                if not exchange.done():
+                    return
+                await self.model_of(row)
         except (NotFound, ModelUnavailable):
             return
-        exchange = self._exchanges.get(row.gallery_id)
-        if exchange is not None:
-            await asyncio.wait({exchange}, timeout=_AT_ONCE_S)
 
     def forget(self, loaded: LoadedModel) -> None:
         """Forget a model that the pool dropped; the next request for it loads it again."""
@@ -248,7 +252,7 @@ class ActiveModels:
                 self._galleries.drop(row.gallery_id, digest)
 
     async def _open_previous(self, row: GalleryModels) -> None:
-        """KeyLock the previous model's index as well, after a restart, say, where there is room."""
+        """Keep the previous model's index as well, after a restart, say, where there is room."""
         held = self._galleries.held(row.gallery_id)
         previous = row.previous
         if previous is None or previous.digest in held or previous.digest in self._out_of_reach:

@@ -59,7 +59,7 @@ class ModelPool:
         most: int,
         dropped: Callable[[LoadedModel], None],
     ) -> None:
-        """KeyLock at most `most` models; `dropped` is told of each that is not held any more.
+        """Keep at most `most` models; `dropped` is told of each that is not held any more.
 
         `open_model` loads a model by its name; it raises `NotFound`, or `ValueError` for a folder
         that is not a checkpoint.

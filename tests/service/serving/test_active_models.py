@@ -283,6 +283,38 @@ def test_a_request_that_read_the_row_before_a_swap_does_not_bring_the_old_model_
     use_resources(settings, check)
 
 
+def test_following_a_rollback_does_not_end_with_the_exchange_that_was_under_way(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, default = find_model(settings, "one"), find_model(settings, "default")
+    loading, go_on = threading.Event(), threading.Event()
+    load = resources.open_encoder
+
+    def slowly(settings: Settings, name: str) -> Encoder:
+        if name == "one":
+            loading.set()
+            assert go_on.wait(20)
+        return load(settings, name)
+
+    monkeypatch.setattr(resources, "open_encoder", slowly)
+
+    async def check(opened: resources.Resources) -> None:
+        models = opened.models
+        await models.model_of(models_of(opened.engine, "default"))
+        swap_row(opened.engine, settings, "default", one)
+        await models.model_of(models_of(opened.engine, "default"))
+        assert await asyncio.to_thread(loading.wait, 10)  # its row was read: "one" is wanted
+        swap_row(opened.engine, settings, "default", default)
+        following = asyncio.create_task(models.follow_now("default"))
+        await asyncio.sleep(0.1)
+        go_on.set()
+        await following
+        row = models_of(opened.engine, "default")
+        assert (await models.model_of(row)).model.name == "default"
+
+    use_resources(settings, check)
+
+
 def test_a_previous_model_that_was_replaced_on_disk_is_not_loaded_again_and_again(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
