@@ -42,6 +42,7 @@ def rotate(data_dir: DataDir = None) -> None:
     from service.access.audit.entries import COMMAND, Entry
     from service.cli.progress import bar
     from service.gallery.reencryption import reencrypt
+    from service.gallery.snapshots import Snapshots
 
     settings = existing(data_dir)
     with (
@@ -51,4 +52,5 @@ def rotate(data_dir: DataDir = None) -> None:
     ):
         record.changed(Entry("rotate_encryption"), COMMAND)
         done = reencrypt(engine, lambda done, total: update(completed=done, total=total))
+        Snapshots(engine, settings.indexes_dir).sweep()
     typer.echo(f"{done} silhouettes and embeddings encrypted")

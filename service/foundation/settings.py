@@ -155,6 +155,11 @@ class Settings(BaseSettings):
         return self.data_dir / "models"
 
     @property
+    def indexes_dir(self) -> Path:
+        """Where large galleries' indexes are kept for the next start."""
+        return self.data_dir / "indexes"
+
+    @property
     def reserve_file(self) -> Path:
         """The file that reserves space for erasures."""
         return self.data_dir / "reserve"

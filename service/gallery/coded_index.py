@@ -1,9 +1,10 @@
 """The index of a large gallery: two bits a number find a shortlist, full embeddings rank it.
 
 Index vectors lie in lists around centres, each number coded in two bits (RaBitQ, as FAISS has it):
-156 bytes for a walk of 512 numbers. A search reads the nearest 30 % of the lists. Its shortlist
-is ranked by the embeddings themselves, which lie in a file without a name: the page cache has
-those that are asked for, and the file is gone with the process.
+156 bytes for a walk of 512 numbers. A search reads the nearest lists. Its shortlist is ranked by
+the embeddings themselves. These are the database's; a file without a name repeats those that came
+or were asked for, because it is quicker. The page cache has what is used of it, and it is gone with
+the process.
 
 How lists, bits and share were chosen: `python -m benchmarks.search`, docs/benchmarks.md.
 """
@@ -13,8 +14,9 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import faiss
 import numpy as np
@@ -26,12 +28,44 @@ from service.gallery.index import Hits, Keys
 from service.gallery.records import Embedding
 
 LISTS = 512
-PROBED = 0.3  # of the lists, by a search of all keys for a few
+PROBED = 0.28  # of the lists, by a search of all keys for a few
 BITS = 2
+SAMPLE = 160 * LISTS  # vectors that centres are made of, if there are so many
 _BLOCK = 32  # vectors that FAISS scans at once
 _TRAINING = 40  # vectors a list that k-means wants
 _ROUNDS = 8  # of k-means
 _EXACT = 1000  # keys that are quicker ranked than searched
+
+Stored = Callable[[Keys], tuple[Keys, NDArray[np.float32]]]
+"""Reads embeddings [k, p, c] from the database; keys of what is gone from there are left out."""
+
+
+class Lists(NamedTuple):
+    """How vectors of d numbers are coded, in l lists.
+
+    Attributes:
+        rotation: of vectors before they are coded, float32 [d, d]: evenly spread numbers lose less.
+        centres: of the lists, rotated, float32 [l, d].
+    """
+
+    rotation: NDArray[np.float32]
+    centres: NDArray[np.float32]
+
+
+class Codes(NamedTuple):
+    """What a `CodedIndex` has in memory, as arrays, of k keys.
+
+    Attributes:
+        lists: how they are coded.
+        sizes: of the lists, int64 [l].
+        keys: list after list, int64 [k].
+        blocks: FAISS's blocks of codes, list after list, uint8.
+    """
+
+    lists: Lists
+    sizes: NDArray[np.int64]
+    keys: Keys
+    blocks: NDArray[np.uint8]
 
 
 class CodedIndex:
@@ -44,59 +78,92 @@ class CodedIndex:
     def __init__(
         self,
         metric: Metric,
-        sample: NDArray[np.float32],
+        shape: tuple[int, int],
+        lists: Lists,
+        stored: Stored,
         *,
         shortlist: int,
         folder: Path | None,
     ) -> None:
-        """Make an empty index, with lists that suit a sample.
+        """Make an empty index.
 
         Args:
             metric: what ranks the shortlist.
-            sample: embeddings [k, p, c] like those to come, k > 0.
+            shape: p and c.
+            lists: how embeddings are coded.
+            stored: reads the embeddings that the file has not got.
             shortlist: embeddings at least that are ranked exactly.
-            folder: where the file is; None keeps it in memory, for embeddings that must not be
-                written in plain.
+            folder: where the file is; None: there is none, for embeddings that must not be written
+                in plain.
 
         Raises:
             OSError: the folder takes no file.
         """
-        _, parts, channels = sample.shape
         self._metric: Metric = metric
+        self._shape = shape
+        self._stored = stored
         self._shortlist = shortlist
-        self._rows = _Rows((parts, channels), folder)
-        self._in_memory = folder is None
+        self._rows = None if folder is None else _Rows(shape, folder)
         self._held = np.zeros(0, np.bool_)  # by key
         self._count = 0
-        self._lists = max(1, min(LISTS, len(sample) // _TRAINING))
-        self._centres = faiss.IndexFlatIP(parts * channels)
+        self._how = lists
+        self._lists, vector = lists.centres.shape
+        self._quantizer = faiss.IndexFlatL2(vector)  # of vectors of one length: as by cosine
+        self._quantizer.add(lists.centres)
         self._codes: Any = faiss.IndexIVFRaBitQFastScan(
-            self._centres,
-            parts * channels,
-            self._lists,
-            faiss.METRIC_INNER_PRODUCT,
-            _BLOCK,
-            True,
-            BITS,
+            self._quantizer, vector, self._lists, faiss.METRIC_INNER_PRODUCT, _BLOCK, True, BITS
         )
-        self._codes.cp.niter = _ROUNDS
-        self._codes.cp.min_points_per_centroid = 1  # or FAISS writes a warning to the terminal
-        faiss.omp_set_num_threads(1)
-        self._codes.train(index_vectors(sample[: LISTS * _TRAINING]))
+        self._codes.is_trained = True
+        invlists: Any = self._codes.invlists
+        self._blocks: Any = faiss.downcast_InvertedLists(invlists)
+
+    @classmethod
+    def restored(
+        cls,
+        metric: Metric,
+        shape: tuple[int, int],
+        codes: Codes,
+        stored: Stored,
+        *,
+        shortlist: int,
+        folder: Path | None,
+    ) -> Self:
+        """Make an index of codes that were kept; raises `ValueError` if they do not fit together.
+
+        Its file is empty, so what is asked for first is read from the database.
+        """
+        rotation, centres = codes.lists
+        vector = shape[0] * shape[1]
+        if rotation.shape != (vector, vector) or centres.shape != (len(codes.sizes), vector):
+            raise ValueError("the lists are of other vectors")
+        index = cls(metric, shape, codes.lists, stored, shortlist=shortlist, folder=folder)
+        index._fill(codes)
+        return index
 
     def __len__(self) -> int:
         return self._count
 
     @property
     def nbytes(self) -> int:
-        """Roughly how much memory the codes take, and the rows if they are in memory."""
-        each = self._codes.code_size + 8 + (self._rows.row_bytes if self._in_memory else 0)
-        return int(self._count * each) + len(self._held)
+        """Roughly how much memory the codes take."""
+        return int(self._count * (self._codes.code_size + 8)) + 2 * len(self._held)
 
     @property
     def keys(self) -> Keys:
         """The keys in use, in order."""
         return np.flatnonzero(self._held)
+
+    @property
+    def codes(self) -> Codes:
+        """A copy of what is in memory."""
+        sizes = self._sizes()
+        numbers = range(self._lists)
+        return Codes(
+            self._how,
+            sizes,
+            np.concatenate([self._keys_of(number).copy() for number in numbers]),
+            np.concatenate([self._blocks_of(number).ravel() for number in numbers]),
+        )
 
     def add(self, keys: Keys, embeddings: NDArray[np.float32]) -> None:
         """Add embeddings [k, p, c] under keys that are not in use.
@@ -106,13 +173,11 @@ class CodedIndex:
         """
         if len(keys) == 0:
             return
-        self._rows.write(keys, embeddings)
-        room = int(keys.max()) + 1 - len(self._held)
-        if room > 0:
-            spare = max(room, len(self._held) // 8)
-            self._held = np.concatenate([self._held, np.zeros(spare, np.bool_)])
+        if self._rows is not None:
+            self._rows.write(keys, embeddings)
+        self._make_room(int(keys.max()))
         faiss.omp_set_num_threads(1)
-        self._codes.add_with_ids(index_vectors(embeddings), keys)
+        self._codes.add_with_ids(_rotated(embeddings, self._how.rotation), keys)
         self._held[keys] = True
         self._count += len(keys)
 
@@ -124,42 +189,31 @@ class CodedIndex:
         sizes = self._sizes()
         self._codes.remove_ids(held)
         for number in np.flatnonzero(self._sizes() != sizes).tolist():
-            self._renew_last_block(number)
+            self._clean_last_block(number)
         self._held[held] = False
         self._count -= len(held)
-        self._rows.write(held, np.zeros((len(held), *self._rows.shape), np.float32))
-
-    def _sizes(self) -> NDArray[np.int64]:
-        lists = self._codes.invlists
-        return np.array([lists.list_size(number) for number in range(self._lists)])
-
-    def _renew_last_block(self, number: int) -> None:
-        """Code the end of a list anew, in a block of zeros.
-
-        FAISS 1.15 leaves the codes of what it removes there, and adds by OR: what came next would
-        be coded wrongly.
-        """
-        lists = self._codes.invlists
-        size = lists.list_size(number)
-        whole = size // _BLOCK * _BLOCK
-        keys = faiss.rev_swig_ptr(lists.get_ids(number), size)[whole:].copy()
-        lists.resize(number, whole)
-        self._codes.ntotal -= len(keys)
-        if len(keys):
-            self._codes.add_with_ids(index_vectors(self._rows.read(keys)), keys)
+        if self._rows is not None:
+            self._rows.erase(held)
 
     def search(self, probe: Embedding, limit: int, among: Keys | None = None) -> Hits:
         """The `limit` embeddings most similar to the probe [p, c], only `among` these keys."""
         keys = self._nearest(probe, max(limit, self._shortlist), among)
         if len(keys) == 0:
             return Hits(keys, np.empty(0, np.float32))
-        similarities = similarity(probe, self._rows.read(keys), self._metric)
+        keys, embeddings = self._read(keys)
+        similarities = similarity(probe, embeddings, self._metric)
         best = np.lexsort((keys, -similarities))[:limit]
         return Hits(keys[best], similarities[best])
 
     def part_similarity(self, probe: Embedding, keys: Keys) -> NDArray[np.float32]:
         """The similarity of each part to the embeddings held under `keys`: [k, p]."""
-        return part_similarity(probe, self._rows.read(keys), self._metric)
+        found, embeddings = self._read(keys)
+        row = {key: number for number, key in enumerate(keys.tolist())}
+        parts = np.zeros((len(keys), self._shape[0]), np.float32)  # as for what was just erased
+        parts[[row[key] for key in found.tolist()]] = part_similarity(
+            probe, embeddings, self._metric
+        )
+        return parts
 
     def _nearest(self, probe: Embedding, count: int, among: Keys | None) -> Keys:
         chosen = None if among is None else self._among(among)
@@ -178,12 +232,117 @@ class CodedIndex:
         elif count * 100 <= reachable:
             parameters.nprobe = max(1, round(self._lists * PROBED))
         faiss.omp_set_num_threads(1)
-        found = self._codes.search(index_vectors(probe[None]), count, params=parameters)[1][0]
+        query = _rotated(probe[None], self._how.rotation)
+        found = self._codes.search(query, count, params=parameters)[1][0]
         return np.asarray(found[found >= 0], np.int64)
+
+    def _read(self, keys: Keys) -> tuple[Keys, NDArray[np.float32]]:
+        """Embeddings [k, p, c], and whose they are: what the database has erased is left out."""
+        if self._rows is None:
+            return self._stored(keys)
+        known = self._rows.written(keys)
+        if not known.all():
+            came, embeddings = self._stored(keys[~known])
+            try:
+                self._rows.write(came, embeddings)
+            except OSError:  # a full disk
+                return self._stored(keys)
+            keys = np.concatenate([keys[known], came])
+        return keys, self._rows.read(keys)
 
     def _among(self, keys: Keys) -> Keys:
         inside = keys[(keys >= 0) & (keys < len(self._held))]
-        return np.unique(inside[self._held[inside]])
+        chosen = np.zeros(len(self._held), np.bool_)
+        chosen[inside] = True
+        return np.flatnonzero(chosen & self._held)
+
+    def _make_room(self, largest: int) -> None:
+        room = largest + 1 - len(self._held)
+        if room > 0:
+            spare = max(room, len(self._held) // 8)
+            self._held = np.concatenate([self._held, np.zeros(spare, np.bool_)])
+
+    def _sizes(self) -> NDArray[np.int64]:
+        return np.array([self._blocks.list_size(number) for number in range(self._lists)], np.int64)
+
+    def _keys_of(self, number: int) -> Keys:
+        """The keys of a list: FAISS's own memory."""
+        size = self._blocks.list_size(number)
+        keys: Keys = faiss.rev_swig_ptr(self._blocks.get_ids(number), size)
+        return keys
+
+    def _blocks_of(self, number: int) -> NDArray[np.uint8]:
+        """The blocks [b, bytes] of a list: FAISS's own memory."""
+        count = -(-self._blocks.list_size(number) // _BLOCK)
+        size = self._blocks.block_size
+        blocks: NDArray[np.uint8] = faiss.rev_swig_ptr(
+            self._blocks.get_codes(number), count * size
+        ).reshape(count, size)
+        return blocks
+
+    def _clean_last_block(self, number: int) -> None:
+        """Leave nothing in a list's last block but the codes that are in use.
+
+        FAISS 1.15 leaves the codes of what it removes there, and adds by OR: what came next would
+        be coded wrongly.
+        """
+        used = self._blocks.list_size(number) % _BLOCK
+        if used == 0:
+            return
+        last = self._blocks_of(number)[-1:]
+        kept = [self._blocks.packer.unpack_1(last, position) for position in range(used)]
+        last[:] = 0
+        for position, code in enumerate(kept):
+            self._blocks.packer.pack_1(code, position, last)
+
+    def _fill(self, codes: Codes) -> None:
+        sizes, size = codes.sizes, self._blocks.block_size
+        counts = -(-sizes // _BLOCK)
+        if (
+            (sizes < 0).any()
+            or sizes.sum() != len(codes.keys)
+            or counts.sum() * size != len(codes.blocks)
+            or (codes.keys < 0).any()
+        ):
+            raise ValueError("the lists do not fit together")
+        if len(codes.keys) == 0:
+            return
+        self._make_room(int(codes.keys.max()))
+        self._held[codes.keys] = True
+        self._count = int(self._held.sum())
+        if self._count != len(codes.keys):
+            raise ValueError("a key is in two lists")
+        blocks = codes.blocks.reshape(-1, size)
+        key = block = 0
+        for number, (held, count) in enumerate(zip(sizes.tolist(), counts.tolist(), strict=True)):
+            if held:
+                self._blocks.resize(number, held)
+                self._keys_of(number)[:] = codes.keys[key : key + held]
+                self._blocks_of(number)[:] = blocks[block : block + count]
+            key, block = key + held, block + count
+        self._codes.ntotal = self._count
+
+
+def lists_for(sample: NDArray[np.float32]) -> Lists:
+    """Lists that suit a sample of embeddings [k, p, c], k > 0."""
+    vector = sample.shape[1] * sample.shape[2]
+    noise = np.random.default_rng(0).standard_normal((vector, vector))
+    rotation = np.linalg.qr(noise)[0].astype(np.float32)
+    kmeans: Any = faiss.Kmeans(
+        vector,
+        max(1, min(LISTS, len(sample) // _TRAINING)),
+        niter=_ROUNDS,
+        min_points_per_centroid=1,  # or FAISS writes a warning to the terminal
+        max_points_per_centroid=len(sample),
+    )
+    faiss.omp_set_num_threads(1)
+    kmeans.train(_rotated(sample, rotation))
+    return Lists(rotation, np.asarray(kmeans.centroids, np.float32))
+
+
+def _rotated(embeddings: NDArray[np.float32], rotation: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Index vectors [k, p * c] of embeddings [k, p, c], as they are coded."""
+    return np.asarray(index_vectors(embeddings) @ rotation, np.float32)
 
 
 class _Rows:
@@ -193,32 +352,50 @@ class _Rows:
     an error, not a signal.
     """
 
-    def __init__(self, shape: tuple[int, int], folder: Path | None) -> None:
-        self.shape = shape
-        self.row_bytes = 4 * shape[0] * shape[1]
-        if folder is None:
-            self._file = os.memfd_create("embeddings")
-        else:
-            with tempfile.TemporaryFile(dir=folder) as file:  # mode 0600, and no name
-                self._file = os.dup(file.fileno())
+    def __init__(self, shape: tuple[int, int], folder: Path) -> None:
+        self._shape = shape
+        self._row_bytes = 4 * shape[0] * shape[1]
+        self._written = np.zeros(0, np.bool_)  # by key
+        with tempfile.TemporaryFile(dir=folder) as file:  # mode 0600, and no name
+            self._file = os.dup(file.fileno())
         weakref.finalize(self, os.close, self._file)
+
+    def written(self, keys: Keys) -> NDArray[np.bool_]:
+        """Whether each key has its row [k]."""
+        there = np.zeros(len(keys), np.bool_)
+        inside = keys < len(self._written)
+        there[inside] = self._written[keys[inside]]
+        return there
 
     def write(self, keys: Keys, embeddings: NDArray[np.float32]) -> None:
         """Write rows [k, p, c]; neighbours in one go."""
+        if len(keys) == 0:
+            return
         order = np.argsort(keys)
         rows = np.ascontiguousarray(embeddings[order], np.float32)
         starts = np.flatnonzero(np.diff(keys[order], prepend=-2) != 1)
         for start, end in zip(starts, [*starts[1:], len(keys)], strict=True):
             data = memoryview(rows[start:end].data).cast("B")
-            at = int(keys[order[start]]) * self.row_bytes
+            at = int(keys[order[start]]) * self._row_bytes
             while data:
                 written = os.pwrite(self._file, data, at)
                 data, at = data[written:], at + written
+        room = int(keys.max()) + 1 - len(self._written)
+        if room > 0:
+            spare = max(room, len(self._written) // 8)
+            self._written = np.concatenate([self._written, np.zeros(spare, np.bool_)])
+        self._written[keys] = True
+
+    def erase(self, keys: Keys) -> None:
+        """Write zeros over the rows of these keys that there are."""
+        there = keys[self.written(keys)]
+        self.write(there, np.zeros((len(there), *self._shape), np.float32))
+        self._written[there] = False
 
     def read(self, keys: Keys) -> NDArray[np.float32]:
         """The rows [k, p, c] of keys that were written."""
-        rows = np.empty((len(keys), *self.shape), np.float32)
+        rows = np.empty((len(keys), *self._shape), np.float32)
         for row, key in zip(rows, keys.tolist(), strict=True):
-            if os.preadv(self._file, [row.data], key * self.row_bytes) != self.row_bytes:
+            if os.preadv(self._file, [row.data], key * self._row_bytes) != self._row_bytes:
                 raise OSError(f"the embedding of key {key} is not in the file")
         return rows

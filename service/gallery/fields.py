@@ -13,8 +13,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, WithJsonSchema
 
 from service.foundation.errors import Invalid, Reason
-from service.gallery.live_index import Filter
 from service.gallery.records import Metadata, Scalar
+from service.gallery.roster import Filter
 
 MAX_METADATA_BYTES = 16 * 1024
 _MOST_FIELDS = 64

@@ -6,25 +6,29 @@ it. So clients read their own writes, and any number of processes serve one gall
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections import defaultdict
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
+from sqlalchemy.exc import SQLAlchemyError
 
+from service.foundation.errors import Unavailable
+from service.gallery.growing_index import GrowingIndex
 from service.gallery.index import GalleryIndex, Keys
-from service.gallery.records import AddedSequence, Changes, Embedding, Metadata, Scalar
+from service.gallery.records import Changes, Embedding
+from service.gallery.roster import Filter, Roster, listed
+from service.gallery.snapshots import Snapshot, Snapshots
 from service.gallery.store import GalleryStore
 
-Filter = Mapping[str, Scalar | tuple[Scalar, ...]]
-"""Metadata that a sequence must carry: equal to the value, or to any of several."""
-
 _AT_FIRST = 100  # sequences that a search asks its index for, which ranks as many anyway
+_GROWN = 1.02  # times as many sequences: a snapshot is written anew
+_REST_S = 600.0  # between two snapshots: erasing people one by one must not write without end
 
-Facet = tuple[str, str, Scalar]
-Name = TypeVar("Name")
+_log = logging.getLogger(__name__)
+
 EmbedMissing = Callable[[Sequence[str]], Mapping[str, Embedding]]
 """Embeds stored sequences that this checkpoint has not embedded, and keeps the result."""
 
@@ -39,13 +43,6 @@ class Candidate:
     parts: tuple[float, ...] | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    sequence_id: str
-    subject_id: str
-    facets: tuple[Facet, ...]
-
-
 class LiveIndex:
     """The index of a gallery, with what a search needs to know of each sequence."""
 
@@ -56,7 +53,21 @@ class LiveIndex:
         index: GalleryIndex,
         store: GalleryStore,
         embed_missing: EmbedMissing,
+        *,
+        roster: Roster | None = None,
+        snapshots: Snapshots | None = None,
     ) -> None:
+        """Make an index that has applied nothing yet.
+
+        Args:
+            gallery_id: the gallery.
+            digest: the checkpoint's.
+            index: empty.
+            store: the database.
+            embed_missing: embeds what the checkpoint has not embedded.
+            roster: empty, for an index that reads embeddings by its keys.
+            snapshots: where a large index is kept for the next start.
+        """
         self._gallery_id = gallery_id
         self._digest = digest
         self._index = index
@@ -64,11 +75,11 @@ class LiveIndex:
         self._embed_missing = embed_missing
         self._lock = threading.Lock()
         self._revision = 0
-        self._next_key = 0
-        self._entries: dict[int, _Entry] = {}
-        self._keys: dict[str, int] = {}
-        self._by_subject: dict[str, set[int]] = defaultdict(set)
-        self._by_facet: dict[Facet, set[int]] = defaultdict(set)
+        self._roster = Roster() if roster is None else roster
+        self._snapshots = snapshots
+        self._version = ""
+        self._kept = 0  # sequences in the last snapshot
+        self._rest_until = 0.0
 
     @property
     def nbytes(self) -> int:
@@ -78,14 +89,14 @@ class LiveIndex:
     @property
     def subjects(self) -> int:
         """How many subjects there are, as of the last revision that was applied."""
-        return len(self._by_subject)
+        return self._roster.subjects
 
     def same_as(self, other: LiveIndex) -> bool:
         """Whether both hold the same sequences; True as well if their revisions differ."""
         with self._lock:
-            revision, held = self._revision, set(self._keys)
+            revision, held = self._revision, self._roster.sequence_ids()
         with other._lock:
-            return revision != other._revision or held == other._keys.keys()
+            return revision != other._revision or held == other._roster.sequence_ids()
 
     def follow(self, newest: int) -> None:
         """Apply the changes up to revision `newest`, at least."""
@@ -112,30 +123,56 @@ class LiveIndex:
         """
         with self._lock:
             self._follow(newest)
-            among = None if not where else self._matching(where)
+            among = None if not where else self._roster.matching(where)
             return self._best(probe, subjects, among, explain=explain)
 
     def compare(self, newest: int, probe: Embedding, subject_id: str) -> Candidate | None:
         """The subject's sequence most similar to the probe; None when there is no such subject."""
         with self._lock:
             self._follow(newest)
-            keys = self._by_subject.get(subject_id)
-            if not keys:
-                return None
-            return self._best(probe, 1, _array(keys), explain=False)[0]
+            keys = self._roster.of_subject(subject_id)
+            return next(iter(self._best(probe, 1, keys, explain=False)), None)
+
+    def keep(self) -> None:
+        """Write a snapshot of a large gallery, if there is none or it has grown; every so often."""
+        with self._lock:
+            index, now = self._index, time.monotonic()
+            if (
+                self._snapshots is None
+                or not isinstance(index, GrowingIndex)
+                or now < self._rest_until
+                or (
+                    len(self._roster) < _GROWN * self._kept
+                    and self._snapshots.exists(self._gallery_id, self._digest)
+                )
+                or (codes := index.codes) is None
+            ):
+                return
+            entries, revision = self._roster.entries(), self._revision
+            self._rest_until = now + _REST_S
+        snapshot = Snapshot(self._version, revision, listed(entries), codes)
+        try:
+            if self._snapshots.save(self._gallery_id, self._digest, snapshot):
+                self._kept = len(entries)
+        except (OSError, SQLAlchemyError, Unavailable) as error:  # a full disk, say
+            _log.warning("the next start must do without a snapshot: %s", error)
 
     def _best(
         self, probe: Embedding, subjects: int, among: Keys | None, *, explain: bool
     ) -> list[Candidate]:
         reachable = len(self._index) if among is None else len(among)
-        subjects = min(subjects, self._count_subjects(among))  # there are no more to look for
+        subjects = (  # there may not be as many
+            min(subjects, self.subjects)
+            if among is None
+            else self._roster.count_subjects(among, subjects)
+        )
         wanted = max(subjects, _AT_FIRST)
         while True:
             # Subjects with many sequences may fill a shortlist: widen it until there are enough.
             hits = self._index.search(probe, wanted, among)
             best: dict[str, tuple[int, float]] = {}
             for key, similarity in zip(hits.keys.tolist(), hits.similarities.tolist(), strict=True):
-                best.setdefault(self._entries[key].subject_id, (key, similarity))
+                best.setdefault(self._roster[key].subject_id, (key, similarity))
             if len(best) >= subjects or wanted >= reachable:
                 break
             wanted *= 4
@@ -145,29 +182,16 @@ class LiveIndex:
         return [
             Candidate(
                 subject_id=subject_id,
-                sequence_id=self._entries[key].sequence_id,
+                sequence_id=self._roster[key].sequence_id,
                 similarity=similarity,
                 parts=None if parts is None else tuple(parts[row].tolist()),
             )
             for row, (subject_id, (key, similarity)) in enumerate(chosen)
         ]
 
-    def _count_subjects(self, among: Keys | None) -> int:
-        if among is None:
-            return len(self._by_subject)
-        return len({self._entries[key].subject_id for key in among.tolist()})
-
-    def _matching(self, where: Filter) -> Keys:
-        matching: set[int] | None = None
-        for name, value in where.items():
-            values = value if isinstance(value, tuple) else (value,)
-            any_of: set[int] = set()
-            for one in values:
-                any_of |= self._by_facet.get(_facet(name, one), set())
-            matching = any_of if matching is None else matching & any_of
-        return _array(matching or set())
-
     def _follow(self, newest: int) -> None:
+        if self._revision == 0 < newest and self._snapshots is not None:
+            self._begin(self._snapshots)
         while self._revision < newest:
             changes = self._store.changes(self._gallery_id, self._revision, self._digest)
             missing = [item.sequence_id for item in changes.added if item.embedding is None]
@@ -183,48 +207,24 @@ class LiveIndex:
             if (embedding := made.get(item.sequence_id, item.embedding)) is not None
         ]
         if embedded:
-            keys = np.arange(self._next_key, self._next_key + len(embedded), dtype=np.int64)
+            keys = self._roster.add([item for item, _ in embedded])
             self._index.add(keys, np.stack([embedding for _, embedding in embedded]))
-            self._next_key += len(embedded)
-            for key, (item, _) in zip(keys.tolist(), embedded, strict=True):
-                self._remember(key, item)
         self._revision = changes.revision
 
     def _drop(self, sequence_ids: Iterable[str]) -> None:
-        gone = [self._forget(item) for item in sequence_ids if item in self._keys]
-        self._index.remove(np.array(gone, np.int64))
+        self._index.remove(self._roster.remove(sequence_ids))
 
-    def _remember(self, key: int, item: AddedSequence) -> None:
-        entry = _Entry(item.sequence_id, item.subject_id, _facets(item.metadata))
-        self._entries[key] = entry
-        self._keys[entry.sequence_id] = key
-        self._by_subject[entry.subject_id].add(key)
-        for facet in entry.facets:
-            self._by_facet[facet].add(key)
-
-    def _forget(self, sequence_id: str) -> int:
-        key = self._keys.pop(sequence_id)
-        entry = self._entries.pop(key)
-        _discard(self._by_subject, entry.subject_id, key)
-        for facet in entry.facets:
-            _discard(self._by_facet, facet, key)
-        return key
-
-
-def _discard(groups: dict[Name, set[int]], name: Name, key: int) -> None:
-    groups[name].discard(key)
-    if not groups[name]:
-        del groups[name]
-
-
-def _array(keys: set[int]) -> Keys:
-    return np.array(sorted(keys), np.int64)
-
-
-def _facets(metadata: Metadata) -> tuple[Facet, ...]:
-    return tuple(_facet(name, value) for name, value in metadata.items())
-
-
-def _facet(name: str, value: Scalar) -> Facet:
-    # Equality as in JSON: 1 is 1.0, but true is not 1, though Python says so.
-    return (name, "boolean" if isinstance(value, bool) else "other", value)
+    def _begin(self, snapshots: Snapshots) -> None:
+        """Begin with the snapshot, if there is one that fits."""
+        self._version = snapshots.version(self._gallery_id)
+        kept = snapshots.load(self._gallery_id, self._digest)
+        if kept is None or not isinstance(self._index, GrowingIndex):
+            return
+        try:
+            self._index.restore(kept.codes)
+        except ValueError as error:
+            _log.warning("a snapshot is not used: %s", error)
+            return
+        self._roster.restore(kept.listing)
+        self._revision, self._kept = kept.revision, len(kept.listing.keys)
+        _log.info("an index begins with its snapshot", extra={"sequences": self._kept})

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, Row, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -21,6 +22,9 @@ from service.gallery.records import Embedding, Silhouettes
 from service.gallery.tables import EmbeddingRow, EncryptionKeyRow
 from service.storage.database import now, writing
 from service.storage.encryption import EncryptionKey, KeyTrouble, Tampered
+
+KeptEmbedding = EmbeddingRow | Row[*tuple[Any, ...]]
+"""An embedding's row, or its columns."""
 
 SIDE = 64
 _OPTION = "sealing"  # of an engine
@@ -125,7 +129,7 @@ class Sealing:
         row.checksum = None if self._current else _checksum(row)  # encryption has its own
         return row
 
-    def embedding(self, row: EmbeddingRow) -> Embedding:
+    def embedding(self, row: KeptEmbedding) -> Embedding:
         """Undo `seal_embedding`: float32 [p, c].
 
         A plain one without a checksum, from before there was one, is taken as it is. Raises
@@ -168,7 +172,7 @@ class Sealing:
         vector = self._open_embedding(row)
         return self._seal(vector, _about_embedding(row.sequence_id, row.digest))
 
-    def _open_embedding(self, row: EmbeddingRow) -> bytes:
+    def _open_embedding(self, row: KeptEmbedding) -> bytes:
         """The bytes that were sealed; raises `DamagedEmbedding` for others."""
         if row.key_id is None and row.checksum not in (None, _checksum(row)):
             raise DamagedEmbedding
@@ -257,7 +261,7 @@ def _about_embedding(sequence_id: str, digest: str) -> bytes:
     return f"embedding {sequence_id} {digest}".encode()
 
 
-def _checksum(row: EmbeddingRow) -> int:
+def _checksum(row: KeptEmbedding) -> int:
     """CRC-32 of an embedding and whose it is: of a damaged disk, not against an attacker."""
     whose = f"{row.sequence_id} {row.digest} {row.parts}"
     return zlib.crc32(row.vector, zlib.crc32(whose.encode()))

@@ -46,6 +46,7 @@ from service.gallery.records import (
 from service.gallery.sealing import (
     DamagedEmbedding,
     DamagedSilhouettes,
+    KeptEmbedding,
     sealing_of,
 )
 from service.gallery.tables import (
@@ -394,6 +395,19 @@ class GalleryStore:
                 ),
             )
 
+    def embeddings(self, digest: str, sequence_ids: Collection[str]) -> list[tuple[str, Embedding]]:
+        """What a checkpoint made of these sequences, in no order; without those that are gone."""
+        query = select(
+            EmbeddingRow.sequence_id,
+            EmbeddingRow.digest,
+            EmbeddingRow.parts,
+            EmbeddingRow.vector,
+            EmbeddingRow.checksum,
+            EmbeddingRow.key_id,
+        ).where(EmbeddingRow.digest == digest, EmbeddingRow.sequence_id.in_(sequence_ids))
+        with Session(self.engine) as session:
+            return [(row.sequence_id, self._embedding(row)) for row in session.execute(query)]
+
     # Embeddings of another checkpoint
 
     def count_without(self, digest: str, gallery_id: str | None = None) -> int:
@@ -446,7 +460,7 @@ class GalleryStore:
         with Session(writing(self.engine)) as session, session.begin():
             _drop_embeddings(session, digest, sequence_ids)
 
-    def _embedding(self, row: EmbeddingRow) -> Embedding:
+    def _embedding(self, row: KeptEmbedding) -> Embedding:
         try:
             return self._sealing.embedding(row)
         except DamagedEmbedding:

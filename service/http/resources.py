@@ -24,6 +24,7 @@ from service.foundation.settings import Settings
 from service.gallery.cache import GalleryCache
 from service.gallery.listing import is_enrolled
 from service.gallery.sealing import unlock
+from service.gallery.snapshots import Snapshots
 from service.gallery.store import GalleryStore
 from service.http.model_wiring import ModelWiring
 from service.http.warm_up import Readiness, WarmUp
@@ -173,7 +174,9 @@ async def open_resources(
             enrolment=Enrolment(store, writers, intake, models),
             identification=Identification(store, models, intake, metrics),
             erasure=Erasure(store, writers, galleries, record, reserve, settings),
-            corrections=Corrections(engine, writers, record, own),
+            corrections=Corrections(
+                engine, writers, record, own, Snapshots(engine, settings.indexes_dir)
+            ),
             reserve=reserve,
             portability=Portability(settings, store, writers, registry),
             decoders=decoders,

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from service.gallery.editing import Corrected, InTransaction, Record
+from service.gallery.snapshots import Snapshots
 from service.jobs.findings import forget_findings
 from service.serving.lineage import TrainingRecord
 from service.serving.thresholds import ModelInUse, queue_if_stale
 from service.storage.writers import Writers
+
+_log = logging.getLogger(__name__)
 
 Correct = Callable[[Engine, InTransaction], Corrected[Record]]
 """One of the functions of `service.gallery.editing`, which knows what to correct."""
@@ -21,9 +27,15 @@ class Corrections:
     """The use case behind PATCH /sequences/{sequence_id} and PATCH /subjects/{subject_id}."""
 
     def __init__(
-        self, engine: Engine, writers: Writers, record: TrainingRecord, own: ModelInUse
+        self,
+        engine: Engine,
+        writers: Writers,
+        record: TrainingRecord,
+        own: ModelInUse,
+        snapshots: Snapshots,
     ) -> None:
         """`own` is the deployment's own model."""
+        self._snapshots = snapshots
         self._engine = engine
         self._writers = writers
         self._record = record
@@ -49,4 +61,9 @@ class Corrections:
             queue_if_stale(session, gallery, self._digest)
             in_transaction(session, corrected)
 
-        return await self._writers.run(correct, self._engine, settle)
+        corrected = await self._writers.run(correct, self._engine, settle)
+        try:
+            await asyncio.to_thread(self._snapshots.sweep)
+        except (OSError, SQLAlchemyError):  # the correction is committed; the next sweep does it
+            _log.exception("after a correction something is left for a while")
+        return corrected

@@ -1,4 +1,4 @@
-"""Erase a subject, a sequence or a gallery: from the database, from memory, from jobs' folders."""
+"""Erase a subject, a sequence or a gallery: from the database, from memory, from files."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from service.foundation.errors import NotFound
 from service.foundation.settings import Settings
 from service.gallery.cache import GalleryCache
 from service.gallery.records import ErasureReceipt
+from service.gallery.snapshots import Snapshots
 from service.gallery.store import GalleryStore
 from service.jobs.queue import JobQueue
 from service.jobs.scratch import remove_scratch, remove_scratch_of_ended
@@ -44,17 +45,18 @@ class Erasure:
         self._reserve = reserve
         self._jobs = JobQueue.of(store.engine, settings)
         self._jobs_dir = settings.jobs_dir
+        self._snapshots = Snapshots(store.engine, settings.indexes_dir)
 
     async def subject(self, gallery: str, subject_id: str) -> ErasureReceipt:
         """Erase a subject with every sequence, and the embeddings held in this process."""
         receipt = await self._erase(transactions.erase_subject, gallery, subject_id)
-        await self._clear(receipt, self._forget, self._clear_jobs)
+        await self._clear(receipt, self._clear_snapshots, self._forget, self._clear_jobs)
         return receipt
 
     async def sequence(self, sequence_id: str) -> ErasureReceipt:
         """Erase a sequence, and its subject when it was the last one."""
         receipt = await self._erase(transactions.erase_sequence, sequence_id)
-        await self._clear(receipt, self._forget, self._clear_jobs)
+        await self._clear(receipt, self._clear_snapshots, self._forget, self._clear_jobs)
         return receipt
 
     async def gallery(self, gallery: str) -> ErasureReceipt:
@@ -64,7 +66,7 @@ class Erasure:
             transactions.erase_gallery, gallery, keep=gallery == DEFAULT_GALLERY
         )
         self._galleries.drop(gallery_id)
-        await self._clear(receipt, self._clear_jobs)
+        await self._clear(receipt, self._clear_snapshots, self._clear_jobs)
         return receipt
 
     async def _erase(
@@ -86,6 +88,9 @@ class Erasure:
                 await asyncio.to_thread(piece, receipt)
             except (OSError, SQLAlchemyError):
                 _log.exception("after an erasure something is left for a while")
+
+    def _clear_snapshots(self, _receipt: ErasureReceipt) -> None:
+        self._snapshots.sweep()
 
     def _clear_jobs(self, receipt: ErasureReceipt) -> None:
         remove_scratch(self._jobs_dir, receipt.jobs)

@@ -22,6 +22,7 @@ from service.access.keys import keys_that_expire
 from service.foundation.errors import NotFound
 from service.foundation.settings import Settings
 from service.gallery.cache import GalleryCache
+from service.gallery.snapshots import Snapshots
 from service.gallery.store import GalleryStore
 from service.gallery.tables import GalleryRow
 from service.jobs.queue import JobQueue
@@ -70,6 +71,7 @@ class Retention:
         self._store = store
         self._writers = writers
         self._galleries = galleries
+        self._snapshots = Snapshots(store.engine, settings.indexes_dir)
         self._reserve = reserve
         self._clock = clock
         self._sequences_at_once = sequences_at_once
@@ -99,6 +101,7 @@ class Retention:
             subjects += vanished
             if erased:
                 await asyncio.to_thread(self._follow, gallery_id, name)
+        await asyncio.to_thread(self._snapshots.sweep)
         answers = await self._delete_answers(at)
         await self._writers.run(vacuum, self._store.engine)
         # Always: an erasure's process may have died before it did, or had to leave it.

@@ -10,8 +10,9 @@ from typing import TypeVar
 
 from service.foundation.metrics import Metrics
 from service.gallery.listing import missing_subject, require_subject
-from service.gallery.live_index import Candidate, Filter, LiveIndex
+from service.gallery.live_index import Candidate, LiveIndex
 from service.gallery.records import Walk
+from service.gallery.roster import Filter
 from service.gallery.store import GalleryStore
 from service.recognition.intake import Intake, Upload
 from service.serving.active_models import ActiveModels

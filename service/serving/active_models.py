@@ -248,6 +248,7 @@ class ActiveModels:
         for digest, index in self._galleries.held(row.gallery_id).items():
             if digest in known:
                 await asyncio.to_thread(index.follow, row.revision)
+                await asyncio.to_thread(index.keep)
             else:
                 self._galleries.drop(row.gallery_id, digest)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -17,10 +18,10 @@ from numpy.typing import NDArray
 from models.card import Metric
 from models.comparison.similarity import part_similarity, similarity
 from service.gallery import coded_index
-from service.gallery.coded_index import CodedIndex
+from service.gallery.coded_index import CodedIndex, Stored, lists_for
 from service.gallery.faiss_index import GPU_SCRATCH, FaissIndex
 from service.gallery.growing_index import GrowingIndex
-from service.gallery.index import GalleryIndex
+from service.gallery.index import GalleryIndex, Hits
 from service.gallery.memory_index import MemoryIndex
 
 PARTS, CHANNELS = 4, 6
@@ -28,15 +29,71 @@ PARTS, CHANNELS = 4, 6
 INDEXES: dict[str, Callable[[Metric], GalleryIndex]] = {
     "memory": lambda metric: MemoryIndex(PARTS, CHANNELS, metric),
     "faiss": lambda metric: FaissIndex(PARTS, CHANNELS, metric, shortlist=50),
-    "codes": lambda metric: CodedIndex(metric, embeddings(200, 99), shortlist=50, folder=None),
+    "codes": lambda metric: Enrolled(lambda stored: coded_by(metric, stored, GALLERIES)),
+    "codes without a file": lambda metric: Enrolled(lambda stored: coded_by(metric, stored, None)),
     "codes from the third embedding on": lambda metric: growing(metric, exact_below=3),
 }
 Make = Callable[[Metric], GalleryIndex]
+GALLERIES = Path(tempfile.gettempdir())  # where files without names are no trouble
 
 
-def growing(metric: Metric, exact_below: int, folder: Path | None = None) -> GrowingIndex:
-    return GrowingIndex(
-        PARTS, CHANNELS, metric, shortlist=50, exact_below=exact_below, folder=folder
+class Enrolled:
+    """An index and the database that has what was added to it, as `stored` reads it."""
+
+    def __init__(self, make: Callable[[Stored], GalleryIndex]) -> None:
+        self.embeddings: dict[int, NDArray[np.float32]] = {}
+        self.index = make(self.stored)
+
+    def stored(self, wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        found = [key for key in wanted.tolist() if key in self.embeddings]
+        rows = [self.embeddings[key] for key in found]
+        return keys(*found), np.array(rows, np.float32).reshape(-1, PARTS, CHANNELS)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def nbytes(self) -> int:
+        return self.index.nbytes
+
+    def add(self, added: NDArray[np.int64], walks: NDArray[np.float32]) -> None:
+        self.embeddings.update(zip(added.tolist(), walks, strict=True))
+        self.index.add(added, walks)
+
+    def remove(self, gone: NDArray[np.int64]) -> None:
+        for key in gone.tolist():
+            self.embeddings.pop(key, None)
+        self.index.remove(gone)
+
+    def search(
+        self, probe: NDArray[np.float32], limit: int, among: NDArray[np.int64] | None = None
+    ) -> Hits:
+        return self.index.search(probe, limit, among)
+
+    def part_similarity(
+        self, probe: NDArray[np.float32], wanted: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        return self.index.part_similarity(probe, wanted)
+
+
+def coded_by(
+    metric: Metric, stored: Stored, folder: Path | None, sample: NDArray[np.float32] | None = None
+) -> CodedIndex:
+    lists = lists_for(embeddings(200, 99) if sample is None else sample)
+    return CodedIndex(metric, (PARTS, CHANNELS), lists, stored, shortlist=60, folder=folder)
+
+
+def growing(metric: Metric, exact_below: int, folder: Path | None = None) -> Enrolled:
+    return Enrolled(
+        lambda stored: GrowingIndex(
+            PARTS,
+            CHANNELS,
+            metric,
+            stored,
+            shortlist=50,
+            exact_below=exact_below,
+            folder=folder,
+        )
     )
 
 
@@ -250,11 +307,11 @@ def people(walks: int, seed: int) -> NDArray[np.float32]:
 
 
 @pytest.fixture
-def coded(monkeypatch: pytest.MonkeyPatch) -> CodedIndex:
+def coded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Enrolled:
     """The codes of people, with no way round the codes for a few keys."""
     monkeypatch.setattr(coded_index, "_EXACT", 0)
     walks = people(WALKS, seed=0)
-    index = CodedIndex("cosine", walks, shortlist=60, folder=None)
+    index = Enrolled(lambda stored: coded_by("cosine", stored, tmp_path, walks))
     index.add(np.arange(len(walks)), walks)
     return index
 
@@ -272,7 +329,7 @@ def recall(index: GalleryIndex, exact: MemoryIndex, among: NDArray[np.int64] | N
     return float(np.mean(shares))
 
 
-def test_codes_find_what_comparing_everything_finds(coded: CodedIndex) -> None:
+def test_codes_find_what_comparing_everything_finds(coded: Enrolled) -> None:
     walks = people(WALKS, seed=0)
     exact = MemoryIndex(PARTS, CHANNELS, "cosine")
     exact.add(np.arange(len(walks)), walks)
@@ -292,47 +349,131 @@ def test_codes_find_what_comparing_everything_finds(coded: CodedIndex) -> None:
     assert recall(coded, exact, None) >= 0.99
 
 
+def of(index: Enrolled) -> CodedIndex:
+    assert isinstance(index.index, CodedIndex)
+    return index.index
+
+
 def test_codes_take_a_fraction_of_the_memory(tmp_path: Path) -> None:
     sample = np.random.default_rng(0).normal(0, 1, (2000, 16, 32)).astype(np.float32)
-    index = CodedIndex("cosine", sample, shortlist=100, folder=tmp_path)
+    lists = lists_for(sample)
+    index = CodedIndex(
+        "cosine", (16, 32), lists, lambda _: (keys(), sample[:0]), shortlist=100, folder=tmp_path
+    )
     index.add(np.arange(2000), sample)
     assert index.nbytes < sample.nbytes / 10
 
 
 def test_zeros_are_written_over_what_is_removed(tmp_path: Path) -> None:
-    for folder in (None, tmp_path):
-        walks = embeddings(40)
-        index = CodedIndex("cosine", walks, shortlist=50, folder=folder)
-        index.add(np.arange(40), walks)
-        written = os.pread(index._rows._file, walks.nbytes, 0)
-        assert written == walks.tobytes()
-        index.remove(keys(7, 8, 30))
-        walks[[7, 8, 30]] = 0
-        assert os.pread(index._rows._file, walks.nbytes, 0) == walks.tobytes()
-        assert list(tmp_path.iterdir()) == [], "the file has no name"
-        assert os.fstat(index._rows._file).st_mode & 0o077 == 0 or folder is None
+    walks = embeddings(40)
+    index = Enrolled(lambda stored: coded_by("cosine", stored, tmp_path))
+    index.add(np.arange(40), walks)
+    rows = of(index)._rows
+    assert rows is not None
+    assert os.pread(rows._file, walks.nbytes, 0) == walks.tobytes()
+    index.remove(keys(7, 8, 30))
+    walks[[7, 8, 30]] = 0
+    assert os.pread(rows._file, walks.nbytes, 0) == walks.tobytes()
+    assert list(tmp_path.iterdir()) == [], "the file has no name"
+    assert os.fstat(rows._file).st_mode & 0o077 == 0
 
 
-def coding(index: GrowingIndex) -> Future[CodedIndex]:
-    assert index._coding is not None
-    return index._coding
-
-
-def test_a_gallery_that_grows_is_coded_while_it_is_searched() -> None:
+def test_codes_that_were_kept_find_the_same_and_nothing_that_was_removed(coded: Enrolled) -> None:
     walks = people(WALKS, seed=0)
-    index = growing("cosine", exact_below=4000)
+    coded.remove(np.arange(0, len(walks), 3))
+    kept = of(coded).codes
+    again = CodedIndex.restored(
+        "cosine", (PARTS, CHANNELS), kept, coded.stored, shortlist=60, folder=None
+    )
+    assert len(again) == len(coded)
+    probes = people(1, seed=1)[::15]
+    for probe in probes:
+        assert again.search(probe, 10).keys.tolist() == coded.search(probe, 10).keys.tolist()
+    for index in (again, of(coded)):  # and they go on in the same way
+        index.remove(np.arange(1, len(walks), 3))
+    coded.add(np.arange(0, len(walks), 3), walks[::3])
+    again.add(np.arange(0, len(walks), 3), walks[::3])
+    for probe in probes:
+        assert again.search(probe, 10).keys.tolist() == coded.search(probe, 10).keys.tolist()
+
+
+def test_codes_do_not_hold_what_was_removed(coded: Enrolled) -> None:
+    before = of(coded).codes
+    coded.add(keys(100_000), embeddings(1, 8))
+    coded.remove(keys(100_000))
+    after = of(coded).codes
+    assert after.blocks.tobytes() == before.blocks.tobytes()
+
+
+@pytest.mark.parametrize("wrong", ["sizes", "keys", "blocks", "lists"])
+def test_codes_that_do_not_fit_together_are_refused(coded: Enrolled, wrong: str) -> None:
+    kept = of(coded).codes
+    bad = {
+        "sizes": kept._replace(sizes=-kept.sizes),
+        "keys": kept._replace(keys=np.zeros_like(kept.keys)),
+        "blocks": kept._replace(blocks=kept.blocks[:-32]),
+        "lists": kept._replace(lists=kept.lists._replace(rotation=np.eye(3, dtype=np.float32))),
+    }[wrong]
+    with pytest.raises(ValueError, match=r"list|vectors"):
+        CodedIndex.restored(
+            "cosine", (PARTS, CHANNELS), bad, coded.stored, shortlist=60, folder=None
+        )
+
+
+def test_what_the_database_erased_a_moment_ago_is_not_found(tmp_path: Path) -> None:
+    walks = embeddings(80)
+    index = Enrolled(lambda stored: coded_by("cosine", stored, None))
+    index.add(np.arange(80), walks)
+    del index.embeddings[17]
+    assert 17 not in index.search(walks[17], 80).keys
+    assert index.part_similarity(walks[17], keys(17, 3))[0].tolist() == [0] * PARTS
+
+
+def coding(index: Enrolled) -> Future[CodedIndex]:
+    assert isinstance(index.index, GrowingIndex)
+    assert index.index._coding is not None
+    return index.index._coding
+
+
+def inner(index: Enrolled) -> FaissIndex | CodedIndex:
+    assert isinstance(index.index, GrowingIndex)
+    return index.index._index
+
+
+def test_a_gallery_that_grows_is_coded_while_it_is_searched(tmp_path: Path) -> None:
+    walks = people(WALKS, seed=0)
+    index = growing("cosine", 4000, tmp_path)
     index.add(np.arange(3999), walks[:3999])
-    assert index._coding is None
+    with pytest.raises(AssertionError):
+        coding(index)
     index.add(keys(3999), walks[3999:4000])
     wait([coding(index)])
-    exact = index._index
+    exact = inner(index)
     assert isinstance(exact, FaissIndex)
     exact.remove(keys(17, 3000))  # as if the codes had not been made yet
+    index.embeddings[5000] = walks[5000]
     exact.add(keys(5000), walks[5000:5001])
     assert index.search(walks[5000], 1).keys.tolist() == [5000]
-    assert isinstance(index._index, CodedIndex)
-    assert index._index.keys.tolist() == exact.keys.tolist()
+    assert isinstance(inner(index), CodedIndex)
+    assert inner(index).keys.tolist() == exact.keys.tolist()
     assert 17 not in index.search(walks[17], 4000).keys
+
+
+def test_a_gallery_that_has_grown_eightfold_is_coded_anew(tmp_path: Path) -> None:
+    walks = people(WALKS, seed=0)
+    index = growing("cosine", 600, tmp_path)
+    index.add(np.arange(600), walks[:600])
+    wait([coding(index)])
+    index.search(walks[0], 1)
+    first = inner(index)
+    index.add(np.arange(600, 4800), walks[600:4800])
+    wait([coding(index)])
+    assert index.search(walks[4000], 1).keys.tolist() == [4000]
+    second = inner(index)
+    assert isinstance(first, CodedIndex)
+    assert isinstance(second, CodedIndex)
+    assert len(second.codes.sizes) > len(first.codes.sizes)
+    assert second.keys.tolist() == list(range(4800))
 
 
 def test_a_gallery_stays_in_memory_while_the_disk_is_full(
@@ -349,8 +490,22 @@ def test_a_gallery_stays_in_memory_while_the_disk_is_full(
         index.add(keys(100), embeddings(1, 8))
     assert index.search(embeddings(1, 8)[0], 1).keys.tolist() == [100]
     assert "No space left" in caplog.text
-    assert index._coding is None
+    assert isinstance(inner(index), FaissIndex)
     index.add(np.arange(101, 200), embeddings(99, 9))
     wait([coding(index)])
     assert index.search(embeddings(99, 9)[5], 1).keys.tolist() == [106]
-    assert isinstance(index._index, CodedIndex)
+    assert isinstance(inner(index), CodedIndex)
+
+
+def test_a_search_does_without_the_file_while_the_disk_is_full(
+    monkeypatch: pytest.MonkeyPatch, coded: Enrolled, tmp_path: Path
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    again = CodedIndex.restored(
+        "cosine", (PARTS, CHANNELS), of(coded).codes, coded.stored, shortlist=60, folder=tmp_path
+    )
+    monkeypatch.setattr(os, "pwrite", full)
+    probe = people(1, seed=1)[5]
+    assert again.search(probe, 10).keys.tolist() == coded.search(probe, 10).keys.tolist()
