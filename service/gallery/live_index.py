@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.foundation.errors import Unavailable
@@ -148,8 +149,9 @@ class LiveIndex:
                 or (codes := index.codes) is None
             ):
                 return
-            entries, revision = self._roster.entries(), self._revision
+            (keys, entries), revision = self._roster.entries(), self._revision
             self._rest_until = now + _REST_S
+        codes = codes._replace(keys=np.searchsorted(keys, codes.keys))
         snapshot = Snapshot(self._version, revision, listed(entries), codes)
         try:
             if self._snapshots.save(self._gallery_id, self._digest, snapshot):
@@ -226,5 +228,17 @@ class LiveIndex:
             _log.warning("a snapshot is not used: %s", error)
             return
         self._roster.restore(kept.listing)
-        self._revision, self._kept = kept.revision, len(kept.listing.keys)
+        self._revision, self._kept = kept.revision, len(kept.listing.sequence_ids)
         _log.info("an index begins with its snapshot", extra={"sequences": self._kept})
+
+
+def stored_embeddings(
+    store: GalleryStore, digest: str, shape: tuple[int, int], roster: Roster, keys: Keys
+) -> tuple[Keys, NDArray[np.float32]]:
+    """Embeddings [k, p, c] of an index's keys, from the database, and which those keys are."""
+    named = roster.named(keys)
+    found = store.embeddings(digest, named)
+    embeddings = np.empty((len(found), *shape), np.float32)
+    for row, (_, embedding) in enumerate(found):
+        embeddings[row] = embedding
+    return np.array([named[sequence_id] for sequence_id, _ in found], np.int64), embeddings

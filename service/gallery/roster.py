@@ -47,10 +47,9 @@ class Entry(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """A roster of n sequences as arrays, for keeping.
+    """A roster of n sequences as arrays, for keeping; their keys are 0 to n - 1.
 
     Attributes:
-        keys: int64 [n], rising.
         sequence_ids: bytes [n], ASCII.
         subject_of: positions in `subjects`, int32 [n].
         subjects: the subjects' ids, each once.
@@ -58,7 +57,6 @@ class Listing(NamedTuple):
         kinds: what the metadata says, each once.
     """
 
-    keys: Keys
     sequence_ids: NDArray[np.bytes_]
     subject_of: NDArray[np.int32]
     subjects: list[str]
@@ -159,27 +157,26 @@ class Roster:
                 break
         return len(seen)
 
-    def entries(self) -> list[tuple[int, Entry]]:
-        """All keys and what they stand for, for `listed`."""
-        return list(self._entries.items())
+    def entries(self) -> tuple[Keys, list[Entry]]:
+        """All keys, which rise, and what they stand for."""
+        return np.fromiter(self._entries, np.int64, len(self)), list(self._entries.values())
 
     def restore(self, listing: Listing) -> None:
         """Begin with what was listed, and was checked if it comes from a file."""
-        keys, codes = listing.keys, (listing.subject_of, listing.kind_of)
+        codes = (listing.subject_of, listing.kind_of)
         ids = listing.sequence_ids.astype(np.str_).tolist()
         subjects = [*map(sys.intern, listing.subjects)]
-        for subject, held in zip(subjects, _groups(keys, codes[0]), strict=True):
+        for subject, held in zip(subjects, _groups(codes[0]), strict=True):
             self._by_subject[subject] = array("q", held.tobytes())
         kinds = [
             self._new_kind(facets, held.tobytes())
-            for facets, held in zip(listing.kinds, _groups(keys, codes[1]), strict=True)
+            for facets, held in zip(listing.kinds, _groups(codes[1]), strict=True)
         ]
         whose = map(subjects.__getitem__, codes[0].tolist())
         what = map(kinds.__getitem__, codes[1].tolist())
-        numbers = keys.tolist()
-        self._entries = dict(zip(numbers, map(Entry, ids, whose, what), strict=True))
-        self._keys = dict(zip(ids, numbers, strict=True))
-        self.next_key = numbers[-1] + 1
+        self._entries = dict(enumerate(map(Entry, ids, whose, what)))
+        self._keys = {sequence_id: key for key, sequence_id in enumerate(ids)}
+        self.next_key = len(ids)
 
     def _new_kind(self, facets: Facets, keys: bytes = b"") -> _Kind:
         kind = self._kinds[facets] = _Kind(facets, keys)
@@ -188,35 +185,24 @@ class Roster:
         return kind
 
 
-def listed(entries: Collection[tuple[int, Entry]]) -> Listing:
-    """Entries, whose keys rise, as arrays."""
+def listed(entries: Collection[Entry]) -> Listing:
+    """Entries as arrays."""
     subjects: dict[str, int] = {}
     kinds: dict[Facets, int] = {}
-    count = len(entries)
+    whose = [subjects.setdefault(entry.subject_id, len(subjects)) for entry in entries]
+    what = [kinds.setdefault(entry.kind.facets, len(kinds)) for entry in entries]
     return Listing(
-        np.fromiter((key for key, _ in entries), np.int64, count),
-        np.array([entry.sequence_id.encode("ascii") for _, entry in entries], f"S{ID_BYTES}"),
-        np.fromiter(
-            (subjects.setdefault(entry.subject_id, len(subjects)) for _, entry in entries),
-            np.int32,
-            count,
-        ),
+        np.array([entry.sequence_id.encode("ascii") for entry in entries], f"S{ID_BYTES}"),
+        np.array(whose, np.int32),
         list(subjects),
-        np.fromiter(
-            (kinds.setdefault(entry.kind.facets, len(kinds)) for _, entry in entries),
-            np.int32,
-            count,
-        ),
+        np.array(what, np.int32),
         list(kinds),
     )
 
 
 def check(listing: Listing) -> None:
     """Raise `ValueError` for arrays that do not fit together."""
-    count = len(listing.keys)
-    rising = count > 0 and listing.keys[0] >= 0 and (np.diff(listing.keys) > 0).all()
-    if not rising or len(listing.sequence_ids) != count:
-        raise ValueError("the keys are not those of a roster")
+    count = len(listing.sequence_ids)
     if len(set(listing.sequence_ids.astype(np.str_).tolist())) != count:
         raise ValueError("a sequence is listed twice")
     for codes, names in ((listing.subject_of, listing.subjects), (listing.kind_of, listing.kinds)):
@@ -227,12 +213,11 @@ def check(listing: Listing) -> None:
             raise ValueError("the groups are not those of the sequences")
 
 
-def _groups(keys: Keys, codes: NDArray[np.int32]) -> Iterator[Keys]:
+def _groups(codes: NDArray[np.int32]) -> Iterator[Keys]:
     """The keys of each code in turn, in their order."""
     order = np.argsort(codes, kind="stable")
-    ends = np.cumsum(np.bincount(codes))
-    in_order = keys[order]
-    return (in_order[start:end] for start, end in pairwise([0, *ends.tolist()]))
+    ends = np.cumsum(np.bincount(codes)).tolist()
+    return (order[start:end] for start, end in pairwise([0, *ends]))
 
 
 def _without(keys: array[int], key: int) -> bool:

@@ -15,7 +15,6 @@ import fcntl
 import json
 import logging
 import os
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,7 +57,7 @@ class Snapshot:
         version: what `Snapshots.version` said before the index was begun.
         revision: that the index had applied.
         listing: its sequences.
-        codes: of their embeddings.
+        codes: of their embeddings; keys are positions in `listing`.
     """
 
     version: str
@@ -127,14 +126,15 @@ class Snapshots:
             OSError: the disk is full, or its file system has no files without names.
         """
         listing = snapshot.listing
-        if self._encrypted or len(listing.keys) == 0:
+        if self._encrypted or len(listing.sequence_ids) == 0:
             return False
         last = listing.sequence_ids[-1].decode()
-        count = len(listing.keys)
+        count = len(listing.sequence_ids)
         mark = _Mark(_FORMAT, gallery_id, digest, snapshot.version, snapshot.revision, count, last)
         self._folder.mkdir(mode=0o700, exist_ok=True)
         # Without a name until it is whole: whatever happens, nothing is left of it.
-        with tempfile.TemporaryFile(dir=self._folder) as file:
+        unnamed = os.open(self._folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        with os.fdopen(unnamed, "w+b") as file:
             np.savez(file, allow_pickle=False, **_arrays(mark, snapshot))
             file.flush()
             os.fsync(file.fileno())
@@ -144,7 +144,8 @@ class Snapshots:
                     return False
                 path = self._path(gallery_id, digest)
                 path.unlink(missing_ok=True)
-                os.link(f"/proc/self/fd/{file.fileno()}", path, follow_symlinks=True)
+                # With a descriptor of any folder Python calls linkat(2), which follows the link.
+                os.link(f"/proc/self/fd/{unnamed}", path, src_dir_fd=unnamed)
         return True
 
     def sweep(self) -> None:
@@ -218,7 +219,6 @@ def _arrays(mark: _Mark, snapshot: Snapshot) -> dict[str, npt.NDArray[Any]]:
     listing, codes = snapshot.listing, snapshot.codes
     return {
         "mark": _text(asdict(mark)),
-        "keys": listing.keys,
         "sequence_ids": listing.sequence_ids,
         "subject_of": listing.subject_of,
         "subjects": _text(listing.subjects),
@@ -227,7 +227,7 @@ def _arrays(mark: _Mark, snapshot: Snapshot) -> dict[str, npt.NDArray[Any]]:
         "rotation": codes.lists.rotation,
         "centres": codes.lists.centres,
         "sizes": codes.sizes,
-        "coded_keys": codes.keys,
+        "keys": codes.keys,
         "blocks": codes.blocks,
     }
 
@@ -246,7 +246,6 @@ def _read(file: zipfile.ZipFile, mark: _Mark) -> Snapshot:
     """Everything; zip has a checksum of each array."""
     count = mark.sequences
     listing = Listing(
-        _array(file, "keys", np.int64, count),
         _array(file, "sequence_ids", f"S{ID_BYTES}", count),
         _array(file, "subject_of", np.int32, count),
         _NAMES.validate_json(_text_of(file, "subjects")),
@@ -259,13 +258,13 @@ def _read(file: zipfile.ZipFile, mark: _Mark) -> Snapshot:
             _array(file, "centres", np.float32, None, None),
         ),
         _array(file, "sizes", np.int64, None),
-        _array(file, "coded_keys", np.int64, count),
+        _array(file, "keys", np.int64, count),
         _array(file, "blocks", np.uint8, None),
     )
     if not all(np.isfinite(numbers).all() for numbers in codes.lists):
         raise ValueError("its lists are not of numbers")
     check(listing)
-    if not np.array_equal(np.sort(codes.keys), listing.keys):
+    if not np.array_equal(np.sort(codes.keys), np.arange(count)):
         raise ValueError("its codes are not those of its sequences")
     return Snapshot(mark.version, mark.revision, listing, codes)
 

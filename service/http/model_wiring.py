@@ -18,8 +18,8 @@ from service.foundation.metrics import Metrics
 from service.foundation.settings import Settings
 from service.gallery.faiss_index import FaissIndex
 from service.gallery.growing_index import GrowingIndex
-from service.gallery.index import GalleryIndex, Keys
-from service.gallery.live_index import LiveIndex
+from service.gallery.index import GalleryIndex
+from service.gallery.live_index import LiveIndex, stored_embeddings
 from service.gallery.memory_index import MemoryIndex
 from service.gallery.records import Silhouettes
 from service.gallery.roster import Roster
@@ -83,15 +83,14 @@ class ModelWiring:
         return LiveIndex(
             gallery_id,
             loaded.digest,
-            self._index(loaded, roster),
+            self._index(loaded.encoder, roster),
             self.store,
             self.reembedding(loaded).some,
             roster=roster,
             snapshots=Snapshots(self.store.engine, self.settings.indexes_dir),
         )
 
-    def _index(self, loaded: LoadedModel, roster: Roster) -> GalleryIndex:
-        encoder = loaded.encoder
+    def _index(self, encoder: Encoder, roster: Roster) -> GalleryIndex:
         card = encoder.card
         if self.settings.index == "memory":
             return MemoryIndex(card.parts, card.channels, card.metric)
@@ -101,7 +100,7 @@ class ModelWiring:
         return GrowingIndex(
             *shape,
             card.metric,
-            partial(_stored, self.store, loaded.digest, shape, roster),
+            partial(stored_embeddings, self.store, encoder.digest, shape, roster),
             shortlist=shortlist,
             exact_below=self.settings.exact_below,
             # What the database has encrypted is written nowhere in plain.
@@ -111,15 +110,3 @@ class ModelWiring:
     def _observe_run(self, seconds: float, walks: int) -> None:
         self.metrics.embed_seconds.observe(seconds)
         self.load.embedded(seconds, walks)
-
-
-def _stored(
-    store: GalleryStore, digest: str, shape: tuple[int, int], roster: Roster, keys: Keys
-) -> tuple[Keys, NDArray[np.float32]]:
-    """Embeddings [k, p, c] of an index's keys, from the database, and which those keys are."""
-    named = roster.named(keys)
-    found = store.embeddings(digest, named)
-    embeddings = np.empty((len(found), *shape), np.float32)
-    for row, (_, embedding) in enumerate(found):
-        embeddings[row] = embedding
-    return np.array([named[sequence_id] for sequence_id, _ in found], np.int64), embeddings

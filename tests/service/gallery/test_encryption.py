@@ -23,6 +23,7 @@ from service.foundation.metrics import Metrics
 from service.foundation.settings import Settings
 from service.gallery.growing_index import GrowingIndex
 from service.gallery.reencryption import Kept, holdings, reencrypt
+from service.gallery.roster import Roster
 from service.gallery.sealing import DamagedEmbedding, DamagedSilhouettes, Sealing, sealing_of
 from service.gallery.store import GalleryStore, NewSequence
 from service.gallery.tables import EmbeddingRow, SequenceRow
@@ -107,7 +108,7 @@ def test_without_encryption_the_same_search_of_the_files_finds_every_walk(
 
 
 @pytest.mark.parametrize("secrets", [(), (OLD,)])
-def test_the_file_of_a_large_gallery_is_in_memory_if_the_database_is_encrypted(
+def test_a_large_gallery_has_no_file_of_embeddings_if_the_database_is_encrypted(
     settings: Settings, models: Path, secrets: tuple[str, ...]
 ) -> None:
     settings = with_keys(settings, *secrets) if secrets else settings
@@ -116,7 +117,7 @@ def test_the_file_of_a_large_gallery_is_in_memory_if_the_database_is_encrypted(
         wiring = ModelWiring(
             settings, GalleryStore(engine), Metrics(), Load(1), thread, threading.Event()
         )
-        index = wiring._index(Encoder.open(models / "default", device="cpu"))
+        index = wiring._index(Encoder.open(models / "default", device="cpu"), Roster())
     assert isinstance(index, GrowingIndex)
     assert index._folder == (None if secrets else settings.data_dir)
     engine.dispose()

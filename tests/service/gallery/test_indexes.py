@@ -26,6 +26,7 @@ from service.gallery.memory_index import MemoryIndex
 
 PARTS, CHANNELS = 4, 6
 
+GALLERIES: Path = Path(tempfile.gettempdir())  # where files without names are no trouble
 INDEXES: dict[str, Callable[[Metric], GalleryIndex]] = {
     "memory": lambda metric: MemoryIndex(PARTS, CHANNELS, metric),
     "faiss": lambda metric: FaissIndex(PARTS, CHANNELS, metric, shortlist=50),
@@ -34,7 +35,6 @@ INDEXES: dict[str, Callable[[Metric], GalleryIndex]] = {
     "codes from the third embedding on": lambda metric: growing(metric, exact_below=3),
 }
 Make = Callable[[Metric], GalleryIndex]
-GALLERIES = Path(tempfile.gettempdir())  # where files without names are no trouble
 
 
 class Enrolled:
