@@ -28,7 +28,7 @@ from service.foundation.settings import Settings
 from service.gallery.editing import edit_sequence
 from service.gallery.growing_index import GrowingIndex
 from service.gallery.live_index import LiveIndex, stored_embeddings
-from service.gallery.records import Changes, Embedding
+from service.gallery.records import Changes, Embedding, Metadata
 from service.gallery.roster import Roster
 from service.gallery.sealing import unlock
 from service.gallery.snapshots import Snapshots
@@ -56,7 +56,7 @@ def enrol(store: GalleryStore, name: str, *seeds: int) -> list[str]:
     walks = [
         made_walk(embedding(seed), np.full((1, 64, 64), seed % 251, np.uint8)) for seed in seeds
     ]
-    metadata = {"view": VIEWS[seeds[0] % 2], "camera": 3, "indoors": True}
+    metadata: Metadata = {"view": VIEWS[seeds[0] % 2], "camera": 3, "indoors": True}
     return [one.sequence_id for one in add(store, "default", name, walks, DIGEST, metadata)]
 
 
@@ -259,7 +259,12 @@ def test_an_erasure_waits_for_a_snapshot_that_is_being_put_in_place(
     process = start()
     erased = threading.Event()
     with process.snapshots._locked():
-        sweep = threading.Thread(target=lambda: (process.snapshots.sweep(), erased.set()))
+
+        def sweep_then_say() -> None:
+            process.snapshots.sweep()
+            erased.set()
+
+        sweep = threading.Thread(target=sweep_then_say)
         sweep.start()
         assert not erased.wait(0.2)
     sweep.join(10)
@@ -505,15 +510,15 @@ def test_a_service_has_no_snapshot_with_whom_it_has_erased_when_it_answers(
         enrol_walk(client, f"s{number}", walk(number))
     until = time.monotonic() + 30
     while not (paths := list(settings.indexes_dir.glob("*.npz"))):
-        identify(client, walk(1))
+        identify(client, walk(2))
         assert time.monotonic() < until, "no snapshot was written"
         time.sleep(0.1)
-    assert b"s4" in paths[0].read_bytes()
-    client.delete("/subjects/s4").raise_for_status()
+    assert b'"s0"' in paths[0].read_bytes()
+    client.delete("/subjects/s0").raise_for_status()
     assert list(settings.indexes_dir.glob("*.npz")) == []
     again = serve(exact_below=3)
-    found = identify(again, walk(4)).json()["candidates"]
-    assert "s4" not in [candidate["subject_id"] for candidate in found]
+    found = identify(again, walk(0)).json()["candidates"]
+    assert "s0" not in [candidate["subject_id"] for candidate in found]
 
 
 def test_a_service_that_starts_with_a_snapshot_answers_as_before(
