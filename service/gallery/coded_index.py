@@ -29,6 +29,7 @@ from service.gallery.records import Embedding
 
 LISTS = 512
 PROBED = 0.28  # of the lists, by a search of all keys for a few
+FILTERED = 0.5  # of the lists, by one of many keys: their nearest lie further away
 BITS = 2
 SAMPLE = 160 * LISTS  # vectors that centres are made of, if there are so many
 _BLOCK = 32  # vectors that FAISS scans at once
@@ -222,15 +223,14 @@ class CodedIndex:
             return self.keys if chosen is None else chosen
         parameters: Any = faiss.IVFRaBitQSearchParameters()
         parameters.qb = 8
-        parameters.nprobe = self._lists
+        # The best of a few may lie anywhere: all lists are read.
+        share = 1.0 if count * 100 > reachable else PROBED if chosen is None else FILTERED
+        parameters.nprobe = max(1, round(self._lists * share))
         if chosen is not None:
-            # The best of a few may lie anywhere: all lists are read.
             mask = np.zeros(len(self._held), np.bool_)
             mask[chosen] = True
             selector: Any = faiss.IDSelectorBitmap
             parameters.sel = selector(np.packbits(mask, bitorder="little"))
-        elif count * 100 <= reachable:
-            parameters.nprobe = max(1, round(self._lists * PROBED))
         faiss.omp_set_num_threads(1)
         query = _rotated(probe[None], self._how.rotation)
         found = self._codes.search(query, count, params=parameters)[1][0]
