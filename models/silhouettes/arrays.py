@@ -1,4 +1,4 @@
-"""`.npy` and `.npz`: arrays of silhouettes in any usual layout, read without anything that unpickles."""
+"""`.npy` and `.npz`: arrays in any usual layout, read without anything that unpickles."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def decode_npy(
     """
     header = _header(data, where)
     dtype = _dtype(header, where)
-    count = math.prod(header.shape)
+    lengths: list[int] = list(header.shape)
+    count = math.prod(lengths)
     shape = _frames_first(header.shape, is_frame, where)
     budget.check_frame_count(shape[0])
     if min(shape[1:3]) < 1 or len(shape) == 4:
@@ -141,7 +142,7 @@ def _frames_first(shape: tuple[int, ...], is_frame: bool, where: str) -> tuple[i
         axes.pop(-1 if axes[-1] == 1 else 1 if axes[1] == 1 else 0)
     if is_frame and (len(axes) == 2 or (len(axes) == 3 and axes[2] in _CHANNELS)):
         axes.insert(0, 1)
-    if len(axes) == 4 and axes[3] not in _CHANNELS or len(axes) not in (3, 4):
+    if len(axes) not in (3, 4) or (len(axes) == 4 and axes[3] not in _CHANNELS):
         raise MalformedSequence(f"the array has {len(shape)} dimensions; {_HOW}", where=where)
     if axes[0] == 0:
         raise MalformedSequence(f"the array has no frames; {_HOW}", where=where)

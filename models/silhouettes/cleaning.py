@@ -1,8 +1,9 @@
 """Takes away what segmenters leave around a person, or in place of one.
 
 The person is the largest component after a small closing, with the pieces a gap has cut off above
-and below it; greys are cut at half, of few rows after they are enlarged. Frames in which the side border cuts the person, or in which what was found is much
-smaller or larger than in the frames around, are dropped and counted.
+and below it; greys are cut at half, those of few rows after they are enlarged. Frames in which the
+side border cuts the person, or in which what was found is much smaller or larger than in the frames
+around, are dropped and counted.
 """
 
 from __future__ import annotations
@@ -181,14 +182,15 @@ def _find_bodies(closed: Frame, budget: Budget | None) -> Iterator[tuple[Box, Fr
     depth = cv2.CV_16U if closed.size < 2**16 else cv2.CV_32S
     _, labels, stats, _ = cv2.connectedComponentsWithStats(closed, connectivity=8, ltype=depth)
     stats = stats[1:]  # row 0 is the background
-    numbers = np.arange(1, len(stats) + 1)
+    count = len(stats)
+    numbers = np.arange(1, count + 1)
     first: Box | None = None
     for _ in range(_MOST_PEOPLE):
         pieces, body = join_pieces(stats, budget)
         if first and not _may_be_meant(body, first):
             return
         first = first or body
-        yield body, _select(labels, numbers[pieces].tolist(), int(numbers[-1]) + 2)
+        yield body, _select(labels, numbers[pieces].tolist(), count + 2)
         left_over = np.ones(len(stats), np.bool_)
         left_over[pieces] = False
         left_over &= stats[:, 4] >= _OTHER_AREA * first.area

@@ -62,7 +62,7 @@ def from_colours(rgb: NDArray[np.uint8], smeared: bool) -> Frame:
     border = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])
     background = np.median(border, axis=0)
     even = (np.abs(border - background).max(axis=1) <= least).mean() >= _EVEN
-    apart = cv2.split(np.asarray(cv2.absdiff(rgb, (*background.tolist(), 0.0)), np.uint8))
+    apart = cv2.split(np.asarray(cv2.absdiff(rgb, np.full_like(rgb, background)), np.uint8))
     person = np.asarray(cv2.max(cv2.max(*apart[:2]), apart[2]), np.uint8) > least
     if not even or count < _MANY_COLOURED * np.count_nonzero(person):
         return np.where(coloured, np.uint8(255), brightest)

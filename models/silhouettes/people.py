@@ -22,7 +22,11 @@ from models.silhouettes.types import Frame
 _LOST: Final = 5  # frames in which somebody may be out of sight
 _FURTHEST: Final = 0.5  # heights from one frame to the next, and for each that is missing
 _TALLER: Final = 2.0  # heights that a doubling of the size counts for
+_WAY: Final = 0.3  # heights to either side, that who walks gets on
+_GROWTH: Final = 1.15  # or so much taller
 _RIVAL: Final = 0.25  # of the frames of who is followed
+_LEAP: Final = 1.0  # heights from one frame to the next
+_ABSENT: Final = 20  # frames
 _MOST_CAMERAS: Final = 3  # changes of the image's size; more, and people were cut out
 _SOME: Final = 0.25  # of the frames
 _HEADLESS: Final = 0.7  # of the trunk's width, at the top; heads have 0.15 to 0.5
@@ -33,6 +37,7 @@ class Sighting(NamedTuple):
     """One person in one frame.
 
     Attributes:
+        number: of the frame.
         silhouette: normalised, uint8 `[64, 64]`, or the reason why it can't be.
         size: in the frame.
         place: in the frame.
@@ -40,6 +45,7 @@ class Sighting(NamedTuple):
         lying: normalised after a quarter turn, of who is wider than tall; else None.
     """
 
+    number: int
     silhouette: Frame | str
     size: Size
     place: Box
@@ -90,22 +96,28 @@ def follow(frames: Sequence[Sequence[Sighting]]) -> Followed:
 
 
 def longest_walk(sightings: Sequence[Sighting]) -> slice:
-    """Which of somebody's sightings are one walk: the most that come without a leap."""
+    """Which of somebody's sightings are one walk: the most without a leap or a long absence."""
     images = [one.image for one in sightings]
     changes = [at for at in range(1, len(images)) if images[at] != images[at - 1]]
     if len(changes) > _MOST_CAMERAS:
         return slice(0, len(sightings))
-    leaps = [
+    breaks = [
         at
-        for at in range(1, len(sightings))
-        if at in changes or _apart(sightings[at - 1], sightings[at]) > 2 * _FURTHEST
+        for at, (before, after) in enumerate(pairwise(sightings), 1)
+        if at in changes or _is_break(before, after)
     ]
-    ends = [0, *leaps, len(sightings)]
+    ends = [0, *breaks, len(sightings)]
     walks = [slice(start, end) for start, end in pairwise(ends)]
     long = [walk for walk in walks if walk.stop - walk.start >= LEAST_FRAMES]
     if len(long) < 2:
         return slice(0, len(sightings))
     return max(long, key=lambda walk: walk.stop - walk.start)
+
+
+def _is_break(before: Sighting, after: Sighting) -> bool:
+    absent = after.number - before.number - 1
+    way = abs(after.column - before.column) / max(before.size.height, after.size.height)
+    return absent > _ABSENT or way > _LEAP + min(_LEAP, absent * _FURTHEST)
 
 
 def find_uncut(sightings: list[Sighting], noticed: list[str]) -> list[Sighting]:
@@ -163,6 +175,13 @@ def _apart(one: Sighting, other: Sighting) -> float:
 
 
 def _walks(track: _Track) -> bool:
-    silhouettes = [one.silhouette for one in track.values()]
+    """Whether somebody gets on in the image, and walks."""
+    sightings = list(track.values())
+    columns = [one.column for one in sightings]
+    heights = [one.size.height for one in sightings]
+    way = max(columns) - min(columns)
+    if way < _WAY * max(heights) and max(heights) < _GROWTH * min(heights):
+        return False
+    silhouettes = [one.silhouette for one in sightings]
     shown = [one for one in silhouettes if not isinstance(one, str)]
     return len(shown) >= LEAST_FRAMES and is_walker(np.stack(shown))

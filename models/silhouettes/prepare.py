@@ -216,12 +216,16 @@ class _Walk:
             return
         people = find_people(frame, self._budget)
         if numbered is not None:
-            people = part_people(people, numbered, labels, self._budget)
+            people = part_people(people, numbered, list(labels), self._budget)
         if isinstance(people[0], str):
             self._dropped[people[0]] += 1
         rows, columns = frame.shape
         self._frames.append(
-            [_sighted(one, (rows, columns)) for one in people if isinstance(one, Person)]
+            [
+                _sighted(self._count, one, (rows, columns))
+                for one in people
+                if isinstance(one, Person)
+            ]
         )
 
     def finish(self) -> Prepared:
@@ -259,15 +263,17 @@ class _Walk:
         noticed += followed.issues
         seen = [one for one in followed.sightings if one]
         self._drop(ELSEWHERE, sum(map(bool, self._frames)) - len(seen))
-        walk = longest_walk(seen)
-        if self._drop(OTHER_WALK, len(seen) - len(seen[walk])):
-            noticed.append("several_walks")
-        reasons = find_unsteady([one.size for one in seen[walk]])
+        reasons = find_unsteady([one.size for one in seen])
         self._dropped.update(reason for reason in reasons if reason)
-        steady = [one for one, reason in zip(seen[walk], reasons, strict=True) if not reason]
-        if len(lying := [one for one in steady if one.lying is not None]) > len(steady) / 2:
+        steady = [one for one, reason in zip(seen, reasons, strict=True) if not reason]
+        walk = longest_walk(steady)
+        if self._drop(OTHER_WALK, len(steady) - len(steady[walk])):
+            noticed.append("several_walks")
+        steady = steady[walk]
+        lying = [one._replace(silhouette=one.lying) for one in steady if one.lying is not None]
+        if len(lying) > len(steady) / 2:
             noticed.append("upside_down")
-            steady = [one._replace(silhouette=one.lying) for one in lying]
+            steady = lying
         kept = find_uncut(steady, noticed)
         self._drop(CUT, len(steady) - len(kept))
         if kept and float(np.median([one.size.height for one in kept])) < _FEW_ROWS:
@@ -281,13 +287,13 @@ class _Walk:
         return count
 
 
-def _sighted(person: Person, image: tuple[int, int]) -> Sighting:
+def _sighted(number: int, person: Person, image: tuple[int, int]) -> Sighting:
     silhouette = _normalise_one(person.strip, len(person.strip))
     lying = None
     if person.place.width > _LYING * person.place.height:
         turned = _normalise_one(np.ascontiguousarray(np.rot90(person.strip)), WIDTH)
         lying = None if isinstance(turned, str) else turned
-    return Sighting(silhouette, person.size, person.place, image, lying)
+    return Sighting(number, silhouette, person.size, person.place, image, lying)
 
 
 def _inversions(inverted: int, count: int) -> list[str]:

@@ -123,9 +123,8 @@ def _decode_track(
             budget.take_frame(picture.height, picture.width, where=f"frame {frames}")
             brightness = picture.to_ndarray(format="gray")
             # The display matrix says how a player turns the picture, anticlockwise.
-            yield np.ascontiguousarray(
-                np.rot90(without_noise(brightness), round(picture.rotation / 90))
-            )
+            upright = np.rot90(brightness, round(picture.rotation / 90))
+            yield without_noise(np.asarray(upright, np.uint8))
     if packets < stream.frames or _ends_early(container, stream, end):
         raise MalformedSequence(_CUT_SHORT)
 
