@@ -39,8 +39,7 @@ def decode_npy(
     """
     header = _header(data, where)
     dtype = _dtype(header, where)
-    lengths: list[int] = list(header.shape)
-    count = math.prod(lengths)
+    count = int(np.prod(header.shape, dtype=object))
     shape = _frames_first(header.shape, is_frame, where)
     budget.check_frame_count(shape[0])
     if min(shape[1:3]) < 1 or len(shape) == 4:

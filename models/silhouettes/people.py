@@ -42,7 +42,8 @@ class Sighting(NamedTuple):
         size: in the frame.
         place: in the frame.
         image: rows and columns of the frame.
-        lying: normalised after a quarter turn, of who is wider than tall; else None.
+        lying: the same after a quarter turn, of who is wider than tall; else None.
+        bare: the same without what is held over the head; None if nothing is.
     """
 
     number: int
@@ -50,7 +51,8 @@ class Sighting(NamedTuple):
     size: Size
     place: Box
     image: tuple[int, int]
-    lying: Frame | None
+    lying: Sighting | None = None
+    bare: Sighting | None = None
 
     @property
     def column(self) -> float:

@@ -12,12 +12,13 @@ import cv2
 import numpy as np
 
 from models.silhouettes.budget import Budget, DecodeLimits
-from models.silhouettes.cleaning import EMPTY, FRAGMENT, Person, find_people, find_unsteady
+from models.silhouettes.cleaning import EMPTY, FRAGMENT, Person, Size, find_people, find_unsteady
 from models.silhouettes.decode import decode_each, is_bright, put_white_on_black, whiten
 from models.silhouettes.errors import SequenceTooLarge
 from models.silhouettes.labels import list_labels, part_people
 from models.silhouettes.members import NO_MEMORY
 from models.silhouettes.normalise import CUT_WIDTH, HEIGHT, WIDTH, normalise, pad
+from models.silhouettes.overhead import rows_overhead
 from models.silhouettes.people import Sighting, find_uncut, follow, longest_walk
 from models.silhouettes.quality import LEAST_FRAMES, judge, refused
 from models.silhouettes.rhythm import Place, find_even
@@ -263,6 +264,13 @@ class _Walk:
         noticed += followed.issues
         seen = [one for one in followed.sightings if one]
         self._drop(ELSEWHERE, sum(map(bool, self._frames)) - len(seen))
+        for others, code in (
+            ([one.lying for one in seen if one.lying], "upside_down"),
+            ([one.bare for one in seen if one.bare], "not_a_person_shape"),
+        ):
+            if len(others) > len(seen) / 2:
+                noticed.append(code)
+                seen = others
         reasons = find_unsteady([one.size for one in seen])
         self._dropped.update(reason for reason in reasons if reason)
         steady = [one for one, reason in zip(seen, reasons, strict=True) if not reason]
@@ -270,10 +278,6 @@ class _Walk:
         if self._drop(OTHER_WALK, len(steady) - len(steady[walk])):
             noticed.append("several_walks")
         steady = steady[walk]
-        lying = [one._replace(silhouette=one.lying) for one in steady if one.lying is not None]
-        if len(lying) > len(steady) / 2:
-            noticed.append("upside_down")
-            steady = lying
         kept = find_uncut(steady, noticed)
         self._drop(CUT, len(steady) - len(kept))
         if kept and float(np.median([one.size.height for one in kept])) < _FEW_ROWS:
@@ -288,12 +292,21 @@ class _Walk:
 
 
 def _sighted(number: int, person: Person, image: tuple[int, int]) -> Sighting:
-    silhouette = _normalise_one(person.strip, len(person.strip))
-    lying = None
-    if person.place.width > _LYING * person.place.height:
-        turned = _normalise_one(np.ascontiguousarray(np.rot90(person.strip)), WIDTH)
-        lying = None if isinstance(turned, str) else turned
-    return Sighting(number, silhouette, person.size, person.place, image, lying)
+    strip, size, place = person
+    sighting = Sighting(number, _normalise_one(strip, len(strip)), size, place, image)
+    if place.width > _LYING * place.height:
+        turned = np.ascontiguousarray(np.rot90(strip))
+        lying = sighting._replace(
+            silhouette=_normalise_one(turned, place.width), size=Size(place.width, size.area)
+        )
+        sighting = sighting._replace(lying=lying)
+    if held := rows_overhead(strip):
+        bare = sighting._replace(
+            silhouette=_normalise_one(strip[held:], len(strip) - held),
+            size=Size(size.height * (len(strip) - held) // len(strip), size.area),
+        )
+        sighting = sighting._replace(bare=bare)
+    return sighting
 
 
 def _inversions(inverted: int, count: int) -> list[str]:

@@ -62,12 +62,18 @@ _JUMP_TO_REFUSE = 0.5
 
 _PERSON: Final = {  # and what real walks have
     "fill": (0.08, 0.4),  # 0.15 to 0.25
-    "width": (8, 52),  # 20 to 31
+    "width": (8, 56),  # 20 to 31
     "solidity": (0.3, 0.95),  # 0.52 to 0.86
     "runs": (0.9, 3.0),  # 1.0 to 1.3
-    "head": (0.1, 1.5),  # 0.27 to 1.1
-    "legs": (0.1, 2.2),  # 0.25 to 1.6
+    "head": (0.1, 3.0),  # 0.27 to 1.1
+    "legs": (0.1, 3.0),  # 0.25 to 1.6
     "constancy": (0.55, 1.0),  # 0.69 to 0.95
+}
+_LADEN: Final = {  # of a person who carries something; beyond is mentioned
+    "width": (8, 42),
+    "solidity": (0.45, 0.95),
+    "head": (0.1, 1.4),
+    "legs": (0.1, 2.0),
 }
 
 _STILL = 0.2  # the largest change of the legs; real walks: from 0.37, head on
@@ -148,7 +154,7 @@ def judge(
         for code, reasons in _CODES
     }
     refusals = ["area_jumps"] if losses["area_jumps"] > _LOSS_TO_REFUSE else []
-    warned = [code for code, loss in losses.items() if loss > _LOSS_TO_MENTION] + list(noticed)
+    warned = [code for code, loss in losses.items() if loss > _LOSS_TO_MENTION]
     used = len(silhouettes)
     if used < LEAST_FRAMES:
         causes = warned if frames_in >= LEAST_FRAMES else []
@@ -157,8 +163,10 @@ def judge(
         warned.append("too_few_frames")
 
     shape, motion = measure_shape(silhouettes), (legs or Legs(silhouettes)).motion
-    if not _is_person(shape):
+    if not _is_within(shape, _PERSON):
         refusals.append("not_a_person_shape")
+    elif not _is_within(shape, _LADEN):
+        noticed = {*noticed, "not_a_person_shape"}
     if shape.jump > _JUMP_TO_REFUSE:
         refusals.append("area_jumps")
     elif shape.jump > _JUMP_TO_MENTION:
@@ -174,7 +182,7 @@ def judge(
         + 0.2 * max(0.0, 1 - shape.jump / _JUMP_TO_REFUSE)
         + 0.2 * min(1.0, motion.dip / _FULL_DIP)
     ) * _DOUBT ** len(noticed)
-    issues = tuple(code for code in EXPLANATIONS if code in warned)
+    issues = tuple(code for code in EXPLANATIONS if code in warned or code in noticed)
     quality = Quality(round(score, 4), issues, frames_in, used, dropped)
     if refusals:
         raise _poor(refusals, quality)
@@ -206,7 +214,9 @@ def measure_shape(silhouettes: Silhouettes) -> Shape:
 
 def is_walker(silhouettes: Silhouettes) -> bool:
     """Whether a normalised sequence uint8 `[s, 64, 64]`, `s >= 2`, is of a person who walks."""
-    return _is_person(measure_shape(silhouettes)) and not _is_still(Legs(silhouettes).motion)
+    return _is_within(measure_shape(silhouettes), _PERSON) and not _is_still(
+        Legs(silhouettes).motion
+    )
 
 
 class Legs:
@@ -295,8 +305,8 @@ def _solidity(ends: NDArray[np.int32], area: int) -> float:
     return area / (cv2.contourArea(hull) + cv2.arcLength(hull, True) / 2 + 1)
 
 
-def _is_person(shape: Shape) -> bool:
-    return all(least <= getattr(shape, name) <= most for name, (least, most) in _PERSON.items())
+def _is_within(shape: Shape, limits: Mapping[str, tuple[float, float]]) -> bool:
+    return all(least <= getattr(shape, name) <= most for name, (least, most) in limits.items())
 
 
 def _is_still(motion: Motion) -> bool:
