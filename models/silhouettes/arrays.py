@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import zipfile
 from collections.abc import Iterator
@@ -42,15 +41,15 @@ def decode_npy(
     count = int(np.prod(header.shape, dtype=object))
     shape = _frames_first(header.shape, is_frame, where)
     budget.check_frame_count(shape[0])
-    if min(shape[1:3]) < 1 or len(shape) == 4:
-        budget.check_sides(*shape[1:3], where=where)
+    if 0 in shape:
+        budget.check_sides(shape[1], shape[2], where=where)
     if len(data) - header.offset < count * dtype.itemsize:
         raise MalformedSequence(
             "the array is cut short: its header promises more than the file holds", where=where
         )
     values = np.frombuffer(data, dtype, count, header.offset)
     array = values.reshape(header.shape, order="F" if header.fortran_order else "C")
-    if header.shape != shape and math.prod(header.shape[1:]) and _channels_first(header.shape):
+    if _channels_first(header.shape):
         array = np.moveaxis(array, 1, -1)
     array = array.reshape(shape)
     factor = _factor(array, where)
@@ -58,7 +57,7 @@ def decode_npy(
         array = np.moveaxis(array, -1, 0)
     budget.check_frame_count(len(array))
     for frame in array:
-        budget.take_frame(*frame.shape[:2], where=where)
+        budget.take_frame(frame.shape[0], frame.shape[1], where=where)
         yield _as_frame(frame, factor)
 
 
@@ -189,14 +188,14 @@ def _is_last_axis_time(array: NDArray[Any], budget: Budget) -> bool:
     normalised = {(HEIGHT, WIDTH), (HEIGHT, CUT_WIDTH)}
     if array.shape[1:] in normalised or array.shape[:2] in normalised:
         return array.shape[1:] not in normalised
-    areas = np.zeros(array.shape[2])
-    first = np.empty(len(array))
-    for place, part in enumerate(array):
+    first = np.array([np.count_nonzero(part) for part in array], np.float64)
+    if _spread(first) <= _UNEVEN:
+        return False
+    last = np.zeros(array.shape[2])
+    for part in array:
         budget.check_time()
-        lit = part != 0
-        first[place] = np.count_nonzero(lit)
-        areas += np.count_nonzero(lit, axis=0)
-    return _spread(first) > _UNEVEN and _spread(areas) < _MORE_EVEN * _spread(first)
+        last += np.count_nonzero(part, axis=0)
+    return _spread(last) < _MORE_EVEN * _spread(first)
 
 
 def _spread(areas: NDArray[np.float64]) -> float:

@@ -32,8 +32,7 @@ MOST_LABELS: Final = 16
 
 def from_opacity(rgba: NDArray[np.uint8], smeared: bool) -> Frame:
     """One image uint8 `[h, w, 4]` as uint8 `[h, w]`."""
-    opacity = np.ascontiguousarray(rgba[..., 3])
-    colours = np.ascontiguousarray(rgba[..., :3])
+    opacity, colours = np.ascontiguousarray(rgba[..., 3]), rgba[..., :3]
     if opacity.min() == 255:
         return from_colours(colours, smeared)
     opaque = np.asarray(cv2.threshold(opacity, 127, 255, cv2.THRESH_BINARY)[1], np.uint8)
@@ -49,10 +48,11 @@ def from_opacity(rgba: NDArray[np.uint8], smeared: bool) -> Frame:
 
 def from_colours(rgb: NDArray[np.uint8], smeared: bool) -> Frame:
     """One image uint8 `[h, w, 3]` as uint8 `[h, w]`; `smeared` by a lossy format."""
+    if np.array_equal(rgb[..., 0], rgb[..., 1]) and np.array_equal(rgb[..., 0], rgb[..., 2]):
+        return np.ascontiguousarray(rgb[..., 0])
+    rgb = np.ascontiguousarray(rgb)
     red, green, blue = (np.asarray(channel, np.uint8) for channel in cv2.split(rgb))
     brightest = np.asarray(cv2.max(cv2.max(red, green), blue), np.uint8)
-    if not cv2.norm(red, green, cv2.NORM_INF) and not cv2.norm(red, blue, cv2.NORM_INF):
-        return brightest
     spread = cv2.subtract(brightest, cv2.min(cv2.min(red, green), blue))
     coloured = np.asarray(spread, np.uint8) > _COLOURED
     count = int(np.count_nonzero(coloured))

@@ -66,7 +66,7 @@ _PERSON: Final = {  # and what real walks have
     "solidity": (0.3, 0.95),  # 0.52 to 0.86
     "runs": (0.9, 3.0),  # 1.0 to 1.3
     "head": (0.1, 3.0),  # 0.27 to 1.1
-    "legs": (0.1, 3.0),  # 0.25 to 1.6
+    "legs": (0.1, 2.5),  # 0.25 to 1.6
     "constancy": (0.55, 1.0),  # 0.69 to 0.95
 }
 _LADEN: Final = {  # of a person who carries something; beyond is mentioned

@@ -100,8 +100,6 @@ def test_a_walk_passes_without_a_warning_and_with_a_high_score() -> None:
         (noise(0.5), "not_a_person_shape"),
         (noise(0.1), "not_a_person_shape"),
         (noise(0.5, (64, 44)), "not_a_person_shape"),
-        ([255 - frame for frame in walker()], "not_a_person_shape"),
-        ([np.rot90(frame).copy() for frame in walker()], "not_a_person_shape"),
         ([walker(6)[5]] * 40, "no_gait_cycle"),
         (walker(1), "too_few_frames"),
         (walker(LEAST_FRAMES - 1), "too_few_frames"),
