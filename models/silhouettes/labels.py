@@ -24,9 +24,11 @@ _ASIDE: Final = 0.5  # of the narrower one's columns are shared, at most
 
 def list_labels(frame: Frame) -> list[int]:
     """The values of a frame that holds labels, uint8 `[h, w]`; none if it is a silhouette."""
+    if int(frame.max()) >= _WHITE:
+        return []
     counts = np.asarray(cv2.calcHist([frame], [0], None, [256], [0, 256]), np.float32).ravel()
     values: list[int] = (np.flatnonzero(counts[1:]) + 1).tolist()
-    return values if 1 < len(values) <= MOST_LABELS and values[-1] < _WHITE else []
+    return values if 1 < len(values) <= MOST_LABELS else []
 
 
 def part_people(
