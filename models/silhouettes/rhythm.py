@@ -19,7 +19,7 @@ from models.silhouettes.types import Silhouettes
 REPEATED, TOO_MANY, STANDING = "repeated", "too_many", "standing"
 
 _SAME: Final = 0.35  # mean difference of greys; of walks at 200 frames a second 1 in 100 has less
-_MANY_REPEATS: Final = 0.2  # of the frames
+_MANY_REPEATS: Final = 0.3  # of the frames
 
 _PART_OF_WAY: Final = 0.7  # of the largest distance that legs come to
 _USUAL_FRAMES: Final = 3  # in which they come that far at 25 frames a second; to 8 in slow walks
