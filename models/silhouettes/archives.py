@@ -6,9 +6,10 @@ import io
 import re
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 
-from models.silhouettes.arrays import decode_npz
+from models.silhouettes.arrays import decode_npy, decode_npz
 from models.silhouettes.budget import Budget
 from models.silhouettes.errors import MalformedSequence, SequenceTooLarge, UnsupportedSequence
 from models.silhouettes.images import decode_still
@@ -20,6 +21,7 @@ from models.silhouettes.members import (
     tar_members,
     zip_members,
 )
+from models.silhouettes.quality import LEAST_FRAMES, refused
 from models.silhouettes.sniff import ARCHIVES, STILLS, Kind, sniff
 from models.silhouettes.types import Frame
 
@@ -48,6 +50,7 @@ def decode_zip(data: bytes, budget: Budget) -> Iterator[Frame]:
             return
         if not members:
             raise MalformedSequence(_EMPTY)
+        _refuse_several_walks([member.filename for member in members])
         for member in members:
             content = read_zip_member(archive, member, budget)
             frame = _decode_member(content, budget, shown(member.filename))
@@ -60,6 +63,7 @@ def decode_tar(data: bytes, budget: Budget) -> Iterator[Frame]:
     members = tar_members(data, budget)
     if not members:
         raise MalformedSequence(_EMPTY)
+    _refuse_several_walks([member.name for member in members])
     for member in members:
         content = data[member.offset_data : member.offset_data + member.size]
         yield _decode_member(content, budget, shown(member.name))
@@ -85,10 +89,26 @@ def _is_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
         return sniff(stream.read(16)) is Kind.NPY
 
 
+def _refuse_several_walks(names: list[str]) -> None:
+    """Folders of an archive hold a walk each, if they hold enough frames for one."""
+    folders = Counter(name.rpartition("/")[0] for name in names)
+    walks = sum(count >= LEAST_FRAMES for count in folders.values())
+    if walks > 1:
+        raise refused(("several_walks",), frames_in=len(names))
+
+
 def _decode_member(content: bytes, budget: Budget, where: str) -> Frame:
     kind = sniff(content)
     if kind in STILLS:
         return decode_still(content, kind, budget, where=where)
+    if kind is Kind.NPY:
+        frames = decode_npy(content, budget, where=where, is_frame=True)
+        frame = next(frames)
+        if next(frames, None) is not None:
+            raise MalformedSequence(
+                "an array of several frames inside an archive; send it on its own", where=where
+            )
+        return frame
     if kind is Kind.PICKLE:
         raise UnsupportedSequence(PICKLED, where=where)
     if kind in ARCHIVES:

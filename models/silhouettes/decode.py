@@ -15,22 +15,24 @@ from models.silhouettes.sniff import STILLS, VIDEOS, Kind, sniff
 from models.silhouettes.types import Frame
 from models.silhouettes.video import decode_video
 
+_BORDER = 0.6  # of the border's pixels are background
+
 
 def decode(data: bytes, limits: DecodeLimits | None = None) -> list[Frame]:
     """Decode one walk, recognised by its bytes.
 
     Accepted: zip and tar, also gzipped, of PNG, JPEG, BMP, WebP or TIFF, in natural order of names;
-    `.npz` (the array `silhouettes`, else the only one) and `.npy` of uint8 or bool `[s, h, w]`;
+    `.npz` (the array `silhouettes`, the only one, or one a frame) and `.npy`, see `arrays`;
     animated GIF, PNG and WebP, TIFF of several pages; MP4, AVI and WebM. A single image is a
     sequence of one frame.
 
     What becomes of the pixels:
 
-    - JPEG, lossy WebP and video become black and white, split at 127; the rest keeps its greys.
-    - A coloured pixel is a label and counts as white; partial transparency is the silhouette.
-    - 16 bits become 8.
+    - Greys are kept; of JPEG, lossy WebP and video what is nearly black becomes black.
+    - Colours, opacity and 16 bits: see `colours`. Images and video are turned as a viewer would.
     - When no pixel of the whole sequence is above 127, the values are labels (0 and 1, class
-      numbers), and all but 0 is white.
+      numbers), and all but the background's is white.
+    - Black on white becomes white on black.
 
     Args:
         data: the file's bytes; hostile ones are expected.
@@ -48,10 +50,13 @@ def decode(data: bytes, limits: DecodeLimits | None = None) -> list[Frame]:
 def decode_within(data: bytes, budget: Budget) -> list[Frame]:
     """`decode`, spending from a budget that others spend from as well."""
     frames = list(decode_each(data, budget))
-    if not any(is_bright(frame) for frame in frames):
-        for frame in frames:
-            budget.check_time()
+    are_labels = not any(is_bright(frame) for frame in frames)
+    for frame in frames:
+        budget.check_time()
+        if are_labels:
             whiten(frame)
+        else:
+            put_white_on_black(frame)
     return frames
 
 
@@ -60,9 +65,35 @@ def is_bright(frame: Frame) -> bool:
     return int(frame.max()) > BRIGHT
 
 
-def whiten(frame: Frame) -> None:
-    """Make labels white, in place: a second copy would double what decoding holds."""
-    np.multiply(frame != 0, np.uint8(255), out=frame)
+def whiten(frame: Frame) -> bool:
+    """Make labels white, in place: a second copy would double what decoding holds.
+
+    Returns whether the background's label was not 0.
+    """
+    border = _border(frame)
+    labels, counts = np.unique(border, return_counts=True)
+    most = int(counts.argmax())
+    background = int(labels[most]) if counts[most] > _BORDER * border.size else 0
+    if background and int(frame.min()) == background:
+        background = 0  # nothing but it
+    np.multiply(frame != background, np.uint8(255), out=frame)
+    return background != 0
+
+
+def put_white_on_black(frame: Frame) -> bool:
+    """Turn a frame of black on white round, in place, and say whether it was one.
+
+    A person, even cut out closely, reaches little of the frame's border.
+    """
+    border = _border(frame)
+    if np.count_nonzero(border > BRIGHT) <= _BORDER * border.size or frame.min() > BRIGHT:
+        return False
+    np.subtract(np.uint8(255), frame, out=frame)
+    return True
+
+
+def _border(frame: Frame) -> Frame:
+    return np.concatenate([frame[0], frame[-1], frame[:, 0], frame[:, -1]])
 
 
 def decode_each(data: bytes, budget: Budget) -> Iterator[Frame]:

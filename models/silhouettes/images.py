@@ -7,12 +7,12 @@ import io
 import struct
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
+import cv2
 import numpy as np
-from numpy.typing import NDArray
 from PIL import (
     BmpImagePlugin,
+    ExifTags,
     GifImagePlugin,
     Image,
     ImageFile,
@@ -23,6 +23,7 @@ from PIL import (
 )
 
 from models.silhouettes.budget import Budget
+from models.silhouettes.colours import from_colours, from_opacity, narrowed
 from models.silhouettes.errors import MalformedSequence, SequenceTooLarge, UnsupportedSequence
 from models.silhouettes.members import refusing
 from models.silhouettes.sniff import Kind
@@ -30,10 +31,10 @@ from models.silhouettes.tiff import check_pages
 from models.silhouettes.types import Frame
 
 BRIGHT = 127
-"""Above this a pixel of a lossy format is the person."""
+"""Above this a pixel is the person, unless the values of a sequence are labels."""
 
-_COLOURED = 32
-"""Channels further apart than this are a colour, not a grey with noise in it."""
+NOISE = 32
+"""Below this a pixel of a lossy format is background that its codec has smeared."""
 
 _READERS: dict[Kind, type[ImageFile.ImageFile]] = {
     Kind.PNG: PngImagePlugin.PngImageFile,
@@ -88,10 +89,9 @@ def decode_image(data: bytes, kind: Kind, budget: Budget, *, where: str = "") ->
         with refusing(broken, where=frame_name):
             _refuse_what_is_slow_or_wide(image, frame_name)
             image.load()
-            values = _grey(image)
-            if lossy or image.info.get("compression") in _LOSSY_TIFF:
-                values = np.where(values > BRIGHT, np.uint8(255), np.uint8(0))
-        yield values
+            smeared = lossy or image.info.get("compression") in _LOSSY_TIFF
+            values = turned(_grey(image, smeared), _orientation(image))
+        yield without_noise(values) if smeared else values
         index += 1
         with refusing(broken, where=where or f"frame {index + 1}"):
             try:
@@ -200,48 +200,44 @@ def _refuse_what_is_slow_or_wide(image: ImageFile.ImageFile, where: str) -> None
         raise UnsupportedSequence("a compressed BMP; save it uncompressed or as PNG", where=where)
 
 
-def _grey(image: Image.Image) -> Frame:
-    """One loaded image as uint8 `[h, w]`.
+def without_noise(values: Frame) -> Frame:
+    """A frame of a lossy format without what its codec leaves on a black background."""
+    return np.asarray(cv2.threshold(values, NOISE, 0, cv2.THRESH_TOZERO)[1], np.uint8)
 
-    Grey stays as it is and 16 bits lose the lower 8 (unless no value needs more than 8). A coloured
-    pixel is a label: it counts as white. Where an image is partly transparent, its opacity is the
-    silhouette, unless what is opaque is itself black and white.
-    """
+
+def turned(frame: Frame, orientation: int) -> Frame:
+    """A frame as a viewer shows it, by the orientation that Exif gives it: 1 to 8."""
+    if orientation in (5, 6, 7, 8):
+        frame = frame.T
+    if orientation in (2, 3, 6, 7):
+        frame = frame[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        frame = frame[::-1]
+    return np.ascontiguousarray(frame)
+
+
+def _orientation(image: ImageFile.ImageFile) -> int:
+    """How a viewer turns a loaded image; Pillow has turned a TIFF itself."""
+    said = image.info.get("exif")
+    if not said or image.format == "TIFF":
+        return 1
+    exif = Image.Exif()
+    exif.load(said)
+    return int(exif.get(ExifTags.Base.Orientation, 1))
+
+
+def _grey(image: Image.Image, smeared: bool) -> Frame:
+    """One loaded image as uint8 `[h, w]`; `colours` says what becomes of colours and opacity."""
     if image.mode in ("L", "1"):
         return np.array(image if image.mode == "L" else image.convert("L"))
     if image.mode.startswith("I"):
-        return _from_wide(np.asarray(image))
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise MalformedSequence("an image of more than 16 bits a pixel; save it with 8")
+        return narrowed(values)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        if image.mode != "RGBA":
-            image = image.convert("RGBA")
-        return _with_opacity(_from_colours(image), np.array(image.getchannel("A")))
-    return _from_colours(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def _from_wide(values: NDArray[np.integer[Any]]) -> Frame:
-    highest = int(values.max())
-    if values.min() < 0 or highest > 0xFFFF:
-        raise MalformedSequence("an image of more than 16 bits a pixel; save it with 8")
-    return (values >> 8 if highest > 0xFF else values).astype(np.uint8)
-
-
-def _from_colours(image: Image.Image) -> Frame:
-    red, green, blue = (np.array(image.getchannel(name)) for name in "RGB")
-    if np.array_equal(red, green) and np.array_equal(red, blue):
-        return red
-    brightest = np.maximum(np.maximum(red, green), blue)
-    darkest = np.minimum(np.minimum(red, green), blue)
-    return np.where(brightest - darkest > _COLOURED, np.uint8(255), brightest)
-
-
-def _with_opacity(grey: Frame, opacity: Frame) -> Frame:
-    if opacity.min() == 255:
-        return grey
-    drawn = grey[opacity > BRIGHT]
-    white, black = drawn > 223, drawn < 32
-    if white.any() and black.any() and np.count_nonzero(white | black) > 0.9 * drawn.size:
-        return np.where(opacity > BRIGHT, grey, np.uint8(0))
-    return opacity
+        return from_opacity(np.asarray(image.convert("RGBA")), smeared)
+    return from_colours(np.asarray(image.convert("RGB")), smeared)
 
 
 @functools.cache

@@ -47,6 +47,12 @@ class Box(NamedTuple):
         """Rows."""
         return self.bottom - self.top
 
+    def moved(self, right: int, down: int) -> Box:
+        """The box so many columns and rows further on."""
+        return Box(
+            self.left + right, self.top + down, self.right + right, self.bottom + down, self.area
+        )
+
     def joined(self, other: Box) -> Box:
         """The box around both."""
         return Box(

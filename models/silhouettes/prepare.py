@@ -12,19 +12,29 @@ import cv2
 import numpy as np
 
 from models.silhouettes.budget import Budget, DecodeLimits
-from models.silhouettes.cleaning import EMPTY, FRAGMENT, Size, find_person, find_unsteady
-from models.silhouettes.decode import decode_each, is_bright, whiten
+from models.silhouettes.cleaning import EMPTY, FRAGMENT, Person, Size, find_people, find_unsteady
+from models.silhouettes.decode import decode_each, is_bright, put_white_on_black, whiten
 from models.silhouettes.errors import SequenceTooLarge
+from models.silhouettes.labels import list_labels, part_people
 from models.silhouettes.members import NO_MEMORY
 from models.silhouettes.normalise import CUT_WIDTH, HEIGHT, WIDTH, normalise, pad
-from models.silhouettes.quality import judge
+from models.silhouettes.overhead import rows_overhead
+from models.silhouettes.people import Sighting, find_uncut, follow, longest_walk
+from models.silhouettes.quality import LEAST_FRAMES, judge, refused
+from models.silhouettes.rhythm import Place, find_even
 from models.silhouettes.types import Frame, Quality, Silhouettes
+from models.silhouettes.upright import turn_upright
+
+ELSEWHERE, OTHER_WALK, CUT = "elsewhere", "other_walk", "cut"
 
 _PREPARED_SHAPES = {(HEIGHT, WIDTH), (HEIGHT, CUT_WIDTH)}
 _OFF_CENTRE = 4  # columns
 _MARGIN = 4  # rows
 _MOST = 0.8  # of the frames; the others may hold a slip of whoever prepared them
 _FLATTEST = 64  # columns of the frame for each row of the person
+_LYING = 1.2  # columns for each row
+_SOME = 0.25  # of the frames
+_FEW_ROWS = 40  # of a person: with hard outlines of 36, similarities are 0.05 lower, of 24 0.14
 _UNBOUNDED = DecodeLimits(max_seconds=math.inf)
 
 
@@ -80,11 +90,22 @@ def prepare(
         PoorSequence: no gait can be recognised in it.
         SequenceTooLarge: the budget's time is spent.
     """
-    if is_prepared(frames):
-        silhouettes, dropped = _take_prepared(frames)
-    else:
-        silhouettes, dropped = _normalise_all(frames, clean, budget or Budget(_UNBOUNDED))
-    quality = judge(silhouettes, frames_in=len(frames), dropped=dropped)
+    return _prepare(frames, clean, budget or Budget(_UNBOUNDED), inverted=0)
+
+
+def _prepare(frames: Sequence[Frame], clean: bool, budget: Budget, inverted: int) -> Prepared:
+    """`prepare` frames of which so many were black on white."""
+    if not is_prepared(frames):
+        walk = _Walk(clean, budget)
+        for frame in frames:
+            walk.add(frame)
+        walk.inverted = inverted
+        return walk.finish()
+    silhouettes, dropped = _take_prepared(frames)
+    noticed = _inversions(inverted, len(frames))
+    if len(silhouettes) >= LEAST_FRAMES:
+        silhouettes = turn_upright(silhouettes, noticed)
+    quality = judge(silhouettes, frames_in=len(frames), dropped=dropped, noticed=noticed)
     return Prepared(silhouettes, quality)
 
 
@@ -129,39 +150,25 @@ def _prepare_each(frames: Iterator[Frame], clean: bool, budget: Budget) -> Prepa
         if frame.shape not in _PREPARED_SHAPES or frame.shape != held[0].shape:
             break
     else:
-        if not any(map(is_bright, held)):
-            for frame in held:
-                whiten(frame)
-        return prepare(held, clean=clean, budget=budget)
+        put_right = put_white_on_black if any(map(is_bright, held)) else whiten
+        inverted = sum([put_right(frame) for frame in held])
+        return _prepare(held, clean, budget, inverted)
 
-    count = 0
     as_sent = _Walk(clean, budget)
     as_labels: _Walk | None = _Walk(clean, budget)
     for frame in itertools.chain(_emptying(held), frames):
-        count += 1
-        as_sent.add(frame)
         if as_labels and is_bright(frame):
             as_labels = None
         if as_labels:
-            whiten(frame)
-            as_labels.add(frame)
+            as_labels.add_labels(frame.copy())
+        as_sent.add_sent(frame)
         budget.give_back(frame.size)
-    silhouettes, dropped = (as_labels or as_sent).finish()
-    return Prepared(silhouettes, judge(silhouettes, frames_in=count, dropped=dropped))
+    return (as_labels or as_sent).finish()
 
 
 def _emptying(held: list[Frame]) -> Iterator[Frame]:
     while held:
         yield held.pop(0)
-
-
-def _normalise_all(
-    frames: Sequence[Frame], clean: bool, budget: Budget
-) -> tuple[Silhouettes, dict[str, int]]:
-    walk = _Walk(clean, budget)
-    for frame in frames:
-        walk.add(frame)
-    return walk.finish()
 
 
 class _Walk:
@@ -173,35 +180,147 @@ class _Walk:
     def __init__(self, clean: bool, budget: Budget) -> None:
         self._clean = clean
         self._budget = budget
+        self._count = 0
+        self.inverted = 0
         self._dropped: Counter[str] = Counter()
-        self._sizes: list[Size] = []
-        self._normalised: list[Frame | str] = []
+        self._uncleaned: list[Frame] = []
+        self._frames: list[list[Sighting]] = []
 
-    def add(self, frame: Frame) -> None:
-        """Take the next frame."""
-        self._budget.check_time()
-        if not self._clean:
-            self._normalised.append(_normalise_one(frame, cv2.boundingRect(frame)[3]))
-            return
-        person = find_person(frame, self._budget)
-        if isinstance(person, str):
-            self._dropped[person] += 1
+    def add_labels(self, frame: Frame) -> None:
+        """Take the next frame, which holds labels; it becomes white on black."""
+        numbered = frame.copy() if self._clean and (labels := list_labels(frame)) else None
+        self.inverted += whiten(frame)
+        if numbered is None:
+            self.add(frame)
         else:
-            self._sizes.append(person.size)
-            self._normalised.append(_normalise_one(person.strip, person.size.height))
+            numbered[frame == 0] = 0
+            self.add(frame, numbered, labels)
 
-    def finish(self) -> tuple[Silhouettes, dict[str, int]]:
-        """What remains of the walk, and how many frames went for each reason."""
-        dropped = self._dropped.copy()
-        reasons = find_unsteady(self._sizes) if self._clean else [""] * len(self._normalised)
-        dropped.update(reason for reason in reasons if reason)
-        steady = [
-            item for item, reason in zip(self._normalised, reasons, strict=True) if not reason
-        ]
-        dropped.update(item for item in steady if isinstance(item, str))
-        kept = [item for item in steady if not isinstance(item, str)]
-        silhouettes = np.stack(kept) if kept else np.zeros((0, HEIGHT, WIDTH), np.uint8)
-        return silhouettes, dict(dropped)
+    def add_sent(self, frame: Frame) -> None:
+        """Take the next frame, which may be black on white, or hold bright labels."""
+        if list_labels(frame):
+            self.add_labels(frame)
+        else:
+            self.inverted += put_white_on_black(frame)
+            self.add(frame)
+
+    def add(self, frame: Frame, numbered: Frame | None = None, labels: Sequence[int] = ()) -> None:
+        """Take the next frame, white on black, and the same with people or parts numbered."""
+        self._budget.check_time()
+        self._count += 1
+        if not self._clean:
+            silhouette = _normalise_one(frame, cv2.boundingRect(frame)[3])
+            if isinstance(silhouette, str):
+                self._dropped[silhouette] += 1
+            else:
+                self._uncleaned.append(silhouette)
+            return
+        people = find_people(frame, self._budget)
+        if numbered is not None:
+            people = part_people(people, numbered, list(labels), self._budget)
+        if isinstance(people[0], str):
+            self._dropped[people[0]] += 1
+        rows, columns = frame.shape
+        self._frames.append(
+            [
+                _sighted(self._count, one, (rows, columns))
+                for one in people
+                if isinstance(one, Person)
+            ]
+        )
+
+    def finish(self) -> Prepared:
+        """What remains of the walk, and the judgement on it.
+
+        Raises:
+            PoorSequence: no gait can be recognised in it.
+        """
+        noticed = _inversions(self.inverted, self._count)
+        sightings = self._meant(noticed) if self._clean else []
+        shown = [one.silhouette for one in sightings] if self._clean else self._uncleaned
+        silhouettes = np.stack(shown) if shown else np.zeros((0, HEIGHT, WIDTH), np.uint8)
+        legs = None
+        if self._clean and len(silhouettes) >= LEAST_FRAMES:
+            rhythm = find_even(silhouettes, _places(sightings))
+            self._dropped.update(rhythm.dropped)
+            noticed += rhythm.issues
+            silhouettes, legs = silhouettes[rhythm.kept], rhythm.legs
+            turned = turn_upright(silhouettes, noticed)
+            silhouettes, legs = turned, legs if turned is silhouettes else None
+        quality = judge(
+            silhouettes,
+            frames_in=self._count,
+            dropped=self._dropped,
+            noticed=noticed,
+            legs=legs,
+        )
+        return Prepared(silhouettes, quality)
+
+    def _meant(self, noticed: list[str]) -> list[Sighting]:
+        """Where the person who is meant is seen whole, each with a silhouette; notices what is."""
+        followed = follow(self._frames)
+        if followed.several_walk:
+            raise refused(followed.issues, frames_in=self._count, dropped=self._dropped)
+        noticed += followed.issues
+        seen = [one for one in followed.sightings if one]
+        self._drop(ELSEWHERE, sum(map(bool, self._frames)) - len(seen))
+        for others, code in (
+            ([one.lying for one in seen if one.lying], "upside_down"),
+            ([one.bare for one in seen if one.bare], "not_a_person_shape"),
+        ):
+            if len(others) > len(seen) / 2:
+                noticed.append(code)
+                seen = others
+        reasons = find_unsteady([one.size for one in seen])
+        self._dropped.update(reason for reason in reasons if reason)
+        steady = [one for one, reason in zip(seen, reasons, strict=True) if not reason]
+        walk = longest_walk(steady)
+        if self._drop(OTHER_WALK, len(steady) - len(steady[walk])):
+            noticed.append("several_walks")
+        steady = steady[walk]
+        kept = find_uncut(steady, noticed)
+        self._drop(CUT, len(steady) - len(kept))
+        if kept and float(np.median([one.size.height for one in kept])) < _FEW_ROWS:
+            noticed.append("low_resolution")
+        self._dropped.update(one.silhouette for one in kept if isinstance(one.silhouette, str))
+        return [one for one in kept if not isinstance(one.silhouette, str)]
+
+    def _drop(self, reason: str, count: int) -> int:
+        if count:
+            self._dropped[reason] += count
+        return count
+
+
+def _sighted(number: int, person: Person, image: tuple[int, int]) -> Sighting:
+    strip, size, place = person
+    sighting = Sighting(number, _normalise_one(strip, len(strip)), size, place, image)
+    if place.width > _LYING * place.height:
+        turned = np.ascontiguousarray(np.rot90(strip))
+        lying = sighting._replace(
+            silhouette=_normalise_one(turned, place.width), size=Size(place.width, size.area)
+        )
+        sighting = sighting._replace(lying=lying)
+    if held := rows_overhead(strip):
+        bare = sighting._replace(
+            silhouette=_normalise_one(strip[held:], len(strip) - held),
+            size=Size(size.height * (len(strip) - held) // len(strip), size.area),
+        )
+        sighting = sighting._replace(bare=bare)
+    return sighting
+
+
+def _inversions(inverted: int, count: int) -> list[str]:
+    return ["inverted"] if inverted > _SOME * count else []
+
+
+def _places(sightings: Sequence[Sighting]) -> Place | None:
+    """Where somebody is, if all images are of one size: else people were cut out."""
+    if len({one.image for one in sightings}) != 1:
+        return None
+    return Place(
+        np.array([one.column for one in sightings]),
+        np.array([one.size.height for one in sightings], np.float64),
+    )
 
 
 def _normalise_one(frame: Frame, height: int) -> Frame | str:

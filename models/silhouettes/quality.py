@@ -8,7 +8,7 @@ them; otherwise what remains is judged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import cv2
@@ -27,8 +27,20 @@ EXPLANATIONS: Final[dict[str, str]] = {
     "not_a_person_shape": "the shape is not an upright person's; check that the person is white "
     "on black and alone in the frame",
     "no_gait_cycle": "the legs show no gait cycle; send a walk of at least a second",
+    "low_resolution": "the person has few rows of pixels; film from nearer, or with more pixels",
+    "several_people": "more than one person is there; send frames with one person in them",
+    "several_walks": "more than one walk is there; send each in a file of its own",
+    "cut_off": "a border of the image cuts the person; send frames with the whole person in them",
+    "inverted": "the person was black on white; send white on black",
+    "upside_down": "the person stood on the head or lay on the side; send upright frames",
+    "frame_rate": "frames repeat, or are far more than 25 a second; send those of the camera, "
+    "each once",
+    "stands": "the person stands for a part of it; send the part in which they walk",
 }
 """Every reason code with a sentence that says what to do."""
+
+_DOUBT: Final = 0.85
+"""What the score is multiplied by for each code that was noticed before the judgement."""
 
 LEAST_FRAMES: Final = 8
 _FEW_FRAMES = 16
@@ -50,12 +62,18 @@ _JUMP_TO_REFUSE = 0.5
 
 _PERSON: Final = {  # and what real walks have
     "fill": (0.08, 0.4),  # 0.15 to 0.25
-    "width": (8, 52),  # 20 to 31
+    "width": (8, 56),  # 20 to 31
     "solidity": (0.3, 0.95),  # 0.52 to 0.86
     "runs": (0.9, 3.0),  # 1.0 to 1.3
-    "head": (0.1, 1.5),  # 0.27 to 1.1
-    "legs": (0.1, 2.2),  # 0.25 to 1.6
+    "head": (0.1, 3.0),  # 0.27 to 1.1
+    "legs": (0.1, 2.5),  # 0.25 to 1.6
     "constancy": (0.55, 1.0),  # 0.69 to 0.95
+}
+_LADEN: Final = {  # of a person who carries something; beyond is mentioned
+    "width": (8, 42),
+    "solidity": (0.45, 0.95),
+    "head": (0.1, 1.4),
+    "legs": (0.1, 2.0),
 }
 
 _STILL = 0.2  # the largest change of the legs; real walks: from 0.37, head on
@@ -103,8 +121,20 @@ class Motion(NamedTuple):
     dip: float
 
 
+def refused(
+    reasons: Sequence[str], *, frames_in: int, dropped: Mapping[str, int] | None = None
+) -> PoorSequence:
+    """The refusal of a sequence of which no silhouettes were made."""
+    return _poor(list(reasons), Quality(0.0, (), frames_in, 0, dict(dropped or {})))
+
+
 def judge(
-    silhouettes: Silhouettes, *, frames_in: int, dropped: Mapping[str, int] | None = None
+    silhouettes: Silhouettes,
+    *,
+    frames_in: int,
+    dropped: Mapping[str, int] | None = None,
+    noticed: Collection[str] = (),
+    legs: Legs | None = None,
 ) -> Quality:
     """Judge a normalised sequence uint8 `[s, 64, 64]`.
 
@@ -112,6 +142,8 @@ def judge(
         silhouettes: what remains of the sequence.
         frames_in: frames there were before any was dropped.
         dropped: how many were dropped for each reason.
+        noticed: codes of what was put right, or could not be.
+        legs: those of the silhouettes, if they were measured.
 
     Raises:
         PoorSequence: no gait can be recognised in it; `.reasons` holds the codes.
@@ -121,7 +153,7 @@ def judge(
         code: sum(dropped.get(reason, 0) for reason in reasons) / max(1, frames_in)
         for code, reasons in _CODES
     }
-    refused = ["area_jumps"] if losses["area_jumps"] > _LOSS_TO_REFUSE else []
+    refusals = ["area_jumps"] if losses["area_jumps"] > _LOSS_TO_REFUSE else []
     warned = [code for code, loss in losses.items() if loss > _LOSS_TO_MENTION]
     used = len(silhouettes)
     if used < LEAST_FRAMES:
@@ -130,15 +162,17 @@ def judge(
     if used < _FEW_FRAMES:
         warned.append("too_few_frames")
 
-    shape, motion = measure_shape(silhouettes), measure_motion(silhouettes)
-    if not _is_person(shape):
-        refused.append("not_a_person_shape")
+    shape, motion = measure_shape(silhouettes), (legs or Legs(silhouettes)).motion
+    if not _is_within(shape, _PERSON):
+        refusals.append("not_a_person_shape")
+    elif not _is_within(shape, _LADEN):
+        noticed = {*noticed, "not_a_person_shape"}
     if shape.jump > _JUMP_TO_REFUSE:
-        refused.append("area_jumps")
+        refusals.append("area_jumps")
     elif shape.jump > _JUMP_TO_MENTION:
         warned.append("area_jumps")
     if _is_still(motion):
-        refused.append("no_gait_cycle")
+        refusals.append("no_gait_cycle")
     elif motion.dip < _DIP_TO_MENTION:
         warned.append("no_gait_cycle")
 
@@ -147,11 +181,11 @@ def judge(
         + 0.3 * used / max(used, frames_in)
         + 0.2 * max(0.0, 1 - shape.jump / _JUMP_TO_REFUSE)
         + 0.2 * min(1.0, motion.dip / _FULL_DIP)
-    )
-    issues = tuple(code for code in EXPLANATIONS if code in warned)
+    ) * _DOUBT ** len(noticed)
+    issues = tuple(code for code in EXPLANATIONS if code in warned or code in noticed)
     quality = Quality(round(score, 4), issues, frames_in, used, dropped)
-    if refused:
-        raise _poor(refused, quality)
+    if refusals:
+        raise _poor(refusals, quality)
     return quality
 
 
@@ -178,19 +212,37 @@ def measure_shape(silhouettes: Silhouettes) -> Shape:
     )
 
 
-def measure_motion(silhouettes: Silhouettes) -> Motion:
-    """Measure how the lower half of a sequence uint8 `[s, 64, 64]` moves and repeats, `s >= 2`.
+def is_walker(silhouettes: Silhouettes) -> bool:
+    """Whether a normalised sequence uint8 `[s, 64, 64]`, `s >= 2`, is of a person who walks."""
+    return _is_within(measure_shape(silhouettes), _PERSON) and not _is_still(
+        Legs(silhouettes).motion
+    )
+
+
+class Legs:
+    """The lower half of a sequence uint8 `[s, 64, 64]`, `s >= 2`: how it moves and repeats.
 
     Works head on too, where widths hardly change: it looks at distances between whole frames,
     by their lag, and at how far those come down again after they have risen.
+
+    Attributes:
+        values: each frame at half the size, in [0, 1], float32 `[s, 512]`.
+        norm: their root mean square.
+        distances: median between frames so many apart, for lags from 1, over the norm.
     """
-    legs = _halve_legs(silhouettes)
-    squares = np.einsum("sd,sd->s", legs, legs)
-    norm = max(float(np.sqrt(squares.mean())), 1e-6)
-    distances = _distances(legs, squares).astype(np.float64) / norm
-    highest = np.maximum.accumulate(distances)
-    dips = 1 - distances / np.maximum(highest, 1e-6)
-    return Motion(float(distances[0]), float(highest[-1]), float(dips.max()))
+
+    def __init__(self, silhouettes: Silhouettes) -> None:
+        self.values = _halve_legs(silhouettes)
+        squares = np.einsum("sd,sd->s", self.values, self.values)
+        self.norm = max(float(np.sqrt(squares.mean())), 1e-6)
+        self.distances = _distances(self.values, squares).astype(np.float64) / self.norm
+
+    @property
+    def motion(self) -> Motion:
+        """Steps, changes, and how they repeat."""
+        highest = np.maximum.accumulate(self.distances)
+        dips = 1 - self.distances / np.maximum(highest, 1e-6)
+        return Motion(float(self.distances[0]), float(highest[-1]), float(dips.max()))
 
 
 def _halve_legs(silhouettes: Silhouettes) -> NDArray[np.float32]:
@@ -253,8 +305,8 @@ def _solidity(ends: NDArray[np.int32], area: int) -> float:
     return area / (cv2.contourArea(hull) + cv2.arcLength(hull, True) / 2 + 1)
 
 
-def _is_person(shape: Shape) -> bool:
-    return all(least <= getattr(shape, name) <= most for name, (least, most) in _PERSON.items())
+def _is_within(shape: Shape, limits: Mapping[str, tuple[float, float]]) -> bool:
+    return all(least <= getattr(shape, name) <= most for name, (least, most) in limits.items())
 
 
 def _is_still(motion: Motion) -> bool:

@@ -14,7 +14,7 @@ from av.container import InputContainer
 
 from models.silhouettes.budget import Budget
 from models.silhouettes.errors import MalformedSequence, UnsupportedSequence
-from models.silhouettes.images import BRIGHT
+from models.silhouettes.images import without_noise
 from models.silhouettes.members import refusing
 from models.silhouettes.mp4 import check_tables
 from models.silhouettes.references import pictures_kept
@@ -43,7 +43,7 @@ _CUT_SHORT = "the video is cut short or damaged; export it again"
 
 
 def decode_video(data: bytes, kind: Kind, budget: Budget) -> Iterator[Frame]:
-    """Every frame of the first video track, black and white by its brightness: codecs smear edges.
+    """Every frame of the first video track, upright, without what the codec smears on black.
 
     Raises:
         MalformedSequence: the file is cut short or damaged, or has no video track.
@@ -122,7 +122,9 @@ def _decode_track(
             frames += 1
             budget.take_frame(picture.height, picture.width, where=f"frame {frames}")
             brightness = picture.to_ndarray(format="gray")
-            yield np.where(brightness > BRIGHT, np.uint8(255), np.uint8(0))
+            # The display matrix says how a player turns the picture, anticlockwise.
+            upright = np.rot90(brightness, round(picture.rotation / 90))
+            yield without_noise(np.asarray(upright, np.uint8))
     if packets < stream.frames or _ends_early(container, stream, end):
         raise MalformedSequence(_CUT_SHORT)
 

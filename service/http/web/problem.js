@@ -10,6 +10,14 @@ const CODES = {
   not_a_person_shape: "the shape is not that of a walking person: check the segmentation",
   area_jumps: "the shape jumps from frame to frame: check the segmentation",
   no_gait_cycle: "no step is seen: film a person who walks",
+  low_resolution: "the person is small in the picture: film from nearer, or with more pixels",
+  several_people: "more than one person is there: send frames with one person in them",
+  several_walks: "more than one walk is there: send each in a file of its own",
+  cut_off: "a border of the picture cuts the person: keep the whole body in the picture",
+  inverted: "the person was black on white, and was turned round: send white on black",
+  upside_down: "the person may be upside down or lie on the side: send upright frames",
+  frame_rate: "frames repeat, or are far more than 25 a second: send the camera's frames, each once",
+  stands: "the person stands for a part of it: send the part in which they walk",
   scope_missing: "the key lacks the scope for this",
 };
 

@@ -71,12 +71,12 @@ def test_a_lossless_format_gives_back_exactly_the_frames_sent(name: str) -> None
 
 
 @pytest.mark.parametrize("name", LOSSY)
-def test_a_lossy_format_gives_black_and_white_frames_close_to_those_sent(name: str) -> None:
+def test_a_lossy_format_gives_frames_close_to_those_sent_on_black(name: str) -> None:
     frames = decode(LOSSY[name]())
     assert len(frames) == len(WALK)
     for frame, sent in zip(frames, WALK, strict=True):
-        assert set(np.unique(frame)) <= {0, 255}
-        assert (frame != sent).sum() < 0.06 * (sent > 0).sum()
+        assert not ((frame > 0) & (frame < 32)).any()
+        assert ((frame > 127) != (sent > 127)).sum() < 0.06 * (sent > 0).sum()
 
 
 def test_names_are_ordered_as_people_number_them_and_never_decide_the_kind() -> None:
@@ -154,10 +154,10 @@ def test_a_palette_of_classes_counts_as_white_wherever_it_is_coloured() -> None:
 
 
 def test_a_sixteen_bit_image_loses_its_lower_bits_unless_it_needs_only_eight() -> None:
-    wide = np.array([[0, 0x8012, 0xFFFF]], np.uint16)
-    np.testing.assert_array_equal(one(image(wide)), [[0, 0x80, 0xFF]])
-    narrow = np.array([[0, 7, 255]], np.uint16)
-    np.testing.assert_array_equal(one(image(narrow)), [[0, 7, 255]])
+    wide = np.array([[0, 0, 0x8012, 0xFFFF]], np.uint16)
+    np.testing.assert_array_equal(one(image(wide)), [[0, 0, 0x80, 0xFF]])
+    narrow = np.array([[0, 0, 7, 255]], np.uint16)
+    np.testing.assert_array_equal(one(image(narrow)), [[0, 0, 7, 255]])
 
 
 def test_a_cut_out_person_of_any_colour_is_its_opacity() -> None:

@@ -259,7 +259,7 @@ def test_memory_that_runs_out_is_a_sequence_too_large(
 
     data = zipped(images(walker(2)))
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["models.silhouettes.prepare"], "find_person", fail)
+        patch.setattr(sys.modules["models.silhouettes.prepare"], "find_people", fail)
         with pytest.raises(SequenceTooLarge, match="more memory"):
             prepare_upload(data, DecodeLimits())
     if isinstance(error, MemoryError):

@@ -14,7 +14,7 @@ from models.silhouettes import (
     Quality,
     prepare,
 )
-from models.silhouettes.quality import measure_motion
+from models.silhouettes.quality import Legs
 from tests.models.silhouettes.uploads import walker
 
 SIZE = (240, 320)
@@ -100,8 +100,6 @@ def test_a_walk_passes_without_a_warning_and_with_a_high_score() -> None:
         (noise(0.5), "not_a_person_shape"),
         (noise(0.1), "not_a_person_shape"),
         (noise(0.5, (64, 44)), "not_a_person_shape"),
-        ([255 - frame for frame in walker()], "not_a_person_shape"),
-        ([np.rot90(frame).copy() for frame in walker()], "not_a_person_shape"),
         ([walker(6)[5]] * 40, "no_gait_cycle"),
         (walker(1), "too_few_frames"),
         (walker(LEAST_FRAMES - 1), "too_few_frames"),
@@ -197,6 +195,6 @@ def test_motion_equals_a_loop_over_all_pairs_of_frames() -> None:
         for lag in range(1, 26)
     ]
     dips = [1 - by_lag[index] / max(by_lag[: index + 1]) for index in range(len(by_lag))]
-    motion = measure_motion(silhouettes)
+    motion = Legs(silhouettes).motion
     # cv2 rounds the halved frames to whole greys
     np.testing.assert_allclose(motion, (by_lag[0], max(by_lag), max(dips)), atol=0.01)

@@ -6,6 +6,7 @@ import io
 import tarfile
 import zipfile
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import av
@@ -14,16 +15,17 @@ import numpy as np
 from PIL import Image
 
 from models.silhouettes import Frame
+from service.cli.demo_walks import WALKS
 
 
 def walker(
     frames: int = 48, *, height: int = 150, size: tuple[int, int] = (240, 320), speed: float = 3.0
 ) -> list[Frame]:
     """A side view crossing the frame: 24 frames a gait cycle, 255 on 0."""
-    return [_draw(index, height, size, speed) for index in range(frames)]
+    return [draw_walker(index, height, size, speed) for index in range(frames)]
 
 
-def _draw(index: int, height: int, size: tuple[int, int], speed: float) -> Frame:
+def draw_walker(index: float, height: int, size: tuple[int, int], speed: float) -> Frame:
     frame = np.zeros(size, np.uint8)
     phase = 2 * np.pi * index / 24
     top = (size[0] - height) // 2
@@ -134,3 +136,13 @@ def video(
             output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="gray")))
         output.mux(stream.encode(None))
     return buffer.getvalue()
+
+
+def demo_walk(person: int, number: int = 3) -> list[Frame]:
+    """A rendered walk of `gaitid demo`: a person of 120 rows who crosses 200 x 352 pixels."""
+    path = Path(WALKS) / f"person-{person}" / f"walk-{number}.zip"
+    with zipfile.ZipFile(path) as archive:
+        return [
+            np.array(Image.open(io.BytesIO(archive.read(name))).convert("L"))
+            for name in sorted(archive.namelist())
+        ]
