@@ -19,6 +19,7 @@ from sqlalchemy import (
     Row,
     Select,
     and_,
+    bindparam,
     delete,
     exists,
     func,
@@ -58,6 +59,12 @@ from service.gallery.tables import (
 from service.storage.database import check_sound, new_id, now, writing
 
 _log = logging.getLogger(__name__)
+_HEAD = select(  # read at every search
+    GalleryRow.id,
+    GalleryRow.revision,
+    GalleryRow.operating_point,
+    GalleryRow.previous_operating_point,
+).where(GalleryRow.name == bindparam("name"))
 _WALK = (SequenceRow.id, SequenceRow.silhouettes, SequenceRow.key_id, SequenceRow.content_hash)
 
 
@@ -324,15 +331,8 @@ class GalleryStore:
         With a checkpoint's digest the point is that checkpoint's or none: after a swap the previous
         one, for a process that still answers with the old model.
         """
-        with Session(self.engine) as session:
-            row = session.execute(
-                select(
-                    GalleryRow.id,
-                    GalleryRow.revision,
-                    GalleryRow.operating_point,
-                    GalleryRow.previous_operating_point,
-                ).where(GalleryRow.name == name)
-            ).one_or_none()
+        with self.engine.connect() as connection:
+            row = connection.execute(_HEAD, {"name": name}).one_or_none()
         if row is None:
             raise missing_gallery(name)
         gallery_id, revision, point, previous = row
