@@ -351,15 +351,16 @@ class GalleryStore:
             newest = session.scalar(select(GalleryRow.revision).where(GalleryRow.id == gallery_id))
             if newest is None:
                 raise NotFound("The gallery was erased while it was searched.")
-            beyond = session.scalar(
-                select(SequenceRow.revision)
-                .where(SequenceRow.gallery_id == gallery_id, SequenceRow.revision > since)
-                .order_by(SequenceRow.revision)
-                .offset(self._piece)
-                .limit(1)
-            )
-            if beyond is not None:  # a revision is never split
-                newest = max(beyond - 1, since + 1)
+            if newest > since + 1:  # a revision is never split
+                beyond = session.scalar(
+                    select(SequenceRow.revision)
+                    .where(SequenceRow.gallery_id == gallery_id, SequenceRow.revision > since)
+                    .order_by(SequenceRow.revision)
+                    .offset(self._piece)
+                    .limit(1)
+                )
+                if beyond is not None:
+                    newest = max(beyond - 1, since + 1)
             added = session.execute(
                 sequences_under(digest, SequenceRow.details)
                 .where(

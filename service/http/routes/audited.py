@@ -23,7 +23,7 @@ from service.gallery.records import ErasureReceipt
 from service.http import recorded
 from service.http.middleware.access import CALLER
 from service.http.middleware.audit import RECORDED
-from service.http.middleware.idempotency import KEY_LOCK
+from service.http.middleware.idempotency import KEPT, KEY_LOCK
 from service.http.middleware.scopes import requires
 from service.http.routes.dependencies import AppResources, resources_of
 from service.http.schemas import AuditLine, Schema
@@ -70,6 +70,7 @@ def keep_change(
         headers["location"] = location
     record_change(request, entry)
     keep(session, request.scope.get(KEY_LOCK), Answer(status, headers, answer.model_dump_json()))
+    request.scope[KEPT] = True
 
 
 def record_read(request: Request, entry: Entry) -> None:
