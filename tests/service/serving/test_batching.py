@@ -76,7 +76,7 @@ def test_sequences_that_arrive_together_share_a_batch_and_get_their_own_results(
 
 
 def test_a_sequence_waits_for_others_only_while_others_are_under_way() -> None:
-    waited = {}
+    waited: dict[int, float] = {}
 
     async def scenario(batcher: FrameBatcher) -> None:
         for walks in (1, 2):
