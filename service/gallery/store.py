@@ -168,12 +168,17 @@ def raise_revision(session: Session, name: str) -> tuple[str, int]:
 
 
 def _raise_revision(session: Session, which: ColumnElement[bool]) -> tuple[str, int] | None:
-    row = session.execute(
-        update(GalleryRow)
-        .where(which)
-        .values(revision=GalleryRow.revision + 1)
-        .returning(GalleryRow.id, GalleryRow.revision)
-    ).one_or_none()
+    # On the connection: no session has changed the row, so there is nothing to keep in step.
+    row = (
+        session.connection()
+        .execute(
+            update(GalleryRow)
+            .where(which)
+            .values(revision=GalleryRow.revision + 1)
+            .returning(GalleryRow.id, GalleryRow.revision)
+        )
+        .one_or_none()
+    )
     return None if row is None else (row.id, row.revision)
 
 
