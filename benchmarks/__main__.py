@@ -15,7 +15,10 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
-NAMES = ("embedding", "identify", "activation", "access", "train_input", "train_step")
+NAMES = (
+    *("embedding", "front_half", "identify", "activation", "access"),
+    *("train_input", "train_step"),
+)
 SERVED = ("identify", "activation")
 """Here a service computes, in another process than the one whose threads a result tells."""
 BY_HAND = Path(__file__).parent / "by_hand.md"

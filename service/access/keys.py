@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
-from sqlalchemy import JSON, Engine, String, select
+from sqlalchemy import JSON, Engine, Row, String, bindparam, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from service.foundation.errors import NotFound, Reason, Unauthenticated
@@ -151,10 +151,17 @@ def keys_that_expire(engine: Engine, within: timedelta, at: datetime) -> list[Ap
     ]
 
 
+# Read at every request: made once, and read without a session.
+_ANY = select(ApiKeyRow.id).limit(1)
+_WITH_TOKEN = select(*ApiKeyRow.__table__.columns).where(
+    ApiKeyRow.token_hash == bindparam("token_hash")
+)
+
+
 def any_key(engine: Engine) -> bool:
     """Return whether a key was ever made: from then on every request needs one."""
-    with Session(engine) as session:
-        return session.scalar(select(ApiKeyRow.id).limit(1)) is not None
+    with engine.connect() as connection:
+        return connection.scalar(_ANY) is not None
 
 
 def find_key(engine: Engine, token: str, at: datetime) -> ApiKey | None:
@@ -163,8 +170,8 @@ def find_key(engine: Engine, token: str, at: datetime) -> ApiKey | None:
     Raises `Unauthenticated` if it has expired at this moment. Whoever holds it is told so: it is no
     guess, and a new one is what helps.
     """
-    with Session(engine) as session:
-        row = session.scalar(select(ApiKeyRow).where(ApiKeyRow.token_hash == hash_of(token)))
+    with engine.connect() as connection:
+        row = connection.execute(_WITH_TOKEN, {"token_hash": hash_of(token)}).one_or_none()
     if row is None:
         return None
     key = _record(row)
@@ -202,7 +209,7 @@ def hash_of(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _record(row: ApiKeyRow) -> ApiKey:
+def _record(row: ApiKeyRow | Row[Any]) -> ApiKey:
     return ApiKey(
         key_id=row.id,
         name=row.name,

@@ -174,7 +174,8 @@ def enrol_all(
     enrol = partial(_enrol, client, gallery=gallery, accept_conflict=accept_conflict)
     with ThreadPoolExecutor(in_flight, "enrol") as pool:
         try:
-            for walk in islice(waiting, in_flight):
+            # Twice as many: while the first is awaited, those behind it keep the threads busy.
+            for walk in islice(waiting, 2 * in_flight):
                 under_way.append(pool.submit(enrol, walk))
             while under_way:
                 outcome = under_way.popleft().result()

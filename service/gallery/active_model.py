@@ -11,7 +11,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Engine, Row, Select, delete, exists, func, select, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Row,
+    Select,
+    bindparam,
+    delete,
+    exists,
+    func,
+    select,
+    update,
+)
 from sqlalchemy.orm import Session
 
 from models.card import ModelReference
@@ -56,15 +67,18 @@ _MODELS = select(
 )
 
 
+_MODELS_OF = _MODELS.where(GalleryRow.name == bindparam("gallery"))  # read at every request
+
+
 def models_of(engine: Engine, gallery: str) -> GalleryModels:
     """One gallery's models; raises `NotFound`."""
-    with Session(engine) as session:
-        return models_in(session, gallery)
+    with engine.connect() as connection:
+        return models_in(connection, gallery)
 
 
-def models_in(session: Session, gallery: str) -> GalleryModels:
+def models_in(transaction: Session | Connection, gallery: str) -> GalleryModels:
     """One gallery's models, as a transaction sees them; raises `NotFound`."""
-    row = session.execute(_MODELS.where(GalleryRow.name == gallery)).one_or_none()
+    row = transaction.execute(_MODELS_OF, {"gallery": gallery}).one_or_none()
     if row is None:
         raise missing_gallery(gallery)
     return _models(row)

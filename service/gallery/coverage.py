@@ -8,11 +8,21 @@ views (between views people are told apart much worse than within one).
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from sqlalchemy import CTE, ColumnElement, Row, func, select
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    bindparam,
+    func,
+    literal_column,
+    select,
+    text,
+    union_all,
+)
 from sqlalchemy.orm import Session
 
 from service.gallery.records import Scalar
@@ -72,16 +82,16 @@ def labels_in_use(session: Session, gallery_id: str, subject_id: str) -> LabelsI
 
     It reads through the whole gallery: not for a transaction that holds the write lock.
     """
-    pairs = (
-        select(SequenceRow.view, SequenceRow.condition, func.count().label("walks"))
-        .where(SequenceRow.gallery_id == gallery_id)
-        .group_by(SequenceRow.view, SequenceRow.condition)
-        .cte("pairs")
-    )
     own = _own(session, gallery_id, subject_id)
+    most = {
+        "gallery": gallery_id,
+        "views": _MOST_MISSING + _TO_SPARE + len({row.view for row in own}),
+        "conditions": _MOST_MISSING + _TO_SPARE + len({row.condition for row in own}),
+    }
+    found = session.execute(_MOST_USED, most).all()
     return LabelsInUse(
-        views=_most_used(session, pairs, pairs.c.view, {row.view for row in own}),
-        conditions=_most_used(session, pairs, pairs.c.condition, {row.condition for row in own}),
+        views=tuple(row.label for row in found if row.kind == "view" and row.label),
+        conditions=tuple(row.label for row in found if row.kind == "condition" and row.label),
     )
 
 
@@ -115,20 +125,34 @@ def _labels(values: Iterable[str | None]) -> tuple[str, ...]:
 
 
 def _most_used(
-    session: Session,
-    pairs: CTE,
-    column: ColumnElement[str | None],
-    own: Collection[str | None],
-) -> tuple[str, ...]:
-    query = (
-        select(column)
-        .select_from(pairs)
+    kind: str, column: ColumnElement[str | None], most: str
+) -> Select[str, str | None, int]:
+    walks = func.sum(_PAIRS.c.walks)
+    chosen = (
+        select(
+            literal_column(f"'{kind}'").label("kind"), column.label("label"), walks.label("walks")
+        )
+        .select_from(_PAIRS)
         .where(column.is_not(None))
         .group_by(column)
-        .order_by(func.sum(pairs.c.walks).desc(), column)
-        .limit(_MOST_MISSING + len(own) + _TO_SPARE)
+        .order_by(walks.desc(), column)
+        .limit(bindparam(most))
+        .subquery()
     )
-    return tuple(value for value in session.scalars(query) if value)
+    return select(chosen.c.kind, chosen.c.label, chosen.c.walks)
+
+
+_PAIRS = (
+    select(SequenceRow.view, SequenceRow.condition, func.count().label("walks"))
+    .where(SequenceRow.gallery_id == bindparam("gallery"))
+    .group_by(SequenceRow.view, SequenceRow.condition)
+    .cte("pairs")
+)
+# One statement, which goes through the gallery once.
+_MOST_USED = union_all(
+    _most_used("view", _PAIRS.c.view, "views"),
+    _most_used("condition", _PAIRS.c.condition, "conditions"),
+).order_by(text("kind"), text("walks DESC"), text("label"))
 
 
 def _missing(in_use: tuple[str, ...], own: tuple[str, ...]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import TypeVar
 
-from sqlalchemy import Engine, and_, func, select
+from sqlalchemy import Engine, and_, bindparam, func, select
 from sqlalchemy.orm import Session
 
 from service.foundation.errors import NotFound, Reason
@@ -145,15 +145,18 @@ def require_subject(engine: Engine, gallery: str, subject_id: str) -> None:
         raise missing_subject(gallery, subject_id)
 
 
+_ENROLLED = (  # read at every search
+    select(SubjectRow.subject_id)
+    .join(GalleryRow, GalleryRow.id == SubjectRow.gallery_id)
+    .where(GalleryRow.name == bindparam("gallery"), SubjectRow.subject_id == bindparam("subject"))
+)
+
+
 def is_enrolled(engine: Engine, gallery: str, subject_id: str) -> bool:
     """Whether there is such a subject in such a gallery."""
-    query = (
-        select(SubjectRow.subject_id)
-        .join(GalleryRow, GalleryRow.id == SubjectRow.gallery_id)
-        .where(GalleryRow.name == gallery, SubjectRow.subject_id == subject_id)
-    )
+    named = {"gallery": gallery, "subject": subject_id}
     with engine.connect() as connection:
-        return connection.execute(query).first() is not None
+        return connection.execute(_ENROLLED, named).first() is not None
 
 
 def all_enrolled(session: Session, sequence_ids: Collection[str]) -> bool:

@@ -19,6 +19,7 @@ from sqlalchemy import (
     Row,
     Select,
     and_,
+    bindparam,
     delete,
     exists,
     func,
@@ -59,6 +60,12 @@ from service.gallery.tables import (
 from service.storage.database import check_sound, new_id, now, writing
 
 _log = logging.getLogger(__name__)
+_HEAD = select(  # read at every search
+    GalleryRow.id,
+    GalleryRow.revision,
+    GalleryRow.operating_point,
+    GalleryRow.previous_operating_point,
+).where(GalleryRow.name == bindparam("name"))
 _WALK = (SequenceRow.id, SequenceRow.silhouettes, SequenceRow.key_id, SequenceRow.content_hash)
 
 
@@ -162,12 +169,17 @@ def raise_revision(session: Session, name: str) -> tuple[str, int]:
 
 
 def _raise_revision(session: Session, which: ColumnElement[bool]) -> tuple[str, int] | None:
-    row = session.execute(
-        update(GalleryRow)
-        .where(which)
-        .values(revision=GalleryRow.revision + 1)
-        .returning(GalleryRow.id, GalleryRow.revision)
-    ).one_or_none()
+    # On the connection: no session has changed the row, so there is nothing to keep in step.
+    row = (
+        session.connection()
+        .execute(
+            update(GalleryRow)
+            .where(which)
+            .values(revision=GalleryRow.revision + 1)
+            .returning(GalleryRow.id, GalleryRow.revision)
+        )
+        .one_or_none()
+    )
     return None if row is None else (row.id, row.revision)
 
 
@@ -325,15 +337,8 @@ class GalleryStore:
         With a checkpoint's digest the point is that checkpoint's or none: after a swap the previous
         one, for a process that still answers with the old model.
         """
-        with Session(self.engine) as session:
-            row = session.execute(
-                select(
-                    GalleryRow.id,
-                    GalleryRow.revision,
-                    GalleryRow.operating_point,
-                    GalleryRow.previous_operating_point,
-                ).where(GalleryRow.name == name)
-            ).one_or_none()
+        with self.engine.connect() as connection:
+            row = connection.execute(_HEAD, {"name": name}).one_or_none()
         if row is None:
             raise missing_gallery(name)
         gallery_id, revision, point, previous = row
@@ -352,15 +357,16 @@ class GalleryStore:
             newest = session.scalar(select(GalleryRow.revision).where(GalleryRow.id == gallery_id))
             if newest is None:
                 raise NotFound("The gallery was erased while it was searched.")
-            beyond = session.scalar(
-                select(SequenceRow.revision)
-                .where(SequenceRow.gallery_id == gallery_id, SequenceRow.revision > since)
-                .order_by(SequenceRow.revision)
-                .offset(self._piece)
-                .limit(1)
-            )
-            if beyond is not None:  # a revision is never split
-                newest = max(beyond - 1, since + 1)
+            if newest > since + 1:  # a revision is never split
+                beyond = session.scalar(
+                    select(SequenceRow.revision)
+                    .where(SequenceRow.gallery_id == gallery_id, SequenceRow.revision > since)
+                    .order_by(SequenceRow.revision)
+                    .offset(self._piece)
+                    .limit(1)
+                )
+                if beyond is not None:
+                    newest = max(beyond - 1, since + 1)
             added = session.execute(
                 sequences_under(digest, SequenceRow.details)
                 .where(

@@ -63,6 +63,7 @@ class ModelWiring:
             max_frames=settings.batch_frames,
             max_wait=settings.batch_wait_ms / 1000,
             max_pending=max(settings.max_pending, settings.max_sequences_per_request),
+            under_way=lambda: self.load.walks,
             observe_queue=self.metrics.queue_seconds.observe,
             observe_run=self._observe_run,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -31,7 +32,7 @@ class FrameBatcher:
 
     One batch runs at a time, in `executor`; what arrives meanwhile forms the next one. A sequence
     longer than `max_frames` is a batch of its own. The first of a batch waits at most `max_wait`
-    seconds for others, and not at all once the batch is full.
+    seconds for others, and not at all once the batch is full or while no other is expected.
 
     A batch that fails fails its waiters, and the batcher goes on. A waiter that is cancelled before
     its batch runs drops out of it.
@@ -45,19 +46,23 @@ class FrameBatcher:
         max_frames: int,
         max_wait: float,
         max_pending: int,
+        under_way: Callable[[], float] = lambda: math.inf,
         observe_queue: Callable[[float], None] = lambda _seconds: None,
         observe_run: Callable[[float, int], None] = lambda _seconds, _sequences: None,
     ) -> None:
         """Embed with `encode`.
 
-        `observe_queue` is told the seconds that each sequence waited, `observe_run` the seconds
-        that each batch took and of how many sequences it was.
+        `under_way` counts the sequences that are being prepared or wait here: while it is no more
+        than those that wait, nobody else is expected. `observe_queue` is told the seconds that each
+        sequence waited, `observe_run` the seconds that each batch took and of how many sequences it
+        was.
         """
         self._encode = encode
         self._executor = executor
         self._max_frames = max_frames
         self._max_wait = max_wait
         self._max_pending = max_pending
+        self._under_way = under_way
         self._observe_queue = observe_queue
         self._observe_run = observe_run
         self._waiting: deque[_Waiting] = deque()
@@ -107,7 +112,8 @@ class FrameBatcher:
             await self._arrived.wait()
         until = self._waiting[0].since + self._max_wait
         while (
-            sum(len(waiting.silhouettes) for waiting in self._waiting) < self._max_frames
+            self._under_way() > len(self._waiting)
+            and sum(len(waiting.silhouettes) for waiting in self._waiting) < self._max_frames
             and (left := until - perf_counter()) > 0
         ):
             self._arrived.clear()

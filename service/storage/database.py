@@ -120,7 +120,7 @@ def open_database(
     path = parsed.database if is_sqlite and parsed.database != ":memory:" else None
     engine = create_engine(
         url,
-        pool_pre_ping=True,
+        pool_pre_ping=not path,  # a file has no connection that could break; `_watch` looks at it
         hide_parameters=True,
         connect_args={"factory": WatchedConnection} if path else {},
     )

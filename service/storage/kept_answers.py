@@ -26,13 +26,16 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     ColumnElement,
+    Connection,
     Engine,
     ForeignKey,
     Index,
     Integer,
+    Row,
     Select,
     String,
     Text,
+    bindparam,
     delete,
     insert,
     or_,
@@ -129,8 +132,8 @@ class IdempotencyStore:
         """
         lock = KeyLock(hashlib.sha256(f"{caller}\0{key}".encode()).hexdigest(), new_id())
         try:
-            with Session(writing(self._engine)) as session, session.begin():
-                return _acquire(session, lock, fingerprint)
+            with writing(self._engine).begin() as connection:
+                return _acquire(connection, lock, fingerprint)
         except IntegrityError as error:  # PostgreSQL: two requests insert the key at once
             raise _in_flight() from error
 
@@ -199,27 +202,33 @@ def delete_expired_answers(engine: Engine, at: datetime, most: int) -> int:
         return _delete(session, over)
 
 
-def _acquire(session: Session, lock: KeyLock, fingerprint: str) -> KeyLock | Answer:
+# Of every POST, so made once and used without the session's bookkeeping.
+_OF_KEY = (
+    select(*IdempotencyRow.__table__.columns)
+    .where(IdempotencyRow.key_hash == bindparam("key_hash"))
+    .with_for_update()
+)
+_LOCK = insert(IdempotencyRow)
+_NAME = insert(AnswerNameRow)
+
+
+def _acquire(connection: Connection, lock: KeyLock, fingerprint: str) -> KeyLock | Answer:
     at = now()
-    row = session.scalar(
-        select(IdempotencyRow).where(IdempotencyRow.key_hash == lock.key_hash).with_for_update()
-    )
+    row = connection.execute(_OF_KEY, {"key_hash": lock.key_hash}).one_or_none()
     if row is not None and _is_over(row, at):
-        session.delete(row)
-        session.flush()
+        connection.execute(delete(IdempotencyRow).where(IdempotencyRow.number == row.number))
         row = None
     if row is None:
-        session.add(
-            IdempotencyRow(
-                key_hash=lock.key_hash,
-                fingerprint=fingerprint,
-                holder=lock.holder,
-                expires_at=at + LOCK_TIME,
-                status=None,
-                headers={},
-                body="",
-            )
-        )
+        locked = {
+            "key_hash": lock.key_hash,
+            "fingerprint": fingerprint,
+            "holder": lock.holder,
+            "expires_at": at + LOCK_TIME,
+            "status": None,
+            "headers": {},
+            "body": "",
+        }
+        connection.execute(_LOCK, locked)
         return lock
     if row.fingerprint != fingerprint:
         raise Invalid(
@@ -233,7 +242,7 @@ def _acquire(session: Session, lock: KeyLock, fingerprint: str) -> KeyLock | Ans
     return Answer(row.status, row.headers, row.body)
 
 
-def _is_over(row: IdempotencyRow, at: datetime) -> bool:
+def _is_over(row: Row[Any], at: datetime) -> bool:
     """Whether an answer has expired, or a lock: its process died, or will fail in `keep`.
 
     A lock that lasts longer than any was made before the clock was set back.
@@ -262,7 +271,8 @@ def _locked_by(lock: KeyLock) -> tuple[ColumnElement[bool], ...]:
 
 def _write(session: Session, lock: KeyLock, answer: Answer, lifetime: timedelta) -> bool:
     """Put the answer in the lock's place, with whom it names; False when the lock is lost."""
-    number = session.scalar(
+    connection = session.connection()
+    number = connection.scalar(
         update(IdempotencyRow)
         .where(*_locked_by(lock))
         .values(
@@ -280,7 +290,7 @@ def _write(session: Session, lock: KeyLock, answer: Answer, lifetime: timedelta)
         names.add(answer.headers["location"])
     rows = [{"name_hash": name, "answer": number} for name in {_name_hash(name) for name in names}]
     if rows:
-        session.execute(insert(AnswerNameRow), rows)
+        connection.execute(_NAME, rows)
     return True
 
 

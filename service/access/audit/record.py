@@ -40,6 +40,7 @@ from service.foundation.settings import Settings
 from service.storage.database import check_sound, migrate, now, open_database, writing
 from service.storage.vacuum import checkpoint_wal, mark_for_vacuum, vacuum
 
+_LAST = select(AuditRow.number, AuditRow.hash).order_by(AuditRow.number.desc()).limit(1)
 _PAGE = 500
 _SETTLED = timedelta(minutes=10)  # an enrolment is recorded a moment before it is committed
 
@@ -234,9 +235,7 @@ class AuditRecord:
             else commitment(entry.subject_id, salt),
             "details": entry.details,
         }
-        last = connection.execute(
-            select(AuditRow.number, AuditRow.hash).order_by(AuditRow.number.desc()).limit(1)
-        ).one_or_none()
+        last = connection.execute(_LAST).one_or_none()
         number, previous = (1, BEGINNING) if last is None else (last.number + 1, last.hash)
         at = self._clock()
         line |= {"number": number, "at": at.isoformat(), "previous": previous}

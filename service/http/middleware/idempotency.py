@@ -29,6 +29,7 @@ from service.storage.kept_answers import (
 )
 from service.storage.writers import Writers
 
+KEPT = "gaitid.idempotency_kept"  # in the scope: the answer's own transaction keeps it
 KEY_LOCK = "gaitid.idempotency_lock"  # in the scope: what `service.storage.kept_answers.keep` takes
 _IN_MEMORY = 2**20
 _CHUNK = 2**18
@@ -124,7 +125,9 @@ class Idempotency:
             if message["type"] == "http.response.body" and not message.get("more_body"):
                 # Before the client sees the end, so that its next request finds the answer, or the
                 # key free again for a corrected one.
-                if 200 <= status < 300 and _can_be_kept(headers, body):
+                if 200 <= status < 300 and scope.get(KEPT):
+                    settled = True
+                elif 200 <= status < 300 and _can_be_kept(headers, body):
                     answer = Answer(status, headers, body.decode())
                     await self._writers.run(self._store.keep, lock, answer, lifetime)
                     settled = True

@@ -27,7 +27,7 @@ class Requirement:
 
     scopes: tuple[KeyScope, ...]
 
-    def __call__(self, request: Request) -> None:
+    async def __call__(self, request: Request) -> None:
         """Raise `Forbidden` unless the key has one of the scopes, or there are no keys."""
         self.ask(request.scope.get(CALLER))
 

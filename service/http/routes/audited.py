@@ -23,9 +23,9 @@ from service.gallery.records import ErasureReceipt
 from service.http import recorded
 from service.http.middleware.access import CALLER
 from service.http.middleware.audit import RECORDED
-from service.http.middleware.idempotency import KEY_LOCK
+from service.http.middleware.idempotency import KEPT, KEY_LOCK
 from service.http.middleware.scopes import requires
-from service.http.routes.dependencies import AppResources, get_resources
+from service.http.routes.dependencies import AppResources, resources_of
 from service.http.schemas import AuditLine, Schema
 from service.privacy.corrections import Correct
 from service.storage.failures import storage_trouble
@@ -46,13 +46,13 @@ _log = logging.getLogger(__name__)
 
 async def record_answer(request: Request, entry: Entry) -> None:
     """Record something that was read, before it is sent."""
-    await get_resources(request).audit.answered(entry, _caller(request))
+    await resources_of(request).audit.answered(entry, _caller(request))
     request.scope[RECORDED] = True
 
 
 def record_change(request: Request, entry: Entry) -> None:
     """Record a change, within its transaction."""
-    get_resources(request).audit.changed(entry, _caller(request))
+    resources_of(request).audit.changed(entry, _caller(request))
     request.scope[RECORDED] = True
 
 
@@ -70,11 +70,12 @@ def keep_change(
         headers["location"] = location
     record_change(request, entry)
     keep(session, request.scope.get(KEY_LOCK), Answer(status, headers, answer.model_dump_json()))
+    request.scope[KEPT] = True
 
 
 def record_read(request: Request, entry: Entry) -> None:
     """Record something that was read, before it is sent, from a route that runs in a thread."""
-    get_resources(request).audit.read(entry, _caller(request))
+    resources_of(request).audit.read(entry, _caller(request))
 
 
 async def record_erasure(
@@ -84,7 +85,7 @@ async def record_erasure(
 
     Raises `ErasureUnrecorded`.
     """
-    audit, reserve = get_resources(request).audit, get_resources(request).reserve
+    audit, reserve = resources_of(request).audit, resources_of(request).reserve
 
     def forget_and_record() -> None:
         if what == "gallery":
@@ -116,7 +117,7 @@ async def correct(
 
     A subject's id that is not enrolled any more is removed from the record, as in an erasure.
     """
-    resources = get_resources(request)
+    resources = resources_of(request)
 
     def record(_session: Session, corrected: Corrected[Record]) -> None:
         for entry in entries(corrected):

@@ -15,15 +15,21 @@ from service.recognition.intake import Upload
 Result = TypeVar("Result")
 
 
-def get_resources(request: Request) -> Resources:
+def resources_of(request: Request) -> Resources:
     """The application's resources."""
     resources: Resources = request.app.state.resources
     return resources
 
 
-def get_ready_resources(request: Request) -> Resources:
+# Dependencies that are no coroutines cost a thread each, at every request.
+async def get_resources(request: Request) -> Resources:
+    """The application's resources."""
+    return resources_of(request)
+
+
+async def get_ready_resources(request: Request) -> Resources:
     """The resources of an application that is ready; raises `Unavailable` before it is."""
-    resources = get_resources(request)
+    resources = resources_of(request)
     resources.readiness.require()
     return resources
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -41,6 +43,7 @@ def run(
     max_frames: int = 100,
     max_wait: float = 0.05,
     max_pending: int = 100,
+    under_way: Callable[[], float] = lambda: math.inf,
 ) -> None:
     async def main() -> None:
         with ThreadPoolExecutor(1) as executor:
@@ -50,6 +53,7 @@ def run(
                 max_frames=max_frames,
                 max_wait=max_wait,
                 max_pending=max_pending,
+                under_way=under_way,
             ) as batcher:
                 await scenario(batcher)  # type: ignore[misc]
 
@@ -69,6 +73,21 @@ def test_sequences_that_arrive_together_share_a_batch_and_get_their_own_results(
 
     run(encoder, scenario)
     assert encoder.batches == [[10] * 5]
+
+
+def test_a_sequence_waits_for_others_only_while_others_are_under_way() -> None:
+    waited: dict[int, float] = {}
+
+    async def scenario(batcher: FrameBatcher) -> None:
+        for walks in (1, 2):
+            under_way[0] = walks
+            began = time.monotonic()
+            await batcher.submit(frames(1))
+            waited[walks] = time.monotonic() - began
+
+    under_way = [0]
+    run(Encoder(), scenario, max_wait=1.0, under_way=lambda: under_way[0])
+    assert waited[1] < 0.9 < 1.0 <= waited[2]
 
 
 def test_a_batch_is_cut_by_frames_and_a_longer_sequence_goes_alone() -> None:
