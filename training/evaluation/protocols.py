@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -426,21 +427,28 @@ class MixedGallery:
 
     def split(self, sequences: LabelledSequences) -> Split:
         """Probes and gallery of the first draw."""
+        first = dataclasses.replace(self, draws=1).galleries(sequences, self.enrolled[0])[0]
+        return Split(first.probes, first.gallery)
+
+    def galleries(self, sequences: LabelledSequences, enrolled: int) -> list[Draw]:
+        """Every draw, of so many walks a view.
+
+        Raises:
+            ProtocolMismatch: as `split`.
+        """
+        walks = self._walks_of(sequences)
         rng = np.random.default_rng(self.seed)
-        drawn = self._draw(sequences, self._walks_of(sequences), self.enrolled[0], rng)
-        return Split(drawn.probes, drawn.gallery)
+        return [self._draw(sequences, walks, enrolled, rng) for _ in range(self.draws)]
 
     def run(self, sequences: LabelledSequences, method: EmbeddedSequences) -> Retrieval:
         """Cells: probes seen otherwise and alike, for each number enrolled; then all pairs."""
         found_at = [f"found at FPIR {rate:.0%}" for rate in _FALSE_POSITIVE_RATES]
         measures = ("rank-1", *found_at, "EER")
         builder = TrialsBuilder(sequences.subjects, measures)
-        walks = self._walks_of(sequences)
         figures: list[Figure] = []
         for number in self.enrolled:
             detail = number != self.enrolled[0]
-            rng = np.random.default_rng(self.seed)
-            draws = [self._draw(sequences, walks, number, rng) for _ in range(self.draws)]
+            draws = self.galleries(sequences, number)
             searches = _Searches.joined([_search(sequences, method, draw) for draw in draws])
             thresholds = [_above(searches.stranger, rate) for rate in _FALSE_POSITIVE_RATES]
             outcomes = [searches.hit, *(searches.hit_above(least) for least in thresholds)]
@@ -491,7 +499,7 @@ class MixedGallery:
         walks: Mapping[str, Indices],
         enrolled: int,
         rng: np.random.Generator,
-    ) -> _Draw:
+    ) -> Draw:
         chosen = rng.permutation(sorted(walks))[: self.people]
         everywhere = chosen[: len(chosen) // 2]
         gallery: list[Indices] = []
@@ -510,11 +518,18 @@ class MixedGallery:
         near = _near(sequences.views[asked], sequences.views[listed], self.apart)
         mates = sequences.subjects[asked][:, None] == sequences.subjects[listed][None, :]
         everything = np.concatenate([walks[name] for name in chosen])
-        return _Draw(asked, listed, (near & mates).any(axis=1), everything)
+        return Draw(asked, listed, (near & mates).any(axis=1), everything)
 
 
-class _Draw(NamedTuple):
-    """Who is asked, who is enrolled; whether a probe's view is enrolled of its subject; all."""
+class Draw(NamedTuple):
+    """One mixed gallery.
+
+    Attributes:
+        probes: walks that are asked, of people enrolled in one view [n].
+        gallery: walks that are enrolled [g].
+        alike: whether the probe's subject is enrolled in its view [n].
+        walks: all walks that count of all people drawn, enrolled or not.
+    """
 
     probes: Indices
     gallery: Indices
@@ -547,7 +562,7 @@ class _Searches(NamedTuple):
         return self.hit * (self.mate > threshold)
 
 
-def _search(sequences: LabelledSequences, method: EmbeddedSequences, draw: _Draw) -> _Searches:
+def _search(sequences: LabelledSequences, method: EmbeddedSequences, draw: Draw) -> _Searches:
     distances = method.distances(draw.probes, draw.gallery).astype(np.float64)
     own = sequences.subjects[draw.probes][:, None] == sequences.subjects[draw.gallery][None, :]
     return _Searches(
