@@ -212,6 +212,8 @@ WAYS: dict[str, tuple[Way, Scoring]] = {
     "two covariances": (within_inverted, best),
     "two covariances, scores normalised": (within_inverted, normalised),
     "local centring, two covariances": (local_then_within, best),
+    "two covariances, the mean of a person's walks": (within_inverted, mean),
+    "two covariances, half-way from mean to best": (within_inverted, subject_scores),
     "shipped": (shipped, best),
     "shipped, the mean of a person's walks": (shipped, mean),
     "shipped, half-way from mean to best": (shipped, subject_scores),
