@@ -313,7 +313,7 @@ def _search(
         tally = tallies.setdefault(kind, Tally())
         if len(walks):
             tally.add(whose[walks], mate[walks] > stranger[walks], mate[walks] > threshold)
-    elsewhere = draw.probes[~draw.alike]
+    elsewhere = np.random.default_rng(0).permutation(draw.probes[~draw.alike])
     for together in TOGETHER[1:]:
         asked, scored = [], []
         for person in np.unique(whose[elsewhere]):

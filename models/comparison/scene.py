@@ -204,8 +204,8 @@ def fit(
 
     People are parted into groups; who is measured, and who they are measured against, is left out
     of the fit: people who took part are told from others too easily. The strength, and whether
-    anonymous walks take part, is what serves those left out best; unless the interval of what they
-    gain lies above 0 there is no transform.
+    anonymous walks take part, is what serves those left out most surely (the lower end of the
+    interval of their gain); unless that lies above 0 there is no transform.
 
     Args:
         embeddings: of all walks [n, p, c].
@@ -232,9 +232,10 @@ def fit(
         return SceneFit(None, 0.0, (0.0, 0.0), 0.0, persons, walks)
     cohorts = [None, anonymous] if anonymous.count >= 2 else [None]
     compared, gains = _gains(vectors, whose, counts, cohorts)
-    means = gains.sum(axis=(2, 3)) / compared.sum()
-    which, row = divmod(int(means.argmax()), len(_STRENGTHS))
-    gain, interval = float(means[which, row]), _interval(compared, gains[which, row])
+    intervals = _intervals(compared, gains)
+    which, row = divmod(int(intervals[..., 0].argmax()), len(_STRENGTHS))
+    low, high = intervals[which, row].tolist()
+    gain, interval = float(gains[which, row].sum() / compared.sum()), (low, high)
     if interval[0] <= 0:
         return SceneFit(None, gain, interval, 0.0, persons, walks)
     scatter = _Scatter.of(vectors, whose, cohorts[which])
@@ -344,16 +345,16 @@ def _nearer_own(vectors: Floats, whose: NDArray[np.intp]) -> Floats:
     return shares
 
 
-def _interval(compared: Floats, gains: Floats) -> tuple[float, float]:
-    """By drawing persons, as those who are looked for and as those they are taken for."""
+def _intervals(compared: Floats, gains: Floats) -> Floats:
+    """Of each gain, by drawing persons as those sought and as those taken for them [..., 2]."""
     count = len(compared)
     rng = np.random.default_rng(0)
     drawn = rng.multinomial(count, np.full(count, 1 / count), _REPLICATES).astype(np.float64)
     asked = ((drawn @ compared) * drawn).sum(axis=1)
-    gained = ((drawn @ gains) * drawn).sum(axis=1)
+    gained = ((drawn @ gains) * drawn).sum(axis=-1)
     tail = (1 - _CONFIDENCE) / 2
-    low, high = np.quantile(gained[asked > 0] / asked[asked > 0], [tail, 1 - tail])
-    return float(low), float(high)
+    means = gained[..., asked > 0] / asked[asked > 0]
+    return np.moveaxis(np.quantile(means, [tail, 1 - tail], axis=-1), 0, -1)
 
 
 def _archive(**arrays: NDArray[np.generic]) -> bytes:
