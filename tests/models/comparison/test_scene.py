@@ -128,8 +128,10 @@ def test_parts_are_of_unit_length_and_a_zero_part_stays_zero() -> None:
     rows = np.array([[[1, 2, 2], [0, 0, 0]], [[0, 0, 3], [4, 0, 3]]], np.float32)
     found = transform.apply(rows)
     assert found.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(found, axis=2), [[1, 0], [1, 1]], rtol=1e-6)
-    np.testing.assert_allclose(found[1], [[0, 0, 1], [0.8, 0, 0.6]], rtol=1e-6)
+    lengths = np.array([[1, 0], [1, 1]])
+    np.testing.assert_allclose(np.linalg.norm(found, axis=2), lengths, rtol=1e-6)
+    second = np.array([[0, 0, 1], [0.8, 0, 0.6]])
+    np.testing.assert_allclose(found[1], second, rtol=1e-6)
 
 
 def test_embeddings_of_another_model_are_refused() -> None:

@@ -1,7 +1,5 @@
 """The protocol "mixed gallery": people enrolled in one view among people enrolled in all."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -37,7 +35,7 @@ def test_half_the_people_are_enrolled_in_every_view_and_half_in_one(walkers: Wal
 
 def test_a_walk_is_found_as_the_protocol_read_aloud_says(walkers: Walkers) -> None:
     sequences, method = walkers
-    one = dataclasses.replace(RULE, draws=1)
+    one = MixedGallery("", draws=1)
     retrieval = one.run(sequences, method)
     got = {figure.name: retrieval.trials.value(figure) for figure in retrieval.figures}
     probes, gallery = RULE.split(sequences)

@@ -1,10 +1,12 @@
 """`benchmarks.scenes`: ways to mend a gallery of mixed views, on the same galleries."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.scenes import WAYS, WITH_PRIOR, measure, within
+from benchmarks.scenes import WAYS, WITH_PRIOR, Floats, Gallery, Vectors, measure, within
 from models.comparison.similarity import index_vectors
 from training.evaluation import LabelledSequences
 from training.evaluation.protocols import MixedGallery
@@ -24,7 +26,7 @@ def scene() -> tuple[LabelledSequences, NDArray[np.float32]]:
 
 
 @pytest.fixture(scope="module")
-def rows() -> dict[str, dict[str, dict[str, list[float]]]]:
+def rows() -> dict[str, Any]:
     sequences, embeddings = scene()
     vectors = index_vectors(embeddings).astype(np.float64)
     prior = within(vectors, np.unique(sequences.subjects, return_inverse=True)[1])
@@ -32,7 +34,7 @@ def rows() -> dict[str, dict[str, dict[str, list[float]]]]:
 
 
 def test_every_way_says_how_each_kind_of_search_went(
-    rows: dict[str, dict[str, dict[str, list[float]]]],
+    rows: dict[str, Any],
 ) -> None:
     assert list(rows) == [*WAYS, *WITH_PRIOR]
     kinds = {"another view", "same view", "enrolled in all views", "EER"}
@@ -45,7 +47,7 @@ def test_every_way_says_how_each_kind_of_search_went(
 
 
 def test_covariances_within_persons_mend_what_views_spoil(
-    rows: dict[str, dict[str, dict[str, list[float]]]],
+    rows: dict[str, Any],
 ) -> None:
     before = rows["as served"]["another view"]["rank-1"][0]
     for way in ("two covariances", "within persons, whitened", "shipped"):
@@ -57,7 +59,7 @@ def test_walks_that_are_not_enrolled_are_never_learnt_from() -> None:
     sequences, embeddings = scene()
     seen = []
 
-    def spied(gallery):  # type: ignore[no-untyped-def]
+    def spied(gallery: Gallery) -> tuple[Floats, Vectors]:
         seen.append(gallery.vectors)
         return gallery.vectors, lambda vectors: vectors
 
