@@ -84,6 +84,7 @@ Protocol = Literal[
     "cross-view",
     "gait3d",
     "grew",
+    "mixed-gallery",
     "nine-pairs",
     "ou-mvlp",
     "ou-mvlp-mixed-gallery",

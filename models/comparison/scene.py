@@ -1,0 +1,377 @@
+"""Scene transforms: what makes one view of a place alike, taken out of the comparison.
+
+Walks filmed by one camera resemble each other more than walks of one person from two sides. How
+walks of one person differ (their covariance within persons) is learnt in closed form from a
+gallery's own walks, and differences of that kind count less from then on. With W that covariance
+and people taken to differ alike in all directions, the two-covariance model of speaker
+verification ("PLDA": Ioffe, ECCV 2006; Kenny, Odyssey 2010) compares by the inner product of
+vectors multiplied with the inverse of W and a floor of noise: that is the transform. Only numpy.
+
+Shapes: n walks, p parts, c channels as the network made them; d = p*c; q parts, k channels after a
+transform.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.comparison.similarity import index_vectors
+from models.files.array_file import read_array
+
+LEAST_SUBJECTS: Final = 5
+"""Fewer persons with several walks show nothing about anybody else."""
+
+_CONFIDENCE: Final = 0.95
+_REPLICATES: Final = 2000
+_STRENGTHS: Final = (0.02, 0.05, 0.1, 0.2, 0.4)
+_MOST_FOLDS: Final = 5
+_LEAST_IN_FOLD: Final = 4
+_MOST_ROUNDS: Final = 8
+_ENOUGH_MEASURED: Final = 100  # persons, in all rounds
+_MOST_MEASURED: Final = 1000  # persons,
+_MOST_WALKS: Final = 12  # and walks of each
+_MAX_BYTES: Final = 1 << 26
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SceneTransform:
+    """An affine map of whole embeddings, with their parts at unit length before and after it.
+
+    Attributes:
+        mean: taken off, float32 [d].
+        matrix: then multiplied by, float32 [d, q*k].
+        parts: q.
+    """
+
+    mean: NDArray[np.float32]
+    matrix: NDArray[np.float32]
+    parts: int
+
+    def __post_init__(self) -> None:
+        """Raises ValueError if the arrays don't fit or hold what is no finite number."""
+        wide = self.matrix.shape[1] if self.matrix.ndim == 2 else 0
+        if self.mean.ndim != 1 or self.matrix.shape != (len(self.mean), wide) or not wide:
+            raise ValueError(f"a matrix {self.matrix.shape} for a mean {self.mean.shape}")
+        if self.parts < 1 or wide % self.parts:
+            raise ValueError(f"{wide} channels are no {self.parts} parts")
+        for array in (self.mean, self.matrix):
+            if array.dtype != np.float32 or not np.isfinite(array).all():
+                raise ValueError("a scene transform holds finite numbers of float32")
+
+    def apply(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Embeddings [n, p, c] as this scene compares them: [n, q, k], each part of unit length.
+
+        The mean cosine of their parts is the similarity. A part that becomes zero stays zero.
+
+        Raises:
+            ValueError: embeddings of another shape.
+        """
+        vectors = index_vectors(embeddings)
+        if vectors.shape[1] != len(self.mean):
+            raise ValueError(f"{vectors.shape[1]} numbers a walk, {len(self.mean)} expected")
+        mapped = ((vectors - self.mean) @ self.matrix).reshape(len(vectors), self.parts, -1)
+        lengths = np.linalg.norm(mapped, axis=2, keepdims=True)
+        units: NDArray[np.float32] = np.zeros_like(mapped)
+        np.divide(mapped, lengths, out=units, where=lengths > 0)
+        return units
+
+    def to_bytes(self) -> bytes:
+        """As an npz archive, without pickle."""
+        return _archive(mean=self.mean, matrix=self.matrix, parts=np.array([self.parts], np.int64))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read what `to_bytes` made.
+
+        Raises:
+            ValueError: damaged, or something else.
+        """
+        arrays = _members(data, ("mean", "matrix", "parts"))
+        return cls(
+            mean=read_array(arrays["mean"], np.float32, (None,)).astype(np.float32),
+            matrix=read_array(arrays["matrix"], np.float32, (None, None)).astype(np.float32),
+            parts=int(read_array(arrays["parts"], np.int64, (1,))[0]),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SceneSums:
+    """All that is kept of walks of whoever passed: how many, their sum and their products' sum.
+
+    Attributes:
+        count: how many walks.
+        total: of their index vectors, float64 [d].
+        products: of the vectors with themselves, float64 [d, d].
+    """
+
+    count: int
+    total: Floats
+    products: Floats
+
+    def __post_init__(self) -> None:
+        """Raises ValueError if the arrays don't fit or hold what is no finite number."""
+        wide = len(self.total)
+        if self.count < 0 or self.total.ndim != 1 or self.products.shape != (wide, wide):
+            raise ValueError(f"sums {self.total.shape}, {self.products.shape} of {self.count}")
+        if not (np.isfinite(self.total).all() and np.isfinite(self.products).all()):
+            raise ValueError("sums must be finite")
+
+    @classmethod
+    def of(cls, embeddings: NDArray[np.float32]) -> Self:
+        """Of walks [n, p, c]; n may be 0."""
+        vectors = index_vectors(embeddings).astype(np.float64)
+        return cls(len(vectors), vectors.sum(axis=0), vectors.T @ vectors)
+
+    def __add__(self, other: SceneSums) -> SceneSums:
+        """Of the walks of both; raises ValueError if their widths differ."""
+        self._check(other)
+        return SceneSums(
+            self.count + other.count, self.total + other.total, self.products + other.products
+        )
+
+    def __sub__(self, other: SceneSums) -> SceneSums:
+        """Without the walks of `other`; raises ValueError if it has more, or another width."""
+        self._check(other)
+        return SceneSums(
+            self.count - other.count, self.total - other.total, self.products - other.products
+        )
+
+    def to_bytes(self) -> bytes:
+        """As an npz archive, without pickle."""
+        return _archive(
+            count=np.array([self.count], np.int64), total=self.total, products=self.products
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read what `to_bytes` made.
+
+        Raises:
+            ValueError: damaged, or something else.
+        """
+        arrays = _members(data, ("count", "total", "products"))
+        return cls(
+            count=int(read_array(arrays["count"], np.int64, (1,))[0]),
+            total=read_array(arrays["total"], np.float64, (None,)).astype(np.float64),
+            products=read_array(arrays["products"], np.float64, (None, None)).astype(np.float64),
+        )
+
+    def _check(self, other: SceneSums) -> None:
+        if len(self.total) != len(other.total):
+            raise ValueError(f"sums of {len(self.total)} and of {len(other.total)} numbers a walk")
+
+
+@dataclass(frozen=True, slots=True)
+class SceneFit:
+    """What a gallery's walks gave.
+
+    Attributes:
+        transform: to compare with; None: compare as without any, which is not shown to be worse.
+        gain: in how often a walk is nearer to another of the same person than to all walks of one
+            other person, neither of whom took part in the fit; in [-1, 1], 0 if there was nothing
+            to measure.
+        interval: of the gain, at 95 %, by drawing persons.
+        strength: share of the scene in what is inverted, the rest being the floor; in [0, 1].
+        subjects: persons with two walks at least.
+        walks: walks that were offered, anonymous ones too.
+    """
+
+    transform: SceneTransform | None
+    gain: float
+    interval: tuple[float, float]
+    strength: float
+    subjects: int
+    walks: int
+
+
+def fit(
+    embeddings: NDArray[np.float32],
+    subjects: Sequence[str | None],
+    *,
+    cohort: SceneSums | None = None,
+) -> SceneFit:
+    """The scene transform of a gallery; the same walks in the same order give the same.
+
+    People are parted into groups; who is measured, and who they are measured against, is left out
+    of the fit: people who took part are told from others too easily. The strength, and whether
+    anonymous walks take part, is what serves those left out most surely (the lower end of the
+    interval of their gain); unless that lies above 0 there is no transform.
+
+    Args:
+        embeddings: of all walks [n, p, c].
+        subjects: whose each is [n]; None for an anonymous walk.
+        cohort: sums of further anonymous walks.
+
+    Raises:
+        ValueError: the shapes don't fit.
+    """
+    if embeddings.ndim != 3 or len(subjects) != len(embeddings):
+        raise ValueError(f"{list(embeddings.shape)} embeddings of {len(subjects)} subjects")
+    named = np.array([name is not None for name in subjects], np.bool_)
+    anonymous = SceneSums.of(embeddings[~named])
+    if cohort is not None:
+        anonymous += cohort
+    vectors = index_vectors(embeddings[named]).astype(np.float64)
+    _, whose, counts = np.unique(
+        np.array([name for name in subjects if name is not None], np.str_),
+        return_inverse=True,
+        return_counts=True,
+    )
+    persons, walks = int((counts >= 2).sum()), len(vectors) + anonymous.count
+    if persons < LEAST_SUBJECTS:
+        return SceneFit(None, 0.0, (0.0, 0.0), 0.0, persons, walks)
+    cohorts = [None, anonymous] if anonymous.count >= 2 else [None]
+    compared, gains = _gains(vectors, whose, counts, cohorts)
+    intervals = _intervals(compared, gains)
+    which, row = divmod(int(intervals[..., 0].argmax()), len(_STRENGTHS))
+    low, high = intervals[which, row].tolist()
+    gain, interval = float(gains[which, row].sum() / compared.sum()), (low, high)
+    if interval[0] <= 0:
+        return SceneFit(None, gain, interval, 0.0, persons, walks)
+    scatter = _Scatter.of(vectors, whose, cohorts[which])
+    matrix = (scatter.axes * scatter.weights(_STRENGTHS[row])) @ scatter.axes.T
+    transform = SceneTransform(scatter.mean.astype(np.float32), matrix.astype(np.float32), parts=1)
+    return SceneFit(transform, gain, interval, _STRENGTHS[row], persons, walks)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Scatter:
+    """The mean of walks, and the covariance within persons by its axes.
+
+    Attributes:
+        mean: [d].
+        variances: along the axes [d].
+        axes: unit columns [d, d].
+    """
+
+    mean: Floats
+    variances: Floats
+    axes: Floats
+
+    @classmethod
+    def of(cls, vectors: Floats, whose: NDArray[np.intp], cohort: SceneSums | None) -> Self:
+        """Of named walks [n, d]; walks of a cohort count as if all were one person's."""
+        _, own, counts = np.unique(whose, return_inverse=True, return_counts=True)
+        sums = np.zeros((len(counts), vectors.shape[1]))
+        np.add.at(sums, own, vectors)
+        rest = vectors - (sums / counts[:, None])[own]
+        products, freedom = rest.T @ rest, len(own) - len(counts)
+        total, count = vectors.sum(axis=0), len(own)
+        if cohort is not None:
+            products += cohort.products - np.outer(cohort.total, cohort.total) / cohort.count
+            freedom += cohort.count - 1
+            total, count = total + cohort.total, count + cohort.count
+        variances, axes = np.linalg.eigh(products / max(1, freedom))
+        return cls(total / count, np.maximum(variances, 0), axes)
+
+    def weights(self, strength: float) -> Floats:
+        """What is left of a difference along each axis [d]; only their ratios mean something."""
+        level = max(float(self.variances.mean()), 1e-30)  # a walk copied has no variance
+        weights: Floats = 1 / (strength * self.variances / level + 1 - strength)
+        return weights
+
+
+def _gains(
+    vectors: Floats,
+    whose: NDArray[np.intp],
+    counts: NDArray[np.intp],
+    cohorts: Sequence[SceneSums | None],
+) -> tuple[Floats, Floats]:
+    """What persons with several walks gain against each other, summed over rounds.
+
+    Returns:
+        How often each was compared with each [m, m]; gains [cohorts, strengths, m, m].
+    """
+    rng = np.random.default_rng(0)
+    measured = np.sort(rng.permutation(np.flatnonzero(counts >= 2))[:_MOST_MEASURED])
+    folds = max(2, min(_MOST_FOLDS, len(measured) // _LEAST_IN_FOLD))
+    rounds = max(1, min(_MOST_ROUNDS, _ENOUGH_MEASURED // len(measured)))
+    compared = np.zeros((len(measured), len(measured)))
+    gains = np.zeros((len(cohorts), len(_STRENGTHS), *compared.shape))
+    for _ in range(rounds):
+        fold_of = rng.permutation(len(measured)) % folds
+        for fold in range(folds):
+            members = np.flatnonzero(fold_of == fold)
+            pairs = np.ix_(members, members)
+            left_out = np.isin(whose, measured[members])
+            asked = np.concatenate(
+                [
+                    rng.permutation(np.flatnonzero(whose == p))[:_MOST_WALKS]
+                    for p in measured[members]
+                ]
+            )
+            compared[pairs] += 1 - np.eye(len(members))
+            before = _nearer_own(vectors[asked], whose[asked])
+            for which, cohort in enumerate(cohorts):
+                scatter = _Scatter.of(vectors[~left_out], whose[~left_out], cohort)
+                along = (vectors[asked] - scatter.mean) @ scatter.axes
+                for row, strength in enumerate(_STRENGTHS):
+                    after = _nearer_own(along * scatter.weights(strength), whose[asked])
+                    gains[which, row][pairs] += after - before
+    return compared, gains
+
+
+def _nearer_own(vectors: Floats, whose: NDArray[np.intp]) -> Floats:
+    """How often two walks of a person are nearer than the first is to any of another person.
+
+    Args:
+        vectors: of walks, person by person.
+        whose: they are, two of each person at least.
+
+    Returns:
+        Share for each person, in this order, and each other one [m, m]; 0 for themselves.
+    """
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    units = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+    alike = units @ units.T
+    starts = np.flatnonzero(np.r_[True, whose[1:] != whose[:-1]])
+    nearest = np.maximum.reduceat(alike, starts, axis=1)  # of each walk and person
+    shares = np.zeros((len(starts), len(starts)))
+    for row, (start, end) in enumerate(pairwise([*starts, len(whose)])):
+        own = alike[start:end, start:end]
+        mates = own[~np.eye(len(own), dtype=np.bool_)].reshape(len(own), -1)
+        shares[row] = (mates[:, :, None] > nearest[start:end, None, :]).mean(axis=(0, 1))
+    np.fill_diagonal(shares, 0)
+    return shares
+
+
+def _intervals(compared: Floats, gains: Floats) -> Floats:
+    """Of each gain, by drawing persons as those sought and as those taken for them [..., 2]."""
+    count = len(compared)
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(count, np.full(count, 1 / count), _REPLICATES).astype(np.float64)
+    asked = ((drawn @ compared) * drawn).sum(axis=1)
+    gained = ((drawn @ gains) * drawn).sum(axis=-1)
+    tail = (1 - _CONFIDENCE) / 2
+    means = gained[..., asked > 0] / asked[asked > 0]
+    return np.moveaxis(np.quantile(means, [tail, 1 - tail], axis=-1), 0, -1)
+
+
+def _archive(**arrays: NDArray[np.generic]) -> bytes:
+    data = io.BytesIO()
+    np.savez(data, allow_pickle=False, **arrays)
+    return data.getvalue()
+
+
+def _members(data: bytes, names: Sequence[str]) -> dict[str, bytes]:
+    """The files of an archive that holds just these, each no larger than any that is meant."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            listed = {entry.filename: entry for entry in archive.infolist()}
+            if set(listed) != {f"{name}.npy" for name in names}:
+                raise ValueError(f"an archive of {', '.join(names)} expected")
+            if sum(entry.file_size for entry in listed.values()) > _MAX_BYTES:
+                raise ValueError("the archive is larger than any that is meant")
+            return {name: archive.read(f"{name}.npy") for name in names}
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
+        raise ValueError(f"no readable archive: {error}") from error
