@@ -46,20 +46,12 @@ from training.evaluation.bootstrap import Estimate, percentile_estimate, subject
 from training.evaluation.protocols import EvaluationProtocol, Retrieval
 from training.objective.teachers import Teacher
 from training.process import provenance
-from training.recipe import (
-    AnyTerm,
-    DecoupledTerm,
-    Distillation,
-    InformativeTemperature,
-    Problem,
-    Recipe,
-    RecipeError,
-    load,
-)
+from training.recipe import Distillation, Problem, Recipe, RecipeError, load
 from training.run.distributed import Group, join
 from training.run.meter import Meter
 from training.run.preparation import Preparation, card, prepare, without_paths
 from training.run.trainer import Trainer, require_finite
+from training.terms import AnyTerm, DecoupledTerm, InformativeTemperature
 
 ALONE: Final = "labels alone"
 _PUBLISHED: Final = load("gaitkd")

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training import recipe as recipes
+from training import terms as kinds
 from training.data.options import OrderedClip
 from training.recipe import Recipe, RecipeError, load, missing_files, require_teachers, shipped
 
@@ -37,14 +38,12 @@ def test_the_published_objective_is_the_published_one() -> None:
     assert (recipe.distillation.teachers, recipe.distillation.parts) == ("sum", "truncate")
     terms = {term.kind: term for term in recipe.terms}
     assert set(terms) == {"triplet", "cross-entropy", "logit", "boundary"}
-    assert terms["triplet"] == recipes.TripletTerm(kind="triplet", weight=1.0, margin=0.2)
-    assert terms["cross-entropy"] == recipes.CrossEntropyTerm(
+    assert terms["triplet"] == kinds.TripletTerm(kind="triplet", weight=1.0, margin=0.2)
+    assert terms["cross-entropy"] == kinds.CrossEntropyTerm(
         kind="cross-entropy", weight=1.0, scale=16.0, smoothing=0.1
     )
-    assert terms["logit"] == recipes.LogitTerm(
-        kind="logit", weight=1.0, temperature=4.0, scale=16.0
-    )
-    assert terms["boundary"] == recipes.BoundaryTerm(
+    assert terms["logit"] == kinds.LogitTerm(kind="logit", weight=1.0, temperature=4.0, scale=16.0)
+    assert terms["boundary"] == kinds.BoundaryTerm(
         kind="boundary", weight=0.003, margin=1.0, relative=False, connector=False
     )
 
@@ -126,7 +125,7 @@ def test_settings_step_into_tables_and_lists_and_take_bare_words(smallest: str) 
         ],
     )
     (term,) = recipe.terms
-    assert isinstance(term, recipes.TripletTerm)
+    assert isinstance(term, kinds.TripletTerm)
     assert term.margin == 0.3
     assert recipe.data.clip == OrderedClip(frames=9)
     assert recipe.student.config["channels"] == [4, 8, 8, 8]
