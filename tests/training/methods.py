@@ -31,7 +31,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "decoupled": ("{kind='decoupled', warm_up=0.5}",),
     "generalised": ("{kind='generalised', top=2, warm_up=0.5}",),
     "views": ("{kind='views', weak_gate=0.0, strong_gate=0.0, connector=true}", STRONGER),
-    "exits": ("{kind='exits', heads='tied'}",),
+    "exits": ("{kind='exits'}",),
     "fusion": ("{kind='fusion', trainable=true}",),
     "boundary": ("{kind='boundary', connector=true}",),
     "hint": ("{kind='hint'}",),
@@ -43,9 +43,9 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 def settings_of(kind: str) -> tuple[str, ...]:
-    """Settings that make the kind the only term but for a little cross-entropy."""
+    """Settings that make the kind the only term."""
     term, *others = EXAMPLES[kind]
-    return (f"terms=[{term}, {{kind='cross-entropy', weight=0.01}}]", "average=0.9", *others)
+    return (f"terms=[{term}]", *others)
 
 
 def student_network(parts: int = 4, channels: int = 8, identities: int = 4) -> GaitNetwork:
@@ -127,7 +127,7 @@ def rows_of(batch: TaughtBatch, rows: slice) -> TaughtBatch:
     n = len(batch.labels)
 
     def cut(tensor: Tensor) -> Tensor:
-        return torch.cat([part[rows] for part in tensor.split(n)])
+        return torch.cat([part[rows] for part in torch.split(tensor, n)])
 
     start = rows.start or 0
     return batch._replace(
