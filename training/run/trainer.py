@@ -218,6 +218,7 @@ class Trainer:
     def followed_by(self, recipe: Recipe, preparation: Preparation) -> Trainer:
         """A trainer that goes on, by another recipe, with what this one's steps made."""
         self._student.load_state_dict(self.result.state_dict())
+        self._optimiser.zero_grad()  # or what is frozen from now on would count when clipping
         following = Trainer(recipe, preparation, self._group)
         following.seconds = self.seconds
         return following
