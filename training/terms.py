@@ -135,6 +135,9 @@ class LogitTerm(Term):
 
     kind: Literal["logit"]
     temperature: Temperature = 4.0
+    standardise: bool = Field(
+        default=False, description="Logits of mean 0 and variance 1 instead of the scale."
+    )
     scale: Scale = 16.0
 
 
@@ -283,6 +286,18 @@ class FusionTerm(Term):
         return self.connector and self.compares_coordinates
 
 
+class CorrelationTerm(Term):
+    """Probabilities that rise and fall with the teacher's."""
+
+    asks_identities: ClassVar[bool] = True
+
+    kind: Literal["correlation"]
+    temperature: Temperature = 4.0
+    between_weight: NonNegativeFloat = 2.0
+    within_weight: NonNegativeFloat = 2.0
+    scale: Scale = 16.0
+
+
 class BoundaryTerm(Term):
     """The side of zero on which the teacher's coordinates lie."""
 
@@ -354,6 +369,14 @@ class RelationTerm(Term):
     delta: PositiveFloat = 0.5
 
 
+class AnglesTerm(Term):
+    """The teacher's distances and angles, all alike."""
+
+    kind: Literal["angles"]
+    distance_weight: NonNegativeFloat = 25.0
+    angle_weight: NonNegativeFloat = 50.0
+
+
 class QueryTerm(Term):
     """The teacher's parts ask the student's parts for themselves, also where some are masked."""
 
@@ -373,6 +396,7 @@ DistillationTerm = (
     | LogitRegressionTerm
     | DecoupledTerm
     | GeneralisedTerm
+    | CorrelationTerm
     | ViewsTerm
     | ExitsTerm
     | FusionTerm
@@ -380,6 +404,7 @@ DistillationTerm = (
     | HintTerm
     | RankingTerm
     | RelationTerm
+    | AnglesTerm
     | QueryTerm
 )
 """Terms with a teacher."""

@@ -30,6 +30,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "logit-regression": ("{kind='logit-regression'}",),
     "decoupled": ("{kind='decoupled', warm_up=0.5}",),
     "generalised": ("{kind='generalised', top=2, warm_up=0.5}",),
+    "correlation": ("{kind='correlation'}",),
     "views": ("{kind='views', weak_gate=0.0, strong_gate=0.0, connector=true}", STRONGER),
     "exits": ("{kind='exits'}",),
     "fusion": ("{kind='fusion', trainable=true}",),
@@ -37,6 +38,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "hint": ("{kind='hint'}",),
     "ranking": ("{kind='ranking'}",),
     "relation": ("{kind='relation'}",),
+    "angles": ("{kind='angles'}",),
     "query": ("{kind='query', width=4}", "data.masked={probability=1.0}"),
 }
 """The term, and what else its recipe needs."""

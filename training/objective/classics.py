@@ -53,7 +53,9 @@ class Logit(Method[LogitTerm]):
         own, taught = lesson.aligned(lesson.student.logits, lesson.teacher.logits)
         scale = self.term.scale
         temperature = temperature_of(self.term.temperature, own, scale)
-        return logit_distillation(own, taught, temperature=temperature, scale=scale)
+        return logit_distillation(
+            own, taught, temperature=temperature, standardise=self.term.standardise, scale=scale
+        )
 
 
 class LogitRegression(Method[LogitRegressionTerm]):

@@ -15,6 +15,8 @@ from training.objective.classics import (
     Relation,
     Triplet,
 )
+from training.objective.distillation.angles import Angles
+from training.objective.distillation.correlation import Correlation
 from training.objective.distillation.exits import Exits
 from training.objective.distillation.fusion import Fuse
 from training.objective.distillation.generalised import Generalised
@@ -33,6 +35,7 @@ METHODS: Final[dict[str, type[Method[Any]]]] = {
     "logit-regression": LogitRegression,
     "decoupled": Decoupled,
     "generalised": Generalised,
+    "correlation": Correlation,
     "views": Views,
     "exits": Exits,
     "fusion": Fuse,
@@ -40,5 +43,6 @@ METHODS: Final[dict[str, type[Method[Any]]]] = {
     "hint": Hint,
     "ranking": Ranking,
     "relation": Relation,
+    "angles": Angles,
     "query": Query,
 }

@@ -19,7 +19,9 @@ from models.networks.network import GaitNetwork
 from training.data.options import OrderedClip, RandomLengthClip
 from training.recipe import Problem, Recipe, RecipeError
 from training.terms import (
+    AnglesTerm,
     AnyTerm,
+    CorrelationTerm,
     DecoupledTerm,
     GeneralisedTerm,
     InformativeTemperature,
@@ -131,10 +133,16 @@ def check(
 
 def _too_few(recipe: Recipe, term: AnyTerm, student: GaitNetwork) -> str | None:
     batch = recipe.batch
-    if isinstance(term, RankingTerm) and batch.subjects * batch.sequences < 3:
-        return "two sequences a batch have no ranking; raise batch.subjects or batch.sequences"
+    if isinstance(term, RankingTerm | AnglesTerm) and batch.subjects * batch.sequences < 3:
+        return (
+            "two sequences a batch have no ranking and no angles; raise batch.subjects or "
+            "batch.sequences"
+        )
     if (
-        isinstance(term, LogitTerm | DecoupledTerm | GeneralisedTerm | ViewsTerm | MutualTerm)
+        isinstance(
+            term,
+            LogitTerm | DecoupledTerm | GeneralisedTerm | CorrelationTerm | ViewsTerm | MutualTerm,
+        )
         and isinstance(term.temperature, InformativeTemperature)
         and student.identities < 3
     ):

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.objective.distillation.angles import relational_distillation
+from training.objective.distillation.correlation import correlation_distillation
 from training.objective.distillation.decoupled import decoupled_distillation
 from training.objective.distillation.exits import adaptive_distillation
 from training.objective.distillation.fusion import part_contrast
@@ -252,6 +254,75 @@ def test_errors_of_a_reconstruction_are_blind_to_the_teachers_size() -> None:
     assert float(mean_part_error(3 * teacher, teacher)) == pytest.approx(0, abs=1e-6)
 
 
+def test_standardised_logits_are_compared_whatever_their_size() -> None:
+    student, teacher = cosines(0), cosines(1)
+    total = 0.0
+    for n in range(N):
+        for p in range(P):
+            rows = []
+            for logits in (teacher, student):
+                z = [float(v) for v in logits[n, :, p]]
+                mean = sum(z) / K
+                spread = math.sqrt(sum((v - mean) ** 2 for v in z) / K)
+                rows.append(softmax([(v - mean) / spread / 2.0 for v in z]))
+            total += kl(*rows)
+    loss = logit_distillation(student, teacher, temperature=2.0, standardise=True)
+    assert float(loss) == pytest.approx(4 * total / (N * P), rel=1e-4)
+    sharper = logit_distillation(5 * student, teacher, temperature=2.0, standardise=True)
+    torch.testing.assert_close(sharper, loss)
+
+
+def test_correlation_equals_a_loop_over_rows_and_columns() -> None:
+    student, teacher = cosines(0), cosines(1)
+    own, taught = (
+        [[softmax(row(z, n, p, 4)) for p in range(P)] for n in range(N)] for z in (student, teacher)
+    )
+
+    def pearson(a: list[float], b: list[float]) -> float:
+        x, y = ([v - sum(values) / len(values) for v in values] for values in (a, b))
+        norms = math.sqrt(sum(v * v for v in x) * sum(v * v for v in y))
+        return sum(v * w for v, w in zip(x, y, strict=True)) / norms
+
+    between = sum(pearson(own[n][p], taught[n][p]) for n in range(N) for p in range(P)) / (N * P)
+    within = sum(
+        pearson([own[n][p][k] for n in range(N)], [taught[n][p][k] for n in range(N)])
+        for k in range(K)
+        for p in range(P)
+    ) / (K * P)
+    loss = correlation_distillation(student, teacher, temperature=4.0, within_weight=3.0)
+    assert float(loss) == pytest.approx(16 * (2 * (1 - between) + 3 * (1 - within)), rel=1e-3)
+
+
+def test_distances_and_angles_equal_a_loop_over_pairs_and_triples() -> None:
+    student, teacher = draw(0, N, C, P), draw(1, N, 4, P)
+
+    def huber(x: float) -> float:
+        return 0.5 * x * x if abs(x) < 1 else abs(x) - 0.5
+
+    distances = angles = 0.0
+    for p in range(P):
+        found = []
+        for e in (student[..., p], teacher[..., p]):
+            d = [[float((e[i] - e[j]).norm()) for j in range(N)] for i in range(N)]
+            mean = sum(map(sum, d)) / (N * (N - 1))
+            found.append([[v / mean for v in r] for r in d])
+        own, taught = found
+        distances += sum(
+            huber(own[i][j] - taught[i][j]) for i in range(N) for j in range(N) if i != j
+        ) / (N * (N - 1))
+        for i in range(N):
+            for j in range(N):
+                for k in range(N):
+                    cosines_at_i = []
+                    for e in (student[..., p], teacher[..., p]):
+                        a, b = e[j] - e[i], e[k] - e[i]
+                        whole = float(a.norm() * b.norm())
+                        cosines_at_i.append(float(a @ b) / whole if whole else 0.0)
+                    angles += huber(cosines_at_i[0] - cosines_at_i[1]) / N**3
+    loss = relational_distillation(student, teacher)
+    assert float(loss) == pytest.approx((25 * distances + 50 * angles) / P, rel=1e-4)
+
+
 TERM = RelationNetworksTerm(kind="relation-networks")
 
 
@@ -350,6 +421,15 @@ SMOOTH: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
         lambda r: rebuilt_error(r, draw(1, N, C, P), torch.tensor(2.0)),
         (N, C, P),
     ),
+    "standardised": (
+        lambda z: logit_distillation(z, cosines(1), temperature=2.0, standardise=True),
+        (N, K, P),
+    ),
+    "correlation": (
+        lambda z: correlation_distillation(z, cosines(1), temperature=4.0),
+        (N, K, P),
+    ),
+    "angles": (lambda e: relational_distillation(e, draw(1, N, 4, P)), (N, C, P)),
     "mean part": (lambda r: mean_part_error(r, draw(1, N, C, P)), (N, C, P)),
     "relations": (
         lambda z: relational_loss(
