@@ -312,9 +312,9 @@ class Runner:
         begin = min(trainer.step for trainer in trainers.values())
         for batch in source.iterate(start=begin, stop=recipe.steps):
             taught = trainers[teaching].teach(batch)
-            for name, trainer in trainers.items():
-                if trainer.step != batch.step:
-                    continue  # saved later than others before the run was killed
+            # A row may be further, if it was saved later than others before the run was killed.
+            learning = {name: t for name, t in trainers.items() if t.step == batch.step}
+            for name, trainer in learning.items():
                 mine = _taught_by(taught, len(rows[name][0].teachers))
                 began = time.monotonic()
                 if not kept[name]:
@@ -327,9 +327,7 @@ class Runner:
                 meters[name].add(*found, batch.labels)
             done = batch.step + 1
             if done % recipe.save_every == 0 or done == recipe.steps:
-                for name, trainer in trainers.items():
-                    if trainer.step != done:
-                        continue  # further already
+                for name, trainer in learning.items():
                     losses = meters[name].read(trainer.step, trainer.rate).metrics
                     require_finite(losses["loss"], done)
                     here = {
