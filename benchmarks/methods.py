@@ -384,10 +384,15 @@ def table_of(
     return rows
 
 
-def costs_of(runner: Runner, names: Sequence[str], seeds: Sequence[int]) -> dict[str, object]:
-    """Of each row the student's time of a step against no teacher's, and what a step keeps."""
+def costs_of(
+    runner: Runner, recipes: Mapping[str, Recipe], seeds: Sequence[int]
+) -> dict[str, object]:
+    """Of each row the student's time of a step against no teacher's, and what a step keeps.
+
+    Times of rows that ran in another loop, when the machine had other things to do, say nothing.
+    """
     found: dict[str, dict[str, float]] = {}
-    for name in names:
+    for name in recipes:
         cards = [read_card(runner.folder(name, seed) / CHECKPOINT).metrics for seed in seeds]
         if all("learning_ms" in metrics for metrics in cards):
             found[name] = {
@@ -397,7 +402,9 @@ def costs_of(runner: Runner, names: Sequence[str], seeds: Sequence[int]) -> dict
     alone = found.get(ALONE, {}).get("learning_ms")
     return {
         name: {
-            "step, relative": round(cost["learning_ms"] / alone, 2) if alone else None,
+            "step, relative": round(cost["learning_ms"] / alone, 2)
+            if alone and recipes[name].data == recipes[ALONE].data
+            else None,
             "kept_mb": round(cost["kept_mb"], 1),
         }
         for name, cost in found.items()
@@ -419,7 +426,7 @@ def markdown(result: Mapping[str, Any]) -> str:
             row = exam["rows"][name]
             cells += [f"{row['rank1'][0]:.1f}", _interval(row.get("gain over no teacher"))]
         cost = result["costs"].get(name, {})
-        cells += [str(cost.get("step, relative", "")), str(cost.get("kept_mb", ""))]
+        cells += [str(cost.get("step, relative") or ""), str(cost.get("kept_mb", ""))]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -499,10 +506,13 @@ def publish_page(result: Mapping[str, Any], page: Path) -> None:
         raise ValueError(f"{page} has no place for the table: {begin.strip()} … {end}")
     drawing = page.parent / "images" / "methods.svg"
     drawing.write_text(figure(result), encoding="utf-8")
-    settings = result["size"]
+    changed = " ".join(f"`{setting}`" for setting in result["settings"])
+    people = ", ".join(f"{name} {exam['people']}" for name, exam in result["exams"].items())
     about = (
-        f"{result['steps']} steps of {result['sequences a step']} sequences, seeds "
-        f"{', '.join(map(str, result['seeds']))}, size `{settings}`, commit `{result['commit']}`.\n"
+        f"{result['steps']} steps of {result['sequences a step']} sequences; seeds "
+        f"{', '.join(map(str, result['seeds']))}; size `{result['size']}`"
+        f"{', changed by ' if changed else ''}{changed}; people: {people}; "
+        f"{len(result['teachers'])} teachers; commit `{result['commit']}`.\n"
     )
     parts = [
         text[: text.index(begin) + len(begin)],
@@ -585,7 +595,7 @@ def main() -> None:
         "teachers": [read_card(teacher).digest for teacher in arguments.teacher],
         "seeds": arguments.seeds,
         "left out": runner.left_out,
-        "costs": costs_of(runner, names, arguments.seeds),
+        "costs": costs_of(runner, {name: recipes[name] for name in names}, arguments.seeds),
         "exams": dict(results(runner, names, arguments.seeds, exams, group.device)),
     }
     machine.publish(result, arguments.results)
