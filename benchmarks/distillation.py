@@ -46,20 +46,12 @@ from training.evaluation.bootstrap import Estimate, percentile_estimate, subject
 from training.evaluation.protocols import EvaluationProtocol, Retrieval
 from training.objective.teachers import Teacher
 from training.process import provenance
-from training.recipe import (
-    AnyTerm,
-    DecoupledTerm,
-    Distillation,
-    InformativeTemperature,
-    Problem,
-    Recipe,
-    RecipeError,
-    load,
-)
+from training.recipe import Distillation, Problem, Recipe, RecipeError, load
 from training.run.distributed import Group, join
 from training.run.meter import Meter
 from training.run.preparation import Preparation, card, prepare, without_paths
 from training.run.trainer import Trainer, require_finite
+from training.terms import AnyTerm, DecoupledTerm, InformativeTemperature
 
 ALONE: Final = "labels alone"
 _PUBLISHED: Final = load("gaitkd")
@@ -239,11 +231,11 @@ def compare(
 ) -> dict[str, dict[str, object]]:
     """Each arm's headline, mean over seeds, and its distance from the arm of labels alone."""
     rows: dict[str, dict[str, object]] = {}
-    draws = {arm: _over_seeds(retrievals, resampling) for arm, retrievals in found.items()}
+    draws = {arm: over_seeds(retrievals, resampling) for arm, retrievals in found.items()}
     for arm, (values, replicates) in draws.items():
         mean = float(np.mean(values))
         rows[arm] = {
-            "rank1": _shown(percentile_estimate(mean, replicates, resampling.confidence)),
+            "rank1": shown(percentile_estimate(mean, replicates, resampling.confidence)),
             "seeds": [round(100 * value, 1) for value in values],
         }
         if arm != ALONE and ALONE in draws:
@@ -251,7 +243,7 @@ def compare(
             gain = percentile_estimate(
                 mean - float(np.mean(alone)), replicates - theirs, resampling.confidence
             )
-            rows[arm]["gain over labels alone"] = _shown(gain)
+            rows[arm]["gain over labels alone"] = shown(gain)
     return rows
 
 
@@ -317,9 +309,10 @@ def _folder(out: Path, arm: str, seed: int) -> Path:
     return out / f"{arm.replace(' ', '-').replace(',', '').replace('=', '')}-{seed}"
 
 
-def _over_seeds(
+def over_seeds(
     retrievals: Sequence[Retrieval], resampling: Resampling
 ) -> tuple[list[float], np.ndarray[Any, Any]]:
+    """The headline of each seed, and replicates of their mean with other people."""
     trials = [retrieval.trials for retrieval in retrievals]
     figures = [retrieval.figures[0] for retrieval in retrievals]
     weights = subject_weights(len(trials[0].subjects), resampling)
@@ -328,7 +321,7 @@ def _over_seeds(
     return values, np.mean(draws, axis=0)
 
 
-def _shown(estimate: Estimate) -> list[float]:
+def shown(estimate: Estimate) -> list[float]:
     """Percent: value, lower and upper bound."""
     bounds = (estimate.value, estimate.low, estimate.high)
     return [round(100 * bound, 1) for bound in bounds if bound is not None]

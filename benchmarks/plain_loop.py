@@ -135,7 +135,7 @@ def train(
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
     )
-    objective = Objective(recipe.terms, recipe.distillation, lambda rows: rows)
+    objective = Objective(recipe, lambda rows: rows)
     network.train()
     for views, labels in loader:
         began = time.perf_counter()
@@ -143,9 +143,9 @@ def train(
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             output = network(views)
         output_of_student = StudentOutput(output.embeddings.float(), output.logits.float(), ())
-        loss = objective(output_of_student, labels, (), progress=0.0)
+        loss = objective(output_of_student, labels, (), step=0)
         optimiser.zero_grad()
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        loss.total.backward()
         if recipe.clip_gradient is not None:
             torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_gradient)
         optimiser.step()

@@ -18,8 +18,9 @@ from service.foundation.settings import Settings
 from service.http.app import create_app
 from training.cli.commands import app as training
 from training.evaluation import PROTOCOLS
-from training.recipe import DistillationTerm, LabelTerm, load, shipped
+from training.recipe import load, shipped
 from training.rendering.recipe import RenderRecipe
+from training.terms import DistillationTerm, OwnTerm
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -209,7 +210,7 @@ def test_every_protocol_is_described() -> None:
 def test_every_term_of_an_objective_is_described() -> None:
     kinds = {
         get_args(term.model_fields["kind"].annotation)[0]
-        for term in (*get_args(LabelTerm), *get_args(DistillationTerm))
+        for term in (*get_args(OwnTerm), *get_args(DistillationTerm))
     }
     table = section(page("distillation.md"), "How a recipe says it")
     assert set(re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE)) == kinds

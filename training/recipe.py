@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     JsonValue,
     NonNegativeFloat,
@@ -26,9 +24,26 @@ from pydantic import (
 )
 
 from models.card import Metric
-from training.data.options import Augmentation, Clip, OrderedClip
+from training.data.options import (
+    Augmentation,
+    Clip,
+    Masking,
+    OrderedClip,
+    RandomLengthClip,
+    Swap,
+)
+from training.terms import (
+    AnyTerm,
+    CrossEntropyTerm,
+    MutualTerm,
+    QueryTerm,
+    Section,
+    Share,
+    TripletTerm,
+    ViewsTerm,
+)
 
-Share = Annotated[float, Field(ge=0, lt=1)]
+_SEEDS_BETWEEN = 1_000_003
 _RENDERING = "render-"  # recipes of rendered datasets lie in the same folder
 
 
@@ -54,22 +69,16 @@ class RecipeError(ValueError):
         )
 
 
-class Section(BaseModel):
-    """A part of a recipe: immutable, typed strictly, and a misspelt key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
 class Student(Section):
     """The network to train: built anew, or started from a checkpoint."""
 
     architecture: str | None = None
-    config: dict[str, JsonValue] = {}
+    config: dict[str, JsonValue] = Field(default_factory=dict)
     checkpoint: Annotated[Path, Field(strict=False)] | None = None
     frozen_stages: int = Field(
         default=0,
         ge=0,
-        le=3,
+        le=4,
         description="The stem and so many first stages keep their weights and batch statistics.",
     )
 
@@ -79,8 +88,6 @@ class Student(Section):
             raise ValueError("name an architecture, or a checkpoint to start from")
         if self.architecture is None and self.config:
             raise ValueError("config belongs to an architecture; a checkpoint brings its own")
-        if self.frozen_stages and self.checkpoint is None:
-            raise ValueError("frozen_stages needs a checkpoint, or what is random would stay so")
         return self
 
 
@@ -96,6 +103,16 @@ class Data(Section):
     dataset: Annotated[Path, Field(strict=False)] | None = None
     clip: Clip = OrderedClip()
     augmentation: Augmentation = Augmentation()
+    strong: Augmentation | None = Field(
+        default=None, description="A second view of each clip, which teachers see as well."
+    )
+    masked: Masking | None = Field(
+        default=None,
+        description="A view for the student alone: the first, parts of it gone.",
+    )
+    swap: Swap | None = Field(
+        default=None, description="Before all of them: two walks of a person exchange parts."
+    )
     validation: Share = Field(
         default=0.0,
         description="Share of the training subjects held out, to watch a run and choose by; "
@@ -110,123 +127,18 @@ class Batch(Section):
     sequences: Annotated[int, Field(ge=1)] = 4
 
 
-class Term(Section):
-    """A weighted part of the objective."""
-
-    weight: NonNegativeFloat = 1.0
-
-
-class TripletTerm(Term):
-    """Batch-all triplet loss on the embeddings."""
-
-    kind: Literal["triplet"]
-    margin: PositiveFloat = 0.2
-
-
-class CrossEntropyTerm(Term):
-    """Identity cross-entropy on the logits."""
-
-    kind: Literal["cross-entropy"]
-    scale: PositiveFloat = 16.0
-    smoothing: Share = 0.1
-
-
-class InformativeTemperature(Section):
-    """A temperature that leaves half of the probability on the true identity."""
-
-    gap: Annotated[float, Field(gt=0, le=2)] = 0.8
-
-
-Temperature = PositiveFloat | InformativeTemperature
-
-
-class LogitTerm(Term):
-    """The teacher's softened identity distribution, part by part."""
-
-    kind: Literal["logit"]
-    temperature: Temperature = 4.0
-    scale: PositiveFloat = 16.0
-
-
-class LogitRegressionTerm(Term):
-    """Squared difference of scaled logits."""
-
-    kind: Literal["logit-regression"]
-    scale: PositiveFloat = 16.0
-
-
-class DecoupledTerm(Term):
-    """Decoupled logit distillation."""
-
-    kind: Literal["decoupled"]
-    temperature: Temperature = 4.0
-    target_weight: NonNegativeFloat = 1.0
-    rest_weight: NonNegativeFloat = 8.0
-    scale: PositiveFloat = 16.0
-
-
-class BoundaryTerm(Term):
-    """The side of zero on which the teacher's coordinates lie."""
-
-    kind: Literal["boundary"]
-    margin: PositiveFloat = 1.0
-    relative: bool = Field(
-        default=False, description="The margin counts in the teacher's own mean magnitudes."
-    )
-    connector: bool = Field(
-        default=False,
-        description="Compare behind a linear map per teacher and part. The margin then counts in "
-        "units of the map's output, which starts with unit variance.",
-    )
-
-    @model_validator(mode="after")
-    def _one_unit(self) -> BoundaryTerm:
-        if self.relative and self.connector:
-            raise ValueError(
-                "behind a connector the margin is relative already: leave relative out"
-            )
-        return self
-
-
-class HintTerm(Term):
-    """The teacher's embedding itself."""
-
-    kind: Literal["hint"]
-    connector: bool = True
-
-
-class RankingTerm(Term):
-    """Whom the teacher finds near whom."""
-
-    kind: Literal["ranking"]
-    temperature: PositiveFloat = 0.1
-    per_part: bool = True
-
-
-class RelationTerm(Term):
-    """The teacher's distances, balanced between pairs of one and of two identities."""
-
-    kind: Literal["relation"]
-    delta: PositiveFloat = 0.5
-
-
-LabelTerm = TripletTerm | CrossEntropyTerm
-IdentityTerm = LogitTerm | LogitRegressionTerm | DecoupledTerm
-"""Terms on a teacher's logits of the same identities: its own, or `training.derive.prototypes`."""
-CoordinateTerm = BoundaryTerm | HintTerm
-"""Terms on a teacher's coordinates: they need its width, or a connector."""
-DistanceTerm = RankingTerm | RelationTerm
-"""Terms on distances: any teacher will do."""
-DistillationTerm = IdentityTerm | CoordinateTerm | DistanceTerm
-AnyTerm = Annotated[LabelTerm | DistillationTerm, Field(discriminator="kind")]
-
-
 class Distillation(Section):
     """What holds for every term that has a teacher."""
 
-    teachers: Literal["mean", "sum"] = Field(
+    teachers: Literal["mean", "sum", "alternate", "best", "random"] = Field(
         default="mean",
-        description="mean keeps the total weight when a teacher is added; sum is published.",
+        description="mean keeps the total weight when a teacher is added; sum is GaitKD's. The "
+        "others choose one: by a square wave over the steps, for each walk by the lowest "
+        "cross-entropy, or by chance in each step.",
+    )
+    period: PositiveInt = Field(default=100, description="Steps of the square wave.")
+    duty: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.5, description="Share of a period in which the first teacher teaches."
     )
     parts: Literal["overlap", "truncate"] = Field(
         default="overlap",
@@ -291,6 +203,29 @@ class Evaluation(Section):
     every: NonNegativeInt = Field(default=0, description="Steps; 0 evaluates only at the end.")
 
 
+class Stage(Section):
+    """Steps before the run's own: without labels, on any walks."""
+
+    steps: PositiveInt
+    dataset: Annotated[Path, Field(strict=False)] | None = Field(
+        default=None, description="A pack whose identities do not matter; None: the run's."
+    )
+    terms: Annotated[tuple[AnyTerm, ...], Field(strict=False, min_length=1)]
+    warm_up: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _without_labels(self) -> Stage:
+        for index, term in enumerate(self.terms):
+            if term.asks_labels or term.asks_identities or not term.taught:
+                raise ValueError(
+                    f"terms.{index}: {term.kind} needs identities, and a stage has none; it can "
+                    "have boundary, hint, ranking and query"
+                )
+        if self.warm_up >= self.steps:
+            raise ValueError("warm_up must be shorter than the stage")
+        return self
+
+
 class Recipe(Section):
     """The whole run."""
 
@@ -301,6 +236,7 @@ class Recipe(Section):
     teachers: Annotated[tuple[Teacher, ...], Field(strict=False)] = ()
     data: Data = Data()
     batch: Batch = Batch()
+    stages: Annotated[tuple[Stage, ...], Field(strict=False, max_length=8)] = ()
     terms: Annotated[tuple[AnyTerm, ...], Field(strict=False)]
     distillation: Distillation = Distillation()
     optimiser: Annotated[SGD | AdamW, Field(discriminator="kind")] = SGD(kind="sgd")
@@ -337,15 +273,117 @@ class Recipe(Section):
             raise ValueError("optimiser.nesterov needs momentum")
         return self
 
+    @model_validator(mode="after")
+    def _views_suit_the_terms(self) -> Recipe:
+        data = self.data
+        terms = self._all_terms
+        if data.strong is None and any(isinstance(term, ViewsTerm) for term in terms):
+            raise ValueError(
+                "data.strong: the term views compares two views; say what the second one is"
+            )
+        masking = [term for term in terms if isinstance(term, QueryTerm) and term.masked_weight]
+        if data.masked is None and masking:
+            raise ValueError(
+                "data.masked: the term query reads a masked view; say what is masked, or set its "
+                "masked_weight to 0"
+            )
+        if data.masked is not None and not masking:
+            raise ValueError("data.masked: no term reads it; add query, or leave it out")
+        if data.swap is None and any(isinstance(term, MutualTerm) for term in terms):
+            raise ValueError("data.swap: the term mutual compares walks that exchanged parts")
+        if data.swap is not None and self.batch.sequences < 2:
+            raise ValueError("batch.sequences: data.swap takes two walks of a person")
+        if isinstance(data.clip, RandomLengthClip):
+            for term in terms:
+                if term.asks_stages:
+                    raise ValueError(
+                        f"data.clip: {term.kind} reads the student's maps, which needs clips of "
+                        "one length"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _teachers_suit_the_terms(self) -> Recipe:
+        choice = self.distillation.teachers
+        if choice == "alternate" and self.teachers and len(self.teachers) != 2:
+            raise ValueError(
+                f"distillation.teachers: alternating takes two teachers, not {len(self.teachers)}"
+            )
+        if choice == "best":
+            for term in self._all_terms:
+                if term.taught and not term.by_sequence:
+                    raise ValueError(
+                        f"distillation.teachers: {term.kind} looks at more than one sequence, so "
+                        "each cannot have its own best teacher; leave the term out, or choose mean"
+                    )
+            if self.stages:
+                raise ValueError(
+                    "distillation.teachers: the best of a walk is judged by its label, and stages "
+                    "have none; choose mean"
+                )
+        if self.student.frozen_stages and self.student.checkpoint is None and not self.stages:
+            raise ValueError(
+                "student.frozen_stages needs a checkpoint, or stages before, or what is random "
+                "would stay so"
+            )
+        return self
+
+    @property
+    def _all_terms(self) -> tuple[AnyTerm, ...]:
+        return (*(term for stage in self.stages for term in stage.terms), *self.terms)
+
     @property
     def distils(self) -> bool:
         """Whether any term has a teacher."""
-        return any(isinstance(term, DistillationTerm) for term in self.terms)
+        return any(term.taught for term in self._all_terms)
+
+    @property
+    def teaches_itself(self) -> bool:
+        """Whether any term distils without a teacher."""
+        return any(
+            not isinstance(term, TripletTerm | CrossEntropyTerm) and not term.taught
+            for term in self.terms
+        )
 
     @property
     def connects(self) -> bool:
         """Whether any term compares behind a connector."""
-        return any(isinstance(term, CoordinateTerm) and term.connector for term in self.terms)
+        return any(term.connects for term in self.terms)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the stages and of the run's own terms."""
+        return self.steps + sum(stage.steps for stage in self.stages)
+
+    def in_stages(self) -> tuple[Recipe, ...]:
+        """A recipe for each stage, and last the one of the run's own terms.
+
+        A stage learns with the whole student. Its batches are drawn by a seed of its own, so that
+        the stages do not see the same ones.
+        """
+        return (
+            *(
+                self.model_copy(
+                    update={
+                        "seed": self.seed + _SEEDS_BETWEEN * number,
+                        "steps": stage.steps,
+                        "stages": (),
+                        "terms": stage.terms,
+                        "schedule": Cosine(kind="cosine", warm_up=stage.warm_up),
+                        "student": self.student.model_copy(update={"frozen_stages": 0}),
+                        "data": self._data_for(stage.terms).model_copy(update={"swap": None}),
+                    }
+                )
+                for number, stage in enumerate(self.stages, start=1)
+            ),
+            self.model_copy(update={"stages": (), "data": self._data_for(self.terms)}),
+        )
+
+    def _data_for(self, terms: Sequence[AnyTerm]) -> Data:
+        """The data, without the masked view where no term reads it."""
+        if any(isinstance(term, QueryTerm) and term.masked_weight for term in terms):
+            return self.data
+        return self.data.model_copy(update={"masked": None})
 
 
 def shipped() -> tuple[str, ...]:
@@ -376,7 +414,7 @@ def load(
     Raises:
         RecipeError: naming every key that is wrong.
     """
-    content = _read(name_or_path)
+    content = _whole(_read(name_or_path))
     for setting in settings:
         _apply(content, setting)
     if dataset is not None:
@@ -401,6 +439,10 @@ def missing_files(recipe: Recipe) -> tuple[Problem, ...]:
         (f"teachers.{i}.checkpoint", teacher.checkpoint, "card.json", "checkpoint")
         for i, teacher in enumerate(recipe.teachers)
     ]
+    named += [
+        (f"stages.{i}.dataset", stage.dataset, "index.json", "packed dataset")
+        for i, stage in enumerate(recipe.stages)
+    ]
     named.append(("student.checkpoint", recipe.student.checkpoint, "card.json", "checkpoint"))
     return tuple(
         Problem(where, f"there is no {what} at {path}")
@@ -415,11 +457,11 @@ def require_teachers(recipe: Recipe, *, wanted: bool) -> None:
     Raises:
         RecipeError: naming the other command.
     """
-    if wanted and not recipe.teachers:
+    if wanted and not recipe.teachers and (recipe.distils or not recipe.teaches_itself):
         raise RecipeError(
             [Problem("teachers", "distilling needs at least one (--teacher); without, use train")]
         )
-    if wanted and not recipe.distils:
+    if wanted and recipe.teachers and not recipe.distils:
         raise RecipeError(
             [Problem("terms", "no term has a teacher; add one (logit, ranking, …), or use train")]
         )
@@ -447,6 +489,22 @@ def _sentence(kind: str, message: str) -> str:
     if kind == "extra_forbidden":
         return "no such key"
     return message.removeprefix("Value error, ")
+
+
+def _whole(content: dict[str, Any]) -> dict[str, Any]:
+    """A recipe that is `like` a shipped one has all of its keys that it does not set itself."""
+    if "like" not in content:
+        return content
+    like = content.pop("like")
+    if like not in shipped():
+        raise RecipeError([Problem("like", f"no shipped recipe {like!r}")])
+    base = _whole(_read(like))
+    tables = {
+        key: {**base[key], **value}
+        for key, value in content.items()
+        if isinstance(value, dict) and isinstance(base.get(key), dict)
+    }
+    return {**base, **content, **tables}
 
 
 def _read(name_or_path: str) -> dict[str, Any]:

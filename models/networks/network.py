@@ -73,6 +73,15 @@ class FrameBackbone(nn.Module):
         """Its stages, without the stem."""
         return list(self.stages)
 
+    def stage_maps(self, silhouettes: Tensor) -> list[Tensor]:
+        """Behind each stage the maps `[n, c, s, h', w']` of clips `[n, s, h, w]`."""
+        maps = torch.relu(self.stem(silhouettes.flatten(0, 1).unsqueeze(1)))
+        found = []
+        for stage in self.stages:
+            maps = stage(maps)
+            found.append(as_clips(maps, silhouettes.shape[1]))
+        return found
+
     def over_clips(self, silhouettes: Tensor) -> Tensor:
         """Maximum over time of the maps of clips `[n, s, h, w]`: `[n, c, h, w]`."""
         maps: Tensor = self(silhouettes.flatten(0, 1).unsqueeze(1))
@@ -121,6 +130,16 @@ class ClipBackbone(nn.Module):
     def in_order(self) -> list[nn.Module]:
         """Its stages, without the stem."""
         return [self.frame_stage, *self.clip_stages]
+
+    def stage_maps(self, silhouettes: Tensor) -> list[Tensor]:
+        """Behind each stage the maps `[n, c, s, h', w']` of clips `[n, s, h, w]`."""
+        frames = torch.relu(self.stem(silhouettes.flatten(0, 1).unsqueeze(1)))
+        maps = as_clips(self.frame_stage(frames), silhouettes.shape[1])
+        found = [maps]
+        for stage in self.clip_stages:
+            maps = stage(maps)
+            found.append(maps)
+        return found
 
     def over_clips(self, silhouettes: Tensor) -> Tensor:
         """Maximum over time of the maps of clips `[n, s, h, w]`: `[n, c, h, w]`."""
@@ -197,6 +216,20 @@ class GaitNetwork(nn.Module):
         """
         output: GaitOutput = self.head(self.pool(silhouettes, lengths))
         return output
+
+    def stages(self, silhouettes: Tensor) -> tuple[GaitOutput, list[Tensor]]:
+        """As `forward`, and behind each stage the maps `[n, c, s, h', w']`.
+
+        Args:
+            silhouettes: clips `[n, s, h, w]`, short enough for one window.
+
+        Raises:
+            ValueError: the clips are cut into windows.
+        """
+        if self.windows([silhouettes.shape[1]])[1] != [1]:
+            raise ValueError("the stages' maps are those of clips of one window")
+        maps = self.backbone.stage_maps(silhouettes)
+        return self.head(self.strips(maps[-1].amax(2))), maps
 
     def pool(self, silhouettes: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
         """What the head reads, `[n, c_in, p]`: features pooled over time and strips."""

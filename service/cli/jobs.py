@@ -82,7 +82,9 @@ def distill(
     client: Client,
     recipe: str,
     name: Annotated[str, typer.Option(help="Name of the model to make.")],
-    teacher: Annotated[list[str], typer.Option(help="A registered model; may be repeated.")],
+    teacher: Annotated[
+        list[str] | None, typer.Option(help="A registered model; may be repeated.")
+    ] = None,
     dataset: Pack = None,
     gallery: Enrolled = None,
     student: Annotated[str | None, typer.Option(help="A registered model to start from.")] = None,
@@ -103,7 +105,7 @@ def distill(
         recipe=recipe,
         name=name,
         dataset=_source(dataset, gallery),
-        teachers=teacher,
+        teachers=teacher or [],
         student=student,
         overrides=dict(map(_override, overrides or ())),
         activate=activate,

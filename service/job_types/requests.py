@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
@@ -27,10 +28,15 @@ _KEY = r"^[a-z_]{1,40}(\.([a-z_]{1,40}|[0-9]{1,3})){0,5}$"
 _EMBEDDINGS = "embeddings:{gallery}"  # one job at a time makes or prunes them
 # These say where files are, which is for the fields `dataset`, `teachers` and `student` to say.
 _PLACES = ("data.dataset", "student.checkpoint", "teachers")
+_PLACE_OF_STAGE = re.compile(r"stages\.[0-9]+(\.dataset(\..*)?)?")
 
 
 def _not_a_place(key: str) -> str:
-    if any(key == place or key.startswith(f"{place}.") for place in _PLACES):
+    if (
+        key == "stages"
+        or _PLACE_OF_STAGE.fullmatch(key)
+        or any(key == place or key.startswith(f"{place}.") for place in _PLACES)
+    ):
         raise ValueError("use the fields dataset, teachers and student instead")
     return key
 
@@ -146,7 +152,7 @@ class DistillRequest(JobRequest):
     recipe: Annotated[str, Field(pattern=_PLAIN_NAME)]
     name: ModelName
     dataset: Dataset
-    teachers: Annotated[list[ModelName], Field(min_length=1, max_length=8)]
+    teachers: Annotated[list[ModelName], Field(max_length=8)]
     student: ModelName | None = None
     overrides: Annotated[
         dict[OverrideKey, Override],

@@ -201,6 +201,8 @@ def _place(reason: Reason, overrides: Collection[str]) -> str:
     for key in overrides:
         if f"{reason.where}.".startswith(f"{key}."):
             return f"overrides.{key}"
+    if reason.where == "teachers":  # a field of the request, too
+        return reason.where
     if reason.reason == _NO_SUCH_KEY:
         for key in overrides:
             if key.startswith(f"{reason.where}."):

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training import recipe as recipes
+from training import terms as kinds
 from training.data.options import OrderedClip
 from training.recipe import Recipe, RecipeError, load, missing_files, require_teachers, shipped
 
@@ -37,14 +38,12 @@ def test_the_published_objective_is_the_published_one() -> None:
     assert (recipe.distillation.teachers, recipe.distillation.parts) == ("sum", "truncate")
     terms = {term.kind: term for term in recipe.terms}
     assert set(terms) == {"triplet", "cross-entropy", "logit", "boundary"}
-    assert terms["triplet"] == recipes.TripletTerm(kind="triplet", weight=1.0, margin=0.2)
-    assert terms["cross-entropy"] == recipes.CrossEntropyTerm(
+    assert terms["triplet"] == kinds.TripletTerm(kind="triplet", weight=1.0, margin=0.2)
+    assert terms["cross-entropy"] == kinds.CrossEntropyTerm(
         kind="cross-entropy", weight=1.0, scale=16.0, smoothing=0.1
     )
-    assert terms["logit"] == recipes.LogitTerm(
-        kind="logit", weight=1.0, temperature=4.0, scale=16.0
-    )
-    assert terms["boundary"] == recipes.BoundaryTerm(
+    assert terms["logit"] == kinds.LogitTerm(kind="logit", weight=1.0, temperature=4.0, scale=16.0)
+    assert terms["boundary"] == kinds.BoundaryTerm(
         kind="boundary", weight=0.003, margin=1.0, relative=False, connector=False
     )
 
@@ -99,6 +98,7 @@ def test_every_wrong_key_is_named_not_only_the_first(smallest: str) -> None:
         ("optimiser={kind='sgd', momentum=0.0, nesterov=true}", "needs momentum"),
         ("student={config={parts=4}}", "name an architecture, or a checkpoint"),
         ("student={architecture='gaitbase', frozen_stages=1}", "frozen_stages needs a checkpoint"),
+        ("student={architecture='gaitbase', frozen_stages=5}", "less than or equal to 4"),
         ("terms=[]", "a run needs at least one"),
         ("terms=[{kind='boundary', relative=true, connector=true}]", "leave relative out"),
         ("steps", "is written key=value"),
@@ -126,7 +126,7 @@ def test_settings_step_into_tables_and_lists_and_take_bare_words(smallest: str) 
         ],
     )
     (term,) = recipe.terms
-    assert isinstance(term, recipes.TripletTerm)
+    assert isinstance(term, kinds.TripletTerm)
     assert term.margin == 0.3
     assert recipe.data.clip == OrderedClip(frames=9)
     assert recipe.student.config["channels"] == [4, 8, 8, 8]
@@ -187,3 +187,104 @@ def test_a_recipe_is_checked_without_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+METHODS = {
+    "gdkd": 1, "dkd": 1, "asdt": 2, "crld": 1, "patch-swap": 0, "corsd": 0, "ofa": 1,
+    "fuse-before-transfer": 1, "gkd": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "teachers"), METHODS.items())
+def test_a_method_has_the_budget_and_the_batches_of_the_baseline(name: str, teachers: int) -> None:
+    recipe = load(name, teachers=[Path("t")] * teachers)
+    require_teachers(recipe, wanted=True)
+    baseline = load("student-baseline")
+    assert recipe.total_steps == baseline.total_steps
+    assert recipe.batch == baseline.batch
+    assert recipe.optimiser == baseline.optimiser
+    assert recipe.student.config == baseline.student.config
+    assert recipe.distils == (teachers > 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "key"),
+    [
+        ("gdkd", "terms.2.top=0", "terms.2.top"),
+        ("gdkd", "terms.2.top=1_000_000_000", "terms.2.top"),
+        ("gdkd", "terms.2.weight=inf", "terms.2.weight"),
+        ("gdkd", "terms.2.rest_weight=nan", "terms.2.rest_weight"),
+        ("crld", "terms.2.weak_gate=1.5", "terms.2.weak_gate"),
+        ("crld", "data.strong.rotate=2.0", "data.strong.rotate"),
+        ("asdt", "distillation.period=0", "distillation.period"),
+        ("asdt", "distillation.duty=1.0", "distillation.duty"),
+        ("asdt", "distillation.teachers=worst", "distillation.teachers"),
+        ("corsd", "terms.2.width=100_000_000", "terms.2.width"),
+        ("ofa", "terms.2.gamma=1e9", "terms.2.gamma"),
+        ("ofa", "terms.2.stages=[2, 9]", "terms.2.stages.1"),
+        ("ofa", "terms.2.stages=[2, 2]", "terms.2.exits"),
+        ("fuse-before-transfer", "terms.2.pairs=[]", "terms.2.pairs"),
+        ("gkd", "stages.0.steps=-1", "stages.0.steps"),
+        ("gkd", "stages.0.warm_up=4000", "stages.0"),
+        ("patch-swap", "data.swap.rows=1_000_000", "data.swap.rows"),
+        ("patch-swap", "data.swap={rows=1, columns=1}", "data.swap"),
+        ("patch-swap", "data.swap.share=[0.5, 0.2]", "data.swap"),
+        ("patch-swap", "like=gaitkd", "like"),
+    ],
+)
+def test_a_setting_that_no_method_could_bear_is_refused_by_name(
+    name: str, setting: str, key: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load(name, settings=[setting])
+    assert where(caught.value) == [key]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "reason"),
+    [
+        ("gdkd", ["terms.2={kind='views'}"], "data.strong: the term views compares two views"),
+        ("gdkd", ["terms.2={kind='mutual'}"], "data.swap: the term mutual"),
+        ("gdkd", ["terms.2={kind='query'}"], "data.masked: the term query reads a masked view"),
+        ("gdkd", ["data.masked={}"], "data.masked: no term reads it"),
+        ("patch-swap", ["batch.sequences=1"], "two walks of a person"),
+        ("ofa", ["data.clip={kind='random_length'}"], "clips of one length"),
+        ("gaitkd-corrected", ["distillation.teachers=best"], "ranking looks at more than one"),
+        ("gkd", ["distillation.teachers=best"], "query looks at more than one"),
+        ("gkd", ["stages.0.terms.2={kind='relation'}"], "relation needs identities, and a stage"),
+        ("gkd", ["stages.0.terms.2={kind='triplet'}"], "triplet needs identities"),
+        ("gkd", ["stages=[]", "data={}"], "frozen_stages needs a checkpoint, or stages before"),
+    ],
+)
+def test_what_cannot_be_combined_is_refused_with_the_reason(
+    name: str, settings: list[str], reason: str
+) -> None:
+    with pytest.raises(RecipeError, match=reason):
+        load(name, settings=settings)
+
+
+@pytest.mark.parametrize("teachers", [1, 3])
+def test_alternating_takes_two_teachers(teachers: int) -> None:
+    with pytest.raises(RecipeError, match=f"two teachers, not {teachers}"):
+        load("asdt", teachers=[Path("t")] * teachers)
+
+
+def test_a_recipe_like_another_sets_only_what_it_says(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('like = "gdkd"\nseed = 4\n[distillation]\nramp = 0.25\n')
+    mine, base = load(str(path)), load("gdkd")
+    changed = base.distillation.model_copy(update={"ramp": 0.25})
+    assert mine == base.model_copy(update={"seed": 4, "distillation": changed})
+    path.write_text('like = "/etc/passwd"\n')
+    with pytest.raises(RecipeError, match="no shipped recipe"):
+        load(str(path))
+
+
+def test_stages_come_before_the_runs_own_terms_with_batches_of_their_own() -> None:
+    recipe = load("gkd", settings=["stages.0.steps=300"], dataset=Path("d.pack"))
+    first, last = recipe.in_stages()
+    assert (first.steps, last.steps, recipe.total_steps) == (300, 2000, 2300)
+    assert (first.student.frozen_stages, last.student.frozen_stages) == (0, 4)
+    assert (first.data.masked is not None, last.data.masked) == (True, None)
+    assert first.seed != last.seed == recipe.seed
+    assert not first.stages + last.stages

@@ -10,27 +10,40 @@ The order: lost frames, geometry with the cut to 44 columns, flip, outline, eras
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.data.options import Augmentation
+from training.data.options import Augmentation, Masking, Swap
 from training.data.pack import SIDE
 
 COLUMNS = 44
 """Columns of what networks see: the middle of 64."""
 
 _MARGIN = (SIDE - COLUMNS) // 2
-_STREAM = 3  # sampling has 1 and 2: what is drawn here must not follow what is drawn there
 
 
-def generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
-    """A generator on the host for the augmentation of one batch: same arguments, same views."""
+class Stream(IntEnum):
+    """Of random numbers. Sampling has 1 and 2: what is drawn here must not follow those."""
+
+    WEAK = 3
+    STRONG = 4
+    SWAP = 5
+    MASK = 6
+
+
+def generator(seed: int, step: int, rank: int = 0, stream: Stream = Stream.WEAK) -> torch.Generator:
+    """A generator on the host for the augmentation of one batch: same arguments, same views.
+
+    Each view has a stream of its own, so that adding one leaves the others as they were.
+    """
     # Hashed to 32 bits, because torch's host generator ignores the others.
-    state = np.random.SeedSequence([_STREAM, seed, step, rank]).generate_state(1)[0]
+    state = np.random.SeedSequence([stream, seed, step, rank]).generate_state(1)[0]
     return torch.Generator().manual_seed(int(state))
 
 
@@ -39,7 +52,24 @@ def plain(silhouettes: Tensor) -> Tensor:
     return silhouettes[..., _MARGIN : SIDE - _MARGIN].float().div_(255)
 
 
+class Varied(NamedTuple):
+    """Augmented clips.
+
+    Attributes:
+        views: float32 [n, s, 64, 44] in [0, 1].
+        lost: bool [n, 64], the rows that a lost strip took from every frame.
+    """
+
+    views: Tensor
+    lost: Tensor
+
+
 def augment(silhouettes: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+    """As `vary`; returns the views alone."""
+    return vary(silhouettes, augmentation, generator).views
+
+
+def vary(silhouettes: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Varied:
     """Vary silhouettes and cut them to what networks see.
 
     Args:
@@ -48,7 +78,7 @@ def augment(silhouettes: Tensor, augmentation: Augmentation, generator: torch.Ge
         generator: on the host; its state decides everything that is drawn.
 
     Returns:
-        float32 [n, s, 64, 44] in [0, 1]; equal to `plain` when every probability is 0.
+        The views, equal to `plain` when every probability is 0, and the rows that are lost.
 
     Raises:
         ValueError: the silhouettes have another shape or dtype.
@@ -65,9 +95,79 @@ def augment(silhouettes: Tensor, augmentation: Augmentation, generator: torch.Ge
     _flip(views, options, generator)
     _reshape_parts(views, options, generator)
     _erase(views, options, generator)
-    _lose_strips(views, options, generator)
+    lost = _lose_strips(views, options, generator)
     _make_holes(views, options, generator)
-    return views
+    return Varied(views, lost.to(views.device))
+
+
+# Between walks, and for the student alone ----------------------------------------------------
+
+
+def swap_patches(
+    silhouettes: Tensor, groups: Sequence[object], options: Swap, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Let pairs of walks of one group exchange patches, the same in all frames.
+
+    Args:
+        silhouettes: uint8 [n, s, 64, 64]; not changed.
+        groups: [n], equal for walks that may exchange: their subject, perhaps their view too.
+        options: the grid and how much of it.
+        generator: on the host; its state decides pairs and patches.
+
+    Returns:
+        The silhouettes, and int64 [n] on their device: with whom each walk was paired, whether or
+        not they exchanged anything; itself where a group's number is odd.
+    """
+    n = len(silhouettes)
+    members: dict[object, list[int]] = {}
+    for walk in torch.randperm(n, generator=generator).tolist():
+        members.setdefault(groups[walk], []).append(walk)
+    pairs = torch.tensor(
+        [
+            (own[i], own[i + 1])
+            for _, own in sorted(members.items(), key=lambda group: min(group[1]))
+            for i in range(0, len(own) - 1, 2)
+        ],
+        dtype=torch.int64,
+    ).reshape(-1, 2)
+    partners = torch.arange(n)
+    partners[pairs[:, 0]], partners[pairs[:, 1]] = pairs[:, 1], pairs[:, 0]
+    hit = pairs[_hit(len(pairs), options.probability, generator)]
+    device = silhouettes.device
+    if len(hit):
+        count = options.rows * options.columns
+        wanted = _uniform((len(hit), 1), *options.share, generator) * count
+        order = torch.rand(len(hit), count, generator=generator).argsort(dim=1).argsort(dim=1)
+        chosen = (order < wanted.round().clamp(min=1)).reshape(-1, options.rows, options.columns)
+        place = torch.arange(SIDE)
+        grid = chosen[:, place * options.rows // SIDE][..., place * options.columns // SIDE]
+        grid = grid[:, None].to(device)
+        first, second = hit.to(device).unbind(1)
+        swapped = silhouettes.clone()
+        swapped[first] = torch.where(grid, silhouettes[second], silhouettes[first])
+        swapped[second] = torch.where(grid, silhouettes[first], silhouettes[second])
+        silhouettes = swapped
+    return silhouettes, partners.to(device)
+
+
+def mask(views: Tensor, options: Masking, generator: torch.Generator) -> Tensor:
+    """Clips [n, s, 64, 44] of which some have lost strips, and some frames; `views` stay."""
+    hit = _hit(len(views), options.probability, generator)
+    masked = views.clone()
+    if len(hit):
+        s = views.shape[1]
+        strips = _chosen(len(hit), options.rows, options.share, generator)
+        frames = _chosen(len(hit), s, options.share, generator)
+        of_frames = (torch.rand(len(hit), generator=generator) < 0.5)[:, None, None]
+        rows = strips[:, torch.arange(SIDE) * options.rows // SIDE]
+        _clear(masked, hit, torch.where(of_frames, frames[:, :, None], rows[:, None, :])[..., None])
+    return masked
+
+
+def _chosen(m: int, of: int, share: float, generator: torch.Generator) -> Tensor:
+    """Boolean [m, of] with about so large a share True, never all. On the host."""
+    count = min(max(round(share * of), 1), of - 1)
+    return torch.rand(m, of, generator=generator).argsort(dim=1).argsort(dim=1) < count
 
 
 # Drawing -------------------------------------------------------------------------------------
@@ -274,16 +374,22 @@ def _erase(views: Tensor, options: Augmentation, generator: torch.Generator) -> 
     _clear(views, hit, (rows[:, :, None] & columns[:, None, :])[:, None])
 
 
-def _lose_strips(views: Tensor, options: Augmentation, generator: torch.Generator) -> None:
-    """Some rows are lost for some consecutive frames, as when head, feet or a chunk are missed."""
+def _lose_strips(views: Tensor, options: Augmentation, generator: torch.Generator) -> Tensor:
+    """Some rows are lost for some consecutive frames, as when head, feet or a chunk are missed.
+
+    Returns bool [n, 64]: the rows lost in all frames. On the host.
+    """
+    gone = torch.zeros(len(views), SIDE, dtype=torch.bool)
     hit = _hit(len(views), options.strips, generator)
     if not len(hit):
-        return
+        return gone
     s = views.shape[1]
     rows = _band(len(hit), options.strip_rows, generator)
     share = _uniform((len(hit),), *options.strip_frames, generator)
     frames = _run((share * s).round().clamp(1, s), s, generator)
     _clear(views, hit, (frames[:, :, None] & rows[:, None, :])[..., None])
+    gone[hit] = rows & frames.all(dim=1, keepdim=True)
+    return gone
 
 
 def _make_holes(views: Tensor, options: Augmentation, generator: torch.Generator) -> None:

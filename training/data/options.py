@@ -130,3 +130,44 @@ class Augmentation(BaseModel):
         if self.erase_area[1] >= 1:
             raise ValueError("erase_area: a share of the silhouette, less than 1")
         return self
+
+    @classmethod
+    def strong(cls) -> Augmentation:
+        """Far from what was walked, for a second view: always turned, moved and cut into."""
+        return cls(
+            perspective=1.0, rotate=1.0, shift=1.0, scale=1.0, dilate=0.5, blur=0.5,
+            strips=0.5, strip_frames=(1.0, 1.0), drop=1.0, drop_frames=0.33,
+        )  # fmt: skip
+
+
+class Swap(BaseModel):
+    """Two walks of one person exchange patches, the same in all frames.
+
+    Rows of four pixels by default; a grid of several columns exchanges patches.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    probability: Probability = 0.5  # per pair
+    share: tuple[Probability, Probability] = (0.2, 0.5)  # of the patches
+    rows: Annotated[int, Field(ge=1, le=64)] = 16
+    columns: Annotated[int, Field(ge=1, le=64)] = 1
+    same_view: bool = False  # only walks seen from one view, whose seams fit
+
+    @model_validator(mode="after")
+    def _share_is_in_order(self) -> Swap:
+        if self.share[0] > self.share[1]:
+            raise ValueError(f"share: {self.share[0]} is more than {self.share[1]}")
+        if self.rows * self.columns < 2:
+            raise ValueError("one patch is the whole walk: more rows or columns")
+        return self
+
+
+class Masking(BaseModel):
+    """What a student must do without: strips of the body, or frames."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    probability: Probability = 0.5  # per sequence
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of the strips, or of the frames
+    rows: Annotated[int, Field(ge=2, le=64)] = 16  # strips; half of the sequences lose frames

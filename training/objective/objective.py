@@ -4,40 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, assert_never
+from typing import Any, NamedTuple, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from models.networks.head import GaitOutput
-from training.objective.distillation.alignment import align_parts, truncate_parts
-from training.objective.distillation.boundary import activation_boundary, relative_boundary
-from training.objective.distillation.decoupled import decoupled_distillation
-from training.objective.distillation.hint import hint
-from training.objective.distillation.logit import logit_distillation, logit_regression
-from training.objective.distillation.ranking import ranking_distillation
-from training.objective.distillation.relation import relation_distillation
-from training.objective.distillation.temperature import informative_temperature
-from training.objective.losses import cross_entropy, triplet
+from training.objective.choice import best_teacher, shares
+from training.objective.lesson import MASKED, PLAIN, Lesson, Networks, Seen
+from training.objective.registry import METHODS
 from training.objective.student import StudentOutput
-from training.recipe import (
-    BoundaryTerm,
-    CoordinateTerm,
-    CrossEntropyTerm,
-    DecoupledTerm,
-    DistanceTerm,
-    Distillation,
-    DistillationTerm,
-    HintTerm,
-    IdentityTerm,
-    InformativeTemperature,
-    LabelTerm,
-    LogitRegressionTerm,
-    LogitTerm,
-    RankingTerm,
-    RelationTerm,
-    Temperature,
-    TripletTerm,
-)
+from training.recipe import Recipe
+from training.terms import AnyTerm
 
 
 class Loss(NamedTuple):
@@ -47,176 +25,134 @@ class Loss(NamedTuple):
     parts: Mapping[str, Tensor]
 
 
-class Objective:
-    """The sum of a recipe's terms.
+class Objective(nn.Module):
+    """The sum of a recipe's terms, with the modules that they have beside the student.
 
     Args:
-        terms: weighted terms.
-        distillation: how teachers are combined, aligned and ramped up.
-        gather: brings the rows of all processes together, differentiably, for terms that compare
-            sequences with each other; the others are means over sequences, which DDP averages by
-            itself.
+        recipe: terms, and how teachers are combined, aligned and ramped up.
+        gather: brings the rows of all processes together, differentiably.
+        networks: of the run, for terms that have modules; None where none has.
+        rank: of this process.
     """
 
     def __init__(
         self,
-        terms: Sequence[LabelTerm | DistillationTerm],
-        distillation: Distillation,
+        recipe: Recipe,
         gather: Callable[[Tensor], Tensor],
+        networks: Networks | None = None,
+        *,
+        rank: int = 0,
     ) -> None:
-        self._terms = dict(zip(_names(terms), terms, strict=True))
-        self._distillation = distillation
-        self._gather = gather
+        super().__init__()
+        self._recipe, self._gather, self._rank = recipe, gather, rank
+        self._methods = nn.ModuleDict(
+            {
+                name: METHODS[term.kind](term, cast(Networks, networks))
+                for name, term in zip(_names(recipe.terms), recipe.terms, strict=True)
+            }
+        )
 
-    def __call__(
+    def forward(
         self,
         student: StudentOutput,
         labels: Tensor,
         teachers: Sequence[GaitOutput],
         *,
-        progress: float,
+        step: int,
+        views: Sequence[str] = (PLAIN,),
+        partners: Tensor | None = None,
+        lost: Tensor | None = None,
     ) -> Loss:
         """Evaluate every term.
 
         Args:
-            student: embeddings [n, c, p] and logits [n, k, p], and through each connector
-                embeddings [n, c', p].
+            student: of v views of n sequences, view after view: embeddings [v · n, c, p] and
+                logits [v · n, k, p], through each connector embeddings [v · n, c', p], and the
+                stages' maps if a term asks for them.
             labels: integer identities [n].
-            teachers: of each teacher on the same clips, embeddings [n, c', p'] and logits
-                [n, k, p'].
-            progress: share of the run that is done, in [0, 1], for the ramp.
+            teachers: of each teacher on the same clips, embeddings and logits of the views that
+                teachers see, [v' · n, c', p'] and [v' · n, k, p'].
+            step: steps done.
+            views: names of the views. A term that does not compare them is summed over those that
+                teachers see.
+            partners: int64 [n], with whom each walk may have exchanged patches.
+            lost: bool [n, rows], rows that are gone in the strong view.
 
         Raises:
             ValueError: shapes that a term cannot compare.
         """
-        ramp = self._distillation.ramp
-        warmth = min(1.0, progress / ramp) if ramp else 1.0
-        share = 1 / len(teachers) if teachers and self._distillation.teachers == "mean" else 1.0
-        gathered = _GatheredBatch(
-            self._gather(student.embeddings),
-            self._gather(labels),
-            tuple(self._gather(teacher.embeddings) for teacher in teachers)
-            if any(isinstance(term, DistanceTerm) for term in self._terms.values())
-            else (),
+        recipe = self._recipe
+        n = len(labels)
+        seen = _by_view(student, teachers, views, n)
+        lesson = Lesson(
+            seen,
+            labels,
+            step,
+            recipe.steps,
+            self._gather,
+            recipe.distillation.parts,
+            partners,
+            lost,
+            first=self._rank * n,
         )
-        # Every output takes part, if only with weight 0: DDP waits for a gradient of every weight.
-        total = 0.0 * (student.logits.sum() + sum(c.sum() for c in student.connected))
+        # All outputs and weights take part, if only with weight 0: DDP waits for every gradient.
+        total = 0.0 * (
+            student.logits.sum()
+            + sum(connected.sum() for connected in student.connected)
+            + sum(weight.sum() for weight in self.parameters())
+        )
+        ramp = lesson.warmth(recipe.distillation.ramp)
         parts: dict[str, Tensor] = {}
-        for name, term in self._terms.items():
-            if isinstance(term, LabelTerm):
-                value = _from_labels(term, student, labels, gathered)
-                total = total + term.weight * value
-            else:
-                value = share * sum(
-                    (
-                        self._from_teacher(term, number, student, labels, teacher, gathered)
-                        for number, teacher in enumerate(teachers)
-                    ),
-                    start=student.embeddings.new_zeros(()),
+        for name, method in self._methods.items():
+            term: AnyTerm = cast(Any, method).term
+            shown = [PLAIN] if term.reads_views else [view for view in seen if view != MASKED]
+            value = total.new_zeros(())
+            for view in shown:
+                of_view = lesson.seen_as(view)
+                value = value + (
+                    self._taught(method, of_view, len(teachers)) if term.taught else method(of_view)
                 )
-                total = total + warmth * term.weight * value
+            total = total + (ramp if term.taught else 1.0) * term.weight * value
             parts[name] = value.detach()
         return Loss(total, parts)
 
-    def _from_teacher(
-        self,
-        term: DistillationTerm,
-        number: int,
-        student: StudentOutput,
-        labels: Tensor,
-        teacher: GaitOutput,
-        gathered: _GatheredBatch,
-    ) -> Tensor:
-        match term:
-            case LogitTerm() | LogitRegressionTerm() | DecoupledTerm():
-                return _from_logits(term, *self._aligned(student.logits, teacher.logits), labels)
-            case BoundaryTerm() | HintTerm():
-                own = student.connected[number] if term.connector else student.embeddings
-                return _from_coordinates(term, *self._aligned(own, teacher.embeddings))
-            case RankingTerm():
-                return ranking_distillation(
-                    gathered.embeddings,
-                    gathered.teachers[number],
-                    temperature=term.temperature,
-                    per_part=term.per_part,
-                )
-            case RelationTerm():
-                return relation_distillation(
-                    gathered.embeddings,
-                    gathered.teachers[number],
-                    gathered.labels,
-                    delta=term.delta,
-                )
-            case _:
-                assert_never(term)
-
-    def _aligned(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        if self._distillation.parts == "truncate":
-            return truncate_parts(student, teacher)
-        return student, align_parts(teacher, student.shape[-1])
+    def _taught(self, method: nn.Module, lesson: Lesson, teachers: int) -> Tensor:
+        """A term's value over its teachers."""
+        settings = self._recipe.distillation
+        value = lesson.student.embeddings.new_zeros(())
+        if settings.teachers == "best":
+            best = best_teacher(lesson.views[lesson.view].teachers, lesson.labels)
+            for number in range(teachers):
+                rows = torch.nonzero(best == number).flatten()
+                if len(rows):
+                    share = len(rows) / len(best)
+                    value = value + share * method(lesson.only(rows).of_teacher(number))
+            return value
+        for number, share in enumerate(shares(settings, teachers, lesson.step, self._recipe.seed)):
+            if share:
+                value = value + share * method(lesson.of_teacher(number))
+        return value
 
 
-class _GatheredBatch(NamedTuple):
-    """Rows of all m processes: embeddings [m · n, c, p], labels [m · n]."""
-
-    embeddings: Tensor
-    labels: Tensor
-    teachers: tuple[
-        Tensor, ...
-    ]  # embeddings of each teacher; empty when no term compares distances
-
-
-def _from_labels(
-    term: LabelTerm, student: StudentOutput, labels: Tensor, gathered: _GatheredBatch
-) -> Tensor:
-    match term:
-        case TripletTerm():
-            return triplet(gathered.embeddings, gathered.labels, margin=term.margin)
-        case CrossEntropyTerm():
-            return cross_entropy(student.logits, labels, scale=term.scale, smoothing=term.smoothing)
-        case _:
-            assert_never(term)
+def _by_view(
+    student: StudentOutput, teachers: Sequence[GaitOutput], views: Sequence[str], n: int
+) -> dict[str, Seen]:
+    """The rows of each view."""
+    found = {}
+    for place, view in enumerate(views):
+        rows = slice(place * n, (place + 1) * n)
+        own = StudentOutput(
+            student.embeddings[rows],
+            student.logits[rows],
+            tuple(connected[rows] for connected in student.connected),
+            tuple(maps[rows] for maps in student.stages),
+        )
+        taught = tuple(GaitOutput(t.embeddings[rows], t.logits[rows]) for t in teachers)
+        found[view] = Seen(own, () if view == MASKED else taught)
+    return found
 
 
-def _from_logits(term: IdentityTerm, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-    match term:
-        case LogitTerm():
-            temperature = _temperature(term.temperature, student, term.scale)
-            return logit_distillation(student, teacher, temperature=temperature, scale=term.scale)
-        case LogitRegressionTerm():
-            return logit_regression(student, teacher, scale=term.scale)
-        case DecoupledTerm():
-            return decoupled_distillation(
-                student,
-                teacher,
-                labels,
-                temperature=_temperature(term.temperature, student, term.scale),
-                target_weight=term.target_weight,
-                rest_weight=term.rest_weight,
-                scale=term.scale,
-            )
-        case _:
-            assert_never(term)
-
-
-def _from_coordinates(term: CoordinateTerm, student: Tensor, teacher: Tensor) -> Tensor:
-    match term:
-        case BoundaryTerm():
-            boundary = relative_boundary if term.relative else activation_boundary
-            return boundary(student, teacher, margin=term.margin)
-        case HintTerm():
-            return hint(student, teacher)
-        case _:
-            assert_never(term)
-
-
-def _temperature(setting: Temperature, logits: Tensor, scale: float) -> float:
-    if isinstance(setting, InformativeTemperature):
-        return informative_temperature(logits.shape[1], gap=setting.gap, scale=scale)
-    return setting
-
-
-def _names(terms: Sequence[LabelTerm | DistillationTerm]) -> list[str]:
+def _names(terms: Sequence[AnyTerm]) -> list[str]:
     """The kinds; a kind that comes again is numbered from 2."""
     seen: Counter[str] = Counter()
     names = []

@@ -20,6 +20,7 @@ class StudentOutput(NamedTuple):
     embeddings: Tensor  # [n, c, p]
     logits: Tensor  # [n, k, p], cosines
     connected: tuple[Tensor, ...]  # per teacher [n, c', p]; empty without connectors
+    stages: tuple[Tensor, ...] = ()  # maps [n, c, s, h, w] behind each; empty unless asked for
 
 
 class ConnectedStudent(nn.Module):
@@ -30,6 +31,7 @@ class ConnectedStudent(nn.Module):
         teacher_channels: width of each teacher that gets a connector; empty for none.
         frozen_stages: the student's stem and so many first stages stay as they are. They see the
             most pixels, so a step without their gradients is far cheaper.
+        stages: whether the maps between stages are wanted.
     """
 
     def __init__(
@@ -38,9 +40,12 @@ class ConnectedStudent(nn.Module):
         teacher_channels: Sequence[int] = (),
         *,
         frozen_stages: int = 0,
+        stages: bool = False,
     ) -> None:
         super().__init__()
         self.student = student
+        self._stages = stages
+        student.requires_grad_(True)  # an earlier stage of the run may have frozen some
         backbone = student.backbone
         self._frozen = [backbone.stem, *backbone.in_order[:frozen_stages]] if frozen_stages else []
         for module in self._frozen:
@@ -58,10 +63,15 @@ class ConnectedStudent(nn.Module):
 
     def forward(self, silhouettes: Tensor, lengths: tuple[int, ...] | None = None) -> StudentOutput:
         """Embed a batch, see `GaitNetwork.forward`."""
-        output = self.student(silhouettes, lengths)
+        maps: list[Tensor] = []
+        if self._stages:
+            output, maps = self.student.stages(silhouettes)
+        else:
+            output = self.student(silhouettes, lengths)
         embeddings = output.embeddings.float()
         return StudentOutput(
             embeddings,
             output.logits.float(),
             tuple(connector(embeddings) for connector in self.connectors),
+            tuple(maps),
         )

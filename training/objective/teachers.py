@@ -16,19 +16,24 @@ from models import checkpoint
 from models.networks.device import MixedPrecision
 from models.networks.head import GaitOutput
 from models.networks.network import GaitNetwork
-from training.data.options import OrderedClip
-from training.recipe import (
+from training.data.options import OrderedClip, RandomLengthClip
+from training.recipe import Problem, Recipe, RecipeError
+from training.terms import (
+    AnglesTerm,
     AnyTerm,
-    CoordinateTerm,
+    CorrelationTerm,
     DecoupledTerm,
-    IdentityTerm,
+    GeneralisedTerm,
     InformativeTemperature,
     LogitTerm,
-    Problem,
+    MutualTerm,
     RankingTerm,
-    Recipe,
-    RecipeError,
+    RelationNetworksTerm,
+    ViewsTerm,
 )
+
+MOST_AVERAGED = 4096
+"""Identities of which relation-networks can keep averages of distributions: k² numbers."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ def check(
     """
     problems = []
     for index, term in enumerate(recipe.terms):
-        reason = _too_few(recipe, term, student)
+        reason = _too_few(recipe, term, student) or _unsuited(recipe, term, student)
         if reason:
             problems.append(Problem(f"terms.{index}", f"{term.kind}: {reason}"))
     for number, teacher in enumerate(teachers):
@@ -111,9 +116,9 @@ def check(
             )
         for index, term in enumerate(recipe.terms):
             reason = None
-            if isinstance(term, IdentityTerm):
+            if term.asks_identities or (term.taught and recipe.distillation.teachers == "best"):
                 reason = _identities_differ(recipe, teacher, student, identities)
-            elif isinstance(term, CoordinateTerm) and not term.connector:
+            if reason is None and term.compares_coordinates and not term.connects:
                 reason = _widths_differ(teacher, student)
             if reason:
                 problems.append(
@@ -128,10 +133,16 @@ def check(
 
 def _too_few(recipe: Recipe, term: AnyTerm, student: GaitNetwork) -> str | None:
     batch = recipe.batch
-    if isinstance(term, RankingTerm) and batch.subjects * batch.sequences < 3:
-        return "two sequences a batch have no ranking; raise batch.subjects or batch.sequences"
+    if isinstance(term, RankingTerm | AnglesTerm) and batch.subjects * batch.sequences < 3:
+        return (
+            "two sequences a batch have no ranking and no angles; raise batch.subjects or "
+            "batch.sequences"
+        )
     if (
-        isinstance(term, LogitTerm | DecoupledTerm)
+        isinstance(
+            term,
+            LogitTerm | DecoupledTerm | GeneralisedTerm | CorrelationTerm | ViewsTerm | MutualTerm,
+        )
         and isinstance(term.temperature, InformativeTemperature)
         and student.identities < 3
     ):
@@ -139,6 +150,28 @@ def _too_few(recipe: Recipe, term: AnyTerm, student: GaitNetwork) -> str | None:
             f"a temperature from the number of identities needs 3, there are {student.identities}; "
             "give temperature as a number"
         )
+    return None
+
+
+def _unsuited(recipe: Recipe, term: AnyTerm, student: GaitNetwork) -> str | None:
+    if isinstance(term, GeneralisedTerm) and term.top >= student.identities:
+        return f"of {student.identities} identities, the {term.top} likeliest leave no rest"
+    if (
+        isinstance(term, RelationNetworksTerm)
+        and term.average_weight
+        and student.identities > MOST_AVERAGED
+    ):
+        return (
+            f"averages of {student.identities} identities' distributions do not fit; up to "
+            f"{MOST_AVERAGED} do, otherwise set average_weight = 0"
+        )
+    if term.asks_stages:
+        clip = recipe.data.clip
+        if not isinstance(clip, RandomLengthClip) and student.windows([clip.frames])[1] != [1]:
+            return (
+                f"it reads the maps of whole clips, and the student cuts {clip.frames} frames into "
+                f"windows of {student.config.window}; take fewer frames"
+            )
     return None
 
 
@@ -156,8 +189,8 @@ def _identities_differ(
     ):
         return None
     instead = (
-        "set distillation.prototypes = true, or use the terms ranking, relation, hint or boundary "
-        "(the latter with connector = true)"
+        "set distillation.prototypes = true, or use the terms ranking, relation, query, hint or "
+        "boundary (the latter with connector = true)"
     )
     if teacher.network.identities != student.identities:
         return (

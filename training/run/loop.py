@@ -79,37 +79,23 @@ def run(
         Stopped: SIGTERM; the state has been saved.
     """
     out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(recipe, preparation, group)
     this = preparation.run(recipe)
     saved = state.load(out, run=this)
-    if saved is not None:
-        trainer.restore(saved)
+    parts = recipe.in_stages()
+    reached = 0 if saved is None else saved.get("stage", 0)
+    before = sum(part.steps for part in parts[:reached])
+    began = before + (0 if saved is None else saved["step"])
     report = reporter.report if group.leads else _nothing
-    report(Started(total_steps=recipe.steps, step=trainer.step))
+    report(Started(total_steps=recipe.total_steps, step=began))
 
     # With the losses: a run that is finished again must make the very same card.
-    meter = Meter(recipe.steps, trainer.step, (saved or {}).get("losses", {}))
-
-    def save() -> None:
-        if group.leads:
-            state.save(out, {**trainer.snapshot(), "losses": meter.last}, run=this)
-
+    meter = Meter(recipe.total_steps, began, (saved or {}).get("losses", {}))
     held_out = HeldOutEvaluator(
         recipe.evaluation, preparation.held_out, metric=recipe.metric, mirror=recipe.mirror
     )
-    log = SummaryWriter(str(out / "tensorboard"), purge_step=trainer.step) if group.leads else None
-    source = BatchSource(
-        preparation.train,
-        subjects=recipe.batch.subjects,
-        sequences=recipe.batch.sequences,
-        clip=recipe.data.clip,
-        seed=recipe.seed,
-        rank=group.rank,
-        world_size=group.size,
-        device=group.device,
-    )
+    log = SummaryWriter(str(out / "tensorboard"), purge_step=began) if group.leads else None
 
-    def evaluate(*, error_rates: bool) -> EvaluationResult | None:
+    def evaluate(trainer: Trainer, done: int, *, error_rates: bool) -> EvaluationResult | None:
         found = None
         if group.leads and held_out.possible:
             with stop.at_once():
@@ -117,34 +103,59 @@ def run(
                     trainer.result, trainer.precision, error_rates=error_rates
                 )
             report(Evaluated(found.metrics()))
-            _write(log, "evaluation", found.metrics(), trainer.step)
+            _write(log, "evaluation", found.metrics(), done)
         group.wait()
         return found
 
+    def take(number: int, trainer: Trainer) -> None:
+        """The steps of one part that are left."""
+        part = parts[number]
+        source = BatchSource(
+            preparation.packs[number],
+            subjects=part.batch.subjects,
+            sequences=part.batch.sequences,
+            clip=part.data.clip,
+            seed=part.seed,
+            rank=group.rank,
+            world_size=group.size,
+            device=group.device,
+        )
+        for batch in source.iterate(start=trainer.step, stop=part.steps):
+            loss, student = trainer.train(batch)
+            meter.add(loss, student, batch.labels)
+            done = before + trainer.step
+            if done % recipe.log_every == 0 or done == recipe.total_steps:
+                progress = meter.read(done, trainer.rate, group.size)
+                require_finite(progress.metrics["loss"], done)
+                report(progress)
+                _write(log, "training", progress.metrics, done)
+            stopping = group.any(stop.asked)
+            evaluating = (
+                recipe.evaluation.every
+                and done % recipe.evaluation.every == 0
+                and done < recipe.total_steps
+            )
+            ends = trainer.step == part.steps
+            if (stopping or evaluating or ends or done % recipe.save_every == 0) and group.leads:
+                here = {**trainer.snapshot(), "stage": number, "losses": meter.last}
+                state.save(out, here, run=this)
+            if stopping:
+                raise Stopped
+            if evaluating:
+                evaluate(trainer, done, error_rates=False)
+
     try:
         with stop.deferred():
-            for batch in source.iterate(start=trainer.step, stop=recipe.steps):
-                loss, student = trainer.train(batch)
-                meter.add(loss, student, batch.labels)
-                done = trainer.step
-                if done % recipe.log_every == 0 or done == recipe.steps:
-                    progress = meter.read(done, trainer.rate, group.size)
-                    require_finite(progress.metrics["loss"], done)
-                    report(progress)
-                    _write(log, "training", progress.metrics, done)
-                stopping = group.any(stop.asked)
-                evaluating = (
-                    recipe.evaluation.every
-                    and done % recipe.evaluation.every == 0
-                    and done < recipe.steps
-                )
-                if stopping or evaluating or done % recipe.save_every == 0 or done == recipe.steps:
-                    save()
-                if stopping:
-                    raise Stopped
-                if evaluating:
-                    evaluate(error_rates=False)
-            judgement = evaluate(error_rates=True)
+            trainer = Trainer(parts[reached], preparation, group)
+            if saved is not None:
+                trainer.restore(saved)
+            take(reached, trainer)
+            for number in range(reached + 1, len(parts)):
+                before += parts[number - 1].steps
+                meter.forget()  # other terms
+                trainer = trainer.followed_by(parts[number], preparation)
+                take(number, trainer)
+            judgement = evaluate(trainer, recipe.total_steps, error_rates=True)
     finally:
         if log is not None:
             log.close()

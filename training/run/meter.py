@@ -46,6 +46,10 @@ class Meter:
         self._steps += 1
         self._sequences += len(labels)
 
+    def forget(self) -> None:
+        """Leave out what has not been read: other terms follow."""
+        self._sums, self._steps, self._sequences = {}, 0, 0
+
     def read(self, step: int, learning_rate: float, processes: int = 1) -> Progressed:
         """Means since the last reading, and how long the rest will take."""
         means = {name: float(value) / self._steps for name, value in self._sums.items()}

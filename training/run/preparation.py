@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from training.evaluation.operating_points import threshold_at
 from training.objective.teachers import Teacher, check, classifies, freeze
 from training.process import provenance
 from training.process.events import Progressed, Reporter, SilentReporter
-from training.recipe import IdentityTerm, Problem, Recipe, RecipeError
+from training.recipe import Problem, Recipe, RecipeError
 from training.run.checking import network_problems, recipe_problems
 from training.run.state import Run
 
@@ -33,6 +33,7 @@ class Preparation:
 
     Attributes:
         train: walks of the subjects to learn.
+        packs: walks of each stage of the run, the last of them `train`.
         held_out: walks of others, to evaluate on; None when there are none.
         student: the network to train, on the run's device.
         teachers: frozen, on the run's device.
@@ -41,6 +42,7 @@ class Preparation:
     """
 
     train: Pack
+    packs: tuple[Pack, ...]
     held_out: Pack | None
     student: GaitNetwork
     teachers: tuple[Teacher, ...]
@@ -52,6 +54,7 @@ class Preparation:
         return Run(
             recipe=recipe,
             dataset=self.train.content_hash,
+            stages=tuple(pack.content_hash for pack in self.packs[:-1]),
             identities=self.identities,
             origin=self.origin,
             teachers=tuple(teacher.digest for teacher in self.teachers),
@@ -104,7 +107,8 @@ def prepare(
     student, origin = _student(recipe, len(chosen.train), identities)
     if teachers is None:
         teachers = tuple(Teacher.load(t.checkpoint, device) for t in recipe.teachers)
-    check(recipe, teachers, student, identities)
+    for part in recipe.in_stages():
+        check(part, teachers, student, identities)
     train = pack.subset(chosen.train)
     telling = reporter or SilentReporter()
     teachers = tuple(
@@ -115,12 +119,32 @@ def prepare(
     )
     return Preparation(
         train=train,
+        packs=(*_of_stages(recipe, train), train),
         held_out=pack.subset(chosen.held_out) if chosen.held_out else None,
         student=student.to(device),
         teachers=teachers,
         identities=identities,
         origin=origin,
     )
+
+
+def _of_stages(recipe: Recipe, train: Pack) -> Iterator[Pack]:
+    """The walks of each stage; of a pack with a partition those to train on."""
+    for number, stage in enumerate(recipe.stages):
+        where = f"stages.{number}.dataset"
+        pack = train
+        if stage.dataset is not None and stage.dataset != recipe.data.dataset:
+            pack = Pack.open(stage.dataset)
+            known = pack.partition
+            partition = None if known is None else (known.train, known.test)
+            try:
+                pack = pack.subset(split(pack.subjects, partition, 0.0).train)
+            except ValueError as error:
+                raise RecipeError([Problem(where, str(error))]) from error
+        if recipe.batch.subjects > len(pack.subjects):
+            reason = f"{recipe.batch.subjects} subjects a batch, but it has {len(pack.subjects)}"
+            raise RecipeError([Problem(where, reason)])
+        yield pack
 
 
 def _student(recipe: Recipe, count: int, identities: str) -> tuple[GaitNetwork, str | None]:
@@ -154,7 +178,9 @@ def _with_classifier(
     kept: Path | None,
 ) -> Teacher:
     """A teacher whose logits, if a term asks for them, are of the identities in `train`."""
-    asked = any(isinstance(term, IdentityTerm) for term in recipe.terms)
+    asked = recipe.distillation.teachers == "best" or any(
+        term.asks_identities for term in recipe.terms
+    )
     if not asked or classifies(teacher, recipe, len(train.subjects), identities):
         return teacher
     made: dict[str, JsonValue] = {
@@ -174,7 +200,7 @@ def _with_classifier(
         percent = 100 * walks // len(train)
         if told < percent < 100:  # that it is over, what follows tells
             told = percent
-            reporter.report(Progressed(0, recipe.steps, None, {"prototypes": percent / 100}))
+            reporter.report(Progressed(0, recipe.total_steps, None, {"prototypes": percent / 100}))
 
     precision = MixedPrecision.choose(recipe.precision, device)
     network = with_prototypes(teacher.network, train, precision, tell)
@@ -222,7 +248,7 @@ def card(
     training: dict[str, JsonValue] = {
         "recipe": without_paths(recipe).model_dump(mode="json"),
         "seed": recipe.seed,
-        "steps": recipe.steps,
+        "steps": recipe.total_steps,
         "commit": provenance.commit(),
         "dataset": {
             "name": pack.path.name,
@@ -231,6 +257,10 @@ def card(
             "sequences": len(pack),
             "held_out_subjects": len(preparation.held_out.subjects) if preparation.held_out else 0,
         },
+        "stages": [
+            {"name": pack.path.name, "content_hash": pack.content_hash}
+            for pack in preparation.packs[:-1]
+        ],
         "identity_hash": preparation.identities,
         "started_from": preparation.origin,
         "teachers": [
@@ -266,6 +296,12 @@ def without_paths(recipe: Recipe) -> Recipe:
             ),
             "student": student.model_copy(
                 update={"checkpoint": Path(student.checkpoint.name) if student.checkpoint else None}
+            ),
+            "stages": tuple(
+                stage.model_copy(
+                    update={"dataset": Path(stage.dataset.name) if stage.dataset else None}
+                )
+                for stage in recipe.stages
             ),
             "teachers": tuple(
                 teacher.model_copy(update={"checkpoint": Path(teacher.checkpoint.name)})

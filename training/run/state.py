@@ -28,6 +28,7 @@ class Run(BaseModel):
         identities: hash of the ids learnt, in the order of the logits.
         origin: digest of the checkpoint the student starts from, if any.
         teachers: their digests.
+        stages: hashes of the walks of the stages before.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -37,6 +38,7 @@ class Run(BaseModel):
     identities: str
     origin: str | None
     teachers: tuple[str, ...]
+    stages: tuple[str, ...] = ()
 
 
 class StateError(ValueError):

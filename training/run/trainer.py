@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -16,8 +16,9 @@ from torch.optim.swa_utils import AveragedModel
 from models.networks.device import MixedPrecision, lay_out_for_convolution
 from models.networks.head import GaitOutput
 from models.networks.network import GaitNetwork
-from training.data.augmentation import augment, generator
+from training.data.augmentation import Stream, augment, generator, mask, swap_patches, vary
 from training.data.batches import Batch, join
+from training.objective.lesson import MASKED, PLAIN, STRONG, Networks
 from training.objective.objective import Loss, Objective
 from training.objective.student import ConnectedStudent, StudentOutput
 from training.objective.teachers import run_teachers
@@ -37,19 +38,60 @@ class TrainingFailed(RuntimeError):
 
 
 class TaughtBatch(NamedTuple):
-    """What a step learns from: n augmented clips and what the teachers make of them.
+    """What a step learns from: v views of n clips and what the teachers make of v' of them.
 
     Attributes:
-        clips: float32 in [0, 1], [n, s, 64, 44]; [sum(lengths), 64, 44] if frames differ in number.
+        clips: float32 in [0, 1], [v · n, s, 64, 44], view after view; [sum(lengths), 64, 44] if
+            frames differ in number.
         lengths: frames of each clip where they differ, else None.
         labels: int64 [n].
-        teacher_outputs: of each teacher, embeddings [n, c', p'] and logits [n, k', p'].
+        teacher_outputs: of each teacher, embeddings [v' · n, c', p'] and logits [v' · n, k', p'].
+        views: names of the views; that for the student alone is the last.
+        partners: int64 [n], with whom each walk may have exchanged patches; None: nobody did.
+        lost: bool [n, 64], rows that are gone in the strong view, if there is one.
     """
 
     clips: Tensor
     lengths: tuple[int, ...] | None
     labels: Tensor
     teacher_outputs: tuple[GaitOutput, ...]
+    views: tuple[str, ...] = (PLAIN,)
+    partners: Tensor | None = None
+    lost: Tensor | None = None
+
+
+class Learner(nn.Module):
+    """Student and objective in one module, so that one optimiser and one DDP hold both.
+
+    Args:
+        student: with its connectors.
+        objective: with its terms' modules.
+        precision: of the student's products; losses are computed in float32.
+    """
+
+    def __init__(
+        self, student: ConnectedStudent, objective: Objective, precision: MixedPrecision
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = objective
+        self._precision = precision
+
+    def forward(self, taught: TaughtBatch, step: int) -> tuple[Loss, StudentOutput]:
+        """The loss of a batch, and the student's outputs for its first view."""
+        with self._precision.autocast():
+            student: StudentOutput = self.student(taught.clips, taught.lengths)
+        loss: Loss = self.objective(
+            student,
+            taught.labels,
+            taught.teacher_outputs,
+            step=step,
+            views=taught.views,
+            partners=taught.partners,
+            lost=taught.lost,
+        )
+        n = len(taught.labels)
+        return loss, StudentOutput(student.embeddings[:n], student.logits[:n], ())
 
 
 class Trainer:
@@ -76,27 +118,32 @@ class Trainer:
         self.seconds = 0.0
         self.rate = 0.0
 
-        widths = [t.network.channels for t in self._teachers] if recipe.connects else []
+        networks = Networks(preparation.student, [t.network for t in self._teachers])
+        widths = [network.channels for network in networks.teachers] if recipe.connects else []
         self._student = preparation.student
         self._learner = ConnectedStudent(
-            self._student, widths, frozen_stages=recipe.student.frozen_stages
-        ).to(group.device)
+            self._student,
+            widths,
+            frozen_stages=recipe.student.frozen_stages,
+            stages=any(term.asks_stages for term in recipe.terms),
+        )
+        self._objective = Objective(recipe, group.gather, networks, rank=group.rank)
+        self._both = Learner(self._learner, self._objective, self.precision).to(group.device)
         if group.size > 1 and group.device.type == "cuda":
             # torch has none for the CPU: there each process normalises by its own sequences.
-            nn.SyncBatchNorm.convert_sync_batchnorm(self._learner)  # type: ignore[no-untyped-call]
-        for network in (self._learner, *(teacher.network for teacher in self._teachers)):
+            nn.SyncBatchNorm.convert_sync_batchnorm(self._both)  # type: ignore[no-untyped-call]
+        for network in (self._both, *(teacher.network for teacher in self._teachers)):
             lay_out_for_convolution(network)
         self._average: AveragedModel | None = None
         if recipe.average is not None:
             self._average = moving_average(self._student, recipe.average)
-        self._optimiser: Optimizer = make_optimiser(recipe.optimiser, self._learner)
-        self._objective = Objective(recipe.terms, recipe.distillation, group.gather)
+        self._optimiser: Optimizer = make_optimiser(recipe.optimiser, self._both)
         if recipe.compile:
             self._learner.compile()
-        self._embed: Callable[..., StudentOutput] = self._learner
+        self._learn: nn.Module = self._both
         if group.size > 1:
             devices = [group.device] if group.device.type == "cuda" else None
-            self._embed = DistributedDataParallel(self._learner, device_ids=devices)
+            self._learn = DistributedDataParallel(self._both, device_ids=devices)
 
     def train(self, batch: Batch) -> tuple[Loss, StudentOutput]:
         """Take one step on a batch."""
@@ -109,27 +156,54 @@ class Trainer:
         share it.
         """
         began = time.monotonic()
-        random = generator(self._recipe.seed, batch.step, self._group.rank)
-        views = augment(batch.silhouettes, self._recipe.data.augmentation, random)
-        clips = join(views, batch.lengths)
-        teacher_outputs = run_teachers(self._teachers, clips, batch.lengths, self.precision)
+        data = self._recipe.data
+
+        def random(stream: Stream) -> torch.Generator:
+            return generator(self._recipe.seed, batch.step, self._group.rank, stream)
+
+        silhouettes, partners = batch.silhouettes, None
+        if data.swap is not None:
+            walkers: Sequence[object] = batch.subjects
+            if data.swap.same_view:
+                walkers = list(zip(batch.subjects, batch.views, strict=True))
+            silhouettes, partners = swap_patches(
+                silhouettes, walkers, data.swap, random(Stream.SWAP)
+            )
+        views = {PLAIN: augment(silhouettes, data.augmentation, random(Stream.WEAK))}
+        lost = None
+        if data.strong is not None:
+            views[STRONG], lost = vary(silhouettes, data.strong, random(Stream.STRONG))
+        seen = join(torch.cat(list(views.values())), _repeated(batch.lengths, len(views)))
+        teacher_outputs = run_teachers(
+            self._teachers, seen, _repeated(batch.lengths, len(views)), self.precision
+        )
+        clips = seen
+        if data.masked is not None:
+            views[MASKED] = mask(views[PLAIN], data.masked, random(Stream.MASK))
+            clips = torch.cat([seen, join(views[MASKED], batch.lengths)])
         self.seconds += time.monotonic() - began
-        return TaughtBatch(clips, batch.lengths, batch.labels, teacher_outputs)
+        return TaughtBatch(
+            clips,
+            _repeated(batch.lengths, len(views)),
+            batch.labels,
+            teacher_outputs,
+            tuple(views),
+            partners,
+            lost,
+        )
 
     def learn(self, taught: TaughtBatch) -> tuple[Loss, StudentOutput]:
         """Take one step on a taught batch."""
         began = time.monotonic()
         recipe = self._recipe
-        self._learner.train()
-        with self.precision.autocast():
-            student = self._embed(taught.clips, taught.lengths)
-        loss = self._objective(
-            student, taught.labels, taught.teacher_outputs, progress=self.step / recipe.steps
-        )
+        self._both.train()
+        loss: Loss
+        student: StudentOutput
+        loss, student = self._learn(taught, self.step)
         self._optimiser.zero_grad()
         loss.total.backward()  # type: ignore[no-untyped-call]
         if recipe.clip_gradient is not None:
-            torch.nn.utils.clip_grad_norm_(self._learner.parameters(), recipe.clip_gradient)
+            torch.nn.utils.clip_grad_norm_(self._both.parameters(), recipe.clip_gradient)
         self.rate = recipe.optimiser.learning_rate * rate_factor(
             recipe.schedule, self.step, recipe.steps
         )
@@ -140,6 +214,14 @@ class Trainer:
         self.step += 1
         self.seconds += time.monotonic() - began
         return loss, student
+
+    def followed_by(self, recipe: Recipe, preparation: Preparation) -> Trainer:
+        """A trainer that goes on, by another recipe, with what this one's steps made."""
+        self._student.load_state_dict(self.result.state_dict())
+        self._optimiser.zero_grad()  # or what is frozen from now on would count when clipping
+        following = Trainer(recipe, preparation, self._group)
+        following.seconds = self.seconds
+        return following
 
     @property
     def result(self) -> GaitNetwork:
@@ -154,7 +236,7 @@ class Trainer:
         Raises:
             TrainingFailed: a weight is infinite or NaN: such a state must not replace a good one.
         """
-        for name, weights in self._learner.named_parameters():
+        for name, weights in self._both.named_parameters():
             if not bool(weights.isfinite().all()):
                 raise TrainingFailed(
                     f"the weights {name} became infinite or NaN by step {self.step}; "
@@ -164,6 +246,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "learner": self._learner.state_dict(),
+            "objective": self._objective.state_dict(),
             "optimiser": self._optimiser.state_dict(),
             "average": None if self._average is None else self._average.module.state_dict(),
             "random": torch.get_rng_state(),
@@ -174,6 +257,8 @@ class Trainer:
         self.step = snapshot["step"]
         self.seconds = snapshot["seconds"]
         self._learner.load_state_dict(snapshot["learner"])
+        # A state of before terms had modules has none, and then the terms have none either.
+        self._objective.load_state_dict(snapshot.get("objective", {}))
         self._optimiser.load_state_dict(snapshot["optimiser"])
         if self._average is not None:
             self._average.module.load_state_dict(snapshot["average"])
@@ -192,3 +277,8 @@ def require_finite(loss: float, step: int) -> None:
             f"the loss became {loss} by step {step}; lower optimiser.learning_rate, lengthen "
             "schedule.warm_up or set clip_gradient"
         )
+
+
+def _repeated(lengths: tuple[int, ...] | None, views: int) -> tuple[int, ...] | None:
+    """The lengths of all views' clips."""
+    return None if lengths is None else lengths * views

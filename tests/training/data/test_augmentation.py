@@ -8,8 +8,18 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from training.data.augmentation import augment, draw_homographies, generator, plain, warp
-from training.data.options import Augmentation
+from training.data.augmentation import (
+    Stream,
+    augment,
+    draw_homographies,
+    generator,
+    mask,
+    plain,
+    swap_patches,
+    vary,
+    warp,
+)
+from training.data.options import Augmentation, Masking, Swap
 
 NONE = Augmentation.none()
 
@@ -285,3 +295,81 @@ def test_a_misspelt_or_impossible_option_is_refused(wrong: dict[str, object]) ->
 def test_the_defaults_are_the_published_recipe() -> None:
     given = {name: p for name, p in Augmentation() if p != getattr(NONE, name)}
     assert given == {"flip": 0.2, "perspective": 0.2, "rotate": 0.2}
+
+
+def faces(n: int, frames: int = 3) -> Tensor:
+    """Noise, so that every patch tells whose it is."""
+    draw = torch.Generator().manual_seed(9)
+    return torch.randint(0, 256, (n, frames, 64, 64), generator=draw, dtype=torch.uint8)
+
+
+SWAP_ALL = Swap(probability=1.0, share=(0.25, 0.25), rows=16)
+
+
+def test_pairs_of_one_subject_exchange_the_same_rows_in_all_frames() -> None:
+    walks, subjects = faces(7), ["a", "b", "a", "b", "b", "b", "c"]
+    before = walks.clone()
+    swapped, partners = swap_patches(walks, subjects, SWAP_ALL, torch.Generator().manual_seed(0))
+    assert torch.equal(walks, before)
+    assert partners[6] == 6
+    assert torch.equal(swapped[6], walks[6])
+    for walk in range(6):
+        other = int(partners[walk])
+        assert other != walk
+        assert partners[other] == walk
+        assert subjects[other] == subjects[walk]
+        strips = swapped[walk].reshape(3, 16, 4, 64)
+        own = (strips == walks[walk].reshape(3, 16, 4, 64)).all(dim=(0, 2, 3))
+        theirs = (strips == walks[other].reshape(3, 16, 4, 64)).all(dim=(0, 2, 3))
+        assert (own ^ theirs).all()
+        assert int(theirs.sum()) == 4
+
+
+def test_a_grid_of_columns_exchanges_patches() -> None:
+    walks = faces(2)
+    options = Swap(probability=1.0, share=(0.5, 0.5), rows=4, columns=2)
+    swapped, _ = swap_patches(walks, ["a", "a"], options, torch.Generator().manual_seed(0))
+    patches = (swapped[0] == walks[1]).reshape(3, 4, 16, 2, 32).all(dim=4).all(dim=2).all(dim=0)
+    assert int(patches.sum()) == 4
+    assert patches.any(dim=1).sum() > patches.all(dim=1).sum(), "not whole rows"
+
+
+def test_no_pair_exchanges_anything_at_probability_zero_and_all_keep_their_partners() -> None:
+    walks = faces(4)
+    none = Swap(probability=0.0)
+    swapped, partners = swap_patches(walks, [0, 0, 1, 1], none, torch.Generator().manual_seed(0))
+    assert torch.equal(swapped, walks)
+    assert partners.tolist() == [1, 0, 3, 2]
+
+
+def test_a_masked_view_lacks_half_of_its_strips_or_half_of_its_frames() -> None:
+    views = torch.ones(40, 8, 64, 44)
+    masked = mask(views, Masking(probability=1.0), torch.Generator().manual_seed(0))
+    assert views.all()
+    rows = masked.any(dim=(1, 3)).sum(dim=1)
+    frames = masked.any(dim=(2, 3)).sum(dim=1)
+    assert set(zip(rows.tolist(), frames.tolist(), strict=True)) == {(32, 8), (64, 4)}
+    kept = mask(views, Masking(probability=0.0), torch.Generator().manual_seed(0))
+    assert torch.equal(kept, views)
+
+
+def test_a_single_frame_is_never_masked_away() -> None:
+    masked = mask(torch.ones(20, 1, 64, 44), Masking(probability=1.0), torch.Generator())
+    assert masked.any(dim=(1, 2, 3)).all()
+
+
+def test_rows_count_as_lost_only_where_every_frame_lost_them() -> None:
+    silhouettes = torch.full((30, 10, 64, 64), 255, dtype=torch.uint8)
+    draw = torch.Generator().manual_seed(0)
+    for frames, every in (((1.0, 1.0), True), ((0.2, 0.4), False)):
+        options = Augmentation(flip=0, perspective=0, rotate=0, strips=0.7, strip_frames=frames)
+        views, lost = vary(silhouettes, options, draw)
+        assert torch.equal(lost, ~views.any(dim=(1, 3)))
+        assert bool(lost.any()) == every
+
+
+def test_streams_of_a_step_differ_and_a_second_view_leaves_the_first_as_it_was() -> None:
+    first = {stream: torch.rand(4, generator=generator(1, 2, 0, stream)) for stream in Stream}
+    values = list(first.values())
+    assert all(not torch.equal(a, b) for i, a in enumerate(values) for b in values[:i])
+    assert torch.equal(first[Stream.WEAK], torch.rand(4, generator=generator(1, 2)))

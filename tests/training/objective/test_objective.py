@@ -43,7 +43,7 @@ def itself(rows: Tensor) -> Tensor:
 
 def objective(name: str, *settings: str) -> Objective:
     recipe = load(name, settings=settings)
-    return Objective(recipe.terms, recipe.distillation, itself)
+    return Objective(recipe, itself)
 
 
 def test_the_published_objective_is_the_sum_of_the_goldens() -> None:
@@ -60,7 +60,7 @@ def test_the_published_objective_is_the_sum_of_the_goldens() -> None:
             StudentOutput(student[0], student[1], ()),
             goldens.given("labels"),
             [teacher] * teachers,
-            progress=0.0,
+            step=0,
         )
         total = 0.0
         for term, (case, weight) in cases.items():
@@ -80,7 +80,7 @@ def test_the_published_objective_is_the_sum_of_the_goldens() -> None:
 
 def test_fewer_parts_of_a_teacher_are_met_by_index_in_the_published_objective() -> None:
     own, teacher = student(parts=4), outputs(1, parts=3)
-    parts = objective("gaitkd")(own, LABELS, [teacher], progress=0.0).parts
+    parts = objective("gaitkd")(own, LABELS, [teacher], step=0).parts
     expected = logit_distillation(own.logits[..., :3], teacher.logits, temperature=4.0)
     torch.testing.assert_close(parts["logit"], expected)
     torch.testing.assert_close(
@@ -93,17 +93,15 @@ def test_adding_a_teacher_keeps_the_weight_of_distillation_unless_it_is_summed()
     mean, total = objective("gaitkd", "distillation.teachers=mean"), objective("gaitkd")
     once, twice = ([teacher], [teacher, teacher])
     torch.testing.assert_close(
-        mean(own, LABELS, once, progress=0.0).total, mean(own, LABELS, twice, progress=0.0).total
+        mean(own, LABELS, once, step=0).total, mean(own, LABELS, twice, step=0).total
     )
-    single = total(own, LABELS, once, progress=0.0).parts["logit"]
-    torch.testing.assert_close(total(own, LABELS, twice, progress=0.0).parts["logit"], 2 * single)
+    single = total(own, LABELS, once, step=0).parts["logit"]
+    torch.testing.assert_close(total(own, LABELS, twice, step=0).parts["logit"], 2 * single)
 
 
 def test_the_temperature_can_follow_from_the_number_of_identities() -> None:
     own, teacher = student(), outputs(1)
-    found = objective("gaitkd", "terms.2.temperature={gap=0.5}")(
-        own, LABELS, [teacher], progress=0.0
-    )
+    found = objective("gaitkd", "terms.2.temperature={gap=0.5}")(own, LABELS, [teacher], step=0)
     temperature = informative_temperature(5, gap=0.5)
     expected = logit_distillation(own.logits, teacher.logits, temperature=temperature)
     torch.testing.assert_close(found.parts["logit"], expected)
@@ -113,15 +111,16 @@ def test_distillation_is_ramped_up_and_labels_are_not() -> None:
     own, teacher = student(), outputs(1)
     ramped = objective("gaitkd", "distillation.ramp=0.5")
     from_labels = triplet(own.embeddings, LABELS) + cross_entropy(own.logits, LABELS)
-    full = objective("gaitkd")(own, LABELS, [teacher], progress=0.0).total
+    full = objective("gaitkd")(own, LABELS, [teacher], step=0).total
+    steps = load("gaitkd").steps
     for progress, share in ((0.0, 0.0), (0.25, 0.5), (0.5, 1.0), (0.9, 1.0)):
-        loss = ramped(own, LABELS, [teacher], progress=progress).total
+        loss = ramped(own, LABELS, [teacher], step=int(progress * steps)).total
         torch.testing.assert_close(loss, from_labels + share * (full - from_labels))
 
 
 def test_a_kind_of_term_may_come_twice() -> None:
     terms = "terms=[{kind='triplet'}, {kind='triplet', margin=0.5}]"
-    parts = objective("student-baseline", terms)(student(), LABELS, [], progress=0.0).parts
+    parts = objective("student-baseline", terms)(student(), LABELS, [], step=0).parts
     assert set(parts) == {"triplet", "triplet-2"}
     assert parts["triplet"] != parts["triplet-2"]
 
@@ -129,7 +128,7 @@ def test_a_kind_of_term_may_come_twice() -> None:
 def test_every_output_takes_part_even_when_no_term_reads_it() -> None:
     logits = draw(1, 4, 5, 4).requires_grad_()
     only = objective("student-baseline", "terms=[{kind='triplet'}]")
-    loss = only(StudentOutput(draw(0, 4, 6, 4), logits, ()), LABELS, [], progress=0.0)
+    loss = only(StudentOutput(draw(0, 4, 6, 4), logits, ()), LABELS, [], step=0)
     (gradient,) = torch.autograd.grad(loss.total, logits)
     assert torch.equal(gradient, torch.zeros_like(logits))
 

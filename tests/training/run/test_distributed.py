@@ -13,6 +13,7 @@ import torch
 from models import checkpoint
 from tests.training.run.two_ranks import gradients
 from tests.training.runs import TINY
+from training.objective.registry import METHODS
 from training.run.distributed import Group, join
 
 ROOT = Path(__file__).parents[3]
@@ -33,15 +34,25 @@ def test_a_run_in_float32_is_not_rounded_on_a_gpu(monkeypatch: pytest.MonkeyPatc
     assert not torch.backends.cudnn.allow_tf32
 
 
-def test_two_processes_find_the_gradient_of_one_with_the_whole_batch(tmp_path: Path) -> None:
-    saved = tmp_path / "gradients.pt"
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, torch.Tensor]]:
+    """The gradients of every kind of term that two processes find."""
+    saved = tmp_path_factory.mktemp("ranks") / "gradients.pt"
     ended = torchrun("tests.training.run.two_ranks", str(saved))
     assert ended.returncode == 0, ended.stderr
-    together = torch.load(saved, weights_only=True)
-    alone = gradients(Group(0, 1, torch.device("cpu")))
-    assert together.keys() == alone.keys()
+    found: dict[str, dict[str, torch.Tensor]] = torch.load(saved, weights_only=True)
+    return found
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_two_processes_find_the_gradient_of_one_with_the_whole_batch(
+    together: dict[str, dict[str, torch.Tensor]], kind: str
+) -> None:
+    alone = gradients(Group(0, 1, torch.device("cpu")), kind)
+    assert together[kind].keys() == alone.keys()
+    assert any(gradient.abs().sum() > 0 for gradient in alone.values())
     for name, gradient in alone.items():
-        difference = (together[name] - gradient).norm()
+        difference = (together[kind][name] - gradient).norm()
         # sums in another order; a term gathered or averaged wrongly is off by a factor
         assert difference <= 1e-3 * gradient.norm() + 1e-6, name
 

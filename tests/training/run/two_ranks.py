@@ -1,4 +1,4 @@
-"""Run by torchrun: the gradient that several processes find together, saved by the first."""
+"""Run by torchrun: the gradients that several processes find together, saved by the first."""
 
 from __future__ import annotations
 
@@ -9,45 +9,36 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from models.networks.head import GaitOutput
-from models.networks.registry import build
-from training.objective.objective import Objective
-from training.objective.student import ConnectedStudent
-from training.recipe import load
+from tests.training.methods import (
+    EXAMPLES,
+    batch_of,
+    gradients_of,
+    learner_of,
+    rows_of,
+    student_network,
+    teacher_network,
+)
+from training.objective.lesson import Networks
 from training.run.distributed import Group, join
 
-TERMS = (
-    "terms=[{kind='triplet'}, {kind='cross-entropy'}, {kind='logit'}, {kind='ranking'}, "
-    "{kind='relation'}, {kind='boundary', weight=0.01, connector=true}]"
-)
 
-
-def gradients(group: Group) -> dict[str, Tensor]:
+def gradients(group: Group, kind: str) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    config = {"channels": [4, 4, 8, 8], "parts": 4, "embedding_channels": 8, "identities": 4}
+    networks = Networks(student_network(), [teacher_network()])
     # Batch statistics are each process's own on a CPU: in eval mode the rest can be compared.
-    learner = ConnectedStudent(build("gaitbase", config), [6]).eval()
-    clips, labels = torch.rand(8, 3, 64, 44), torch.arange(4).repeat_interleave(2)
-    teacher = GaitOutput(torch.randn(8, 6, 4), torch.randn(8, 4, 4).tanh())
-    share = 8 // group.size
-    mine = slice(group.rank * share, (group.rank + 1) * share)
-    recipe = load("gaitkd-corrected", settings=[TERMS, "distillation.ramp=0.0"])
-    objective = Objective(recipe.terms, recipe.distillation, group.gather)
-    embed = learner if group.size == 1 else DistributedDataParallel(learner)
-    loss = objective(
-        embed(clips[mine]),
-        labels[mine],
-        [GaitOutput(teacher.embeddings[mine], teacher.logits[mine])],
-        progress=1.0,
-    )
-    loss.total.backward()  # type: ignore[no-untyped-call]
-    return {name: w.grad for name, w in learner.named_parameters() if w.grad is not None}
+    learner = learner_of(kind, networks, gather=group.gather, rank=group.rank).eval()
+    batch = batch_of(kind, parts=8, channels=6)
+    share = len(batch.labels) // group.size
+    mine = rows_of(batch, slice(group.rank * share, (group.rank + 1) * share))
+    learn = learner if group.size == 1 else DistributedDataParallel(learner)
+    loss, _ = learn(mine, 100)
+    return gradients_of(learner, loss.total)
 
 
 def main() -> None:
     torch.set_num_threads(1)
     group = join()
-    found = gradients(group)
+    found = {kind: gradients(group, kind) for kind in EXAMPLES}
     if group.leads:
         torch.save(found, Path(sys.argv[1]))
     flags = [group.any(False), group.any(group.rank == group.size - 1)]

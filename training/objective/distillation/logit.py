@@ -10,7 +10,12 @@ from training.objective.losses import LOGIT_SCALE
 
 
 def logit_distillation(
-    student: Tensor, teacher: Tensor, *, temperature: float, scale: float = LOGIT_SCALE
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float,
+    standardise: bool = False,
+    scale: float = LOGIT_SCALE,
 ) -> Tensor:
     """KL divergence between softened identity distributions: GaitKD's decision term.
 
@@ -22,6 +27,8 @@ def logit_distillation(
         student: logits [n, k, p].
         teacher: logits [n, k, p]; no gradient flows into them.
         temperature: softening, > 0.
+        standardise: each row of logits has mean 0 and variance 1 over the identities first, instead
+            of the scale (LSKD, Sun et al., 2403.01427): the student may be as sure as it likes.
         scale: multiplies both logits before the temperature divides them.
 
     Returns:
@@ -32,11 +39,19 @@ def logit_distillation(
     """
     require_equal(student, teacher, "logits")
     require_positive(temperature, "temperature")
-    sharpness = scale / temperature
-    log_student = F.log_softmax(student.float() * sharpness, dim=1)
-    log_teacher = F.log_softmax(teacher.detach().float() * sharpness, dim=1)
+    own, taught, sharpness = student.float(), teacher.detach().float(), scale / temperature
+    if standardise:
+        own, taught, sharpness = _standardised(own), _standardised(taught), 1 / temperature
+    log_student = F.log_softmax(own * sharpness, dim=1)
+    log_teacher = F.log_softmax(taught * sharpness, dim=1)
     divergence = F.kl_div(log_student, log_teacher, log_target=True, reduction="none").sum(dim=1)
     return divergence.mean() * temperature**2
+
+
+def _standardised(logits: Tensor) -> Tensor:
+    """Mean 0 and standard deviation 1 over the identities, of each sequence and part."""
+    spread = logits.std(dim=1, keepdim=True, correction=0)
+    return (logits - logits.mean(dim=1, keepdim=True)) / spread.clamp(min=1e-7)
 
 
 def logit_regression(student: Tensor, teacher: Tensor, *, scale: float = LOGIT_SCALE) -> Tensor:

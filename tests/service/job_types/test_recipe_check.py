@@ -1,0 +1,44 @@
+"""The program's own check of what `POST /jobs/distill` asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import training
+from models.card import CARD
+from service.job_types.distillation import setting
+from service.job_types.submission import RecipeCheck, _place
+
+RECIPES = Path(training.__file__).parent / "recipes"
+TEACHER = next((RECIPES.parents[1] / "models" / "checkpoints").rglob(CARD)).parent
+
+
+def arguments(name: str, teachers: int, overrides: dict[str, float]) -> list[str]:
+    """As a request's."""
+    taught = ["--teacher", str(TEACHER)] * teachers
+    settings = [word for key, value in overrides.items() for word in ("--set", setting(key, value))]
+    return [str(RECIPES / f"{name}.toml"), *taught, *settings]
+
+
+@pytest.mark.parametrize(("name", "teachers"), [("gkd", 1), ("asdt", 2), ("patch-swap", 0)])
+def test_a_method_is_a_recipe_that_a_job_can_run(name: str, teachers: int) -> None:
+    check = RecipeCheck(timeout_s=120)
+    assert not check(arguments(name, teachers, {"steps": 300}))
+
+
+@pytest.mark.parametrize(
+    ("name", "teachers", "overrides", "where"),
+    [
+        ("corsd", 0, {"terms.2.width": 10**8}, "overrides.terms.2.width"),
+        ("gkd", 1, {"stages.0.steps": -1}, "overrides.stages.0.steps"),
+        ("gdkd", 0, {}, "teachers"),
+        ("asdt", 1, {}, "recipe"),
+    ],
+)
+def test_what_a_method_cannot_bear_is_refused_by_name(
+    name: str, teachers: int, overrides: dict[str, float], where: str
+) -> None:
+    (reason,) = RecipeCheck(timeout_s=120)(arguments(name, teachers, overrides))
+    assert _place(reason, overrides) == where
