@@ -2,6 +2,9 @@
 
 Each search names the revision that it must include, and the index first applies the changes up to
 it. So clients read their own writes, and any number of processes serve one gallery.
+
+An index has one scene transform, or none, for its whole life: what it holds and what it is asked
+for go through the same.
 """
 
 from __future__ import annotations
@@ -13,9 +16,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.gallery.index import GalleryIndex, Keys
 from service.gallery.records import AddedSequence, Changes, Embedding, Metadata, Scalar
+from service.gallery.scenes import Scene
 from service.gallery.store import GalleryStore
 
 Filter = Mapping[str, Scalar | tuple[Scalar, ...]]
@@ -56,7 +61,10 @@ class LiveIndex:
         index: GalleryIndex,
         store: GalleryStore,
         embed_missing: EmbedMissing,
+        scene: Scene | None = None,
     ) -> None:
+        """`index` is empty, of the shape and metric that `scene`, if any, makes of embeddings."""
+        self.scene = scene
         self._gallery_id = gallery_id
         self._digest = digest
         self._index = index
@@ -69,6 +77,11 @@ class LiveIndex:
         self._keys: dict[str, int] = {}
         self._by_subject: dict[str, set[int]] = defaultdict(set)
         self._by_facet: dict[Facet, set[int]] = defaultdict(set)
+
+    @property
+    def scene_version(self) -> str | None:
+        """The version of the scene transform that it compares by."""
+        return None if self.scene is None else self.scene.version
 
     @property
     def nbytes(self) -> int:
@@ -152,6 +165,10 @@ class LiveIndex:
             for row, (subject_id, (key, similarity)) in enumerate(chosen)
         ]
 
+    def _seen(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Embeddings [n, p, c] as the index holds them."""
+        return embeddings if self.scene is None else self.scene.embeddings(embeddings)
+
     def _count_subjects(self, among: Keys | None) -> int:
         if among is None:
             return len(self._by_subject)
@@ -184,7 +201,7 @@ class LiveIndex:
         ]
         if embedded:
             keys = np.arange(self._next_key, self._next_key + len(embedded), dtype=np.int64)
-            self._index.add(keys, np.stack([embedding for _, embedding in embedded]))
+            self._index.add(keys, self._seen(np.stack([vector for _, vector in embedded])))
             self._next_key += len(embedded)
             for key, (item, _) in zip(keys.tolist(), embedded, strict=True):
                 self._remember(key, item)

@@ -10,6 +10,7 @@ from threading import Event
 import faiss
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy.orm import Session
 
 from models.encoder.encoder import Encoder
 from service.foundation.errors import Unavailable
@@ -21,6 +22,7 @@ from service.gallery.index import GalleryIndex
 from service.gallery.live_index import LiveIndex
 from service.gallery.memory_index import MemoryIndex
 from service.gallery.records import Silhouettes
+from service.gallery.scenes import Scene, compared, scene_in
 from service.gallery.store import GalleryStore
 from service.recognition.load import Load
 from service.serving.batching import FrameBatcher
@@ -75,21 +77,30 @@ class ModelWiring:
         return Reembedding(self.store, encode, loaded.digest)
 
     def live_index(self, gallery_id: str, loaded: LoadedModel) -> LiveIndex:
-        """Make the index of a gallery under a model, still empty."""
-        index = self._index(loaded.encoder)
-        missing = self.reembedding(loaded).some
-        return LiveIndex(gallery_id, loaded.digest, index, self.store, missing)
+        """Make the index of a gallery under a model and its scene transform, still empty.
 
-    def _index(self, encoder: Encoder) -> GalleryIndex:
+        Raises what `scene_in` raises.
+        """
+        with Session(self.store.engine) as session:
+            scene = scene_in(session, gallery_id, loaded.digest)
+        index = self._index(loaded.encoder, scene)
+        missing = self.reembedding(loaded).some
+        return LiveIndex(gallery_id, loaded.digest, index, self.store, missing, scene)
+
+    def _index(self, encoder: Encoder, scene: Scene | None) -> GalleryIndex:
         card = encoder.card
+        like_one = np.zeros((1, card.parts, card.channels), np.float32)
+        seen, metric = compared(like_one, card.metric, scene)
+        _, parts, channels = seen.shape
+        shortlist = self.settings.shortlist
         if self.settings.index == "memory":
-            return MemoryIndex(card.parts, card.channels, card.metric)
-        shape, shortlist = (card.parts, card.channels), self.settings.shortlist
+            return MemoryIndex(parts, channels, metric)
         if encoder.device.type == "cuda" and faiss.get_num_gpus() > 0:
-            return FaissIndex(*shape, card.metric, shortlist=shortlist, gpu=True)
+            return FaissIndex(parts, channels, metric, shortlist=shortlist, gpu=True)
         return GrowingIndex(
-            *shape,
-            card.metric,
+            parts,
+            channels,
+            metric,
             shortlist=shortlist,
             exact_below=self.settings.exact_below,
             # What the database has encrypted is written nowhere in plain.

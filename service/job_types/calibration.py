@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from models.card import Card
+from models.card import Card, Metric
 from models.thresholds.calibration import (
     CONFIDENCE,
     CannotCalibrate,
@@ -20,8 +22,9 @@ from models.thresholds.calibration import (
 )
 from service.foundation.settings import Settings
 from service.gallery.operating_point import CurvePoint, OperatingPoint
-from service.gallery.reading import read_gallery
+from service.gallery.reading import EmbeddedSequences, read_gallery
 from service.gallery.records import Progress
+from service.gallery.scenes import compared
 from service.job_types.commands import measuring_step
 from service.job_types.requests import CalibrateRequest
 from service.jobs.job import Job
@@ -67,7 +70,8 @@ class CalibrateJob:
         def keep(session: Session) -> None:
             if not thresholds.keep(session, measured.gallery_id, measured.operating_point):
                 raise JobRefused(
-                    "the gallery was erased or given another model while it was calibrated"
+                    "the gallery was erased, or given another model or scene transform, while it "
+                    "was calibrated"
                 )
 
         gallery = CalibrateRequest.model_validate(job.request).gallery
@@ -81,11 +85,14 @@ def measure(
     model: Card,
     target_fpir: float,
     progress: Progress = lambda _done, _total: None,
+    *,
+    plain: bool = False,
 ) -> Measured:
-    """Find the threshold for a gallery as it is now.
+    """Find the threshold for a gallery as it is now, by the scene transform that it uses.
 
-    Raises `NotFound` for a missing gallery, `CannotCalibrate` when it is too small for the rate,
-    and `NotEmbedded` when it is not yet embedded with this model.
+    With `plain` it is found without any transform. Raises `NotFound` for a missing gallery,
+    `CannotCalibrate` when it is too small for the rate, and `NotEmbedded` when it is not yet
+    embedded with this model.
     """
     whole = read_gallery(engine, gallery, model.digest)
     enrolled = whole.sequences
@@ -94,15 +101,43 @@ def measure(
             f"{enrolled.missing} of {enrolled.total} sequences are not embedded with the active "
             "model yet; calibrate when the service is ready"
         )
+    scene = None if plain else whole.scene
+    embeddings, metric = compared(enrolled.embeddings, model.metric, scene)
+    point = operating_point(
+        enrolled, embeddings, metric, model, target_fpir, progress, transformed=scene is not None
+    )
+    if scene is not None:
+        point = point.model_copy(update={"scene": scene.version})
+    return Measured(gallery_id=whole.gallery_id, operating_point=point)
+
+
+def operating_point(
+    enrolled: EmbeddedSequences,
+    embeddings: NDArray[np.float32],
+    metric: Metric,
+    model: Card,
+    target_fpir: float,
+    progress: Progress = lambda _done, _total: None,
+    *,
+    transformed: bool,
+) -> OperatingPoint:
+    """What calibrating finds for sequences, by what is compared of them.
+
+    The thresholds of the model's card are of its own similarities: those that are `transformed`
+    have only the gallery to show what strangers reach. The point names no scene.
+
+    Raises `CannotCalibrate` when there are too few for the rate.
+    """
+    background = () if transformed else model.thresholds
     names, subjects = enrolled.subjects()
     total = len(subjects)
     similarities = stranger_similarities(
-        enrolled.embeddings, subjects, model.metric, lambda done: progress(done, total)
+        embeddings, subjects, metric, lambda done: progress(done, total)
     )
-    found = calibrate(similarities, subjects, target_fpir, model.thresholds)
-    curve = calibration_curve(similarities, subjects, model.thresholds)
+    found = calibrate(similarities, subjects, target_fpir, background)
+    curve = calibration_curve(similarities, subjects, background)
     curve[target_fpir] = found
-    point = OperatingPoint(
+    return OperatingPoint(
         threshold=found.threshold,
         interval=found.interval,
         confidence=CONFIDENCE,
@@ -114,7 +149,6 @@ def measure(
         digest=model.digest,
         curve=tuple(CurvePoint.of(*item) for item in sorted(curve.items(), reverse=True)),
     )
-    return Measured(gallery_id=whole.gallery_id, operating_point=point)
 
 
 def _found(folder: Path) -> Path:

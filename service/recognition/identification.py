@@ -154,8 +154,7 @@ class Identification:
             head = self._store.head(gallery, loaded.digest)
             index = self._models.index(head.gallery_id, loaded)
             found = search(index, head.revision)
-            point = head.operating_point
-            return threshold_for(threshold, point, index.subjects, loaded.model), found
+            return threshold_for(threshold, head, index, loaded.model), found
 
 
 def rank(best: list[Candidate]) -> tuple[RankedCandidate, ...]:
