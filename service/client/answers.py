@@ -153,6 +153,28 @@ class Verification(Search):
     metadata: dict[str, Any] = {}
 
 
+class Gain(Answer):
+    """How much more often people are found first who took no part in a fit, with its interval."""
+
+    value: float
+    interval: tuple[float, float]
+
+
+class Scene(Answer):
+    """What the newest fit of a gallery's scene transform came to, and whether it is in use."""
+
+    used: bool
+    fitted_at: datetime
+    revision: int
+    gain: Gain
+
+
+class Cohort(Answer):
+    """How many walks of whoever passed are in a gallery's sums."""
+
+    walks_seen: int
+
+
 class Gallery(Answer):
     """A gallery and its size."""
 
@@ -165,6 +187,7 @@ class Gallery(Answer):
     created_at: datetime
     previous_model: ModelReference | None = None
     max_age_days: int | None = None
+    scene: Scene | None = None
 
 
 class Import(Answer):
@@ -214,6 +237,7 @@ class ErasureReceipt(Answer):
     """What was erased: `erased` counts subjects, sequences and embeddings.
 
     `models` learned from an erased subject; `jobs` were cancelled because they were about to.
+    `scene` is "dropped" if a scene transform was that those erased had a share in.
     """
 
     receipt_id: str
@@ -224,6 +248,7 @@ class ErasureReceipt(Answer):
     erased_at: datetime
     models: list[str] = []
     jobs: list[str] = []
+    scene: Literal["dropped"] | None = None
 
 
 class JobProgress(Answer):

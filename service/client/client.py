@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 from service.client import answers
 from service.client.answers import (
     Answer,
+    Cohort,
     Enrolment,
     ErasureReceipt,
     Gallery,
@@ -137,6 +138,15 @@ class Client(Connection):
         """Set how many days a gallery keeps its sequences; None keeps them for ever."""
         content = {"max_age_days": max_age_days}
         return self._ask(Gallery, "PATCH", at("galleries", name), json=content)
+
+    def add_to_cohort(self, name: str, walks: Sequence[Upload]) -> Cohort:
+        """Add walks of whoever passed to a gallery's sums; nothing else of them is kept."""
+        files = [("sequence", walk) for walk in walks]
+        return self._ask(Cohort, "POST", at("galleries", name, "cohort"), files=files)
+
+    def forget_cohort(self, name: str) -> None:
+        """Delete a gallery's sums of whoever passed."""
+        self._request("DELETE", at("galleries", name, "cohort"))
 
     def export_gallery(
         self,
@@ -268,6 +278,10 @@ class Client(Connection):
     def calibrate(self, *, gallery: str = "default", target_fpir: float = 0.01) -> Job:
         """Start the calibration of a gallery's threshold."""
         return self._start("/jobs/calibrate", {"gallery": gallery, "target_fpir": target_fpir})
+
+    def adapt(self, *, gallery: str = "default") -> Job:
+        """Start fitting a gallery's scene transform, which is used if it helps."""
+        return self._start("/jobs/adapt", {"gallery": gallery})
 
     def audit_gallery(self, *, gallery: str = "default") -> Job:
         """Start the audit of a gallery: what in it attracts other people."""

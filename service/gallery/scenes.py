@@ -242,12 +242,10 @@ def add_to_cohort(
     return sums.count
 
 
-def forget_cohorts(session: Session, gallery_id: str | None = None) -> None:
-    """Delete the sums of who passed in a gallery, or in all."""
-    query = delete(SceneCohortRow)
-    session.execute(
-        query if gallery_id is None else query.where(SceneCohortRow.gallery_id == gallery_id)
-    )
+def forget_cohort(session: Session, gallery_id: str) -> bool:
+    """Delete a gallery's sums of who passed; returns whether there were any."""
+    gone = delete(SceneCohortRow).where(SceneCohortRow.gallery_id == gallery_id)
+    return bool(session.scalars(gone.returning(SceneCohortRow.digest)).all())
 
 
 def new_scene(transform: SceneTransform, point: OperatingPoint) -> Scene:

@@ -87,7 +87,7 @@ class ModelWiring:
         missing = self.reembedding(loaded).some
         return LiveIndex(gallery_id, loaded.digest, index, self.store, missing, scene)
 
-    def _index(self, encoder: Encoder, scene: Scene | None) -> GalleryIndex:
+    def _index(self, encoder: Encoder, scene: Scene | None = None) -> GalleryIndex:
         card = encoder.card
         like_one = np.zeros((1, card.parts, card.channels), np.float32)
         seen, metric = compared(like_one, card.metric, scene)

@@ -301,6 +301,35 @@ class GalleryChange(Schema):
     max_age_days: MaxAgeDays | None
 
 
+class GainAnswer(Schema):
+    """How much more often people are found first who took no part in a fit."""
+
+    value: float
+    interval: tuple[float, float] = Field(description="at 95 %, by drawing people")
+
+
+class SceneAnswer(Schema):
+    """What the newest fit of a gallery's scene transform came to."""
+
+    used: bool = Field(description="whether the gallery is compared by a transform")
+    fitted_at: Timestamp
+    revision: int = Field(description="of the gallery, of which it was fitted")
+    gain: GainAnswer
+
+    @classmethod
+    def of_model(cls, record: GalleryRecord, digest: str) -> Self | None:
+        """Make it from a gallery's record, for a model; None if there is none."""
+        for found in record.scenes:
+            if found.digest == digest:
+                return cls(
+                    used=found.used,
+                    fitted_at=found.fitted_at,
+                    revision=found.revision,
+                    gain=GainAnswer(value=found.gain, interval=found.interval),
+                )
+        return None
+
+
 class GalleryAnswer(Schema):
     """A gallery and how much is in it."""
 
@@ -310,6 +339,10 @@ class GalleryAnswer(Schema):
     model: ModelReference = Field(description="the active one")
     previous_model: ModelReference | None = Field(description="what a rollback goes back to")
     operating_point: dict[str, Any] | None
+    scene: SceneAnswer | None = Field(
+        description="null where none was fitted under this model, or what it was fitted with is "
+        "erased and it is to be fitted again"
+    )
     metadata: Metadata
     max_age_days: int | None = Field(
         description="Days after which a sequence is erased by itself; null: never."
@@ -335,10 +368,17 @@ class GalleryAnswer(Schema):
                 "curve": [item.model_dump(mode="json") for item in point.curve],
                 **point.shown(model.digest, record.subjects),
             },
+            scene=SceneAnswer.of_model(record, model.digest),
             metadata=record.metadata,
             max_age_days=record.max_age_days,
             created_at=record.created_at,
         )
+
+
+class CohortAnswer(Schema):
+    """How many walks of whoever passed are in a gallery's sums."""
+
+    walks_seen: int
 
 
 class ImportAnswer(Schema):
@@ -476,6 +516,10 @@ class ReceiptAnswer(Schema):
     jobs: list[str] = Field(
         description="Jobs that were cancelled because they worked on walks of the gallery."
     )
+    scene: Literal["dropped"] | None = Field(
+        description="`dropped`: the gallery's scene transform, in which those erased had a share, "
+        "is gone; a job fits another one of those who remain. null: there was none."
+    )
     erased_at: Timestamp
 
     @classmethod
@@ -493,6 +537,7 @@ class ReceiptAnswer(Schema):
             sequence_ids=list(receipt.sequence_ids),
             models=list(receipt.models),
             jobs=list(receipt.jobs),
+            scene="dropped" if receipt.scene_dropped else None,
             erased_at=receipt.erased_at,
         )
 
