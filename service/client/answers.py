@@ -99,11 +99,17 @@ class Enrolment(Answer):
         return super().of(response).model_copy(update={"replayed": replayed})
 
 
-class Probe(Answer):
-    """The walk that was searched for."""
+class ProbeSequence(Answer):
+    """One walk that was searched for."""
 
     frames: int
     quality: Quality
+
+
+class Probe(ProbeSequence):
+    """The walks that were searched for: their frames together, the lowest quality, and each."""
+
+    sequences: list[ProbeSequence] = []
 
 
 class Candidate(Answer):
@@ -117,6 +123,7 @@ class Candidate(Answer):
     similarity: float
     margin: float | None
     sequence_id: str
+    seen_from_this_view: bool | None = None
     parts: list[float] | None = None
     display_name: str | None = None
     metadata: dict[str, Any] = {}
@@ -149,6 +156,7 @@ class Verification(Search):
     verified: bool
     similarity: float
     sequence_id: str
+    seen_from_this_view: bool | None = None
     display_name: str | None = None
     metadata: dict[str, Any] = {}
 

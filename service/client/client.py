@@ -82,37 +82,41 @@ class Client(Connection):
     def identify(
         self,
         walk: Upload,
-        *,
+        *others: Upload,
         gallery: str = "default",
         top_k: int = 5,
         threshold: float | None = None,
         filter: Filter | None = None,
         explain: bool = False,
+        view: str | None = None,
         include: Include | None = None,
     ) -> Identification:
         """Find who walks; `filter` is metadata of candidates, and a list means any of its items.
 
-        With `include="metadata"` candidates have their display name and metadata.
+        Other walks of the same person, up to nine, are fused with the first. Where `view` says from
+        where they were filmed, candidates say whether they are enrolled in it. With
+        `include="metadata"` candidates have their display name and metadata.
         """
         return self._search(
-            Identification, "/identify", walk, gallery, threshold,
+            Identification, "/identify", (walk, *others), gallery, threshold,
             top_k=str(top_k), filter=_json(filter), explain="true" if explain else None,
-            include=include,
+            view=view, include=include,
         )  # fmt: skip
 
     def verify(
         self,
         subject_id: str,
         walk: Upload,
-        *,
+        *others: Upload,
         gallery: str = "default",
         threshold: float | None = None,
+        view: str | None = None,
         include: Include | None = None,
     ) -> Verification:
-        """Check whether the walk is this person's; see `identify` for `include`."""
+        """Check whether the walk is this person's; see `identify` for the rest."""
         return self._search(
-            Verification, "/verify", walk, gallery, threshold,
-            subject_id=subject_id, include=include,
+            Verification, "/verify", (walk, *others), gallery, threshold,
+            subject_id=subject_id, view=view, include=include,
         )  # fmt: skip
 
     # What is enrolled
@@ -364,14 +368,14 @@ class Client(Connection):
         self,
         answer: type[A],
         path: str,
-        walk: Upload,
+        walks: Sequence[Upload],
         gallery: str,
         threshold: float | None,
         **fields: str | None,
     ) -> A:
         text = None if threshold is None else str(threshold)
         form = {"gallery": gallery, "threshold": text, **fields}
-        files = [("sequence", walk)]
+        files = [("sequence", walk) for walk in walks]
         return self._ask(answer, "POST", path, form=form, files=files, changes=False)
 
     def _start(self, path: str, content: Mapping[str, Any]) -> Job:

@@ -18,7 +18,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from service.gallery.index import GalleryIndex, Keys
+from models.comparison.similarity import part_similarity
+from service.gallery.coverage import label
+from service.gallery.index import GalleryIndex, Hits, Keys
 from service.gallery.records import AddedSequence, Changes, Embedding, Metadata, Scalar
 from service.gallery.scenes import Scene
 from service.gallery.store import GalleryStore
@@ -36,12 +38,17 @@ EmbedMissing = Callable[[Sequence[str]], Mapping[str, Embedding]]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A subject that resembles the probe, by its most similar sequence."""
+    """A subject that resembles the probe, by its most similar sequence.
+
+    `seen_from_this_view` says whether the subject has a sequence in the probe's view; None where
+    that view, or the view of some sequence, was not said.
+    """
 
     subject_id: str
     sequence_id: str
     similarity: float
     parts: tuple[float, ...] | None
+    seen_from_this_view: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,11 @@ class _Entry:
     sequence_id: str
     subject_id: str
     facets: tuple[Facet, ...]
+    view: str | None
+
+
+_ByBest = dict[str, tuple[int, float]]
+"""Subjects by their best sequence: its key and its similarity."""
 
 
 class LiveIndex:
@@ -113,57 +125,121 @@ class LiveIndex:
     def search(
         self,
         newest: int,
-        probe: Embedding,
+        probes: Embedding,
         subjects: int,
         *,
         where: Filter | None = None,
+        view: str | None = None,
         explain: bool = False,
     ) -> list[Candidate]:
         """The `subjects` most similar subjects, each by its best sequence, best first.
 
-        `newest` is a revision that the answer must include; `where` restricts the search.
+        Args:
+            newest: a revision that the answer must include.
+            probes: a walk [p, c], or several of one person [m, p, c], which are fused.
+            subjects: how many are asked for.
+            where: restricts the search.
+            view: of the probes, for `Candidate.seen_from_this_view`.
+            explain: whether candidates are to have `parts`.
         """
         with self._lock:
             self._follow(newest)
             among = None if not where else self._matching(where)
-            return self._best(probe, subjects, among, explain=explain)
+            return self._best(probes, subjects, among, view=view, explain=explain)
 
-    def compare(self, newest: int, probe: Embedding, subject_id: str) -> Candidate | None:
-        """The subject's sequence most similar to the probe; None when there is no such subject."""
+    def compare(
+        self, newest: int, probes: Embedding, subject_id: str, *, view: str | None = None
+    ) -> Candidate | None:
+        """The subject's sequence most similar to the probes; None when there is no such subject."""
         with self._lock:
             self._follow(newest)
             keys = self._by_subject.get(subject_id)
             if not keys:
                 return None
-            return self._best(probe, 1, _array(keys), explain=False)[0]
+            return self._best(probes, 1, _array(keys), view=view, explain=False)[0]
 
     def _best(
-        self, probe: Embedding, subjects: int, among: Keys | None, *, explain: bool
+        self,
+        probes: Embedding,
+        subjects: int,
+        among: Keys | None,
+        *,
+        view: str | None,
+        explain: bool,
     ) -> list[Candidate]:
+        probes = probes[None] if probes.ndim == 2 else probes
+        seen = self._seen(probes)
+        nearest = [self._nearest(probe, subjects, among) for probe in seen]
+        if len(nearest) > 1:
+            # Whom one probe resembles, the others are compared with too.
+            met = {subject_id for found in nearest for subject_id in found}
+            keys = _array(set().union(*(self._by_subject[subject_id] for subject_id in met)))
+            keys = keys if among is None else np.intersect1d(keys, among)
+            nearest = [self._by_best(self._index.search(one, len(keys), keys)) for one in seen]
+        fused = {
+            subject_id: fuse([found[subject_id][1] for found in nearest])
+            for subject_id in nearest[0]
+        }
+        candidates = []
+        for subject_id in sorted(fused, key=lambda one: -fused[one])[:subjects]:
+            keys_of = [found[subject_id][0] for found in nearest]
+            best = max(range(len(nearest)), key=lambda row: nearest[row][subject_id][1])
+            candidates.append(
+                Candidate(
+                    subject_id=subject_id,
+                    sequence_id=self._entries[keys_of[best]].sequence_id,
+                    similarity=fused[subject_id],
+                    parts=self._parts(probes, keys_of) if explain else None,
+                    seen_from_this_view=self._seen_from(subject_id, view),
+                )
+            )
+        return candidates
+
+    def _nearest(self, probe: Embedding, subjects: int, among: Keys | None) -> _ByBest:
+        """At least so many subjects, if there are, best first."""
         reachable = len(self._index) if among is None else len(among)
         subjects = min(subjects, self._count_subjects(among))  # there are no more to look for
         wanted = max(subjects, _AT_FIRST)
         while True:
             # Subjects with many sequences may fill a shortlist: widen it until there are enough.
-            hits = self._index.search(probe, wanted, among)
-            best: dict[str, tuple[int, float]] = {}
-            for key, similarity in zip(hits.keys.tolist(), hits.similarities.tolist(), strict=True):
-                best.setdefault(self._entries[key].subject_id, (key, similarity))
+            best = self._by_best(self._index.search(probe, wanted, among))
             if len(best) >= subjects or wanted >= reachable:
-                break
+                return best
             wanted *= 4
-        chosen = list(best.items())[:subjects]
-        keys = np.array([key for _, (key, _) in chosen], np.int64)
-        parts = self._index.part_similarity(probe, keys) if explain and chosen else None
-        return [
-            Candidate(
-                subject_id=subject_id,
-                sequence_id=self._entries[key].sequence_id,
-                similarity=similarity,
-                parts=None if parts is None else tuple(parts[row].tolist()),
-            )
-            for row, (subject_id, (key, similarity)) in enumerate(chosen)
-        ]
+
+    def _by_best(self, hits: Hits) -> _ByBest:
+        """Of each subject the best sequence: how a subject with several is scored."""
+        best: _ByBest = {}
+        for key, similarity in zip(hits.keys.tolist(), hits.similarities.tolist(), strict=True):
+            best.setdefault(self._entries[key].subject_id, (key, similarity))
+        return best
+
+    def _parts(self, probes: Embedding, keys: Sequence[int]) -> tuple[float, ...] | None:
+        """The similarity of each part of probes [m, p, c] to m sequences, on average.
+
+        A scene transform mixes the parts, so with one they are compared as the checkpoint made
+        them. None if the sequences were erased a moment ago.
+        """
+        if self.scene is None:
+            alike = [
+                self._index.part_similarity(probe, np.array([key], np.int64))
+                for probe, key in zip(probes, keys, strict=True)
+            ]
+        else:
+            ids = [self._entries[key].sequence_id for key in keys]
+            stored = self._store.embeddings(self._digest, ids)
+            alike = [
+                part_similarity(probe, stored[one][None], "cosine")
+                for probe, one in zip(probes, ids, strict=True)
+                if one in stored
+            ]
+        return tuple(np.concatenate(alike).mean(axis=0).tolist()) if alike else None
+
+    def _seen_from(self, subject_id: str, view: str | None) -> bool | None:
+        if view is None:
+            return None
+        views = {self._entries[key].view for key in self._by_subject[subject_id]}
+        return True if view in views else (None if None in views else False)
 
     def _seen(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """Embeddings [n, p, c] as the index holds them."""
@@ -212,7 +288,8 @@ class LiveIndex:
         self._index.remove(np.array(gone, np.int64))
 
     def _remember(self, key: int, item: AddedSequence) -> None:
-        entry = _Entry(item.sequence_id, item.subject_id, _facets(item.metadata))
+        view = label(item.metadata.get("view"))
+        entry = _Entry(item.sequence_id, item.subject_id, _facets(item.metadata), view)
         self._entries[key] = entry
         self._keys[entry.sequence_id] = key
         self._by_subject[entry.subject_id].add(key)
@@ -226,6 +303,15 @@ class LiveIndex:
         for facet in entry.facets:
             _discard(self._by_facet, facet, key)
         return key
+
+
+def fuse(similarities: Sequence[float]) -> float:
+    """How alike a subject is to several walks of one person: the mean of the similarities.
+
+    A stranger's walks seldom all resemble somebody, so the mean reaches a threshold that was found
+    for single walks no more often than one of them does.
+    """
+    return sum(similarities) / len(similarities)
 
 
 def _discard(groups: dict[Name, set[int]], name: Name, key: int) -> None:
