@@ -130,6 +130,7 @@ def put(
     """
     sealing = sealing_of(session.get_bind().engine)
     sealing.require_current(session)
+    now_enrolled = counts(session, gallery_id)
     gallery = session.get_one(GalleryRow, gallery_id)
     row = session.get(SceneRow, (gallery_id, digest))
     if row is None:
@@ -144,8 +145,7 @@ def put(
         gallery.operating_point = scene.operating_point
     elif before is not None and before.get("scene"):
         gallery.operating_point = row.plain_operating_point
-    if scene is not None or row.version is not None:
-        renew_indexes(session, gallery_id)
+    exchanged = scene is not None or row.version is not None
     row.version = None if scene is None else scene.version
     row.operating_point = None if scene is None else scene.operating_point
     row.transform = (
@@ -157,8 +157,10 @@ def put(
     row.revision = revision
     row.gain, (row.gain_low, row.gain_high) = found.gain, found.interval
     row.fitted_at = now()
-    row.gallery_subjects, row.gallery_sequences = counts(session, gallery_id)
+    row.gallery_subjects, row.gallery_sequences = now_enrolled
     session.flush()
+    if exchanged:
+        renew_indexes(session, gallery_id)
 
 
 def drop(session: Session, gallery_id: str) -> bool:

@@ -49,7 +49,7 @@ def queue_if_due(session: Session, gallery: str, digest: str) -> None:
     row = next((row for row, _, _ in rows if row.digest == digest), None)
     if row is None:
         row = SceneRow(gallery_id=gallery_id, digest=digest)
-        session.add(row)
+        session.add(row)  # the counts follow before anything is flushed
     elif subjects >= row.gallery_subjects and not (
         sequences > row.gallery_sequences and sequences >= GROWTH * row.gallery_sequences
     ):
