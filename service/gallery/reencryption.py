@@ -64,7 +64,7 @@ class Kept:
     key_id: str | None
     sequences: int
     embeddings: int
-    scenes: int
+    scenes: int = 0
 
 
 def holdings(engine: Engine) -> list[Kept]:
