@@ -1,9 +1,11 @@
 """Scene transforms: what makes one view of a place alike, taken out of the comparison.
 
-Walks filmed by one camera resemble each other more than walks of one person from two sides. What
-walks of a person have in different views (their covariance within persons) is learnt in closed
-form from a gallery's own walks and whitened away, where people who took no part say it helps.
-Only numpy.
+Walks filmed by one camera resemble each other more than walks of one person from two sides. How
+walks of one person differ (their covariance within persons) is learnt in closed form from a
+gallery's own walks, and differences of that kind count less from then on. With W that covariance
+and people taken to differ alike in all directions, the two-covariance model of speaker
+verification ("PLDA": Ioffe, ECCV 2006; Kenny, Odyssey 2010) compares by the inner product of
+vectors multiplied with the inverse of W and a floor of noise: that is the transform. Only numpy.
 
 Shapes: n walks, p parts, c channels as the network made them; d = p*c; q parts, k channels after a
 transform.
@@ -15,7 +17,6 @@ import io
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Self
 
 import numpy as np
@@ -24,15 +25,18 @@ from numpy.typing import NDArray
 from models.comparison.similarity import index_vectors
 from models.files.array_file import read_array
 
-PRIOR: Final = "scene.npz"
-"""Of a checkpoint's folder: the statistics of rendered people."""
 LEAST_SUBJECTS: Final = 5
 """Fewer persons with several walks show nothing about anybody else."""
 
 _CONFIDENCE: Final = 0.95
 _REPLICATES: Final = 2000
-_FOLDS: Final = 5
-_STRENGTHS: Final = (0.5, 0.8, 0.95)
+_STRENGTHS: Final = (0.02, 0.05, 0.1, 0.2, 0.4)
+_MOST_FOLDS: Final = 5
+_LEAST_IN_FOLD: Final = 4
+_MOST_ROUNDS: Final = 8
+_ENOUGH_MEASURED: Final = 100  # persons, in all rounds
+_MOST_MEASURED: Final = 1000  # persons,
+_MOST_WALKS: Final = 12  # and walks of each
 _MAX_BYTES: Final = 1 << 26
 
 Floats = NDArray[np.float64]
@@ -166,74 +170,18 @@ class SceneSums:
             raise ValueError(f"sums of {len(self.total)} and of {len(other.total)} numbers a walk")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ScenePrior:
-    """How walks of rendered people vary, under one checkpoint.
-
-    Attributes:
-        mean: of index vectors, float32 [d].
-        within: covariance of a person's walks around the person's mean, float32 [d, d].
-        between: covariance of the persons' means, float32 [d, d].
-    """
-
-    mean: NDArray[np.float32]
-    within: NDArray[np.float32]
-    between: NDArray[np.float32]
-
-    def __post_init__(self) -> None:
-        """Raises ValueError if the arrays don't fit or hold what is no finite number."""
-        square = (len(self.mean), len(self.mean))
-        if self.mean.ndim != 1 or self.within.shape != square or self.between.shape != square:
-            raise ValueError("the covariances of a prior don't fit its mean")
-        if not all(np.isfinite(a).all() for a in (self.mean, self.within, self.between)):
-            raise ValueError("a prior holds finite numbers")
-
-    @classmethod
-    def read(cls, folder: Path) -> Self | None:
-        """The prior of the checkpoint in `folder`; None if it has none.
-
-        Raises:
-            ValueError: the file is damaged.
-            OSError: it can't be read.
-        """
-        path = folder / PRIOR
-        if not path.is_file():
-            return None
-        if path.stat().st_size > _MAX_BYTES:
-            raise ValueError(f"{PRIOR} is larger than any prior")
-        return cls.from_bytes(path.read_bytes())
-
-    def to_bytes(self) -> bytes:
-        """As an npz archive, without pickle."""
-        return _archive(mean=self.mean, within=self.within, between=self.between)
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
-        """Read what `to_bytes` made.
-
-        Raises:
-            ValueError: damaged, or something else.
-        """
-        arrays = _members(data, ("mean", "within", "between"))
-        return cls(
-            mean=read_array(arrays["mean"], np.float32, (None,)).astype(np.float32),
-            within=read_array(arrays["within"], np.float32, (None, None)).astype(np.float32),
-            between=read_array(arrays["between"], np.float32, (None, None)).astype(np.float32),
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class SceneFit:
     """What a gallery's walks gave.
 
     Attributes:
-        transform: to compare with; None: compare as without any, it is no worse.
-        gain: of rank-1 of the gallery's own people, each measured by a transform that was fitted
-            without them; in [-1, 1], 0 if there was nothing to measure.
+        transform: to compare with; None: compare as without any, which is not shown to be worse.
+        gain: in rank-1 among the gallery's own people, each searched by single walks among others
+            who took no part in the fit either; in [-1, 1], 0 if there was nothing to measure.
         interval: of the gain, at 95 %, by drawing persons.
-        strength: share of the scene in the transform, in [0, 1].
-        subjects: persons with two walks at least, who were measured.
-        walks: walks that took part, anonymous ones too.
+        strength: share of the scene in what is inverted, the rest being the floor; in [0, 1].
+        subjects: persons with two walks at least.
+        walks: walks that were offered, anonymous ones too.
     """
 
     transform: SceneTransform | None
@@ -248,15 +196,18 @@ def fit(
     embeddings: NDArray[np.float32],
     subjects: Sequence[str | None],
     *,
-    prior: ScenePrior | None = None,
     cohort: SceneSums | None = None,
 ) -> SceneFit:
     """The scene transform of a gallery; the same walks in the same order give the same.
 
+    People are parted into groups; who is measured, and who they are measured against, is left out
+    of the fit: people who took part are told from others too easily. The strength, and whether
+    anonymous walks take part, is what serves those left out best; unless the interval of what they
+    gain lies above 0 there is no transform.
+
     Args:
         embeddings: of all walks [n, p, c].
         subjects: whose each is [n]; None for an anonymous walk.
-        prior: of the checkpoint that made the embeddings.
         cohort: sums of further anonymous walks.
 
     Raises:
@@ -264,71 +215,114 @@ def fit(
     """
     if embeddings.ndim != 3 or len(subjects) != len(embeddings):
         raise ValueError(f"{list(embeddings.shape)} embeddings of {len(subjects)} subjects")
-    whose = _numbered(subjects)
-    vectors = index_vectors(embeddings).astype(np.float64)
-    walks = len(vectors) + (cohort.count if cohort else 0)
-    persons = (
-        np.flatnonzero(np.bincount(whose[whose >= 0]) >= 2) if (whose >= 0).any() else whose[:0]
+    named = np.array([name is not None for name in subjects], np.bool_)
+    anonymous = SceneSums.of(embeddings[~named])
+    if cohort is not None:
+        anonymous += cohort
+    vectors = index_vectors(embeddings[named]).astype(np.float64)
+    _, whose, counts = np.unique(
+        np.array([name for name in subjects if name is not None], np.str_),
+        return_inverse=True,
+        return_counts=True,
     )
-    nothing = SceneFit(None, 0.0, (0.0, 0.0), 0.0, len(persons), walks)
-    if len(persons) < LEAST_SUBJECTS:
-        return nothing
-    fold_of = np.random.default_rng(0).permutation(len(persons)) % min(_FOLDS, len(persons))
-    before = _found_by_each(index_vectors(embeddings), whose, persons)
-    after = np.zeros((len(_STRENGTHS), len(persons)))
-    for fold in range(fold_of.max() + 1):
-        measured = persons[fold_of == fold]
-        taught = ~np.isin(whose, measured)
-        for row, strength in enumerate(_STRENGTHS):
-            transform = _whitened(vectors[taught], whose[taught], prior, strength)
-            mapped = index_vectors(transform.apply(embeddings))
-            after[row, fold_of == fold] = _found_by_each(mapped, whose, measured)
-    gains = after - before
-    best = int(gains.mean(axis=1).argmax())
-    gain, interval = float(gains[best].mean()), _interval(gains[best])
+    persons, walks = int((counts >= 2).sum()), len(vectors) + anonymous.count
+    if persons < LEAST_SUBJECTS:
+        return SceneFit(None, 0.0, (0.0, 0.0), 0.0, persons, walks)
+    cohorts = [None, anonymous] if anonymous.count >= 2 else [None]
+    gains = _gains(vectors, whose, counts, cohorts)
+    means = gains.mean(axis=2)
+    which, row = divmod(int(means.argmax()), len(_STRENGTHS))
+    gain, interval = float(means[which, row]), _interval(gains[which, row])
     if interval[0] <= 0:
-        return SceneFit(None, gain, interval, 0.0, len(persons), walks)
-    transform = _whitened(vectors, whose, prior, _STRENGTHS[best])
-    return SceneFit(transform, gain, interval, _STRENGTHS[best], len(persons), walks)
+        return SceneFit(None, gain, interval, 0.0, persons, walks)
+    scatter = _Scatter.of(vectors, whose, cohorts[which])
+    matrix = (scatter.axes * scatter.weights(_STRENGTHS[row])) @ scatter.axes.T
+    transform = SceneTransform(scatter.mean.astype(np.float32), matrix.astype(np.float32), parts=1)
+    return SceneFit(transform, gain, interval, _STRENGTHS[row], persons, walks)
 
 
-def _whitened(
-    vectors: Floats, whose: NDArray[np.int64], prior: ScenePrior | None, strength: float
-) -> SceneTransform:
-    """Within-person covariance, shrunk towards the prior's or its mean variance, whitened."""
-    named = whose >= 0
-    _, own = np.unique(whose[named], return_inverse=True)
-    counts = np.bincount(own)
-    sums = np.zeros((len(counts), vectors.shape[1]))
-    np.add.at(sums, own, vectors[named])
-    rest = vectors[named] - (sums / counts[:, None])[own]
-    within = rest.T @ rest / max(1, len(own) - len(counts))
-    width = len(within)
-    level = np.trace(within) / width
-    target = level * np.eye(width)
-    if prior is not None:
-        target = (target + prior.within * (level * width / np.trace(prior.within))) / 2
-    shrunk = strength * within + (1 - strength) * target
-    values, directions = np.linalg.eigh(shrunk)
-    matrix = (directions * np.sqrt(level / np.maximum(values, 1e-9 * level))) @ directions.T
-    mean = vectors.mean(axis=0)
-    return SceneTransform(mean.astype(np.float32), matrix.astype(np.float32), parts=1)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Scatter:
+    """The mean of walks, and the covariance within persons by its axes.
+
+    Attributes:
+        mean: [d].
+        variances: along the axes [d].
+        axes: unit columns [d, d].
+    """
+
+    mean: Floats
+    variances: Floats
+    axes: Floats
+
+    @classmethod
+    def of(cls, vectors: Floats, whose: NDArray[np.intp], cohort: SceneSums | None) -> Self:
+        """Of named walks [n, d]; walks of a cohort count as if all were one person's."""
+        _, own, counts = np.unique(whose, return_inverse=True, return_counts=True)
+        sums = np.zeros((len(counts), vectors.shape[1]))
+        np.add.at(sums, own, vectors)
+        rest = vectors - (sums / counts[:, None])[own]
+        products, freedom = rest.T @ rest, len(own) - len(counts)
+        total, count = vectors.sum(axis=0), len(own)
+        if cohort is not None:
+            products += cohort.products - np.outer(cohort.total, cohort.total) / cohort.count
+            freedom += cohort.count - 1
+            total, count = total + cohort.total, count + cohort.count
+        variances, axes = np.linalg.eigh(products / max(1, freedom))
+        return cls(total / count, np.maximum(variances, 0), axes)
+
+    def weights(self, strength: float) -> Floats:
+        """What is left of a difference along each axis [d]; only their ratios mean something."""
+        level = max(float(self.variances.mean()), 1e-30)  # a walk copied has no variance
+        weights: Floats = 1 / (strength * self.variances / level + 1 - strength)
+        return weights
 
 
-def _found_by_each(
-    vectors: NDArray[np.float32], whose: NDArray[np.int64], persons: NDArray[np.int64]
+def _gains(
+    vectors: Floats,
+    whose: NDArray[np.intp],
+    counts: NDArray[np.intp],
+    cohorts: Sequence[SceneSums | None],
 ) -> Floats:
-    """Of each person: how often one of their walks is nearer to another one than to any stranger.
+    """What persons with several walks gain in rank-1 [cohorts, strengths, persons]."""
+    rng = np.random.default_rng(0)
+    several = np.flatnonzero(counts >= 2)
+    measured = np.sort(rng.permutation(several)[:_MOST_MEASURED])
+    folds = max(2, min(_MOST_FOLDS, len(measured) // _LEAST_IN_FOLD))
+    rounds = max(1, min(_MOST_ROUNDS, _ENOUGH_MEASURED // len(measured)))
+    gains = np.zeros((len(cohorts), len(_STRENGTHS), len(measured)))
+    for _ in range(rounds):
+        fold_of = rng.permutation(len(measured)) % folds
+        for fold in range(folds):
+            persons = measured[fold_of == fold]
+            left_out = np.isin(whose, persons)
+            asked = np.concatenate(
+                [rng.permutation(np.flatnonzero(whose == p))[:_MOST_WALKS] for p in persons]
+            )
+            before = _found_by_each(vectors[asked], whose[asked])
+            for which, cohort in enumerate(cohorts):
+                scatter = _Scatter.of(vectors[~left_out], whose[~left_out], cohort)
+                along = (vectors[asked] - scatter.mean) @ scatter.axes
+                for row, strength in enumerate(_STRENGTHS):
+                    after = _found_by_each(along * scatter.weights(strength), whose[asked])
+                    gains[which, row, fold_of == fold] += (after - before) / rounds
+    return gains
+
+
+def _found_by_each(vectors: Floats, whose: NDArray[np.intp]) -> Floats:
+    """Of each person, in ascending order: how often a walk is nearest to another one of theirs.
 
     Each walk is searched as if one other walk of the person were enrolled, each in turn.
     """
-    found = np.zeros(len(persons))
-    for row, person in enumerate(persons):
-        own = np.flatnonzero(whose == person)
-        alike = vectors[own] @ vectors.T
-        stranger = alike[:, whose != person].max(axis=1, initial=-1)
-        nearer = alike[:, own] > stranger[:, None]
-        found[row] = nearer[~np.eye(len(own), dtype=bool)].mean()
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    units = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+    alike = units @ units.T
+    same = whose[:, None] == whose[None, :]
+    stranger = np.where(same, -np.inf, alike).max(axis=1)
+    np.fill_diagonal(same, val=False)
+    nearer = (same & (alike > stranger[:, None])).sum(axis=1) / same.sum(axis=1)
+    _, own = np.unique(whose, return_inverse=True)
+    found: Floats = np.bincount(own, nearer) / np.bincount(own)
     return found
 
 
@@ -337,12 +331,6 @@ def _interval(gains: Floats) -> tuple[float, float]:
     tail = (1 - _CONFIDENCE) / 2
     low, high = np.quantile(gains[drawn].mean(axis=1), [tail, 1 - tail])
     return float(low), float(high)
-
-
-def _numbered(subjects: Sequence[str | None]) -> NDArray[np.int64]:
-    names = sorted({name for name in subjects if name is not None})
-    number = {name: position for position, name in enumerate(names)}
-    return np.array([-1 if name is None else number[name] for name in subjects], np.int64)
 
 
 def _archive(**arrays: NDArray[np.generic]) -> bytes:

@@ -227,7 +227,7 @@ class LiveIndex:
             ]
         else:
             ids = [self._entries[key].sequence_id for key in keys]
-            stored = self._store.embeddings(self._digest, ids)
+            stored = dict(self._store.embeddings(self._digest, ids))
             alike = [
                 part_similarity(probe, stored[one][None], "cosine")
                 for probe, one in zip(probes, ids, strict=True)

@@ -466,13 +466,13 @@ class GalleryStore:
         with Session(writing(self.engine)) as session, session.begin():
             _drop_embeddings(session, digest, sequence_ids)
 
-    def embeddings(self, digest: str, sequence_ids: Sequence[str]) -> dict[str, Embedding]:
-        """What a checkpoint made of those of these sequences that it has embedded."""
+    def embeddings(self, digest: str, sequence_ids: Collection[str]) -> list[tuple[str, Embedding]]:
+        """What a checkpoint made of these sequences, in no order; without those that are gone."""
         query = select(EmbeddingRow).where(
-            EmbeddingRow.sequence_id.in_(sequence_ids), EmbeddingRow.digest == digest
+            EmbeddingRow.digest == digest, EmbeddingRow.sequence_id.in_(sequence_ids)
         )
         with Session(self.engine) as session:
-            return {row.sequence_id: self._embedding(row) for row in session.scalars(query)}
+            return [(row.sequence_id, self._embedding(row)) for row in session.scalars(query)]
 
     def _embedding(self, row: EmbeddingRow) -> Embedding:
         try:

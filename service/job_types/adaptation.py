@@ -21,24 +21,20 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from models.card import Card
-from models.comparison.scene import SceneFit, ScenePrior, SceneTransform, fit
+from models.comparison.scene import SceneFit, SceneTransform, fit
 from models.thresholds.calibration import CannotCalibrate
 from service.access.audit.entries import Entry
 from service.foundation.settings import Settings
 from service.gallery import scenes
 from service.gallery.active_model import lock_gallery, models_in, models_of
 from service.gallery.operating_point import OperatingPoint
-from service.gallery.reading import (
-    MOST_SEQUENCES,
-    EmbeddedSequences,
-    drawn_subjects,
-    read_gallery,
-)
+from service.gallery.reading import EmbeddedSequences, read_gallery
 from service.gallery.records import Progress
 from service.gallery.scenes import Scene
 from service.gallery.tables import ErasedSequenceRow
-from service.job_types.calibration import operating_point
+from service.job_types.calibration import plain_point, scene_point
 from service.job_types.commands import deployment, program
+from service.job_types.scene_strangers import taught
 from service.job_types.threshold_transfer import TARGET_FPIR
 from service.jobs.job import Job, JsonObject
 from service.jobs.job_type import JobRefused, Outcome, Step
@@ -143,12 +139,8 @@ class Adaptation:
         card = read_card(folder)
         if card.digest != active.digest:
             raise CannotAdapt(f"the model {active.name!r} was replaced on disk; restart first")
-        try:
-            prior = ScenePrior.read(folder)
-        except ValueError as error:
-            raise CannotAdapt(f"the scene statistics of {active.name!r}: {error}") from error
         for _ in range(_ATTEMPTS):
-            found = self._find(gallery, card, prior)
+            found = self._find(gallery, card)
             if found.gallery_id != row.gallery_id:
                 raise CannotAdapt("the gallery was erased meanwhile")
             result = found.result(gallery)
@@ -175,7 +167,7 @@ class Adaptation:
             return
         raise CannotAdapt("walks were erased or corrected again and again; try again later")
 
-    def _find(self, gallery: str, card: Card, prior: ScenePrior | None) -> _Found:
+    def _find(self, gallery: str, card: Card) -> _Found:
         self._progress(0, _STEPS)
         whole = read_gallery(self._engine, gallery, card.digest)
         enrolled = whole.sequences
@@ -186,8 +178,10 @@ class Adaptation:
             )
         with Session(self._engine) as session:
             cohort = scenes.cohort_in(session, whole.gallery_id, card.digest)
-        embeddings, subjects = self._taught(whole.gallery_id, enrolled)
-        fitted = fit(embeddings, subjects, prior=prior, cohort=cohort)
+        takes_part = taught(self._engine, whole.gallery_id, enrolled)
+        rows = np.flatnonzero(takes_part)
+        subjects = [enrolled.subject_ids[row] for row in rows]
+        fitted = fit(enrolled.embeddings[rows], subjects, cohort=cohort)
         self._progress(1, _STEPS)
         target = TARGET_FPIR
         if whole.operating_point is not None:
@@ -197,38 +191,30 @@ class Adaptation:
             reason = "people who took no part are not found more often with it"
         else:
             try:
-                scene = self._calibrated(fitted.transform, enrolled, card, target)
+                scene = self._calibrated(fitted.transform, whole.gallery_id, enrolled, card, target)
             except CannotCalibrate as error:
                 reason = f"no threshold can be found for it: {error}"
         self._progress(2, _STEPS)
         try:
-            plain = operating_point(
-                enrolled, enrolled.embeddings, card.metric, card, target, transformed=False
-            )
+            plain = plain_point(enrolled, card, target)
         except CannotCalibrate:
             plain = None
         self._progress(_STEPS, _STEPS)
         return _Found(whole.gallery_id, whole.revision, fitted, scene, plain, reason)
 
-    def _taught(
-        self, gallery_id: str, enrolled: EmbeddedSequences
-    ) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.float32]], list[str | None]]:
-        """What is fitted: everything, or of a large gallery as many whole subjects as fit."""
-        if len(enrolled.subject_ids) <= MOST_SEQUENCES:
-            return enrolled.embeddings, list(enrolled.subject_ids)
-        drawn = set(drawn_subjects(self._engine, gallery_id))
-        rows = [row for row, name in enumerate(enrolled.subject_ids) if name in drawn]
-        return enrolled.embeddings[rows], [enrolled.subject_ids[row] for row in rows]
-
     def _calibrated(
-        self, transform: SceneTransform, enrolled: EmbeddedSequences, card: Card, target: float
+        self,
+        transform: SceneTransform,
+        gallery_id: str,
+        enrolled: EmbeddedSequences,
+        card: Card,
+        target: float,
     ) -> Scene:
         try:
             SceneTransform.from_bytes(transform.to_bytes())
         except ValueError as error:  # of a model with very wide embeddings
             raise CannotAdapt(f"the transform cannot be kept: {error}") from error
-        seen = scenes.transformed(transform, enrolled.embeddings)
-        point = operating_point(enrolled, seen, "cosine", card, target, transformed=True)
+        point = scene_point(self._engine, gallery_id, enrolled, card, target)
         return scenes.new_scene(transform, point)
 
 

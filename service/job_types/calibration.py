@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from models.card import Card, Metric
+from models.card import Card, CardThreshold
 from models.thresholds.calibration import (
     CONFIDENCE,
     CannotCalibrate,
@@ -24,9 +24,10 @@ from service.foundation.settings import Settings
 from service.gallery.operating_point import CurvePoint, OperatingPoint
 from service.gallery.reading import EmbeddedSequences, read_gallery
 from service.gallery.records import Progress
-from service.gallery.scenes import compared
+from service.gallery.scenes import cohort_in
 from service.job_types.commands import measuring_step
 from service.job_types.requests import CalibrateRequest
+from service.job_types.scene_strangers import carried_over, strangers_left_out, taught
 from service.jobs.job import Job
 from service.jobs.job_type import JobRefused, Outcome, Step
 from service.jobs.scratch import scratch
@@ -101,41 +102,73 @@ def measure(
             f"{enrolled.missing} of {enrolled.total} sequences are not embedded with the active "
             "model yet; calibrate when the service is ready"
         )
-    scene = None if plain else whole.scene
-    embeddings, metric = compared(enrolled.embeddings, model.metric, scene)
-    point = operating_point(
-        enrolled, embeddings, metric, model, target_fpir, progress, transformed=scene is not None
-    )
-    if scene is not None:
-        point = point.model_copy(update={"scene": scene.version})
+    if plain or whole.scene is None:
+        point = plain_point(enrolled, model, target_fpir, progress)
+    else:
+        point = scene_point(engine, whole.gallery_id, enrolled, model, target_fpir, progress)
+        point = point.model_copy(update={"scene": whole.scene.version})
     return Measured(gallery_id=whole.gallery_id, operating_point=point)
 
 
-def operating_point(
+def plain_point(
     enrolled: EmbeddedSequences,
-    embeddings: NDArray[np.float32],
-    metric: Metric,
     model: Card,
     target_fpir: float,
     progress: Progress = lambda _done, _total: None,
-    *,
-    transformed: bool,
 ) -> OperatingPoint:
-    """What calibrating finds for sequences, by what is compared of them.
-
-    The thresholds of the model's card are of its own similarities: those that are `transformed`
-    have only the gallery to show what strangers reach. The point names no scene.
+    """What calibrating finds without a scene transform.
 
     Raises `CannotCalibrate` when there are too few for the rate.
     """
-    background = () if transformed else model.thresholds
-    names, subjects = enrolled.subjects()
+    _, subjects = enrolled.subjects()
     total = len(subjects)
-    similarities = stranger_similarities(
-        embeddings, subjects, metric, lambda done: progress(done, total)
+    strangers = stranger_similarities(
+        enrolled.embeddings, subjects, model.metric, lambda done: progress(done, total)
     )
-    found = calibrate(similarities, subjects, target_fpir, background)
-    curve = calibration_curve(similarities, subjects, background)
+    return _point(enrolled, model, target_fpir, strangers, subjects, model.thresholds)
+
+
+def scene_point(
+    engine: Engine,
+    gallery_id: str,
+    enrolled: EmbeddedSequences,
+    model: Card,
+    target_fpir: float,
+    progress: Progress = lambda _done, _total: None,
+) -> OperatingPoint:
+    """What calibrating finds with the scene transform that is fitted to a gallery now.
+
+    A threshold that was carried over promises no rate. The point names no version of a transform.
+
+    Raises `CannotCalibrate` when there are too few for the rate.
+    """
+    with Session(engine) as session:
+        cohort = cohort_in(session, gallery_id, model.digest)
+    takes_part = taught(engine, gallery_id, enrolled)
+    found = strangers_left_out(enrolled, takes_part, cohort, progress)
+    measured = np.isfinite(found)
+    _, subjects = enrolled.subjects()
+    strangers, whose = found[measured], subjects[measured]
+    try:
+        return _point(enrolled, model, target_fpir, strangers, whose, ())
+    except CannotCalibrate:
+        plain = stranger_similarities(enrolled.embeddings, subjects, model.metric)[measured]
+        carried = carried_over(model.thresholds, plain, strangers)
+        point = _point(enrolled, model, target_fpir, strangers, whose, carried)
+        return point.model_copy(update={"method": "carried", "curve": ()})
+
+
+def _point(
+    enrolled: EmbeddedSequences,
+    model: Card,
+    target_fpir: float,
+    strangers: NDArray[np.float64],
+    subjects: NDArray[np.int64],
+    background: Sequence[CardThreshold],
+) -> OperatingPoint:
+    """The operating point for what strangers met, each played by one of `subjects` [m]."""
+    found = calibrate(strangers, subjects, target_fpir, background)
+    curve = calibration_curve(strangers, subjects, background)
     curve[target_fpir] = found
     return OperatingPoint(
         threshold=found.threshold,
@@ -143,8 +176,8 @@ def operating_point(
         confidence=CONFIDENCE,
         method=found.method,
         target_fpir=target_fpir,
-        gallery_subjects=len(names),
-        gallery_sequences=total,
+        gallery_subjects=len(enrolled.subjects()[0]),
+        gallery_sequences=len(enrolled.subject_ids),
         calibrated_at=now(),
         digest=model.digest,
         curve=tuple(CurvePoint.of(*item) for item in sorted(curve.items(), reverse=True)),

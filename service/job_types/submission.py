@@ -148,7 +148,7 @@ class Submission:
         if not self._settings.adapt:
             raise Forbidden(
                 "This deployment compares without scene transforms: its operator has set "
-                "GAITID_ADAPT=off.",
+                "GAITID_ADAPT=false.",
                 Reason("gallery", "adaptation_off"),
                 slug="adaptation-off",
             )

@@ -99,7 +99,7 @@ async def add_to_cohort(
     if not resources.settings.cohort:
         raise Forbidden(
             "This deployment keeps nothing of people who only pass: its operator has to set "
-            "GAITID_COHORT=on first.",
+            "GAITID_COHORT=true first.",
             Reason("gallery", "cohort_off"),
             slug="cohort-off",
         )
