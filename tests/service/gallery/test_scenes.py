@@ -81,8 +81,9 @@ def live(store: GalleryStore) -> LiveIndex:
     gallery_id, newest, _ = store.head("default")
     scene = in_use(store.engine)
     seen, metric = scenes.compared(embeddings(1), "euclidean", scene)
+    _, parts, channels = seen.shape
     index = LiveIndex(
-        gallery_id, DIGEST, MemoryIndex(*seen.shape[1:], metric), store, lambda _: {}, scene
+        gallery_id, DIGEST, MemoryIndex(parts, channels, metric), store, lambda _: {}, scene
     )
     index.follow(newest)
     return index

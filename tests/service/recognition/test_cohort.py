@@ -87,7 +87,7 @@ def test_deleting_the_sums_takes_the_transform_that_has_them_in_it(
     fill(engine, settings, people_in_views(24))
     client = serve(cohort=True)
     with Client(str(client.base_url)) as typed:
-        assert typed.add_to_cohort("default", [walk(1), walk(2)]).walks_seen == 2
+        assert typed.add_to_cohort("default", [("1", walk(1)), ("2", walk(2))]).walks_seen == 2
         job = adapt(settings, engine)
         assert job.result is not None
         assert (job.result["used"], job.result["walks"]) == (True, 24 * 3 + 2)

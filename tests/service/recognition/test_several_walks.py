@@ -167,7 +167,7 @@ def test_what_is_wrong_with_one_of_them_refuses_all(asked: httpx.Client, path: s
 
 def test_the_client_sends_several(asked: httpx.Client) -> None:
     with Client(str(asked.base_url)) as client:
-        walks = [walk(1), walk(1, phase=1.0)]
+        walks = [("1.npz", walk(1)), ("2.npz", walk(1, phase=1.0))]
         found = client.identify(*walks, view="090")
         assert len(found.probe.sequences) == 2
         assert found.candidates[0].seen_from_this_view is True
