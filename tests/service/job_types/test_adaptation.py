@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import json
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,10 +34,15 @@ from service.job_types.scene_strangers import strangers_left_out
 from service.jobs.job import Job, Status
 from service.jobs.queue import JobQueue
 from service.jobs.tables import JobRow
-from service.privacy.erasure_transactions import erase_gallery, erase_sequence, erase_subject
+from service.privacy.erasure_transactions import (
+    erase_gallery,
+    erase_older,
+    erase_sequence,
+    erase_subject,
+)
 from service.serving.adaptation import queue_if_due
 from service.serving.registry import find_model
-from service.storage.database import writing
+from service.storage.database import now, writing
 from tests.e2e.deployment import until
 from tests.service.jobs.workers import Workers, leased, run_job, worker_of
 from tests.service.requests import enrol, identify, problem, verify
@@ -523,3 +532,51 @@ def test_the_command_says_how_it_went(
     )
     assert answer.returncode == 1  # nobody has leased it
     assert "another worker has it" in answer.stderr
+
+
+def test_retention_drops_the_transform_of_those_it_erases(
+    settings: Settings, engine: Engine, people: NDArray[np.float32]
+) -> None:
+    del people
+    run_in_process(settings, engine)
+    with Session(engine) as session:
+        gallery_id = session.scalars(select(GalleryRow.id)).one()
+    GalleryStore(engine).keep_for("default", 7)
+    assert erase_older(engine, gallery_id, now(), 10) == (0, 0)
+    assert scene(engine, settings) is not None
+    assert erase_older(engine, gallery_id, now() + timedelta(days=8), 10)[0] == 10
+    assert scene(engine, settings) is None
+    assert queued(engine) == 1
+
+
+def test_an_export_has_no_transform_and_an_import_gets_its_own(
+    serve: Serve, settings: Settings, engine: Engine, people: NDArray[np.float32]
+) -> None:
+    del people
+    client = serve()
+    run_in_process(settings, engine)
+    exported = client.get("/galleries/default/export").content
+    used = scene(engine, settings)
+    assert used is not None
+    with zipfile.ZipFile(io.BytesIO(exported)) as file:
+        about = json.loads(file.read("gallery.json"))
+        assert used.transform.matrix.tobytes()[:32] not in b"".join(
+            file.read(name) for name in file.namelist()
+        )
+    assert about["adapted"] is True
+    assert "scene" not in (about["operating_point"] or {})
+    answer = client.put("/galleries/copy/import", content=exported)
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["gallery"]["scene"] is None
+    assert queued(engine) == 1
+    assert worker_of(settings, engine).run_one()
+    copied = client.get("/galleries/copy").json()
+    assert copied["scene"]["used"] is True
+    changed = {**about, "operating_point": used.operating_point}
+    forged = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(exported)) as file, zipfile.ZipFile(forged, "w") as other:
+        for name in file.namelist():
+            content = json.dumps(changed).encode() if name == "gallery.json" else file.read(name)
+            other.writestr(name, content)
+    refused = problem(client.put("/galleries/forged/import", content=forged.getvalue()), 400)
+    assert refused["type"].endswith("malformed-export")
