@@ -74,7 +74,9 @@ class PairedEmbeddings:
     subjects: NDArray[np.int64]
 
 
-def read_gallery(engine: Engine, gallery: str, digest: str) -> WholeGallery:
+def read_gallery(
+    engine: Engine, gallery: str, digest: str, *, with_scene: bool = True
+) -> WholeGallery:
     """Everything that a checkpoint made of a gallery, as of one moment.
 
     Raises `NotFound` for a missing gallery, and what `Sealing` raises.
@@ -88,7 +90,7 @@ def read_gallery(engine: Engine, gallery: str, digest: str) -> WholeGallery:
         if row is None:
             raise missing_gallery(gallery)
         gallery_id, revision, point = row
-        scene = scene_in(session, gallery_id, digest)
+        scene = scene_in(session, gallery_id, digest) if with_scene else None
     sequences = _read(engine, gallery_id, digest)
     return WholeGallery(gallery_id, revision, OperatingPoint.of(point), scene, sequences)
 

@@ -169,7 +169,8 @@ class Adaptation:
 
     def _find(self, gallery: str, card: Card) -> _Found:
         self._progress(0, _STEPS)
-        whole = read_gallery(self._engine, gallery, card.digest)
+        # Without the transform that there is, which may be damaged.
+        whole = read_gallery(self._engine, gallery, card.digest, with_scene=False)
         enrolled = whole.sequences
         if enrolled.missing:
             raise CannotAdapt(

@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
 from models.encoder.encoder import Encoder
@@ -580,3 +580,17 @@ def test_an_export_has_no_transform_and_an_import_gets_its_own(
             other.writestr(name, content)
     refused = problem(client.put("/galleries/forged/import", content=forged.getvalue()), 400)
     assert refused["type"].endswith("malformed-export")
+
+
+def test_a_damaged_transform_is_said_to_be_and_made_anew(
+    serve: Serve, settings: Settings, engine: Engine, people: NDArray[np.float32]
+) -> None:
+    del people
+    run_in_process(settings, engine)
+    with Session(writing(engine)) as session, session.begin():
+        session.execute(update(SceneRow).values(transform=b"no transform"))
+    client = serve()
+    damaged = problem(identify(client, walk(1)), 503)
+    assert damaged["type"].endswith("scene-damaged")
+    assert adapt(settings, engine).status is Status.SUCCEEDED
+    answers_by(client, lambda body: body.get("threshold_source") == "gallery")
