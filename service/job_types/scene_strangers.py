@@ -1,9 +1,8 @@
 """How similar strangers are in a gallery that is compared by a scene transform.
 
-Who took part in a fit is told from others too easily: thresholds from the similarities of people
-who did were reached by 5 to 19 % of strangers instead of 1 % (7 to 9 real people). So a stranger is
-played by somebody who was left out of the fit, in groups of which there are `FOLDS` at most: with
-more people than that a stranger meets up to a `FOLDS`-th fewer than are enrolled.
+Who took part in a fit is told from others too easily, so what such people meet promises too much.
+A stranger is played by somebody who was left out of the fit, in groups of which there are `FOLDS`
+at most: with more people than that a stranger meets up to a `FOLDS`-th fewer than are enrolled.
 
 A gallery that is too small to show a rate by itself has the thresholds of the model's card, which
 are of plain similarities, carried over: as many standard deviations above what strangers meet.

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
+from alembic import command
+from alembic.config import Config
 from numpy.typing import NDArray
 from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
 from models.comparison.scene import SceneFit, SceneSums, SceneTransform
 from models.comparison.similarity import part_similarity
+from service import storage
 from service.foundation.errors import Conflict, NotFound
 from service.foundation.settings import Settings
 from service.gallery import scenes
@@ -327,4 +331,21 @@ def test_what_was_sealed_for_another_gallery_does_not_open(settings: Settings) -
         gallery_id = session.scalars(select(GalleryRow.id)).one()
         with pytest.raises(DamagedScene):
             scenes.scene_in(session, gallery_id, "another")
+    engine.dispose()
+
+
+def test_an_earlier_version_finds_no_threshold_of_transformed_similarities(
+    settings: Settings,
+) -> None:
+    engine = open_engine(settings)
+    GalleryStore(engine).ensure("default")
+    use(engine)
+    config = Config()
+    config.set_main_option("script_location", str(Path(storage.__file__).parent / "migrations"))
+    for step, revision in ((command.downgrade, "0011_subject_details"), (command.upgrade, "head")):
+        with writing(engine).begin() as connection:
+            config.attributes["connection"] = connection
+            step(config, revision)
+    assert GalleryStore(engine).head("default").operating_point is None
+    assert in_use(engine) is None
     engine.dispose()
