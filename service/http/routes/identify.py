@@ -40,12 +40,16 @@ Include = Annotated[
     Literal["metadata"] | None, Form(description="Add the display name and the metadata.")
 ]
 
+_MOST_PROBES = 10
 Probes = Annotated[
     list[UploadFile],
-    File(min_length=1, description="Walks of one person, 1 to 10 files, which are fused."),
+    File(
+        min_length=1,
+        description="Walks of one person, 1 to 10 files, which are fused.",
+        json_schema_extra={"maxItems": _MOST_PROBES},  # more are a 413, as everywhere
+    ),
 ]
 View = Annotated[ViewField | None, Form()]
-_MOST_PROBES = 10
 
 
 @router.post("/identify", response_model=IdentifyAnswer)
