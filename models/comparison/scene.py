@@ -17,6 +17,7 @@ import io
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, Self
 
 import numpy as np
@@ -176,8 +177,9 @@ class SceneFit:
 
     Attributes:
         transform: to compare with; None: compare as without any, which is not shown to be worse.
-        gain: in rank-1 among the gallery's own people, each searched by single walks among others
-            who took no part in the fit either; in [-1, 1], 0 if there was nothing to measure.
+        gain: in how often a walk is nearer to another of the same person than to all walks of one
+            other person, neither of whom took part in the fit; in [-1, 1], 0 if there was nothing
+            to measure.
         interval: of the gain, at 95 %, by drawing persons.
         strength: share of the scene in what is inverted, the rest being the floor; in [0, 1].
         subjects: persons with two walks at least.
@@ -229,10 +231,10 @@ def fit(
     if persons < LEAST_SUBJECTS:
         return SceneFit(None, 0.0, (0.0, 0.0), 0.0, persons, walks)
     cohorts = [None, anonymous] if anonymous.count >= 2 else [None]
-    gains = _gains(vectors, whose, counts, cohorts)
-    means = gains.mean(axis=2)
+    compared, gains = _gains(vectors, whose, counts, cohorts)
+    means = gains.sum(axis=(2, 3)) / compared.sum()
     which, row = divmod(int(means.argmax()), len(_STRENGTHS))
-    gain, interval = float(means[which, row]), _interval(gains[which, row])
+    gain, interval = float(means[which, row]), _interval(compared, gains[which, row])
     if interval[0] <= 0:
         return SceneFit(None, gain, interval, 0.0, persons, walks)
     scatter = _Scatter.of(vectors, whose, cohorts[which])
@@ -283,53 +285,74 @@ def _gains(
     whose: NDArray[np.intp],
     counts: NDArray[np.intp],
     cohorts: Sequence[SceneSums | None],
-) -> Floats:
-    """What persons with several walks gain in rank-1 [cohorts, strengths, persons]."""
+) -> tuple[Floats, Floats]:
+    """What persons with several walks gain against each other, summed over rounds.
+
+    Returns:
+        How often each was compared with each [m, m]; gains [cohorts, strengths, m, m].
+    """
     rng = np.random.default_rng(0)
-    several = np.flatnonzero(counts >= 2)
-    measured = np.sort(rng.permutation(several)[:_MOST_MEASURED])
+    measured = np.sort(rng.permutation(np.flatnonzero(counts >= 2))[:_MOST_MEASURED])
     folds = max(2, min(_MOST_FOLDS, len(measured) // _LEAST_IN_FOLD))
     rounds = max(1, min(_MOST_ROUNDS, _ENOUGH_MEASURED // len(measured)))
-    gains = np.zeros((len(cohorts), len(_STRENGTHS), len(measured)))
+    compared = np.zeros((len(measured), len(measured)))
+    gains = np.zeros((len(cohorts), len(_STRENGTHS), *compared.shape))
     for _ in range(rounds):
         fold_of = rng.permutation(len(measured)) % folds
         for fold in range(folds):
-            persons = measured[fold_of == fold]
-            left_out = np.isin(whose, persons)
+            members = np.flatnonzero(fold_of == fold)
+            pairs = np.ix_(members, members)
+            left_out = np.isin(whose, measured[members])
             asked = np.concatenate(
-                [rng.permutation(np.flatnonzero(whose == p))[:_MOST_WALKS] for p in persons]
+                [
+                    rng.permutation(np.flatnonzero(whose == p))[:_MOST_WALKS]
+                    for p in measured[members]
+                ]
             )
-            before = _found_by_each(vectors[asked], whose[asked])
+            compared[pairs] += 1 - np.eye(len(members))
+            before = _nearer_own(vectors[asked], whose[asked])
             for which, cohort in enumerate(cohorts):
                 scatter = _Scatter.of(vectors[~left_out], whose[~left_out], cohort)
                 along = (vectors[asked] - scatter.mean) @ scatter.axes
                 for row, strength in enumerate(_STRENGTHS):
-                    after = _found_by_each(along * scatter.weights(strength), whose[asked])
-                    gains[which, row, fold_of == fold] += (after - before) / rounds
-    return gains
+                    after = _nearer_own(along * scatter.weights(strength), whose[asked])
+                    gains[which, row][pairs] += after - before
+    return compared, gains
 
 
-def _found_by_each(vectors: Floats, whose: NDArray[np.intp]) -> Floats:
-    """Of each person, in ascending order: how often a walk is nearest to another one of theirs.
+def _nearer_own(vectors: Floats, whose: NDArray[np.intp]) -> Floats:
+    """How often two walks of a person are nearer than the first is to any of another person.
 
-    Each walk is searched as if one other walk of the person were enrolled, each in turn.
+    Args:
+        vectors: of walks, person by person.
+        whose: they are, two of each person at least.
+
+    Returns:
+        Share for each person, in this order, and each other one [m, m]; 0 for themselves.
     """
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     units = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
     alike = units @ units.T
-    same = whose[:, None] == whose[None, :]
-    stranger = np.where(same, -np.inf, alike).max(axis=1)
-    np.fill_diagonal(same, val=False)
-    nearer = (same & (alike > stranger[:, None])).sum(axis=1) / same.sum(axis=1)
-    _, own = np.unique(whose, return_inverse=True)
-    found: Floats = np.bincount(own, nearer) / np.bincount(own)
-    return found
+    starts = np.flatnonzero(np.r_[True, whose[1:] != whose[:-1]])
+    nearest = np.maximum.reduceat(alike, starts, axis=1)  # of each walk and person
+    shares = np.zeros((len(starts), len(starts)))
+    for row, (start, end) in enumerate(pairwise([*starts, len(whose)])):
+        own = alike[start:end, start:end]
+        mates = own[~np.eye(len(own), dtype=np.bool_)].reshape(len(own), -1)
+        shares[row] = (mates[:, :, None] > nearest[start:end, None, :]).mean(axis=(0, 1))
+    np.fill_diagonal(shares, 0)
+    return shares
 
 
-def _interval(gains: Floats) -> tuple[float, float]:
-    drawn = np.random.default_rng(0).integers(len(gains), size=(_REPLICATES, len(gains)))
+def _interval(compared: Floats, gains: Floats) -> tuple[float, float]:
+    """By drawing persons, as those who are looked for and as those they are taken for."""
+    count = len(compared)
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(count, np.full(count, 1 / count), _REPLICATES).astype(np.float64)
+    asked = ((drawn @ compared) * drawn).sum(axis=1)
+    gained = ((drawn @ gains) * drawn).sum(axis=1)
     tail = (1 - _CONFIDENCE) / 2
-    low, high = np.quantile(gains[drawn].mean(axis=1), [tail, 1 - tail])
+    low, high = np.quantile(gained[asked > 0] / asked[asked > 0], [tail, 1 - tail])
     return float(low), float(high)
 
 

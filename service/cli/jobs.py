@@ -188,8 +188,9 @@ def adapt(client: Client, gallery: Gallery = "default", as_json: AsJson = False)
     low, high = found["gain"]["interval"]
     said = "in use" if found["used"] else f"not in use: {printable(found['reason'])}"
     typer.echo(
-        f"scene transform {said}; rank-1 {found['gain']['value']:+.1%} ({low:+.1%} to {high:+.1%}) "
-        f"on {found['subjects']} people left out of the fit, {found['walks']} walks"
+        f"scene transform {said}; {found['gain']['value']:+.1%} ({low:+.1%} to {high:+.1%}) of "
+        f"comparisons right, of {found['subjects']} people left out of the fit; "
+        f"{found['walks']} walks"
     )
 
 

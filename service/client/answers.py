@@ -162,7 +162,7 @@ class Verification(Search):
 
 
 class Gain(Answer):
-    """How much more often people are found first who took no part in a fit, with its interval."""
+    """How much more often people are told apart who took no part in a fit, with its interval."""
 
     value: float
     interval: tuple[float, float]

@@ -47,7 +47,7 @@ class FittedScene:
         used: whether a transform is in use.
         fitted_at: when.
         revision: of the gallery, of which it was fitted.
-        gain: of rank-1 of people who took no part.
+        gain: in how often people who took no part are told apart, see `SceneFit`.
         interval: of the gain.
     """
 

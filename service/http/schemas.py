@@ -338,7 +338,10 @@ class GalleryChange(Schema):
 
 
 class GainAnswer(Schema):
-    """How much more often people are found first who took no part in a fit."""
+    """How much more often people are told apart rightly who took no part in a fit.
+
+    That is: a walk is nearer to another one of the person's than to all of another person's.
+    """
 
     value: float
     interval: tuple[float, float] = Field(description="at 95 %, by drawing people")

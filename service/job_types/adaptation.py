@@ -189,7 +189,7 @@ class Adaptation:
             target = whole.operating_point.target_fpir
         scene, reason = None, None
         if fitted.transform is None:
-            reason = "people who took no part are not found more often with it"
+            reason = "people who took no part are not told apart better with it"
         else:
             try:
                 scene = self._calibrated(fitted.transform, whole.gallery_id, enrolled, card, target)
