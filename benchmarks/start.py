@@ -97,7 +97,7 @@ def begin(settings: Settings, *, keep: bool) -> Mapping[str, float]:
     index = GrowingIndex(
         *shape,
         "cosine",
-        partial(stored_embeddings, store, DIGEST, shape, roster),
+        partial(stored_embeddings, store, DIGEST, shape, None, roster),
         shortlist=SHORTLIST,
         exact_below=settings.exact_below,
         folder=settings.data_dir,

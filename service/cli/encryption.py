@@ -30,7 +30,10 @@ def status(data_dir: DataDir = None) -> None:
         for kept in holdings(engine):
             name = "not encrypted" if kept.key_id is None else f"key {kept.key_id}"
             written = "  (written with)" if kept.key_id == current else ""
-            typer.echo(f"{name}: {kept.sequences} walks, {kept.embeddings} embeddings{written}")
+            scenes = f", {kept.scenes} of scenes" if kept.scenes else ""
+            typer.echo(
+                f"{name}: {kept.sequences} walks, {kept.embeddings} embeddings{scenes}{written}"
+            )
 
 
 @app.command("rotate")

@@ -125,6 +125,29 @@ def activate_model(
             Activation(settings, engine, queue, report_steps, swapped).run(job_id, lease)
 
 
+@app.command("adapt-gallery", hidden=True)
+def adapt_gallery(
+    job_id: str,
+    lease: Annotated[int, typer.Option(envvar=LEASE_VARIABLE, help="The number of its lease.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Fit a gallery's scene transform: an adaptation job's command, which ends the job."""
+    from service.access.audit.entries import SERVICE, Entry
+    from service.foundation.errors import ServiceError
+    from service.job_types.adaptation import Adaptation, CannotAdapt
+    from service.jobs.queue import JobQueue
+
+    settings = settings_from(data_dir=data_dir)
+    with galleries(settings) as engine, audit_record(settings, engine) as record:
+
+        def adapted(entry: Entry) -> None:
+            record.changed(entry, SERVICE)
+
+        queue = JobQueue.of(engine, settings)
+        with failing_on(ServiceError, CannotAdapt):
+            Adaptation(settings, engine, queue, report_steps, adapted).run(job_id, lease)
+
+
 @app.command("compare-models", hidden=True)
 def compare_models(
     gallery: GalleryName,

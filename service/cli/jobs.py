@@ -1,4 +1,4 @@
-"""`gaitid jobs`, `gaitid calibrate` and `gaitid check-gallery`."""
+"""`gaitid jobs`, `gaitid calibrate`, `gaitid adapt` and `gaitid check-gallery`."""
 
 from __future__ import annotations
 
@@ -139,6 +139,12 @@ def submit_calibration(
     _started(client, client.calibrate(gallery=gallery, target_fpir=target_fpir), wait=wait)
 
 
+@asking(submit, "adapt")
+def submit_adaptation(client: Client, gallery: Gallery = "default", wait: Wait = False) -> None:
+    """Fit a gallery's scene transform, and use it if it helps."""
+    _started(client, client.adapt(gallery=gallery), wait=wait)
+
+
 @asking(submit, "audit-gallery")
 def submit_audit(client: Client, gallery: Gallery = "default", wait: Wait = False) -> None:
     """Find what in a gallery attracts other people."""
@@ -170,6 +176,23 @@ def calibrate(
     typer.echo(
         f"threshold {found['threshold']:.4f} ({found['method']}{interval}) for "
         f"{found['target_fpir']:g} false matches a search with {found['gallery_subjects']} enrolled"
+    )
+
+
+@asking(top, "adapt")
+def adapt(client: Client, gallery: Gallery = "default", as_json: AsJson = False) -> None:
+    """Fit a gallery's scene transform, used if it helps, by a job; status 1 unless it succeeds."""
+    job = finish(client, client.adapt(gallery=gallery), quiet=as_json)
+    if as_json:
+        print_answer(job)
+        return
+    found = job.result or {}
+    low, high = found["gain"]["interval"]
+    said = "in use" if found["used"] else f"not in use: {printable(found['reason'])}"
+    typer.echo(
+        f"scene transform {said}; {found['gain']['value']:+.1%} ({low:+.1%} to {high:+.1%}) of "
+        f"comparisons right, of {found['subjects']} people left out of the fit; "
+        f"{found['walks']} walks"
     )
 
 

@@ -99,11 +99,17 @@ class Enrolment(Answer):
         return super().of(response).model_copy(update={"replayed": replayed})
 
 
-class Probe(Answer):
-    """The walk that was searched for."""
+class ProbeSequence(Answer):
+    """One walk that was searched for."""
 
     frames: int
     quality: Quality
+
+
+class Probe(ProbeSequence):
+    """The walks that were searched for: their frames together, the lowest quality, and each."""
+
+    sequences: list[ProbeSequence] = []
 
 
 class Candidate(Answer):
@@ -117,6 +123,7 @@ class Candidate(Answer):
     similarity: float
     margin: float | None
     sequence_id: str
+    seen_from_this_view: bool | None = None
     parts: list[float] | None = None
     display_name: str | None = None
     metadata: dict[str, Any] = {}
@@ -149,8 +156,31 @@ class Verification(Search):
     verified: bool
     similarity: float
     sequence_id: str
+    seen_from_this_view: bool | None = None
     display_name: str | None = None
     metadata: dict[str, Any] = {}
+
+
+class Gain(Answer):
+    """How much more often people are told apart who took no part in a fit, with its interval."""
+
+    value: float
+    interval: tuple[float, float]
+
+
+class Scene(Answer):
+    """What the newest fit of a gallery's scene transform came to, and whether it is in use."""
+
+    used: bool
+    fitted_at: datetime
+    revision: int
+    gain: Gain
+
+
+class Cohort(Answer):
+    """How many walks of whoever passed are in a gallery's sums."""
+
+    walks_seen: int
 
 
 class Gallery(Answer):
@@ -165,6 +195,7 @@ class Gallery(Answer):
     created_at: datetime
     previous_model: ModelReference | None = None
     max_age_days: int | None = None
+    scene: Scene | None = None
 
 
 class Import(Answer):
@@ -214,6 +245,7 @@ class ErasureReceipt(Answer):
     """What was erased: `erased` counts subjects, sequences and embeddings.
 
     `models` learned from an erased subject; `jobs` were cancelled because they were about to.
+    `scene` is "dropped" if a scene transform was that those erased had a share in.
     """
 
     receipt_id: str
@@ -224,6 +256,7 @@ class ErasureReceipt(Answer):
     erased_at: datetime
     models: list[str] = []
     jobs: list[str] = []
+    scene: Literal["dropped"] | None = None
 
 
 class JobProgress(Answer):

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 from service.client import answers
 from service.client.answers import (
     Answer,
+    Cohort,
     Enrolment,
     ErasureReceipt,
     Gallery,
@@ -81,37 +82,41 @@ class Client(Connection):
     def identify(
         self,
         walk: Upload,
-        *,
+        *others: Upload,
         gallery: str = "default",
         top_k: int = 5,
         threshold: float | None = None,
         filter: Filter | None = None,
         explain: bool = False,
+        view: str | None = None,
         include: Include | None = None,
     ) -> Identification:
         """Find who walks; `filter` is metadata of candidates, and a list means any of its items.
 
-        With `include="metadata"` candidates have their display name and metadata.
+        Other walks of the same person, up to nine, are fused with the first. Where `view` says from
+        where they were filmed, candidates say whether they are enrolled in it. With
+        `include="metadata"` candidates have their display name and metadata.
         """
         return self._search(
-            Identification, "/identify", walk, gallery, threshold,
+            Identification, "/identify", (walk, *others), gallery, threshold,
             top_k=str(top_k), filter=_json(filter), explain="true" if explain else None,
-            include=include,
+            view=view, include=include,
         )  # fmt: skip
 
     def verify(
         self,
         subject_id: str,
         walk: Upload,
-        *,
+        *others: Upload,
         gallery: str = "default",
         threshold: float | None = None,
+        view: str | None = None,
         include: Include | None = None,
     ) -> Verification:
-        """Check whether the walk is this person's; see `identify` for `include`."""
+        """Check whether the walk is this person's; see `identify` for the rest."""
         return self._search(
-            Verification, "/verify", walk, gallery, threshold,
-            subject_id=subject_id, include=include,
+            Verification, "/verify", (walk, *others), gallery, threshold,
+            subject_id=subject_id, view=view, include=include,
         )  # fmt: skip
 
     # What is enrolled
@@ -137,6 +142,15 @@ class Client(Connection):
         """Set how many days a gallery keeps its sequences; None keeps them for ever."""
         content = {"max_age_days": max_age_days}
         return self._ask(Gallery, "PATCH", at("galleries", name), json=content)
+
+    def add_to_cohort(self, name: str, walks: Sequence[Upload]) -> Cohort:
+        """Add walks of whoever passed to a gallery's sums; nothing else of them is kept."""
+        files = [("sequence", walk) for walk in walks]
+        return self._ask(Cohort, "POST", at("galleries", name, "cohort"), files=files)
+
+    def forget_cohort(self, name: str) -> None:
+        """Delete a gallery's sums of whoever passed."""
+        self._request("DELETE", at("galleries", name, "cohort"))
 
     def export_gallery(
         self,
@@ -269,6 +283,10 @@ class Client(Connection):
         """Start the calibration of a gallery's threshold."""
         return self._start("/jobs/calibrate", {"gallery": gallery, "target_fpir": target_fpir})
 
+    def adapt(self, *, gallery: str = "default") -> Job:
+        """Start fitting a gallery's scene transform, which is used if it helps."""
+        return self._start("/jobs/adapt", {"gallery": gallery})
+
     def audit_gallery(self, *, gallery: str = "default") -> Job:
         """Start the audit of a gallery: what in it attracts other people."""
         return self._start("/jobs/audit-gallery", {"gallery": gallery})
@@ -350,14 +368,14 @@ class Client(Connection):
         self,
         answer: type[A],
         path: str,
-        walk: Upload,
+        walks: Sequence[Upload],
         gallery: str,
         threshold: float | None,
         **fields: str | None,
     ) -> A:
         text = None if threshold is None else str(threshold)
         form = {"gallery": gallery, "threshold": text, **fields}
-        files = [("sequence", walk)]
+        files = [("sequence", walk) for walk in walks]
         return self._ask(answer, "POST", path, form=form, files=files, changes=False)
 
     def _start(self, path: str, content: Mapping[str, Any]) -> Job:

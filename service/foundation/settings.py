@@ -99,6 +99,10 @@ class Settings(BaseSettings):
     exact_below: PositiveInt = 20_000  # sequences that are all compared; larger galleries are coded
     index_memory_bytes: PositiveInt = 4 * 2**30  # galleries kept in memory, the last one always
 
+    # Scenes
+    adapt: bool = True  # off: no gallery is compared by a scene transform, and none is kept
+    cohort: bool = False  # whether sums of walks of whoever passed may be added to a gallery
+
     # Jobs
     lease_seconds: PositiveFloat = 30.0
     job_max_attempts: PositiveInt = 3

@@ -28,7 +28,13 @@ from sqlalchemy.orm import Session
 from models.card import ModelReference
 from service.foundation.errors import Conflict, Reason
 from service.gallery.store import gallery_model, missing_gallery
-from service.gallery.tables import EmbeddingRow, GalleryRow, SequenceRow
+from service.gallery.tables import (
+    EmbeddingRow,
+    GalleryRow,
+    SceneCohortRow,
+    SceneRow,
+    SequenceRow,
+)
 from service.storage.database import writing
 
 _PRUNED_AT_ONCE = 500  # embeddings a transaction: other writers wait for a moment only
@@ -140,6 +146,10 @@ def swap(
     row = session.get_one(GalleryRow, gallery_id)
     row.active_model, row.active_digest = new.name, new.digest
     row.previous_model, row.previous_digest = old.name, old.digest
+    # The new model was measured without a scene transform; one from long ago does not come back.
+    session.execute(
+        delete(SceneRow).where(SceneRow.gallery_id == gallery_id, SceneRow.digest == new.digest)
+    )
     row.previous_operating_point = row.operating_point
     row.operating_point = operating_point or row.operating_point
     session.flush()
@@ -191,8 +201,9 @@ def renew_indexes(session: Session, gallery_id: str) -> None:
 def prune(engine: Engine, gallery_id: str, keep: Iterable[str]) -> int:
     """Drop the gallery's embeddings of all checkpoints but these; returns how many went.
 
-    Piece by piece, each in a transaction. A process that still answers with a checkpoint whose
-    embeddings went makes those anew that it needs.
+    What was made of them, scene transforms and the sums of who passed, goes first. Piece by piece,
+    each in a transaction. A process that still answers with a checkpoint whose embeddings went
+    makes those anew that it needs.
     """
     kept = list(keep)
     of_gallery = exists().where(
@@ -204,6 +215,11 @@ def prune(engine: Engine, gallery_id: str, keep: Iterable[str]) -> int:
         .limit(_PRUNED_AT_ONCE)
     )
     gone = 0
+    with Session(writing(engine)) as session, session.begin():
+        for table in (SceneRow, SceneCohortRow):
+            session.execute(
+                delete(table).where(table.gallery_id == gallery_id, table.digest.not_in(kept))
+            )
     while True:
         with Session(writing(engine)) as session, session.begin():
             rows = session.execute(chosen).all()

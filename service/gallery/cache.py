@@ -26,8 +26,10 @@ class GalleryCache:
         """The index of a gallery under a checkpoint; if there is none, a new and empty one."""
         with self._lock:
             gallery = self._galleries.get((gallery_id, digest))
-            if gallery is None:
-                gallery = self._galleries[gallery_id, digest] = make()
+        # It reads the database, which must not keep others from their galleries.
+        made = make() if gallery is None else gallery
+        with self._lock:
+            gallery = self._galleries.setdefault((gallery_id, digest), made)
             self._galleries.move_to_end((gallery_id, digest))
             self._make_room()
             return gallery

@@ -93,6 +93,14 @@ MaxAgeDays = Annotated[
     ),
     BeforeValidator(_a_number),
 ]
+ViewField = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=_LONGEST_TEXT,
+        description="From where the walk is filmed, as the metadata of those enrolled say it.",
+    ),
+]
 ThresholdField = Annotated[
     float,
     Field(

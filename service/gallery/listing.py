@@ -15,6 +15,7 @@ from service.foundation.errors import NotFound, Reason
 from service.gallery.coverage import Coverage, coverage, labels_in_use
 from service.gallery.records import Description, GalleryRecord, SequenceRecord, SubjectRecord
 from service.gallery.store import (
+    fitted_scenes,
     gallery_record,
     missing_gallery,
     sequence_record,
@@ -39,9 +40,11 @@ def galleries(engine: Engine, *, limit: int, after: str | None) -> Page[GalleryR
     if after is not None:
         query = query.where(GalleryRow.name > after)
     with Session(engine) as session:
+        rows = session.execute(query).all()
+        scenes = fitted_scenes(session, [row.id for row, _, _ in rows])
         records = [
-            gallery_record(row, subjects, sequences)
-            for row, subjects, sequences in session.execute(query)
+            gallery_record(row, subjects, sequences, scenes[row.id])
+            for row, subjects, sequences in rows
         ]
     return _page(records, limit, lambda record: record.name)
 

@@ -2,6 +2,9 @@
 
 Each search names the revision that it must include, and the index first applies the changes up to
 it. So clients read their own writes, and any number of processes serve one gallery.
+
+An index has one scene transform, or none, for its whole life: what it holds and what it is asked
+for go through the same.
 """
 
 from __future__ import annotations
@@ -16,11 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy.exc import SQLAlchemyError
 
+from models.comparison.similarity import part_similarity
 from service.foundation.errors import Unavailable
 from service.gallery.growing_index import GrowingIndex
-from service.gallery.index import GalleryIndex, Keys
+from service.gallery.index import GalleryIndex, Hits, Keys
 from service.gallery.records import Changes, Embedding
 from service.gallery.roster import Filter, Roster, listed
+from service.gallery.scenes import Scene
 from service.gallery.snapshots import Snapshot, Snapshots
 from service.gallery.store import GalleryStore
 
@@ -36,12 +41,21 @@ EmbedMissing = Callable[[Sequence[str]], Mapping[str, Embedding]]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A subject that resembles the probe, by its most similar sequence."""
+    """A subject that resembles the probe, by its most similar sequence.
+
+    `seen_from_this_view` says whether the subject has a sequence in the probe's view; None where
+    that view, or the view of some sequence, was not said.
+    """
 
     subject_id: str
     sequence_id: str
     similarity: float
     parts: tuple[float, ...] | None
+    seen_from_this_view: bool | None = None
+
+
+_ByBest = dict[str, tuple[int, float]]
+"""Subjects by their best sequence: its key and its similarity."""
 
 
 class LiveIndex:
@@ -55,6 +69,7 @@ class LiveIndex:
         store: GalleryStore,
         embed_missing: EmbedMissing,
         *,
+        scene: Scene | None = None,
         roster: Roster | None = None,
         snapshots: Snapshots | None = None,
     ) -> None:
@@ -63,12 +78,14 @@ class LiveIndex:
         Args:
             gallery_id: the gallery.
             digest: the checkpoint's.
-            index: empty.
+            index: empty, of the shape and metric that `scene`, if any, makes of embeddings.
             store: the database.
             embed_missing: embeds what the checkpoint has not embedded.
+            scene: the transform through which everything is compared.
             roster: empty, for an index that reads embeddings by its keys.
             snapshots: where a large index is kept for the next start.
         """
+        self.scene = scene
         self._gallery_id = gallery_id
         self._digest = digest
         self._index = index
@@ -81,6 +98,11 @@ class LiveIndex:
         self._version = ""
         self._kept = 0  # sequences in the last snapshot
         self._rest_until = 0.0
+
+    @property
+    def scene_version(self) -> str | None:
+        """The version of the scene transform that it compares by."""
+        return None if self.scene is None else self.scene.version
 
     @property
     def nbytes(self) -> int:
@@ -112,27 +134,36 @@ class LiveIndex:
     def search(
         self,
         newest: int,
-        probe: Embedding,
+        probes: Embedding,
         subjects: int,
         *,
         where: Filter | None = None,
+        view: str | None = None,
         explain: bool = False,
     ) -> list[Candidate]:
         """The `subjects` most similar subjects, each by its best sequence, best first.
 
-        `newest` is a revision that the answer must include; `where` restricts the search.
+        Args:
+            newest: a revision that the answer must include.
+            probes: a walk [p, c], or several of one person [m, p, c], which are fused.
+            subjects: how many are asked for.
+            where: restricts the search.
+            view: of the probes, for `Candidate.seen_from_this_view`.
+            explain: whether candidates are to have `parts`.
         """
         with self._lock:
             self._follow(newest)
             among = None if not where else self._roster.matching(where)
-            return self._best(probe, subjects, among, explain=explain)
+            return self._best(probes, subjects, among, view=view, explain=explain)
 
-    def compare(self, newest: int, probe: Embedding, subject_id: str) -> Candidate | None:
-        """The subject's sequence most similar to the probe; None when there is no such subject."""
+    def compare(
+        self, newest: int, probes: Embedding, subject_id: str, *, view: str | None = None
+    ) -> Candidate | None:
+        """The subject's sequence most similar to the probes; None when there is no such subject."""
         with self._lock:
             self._follow(newest)
             keys = self._roster.of_subject(subject_id)
-            return next(iter(self._best(probe, 1, keys, explain=False)), None)
+            return next(iter(self._best(probes, 1, keys, view=view, explain=False)), None)
 
     def keep(self) -> None:
         """Write a snapshot of a large gallery, if there is none or it has grown; every so often."""
@@ -160,8 +191,46 @@ class LiveIndex:
             _log.warning("the next start must do without a snapshot: %s", error)
 
     def _best(
-        self, probe: Embedding, subjects: int, among: Keys | None, *, explain: bool
+        self,
+        probes: Embedding,
+        subjects: int,
+        among: Keys | None,
+        *,
+        view: str | None,
+        explain: bool,
     ) -> list[Candidate]:
+        probes = probes[None] if probes.ndim == 2 else probes
+        seen = self._seen(probes)
+        nearest = [self._nearest(probe, subjects, among) for probe in seen]
+        if len(nearest) > 1 and nearest[0]:
+            # Whom one probe resembles, the others are compared with too.
+            met = {subject_id for found in nearest for subject_id in found}
+            keys = np.concatenate([self._roster.of_subject(subject_id) for subject_id in met])
+            keys = keys if among is None else np.intersect1d(keys, among)
+            nearest = [self._by_best(self._index.search(one, len(keys), keys)) for one in seen]
+        fused = {
+            subject_id: fuse([found[subject_id][1] for found in nearest])
+            for subject_id in nearest[0]
+            # Not everywhere: erased by another process while the probes were compared.
+            if all(subject_id in found for found in nearest)
+        }
+        candidates = []
+        for subject_id in sorted(fused, key=lambda one: -fused[one])[:subjects]:
+            keys_of = [found[subject_id][0] for found in nearest]
+            best = max(range(len(nearest)), key=lambda row: nearest[row][subject_id][1])
+            candidates.append(
+                Candidate(
+                    subject_id=subject_id,
+                    sequence_id=self._roster[keys_of[best]].sequence_id,
+                    similarity=fused[subject_id],
+                    parts=self._parts(probes, keys_of) if explain else None,
+                    seen_from_this_view=self._seen_from(subject_id, view),
+                )
+            )
+        return candidates
+
+    def _nearest(self, probe: Embedding, subjects: int, among: Keys | None) -> _ByBest:
+        """At least so many subjects, if there are, best first."""
         reachable = len(self._index) if among is None else len(among)
         subjects = (  # there may not be as many
             min(subjects, self.subjects)
@@ -171,25 +240,48 @@ class LiveIndex:
         wanted = max(subjects, _AT_FIRST)
         while True:
             # Subjects with many sequences may fill a shortlist: widen it until there are enough.
-            hits = self._index.search(probe, wanted, among)
-            best: dict[str, tuple[int, float]] = {}
-            for key, similarity in zip(hits.keys.tolist(), hits.similarities.tolist(), strict=True):
-                best.setdefault(self._roster[key].subject_id, (key, similarity))
+            best = self._by_best(self._index.search(probe, wanted, among))
             if len(best) >= subjects or wanted >= reachable:
-                break
+                return best
             wanted *= 4
-        chosen = list(best.items())[:subjects]
-        keys = np.array([key for _, (key, _) in chosen], np.int64)
-        parts = self._index.part_similarity(probe, keys) if explain and chosen else None
-        return [
-            Candidate(
-                subject_id=subject_id,
-                sequence_id=self._roster[key].sequence_id,
-                similarity=similarity,
-                parts=None if parts is None else tuple(parts[row].tolist()),
-            )
-            for row, (subject_id, (key, similarity)) in enumerate(chosen)
-        ]
+
+    def _by_best(self, hits: Hits) -> _ByBest:
+        """Of each subject the best sequence: how a subject with several is scored."""
+        best: _ByBest = {}
+        for key, similarity in zip(hits.keys.tolist(), hits.similarities.tolist(), strict=True):
+            best.setdefault(self._roster[key].subject_id, (key, similarity))
+        return best
+
+    def _parts(self, probes: Embedding, keys: Sequence[int]) -> tuple[float, ...] | None:
+        """The similarity of each part of probes [m, p, c] to m sequences, on average.
+
+        A scene transform mixes the parts, so with one they are compared as the checkpoint made
+        them. None if the sequences were erased a moment ago.
+        """
+        if self.scene is None:
+            alike = [
+                self._index.part_similarity(probe, np.array([key], np.int64))
+                for probe, key in zip(probes, keys, strict=True)
+            ]
+        else:
+            ids = [self._roster[key].sequence_id for key in keys]
+            stored = dict(self._store.embeddings(self._digest, ids))
+            alike = [
+                part_similarity(probe, stored[one][None], "cosine")
+                for probe, one in zip(probes, ids, strict=True)
+                if one in stored
+            ]
+        return tuple(np.concatenate(alike).mean(axis=0).tolist()) if alike else None
+
+    def _seen_from(self, subject_id: str, view: str | None) -> bool | None:
+        if view is None:
+            return None
+        views = self._roster.views_of(subject_id)
+        return True if view in views else (None if None in views else False)
+
+    def _seen(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Embeddings [n, p, c] as the index holds them."""
+        return embeddings if self.scene is None else self.scene.embeddings(embeddings)
 
     def _follow(self, newest: int) -> None:
         if self._revision == 0 < newest and self._snapshots is not None:
@@ -210,7 +302,7 @@ class LiveIndex:
         ]
         if embedded:
             keys = self._roster.add([item for item, _ in embedded])
-            self._index.add(keys, np.stack([embedding for _, embedding in embedded]))
+            self._index.add(keys, self._seen(np.stack([embedding for _, embedding in embedded])))
         self._revision = changes.revision
 
     def _drop(self, sequence_ids: Iterable[str]) -> None:
@@ -218,7 +310,7 @@ class LiveIndex:
 
     def _begin(self, snapshots: Snapshots) -> None:
         """Begin with the snapshot, if there is one that fits."""
-        self._version = snapshots.version(self._gallery_id)
+        self._version = snapshots.version(self._gallery_id, self.scene_version)
         kept = snapshots.load(self._gallery_id, self._digest)
         if kept is None or not isinstance(self._index, GrowingIndex):
             return
@@ -233,12 +325,36 @@ class LiveIndex:
 
 
 def stored_embeddings(
-    store: GalleryStore, digest: str, shape: tuple[int, int], roster: Roster, keys: Keys
+    store: GalleryStore,
+    digest: str,
+    shape: tuple[int, int],
+    scene: Scene | None,
+    roster: Roster,
+    keys: Keys,
 ) -> tuple[Keys, NDArray[np.float32]]:
-    """Embeddings [k, p, c] of an index's keys, from the database, and which those keys are."""
+    """What an index holds of its keys, from the database, and which those keys are.
+
+    Args:
+        store: the database.
+        digest: the checkpoint's.
+        shape: of its embeddings, [p, c].
+        scene: the index's.
+        roster: the index's.
+        keys: [k]; without those that are gone.
+    """
     named = roster.named(keys)
     found = store.embeddings(digest, named)
     embeddings = np.empty((len(found), *shape), np.float32)
     for row, (_, embedding) in enumerate(found):
         embeddings[row] = embedding
-    return np.array([named[sequence_id] for sequence_id, _ in found], np.int64), embeddings
+    seen = embeddings if scene is None else scene.embeddings(embeddings)
+    return np.array([named[sequence_id] for sequence_id, _ in found], np.int64), seen
+
+
+def fuse(similarities: Sequence[float]) -> float:
+    """How alike a subject is to several walks of one person: the mean of the similarities.
+
+    A stranger's walks seldom all resemble somebody, so the mean reaches a threshold that was found
+    for single walks no more often than one of them does.
+    """
+    return sum(similarities) / len(similarities)

@@ -13,6 +13,7 @@ GROWTH = 1.2
 """A gallery that has this many times the subjects is stale: so is its rate of false matches."""
 
 _Count = Annotated[int, Field(ge=0, le=2**53)]  # of an import as well
+_UNSHOWN = {"threshold", "digest", "curve", "rerun", "scene"}
 _LONGEST_CURVE = 16  # of an import; a calibration makes seven at most
 
 
@@ -71,6 +72,7 @@ class OperatingPoint(BaseModel):
         gallery_sequences: how many sequences they had.
         calibrated_at: when.
         digest: of the checkpoint whose similarities these are; it says nothing of any other's.
+        scene: version of the scene transform that they went through; it says nothing of others.
         curve: thresholds for other rates, highest rate first, and for this one; only those that the
             gallery or the card can show. Empty where it was found by an earlier version.
         rerun: set when it was found stale and a job was queued.
@@ -87,6 +89,7 @@ class OperatingPoint(BaseModel):
     gallery_sequences: _Count
     calibrated_at: datetime
     digest: str
+    scene: str | None = None
     curve: Annotated[tuple[CurvePoint, ...], Field(max_length=_LONGEST_CURVE)] = ()
     rerun: Rerun | None = None
 
@@ -96,8 +99,9 @@ class OperatingPoint(BaseModel):
         return None if kept is None else cls.model_validate(kept)
 
     def kept(self) -> dict[str, Any]:
-        """For a gallery's row; one without a curve as it was kept before there were any."""
-        return self.model_dump(mode="json", exclude=None if self.curve else {"curve"})
+        """For a gallery's row; without curve and scene as it was kept before there were any."""
+        absent = {name for name in ("curve", "scene") if not getattr(self, name)}
+        return self.model_dump(mode="json", exclude=absent)
 
     def stale(self, digest: str, subjects: int) -> bool:
         """Whether the model is another now, or the gallery has grown by a fifth."""
@@ -112,9 +116,9 @@ class OperatingPoint(BaseModel):
 
     def result(self) -> dict[str, Any]:
         """For clients, as the result of the job that found it."""
-        return self.model_dump(mode="json", exclude={"rerun"})
+        return self.model_dump(mode="json", exclude={"rerun", "scene"})
 
     def shown(self, digest: str, subjects: int) -> dict[str, Any]:
         """For clients, beside the threshold that it made."""
-        content = self.model_dump(mode="json", exclude={"threshold", "digest", "curve", "rerun"})
+        content = self.model_dump(mode="json", exclude=_UNSHOWN)
         return {**content, "stale": self.stale(digest, subjects)}

@@ -13,6 +13,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from service.gallery.operating_point import OperatingPoint
+from service.gallery.scenes import Scene, scene_in
 from service.gallery.sealing import sealing_of
 from service.gallery.store import missing_gallery, sequences_under
 from service.gallery.tables import GalleryRow, SequenceRow
@@ -55,10 +56,12 @@ class EmbeddedSequences:
 
 @dataclass(frozen=True, slots=True)
 class WholeGallery:
-    """One state of a gallery under one checkpoint."""
+    """One state of a gallery under one checkpoint, and the scene transform that it uses."""
 
     gallery_id: str
+    revision: int  # or a later one
     operating_point: OperatingPoint | None
+    scene: Scene | None
     sequences: EmbeddedSequences
 
 
@@ -71,19 +74,25 @@ class PairedEmbeddings:
     subjects: NDArray[np.int64]
 
 
-def read_gallery(engine: Engine, gallery: str, digest: str) -> WholeGallery:
+def read_gallery(
+    engine: Engine, gallery: str, digest: str, *, with_scene: bool = True
+) -> WholeGallery:
     """Everything that a checkpoint made of a gallery, as of one moment.
 
-    Raises `NotFound` for a missing gallery, and what `Sealing.embedding` raises.
+    Raises `NotFound` for a missing gallery, and what `Sealing` raises.
     """
     with Session(engine) as session:
         row = session.execute(
-            select(GalleryRow.id, GalleryRow.operating_point).where(GalleryRow.name == gallery)
+            select(GalleryRow.id, GalleryRow.revision, GalleryRow.operating_point).where(
+                GalleryRow.name == gallery
+            )
         ).one_or_none()
         if row is None:
             raise missing_gallery(gallery)
-    gallery_id, point = row
-    return WholeGallery(gallery_id, OperatingPoint.of(point), _read(engine, gallery_id, digest))
+        gallery_id, revision, point = row
+        scene = scene_in(session, gallery_id, digest) if with_scene else None
+    sequences = _read(engine, gallery_id, digest)
+    return WholeGallery(gallery_id, revision, OperatingPoint.of(point), scene, sequences)
 
 
 def _read(

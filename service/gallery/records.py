@@ -39,6 +39,27 @@ class Walk:
 
 
 @dataclass(frozen=True, slots=True)
+class FittedScene:
+    """What the newest fit of a gallery's scene transform came to, under a checkpoint.
+
+    Attributes:
+        digest: of the checkpoint.
+        used: whether a transform is in use.
+        fitted_at: when.
+        revision: of the gallery, of which it was fitted.
+        gain: in how often people who took no part are told apart, see `SceneFit`.
+        interval: of the gain.
+    """
+
+    digest: str
+    used: bool
+    fitted_at: datetime
+    revision: int
+    gain: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
 class GalleryRecord:
     """One gallery and how much is in it."""
 
@@ -53,6 +74,7 @@ class GalleryRecord:
     created_at: datetime
     active: ModelReference | None = None  # None: the deployment's own
     previous: ModelReference | None = None
+    scenes: tuple[FittedScene, ...] = ()  # one for each model that it was fitted under
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +141,7 @@ class ErasureReceipt:
     Attributes:
         models: names of the models that learned from an erased subject.
         jobs: ids of the jobs that were cancelled because they held walks of the gallery.
+        scene_dropped: whether a transform that those erased had a share in was dropped.
     """
 
     receipt_id: str
@@ -129,4 +152,5 @@ class ErasureReceipt:
     embeddings: int
     models: tuple[str, ...]
     jobs: tuple[str, ...]
+    scene_dropped: bool
     erased_at: datetime

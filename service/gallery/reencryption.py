@@ -3,19 +3,37 @@
 This works in pieces, while the service runs. Finished rows carry the first key's name, so the next
 run continues one that was interrupted. Silhouettes and embeddings never change otherwise, so a
 piece is read and sealed without a lock; a row that another process sealed meanwhile is left alone.
+So is a scene transform that was exchanged meanwhile.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from sqlalchemy import Engine, Update, delete, func, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Engine,
+    Update,
+    delete,
+    func,
+    select,
+    true,
+    tuple_,
+    update,
+)
 from sqlalchemy.orm import Session
 
 from service.gallery.records import Progress
-from service.gallery.sealing import Sealing, sealing_of
-from service.gallery.tables import EmbeddingRow, EncryptionKeyRow, SequenceRow
+from service.gallery.sealing import SceneData, Sealing, sealing_of
+from service.gallery.tables import (
+    EmbeddingRow,
+    EncryptionKeyRow,
+    SceneCohortRow,
+    SceneRow,
+    SequenceRow,
+)
 from service.storage.database import writing
 from service.storage.encryption import KeyTrouble
 from service.storage.vacuum import checkpoint_wal
@@ -23,25 +41,42 @@ from service.storage.vacuum import checkpoint_wal
 _PIECE = 64  # rows: at 16 x 256 channels, 1 MB of embeddings
 
 
+class _Sealed(NamedTuple):
+    table: type[SequenceRow | EmbeddingRow | SceneRow | SceneCohortRow]
+    holds_data: ColumnElement[bool] = true()
+
+
+_KEPT = (
+    _Sealed(SequenceRow),
+    _Sealed(EmbeddingRow),
+    _Sealed(SceneRow, SceneRow.version.is_not(None)),
+    _Sealed(SceneCohortRow),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What one key holds; `key_id` is None for what is plain."""
+    """What one key holds; `key_id` is None for what is plain.
+
+    `scenes` are transforms and sums of who passed.
+    """
 
     key_id: str | None
     sequences: int
     embeddings: int
+    scenes: int = 0
 
 
 def holdings(engine: Engine) -> list[Kept]:
-    """How many silhouettes and embeddings each key holds; every key in use is there."""
+    """How much each key holds; every key in use is there."""
     counts: dict[str | None, list[int]] = {}
     with Session(engine) as session:
         for known in session.scalars(select(EncryptionKeyRow.key_id)):
-            counts[known] = [0, 0]
-        for position, column in enumerate((SequenceRow.key_id, EmbeddingRow.key_id)):
-            query = select(column, func.count()).group_by(column)
-            for key_id, count in session.execute(query):
-                counts.setdefault(key_id, [0, 0])[position] = count
+            counts[known] = [0, 0, 0]
+        for position, kept in enumerate(_KEPT):
+            query = select(kept.table.key_id, func.count()).where(kept.holds_data)
+            for key_id, count in session.execute(query.group_by(kept.table.key_id)):
+                counts.setdefault(key_id, [0, 0, 0])[min(position, 2)] += count
     ordered = sorted(counts, key=lambda key_id: (key_id is not None, key_id))
     return [Kept(key_id, *counts[key_id]) for key_id in ordered]
 
@@ -57,13 +92,13 @@ def reencrypt(engine: Engine, progress: Progress = lambda _done, _total: None) -
         raise KeyTrouble("there is no key in GAITID_ENCRYPTION_KEYS to encrypt with")
     done = 0
     total = sum(
-        kept.sequences + kept.embeddings
+        kept.sequences + kept.embeddings + kept.scenes
         for kept in holdings(engine)
         if kept.key_id != sealing.key_id
     )
     # Again until nothing is left: a process that was not restarted yet may still add to it.
     while not _retire_others(engine, sealing.key_id):
-        for piece in (_sequences, _embeddings):
+        for piece in (_sequences, _embeddings, _transforms, _cohorts):
             after: tuple[str, ...] = ("", "")
             while (last := piece(engine, sealing, after)) is not None:
                 after, count = last
@@ -130,6 +165,53 @@ def _embeddings(
     return ((rows[-1].sequence_id, rows[-1].digest), len(rows)) if rows else None
 
 
+def _transforms(
+    engine: Engine, sealing: Sealing, after: tuple[str, ...]
+) -> tuple[tuple[str, ...], int] | None:
+    """Seal the next scene transform; its key and 1, None when there are no more."""
+    return _of_scenes(engine, sealing, after, SceneRow, "transform")
+
+
+def _cohorts(
+    engine: Engine, sealing: Sealing, after: tuple[str, ...]
+) -> tuple[tuple[str, ...], int] | None:
+    """Likewise the sums of who passed."""
+    return _of_scenes(engine, sealing, after, SceneCohortRow, "sums")
+
+
+def _of_scenes(
+    engine: Engine,
+    sealing: Sealing,
+    after: tuple[str, ...],
+    table: type[SceneRow | SceneCohortRow],
+    what: SceneData,
+) -> tuple[tuple[str, ...], int] | None:
+    place, data = tuple_(table.gallery_id, table.digest), getattr(table, what)
+    query = (
+        select(table.gallery_id, table.digest, table.key_id, data.label("data"))
+        .where(place > after, data.is_not(None), table.key_id.is_distinct_from(sealing.key_id))
+        .order_by(table.gallery_id, table.digest)
+        .limit(1)  # they may be megabytes
+    )
+    with Session(engine) as session:
+        row = session.execute(query).one_or_none()
+    if row is None:
+        return None
+    plain = sealing.scene(what, row.gallery_id, row.digest, row.data, row.key_id)
+    sealed = sealing.seal_scene(what, row.gallery_id, row.digest, plain)
+    change = (
+        update(table)
+        .where(
+            table.gallery_id == row.gallery_id,
+            table.digest == row.digest,
+            data == row.data,  # another one may have come meanwhile
+        )
+        .values({what: sealed, "key_id": sealing.key_id})
+    )
+    _write(engine, sealing, [change])
+    return (row.gallery_id, row.digest), 1
+
+
 def _write(engine: Engine, sealing: Sealing, changes: Sequence[Update]) -> None:
     if changes:
         with Session(writing(engine)) as session, session.begin():
@@ -143,8 +225,9 @@ def _retire_others(engine: Engine, key_id: str) -> bool:
     with Session(writing(engine)) as session, session.begin():
         # Locks the keys: a transaction that writes with one of them ends before this, or waits.
         session.scalars(select(EncryptionKeyRow).with_for_update()).all()
-        for column in (SequenceRow.key_id, EmbeddingRow.key_id):
-            left = select(column).where(column.is_distinct_from(key_id)).limit(1)
+        for kept in _KEPT:
+            column = kept.table.key_id
+            left = select(column).where(kept.holds_data, column.is_distinct_from(key_id)).limit(1)
             if session.execute(left).first() is not None:
                 return False
         session.execute(delete(EncryptionKeyRow).where(EncryptionKeyRow.key_id != key_id))

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from service.gallery.coverage import label
 from service.gallery.index import Keys
 from service.gallery.records import AddedSequence, Metadata, Scalar
 
@@ -36,6 +37,11 @@ class _Kind:
     def __init__(self, facets: Facets, keys: bytes = b"") -> None:
         self.facets = facets
         self.keys = array("q", keys)
+
+    @property
+    def view(self) -> str | None:
+        """Their view as text; None if they name none."""
+        return next((label(value) for name, _, value in self.facets if name == "view"), None)
 
 
 class Entry(NamedTuple):
@@ -136,6 +142,11 @@ class Roster:
     def of_subject(self, subject_id: str) -> Keys:
         """A subject's keys; none of one who is not enrolled."""
         return np.array(self._by_subject.get(subject_id, ()), np.int64)
+
+    def views_of(self, subject_id: str) -> set[str | None]:
+        """The views of a subject's sequences; None is among them if a sequence names none."""
+        kinds = {self._entries[key].kind for key in self._by_subject.get(subject_id, ())}
+        return {kind.view for kind in kinds}
 
     def matching(self, where: Filter) -> Keys:
         """The keys of what a filter lets through, in no order."""

@@ -1,8 +1,9 @@
-"""Silhouettes and embeddings as they are kept: plain, or encrypted with a key of the deployment's.
+"""What is kept of walks, plain or encrypted with a key of the deployment's.
 
-All reads and writes of them use the `Sealing` of the engine. A row's `key_id` names the key that it
-was sealed with, or is None if the row is plain: both kinds may exist at once while a gallery is
-being encrypted or its keys are changed.
+That is silhouettes, embeddings, and what is made of the embeddings of a gallery. All reads and
+writes of them use the `Sealing` of the engine. A row's `key_id` names the key that it was sealed
+with, or is None if the row is plain: both kinds may exist at once while a gallery is being
+encrypted or its keys are changed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from sqlalchemy import Engine, Row, select
@@ -29,6 +30,10 @@ KeptEmbedding = EmbeddingRow | Row[*tuple[Any, ...]]
 SIDE = 64
 _OPTION = "sealing"  # of an engine
 _RESTART_S = 60.0  # what an operator needs at least: more than clients wait by themselves
+
+
+SceneData = Literal["transform", "sums"]
+"""What is made of the embeddings of a gallery: see `service.gallery.scenes`."""
 
 
 class Damaged(Unavailable):
@@ -59,6 +64,23 @@ class DamagedSilhouettes(Damaged):
         super().__init__(
             f"The stored silhouettes of the sequence {sequence_id} were damaged or changed. "
             "Restore a backup, or erase the sequence and enrol the walk again.",
+            retry_after=_RESTART_S,
+        )
+
+
+class DamagedScene(Damaged):
+    """What is stored of a gallery's scene is not what was written there."""
+
+    slug = "scene-damaged"
+
+    def __init__(self, what: SceneData) -> None:
+        """Say what mends it."""
+        super().__init__(
+            "The scene transform of this gallery was damaged or changed. POST /jobs/adapt makes "
+            "it anew."
+            if what == "transform"
+            else "The sums of the walks of whoever passed were damaged or changed, and nothing "
+            "can make them anew. DELETE /galleries/{gallery}/cohort drops them.",
             retry_after=_RESTART_S,
         )
 
@@ -172,6 +194,22 @@ class Sealing:
         vector = self._open_embedding(row)
         return self._seal(vector, _about_embedding(row.sequence_id, row.digest))
 
+    def seal_scene(self, what: SceneData, gallery_id: str, digest: str, data: bytes) -> bytes:
+        """A scene transform or sums, as they write themselves, for keeping."""
+        return self._seal(data, _about_scene(what, gallery_id, digest))
+
+    def scene(
+        self, what: SceneData, gallery_id: str, digest: str, kept: bytes, key_id: str | None
+    ) -> bytes:
+        """Undo `seal_scene`; raises `Unavailable` without the key, and `DamagedScene`.
+
+        Plain bytes are taken as they are: their archive has checksums of its own.
+        """
+        try:
+            return self._open(kept, key_id, _about_scene(what, gallery_id, digest))
+        except Tampered as error:
+            raise DamagedScene(what) from error
+
     def _open_embedding(self, row: KeptEmbedding) -> bytes:
         """The bytes that were sealed; raises `DamagedEmbedding` for others."""
         if row.key_id is None and row.checksum not in (None, _checksum(row)):
@@ -259,6 +297,10 @@ def _about_silhouettes(sequence_id: str) -> bytes:
 
 def _about_embedding(sequence_id: str, digest: str) -> bytes:
     return f"embedding {sequence_id} {digest}".encode()
+
+
+def _about_scene(what: SceneData, gallery_id: str, digest: str) -> bytes:
+    return f"scene {what} {gallery_id} {digest}".encode()
 
 
 def _checksum(row: KeptEmbedding) -> int:

@@ -31,6 +31,7 @@ from sqlalchemy.orm import Session
 from models.files.array_file import read_array
 from service.gallery.coded_index import Codes, Lists
 from service.gallery.roster import ID_BYTES, Facets, Listing, check
+from service.gallery.scenes import version_in
 from service.gallery.sealing import sealing_of
 from service.gallery.tables import ErasedSequenceRow, GalleryRow, SequenceRow
 
@@ -92,10 +93,10 @@ class Snapshots:
         self._engine = engine
         self._folder = folder
 
-    def version(self, gallery_id: str) -> str:
-        """What all embeddings of a gallery depend on beside the checkpoint; "" when it is gone."""
+    def version(self, gallery_id: str, scene: str | None) -> str:
+        """What is compared depends on beside the checkpoint, for an index with this scene."""
         with Session(self._engine) as session:
-            return _version(session, gallery_id)
+            return _version(session, gallery_id, scene)
 
     def exists(self, gallery_id: str, digest: str) -> bool:
         """Whether there is one, fitting or not."""
@@ -179,9 +180,9 @@ class Snapshots:
             os.close(lock)
 
 
-def _version(session: Session, gallery_id: str) -> str:
+def _version(session: Session, gallery_id: str, scene: str | None) -> str:
     epoch = session.scalar(select(GalleryRow.index_epoch).where(GalleryRow.id == gallery_id))
-    return "" if epoch is None else str(epoch)
+    return f"{epoch} {scene}"
 
 
 def _fits(session: Session, mark: _Mark) -> bool:
@@ -193,7 +194,9 @@ def _fits(session: Session, mark: _Mark) -> bool:
         ErasedSequenceRow.gallery_id == mark.gallery_id,
         ErasedSequenceRow.revision > mark.revision,
     )
-    return _version(session, mark.gallery_id) == mark.version and not session.scalars(gone).first()
+    scene = version_in(session, mark.gallery_id, mark.digest)
+    version = _version(session, mark.gallery_id, scene)
+    return version == mark.version and not session.scalars(gone).first()
 
 
 def _same_history(session: Session, mark: _Mark) -> bool:

@@ -37,6 +37,7 @@ from service.gallery.records import (
     AddedSequence,
     Changes,
     Embedding,
+    FittedScene,
     GalleryRecord,
     Metadata,
     SequenceRecord,
@@ -54,18 +55,27 @@ from service.gallery.tables import (
     EmbeddingRow,
     ErasedSequenceRow,
     GalleryRow,
+    SceneRow,
     SequenceRow,
     SubjectRow,
 )
 from service.storage.database import check_sound, new_id, now, writing
 
 _log = logging.getLogger(__name__)
-_HEAD = select(  # read at every search
-    GalleryRow.id,
-    GalleryRow.revision,
-    GalleryRow.operating_point,
-    GalleryRow.previous_operating_point,
-).where(GalleryRow.name == bindparam("name"))
+_HEAD = (  # read at every search
+    select(
+        GalleryRow.id,
+        GalleryRow.revision,
+        GalleryRow.operating_point,
+        GalleryRow.previous_operating_point,
+        SceneRow.plain_operating_point,
+    )
+    .outerjoin(
+        SceneRow,
+        and_(SceneRow.gallery_id == GalleryRow.id, SceneRow.digest == bindparam("digest")),
+    )
+    .where(GalleryRow.name == bindparam("name"))
+)
 _WALK = (SequenceRow.id, SequenceRow.silhouettes, SequenceRow.key_id, SequenceRow.content_hash)
 
 
@@ -74,11 +84,27 @@ class GalleryChanged(Exception):
 
 
 class Head(NamedTuple):
-    """A gallery's newest revision, and its operating point as its row keeps it."""
+    """A gallery's newest revision, and the operating points that are kept of it.
+
+    The first is the gallery's own; the others are of its previous model, and of the model that was
+    asked for without its scene transform.
+    """
 
     gallery_id: str
     revision: int
-    operating_point: dict[str, Any] | None
+    points: tuple[dict[str, Any] | None, ...]
+
+    @property
+    def operating_point(self) -> dict[str, Any] | None:
+        """The gallery's own."""
+        return self.points[0]
+
+    def point_for(self, digest: str, scene: str | None) -> dict[str, Any] | None:
+        """What holds for a checkpoint's similarities through a scene transform of this version."""
+        for kept in self.points:
+            if kept and kept["digest"] == digest and kept.get("scene") == scene:
+                return kept
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +280,8 @@ class GalleryStore:
                 session.scalar(select(func.count()).where(table.gallery_id == row.id)) or 0
                 for table in (SubjectRow, SequenceRow)
             )
-            return gallery_record(row, subjects, sequences)
+            scenes = fitted_scenes(session, [row.id])[row.id]
+            return gallery_record(row, subjects, sequences, scenes)
 
     def keep_for(self, name: str, max_age_days: int | None) -> None:
         """Set how long a gallery keeps its sequences (None: for ever); raises `NotFound`."""
@@ -332,20 +359,17 @@ class GalleryStore:
     # Changes
 
     def head(self, name: str, digest: str | None = None) -> Head:
-        """A gallery's newest revision and operating point; raises `NotFound`.
+        """A gallery's newest revision and operating points; raises `NotFound`.
 
-        With a checkpoint's digest the point is that checkpoint's or none: after a swap the previous
-        one, for a process that still answers with the old model.
+        After a swap a process may still answer with the old model, or compare as before the swap of
+        a scene transform: `Head.point_for` finds what it decides by. `digest` is of its checkpoint.
         """
         with self.engine.connect() as connection:
-            row = connection.execute(_HEAD, {"name": name}).one_or_none()
+            row = connection.execute(_HEAD, {"name": name, "digest": digest}).one_or_none()
         if row is None:
             raise missing_gallery(name)
-        gallery_id, revision, point, previous = row
-        if digest is not None:
-            of_digest = (kept for kept in (point, previous) if kept and kept["digest"] == digest)
-            point = next(of_digest, None)
-        return Head(gallery_id, revision, point)
+        gallery_id, revision, *points = row
+        return Head(gallery_id, revision, tuple(points))
 
     def changes(self, gallery_id: str, since: int, digest: str) -> Changes:
         """What came and what went after revision `since`, with this checkpoint's embeddings.
@@ -554,7 +578,30 @@ def _new_gallery(name: str, metadata: Metadata) -> GalleryRow:
     )
 
 
-def gallery_record(row: GalleryRow, subjects: int, sequences: int) -> GalleryRecord:
+def fitted_scenes(
+    session: Session, gallery_ids: Collection[str]
+) -> dict[str, tuple[FittedScene, ...]]:
+    """What there is to say of these galleries' scenes, by gallery."""
+    found: dict[str, tuple[FittedScene, ...]] = dict.fromkeys(gallery_ids, ())
+    for row in session.scalars(select(SceneRow).where(SceneRow.gallery_id.in_(gallery_ids))):
+        if row.fitted_at is None:
+            continue
+        found[row.gallery_id] += (
+            FittedScene(
+                digest=row.digest,
+                used=row.version is not None,
+                fitted_at=row.fitted_at,
+                revision=row.revision,
+                gain=row.gain,
+                interval=(row.gain_low, row.gain_high),
+            ),
+        )
+    return found
+
+
+def gallery_record(
+    row: GalleryRow, subjects: int, sequences: int, scenes: tuple[FittedScene, ...] = ()
+) -> GalleryRecord:
     """A gallery's row as a record."""
     return GalleryRecord(
         gallery_id=row.id,
@@ -568,6 +615,7 @@ def gallery_record(row: GalleryRow, subjects: int, sequences: int) -> GalleryRec
         created_at=row.created_at,
         active=gallery_model(row.active_model, row.active_digest),
         previous=gallery_model(row.previous_model, row.previous_digest),
+        scenes=scenes,
     )
 
 

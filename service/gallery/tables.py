@@ -127,8 +127,52 @@ class EmbeddingRow(Table):
     __table_args__ = (Index("ix_embedding_key", "key_id"),)
 
 
+class SceneRow(Table):
+    """What fitting a gallery's scene transform under one checkpoint came to.
+
+    With a `version` the gallery is compared by the `transform` and decided by `operating_point`,
+    which was found with it. Without one it is compared as the card says: the fit was no better, or
+    (`fitted_at` null) is still to be made, or was dropped. The counts are of the gallery when a fit
+    was last asked for.
+    """
+
+    __tablename__ = "scene"
+
+    gallery_id: Mapped[str] = mapped_column(
+        ForeignKey("gallery.id", ondelete="CASCADE"), primary_key=True
+    )
+    digest: Mapped[str] = mapped_column(_DIGEST, primary_key=True)
+    version: Mapped[str | None] = mapped_column(_ID)
+    transform: Mapped[bytes | None] = mapped_column(LargeBinary, deferred=True)
+    key_id: Mapped[str | None] = mapped_column(_KEY)
+    operating_point: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    # What the gallery is decided by without the transform, or was before.
+    plain_operating_point: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    revision: Mapped[int] = mapped_column(BigInteger, default=0)
+    gain: Mapped[float] = mapped_column(default=0.0)
+    gain_low: Mapped[float] = mapped_column(default=0.0)
+    gain_high: Mapped[float] = mapped_column(default=0.0)
+    fitted_at: Mapped[datetime | None]
+    gallery_subjects: Mapped[int]
+    gallery_sequences: Mapped[int]
+
+
+class SceneCohortRow(Table):
+    """Sums of the embeddings of whoever passed, under one checkpoint; nothing of any one walk."""
+
+    __tablename__ = "scene_cohort"
+
+    gallery_id: Mapped[str] = mapped_column(
+        ForeignKey("gallery.id", ondelete="CASCADE"), primary_key=True
+    )
+    digest: Mapped[str] = mapped_column(_DIGEST, primary_key=True)
+    walks: Mapped[int] = mapped_column(BigInteger)
+    sums: Mapped[bytes] = mapped_column(LargeBinary)
+    key_id: Mapped[str | None] = mapped_column(_KEY)
+
+
 class EncryptionKeyRow(Table):
-    """A key that silhouettes or embeddings are sealed with, by its name; the key is elsewhere."""
+    """A key that something of a gallery is sealed with, by its name; the key is elsewhere."""
 
     __tablename__ = "encryption_key"
 

@@ -11,6 +11,7 @@ from threading import Event
 import faiss
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy.orm import Session
 
 from models.encoder.encoder import Encoder
 from service.foundation.errors import Unavailable
@@ -23,6 +24,7 @@ from service.gallery.live_index import LiveIndex, stored_embeddings
 from service.gallery.memory_index import MemoryIndex
 from service.gallery.records import Silhouettes
 from service.gallery.roster import Roster
+from service.gallery.scenes import Scene, compared, scene_in
 from service.gallery.snapshots import Snapshots
 from service.gallery.store import GalleryStore
 from service.recognition.load import Load
@@ -79,29 +81,39 @@ class ModelWiring:
         return Reembedding(self.store, encode, loaded.digest)
 
     def live_index(self, gallery_id: str, loaded: LoadedModel) -> LiveIndex:
-        """Make the index of a gallery under a model, still empty."""
+        """Make the index of a gallery under a model and its scene transform, still empty.
+
+        Raises what `scene_in` raises.
+        """
+        with Session(self.store.engine) as session:
+            scene = scene_in(session, gallery_id, loaded.digest)
         roster = Roster()
         return LiveIndex(
             gallery_id,
             loaded.digest,
-            self._index(loaded.encoder, roster),
+            self._index(loaded.encoder, scene, roster),
             self.store,
             self.reembedding(loaded).some,
+            scene=scene,
             roster=roster,
             snapshots=Snapshots(self.store.engine, self.settings.indexes_dir),
         )
 
-    def _index(self, encoder: Encoder, roster: Roster) -> GalleryIndex:
+    def _index(self, encoder: Encoder, scene: Scene | None, roster: Roster) -> GalleryIndex:
         card = encoder.card
+        as_kept = (card.parts, card.channels)
+        seen, metric = compared(np.zeros((1, *as_kept), np.float32), card.metric, scene)
+        _, parts, channels = seen.shape
+        shortlist = self.settings.shortlist
         if self.settings.index == "memory":
-            return MemoryIndex(card.parts, card.channels, card.metric)
-        shape, shortlist = (card.parts, card.channels), self.settings.shortlist
+            return MemoryIndex(parts, channels, metric)
         if encoder.device.type == "cuda" and faiss.get_num_gpus() > 0:
-            return FaissIndex(*shape, card.metric, shortlist=shortlist, gpu=True)
+            return FaissIndex(parts, channels, metric, shortlist=shortlist, gpu=True)
         return GrowingIndex(
-            *shape,
-            card.metric,
-            partial(stored_embeddings, self.store, encoder.digest, shape, roster),
+            parts,
+            channels,
+            metric,
+            partial(stored_embeddings, self.store, encoder.digest, as_kept, scene, roster),
             shortlist=shortlist,
             exact_below=self.settings.exact_below,
             # What the database has encrypted is written nowhere in plain.

@@ -53,7 +53,8 @@ _RETRY_AFTER: Json = {
 _PROBLEMS: Mapping[str, str] = {
     "400": "The request, or a file in it, cannot be read.",
     "401": "No key, or one that is unknown, revoked or expired.",
-    "403": "The key lacks the scope; or there are no keys, and this comes from elsewhere.",
+    "403": "The key lacks the scope; there are no keys, and this comes from elsewhere; or the "
+    "operator has turned it off.",
     "404": "A gallery, subject, sequence, job, model, recipe or dataset is not there.",
     "408": "The body stopped arriving.",
     "409": "It contradicts what is there, or its Idempotency-Key is in use.",

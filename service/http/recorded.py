@@ -31,6 +31,7 @@ def identification(answer: Identified, *, top_k: int, filtered: bool) -> Entry:
         None if first is None else first.subject_id,
         {
             "search_id": answer.search_id,
+            "sequences": len(answer.probes),
             "decision": "match" if answer.match else "no_match",
             "similarity": None if first is None else first.similarity,
             "candidates": len(answer.candidates),
@@ -49,6 +50,7 @@ def verification(answer: Verified) -> Entry:
         answer.closest.subject_id,
         {
             "search_id": answer.search_id,
+            "sequences": len(answer.probes),
             "decision": "verified" if answer.verified else "not_verified",
             "similarity": answer.closest.similarity,
             **_decided_by(answer.threshold, answer.model, answer.seconds),

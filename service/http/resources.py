@@ -23,6 +23,7 @@ from service.foundation.metrics import Metrics
 from service.foundation.settings import Settings
 from service.gallery.cache import GalleryCache
 from service.gallery.listing import is_enrolled
+from service.gallery.scenes import switch_off
 from service.gallery.sealing import unlock
 from service.gallery.snapshots import Snapshots
 from service.gallery.store import GalleryStore
@@ -33,6 +34,7 @@ from service.jobs.queue import JobQueue
 from service.privacy.corrections import Corrections
 from service.privacy.erasure import DEFAULT_GALLERY, Erasure
 from service.privacy.retention import Retention
+from service.recognition.cohort import Cohort
 from service.recognition.decoder_pool import DecoderPool
 from service.recognition.enrolment import Enrolment
 from service.recognition.identification import Identification
@@ -70,6 +72,7 @@ class Resources:
     models: ActiveModels
     writers: Writers
     enrolment: Enrolment
+    cohort: Cohort
     identification: Identification
     erasure: Erasure
     corrections: Corrections
@@ -122,6 +125,8 @@ async def open_resources(
     own = ModelInUse(settings.model, encoder.digest, encoder.card.threshold, encoder.card.metric)
     store = GalleryStore(engine, lambda what: metrics.damaged.labels(what).inc())
     store.ensure(DEFAULT_GALLERY)
+    if not settings.adapt:
+        switch_off(engine)
     galleries = GalleryCache(max_bytes=settings.index_memory_bytes)
     readiness = Readiness(metrics)
     load = Load(settings.decode_workers)
@@ -172,8 +177,9 @@ async def open_resources(
             models=models,
             writers=writers,
             enrolment=Enrolment(store, writers, intake, models),
+            cohort=Cohort(store, writers, intake, models),
             identification=Identification(store, models, intake, metrics),
-            erasure=Erasure(store, writers, galleries, record, reserve, settings),
+            erasure=Erasure(store, writers, galleries, models, record, reserve, settings),
             corrections=Corrections(
                 engine, writers, record, own, Snapshots(engine, settings.indexes_dir)
             ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -159,20 +159,52 @@ class EnrolAnswer(Schema):
     model: ModelReference
 
 
-class ProbeAnswer(Schema):
-    """The sequence that was searched for, after decoding."""
+class ProbeSequenceAnswer(Schema):
+    """One sequence that was searched for, after decoding."""
 
     frames: int
     quality: QualityAnswer
 
+
+class ProbeAnswer(Schema):
+    """The sequences that were searched for, after decoding.
+
+    `frames` are of all of them, `quality` has the lowest score and every issue.
+    """
+
+    frames: int
+    quality: QualityAnswer
+    sequences: list[ProbeSequenceAnswer] = Field(description="each, as they were sent")
+
     @classmethod
-    def of(cls, walk: Walk) -> Self:
-        """Make it from the probe."""
-        return cls(frames=len(walk.silhouettes), quality=QualityAnswer.of(walk.quality))
+    def of(cls, walks: Sequence[Walk]) -> Self:
+        """Make it from the probes."""
+        each = [
+            ProbeSequenceAnswer(
+                frames=len(walk.silhouettes), quality=QualityAnswer.of(walk.quality)
+            )
+            for walk in walks
+        ]
+        issues = {issue: None for one in each for issue in one.quality.issues}  # in their order
+        score = min(one.quality.score for one in each)
+        return cls(
+            frames=sum(one.frames for one in each),
+            quality=QualityAnswer(score=score, issues=list(issues)),
+            sequences=each,
+        )
 
 
 _FoundMetadata = Annotated[
     Metadata, Field(description="of the sequence found, with the subject's own over it")
+]
+
+
+_SeenFromThisView = Annotated[
+    bool | None,
+    Field(
+        description="whether the subject is enrolled in the `view` of the request; null where none "
+        "was given, or some sequence of the subject has none in its metadata"
+    ),
 ]
 
 
@@ -190,6 +222,7 @@ class CandidateAnswer(Schema):
     margin: float | None = Field(
         description="similarity less that of the best other subject; null when there is none"
     )
+    seen_from_this_view: _SeenFromThisView
     sequence_id: str
     parts: list[float] | None = None
 
@@ -219,6 +252,7 @@ class IdentifyAnswer(Schema):
                     subject_id=item.candidate.subject_id,
                     similarity=item.candidate.similarity,
                     margin=item.margin,
+                    seen_from_this_view=item.candidate.seen_from_this_view,
                     sequence_id=item.candidate.sequence_id,
                     **_described(item.candidate, said),
                     parts=None if item.candidate.parts is None else list(item.candidate.parts),
@@ -245,6 +279,7 @@ class VerifyAnswer(Schema):
     threshold: float
     threshold_source: Literal["request", "gallery", "model"]
     operating_point: dict[str, Any] | None
+    seen_from_this_view: _SeenFromThisView
     sequence_id: str
     probe: ProbeAnswer
     model: ModelReference
@@ -257,6 +292,7 @@ class VerifyAnswer(Schema):
             subject_id=verified.closest.subject_id,
             verified=verified.verified,
             similarity=verified.closest.similarity,
+            seen_from_this_view=verified.closest.seen_from_this_view,
             sequence_id=verified.closest.sequence_id,
             **_described(verified.closest, said),
             **_decided(verified),
@@ -279,7 +315,7 @@ def _decided(found: Identified | Verified) -> dict[str, Any]:
         "threshold": found.threshold.value,
         "threshold_source": found.threshold.source,
         "operating_point": found.threshold.operating_point,
-        "probe": ProbeAnswer.of(found.probe),
+        "probe": ProbeAnswer.of(found.probes),
         "model": ModelReference.of(found.model),
         "took_ms": round(found.seconds * 1000, 1),
     }
@@ -301,6 +337,38 @@ class GalleryChange(Schema):
     max_age_days: MaxAgeDays | None
 
 
+class GainAnswer(Schema):
+    """How much more often people are told apart rightly who took no part in a fit.
+
+    That is: a walk is nearer to another one of the person's than to all of another person's.
+    """
+
+    value: float
+    interval: tuple[float, float] = Field(description="at 95 %, by drawing people")
+
+
+class SceneAnswer(Schema):
+    """What the newest fit of a gallery's scene transform came to."""
+
+    used: bool = Field(description="whether the gallery is compared by a transform")
+    fitted_at: Timestamp
+    revision: int = Field(description="of the gallery, of which it was fitted")
+    gain: GainAnswer
+
+    @classmethod
+    def of_model(cls, record: GalleryRecord, digest: str) -> Self | None:
+        """Make it from a gallery's record, for a model; None if there is none."""
+        for found in record.scenes:
+            if found.digest == digest:
+                return cls(
+                    used=found.used,
+                    fitted_at=found.fitted_at,
+                    revision=found.revision,
+                    gain=GainAnswer(value=found.gain, interval=found.interval),
+                )
+        return None
+
+
 class GalleryAnswer(Schema):
     """A gallery and how much is in it."""
 
@@ -310,6 +378,10 @@ class GalleryAnswer(Schema):
     model: ModelReference = Field(description="the active one")
     previous_model: ModelReference | None = Field(description="what a rollback goes back to")
     operating_point: dict[str, Any] | None
+    scene: SceneAnswer | None = Field(
+        description="null where none was fitted under this model, or what it was fitted with is "
+        "erased and it is to be fitted again"
+    )
     metadata: Metadata
     max_age_days: int | None = Field(
         description="Days after which a sequence is erased by itself; null: never."
@@ -335,10 +407,17 @@ class GalleryAnswer(Schema):
                 "curve": [item.model_dump(mode="json") for item in point.curve],
                 **point.shown(model.digest, record.subjects),
             },
+            scene=SceneAnswer.of_model(record, model.digest),
             metadata=record.metadata,
             max_age_days=record.max_age_days,
             created_at=record.created_at,
         )
+
+
+class CohortAnswer(Schema):
+    """How many walks of whoever passed are in a gallery's sums."""
+
+    walks_seen: int
 
 
 class ImportAnswer(Schema):
@@ -476,6 +555,10 @@ class ReceiptAnswer(Schema):
     jobs: list[str] = Field(
         description="Jobs that were cancelled because they worked on walks of the gallery."
     )
+    scene: Literal["dropped"] | None = Field(
+        description="`dropped`: the gallery's scene transform, in which those erased had a share, "
+        "is gone; a job fits another one of those who remain. null: there was none."
+    )
     erased_at: Timestamp
 
     @classmethod
@@ -493,6 +576,7 @@ class ReceiptAnswer(Schema):
             sequence_ids=list(receipt.sequence_ids),
             models=list(receipt.models),
             jobs=list(receipt.jobs),
+            scene="dropped" if receipt.scene_dropped else None,
             erased_at=receipt.erased_at,
         )
 

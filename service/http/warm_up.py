@@ -110,9 +110,9 @@ class WarmUp:
         if row.active is not None and row.active.digest != loaded.digest:
             _log.warning("the model %r was replaced on disk", row.active.name)
             adopt(self.store.engine, row.gallery_id, row.active, loaded.digest)
-        _, newest, point = self.store.head(row.name)
-        self.models.index(row.gallery_id, loaded).follow(newest)
-        if point is not None:  # the model may be another than the one it was calibrated with
+        head = self.store.head(row.name)
+        self.models.index(row.gallery_id, loaded).follow(head.revision)
+        if head.operating_point is not None:  # maybe calibrated with another model
             queue_stale(self.store.engine, [row.name], loaded.digest)
 
     def _say(self, text: str) -> None:

@@ -46,6 +46,7 @@ from service.gallery.active_model import (
 from service.gallery.operating_point import OperatingPoint
 from service.gallery.reading import drawn_subjects, read_pairs
 from service.gallery.records import Progress
+from service.gallery.scenes import plain_point
 from service.gallery.sealing import sealing_of
 from service.gallery.store import GalleryStore
 from service.job_types.calibration import NotEmbedded, measure
@@ -61,6 +62,7 @@ from service.jobs.queue import (
     record_finished,
     require_running,
 )
+from service.serving.adaptation import queue_if_due
 from service.serving.reembedding import Reembedding
 from service.serving.registry import active_model, find_model, read_card, resolve
 from service.serving.thresholds import queue_if_stale
@@ -178,6 +180,7 @@ class Activation:
             result["embedded"] = embedded
             swap(session, row.gallery_id, new, old, None if point is None else point.kept())
             queue_if_stale(session, row.name, new.digest)
+            queue_if_due(session, row.name, new.digest)
             self._record(
                 entries.model_change("activate_model", row.name, lease.job.id, old=old, new=new)
             )
@@ -210,14 +213,13 @@ class Activation:
         self, row: GalleryModels, new: Card, old: ModelReference, embed: Callable[[], None]
     ) -> OperatingPoint | None:
         """The new model's, at the gallery's own target; None where its card's threshold decides."""
-        _, _, kept = self._store.head(row.name)
-        before = OperatingPoint.of(kept)
+        before = OperatingPoint.of(self._store.head(row.name).operating_point)
         if before is None and new.threshold is not None:
             return None
         target = TARGET_FPIR if before is None else before.target_fpir
         while True:
             try:
-                measured = measure(self._engine, row.name, new, target)
+                measured = measure(self._engine, row.name, new, target, plain=True)
             except NotEmbedded:  # enrolled since: no sign that the gallery is too small
                 if models_of(self._engine, row.name).gallery_id != row.gallery_id:
                     return None
@@ -242,6 +244,9 @@ class Activation:
             model = read_card(resolve(self._settings, old.name))
         except NotFound:
             return None
+        with Session(self._engine) as session:
+            if before is not None and before.scene is not None:  # of other similarities
+                before = OperatingPoint.of(plain_point(session, row.gallery_id, before.kept()))
         calibrated = before is not None and before.digest == old.digest
         threshold = before.threshold if before is not None and calibrated else model.threshold
         if threshold is None or model.digest != old.digest:
@@ -286,6 +291,7 @@ def roll_back(
                 slug="previous-model-missing",
             )
         queue_if_stale(session, gallery, done.active.digest)
+        queue_if_due(session, gallery, done.active.digest)
         result = {
             "gallery": gallery,
             "model": done.active.name,

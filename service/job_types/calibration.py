@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from models.card import Card
+from models.card import Card, CardThreshold
 from models.thresholds.calibration import (
     CONFIDENCE,
     CannotCalibrate,
@@ -20,10 +22,12 @@ from models.thresholds.calibration import (
 )
 from service.foundation.settings import Settings
 from service.gallery.operating_point import CurvePoint, OperatingPoint
-from service.gallery.reading import read_gallery
+from service.gallery.reading import EmbeddedSequences, read_gallery
 from service.gallery.records import Progress
+from service.gallery.scenes import cohort_in
 from service.job_types.commands import measuring_step
 from service.job_types.requests import CalibrateRequest
+from service.job_types.scene_strangers import carried_over, strangers_left_out, taught
 from service.jobs.job import Job
 from service.jobs.job_type import JobRefused, Outcome, Step
 from service.jobs.scratch import scratch
@@ -67,7 +71,8 @@ class CalibrateJob:
         def keep(session: Session) -> None:
             if not thresholds.keep(session, measured.gallery_id, measured.operating_point):
                 raise JobRefused(
-                    "the gallery was erased or given another model while it was calibrated"
+                    "the gallery was erased, or given another model or scene transform, while it "
+                    "was calibrated"
                 )
 
         gallery = CalibrateRequest.model_validate(job.request).gallery
@@ -81,11 +86,14 @@ def measure(
     model: Card,
     target_fpir: float,
     progress: Progress = lambda _done, _total: None,
+    *,
+    plain: bool = False,
 ) -> Measured:
-    """Find the threshold for a gallery as it is now.
+    """Find the threshold for a gallery as it is now, by the scene transform that it uses.
 
-    Raises `NotFound` for a missing gallery, `CannotCalibrate` when it is too small for the rate,
-    and `NotEmbedded` when it is not yet embedded with this model.
+    With `plain` it is found without any transform. Raises `NotFound` for a missing gallery,
+    `CannotCalibrate` when it is too small for the rate, and `NotEmbedded` when it is not yet
+    embedded with this model.
     """
     whole = read_gallery(engine, gallery, model.digest)
     enrolled = whole.sequences
@@ -94,27 +102,86 @@ def measure(
             f"{enrolled.missing} of {enrolled.total} sequences are not embedded with the active "
             "model yet; calibrate when the service is ready"
         )
-    names, subjects = enrolled.subjects()
+    if plain or whole.scene is None:
+        point = plain_point(enrolled, model, target_fpir, progress)
+    else:
+        point = scene_point(engine, whole.gallery_id, enrolled, model, target_fpir, progress)
+        point = point.model_copy(update={"scene": whole.scene.version})
+    return Measured(gallery_id=whole.gallery_id, operating_point=point)
+
+
+def plain_point(
+    enrolled: EmbeddedSequences,
+    model: Card,
+    target_fpir: float,
+    progress: Progress = lambda _done, _total: None,
+) -> OperatingPoint:
+    """What calibrating finds without a scene transform.
+
+    Raises `CannotCalibrate` when there are too few for the rate.
+    """
+    _, subjects = enrolled.subjects()
     total = len(subjects)
-    similarities = stranger_similarities(
+    strangers = stranger_similarities(
         enrolled.embeddings, subjects, model.metric, lambda done: progress(done, total)
     )
-    found = calibrate(similarities, subjects, target_fpir, model.thresholds)
-    curve = calibration_curve(similarities, subjects, model.thresholds)
+    return _point(enrolled, model, target_fpir, strangers, subjects, model.thresholds)
+
+
+def scene_point(
+    engine: Engine,
+    gallery_id: str,
+    enrolled: EmbeddedSequences,
+    model: Card,
+    target_fpir: float,
+    progress: Progress = lambda _done, _total: None,
+) -> OperatingPoint:
+    """What calibrating finds with the scene transform that is fitted to a gallery now.
+
+    A threshold that was carried over promises no rate. The point names no version of a transform.
+
+    Raises `CannotCalibrate` when there are too few for the rate.
+    """
+    with Session(engine) as session:
+        cohort = cohort_in(session, gallery_id, model.digest)
+    takes_part = taught(engine, gallery_id, enrolled)
+    found = strangers_left_out(enrolled, takes_part, cohort, progress)
+    measured = np.isfinite(found)
+    _, subjects = enrolled.subjects()
+    strangers, whose = found[measured], subjects[measured]
+    try:
+        return _point(enrolled, model, target_fpir, strangers, whose, ())
+    except CannotCalibrate:
+        plain = stranger_similarities(enrolled.embeddings, subjects, model.metric)[measured]
+        carried = carried_over(model.thresholds, plain, strangers)
+        point = _point(enrolled, model, target_fpir, strangers, whose, carried)
+        return point.model_copy(update={"method": "carried", "curve": ()})
+
+
+def _point(
+    enrolled: EmbeddedSequences,
+    model: Card,
+    target_fpir: float,
+    strangers: NDArray[np.float64],
+    subjects: NDArray[np.int64],
+    background: Sequence[CardThreshold],
+) -> OperatingPoint:
+    """The operating point for what strangers met, each played by one of `subjects` [m]."""
+    found = calibrate(strangers, subjects, target_fpir, background)
+    curve = calibration_curve(strangers, subjects, background)
     curve[target_fpir] = found
-    point = OperatingPoint(
+    return OperatingPoint(
         threshold=found.threshold,
         interval=found.interval,
         confidence=CONFIDENCE,
         method=found.method,
         target_fpir=target_fpir,
-        gallery_subjects=len(names),
-        gallery_sequences=total,
+        gallery_subjects=len(enrolled.subjects()[0]),
+        gallery_sequences=len(enrolled.subject_ids),
         calibrated_at=now(),
         digest=model.digest,
         curve=tuple(CurvePoint.of(*item) for item in sorted(curve.items(), reverse=True)),
     )
-    return Measured(gallery_id=whole.gallery_id, operating_point=point)
 
 
 def _found(folder: Path) -> Path:

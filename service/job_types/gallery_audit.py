@@ -32,6 +32,7 @@ from service.foundation.errors import Invalid
 from service.foundation.settings import Settings
 from service.gallery.reading import read_gallery
 from service.gallery.records import Progress
+from service.gallery.scenes import compared
 from service.gallery.tables import GalleryRow, SequenceRow
 from service.job_types.commands import measuring_step
 from service.job_types.requests import AuditRequest
@@ -195,15 +196,15 @@ def audit(
     names, subjects = enrolled.subjects()
     try:
         threshold = choose_threshold(
-            None, whole.operating_point, len(names), model.digest, model.threshold
-        )
+            None, whole.operating_point, len(names), model.digest, model.threshold,
+            None if whole.scene is None else whole.scene.version,
+        )  # fmt: skip
     except Invalid as error:
         raise CannotAudit(
             "neither the gallery nor the active model has a threshold; calibrate the gallery first"
         ) from error
-    own, others = nearest(
-        enrolled.embeddings, subjects, model.metric, lambda done: progress(done, total)
-    )
+    embeddings, metric = compared(enrolled.embeddings, model.metric, whole.scene)
+    own, others = nearest(embeddings, subjects, metric, lambda done: progress(done, total))
     members = [
         Member(sequence_id=sequence_id, subject_id=subject_id)
         for sequence_id, subject_id in zip(enrolled.sequence_ids, enrolled.subject_ids, strict=True)
@@ -216,11 +217,11 @@ def audit(
         ),
         key=lambda one: one.score,
     )
-    compared = _Compared(members, subjects, own, others, threshold.value)
+    walks = _Compared(members, subjects, own, others, threshold.value)
     found: dict[str, Sequence[BaseModel]] = {
-        "nearer_to_another": compared.nearer_to_another(),
-        "hubs": compared.hubs(),
-        "pairs": compared.pairs(),
+        "nearer_to_another": walks.nearer_to_another(),
+        "hubs": walks.hubs(),
+        "pairs": walks.pairs(),
         "poor": poor,
     }
     audit = Audit(

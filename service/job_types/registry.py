@@ -9,6 +9,7 @@ from sqlalchemy import Engine
 
 from service.foundation.settings import Settings
 from service.job_types.activation import ActivateJob
+from service.job_types.adaptation import AdaptJob
 from service.job_types.calibration import CalibrateJob
 from service.job_types.distillation import DistillJob
 from service.job_types.evaluation import EvaluateJob
@@ -19,6 +20,7 @@ from service.jobs.queue import JobClass
 
 JOB_TYPES: Final[dict[str, Callable[[Settings, Engine], JobType]]] = {
     "activate": ActivateJob,
+    "adapt": AdaptJob,
     "audit-gallery": AuditJob,
     "calibrate": CalibrateJob,
     "distill": DistillJob,

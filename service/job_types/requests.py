@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from service.gallery.fields import GalleryName, storable
+from service.serving.adaptation import ADAPT, ADAPTATION_CLAIM
 from service.serving.registry import NAME
 from service.serving.thresholds import CALIBRATE, CALIBRATION_CLAIM
 
@@ -222,6 +223,13 @@ class CalibrateRequest(GalleryChoice, JobRequest):
     claims = CALIBRATION_CLAIM
 
     target_fpir: Annotated[float, Field(ge=1e-6, le=0.25, strict=True, allow_inf_nan=False)] = 0.01
+
+
+class AdaptRequest(GalleryChoice, JobRequest):
+    """Fit a gallery's scene transform, and compare by it if that helps."""
+
+    job_type = ADAPT
+    claims = ADAPTATION_CLAIM
 
 
 class AuditRequest(GalleryChoice, JobRequest):

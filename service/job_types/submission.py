@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from service.foundation.errors import Conflict, Invalid, NotFound, Reason, Unavailable
+from service.foundation.errors import Conflict, Forbidden, Invalid, NotFound, Reason, Unavailable
 from service.foundation.settings import Settings
 from service.gallery.active_model import models_of
 from service.job_types.commands import program
@@ -20,6 +20,7 @@ from service.job_types.distillation import recipe_names, run_arguments
 from service.job_types.held_out_split import trained_on_all
 from service.job_types.requests import (
     ActivateRequest,
+    AdaptRequest,
     Dataset,
     DistillRequest,
     EvaluateRequest,
@@ -88,7 +89,8 @@ class Submission:
 
         Raises `NotFound` for a gallery, model, dataset or recipe that does not exist, `Conflict`
         when another unfinished job has claimed what this one would change or make, or a model of
-        its name exists already, `Invalid` when a recipe and its overrides do not fit.
+        its name exists already, `Invalid` when a recipe and its overrides do not fit, `Forbidden`
+        where the deployment does not adapt.
         """
         match request:
             case DistillRequest():
@@ -96,6 +98,9 @@ class Submission:
             case EvaluateRequest():
                 self._require_model(request.model, "model")
                 self._require_dataset(request.dataset)
+            case AdaptRequest():
+                self._require_adapting()
+                models_of(self._engine, request.gallery)
             case GalleryChoice():
                 models_of(self._engine, request.gallery)  # it exists
         return self._queue.enqueue(
@@ -138,6 +143,15 @@ class Submission:
             self._require_fair_comparison(request)
         self._require_free(request.name)
         self._require_fitting(request, pack)
+
+    def _require_adapting(self) -> None:
+        if not self._settings.adapt:
+            raise Forbidden(
+                "This deployment compares without scene transforms: its operator has set "
+                "GAITID_ADAPT=false.",
+                Reason("gallery", "adaptation_off"),
+                slug="adaptation-off",
+            )
 
     def _require_fair_comparison(self, request: DistillRequest) -> None:
         models_of(self._engine, request.target)

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from service.gallery.editing import Corrected, InTransaction, Record
 from service.gallery.snapshots import Snapshots
 from service.jobs.findings import forget_findings
+from service.serving.adaptation import queue_if_due
 from service.serving.lineage import TrainingRecord
 from service.serving.thresholds import ModelInUse, queue_if_stale
 from service.storage.writers import Writers
@@ -59,6 +60,7 @@ class Corrections:
                 forget_findings(session, gallery, handover.sequence_ids)
                 self._record.carry(session, gallery, handover.subject_id, handover.to)
             queue_if_stale(session, gallery, self._digest)
+            queue_if_due(session, gallery, self._digest)
             in_transaction(session, corrected)
 
         corrected = await self._writers.run(correct, self._engine, settle)

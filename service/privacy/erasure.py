@@ -18,6 +18,7 @@ from service.gallery.store import GalleryStore
 from service.jobs.queue import JobQueue
 from service.jobs.scratch import remove_scratch, remove_scratch_of_ended
 from service.privacy import erasure_transactions as transactions
+from service.serving.active_models import ActiveModels
 from service.serving.lineage import TrainingRecord
 from service.storage.reserve import Reserve
 from service.storage.writers import Writers
@@ -34,6 +35,7 @@ class Erasure:
         store: GalleryStore,
         writers: Writers,
         galleries: GalleryCache,
+        models: ActiveModels,
         record: TrainingRecord,
         reserve: Reserve,
         settings: Settings,
@@ -41,6 +43,7 @@ class Erasure:
         self._store = store
         self._writers = writers
         self._galleries = galleries
+        self._models = models
         self._record = record
         self._reserve = reserve
         self._jobs = JobQueue.of(store.engine, settings)
@@ -49,24 +52,27 @@ class Erasure:
 
     async def subject(self, gallery: str, subject_id: str) -> ErasureReceipt:
         """Erase a subject with every sequence, and the embeddings held in this process."""
-        receipt = await self._erase(transactions.erase_subject, gallery, subject_id)
-        await self._clear(receipt, self._clear_snapshots, self._forget, self._clear_jobs)
-        return receipt
+        return await self._erase_some(transactions.erase_subject, gallery, subject_id)
 
     async def sequence(self, sequence_id: str) -> ErasureReceipt:
         """Erase a sequence, and its subject when it was the last one."""
-        receipt = await self._erase(transactions.erase_sequence, sequence_id)
-        await self._clear(receipt, self._clear_snapshots, self._forget, self._clear_jobs)
-        return receipt
+        return await self._erase_some(transactions.erase_sequence, sequence_id)
 
     async def gallery(self, gallery: str) -> ErasureReceipt:
         """Erase a gallery with everything in it; an empty `default` remains."""
-        gallery_id, _, _ = await asyncio.to_thread(self._store.head, gallery)
+        gallery_id = (await asyncio.to_thread(self._store.head, gallery)).gallery_id
         receipt = await self._erase(
             transactions.erase_gallery, gallery, keep=gallery == DEFAULT_GALLERY
         )
         self._galleries.drop(gallery_id)
         await self._clear(receipt, self._clear_snapshots, self._clear_jobs)
+        return receipt
+
+    async def _erase_some(self, erase: Callable[..., ErasureReceipt], *what: str) -> ErasureReceipt:
+        receipt = await self._erase(erase, *what)
+        await self._clear(receipt, self._clear_snapshots, self._forget, self._clear_jobs)
+        if receipt.scene_dropped:  # out of memory as well
+            await self._models.follow_now(receipt.gallery)
         return receipt
 
     async def _erase(
@@ -99,7 +105,7 @@ class Erasure:
     def _forget(self, receipt: ErasureReceipt) -> None:
         # Other processes drop them at their next search; this one need not wait for it.
         try:
-            gallery_id, _, _ = self._store.head(receipt.gallery)
+            gallery_id = self._store.head(receipt.gallery).gallery_id
         except NotFound:  # the whole gallery went meanwhile
             return
         for held in self._galleries.held(gallery_id).values():

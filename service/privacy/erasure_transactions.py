@@ -1,9 +1,9 @@
 """Erase a subject, a sequence or a gallery in one transaction, and say what went.
 
-With its sequences go the kept answers and the findings of audits that name them; jobs that work on
-copies of the gallery's walks are cancelled. SQLite overwrites what it deletes (`secure_delete`);
-the write-ahead log still holds older pages, so it is emptied into the database afterwards, and the
-next sweep rewrites the file.
+With its sequences go the kept answers and the findings of audits that name them, and the scene
+transform that they had a share in; jobs that work on copies of the gallery's walks are cancelled.
+SQLite overwrites what it deletes (`secure_delete`); the write-ahead log still holds older pages, so
+it is emptied into the database afterwards, and the next sweep rewrites the file.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from service.gallery.editing import mark_gone
 from service.gallery.listing import missing_subject
 from service.gallery.records import ErasureReceipt
+from service.gallery.scenes import drop
 from service.gallery.store import missing_gallery, missing_sequence, raise_revision
 from service.gallery.tables import (
     EmbeddingRow,
@@ -26,6 +27,7 @@ from service.gallery.tables import (
 )
 from service.jobs.findings import forget_findings
 from service.jobs.queue import cancel_jobs_using
+from service.serving import adaptation
 from service.storage.database import new_id, now, writing
 from service.storage.kept_answers import delete_answers_about
 from service.storage.vacuum import checkpoint_wal, mark_for_vacuum
@@ -59,6 +61,7 @@ def erase_subject(
             embeddings=embeddings,
             models=models_of(session, gallery, [subject_id]),
             jobs=cancel_jobs_using(session, gallery),
+            scene_dropped=_drop_scene(session, gallery_id, gallery),
             erased_at=now(),
         )
     checkpoint_wal(engine)
@@ -94,6 +97,7 @@ def erase_sequence(
             embeddings=embeddings,
             models=models_of(session, gallery, [subject_id]),
             jobs=cancel_jobs_using(session, gallery),
+            scene_dropped=_drop_scene(session, gallery_id, gallery),
             erased_at=now(),
         )
     checkpoint_wal(engine)
@@ -117,6 +121,7 @@ def erase_gallery(
         sequence_ids = _sequence_ids(session, all_of_it)
         embeddings = _count_embeddings(session, all_of_it)
         max_age_days = row.max_age_days
+        scene_dropped = drop(session, row.id)
         session.execute(delete(GalleryRow).where(GalleryRow.id == row.id))
         delete_answers_about(session, [*subject_ids, *sequence_ids, f"/galleries/{gallery}"])
         forget_findings(session, gallery)
@@ -142,6 +147,7 @@ def erase_gallery(
             embeddings=embeddings,
             models=models_of(session, gallery, subject_ids),
             jobs=cancel_jobs_using(session, gallery),
+            scene_dropped=scene_dropped,
             erased_at=now(),
         )
     checkpoint_wal(engine)
@@ -177,6 +183,7 @@ def erase_older(engine: Engine, gallery_id: str, at: datetime, most: int) -> tup
         subject_ids = {row.subject_id for row in rows}
         vanished = _delete_subjects_without_sequences(session, gallery_id, subject_ids)
         forget_findings(session, gallery.name, sequence_ids)
+        _drop_scene(session, gallery_id, gallery.name)
         return len(rows), vanished
 
 
@@ -191,6 +198,17 @@ def _erase_sequences(
     delete_answers_about(session, sequence_ids)
     mark_for_vacuum(session.connection())
     return sequence_ids, embeddings
+
+
+def _drop_scene(session: Session, gallery_id: str, gallery: str) -> bool:
+    """Forget what was fitted with those erased, and have it fitted without them.
+
+    Returns whether there was anything. A fit that is under way begins again by itself.
+    """
+    dropped = drop(session, gallery_id)
+    if dropped:
+        adaptation.queue(session, gallery)
+    return dropped
 
 
 def _sequence_ids(session: Session, which: ColumnElement[bool]) -> tuple[str, ...]:

@@ -152,7 +152,7 @@ class Retention:
         if not held:
             return
         try:
-            _, newest, _ = self._store.head(name)
+            newest = self._store.head(name).revision
             for index in held.values():  # one for each model that it is searched with
                 index.follow(newest)
         except NotFound:  # erased meanwhile

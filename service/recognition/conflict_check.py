@@ -18,6 +18,7 @@ from models.comparison.similarity import similarity
 from service.foundation.errors import Invalid
 from service.gallery.live_index import Candidate, LiveIndex
 from service.gallery.records import AddedSequence, Embedding
+from service.gallery.scenes import Scene, compared
 from service.gallery.store import (
     EnrolmentTransaction,
     GalleryChanged,
@@ -41,13 +42,15 @@ from service.serving.thresholds import ModelInUse, threshold_for
 class Comparison:
     """What each walk of a request resembles in a gallery, as of a revision.
 
-    `threshold` is what the gallery decides by; None when it has nothing to decide by.
+    `threshold` is what the gallery decides by; None when it has nothing to decide by. `scene` is
+    the transform by which the walks were compared.
     """
 
     gallery_id: str
     revision: int
     threshold: float | None
     walks: tuple[ComparedWalk, ...]
+    scene: Scene | None = None
 
     def cites(self) -> frozenset[str]:
         """Every enrolled sequence that these comparisons rest on."""
@@ -96,16 +99,15 @@ class ConflictCheck:
                 ComparedWalk(
                     name=sequence.walk.name,
                     kept=_resemblance(index.compare(head.revision, probe, self._subject_id)),
-                    sent=self._nearest_sent(sequence),
+                    sent=self._nearest_sent(sequence, index.scene),
                     other=_resemblance(others[0] if others else None),
                 )
             )
         try:
-            point = head.operating_point
-            threshold = threshold_for(None, point, index.subjects, self._model).value
+            threshold = threshold_for(None, head, index, self._model).value
         except Invalid:  # without a threshold there are no matches, and so no conflicts
             threshold = None
-        return Comparison(head.gallery_id, head.revision, threshold, tuple(walks))
+        return Comparison(head.gallery_id, head.revision, threshold, tuple(walks), index.scene)
 
     def admit(
         self, transaction: EnrolmentTransaction, seen: Comparison, *, accept_conflict: bool
@@ -141,7 +143,7 @@ class ConflictCheck:
             raise EnrolmentConflict(grave, seen.threshold)
         return Admission(tuple(ids), tuple(added), tuple(conflicts))
 
-    def _nearest_sent(self, sequence: NewSequence) -> Resemblance | None:
+    def _nearest_sent(self, sequence: NewSequence, scene: Scene | None) -> Resemblance | None:
         """The nearest other walk of the request; a copy of the walk itself says nothing."""
         rest = [
             other.walk.embedding
@@ -150,7 +152,7 @@ class ConflictCheck:
         ]
         if not rest:
             return None
-        alike = self._similarity(sequence, rest)
+        alike = self._similarity(sequence, rest, scene)
         return Resemblance(self._subject_id, max(alike), None)
 
     def _brought_up_to(self, newest: int, seen: Comparison) -> tuple[ComparedWalk, ...]:
@@ -158,7 +160,11 @@ class ConflictCheck:
         for added in self._added(newest, seen):
             embeddings = [embedding for _, embedding in added]
             walks = tuple(
-                self._updated(walk, [item for item, _ in added], self._similarity(one, embeddings))
+                self._updated(
+                    walk,
+                    [item for item, _ in added],
+                    self._similarity(one, embeddings, seen.scene),
+                )
                 for one, walk in zip(self._sequences, walks, strict=True)
             )
         return walks
@@ -189,9 +195,12 @@ class ConflictCheck:
                 walk = replace(walk, other=nearer(walk.other, found))
         return walk
 
-    def _similarity(self, sequence: NewSequence, others: Sequence[Embedding]) -> list[float]:
-        alike = similarity(sequence.walk.embedding, np.stack(others), self._model.metric)
-        return [float(value) for value in alike]
+    def _similarity(
+        self, sequence: NewSequence, others: Sequence[Embedding], scene: Scene | None
+    ) -> list[float]:
+        walks = np.stack([sequence.walk.embedding, *others])
+        seen, metric = compared(walks, self._model.metric, scene)
+        return [float(value) for value in similarity(seen[0], seen[1:], metric)]
 
     def _same_frames(
         self, transaction: EnrolmentTransaction

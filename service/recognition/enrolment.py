@@ -15,6 +15,7 @@ from service.recognition.conflict import ConflictingWalk
 from service.recognition.conflict_check import Admission, ConflictCheck
 from service.recognition.intake import Intake, Upload
 from service.serving.active_models import ActiveModels
+from service.serving.adaptation import queue_if_due
 from service.serving.model_pool import LoadedModel
 from service.serving.thresholds import ModelInUse, queue_if_stale
 from service.storage.writers import Writers
@@ -115,6 +116,7 @@ class Enrolment:
                     admission = check.admit(transaction, compared, accept_conflict=accept_conflict)
                     transaction.add(admission.added)
                     queue_if_stale(transaction.session, gallery, model.digest)
+                    queue_if_due(transaction.session, gallery, model.digest)
                     enrolled = Enrolled(
                         gallery=gallery,
                         subject_id=subject_id,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TypeVar
+
+import numpy as np
 
 from service.foundation.metrics import Metrics
 from service.gallery.listing import missing_subject, require_subject
@@ -41,7 +43,7 @@ class Identified:
     match: bool
     threshold: Threshold
     candidates: tuple[RankedCandidate, ...]
-    probe: Walk
+    probes: tuple[Walk, ...]
     model: ModelInUse
     seconds: float
 
@@ -55,7 +57,7 @@ class Verified:
     verified: bool
     threshold: Threshold
     closest: Candidate
-    probe: Walk
+    probes: tuple[Walk, ...]
     model: ModelInUse
     seconds: float
 
@@ -74,26 +76,28 @@ class Identification:
     async def identify(
         self,
         gallery: str,
-        upload: Upload,
+        uploads: Sequence[Upload],
         *,
         top_k: int,
         threshold: float | None,
         where: Filter | None,
         explain: bool,
+        view: str | None = None,
     ) -> Identified:
-        """Rank the subjects most similar to the walk, and decide.
+        """Rank the subjects most similar to a person's walks, filmed in this view, and decide.
 
         Raises `NotFound` for a missing gallery, `Invalid` when there is no threshold to decide by,
         and whatever `ActiveModels.using` and `Intake.embed` raise.
         """
         started = perf_counter()
         async with self._models.using(gallery) as loaded:
-            (probe,) = await self._intake.embed([upload], loaded.batcher)
+            walks = await self._intake.embed(uploads, loaded.batcher)
+            probes = np.stack([walk.embedding for walk in walks])
 
             def search(index: LiveIndex, revision: int) -> list[Candidate]:
                 # One subject more than asked for: a margin needs the best other one.
                 return index.search(
-                    revision, probe.embedding, max(top_k, 1) + 1, where=where, explain=explain
+                    revision, probes, max(top_k, 1) + 1, where=where, view=view, explain=explain
                 )
 
             chosen, best = await asyncio.to_thread(self._search, gallery, loaded, threshold, search)
@@ -105,15 +109,21 @@ class Identification:
             match=match,
             threshold=chosen,
             candidates=rank(best)[:top_k],
-            probe=probe,
+            probes=tuple(walks),
             model=loaded.model,
             seconds=perf_counter() - started,
         )
 
     async def verify(
-        self, gallery: str, subject_id: str, upload: Upload, *, threshold: float | None
+        self,
+        gallery: str,
+        subject_id: str,
+        uploads: Sequence[Upload],
+        *,
+        threshold: float | None,
+        view: str | None = None,
     ) -> Verified:
-        """Compare the walk with every sequence of one subject, and decide by the best.
+        """Compare a person's walks with every sequence of one subject, and decide by the best.
 
         Raises `NotFound` for a missing gallery or subject, `Invalid` when there is no threshold to
         decide by, and whatever `ActiveModels.using` and `Intake.embed` raise.
@@ -121,10 +131,11 @@ class Identification:
         started = perf_counter()
         async with self._models.using(gallery) as loaded:  # a missing gallery is said first
             await asyncio.to_thread(require_subject, self._store.engine, gallery, subject_id)
-            (probe,) = await self._intake.embed([upload], loaded.batcher)
+            walks = await self._intake.embed(uploads, loaded.batcher)
+            probes = np.stack([walk.embedding for walk in walks])
 
             def compare(index: LiveIndex, revision: int) -> Candidate:
-                closest = index.compare(revision, probe.embedding, subject_id)
+                closest = index.compare(revision, probes, subject_id, view=view)
                 if closest is None:  # erased while the walk was embedded
                     raise missing_subject(gallery, subject_id)
                 return closest
@@ -138,7 +149,7 @@ class Identification:
             verified=closest.similarity >= chosen.value,
             threshold=chosen,
             closest=closest,
-            probe=probe,
+            probes=tuple(walks),
             model=loaded.model,
             seconds=perf_counter() - started,
         )
@@ -155,8 +166,7 @@ class Identification:
             head = self._store.head(gallery, loaded.digest)
             index = self._models.index(head.gallery_id, loaded)
             found = search(index, head.revision)
-            point = head.operating_point
-            return threshold_for(threshold, point, index.subjects, loaded.model), found
+            return threshold_for(threshold, head, index, loaded.model), found
 
 
 def rank(best: list[Candidate]) -> tuple[RankedCandidate, ...]:

@@ -3,7 +3,8 @@
 A gallery's row says which model is active. A process that finds another one there goes on with the
 old model *and* the old index, loads the new model and brings the new index up to date beside it,
 and then exchanges both in one assignment. A request takes its model once, at its beginning, and
-uses that model and its index to the end, whatever is exchanged meanwhile.
+uses that model and its index to the end, whatever is exchanged meanwhile. A scene transform is part
+of the index and exchanged with it: whoever puts another one in use raises the row's `index_epoch`.
 
 An exchange that fails leaves the old model in service and is tried again later.
 """
@@ -23,6 +24,7 @@ from service.foundation.metrics import Metrics
 from service.gallery.active_model import GalleryModels, models_by_id, models_of
 from service.gallery.cache import GalleryCache
 from service.gallery.live_index import LiveIndex
+from service.gallery.scenes import versions
 from service.gallery.store import GalleryStore
 from service.serving.model_pool import LoadedModel, ModelPool, ModelUnavailable
 from service.serving.thresholds import ModelInUse
@@ -191,13 +193,16 @@ class ActiveModels:
         """Build the index that the row asks for beside the one that is searched."""
         held = self._galleries.held(row.gallery_id).get(loaded.digest)
         index = held
-        if index is None or rebuild:
+        if index is None or rebuild or index.scene_version != self._scene(row, loaded.digest):
             index = self._follow(row.gallery_id, loaded)
         index.follow(row.revision)
         index.follow(self._row(row.gallery_id).revision)  # enrolled during the first call
         if held is not None and held is not index and not held.same_as(index):
             _log.warning("a gallery's index differed from the database and was replaced")
         self._galleries.replace(row.gallery_id, loaded.digest, index)
+
+    def _scene(self, row: GalleryModels, digest: str) -> str | None:
+        return versions(self._store.engine, row.gallery_id).get(digest)
 
     def _row(self, gallery_id: str) -> GalleryModels:
         found = models_by_id(self._store.engine, [gallery_id])
@@ -244,9 +249,13 @@ class ActiveModels:
     async def _keep_up_one(self, row: GalleryModels) -> None:
         await self._open_previous(row)
         serving = self._serving.get(row.gallery_id)
-        known = self._known(row) | ({serving.loaded.digest} if serving else set())
-        for digest, index in self._galleries.held(row.gallery_id).items():
-            if digest in known:
+        answers = {serving.loaded.digest} if serving else set()
+        known = self._known(row) | answers
+        held = self._galleries.held(row.gallery_id)
+        # Only what answers is exchanged: another model's index by an old transform is made anew.
+        scenes = await asyncio.to_thread(versions, self._store.engine, row.gallery_id)
+        for digest, index in held.items():
+            if digest in answers or (digest in known and index.scene_version == scenes.get(digest)):
                 await asyncio.to_thread(index.follow, row.revision)
                 await asyncio.to_thread(index.keep)
             else:

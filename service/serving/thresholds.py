@@ -11,7 +11,11 @@ from sqlalchemy.orm import Session
 
 from models.card import Metric, ModelReference
 from service.foundation.errors import Invalid, Reason
+from service.gallery.active_model import lock_gallery
+from service.gallery.live_index import LiveIndex
 from service.gallery.operating_point import OperatingPoint, Rerun
+from service.gallery.scenes import version_in
+from service.gallery.store import Head
 from service.gallery.tables import GalleryRow, SubjectRow
 from service.jobs.queue import enqueue_unless_claimed
 from service.storage.database import writing
@@ -42,11 +46,21 @@ class Threshold:
 
 
 def threshold_for(
-    requested: float | None, kept: dict[str, Any] | None, subjects: int, model: ModelInUse
+    requested: float | None, head: Head, index: LiveIndex, model: ModelInUse
 ) -> Threshold:
-    """`choose_threshold`, given the operating point as a gallery's row keeps it."""
-    point = OperatingPoint.of(kept)
-    return choose_threshold(requested, point, subjects, model.digest, model.threshold)
+    """`choose_threshold` for what an index of this gallery, under this model, compares.
+
+    A process may search by a scene transform that the rows know no more, or not yet: it decides by
+    what was found with that transform.
+    """
+    scene = index.scene
+    kept = head.point_for(model.digest, index.scene_version)
+    if kept is None and scene is not None:
+        kept = scene.operating_point
+    point, own = OperatingPoint.of(kept), model.threshold
+    return choose_threshold(
+        requested, point, index.subjects, model.digest, own, index.scene_version
+    )
 
 
 def choose_threshold(
@@ -55,22 +69,24 @@ def choose_threshold(
     subjects: int,
     digest: str,
     models_own: float | None,
+    scene: str | None = None,
 ) -> Threshold:
     """The request's threshold, else the gallery's calibrated one, else the checkpoint's own.
 
-    A gallery's operating point holds only for the checkpoint it was measured with. One that is
-    stale, because the gallery has grown to `subjects`, says so and still decides. Raises `Invalid`
-    when there is no threshold.
+    A gallery's operating point holds only for the checkpoint that it was measured with, and the
+    scene transform, of which `scene` is the version; the checkpoint's own threshold holds without
+    one. A point that is stale, because the gallery has grown to `subjects`, says so and still
+    decides. Raises `Invalid` when there is no threshold.
     """
     point = operating_point
-    if point is not None and point.digest != digest:
+    if point is not None and (point.digest, point.scene) != (digest, scene):
         point = None
     shown = None if point is None else point.shown(digest, subjects)
     if requested is not None:
         return Threshold(requested, "request", shown)
     if point is not None:
         return Threshold(point.threshold, "gallery", shown)
-    if models_own is not None:
+    if models_own is not None and scene is None:
         return Threshold(models_own, "model", None)
     raise Invalid(
         "The active model's card carries no threshold and the gallery is not calibrated: send "
@@ -81,10 +97,15 @@ def choose_threshold(
 
 
 def keep(session: Session, gallery_id: str, point: OperatingPoint) -> bool:
-    """Make an operating point the gallery's.
+    """Make an operating point the gallery's, in a transaction that holds the write lock.
 
-    Returns False when the gallery was erased meanwhile, or given a model of another digest.
+    Returns False when the gallery was erased meanwhile, or given a model of another digest or
+    another scene transform.
     """
+    if not lock_gallery(session, gallery_id):
+        return False
+    if version_in(session, gallery_id, point.digest) != point.scene:
+        return False
     changed = session.execute(
         update(GalleryRow)
         .where(

@@ -29,12 +29,14 @@ from models.files.gallery_file import (
     silhouettes_member,
 )
 from service.foundation.errors import CutOff
+from service.gallery.scenes import plain_point
 from service.gallery.sealing import content_hash, sealing_of
 from service.gallery.store import missing_gallery
 from service.gallery.tables import (
     EmbeddingRow,
     ErasedSequenceRow,
     GalleryRow,
+    SceneRow,
     SequenceRow,
     SubjectRow,
 )
@@ -121,7 +123,7 @@ class _Pieces:
 def _write(engine: Engine, gallery: GalleryRow, embeddings: bool) -> Iterator[bytes]:
     pieces = _Pieces()
     with zipfile.ZipFile(pieces, "w") as file:  # type: ignore[call-overload]
-        file.writestr(_member(ABOUT), _json(_about(gallery)))
+        file.writestr(_member(ABOUT), _json(_about(engine, gallery)))
         for name, lines in (
             (SUBJECTS, _subjects(engine, gallery)),
             (SEQUENCES, _sequences(engine, gallery)),
@@ -150,14 +152,27 @@ def _member(name: str) -> zipfile.ZipInfo:
     return member
 
 
-def _about(gallery: GalleryRow) -> dict[str, Any]:
+def _about(engine: Engine, gallery: GalleryRow) -> dict[str, Any]:
+    """What is exported of the gallery itself.
+
+    Its scene transforms are not: who imports it has them fitted anew. So its operating point is
+    that which holds without.
+    """
+    with Session(engine) as session:
+        point = gallery.operating_point
+        if point is not None:
+            point = plain_point(session, gallery.id, point)
+        adapted = session.scalar(
+            select(SceneRow.digest).where(SceneRow.gallery_id == gallery.id).limit(1)
+        )
     return {
         "format": FORMAT,
         "name": gallery.name,
         "metadata": gallery.details,
         "max_age_days": gallery.max_age_days,
-        "operating_point": gallery.operating_point,
+        "operating_point": point,
         "created_at": _time(gallery.created_at),
+        **({} if adapted is None else {"adapted": True}),
     }
 
 

@@ -86,6 +86,7 @@ class AboutGallery(_Record):
     max_age_days: MaxAgeDays | None
     operating_point: OperatingPoint | None
     created_at: UtcTime
+    adapted: bool = False  # by a scene transform, which is no part of the export
 
 
 class ExportedSubject(_Record):
@@ -229,6 +230,8 @@ class ExportFile:
             about = AboutGallery.model_validate_json(self._read(ABOUT, LONGEST_LINE))
             check_metadata(about.metadata)
             point = about.operating_point
+            if point is not None and point.scene is not None:
+                raise ValueError("its operating point is of a scene transform")
             json.dumps(None if point is None else point.kept(), allow_nan=False)
         except ValidationError as error:
             raise broken(ABOUT, _first(error)) from error

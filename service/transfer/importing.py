@@ -24,6 +24,7 @@ from service.gallery.records import GalleryRecord
 from service.gallery.sealing import packed, sealing_of
 from service.gallery.store import gallery_exists
 from service.gallery.tables import EmbeddingRow, GalleryRow, SequenceRow, SubjectRow
+from service.serving import adaptation
 from service.storage.database import new_id, writing
 from service.transfer.export_file import (
     DAMAGED,
@@ -85,8 +86,14 @@ class GalleryImport:
         export: ExportFile,
         models: Mapping[str, EmbeddingShape],
         spool: Spool,
+        *,
+        adapts: bool = False,
     ) -> None:
-        """Embeddings are taken over of the checkpoints in `models`, by digest."""
+        """Embeddings are taken over of the checkpoints in `models`, by digest.
+
+        `adapts` says whether the deployment compares by scene transforms.
+        """
+        self._adapts = adapts
         self._engine = engine
         self._export = export
         self._models = models
@@ -140,6 +147,7 @@ class GalleryImport:
     def add(self, name: str) -> Imported:
         """Make the gallery in one transaction; raises `Conflict` when the name is taken.
 
+        One that was compared by a scene transform, if this deployment has any, is given another.
         Sequences keep their ids when none of them is taken; otherwise all get new ones, in the same
         order, because a subject's sequences are listed by id.
         """
@@ -182,6 +190,8 @@ class GalleryImport:
                 gallery.revision = revision
                 self._add_sequences(session, gallery, some, ids_kept)
             session.flush()
+            if about.adapted and self._adapts:
+                adaptation.queue(session, name)
             return Imported(
                 gallery=GalleryRecord(
                     gallery_id=gallery.id,

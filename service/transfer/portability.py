@@ -61,7 +61,10 @@ class Portability:
                     ExportFile, file, max_frames=self._settings.max_frames
                 ) as export:
                     models = await asyncio.to_thread(self._models)
-                    new = GalleryImport(self._store.engine, export, models, Spool(copies))
+                    new = GalleryImport(
+                        self._store.engine, export, models, Spool(copies),
+                        adapts=self._settings.adapt,
+                    )  # fmt: skip
                     await asyncio.to_thread(new.check)
                     return await self._writers.run(new.add, gallery)
         finally:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request, UploadFile
 from starlette.requests import ClientDisconnect
 
+from service.foundation.errors import Reason, TooLarge
 from service.http.resources import Resources
 from service.recognition.intake import Upload
 
@@ -42,6 +43,15 @@ def upload(file: UploadFile, position: int | None = None) -> Upload:
     """A file of a request, named by its field, its position and what the client calls it."""
     field = "sequence" if position is None else f"sequence[{position}]"
     return Upload(f"{field} {file.filename}" if file.filename else field, file.read)
+
+
+def uploads(files: Sequence[UploadFile], most: int) -> list[Upload]:
+    """The files of a request that takes at most so many; raises `TooLarge`."""
+    if len(files) > most:
+        raise TooLarge(
+            f"Send at most {most} sequences in a request.", Reason("sequence", "too_many")
+        )
+    return [upload(file, position) for position, file in enumerate(files)]
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

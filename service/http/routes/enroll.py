@@ -8,7 +8,6 @@ from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 from sqlalchemy.orm import Session
 
 from service.access.keys import Scope
-from service.foundation.errors import Reason, TooLarge
 from service.gallery.fields import (
     METADATA_SCHEMA,
     GalleryName,
@@ -19,7 +18,7 @@ from service.gallery.fields import (
 from service.http import recorded
 from service.http.middleware.scopes import requires
 from service.http.routes.audited import keep_change
-from service.http.routes.dependencies import ReadyResources, unless_disconnected, upload
+from service.http.routes.dependencies import ReadyResources, unless_disconnected, uploads
 from service.http.schemas import EnrolAnswer, EnrolConflictProblem
 from service.privacy.erasure import DEFAULT_GALLERY
 from service.recognition.enrolment import Enrolled
@@ -57,11 +56,7 @@ async def enroll(
     ] = False,
 ) -> EnrolAnswer:
     """Enrol walks of one person: all of them, or none when one is refused."""
-    most = resources.settings.max_sequences_per_request
-    if len(sequence) > most:
-        raise TooLarge(
-            f"Send at most {most} sequences in a request.", Reason("sequence", "too_many")
-        )
+    walks = uploads(sequence, resources.settings.max_sequences_per_request)
     details = parse_metadata(metadata)
 
     def record_and_keep(session: Session, enrolled: Enrolled) -> None:
@@ -73,7 +68,7 @@ async def enroll(
         resources.enrolment.enrol(
             gallery,
             subject_id,
-            [upload(file, position) for position, file in enumerate(sequence)],
+            walks,
             details,
             record_and_keep,
             accept_conflict=accept_conflict,

@@ -14,6 +14,7 @@ from service.gallery.fields import (
     GalleryName,
     SubjectId,
     ThresholdField,
+    ViewField,
     json_in_a_string,
     parse_filter,
 )
@@ -23,9 +24,15 @@ from service.http import recorded
 from service.http.middleware.scopes import requires
 from service.http.resources import Resources
 from service.http.routes.audited import record_answer
-from service.http.routes.dependencies import ReadyResources, unless_disconnected, upload
+from service.http.routes.dependencies import (
+    ReadyResources,
+    unless_disconnected,
+    upload,
+    uploads,
+)
 from service.http.schemas import IdentifyAnswer, VerifyAnswer
 from service.privacy.erasure import DEFAULT_GALLERY
+from service.recognition.intake import Upload
 
 router = APIRouter(tags=["recognition"], dependencies=[Depends(requires(Scope.IDENTIFY))])
 _DESCRIBED = {"display_name", "metadata"}
@@ -33,12 +40,23 @@ Include = Annotated[
     Literal["metadata"] | None, Form(description="Add the display name and the metadata.")
 ]
 
+_MOST_PROBES = 10
+Probes = Annotated[
+    list[UploadFile],
+    File(
+        min_length=1,
+        description="Walks of one person, 1 to 10 files, which are fused.",
+        json_schema_extra={"maxItems": _MOST_PROBES},  # more are a 413, as everywhere
+    ),
+]
+View = Annotated[ViewField | None, Form()]
+
 
 @router.post("/identify", response_model=IdentifyAnswer)
 async def identify(
     request: Request,
     resources: ReadyResources,
-    sequence: Annotated[UploadFile, File(description="One walk.")],
+    sequence: Probes,
     gallery: Annotated[GalleryName, Form()] = DEFAULT_GALLERY,
     top_k: Annotated[int, Form(ge=1, le=100)] = 5,
     threshold: Annotated[ThresholdField | None, Form()] = None,
@@ -52,6 +70,7 @@ async def identify(
         ),
     ] = None,
     explain: Annotated[bool, Form(description="Add the similarity of each part.")] = False,
+    view: View = None,
     include: Include = None,
 ) -> Response:
     """Say who in the gallery walks like this, if anybody."""
@@ -59,11 +78,12 @@ async def identify(
         request,
         resources.identification.identify(
             gallery,
-            upload(sequence),
+            _probes(sequence),
             top_k=top_k,
             threshold=threshold,
             where=parse_filter(where),
             explain=explain,
+            view=view,
         ),
     )
     entry = recorded.identification(identified, top_k=top_k, filtered=where is not None)
@@ -81,21 +101,28 @@ async def verify(
     request: Request,
     resources: ReadyResources,
     subject_id: Annotated[SubjectId, Form()],
-    sequence: Annotated[UploadFile, File(description="One walk.")],
+    sequence: Probes,
     gallery: Annotated[GalleryName, Form()] = DEFAULT_GALLERY,
     threshold: Annotated[ThresholdField | None, Form()] = None,
+    view: View = None,
     include: Include = None,
 ) -> Response:
     """Say whether this subject walks like this."""
     verified = await unless_disconnected(
         request,
-        resources.identification.verify(gallery, subject_id, upload(sequence), threshold=threshold),
+        resources.identification.verify(
+            gallery, subject_id, _probes(sequence), threshold=threshold, view=view
+        ),
     )
     await record_answer(request, recorded.verification(verified))
     said = await _said(resources, include, verified.closest.sequence_id)
     unasked = None if include else _DESCRIBED
     body = VerifyAnswer.beside(said, verified).model_dump_json(exclude=unasked)
     return Response(body, media_type="application/json")
+
+
+def _probes(sequence: list[UploadFile]) -> list[Upload]:
+    return [upload(sequence[0])] if len(sequence) == 1 else uploads(sequence, _MOST_PROBES)
 
 
 async def _said(

@@ -22,6 +22,7 @@ from service.http.routes.audited import keep_change
 from service.http.routes.dependencies import AppResources
 from service.http.schemas import Schema, Timestamp
 from service.job_types.requests import (
+    AdaptRequest,
     AuditRequest,
     CalibrateRequest,
     DistillRequest,
@@ -143,6 +144,12 @@ def calibrate(new: Submits, body: CalibrateRequest | None = None) -> JobAnswer:
 def reindex(new: Submits, body: ReindexRequest | None = None) -> JobAnswer:
     """Complete a gallery's embeddings under its model, and build its indexes anew."""
     return new.accepted(new.submit.submit(body or ReindexRequest(), new.in_transaction()))
+
+
+@router.post("/adapt", status_code=202)
+def adapt(new: Submits, body: AdaptRequest | None = None) -> JobAnswer:
+    """Fit a gallery's scene transform, and compare by it if its own people say it helps."""
+    return new.accepted(new.submit.submit(body or AdaptRequest(), new.in_transaction()))
 
 
 @router.post("/audit-gallery", status_code=202)

@@ -6,7 +6,7 @@ import { leaveCalibration, showCalibration, startCalibration } from "./calibrati
 import { subjectCorrections, walkCorrections } from "./corrections.js";
 import { announce, bringIntoView, byId, confirmed, element, entry } from "./dom.js";
 import { coverageOf, walkOf } from "./enrolment.js";
-import { percent } from "./figures.js";
+import { moment, percent } from "./figures.js";
 import { resetPortability, startPortability } from "./portability.js";
 import { showing } from "./problem.js";
 import { receiptOf } from "./receipt.js";
@@ -91,11 +91,19 @@ function summary(found) {
     entry("Gallery", found.name),
     entry("Subjects", found.subjects), entry("Walks", found.sequences), entry("Model", found.model.name),
     entry("Threshold", calibrated ? calibration(calibrated) : "the model’s own"),
+    entry("Adapted to its cameras", adapted(found.scene)),
     entry("Walks are kept", keptFor(found.max_age_days)));
 }
 
 function calibration({ threshold, target_fpir, stale }) {
   return `${threshold.toFixed(4)}, calibrated for ${percent(target_fpir)} of strangers${stale ? ", out of date" : ""}`;
+}
+
+function adapted(scene) {
+  if (!scene) return "not yet";
+  const gain = scene.gain.value * 100;
+  const found = `${gain < 0 ? "−" : "+"}${Math.abs(gain).toFixed(0)} % of comparisons right`;
+  return scene.used ? `since ${moment(scene.fitted_at)}: ${found}` : `tried ${moment(scene.fitted_at)}, not in use`;
 }
 
 async function turn(change) {

@@ -19,6 +19,7 @@ export function receiptOf(receipt) {
       : element("p", {}, "No model of this service was trained on it."),
     jobs.length ? element("p", {},
       `${count(jobs.length, "job")} that worked on these walks ${jobs.length === 1 ? "was" : "were"} cancelled.`) : null,
+    receipt.scene ? element("p", {}, "What the gallery had learned about its cameras from these walks is gone; it learns anew from the others.") : null,
     element("p", { class: "hint" }, "The service does not keep receipts: save what you need of this one."),
     element("details", {}, element("summary", {}, "The receipt as the service gave it"),
       element("pre", {}, JSON.stringify(receipt, null, 2))));

@@ -100,6 +100,7 @@ def test_a_search_is_recorded_with_who_and_what_and_how_it_was_decided(
         "decision": answer["decision"],
         "similarity": pytest.approx(answer["candidates"][0]["similarity"]),
         "candidates": 1,
+        "sequences": 1,
         "top_k": 3,
         "filtered": True,
         "threshold": answer["threshold"],

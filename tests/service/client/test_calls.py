@@ -34,6 +34,8 @@ ARGUMENTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "gallery": (("lab",), {}),
     "create_gallery": (("lab",), {}),
     "change_gallery": (("lab",), {"max_age_days": 30}),
+    "add_to_cohort": (("lab", [WALK]), {}),
+    "forget_cohort": (("lab",), {}),
     "export_gallery": (("lab", HERE.with_name("never.zip")), {}),
     "import_gallery": ((HERE, "lab"), {}),
     "erase_gallery": (("lab",), {}),
@@ -64,6 +66,7 @@ ARGUMENTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     ),
     "evaluate": ((), {"model": "m", "dataset": "d"}),
     "calibrate": ((), {}),
+    "adapt": ((), {}),
     "audit_gallery": ((), {}),
     "reindex": ((), {}),
     "jobs": ((), {"status": "queued"}),
@@ -83,7 +86,7 @@ ARGUMENTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
 }
 UNSTRUCTURED = {
     *("silhouettes", "film", "energy_image", "follow", "metrics"),
-    *("audit", "export_gallery", "remove_model"),
+    *("audit", "export_gallery", "forget_cohort", "remove_model"),
 }
 """Calls whose answers are no JSON object."""
 

@@ -24,18 +24,22 @@ import pytest
 from sqlalchemy import Engine, update
 from sqlalchemy.orm import Session
 
+from models.comparison.scene import SceneFit, SceneTransform
 from service.foundation.settings import Settings
 from service.gallery.editing import edit_sequence
 from service.gallery.growing_index import GrowingIndex
 from service.gallery.live_index import LiveIndex, stored_embeddings
+from service.gallery.operating_point import OperatingPoint
 from service.gallery.records import Changes, Embedding, Metadata
 from service.gallery.roster import Roster
+from service.gallery.scenes import new_scene, put
 from service.gallery.sealing import unlock
 from service.gallery.snapshots import Snapshots
 from service.gallery.store import GalleryStore
 from service.gallery.tables import GalleryRow
 from service.http.resources import open_engine
 from service.privacy.erasure_transactions import erase_gallery, erase_sequence, erase_subject
+from service.storage.database import now, writing
 from service.storage.encryption import EncryptionKey
 from tests.service.jobs.galleries import add, made_walk
 from tests.service.requests import enrol as enrol_walk
@@ -82,7 +86,7 @@ class Process:
         self.index = GrowingIndex(
             *shape,
             "cosine",
-            partial(stored_embeddings, self.store, DIGEST, shape, roster),
+            partial(stored_embeddings, self.store, DIGEST, shape, None, roster),
             shortlist=10,
             exact_below=20,
             folder=folder.parent,
@@ -281,6 +285,30 @@ def test_embeddings_that_were_made_anew_are_read_anew(
         session.execute(update(GalleryRow).values(index_epoch=GalleryRow.index_epoch + 1))
     assert process.snapshots.load(process.gallery_id, DIGEST) is None
     process.snapshots.sweep()
+    assert not kept.exists()
+
+
+def test_a_snapshot_made_through_another_scene_transform_is_removed_and_never_used(
+    engine: Engine, start: Start, kept: Path
+) -> None:
+    before = start()
+    before.follow()
+    width = PARTS * CHANNELS
+    transform = SceneTransform(np.zeros(width, np.float32), np.eye(width, dtype=np.float32), 1)
+    point = OperatingPoint(
+        threshold=0.5, interval=None, confidence=0.95, method="observed", target_fpir=0.1,
+        gallery_subjects=2, gallery_sequences=4, calibrated_at=now(), digest=DIGEST,
+    )  # fmt: skip
+    with Session(writing(engine)) as session, session.begin():
+        fit = SceneFit(transform, 0.1, (0.05, 0.2), 0.1, 2, 4)
+        scene = new_scene(transform, point)
+        put(session, before.gallery_id, DIGEST, fit, 1, scene, None)
+    again = start()
+    again.follow()
+    assert again.store.read == 2 * PEOPLE, "nothing came from the snapshot"
+    for process in (before, again):  # neither has the transform that is in use
+        process.keep()
+    before.snapshots.sweep()
     assert not kept.exists()
 
 

@@ -302,7 +302,7 @@ def test_who_is_enrolled_while_the_models_are_compared_costs_no_gallery_its_cali
     lease = begin(queue)
     run(settings, engine, lease)
     other = find_model(settings, "other").digest
-    _, _, kept = GalleryStore(engine).head("default", other)
+    kept = GalleryStore(engine).head("default", other).point_for(other, None)
     assert kept is not None
     expected = calibration_of("other").operating_point
     assert (kept["threshold"], kept["method"]) == (expected.threshold, expected.method)
