@@ -40,6 +40,8 @@ class NetworkConfig(BaseModel):
     embedding_source: Literal["embedding", "neck"] = "embedding"
     mixing: bool = False
     """Whether behind the neck each part reads all parts (see `training.derive.discriminant`)."""
+    quantised: Literal["int8"] | None = None
+    """Whether the backbone computes with whole numbers (see `models.networks.quantised`)."""
     window: Annotated[int, Field(ge=1)] | None = None
     """Frames that the maximum over time is taken of; longer sequences are the mean of windows.
 
@@ -56,11 +58,12 @@ class FrameBackbone(nn.Module):
     def __init__(self, stem: nn.Module, stages: Sequence[nn.Module]) -> None:
         super().__init__()
         self.stem = stem
+        self.activation = nn.ReLU(inplace=True)
         self.stages = nn.Sequential(*stages)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Feature maps `[f, c, h, w]` of frames `[f, 1, h, w]`."""
-        maps: Tensor = self.stages(torch.relu(self.stem(frames)))
+        maps: Tensor = self.stages(self.activation(self.stem(frames)))
         return maps
 
     @property
@@ -103,12 +106,13 @@ class ClipBackbone(nn.Module):
     ) -> None:
         super().__init__()
         self.stem = stem
+        self.activation = nn.ReLU(inplace=True)
         self.frame_stage = first_stage
         self.clip_stages = nn.Sequential(*stages)
 
     def forward(self, clips: Tensor) -> Tensor:
         """Feature maps `[n, c, s, h, w]` of clips `[n, s, h, w]`."""
-        frames = torch.relu(self.stem(clips.flatten(0, 1).unsqueeze(1)))
+        frames = self.activation(self.stem(clips.flatten(0, 1).unsqueeze(1)))
         maps: Tensor = self.clip_stages(as_clips(self.frame_stage(frames), clips.shape[1]))
         return maps
 
