@@ -18,8 +18,7 @@ from models.card import InputSize
 from models.networks.network import ClipBackbone, FrameBackbone
 from models.networks.pooling import max_over_sequences
 
-# Of single frames, at once: the maps of more do not stay in a core's cache.
-FRAMES_PER_CALL: Final = 15
+FRAMES_PER_CALL: Final = 30  # of single frames; with several threads fewer, so that all have some
 
 
 class CompiledBackbone:
@@ -40,7 +39,7 @@ class CompiledBackbone:
         bfloat16: bool,
         threads: int,
     ) -> None:
-        self._most = None if backbone.is_temporal else FRAMES_PER_CALL
+        self._most = None if backbone.is_temporal else max(1, FRAMES_PER_CALL // threads)
         settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
             "INFERENCE_NUM_THREADS": threads,
@@ -77,7 +76,7 @@ class _OfBytes(nn.Module):
         self.backbone = backbone
 
     def forward(self, frames: Tensor) -> Tensor:
-        return self.backbone.over_clips(frames.unsqueeze(0).float() / 255).squeeze(0)
+        return self.backbone.over_clip(frames.float() / 255)
 
 
 def _converted(

@@ -57,13 +57,14 @@ class FrameBackbone(nn.Module):
 
     def __init__(self, stem: nn.Module, stages: Sequence[nn.Module]) -> None:
         super().__init__()
+        self.entry: nn.Module = nn.Identity()  # a quantised network's whole numbers begin here
         self.stem = stem
         self.activation = nn.ReLU(inplace=True)
         self.stages = nn.Sequential(*stages)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Feature maps `[f, c, h, w]` of frames `[f, 1, h, w]`."""
-        maps: Tensor = self.stages(self.activation(self.stem(frames)))
+        maps: Tensor = self.stages(self.activation(self.stem(self.entry(frames))))
         return maps
 
     @property
@@ -75,6 +76,11 @@ class FrameBackbone(nn.Module):
     def in_order(self) -> list[nn.Module]:
         """Its stages, without the stem."""
         return list(self.stages)
+
+    def over_clip(self, silhouettes: Tensor) -> Tensor:
+        """Maximum over time of the maps of one clip `[s, h, w]`: `[c, h, w]`."""
+        maps: Tensor = self(silhouettes.unsqueeze(1))
+        return maps.amax(0)
 
     def over_clips(self, silhouettes: Tensor) -> Tensor:
         """Maximum over time of the maps of clips `[n, s, h, w]`: `[n, c, h, w]`."""
@@ -105,6 +111,7 @@ class ClipBackbone(nn.Module):
         self, stem: nn.Module, first_stage: nn.Module, stages: Sequence[nn.Module]
     ) -> None:
         super().__init__()
+        self.entry: nn.Module = nn.Identity()  # a quantised network's whole numbers begin here
         self.stem = stem
         self.activation = nn.ReLU(inplace=True)
         self.frame_stage = first_stage
@@ -112,7 +119,8 @@ class ClipBackbone(nn.Module):
 
     def forward(self, clips: Tensor) -> Tensor:
         """Feature maps `[n, c, s, h, w]` of clips `[n, s, h, w]`."""
-        frames = self.activation(self.stem(clips.flatten(0, 1).unsqueeze(1)))
+        frames = self.entry(clips.flatten(0, 1).unsqueeze(1))
+        frames = self.activation(self.stem(frames))
         maps: Tensor = self.clip_stages(as_clips(self.frame_stage(frames), clips.shape[1]))
         return maps
 
@@ -125,6 +133,10 @@ class ClipBackbone(nn.Module):
     def in_order(self) -> list[nn.Module]:
         """Its stages, without the stem."""
         return [self.frame_stage, *self.clip_stages]
+
+    def over_clip(self, silhouettes: Tensor) -> Tensor:
+        """Maximum over time of the maps of one clip `[s, h, w]`: `[c, h, w]`."""
+        return self.over_clips(silhouettes.unsqueeze(0)).squeeze(0)
 
     def over_clips(self, silhouettes: Tensor) -> Tensor:
         """Maximum over time of the maps of clips `[n, s, h, w]`: `[n, c, h, w]`."""

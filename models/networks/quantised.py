@@ -38,9 +38,7 @@ class QuantisedConv(nn.Module):
     def __init__(self, conv: Conv) -> None:
         super().__init__()
         self.stride, self.padding = conv.stride, conv.padding
-        self._convolve = (
-            functional.conv3d if isinstance(conv, nn.Conv3d) else functional.conv2d
-        )
+        self._convolve = functional.conv3d if isinstance(conv, nn.Conv3d) else functional.conv2d
         self.register_buffer("weight", torch.zeros_like(conv.weight, dtype=torch.int8))
         self.register_buffer("scale", torch.ones(conv.out_channels))
         self.register_buffer("bias", torch.zeros(conv.out_channels))
@@ -53,8 +51,8 @@ class QuantisedConv(nn.Module):
         kernel = torch.fake_quantize_per_channel_affine(
             self.weight * scale, self.scale, zeros, 0, -MOST, MOST
         )
-        maps = self._convolve(maps, kernel, self.bias, self.stride, self.padding)  # type: ignore[arg-type]
-        return maps
+        convolved: Tensor = self._convolve(maps, kernel, self.bias, self.stride, self.padding)
+        return convolved
 
 
 class QuantisedReLU(nn.Module):
@@ -66,9 +64,9 @@ class QuantisedReLU(nn.Module):
 
     scale: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
-        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("scale", torch.tensor(scale))
 
     def forward(self, maps: Tensor) -> Tensor:
         """Rectify and round."""
@@ -78,6 +76,7 @@ class QuantisedReLU(nn.Module):
 
 def make_room_for_whole_numbers(network: GaitNetwork) -> None:
     """Replace the backbone's layers, in place, by quantised ones that are still to be filled."""
+    network.backbone.entry = QuantisedReLU(1 / MOST_UNSIGNED)  # exact: frames are of bytes
     (*_, last_block) = network.backbone.last_stage.children()
     for module in list(network.backbone.modules()):
         if isinstance(module, ConvNorm) and isinstance(module.conv, Conv):
