@@ -47,7 +47,7 @@ class CompiledBackbone:
             # pinned, the threads of two processes would share a core while another is idle
             "ENABLE_CPU_PINNING": False,
         }
-        model, self._owner = _converted(backbone, size)
+        model, self._owner = converted(backbone, size)
         compiled = openvino.Core().compile_model(model, "CPU", settings)
         self._calls = openvino.AsyncInferQueue(compiled, threads)
         self._calls.set_callback(_keep)
@@ -79,7 +79,7 @@ class _OfBytes(nn.Module):
         return self.backbone.over_clip(frames.float() / 255)
 
 
-def _converted(
+def converted(
     backbone: FrameBackbone | ClipBackbone, size: InputSize
 ) -> tuple[openvino.Model, object]:
     """The backbone as OpenVINO's graph, for any number of frames, and who owns its constants.
