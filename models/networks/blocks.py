@@ -7,6 +7,8 @@ from one to the other without a copy.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -21,7 +23,7 @@ class ConvNorm(nn.Module):
         super().__init__()
         volumetric = isinstance(conv, nn.Conv3d)
         norm = nn.BatchNorm3d if volumetric else nn.BatchNorm2d
-        self.conv: nn.Module = conv
+        self.conv: Any = conv  # or a quantised one
         self.norm: Norm | nn.Identity = norm(conv.out_channels)
 
     def forward(self, maps: Tensor) -> Tensor:

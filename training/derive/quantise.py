@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.networks.blocks import ConvNorm, fold_batch_norm
+from models.networks.blocks import Conv, ConvNorm, fold_batch_norm
 from models.networks.device import MixedPrecision
 from models.networks.network import GaitNetwork
 from models.networks.quantised import MOST, MOST_UNSIGNED, QuantisedConv, QuantisedReLU
@@ -137,20 +137,25 @@ def quantised(network: GaitNetwork, clips: Tensor) -> GaitNetwork:
     for name, module in list(fitting.named_modules()):
         whole = result.backbone.get_submodule(name)
         if isinstance(module, ConvNorm):
-            module.conv = _FittingConv(module.conv, whole.conv)
+            module.conv = _FittingConv(_conv(module), _conv(whole))
         for rectifier, conv in _BEFORE.items():
             rounded = getattr(whole, rectifier, None)
             if isinstance(rounded, QuantisedReLU):
-                before = getattr(whole, conv).conv
+                before = _conv(getattr(whole, conv))
                 setattr(module, rectifier, _FittingReLU(rounded, before))
     fitting.over_clips(torch.cat([clips, clips]))
     return result
 
 
+def _conv(module: nn.Module) -> Any:
+    """The convolution of a module that has one, of whatever kind."""
+    return module.conv
+
+
 class _FittingConv(nn.Module):
     """Fits a quantised convolution to the maps it is given: exact ones, and the same as rounded."""
 
-    def __init__(self, exact: nn.Module, rounded: nn.Module) -> None:
+    def __init__(self, exact: Any, rounded: QuantisedConv) -> None:
         super().__init__()
         self._exact, self._rounded = exact, rounded
 
@@ -198,11 +203,11 @@ class _Moments(NamedTuple):
     products: Tensor  # [c, k] covariance of both
 
 
-def _moments(conv: nn.Module, maps: Tensor, wanted: Tensor) -> _Moments:
+def _moments(conv: Conv, maps: Tensor, wanted: Tensor) -> _Moments:
     share = min(1.0, _ROWS / wanted[:, 0].numel())
     random = torch.Generator().manual_seed(_SEED)
     rows, targets = [], []
-    for read, given in zip(maps.split(_AT_ONCE), wanted.split(_AT_ONCE), strict=True):
+    for read, given in zip(torch.split(maps, _AT_ONCE), torch.split(wanted, _AT_ONCE), strict=True):
         chosen = torch.rand(given[:, 0].numel(), generator=random) < share
         rows.append(_patches(conv, read)[chosen])
         targets.append(given.movedim(1, -1).flatten(0, -2)[chosen])
@@ -214,9 +219,10 @@ def _moments(conv: nn.Module, maps: Tensor, wanted: Tensor) -> _Moments:
     )
 
 
-def _patches(conv: nn.Module, maps: Tensor) -> Tensor:
+def _patches(conv: Conv, maps: Tensor) -> Tensor:
     """What the kernel reads at each place, `[places, c_in · kernel]`, ordered as its weights."""
-    padding = [margin for margin in reversed(conv.padding) for _ in range(2)]
+    margins = cast("tuple[int, ...]", conv.padding)
+    padding = [margin for margin in reversed(margins) for _ in range(2)]
     patches = functional.pad(maps, padding)
     for axis, (size, stride) in enumerate(zip(conv.kernel_size, conv.stride, strict=True), start=2):
         patches = patches.unfold(axis, size, stride)

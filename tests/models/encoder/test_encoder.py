@@ -136,7 +136,7 @@ def test_a_backbone_gives_each_walks_maximum_over_time(
     frames = torch.from_numpy(np.concatenate(some_walks()))
     with torch.inference_mode():
         found = ready(network)(frames, LENGTHS)
-        for walk, own in zip(torch.split(frames, LENGTHS), found, strict=True):
+        for walk, own in zip(torch.split(frames, list(LENGTHS)), found, strict=True):
             wanted = network.backbone.over_clips(walk[None].float() / 255)[0]
             torch.testing.assert_close(own, wanted, rtol=1e-4, atol=1e-5)
 

@@ -51,7 +51,7 @@ def to_the_nearest(network: GaitNetwork, whole: GaitNetwork) -> GaitNetwork:
     fold_batch_norm(network)
     for name, module in network.backbone.named_modules():
         if isinstance(module, ConvNorm):
-            conv = whole.backbone.get_submodule(name).conv
+            conv: Any = whole.backbone.get_submodule(name).conv
             assert isinstance(conv, QuantisedConv)
             kernel = module.conv.weight.detach()
             scale = kernel.abs().flatten(1).amax(1) / 127
@@ -102,11 +102,11 @@ def test_every_range_is_chosen(tmp_path: Path) -> None:
     ],
 )
 def test_a_convolution_is_its_kernel_times_what_it_reads_at_each_place(
-    conv: nn.Module, shape: tuple[int, ...]
+    conv: Any, shape: tuple[int, ...]
 ) -> None:
     maps = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     wanted = conv(maps).movedim(1, -1).flatten(0, -2)
-    found = _patches(conv, maps) @ conv.weight.flatten(1).T  # type: ignore[operator, union-attr]
+    found = _patches(conv, maps) @ conv.weight.flatten(1).T
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -154,8 +154,7 @@ def test_quantising_by_command_makes_a_checkpoint_of_its_own(tmp_path: Path) -> 
     facts = card.training["quantised"]
     assert isinstance(facts, dict)
     assert facts["dataset"] == {"name": "walkers.pack", "content_hash": pack.content_hash}
-    agreement = facts["part_cosine"]
-    assert isinstance(agreement, dict)
+    agreement: Any = facts["part_cosine"]
     assert 0.99 < agreement["worst"] <= agreement["mean"] <= 1
     for wrong, reason in (
         ((out, *quantise), "quantised already"),
@@ -167,6 +166,5 @@ def test_quantising_by_command_makes_a_checkpoint_of_its_own(tmp_path: Path) -> 
         assert reason in failed["reason"]
     # exported once more, as with an evaluation of it, it stays what it is
     assert call(out, "--out", tmp_path / "again")[0] == 0
-    again, _ = checkpoint.load(tmp_path / "again")
-    whole, _ = checkpoint.load(out)
-    assert torch.equal(again.backbone.stem.conv.weight, whole.backbone.stem.conv.weight)
+    again, whole = (checkpoint.load(path)[0].state_dict() for path in (tmp_path / "again", out))
+    assert all(torch.equal(again[key], tensor) for key, tensor in whole.items())
