@@ -3,7 +3,7 @@
 Kernels are signed and maps unsigned whole numbers of 8 bits, each standing for itself times a
 scale: one for each channel that a kernel gives, and one for each tensor of maps. Torch computes
 with the numbers that they stand for (`fake_quantize`, so on any device); OpenVINO recognises the
-pattern and computes with the whole numbers themselves, in a quarter to a third of the time. The
+pattern and computes with the whole numbers themselves, in a third of the time. The
 maps that are pooled stay float32, as does the head, and so do the sums of residual blocks.
 """
 
