@@ -7,8 +7,9 @@ from one to the other without a copy.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 Conv = nn.Conv2d | nn.Conv3d
@@ -22,7 +23,7 @@ class ConvNorm(nn.Module):
         super().__init__()
         volumetric = isinstance(conv, nn.Conv3d)
         norm = nn.BatchNorm3d if volumetric else nn.BatchNorm2d
-        self.conv = conv
+        self.conv: Any = conv  # or a quantised one
         self.norm: Norm | nn.Identity = norm(conv.out_channels)
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -38,7 +39,7 @@ class ConvNorm(nn.Module):
         """
         if self.training:
             raise ValueError("batch normalisation can only be folded in eval mode")
-        if isinstance(self.norm, nn.Identity):
+        if isinstance(self.norm, nn.Identity) or not isinstance(self.conv, Conv):
             return
         self.conv = fuse_conv_bn_eval(self.conv, self.norm)
         self.norm = nn.Identity()
@@ -88,13 +89,16 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
         self.first = conv2d(channels_in, channels_out, stride=stride)
+        self.inner = nn.ReLU(inplace=True)
         self.second = conv2d(channels_out, channels_out)
         self.shortcut = _shortcut(nn.Conv2d, channels_in, channels_out, stride)
+        self.outer = nn.ReLU(inplace=True)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Map frames `[f, c, h, w]` to `[f, c', h / stride, w / stride]`."""
-        maps = self.second(functional.relu(self.first(frames), inplace=True))
-        return functional.relu(maps + self.shortcut(frames), inplace=True)
+        maps: Tensor = self.second(self.inner(self.first(frames)))
+        rectified: Tensor = self.outer(maps + self.shortcut(frames))
+        return rectified
 
 
 class ResidualBlockP3d(nn.Module):
@@ -107,21 +111,23 @@ class ResidualBlockP3d(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
         self.first = conv2d(channels_in, channels_out, stride=stride)
+        self.inner = nn.ReLU(inplace=True)
         self.temporal = ConvNorm(
             nn.Conv2d(channels_out, channels_out, (3, 1), padding=(1, 0), bias=False)
         )
+        self.mixed = nn.ReLU(inplace=True)
         self.second = conv2d(channels_out, channels_out)
         self.shortcut = _shortcut(nn.Conv2d, channels_in, channels_out, stride)
+        self.outer = nn.ReLU(inplace=True)
 
     def forward(self, clips: Tensor) -> Tensor:
         """Map clips `[n, c, s, h, w]` to `[n, c', s, h / stride, w / stride]`."""
         clip_length = clips.shape[2]
         frames = as_frames(clips)
-        maps = as_clips(functional.relu(self.first(frames), inplace=True), clip_length)
+        maps = as_clips(self.inner(self.first(frames)), clip_length)
         mixed = self.temporal(maps.flatten(3)).view_as(maps)
-        maps = self.second(as_frames(functional.relu(maps + mixed, inplace=True)))
-        maps = functional.relu(maps + self.shortcut(frames), inplace=True)
-        return as_clips(maps, clip_length)
+        maps = self.second(as_frames(self.mixed(maps + mixed)))
+        return as_clips(self.outer(maps + self.shortcut(frames)), clip_length)
 
 
 class ResidualBlock3d(nn.Module):
@@ -130,13 +136,16 @@ class ResidualBlock3d(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
         self.first = conv3d(channels_in, channels_out, stride=stride)
+        self.inner = nn.ReLU(inplace=True)
         self.second = conv3d(channels_out, channels_out)
         self.shortcut = _shortcut(nn.Conv3d, channels_in, channels_out, stride)
+        self.outer = nn.ReLU(inplace=True)
 
     def forward(self, clips: Tensor) -> Tensor:
         """Map clips `[n, c, s, h, w]` to `[n, c', s, h / stride, w / stride]`."""
-        maps = self.second(functional.relu(self.first(clips), inplace=True))
-        return functional.relu(maps + self.shortcut(clips), inplace=True)
+        maps: Tensor = self.second(self.inner(self.first(clips)))
+        rectified: Tensor = self.outer(maps + self.shortcut(clips))
+        return rectified
 
 
 Block = type[ResidualBlock] | type[ResidualBlockP3d] | type[ResidualBlock3d]

@@ -9,6 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.networks.network import GaitNetwork
+from models.networks.registry import build
 
 
 class Cost(NamedTuple):
@@ -22,10 +23,16 @@ class Cost(NamedTuple):
 def cost(network: GaitNetwork, *, frames: int = 30) -> Cost:
     """Count what one sequence of 64 x 44 pixels costs, without computing anything.
 
+    A quantised network counts as the float one of its shape: the multiplications are as many.
+
     Args:
         network: any architecture.
         frames: frames of the sequence.
     """
+    if network.config.quantised:
+        config = {**network.config.model_dump(mode="json"), "quantised": None}
+        with torch.device("meta"):
+            network = build(network.config.architecture, config)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     head = network.head
     training_only = sum(

@@ -40,6 +40,8 @@ class NetworkConfig(BaseModel):
     embedding_source: Literal["embedding", "neck"] = "embedding"
     mixing: bool = False
     """Whether behind the neck each part reads all parts (see `training.derive.discriminant`)."""
+    quantised: Literal["int8"] | None = None
+    """Whether the backbone computes with whole numbers (see `models.networks.quantised`)."""
     window: Annotated[int, Field(ge=1)] | None = None
     """Frames that the maximum over time is taken of; longer sequences are the mean of windows.
 
@@ -55,12 +57,14 @@ class FrameBackbone(nn.Module):
 
     def __init__(self, stem: nn.Module, stages: Sequence[nn.Module]) -> None:
         super().__init__()
+        self.entry: nn.Module = nn.Identity()  # a quantised network's whole numbers begin here
         self.stem = stem
+        self.activation = nn.ReLU(inplace=True)
         self.stages = nn.Sequential(*stages)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Feature maps `[f, c, h, w]` of frames `[f, 1, h, w]`."""
-        maps: Tensor = self.stages(torch.relu(self.stem(frames)))
+        maps: Tensor = self.stages(self.activation(self.stem(self.entry(frames))))
         return maps
 
     @property
@@ -81,6 +85,11 @@ class FrameBackbone(nn.Module):
             maps = stage(maps)
             found.append(as_clips(maps, silhouettes.shape[1]))
         return found
+
+    def over_clip(self, silhouettes: Tensor) -> Tensor:
+        """Maximum over time of the maps of one clip `[s, h, w]`: `[c, h, w]`."""
+        maps: Tensor = self(silhouettes.unsqueeze(1))
+        return maps.amax(0)
 
     def over_clips(self, silhouettes: Tensor) -> Tensor:
         """Maximum over time of the maps of clips `[n, s, h, w]`: `[n, c, h, w]`."""
@@ -111,13 +120,16 @@ class ClipBackbone(nn.Module):
         self, stem: nn.Module, first_stage: nn.Module, stages: Sequence[nn.Module]
     ) -> None:
         super().__init__()
+        self.entry: nn.Module = nn.Identity()  # a quantised network's whole numbers begin here
         self.stem = stem
+        self.activation = nn.ReLU(inplace=True)
         self.frame_stage = first_stage
         self.clip_stages = nn.Sequential(*stages)
 
     def forward(self, clips: Tensor) -> Tensor:
         """Feature maps `[n, c, s, h, w]` of clips `[n, s, h, w]`."""
-        frames = torch.relu(self.stem(clips.flatten(0, 1).unsqueeze(1)))
+        frames = self.entry(clips.flatten(0, 1).unsqueeze(1))
+        frames = self.activation(self.stem(frames))
         maps: Tensor = self.clip_stages(as_clips(self.frame_stage(frames), clips.shape[1]))
         return maps
 
@@ -140,6 +152,10 @@ class ClipBackbone(nn.Module):
             maps = stage(maps)
             found.append(maps)
         return found
+
+    def over_clip(self, silhouettes: Tensor) -> Tensor:
+        """Maximum over time of the maps of one clip `[s, h, w]`: `[c, h, w]`."""
+        return self.over_clips(silhouettes.unsqueeze(0)).squeeze(0)
 
     def over_clips(self, silhouettes: Tensor) -> Tensor:
         """Maximum over time of the maps of clips `[n, s, h, w]`: `[n, c, h, w]`."""

@@ -9,6 +9,7 @@ from typing import Any, Final, Generic, TypeVar
 from models.networks.deepgaitv2 import DeepGaitV2Config, build_deepgaitv2
 from models.networks.gaitbase import GaitBaseConfig, build_gaitbase
 from models.networks.network import GaitNetwork, NetworkConfig
+from models.networks.quantised import make_room_for_whole_numbers
 
 C = TypeVar("C", bound=NetworkConfig)
 
@@ -30,7 +31,10 @@ class Architecture(Generic[C]):
         Raises:
             ValueError: an unknown key, or a value out of range (pydantic's ValidationError).
         """
-        return self.builder(self.config.model_validate(dict(config)))
+        network = self.builder(self.config.model_validate(dict(config)))
+        if network.config.quantised:
+            make_room_for_whole_numbers(network)
+        return network
 
 
 ARCHITECTURES: Final[dict[str, Architecture[Any]]] = {

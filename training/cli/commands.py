@@ -308,6 +308,13 @@ def export(
             min=1,
         ),
     ] = None,
+    quantise: Annotated[
+        Literal["int8"] | None,
+        typer.Option(help="Compute in whole numbers of 8 bits, for CPUs; takes --dataset."),
+    ] = None,
+    dataset: Annotated[
+        Path | None, typer.Option(help="A .pack of walks to quantise for; its training walks.")
+    ] = None,
     evaluation: Annotated[
         list[Path] | None,
         typer.Option(
@@ -326,6 +333,8 @@ def export(
 ) -> None:
     """Make a checkpoint for use: no classifier, half precision, a card that says how good it is."""
     with _reporting(as_json) as (reporter, _):
+        if (quantise is None) != (dataset is None):
+            raise RecipeError([Problem("--quantise", "and --dataset go together")])
         from training.derive.export import export_checkpoint
 
         export_checkpoint(
@@ -338,6 +347,7 @@ def export(
             metric=metric,
             embedding_source=embedding_source,
             window=window,
+            calibration=dataset,
             evaluations=evaluation or (),
             decides_at=decides_at,
             notes=notes,

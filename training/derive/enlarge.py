@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from pydantic import ValidationError
@@ -31,6 +31,7 @@ from training.process.events import Reporter
 from training.recipe import Problem, RecipeError
 
 Layers = tuple[int, int, int, int]
+_QUANTISED: Final = "a quantised network cannot be enlarged: enlarge the one it was exported from"
 
 
 @torch.no_grad()
@@ -46,6 +47,8 @@ def grown(network: GaitNetwork, layers: Layers, mode: Literal["2d", "p3d"] = "p3
         ValueError: the network is of another kind, or deeper than asked for.
     """
     config = network.config
+    if config.quantised:
+        raise ValueError(_QUANTISED)
     if not isinstance(network.backbone, FrameBackbone):
         raise ValueError("only networks of 2-D blocks can grow; this one reads time already")
     if getattr(config, "strides", STRIDES) != STRIDES:
@@ -81,6 +84,8 @@ def widened(network: GaitNetwork, times: int, seed: int = 0) -> GaitNetwork:
     if times < 2:
         raise ValueError(f"{times} times as wide is not wider")
     config = network.config
+    if config.quantised:
+        raise ValueError(_QUANTISED)
     channels = [times * width for width in config.channels]
     wider = build(config.architecture, {**config.model_dump(mode="json"), "channels": channels})
     random = torch.Generator().manual_seed(seed)

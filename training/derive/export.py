@@ -12,13 +12,14 @@ from pydantic import JsonValue
 from models import checkpoint
 from models.card import Card, Metric
 from models.networks.registry import build
+from training.derive.quantise import quantise
 from training.evaluation.operating_points import operating_points, threshold_at
 from training.process.events import Done, Reporter
 from training.recipe import Problem, RecipeError
 
 EmbeddingSource = Literal["embedding", "neck"]
 CLASSIFIER = "head.classifier.weight"
-_COMPARED: Final = ("embedding_source", "window")
+_COMPARED: Final = ("embedding_source", "window", "quantised")
 """Of the configuration: what changes embeddings of the same weights."""
 
 
@@ -33,6 +34,7 @@ def export_checkpoint(
     metric: Metric | None = None,
     embedding_source: EmbeddingSource | None = None,
     window: int | None = None,
+    calibration: Path | None = None,
     evaluations: Sequence[Path] = (),
     decides_at: tuple[float, int] | None = None,
     notes: str | None = None,
@@ -50,6 +52,8 @@ def export_checkpoint(
         embedding_source: what is compared, before or after the neck; as configured when None.
         window: frames that the maximum over time is taken of (`NetworkConfig.window`); as
             configured when None.
+        calibration: a pack of walks to quantise the network for, to whole numbers of 8 bits (see
+            `training.derive.quantise`): its figures and thresholds are then still to be measured.
         evaluations: results that `evaluate --out` wrote. All give figures to the card; the first
             that measured open-set errors, without mirrored probes, gives the thresholds.
         decides_at: which of the thresholds decides by default: FPIR and enrolled
@@ -60,9 +64,14 @@ def export_checkpoint(
         The new card. What the old one says of training and metrics stays on it.
 
     Raises:
-        RecipeError: an evaluation cannot be read, or no threshold is for `decides_at`.
+        RecipeError: an evaluation cannot be read or is of the network before it is quantised, no
+            threshold is for `decides_at`, or the network cannot be quantised with these walks.
         models.card.CheckpointError: the source cannot be read or the target not be written.
+        training.data.pack.PackError: the walks cannot be used.
     """
+    if calibration is not None and evaluations:
+        reason = "is of the network before it is quantised; evaluate and export the result"
+        raise RecipeError([Problem("--evaluation", reason)])
     results = [_read(path) for path in evaluations]
     measured = (operating_points(result["rows"][0]) for result in results)
     points = next(filter(None, measured), ())
@@ -78,6 +87,11 @@ def export_checkpoint(
     if not keep_classifier:
         weights[CLASSIFIER] = slim.state_dict()[CLASSIFIER]
     slim.load_state_dict(weights)
+    training: dict[str, JsonValue] = {**card.training, "exported_from": card.digest}
+    metrics = card.metrics
+    if calibration is not None:
+        slim, training["quantised"] = quantise(slim, calibration)
+        metrics = {}
     config = slim.config.model_dump(mode="json")
     compared_alike = (metric or card.metric, *map(config.get, _COMPARED)) == (
         card.metric,
@@ -98,8 +112,8 @@ def export_checkpoint(
             "config": config,
             "identities": identities,
             "metric": metric or card.metric,
-            "training": {**card.training, "exported_from": card.digest},
-            "metrics": {**card.metrics, **{_title(result): _figures(result) for result in results}},
+            "training": training,
+            "metrics": {**metrics, **{_title(result): _figures(result) for result in results}},
             "notes": card.notes if notes is None else notes,
             "thresholds": points,
             "threshold": threshold,

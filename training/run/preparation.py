@@ -105,6 +105,9 @@ def prepare(
     identities = identity_hash(chosen.train)
     torch.manual_seed(recipe.seed)
     student, origin = _student(recipe, len(chosen.train), identities)
+    if student.config.quantised:
+        reason = "a quantised network cannot be trained: train the one it was exported from"
+        raise RecipeError([Problem("student", reason)])
     if teachers is None:
         teachers = tuple(Teacher.load(t.checkpoint, device) for t in recipe.teachers)
     for part in recipe.in_stages():

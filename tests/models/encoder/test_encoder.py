@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from models import checkpoint
-from models.card import CheckpointError
+from models.card import CheckpointError, InputSize
 from models.checkpoint import card_of
-from models.encoder import Encoder, encoder
+from models.encoder import Encoder, compiled, eager, encoder
+from models.encoder.compiled import CompiledBackbone
+from models.encoder.eager import EagerBackbone
+from models.encoder.encoder import Backbone
 from models.networks.network import GaitNetwork
 from models.silhouettes import cut
 from tests.models.networks.test_registry import NETWORKS, WINDOWED, small
@@ -77,7 +81,7 @@ def test_bfloat16_embeddings_point_the_same_way(name: str, config: dict[str, Any
 def test_how_many_frames_go_in_at_once_changes_nothing(
     name: str, config: dict[str, Any], frames_per_call: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(encoder.FRAMES_PER_CALL, "cpu", frames_per_call)
+    monkeypatch.setattr(compiled, "FRAMES_PER_CALL", frames_per_call)
     network, fast = prepare(name, config, precision="float32")
     np.testing.assert_allclose(
         fast.encode(some_walks()), plainly(network, some_walks()), rtol=1e-4, atol=1e-5
@@ -107,42 +111,95 @@ def test_a_necked_checkpoint_gives_unit_parts() -> None:
     np.testing.assert_allclose(found, plainly(network, some_walks()), atol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("native", "error", "precision"),
-    [(False, 0, "float32"), (True, 0, "bfloat16"), (True, 0.01, "float32")],
-)
-def test_auto_takes_bfloat16_where_it_is_native_and_harmless(
-    native: bool, error: float, precision: str, monkeypatch: pytest.MonkeyPatch
+def backbone_on_torch(network: GaitNetwork, **options: Any) -> EagerBackbone:
+    """What GPUs run, on the CPU."""
+    return EagerBackbone(network.backbone, torch.device("cpu"), **{"bfloat16": False, **options})
+
+
+def backbone_on_openvino(network: GaitNetwork, threads: int = 1) -> CompiledBackbone:
+    return CompiledBackbone(network.backbone, InputSize(), bfloat16=False, threads=threads)
+
+
+@pytest.mark.parametrize("frames_per_call", [7, 1000])
+@pytest.mark.parametrize("ready", [backbone_on_torch, backbone_on_openvino])
+@pytest.mark.parametrize(("name", "config"), NETWORKS)
+def test_a_backbone_gives_each_walks_maximum_over_time(
+    name: str,
+    config: dict[str, Any],
+    ready: Callable[[GaitNetwork], Backbone],
+    frames_per_call: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(encoder, "computes_bfloat16", lambda device: native)
-    monkeypatch.setattr(Encoder, "_error", lambda self, exact: error)
+    for module in (compiled, eager):
+        monkeypatch.setattr(module, "FRAMES_PER_CALL", frames_per_call)
+    network = small(name, config)
+    frames = torch.from_numpy(np.concatenate(some_walks()))
+    with torch.inference_mode():
+        found = ready(network)(frames, LENGTHS)
+        for walk, own in zip(torch.split(frames, list(LENGTHS)), found, strict=True):
+            wanted = network.backbone.over_clips(walk[None].float() / 255)[0]
+            torch.testing.assert_close(own, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_several_threads_give_what_one_gives() -> None:
+    network = small("gaitbase", {})
+    frames = torch.from_numpy(np.concatenate(some_walks()))
+    one, three = (backbone_on_openvino(network, threads)(frames, LENGTHS) for threads in (1, 3))
+    torch.testing.assert_close(three, one, rtol=1e-5, atol=1e-6)
+
+
+def test_on_a_cpu_nothing_is_rounded_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "computes_bfloat16", lambda device: True)
+    _, fast = prepare("gaitbase", {})
+    assert fast.precision == "float32"
+
+
+@pytest.mark.parametrize(
+    ("errors", "precision", "trials"),
+    [
+        ([0.0], "bfloat16", [False]),
+        ([0.01, 0.0], "bfloat16", [False, True]),
+        ([0.01, 0.01], "float32", [False, True]),
+    ],
+)
+def test_a_gpu_takes_bfloat16_where_it_is_harmless_if_need_be_but_for_the_last_stage(
+    errors: list[float], precision: str, trials: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured, tried = iter(errors), []
+
+    def ready(self: Encoder, *, bfloat16: bool, keeps_last_stage: bool = False) -> Backbone:
+        if bfloat16:
+            tried.append(keeps_last_stage)
+        return EagerBackbone(
+            self._network.backbone,
+            self.device,
+            bfloat16=bfloat16,
+            keeps_last_stage=keeps_last_stage,
+        )
+
+    monkeypatch.setattr(Encoder, "_ready", ready)
+    monkeypatch.setattr(Encoder, "_rounds_unasked", lambda self: True)
+    monkeypatch.setattr(Encoder, "_error", lambda self, rounded: next(measured))
     network, fast = prepare("gaitbase", {})
-    assert fast.precision == precision
+    assert (fast.precision, tried) == (precision, trials)
     tolerance = 5e-6 if precision == "float32" else 0.05
     found, wanted = fast.encode(some_walks()), plainly(network, some_walks())
     assert np.linalg.norm(found - wanted) <= tolerance * np.linalg.norm(wanted)
 
 
 @pytest.mark.parametrize(("name", "config"), NETWORKS)
-def test_where_bfloat16_is_too_coarse_the_last_stage_alone_stays_exact(
-    name: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    errors = iter((0.01, 0.0))
-    monkeypatch.setattr(encoder, "computes_bfloat16", lambda device: True)
-    with monkeypatch.context() as first:
-        first.setattr(Encoder, "_error", lambda self, exact: next(errors))
-        network, fast = prepare(name, config)
-    types = {parameter.dtype for parameter in fast._network.backbone.last_stage.parameters()}
-    assert (fast.precision, types) == ("bfloat16", {torch.float32})
-    assert next(fast._network.backbone.parameters()).dtype == torch.bfloat16
-    assert 0 < fast._error(network) < 0.01
-
-
-def test_the_trial_measures_what_bfloat16_loses() -> None:
-    network, fast = prepare("gaitbase", {}, precision="bfloat16")
-    assert 0 < fast._error(network) < 0.01
-    assert abs(fast._error(fast._network)) < 1e-6
+def test_a_last_stage_that_stays_exact_loses_less(name: str, config: dict[str, Any]) -> None:
+    _, fast = prepare(name, config)
+    rounded, spared = (
+        backbone_on_torch(fast._network, bfloat16=True, keeps_last_stage=keeps)
+        for keeps in (False, True)
+    )
+    types = {parameter.dtype for parameter in spared._backbone.last_stage.parameters()}
+    assert types == {torch.float32}
+    assert next(spared._backbone.parameters()).dtype == torch.bfloat16
+    assert 0 < fast._error(spared) < 0.01
+    assert 0 < fast._error(rounded) < 0.01
+    assert abs(fast._error(fast._backbone)) < 1e-6
 
 
 def test_threads_get_what_one_caller_gets() -> None:

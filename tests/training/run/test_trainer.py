@@ -316,6 +316,7 @@ def test_an_architecture_or_configuration_that_does_not_exist_is_named(pack: Pat
         ("student={architecture='gaitbas'}", "student.architecture"),
         ("student={architecture='gaitbase', config={chanels=[1]}}", "student.config.chanels"),
         ("student={architecture='gaitbase', config={identities=3}}", "identities"),
+        ("student={architecture='gaitbase', config={quantised='int8'}}", "cannot be trained"),
         ("student.config.parts=15", "student.config.parts: 16 rows"),
         ("batch.subjects=50", "batch.subjects"),
         ("data.validation=0.9", "data.validation"),
