@@ -51,9 +51,7 @@ class Background:
             self._forget(small)
         free = np.ones(small.shape[:2], bool)
         for box in people:
-            left, top, right, bottom = (
-                round(edge * self._scale) for edge in _widened(box)
-            )
+            left, top, right, bottom = (round(edge * self._scale) for edge in _widened(box))
             free[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = False
         pixels = small.astype(np.float32)
         change = pixels - self._scene

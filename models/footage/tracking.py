@@ -30,7 +30,11 @@ _UNDETECTED_S: Final = 3.0  # that a mask alone may carry a track
 _BRIGHT: Final = 127
 _LEAST_FILL: Final = 0.12  # of the box is the person's
 _FITS: Final = 0.35  # overlap of the mask's box with where it should be
+_SIZES: Final = (0.6, 1.7)  # of the person's usual pixels; beyond, the mask is of something else
+_SIZE_SHARE: Final = 0.2
+_MOST_ODD: Final = 5  # masks in a row; then it was the usual one that was wrong
 _PIECE: Final = 0.02  # of the body's pixels; smaller pieces are specks
+_TRUSTED: Final = 0.2  # share of where somebody should be in where they are found
 _SMOOTHING: Final = 0.4
 _BORDER: Final = 0.008  # of the picture's side
 
@@ -77,6 +81,19 @@ class Track:
     seen_s: float = 0.0
     hits: int = 1
     clothes: NDArray[np.float32] | None = None
+    usual: float = 0.0  # pixels of the person, over the square of the box's longer side
+    odd: int = 0
+
+    def is_usual(self, size: float) -> bool:
+        """Whether a mask has about as many pixels as those before; learns from it if so."""
+        ratio = size / self.usual if self.usual else 1.0
+        self.odd = 0 if _SIZES[0] < ratio < _SIZES[1] else self.odd + 1
+        if 0 < self.odd < _MOST_ODD:
+            return False
+        share = _SIZE_SHARE if self.usual and self.odd == 0 else 1.0
+        self.odd = 0
+        self.usual += share * (size - self.usual)
+        return True
 
     def expected(self, seconds: float) -> Box:
         """Where the person should be at a time."""
@@ -114,22 +131,18 @@ class Tracker:
         matched: dict[int, Found] = {}
         if looked:
             matched = self._match(image, self._segmenter.find(image), expected, now)
-        places = {
-            track.number: matched[track.number].box.towards(expected[track.number], 0.2)
-            if track.number in matched
-            else expected[track.number]
-            for track in self.tracks
-            if track.number in expected
-        } | {track.number: track.box for track in self.tracks if track.number not in expected}
+        places = {}
+        for track in self.tracks:
+            place = expected.get(track.number, track.box)
+            person = matched.get(track.number)
+            places[track.number] = person.box.towards(place, _TRUSTED) if person else place
         crowded = _crowded(places)
         windows = [places[track.number].window(MARGIN) for track in self.tracks]
         masks = self._segmenter.segment(image, windows)
         for track, window, mask in zip(self.tracks, windows, masks, strict=True):
             number = track.number
-            self._follow(
-                track, picture, places[number], window, mask,
-                detected=number in matched, crowded=number in crowded,
-            )  # fmt: skip
+            signs = {"detected": number in matched, "crowded": number in crowded}
+            self._follow(track, picture, places[number], window, mask, **signs)
         ended = [track for track in self.tracks if _is_over(track, image, now)]
         self.tracks = [track for track in self.tracks if track not in ended]
         return [track for track in ended if track.hits > 1]
@@ -197,15 +210,16 @@ class Tracker:
         now = picture.seconds
         inside = in_window(place, window)
         person, body = _own(mask, inside)
-        fits = (
-            body is not None
-            and cv2.countNonZero(person) > _LEAST_FILL * inside.area
-            and out_of_window(body, window).overlap(place) > _FITS
-        )
-        if not fits or body is None:
+        area = np.count_nonzero(person > _BRIGHT)
+        box = out_of_window(body, window) if body is not None else place
+        if (
+            body is None
+            or area < _LEAST_FILL * inside.area
+            or box.overlap(place) < _FITS
+            or not (crowded or track.is_usual(area / max(inside.width, inside.height) ** 2))
+        ):
             track.move(place, now)
             return
-        box = out_of_window(body, window)
         if crowded:
             track.move(place, now)
         else:
@@ -258,7 +272,7 @@ def _own(mask: Mask, inside: Box) -> tuple[Mask, Box | None]:
 def _is_cut(box: Box, image: Image) -> bool:
     rows, columns = image.shape[:2]
     edge = max(1.0, _BORDER * max(rows, columns))
-    return (
+    return bool(
         box.left < edge or box.top < edge or box.right > columns - edge or box.bottom > rows - edge
     )
 
@@ -281,9 +295,7 @@ def _crowded(places: dict[int, Box]) -> set[int]:
     return {
         number
         for number, box in places.items()
-        if any(
-            _within(box, other) > _CROWDED for name, other in places.items() if name != number
-        )
+        if any(_within(box, other) > _CROWDED for name, other in places.items() if name != number)
     }
 
 
@@ -322,7 +334,5 @@ def _likeness(one: NDArray[np.float32] | None, other: NDArray[np.float32]) -> fl
     return 0.0 if one is None else float(one @ other) / 2
 
 
-def _blend(
-    one: NDArray[np.float32] | None, other: NDArray[np.float32]
-) -> NDArray[np.float32]:
+def _blend(one: NDArray[np.float32] | None, other: NDArray[np.float32]) -> NDArray[np.float32]:
     return other if one is None else np.float32(0.8) * one + np.float32(0.2) * other

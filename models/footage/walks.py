@@ -124,10 +124,11 @@ def refine(seen: Sequence[Observation], background: Background | None) -> list[N
 
 def _agreed(seen: Sequence[Observation]) -> list[NDArray[np.float32]]:
     """Masks in [0, 1], float32 `[160, 160]`, each with its neighbours' share in it."""
-    own = [one.mask.astype(np.float32) / 255 for one in seen]
+    own = [one.mask.astype(np.float32) / np.float32(255) for one in seen]
     if len(own) < 2:
         return own
-    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+    unknown = np.zeros((*own[0].shape, 2), np.float32)
     greys = [cv2.cvtColor(one.pixels, cv2.COLOR_BGR2GRAY) for one in seen]
     rows, columns = np.mgrid[: own[0].shape[0], : own[0].shape[1]].astype(np.float32)
 
@@ -138,38 +139,36 @@ def _agreed(seen: Sequence[Observation]) -> list[NDArray[np.float32]]:
             if abs(seen[now].seconds - seen[before].seconds) > _NEIGHBOUR_S:
                 sums[now] = own[now]
                 continue
-            moved = flow.calc(greys[now], greys[before], None)
+            moved = flow.calc(greys[now], greys[before], unknown.copy())
             carried = cv2.remap(
                 sums[before], columns + moved[..., 0], rows + moved[..., 1], cv2.INTER_LINEAR
             )
-            sums[now] = own[now] + _MEMORY * (carried - own[now])
+            sums[now] = cv2.addWeighted(own[now], 1 - _MEMORY, carried, _MEMORY, 0).astype(
+                np.float32, copy=False
+            )
         return sums
 
     ahead = gathered(range(len(own)))
     behind = gathered(range(len(own) - 1, -1, -1))
-    return [
-        np.asarray((ahead[index] + behind[index]) / 2, np.float32) for index in range(len(own))
-    ]
+    return [np.asarray((ahead[index] + behind[index]) / 2, np.float32) for index in range(len(own))]
 
 
-def _weigh(
-    mask: NDArray[np.float32], apart: NDArray[np.float32] | None
-) -> NDArray[np.float32]:
-    """A mask with the scene's word: what is unlike it is rather somebody, what is like it nobody.
+def _weigh(mask: NDArray[np.float32], apart: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """A mask less what is as the scene is without anybody.
 
-    Clothes may look as the scene does: a mask is taken back only where what is near stands out.
+    Clothes may look as the scene does: only where the person stands out near by does that tell.
+    What is unlike the scene adds nothing; it may be a shadow.
     """
     if apart is None:
         return mask
-    apart = cv2.blur(np.nan_to_num(apart, nan=_NEUTRAL), _AROUND)
-    evidence = np.clip(_WEIGHT * (apart - _NEUTRAL), *_MOST)
+    distance = cv2.blur(np.nan_to_num(apart, nan=_NEUTRAL), _AROUND)
     person = (mask > 0.5).astype(np.float32)
-    near = cv2.blur(person, _NEAR)
-    contrast = cv2.blur(np.minimum(apart, _PLAIN) * person, _NEAR) / np.maximum(near, 0.02)
+    near = np.maximum(cv2.blur(person, _NEAR), 0.02)
+    contrast = cv2.blur(np.minimum(distance, _PLAIN) * person, _NEAR) / near
     tells = np.clip((contrast - _NEUTRAL) / (_PLAIN - _NEUTRAL), 0, 1)
-    evidence = np.where(evidence < 0, evidence * tells, evidence)
+    doubt = tells * np.clip(_WEIGHT * (_NEUTRAL - distance), 0, _MOST)
     clipped = np.clip(mask, 0.004, 0.996)
-    odds = np.log(clipped / (1 - clipped)) + evidence
+    odds = np.log(clipped / (1 - clipped)) - doubt
     return np.asarray(1 / (1 + np.exp(-odds)), np.float32)
 
 
@@ -178,7 +177,7 @@ _MEMORY: Final = 0.5  # share of the mask before in the sum
 _WEIGHT: Final = 0.7
 _NEUTRAL: Final = 2.5  # times the noise: neither person nor scene
 _PLAIN: Final = 8.0  # times the noise: nobody could take it for the scene
-_MOST: Final = (-1.5, 2.0)
+_MOST: Final = 1.5
 _AROUND: Final = (3, 3)
 _NEAR: Final = (25, 25)
 
