@@ -55,7 +55,7 @@ class Recorder:
     """A segmenter that remembers its answers for a second run over the same pictures, and times."""
 
     def __init__(self, inner: Segmenter) -> None:
-        self.name, self.every = inner.name, inner.every
+        self.name, self.every_s = inner.name, inner.every_s
         self.uses_background = inner.uses_background
         self.seconds = {"find": 0.0, "segment": 0.0}
         self.calls = {"find": 0, "segment": 0}

@@ -18,7 +18,7 @@ class WalkFinder:
 
     Attributes:
         outcome: what became of everybody's frames so far.
-        people: tracks so far.
+        people: how many were in full view, each time they came.
     """
 
     def __init__(self, segmenter: Segmenter) -> None:
@@ -54,7 +54,7 @@ class WalkFinder:
         return [walk for track in self._tracker.finish() for walk in self._cut(track, over=True)]
 
     def _cut(self, track: Track, *, over: bool) -> list[FoundWalk]:
-        self.people += over
+        self.people += over and track.whole
         walks, outcome = cut_walks(track, self._background, self._scale)
         self.outcome += outcome
         track.observations = []

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.silhouettes.budget import Budget, DecodeLimits
-from models.silhouettes.errors import MalformedSequence, UnsupportedSequence
+from models.silhouettes.errors import MalformedSequence, SequenceTooLarge, UnsupportedSequence
 from models.silhouettes.sniff import VIDEOS, sniff
 from models.silhouettes.video import decode_pictures
 
@@ -91,8 +91,13 @@ def read_pictures(data: bytes | mmap.mmap, limits: FootageLimits) -> Iterator[Pi
         seconds = frame.time if frame.time is not None else number / _UNTIMED_RATE
         first = seconds if first is None else first
         seconds -= first
-        if not due <= seconds <= limits.max_seconds_long:
-            continue  # too soon, or a time that cannot be right
+        if seconds > limits.max_seconds_long:
+            raise SequenceTooLarge(
+                f"the video lasts longer than the {limits.max_seconds_long:g} s that are read; "
+                "cut it"
+            )
+        if seconds < due:
+            continue
         due = seconds + _CLOSEST_S
         yield _picture(frame, seconds)
     if count < _SHORTEST_CLIP:

@@ -40,12 +40,12 @@ class Segmenter(Protocol):
 
     Attributes:
         name: what answers call it.
-        every: pictures from one look for people to the next; between, boxes follow the masks.
+        every_s: seconds from one look for people to the next; between, boxes follow the masks.
         uses_background: whether what stands still in the clip may correct its masks.
     """
 
     name: str
-    every: int
+    every_s: float
     uses_background: bool
 
     def find(self, image: Image) -> list[Found]:
@@ -60,7 +60,7 @@ class Segmenter(Protocol):
 class NetworkSegmenter:
     """SSDLite finds people (MIT), u2netp makes their masks (Apache-2.0), both through OpenVINO."""
 
-    every = 5
+    every_s = 0.19
 
     def __init__(
         self, folder: Path = WEIGHTS, *, threads: int = 2, uses_background: bool = True
@@ -124,7 +124,7 @@ _DETECTIONS: Final = ("detection_boxes:0", "detection_classes:0", "detection_sco
 class _Foreground:
     """People as what stands out of one picture; what both segmenters without weights share."""
 
-    every = 1
+    every_s = 0.0
 
     def __init__(self) -> None:
         self._seen = np.zeros((0, 0), np.uint8)
@@ -163,7 +163,9 @@ class BackgroundSegmenter(_Foreground):
 
     def find(self, image: Image) -> list[Found]:
         """Everybody in the next picture; shadows are nobody's."""
-        foreground = cv2.medianBlur(self._scene.apply(image), 3)
+        # Left to itself it learns so fast at first that who stops for a moment becomes the scene.
+        rate = -1 if self._seen.size == 0 else 1 / _HISTORY
+        foreground = cv2.medianBlur(self._scene.apply(image, learningRate=rate), 3)
         return self._people(
             np.asarray(cv2.threshold(foreground, 200, 255, cv2.THRESH_BINARY)[1], np.uint8)
         )

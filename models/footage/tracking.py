@@ -6,6 +6,7 @@ looks for people, and where the detector misses somebody, a box follows the mask
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -30,6 +31,7 @@ _UNDETECTED_S: Final = 3.0  # that a mask alone may carry a track
 _BRIGHT: Final = 127
 _LEAST_FILL: Final = 0.12  # of the box is the person's
 _FITS: Final = 0.35  # overlap of the mask's box with where it should be
+_HEIGHTS: Final = (0.75, 1.33)  # of the mask's box, over that of where it should be
 _SIZES: Final = (0.6, 1.7)  # of the person's usual pixels; beyond, the mask is of something else
 _SIZE_SHARE: Final = 0.2
 _MOST_ODD: Final = 5  # masks in a row; then it was the usual one that was wrong
@@ -81,6 +83,7 @@ class Track:
     seen_s: float = 0.0
     hits: int = 1
     clothes: NDArray[np.float32] | None = None
+    whole: bool = False  # whether the picture ever held all of the person
     usual: float = 0.0  # pixels of the person, over the square of the box's longer side
     odd: int = 0
 
@@ -119,17 +122,16 @@ class Tracker:
     def __init__(self, segmenter: Segmenter) -> None:
         self.tracks: list[Track] = []
         self._segmenter = segmenter
-        self._pictures = 0
+        self._looked_s = -math.inf
         self._numbers = 0
 
     def see(self, picture: Picture) -> list[Track]:
         """Follow everybody into the next picture; returns the tracks that end before it."""
         image, now = picture.image, picture.seconds
-        looked = self._pictures % self._segmenter.every == 0
-        self._pictures += 1
         expected = {track.number: track.expected(now) for track in self.tracks}
         matched: dict[int, Found] = {}
-        if looked:
+        if now - self._looked_s >= self._segmenter.every_s:
+            self._looked_s = now
             matched = self._match(image, self._segmenter.find(image), expected, now)
         places = {}
         for track in self.tracks:
@@ -216,6 +218,7 @@ class Tracker:
             body is None
             or area < _LEAST_FILL * inside.area
             or box.overlap(place) < _FITS
+            or not _HEIGHTS[0] < box.height / place.height < _HEIGHTS[1]
             or not (crowded or track.is_usual(area / max(inside.width, inside.height) ** 2))
         ):
             track.move(place, now)
@@ -225,6 +228,8 @@ class Tracker:
         else:
             track.move(place.towards(box, 0.5 if detected else 0.8), now)
             track.seen_s = now
+        cut = _is_cut(box, picture.image)
+        track.whole |= not cut
         track.observations.append(
             Observation(
                 seconds=now,
@@ -232,7 +237,7 @@ class Tracker:
                 pixels=cut_out(picture.image, window),
                 mask=person,
                 box=box,
-                cut=_is_cut(box, picture.image),
+                cut=cut,
                 crowded=crowded,
             )
         )

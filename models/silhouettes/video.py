@@ -102,7 +102,7 @@ def decode_pictures(
         lasts = (container.duration or 0) / av.time_base
         if lasts > longest_s:
             raise SequenceTooLarge(
-                f"the video lasts {lasts:.0f} s, and at most {longest_s:g} s are read; cut it"
+                f"the video lasts longer than the {longest_s:g} s that are read; cut it"
             )
         budget.check_sides(codec.height, codec.width)
         _check_memory(codec, budget)

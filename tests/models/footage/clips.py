@@ -22,7 +22,7 @@ RATE = 25
 ROWS, COLUMNS = 300, 480
 GROUND = 265  # the row that feet stand on
 TALL = 160
-CLOTHES = ((50, 40, 35), (40, 40, 120), (120, 60, 30), (30, 90, 40))  # blue, green, red
+CLOTHES = ((40, 40, 120), (30, 90, 40), (120, 60, 30))  # red, green, blue
 
 
 @cache
@@ -138,13 +138,14 @@ def encode(
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         if codec == "libx264":
             stream.options = {"crf": "20", "preset": "veryfast"}
-        stream.codec_context.time_base = Fraction(1, 1000)
+        base = Fraction(1, rate) if times is None else Fraction(1, 1000)
+        stream.codec_context.time_base = base
         for number, picture in enumerate(pictures):
             if number == 0:
                 stream.height, stream.width = picture.shape[:2]
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="bgr24")
             seconds = number / rate if times is None else times[number]
-            frame.pts, frame.time_base = round(seconds * 1000), Fraction(1, 1000)
+            frame.pts, frame.time_base = round(seconds / base), base
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
     return target.getvalue()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import pytest
@@ -27,9 +28,12 @@ THROUGH = (-60.0, COLUMNS + 60.0)
 BACK = (COLUMNS + 60.0, -60.0)
 
 
+network = cache(lambda: NetworkSegmenter(threads=1))
+
+
 def make(name: str) -> Segmenter:
     if name == "network":
-        return NetworkSegmenter(threads=1)
+        return network()
     return MaskSegmenter() if name == "masks" else BackgroundSegmenter()
 
 

@@ -26,19 +26,6 @@ def times(data: bytes) -> list[float]:
     return [picture.seconds for picture in read_pictures(data, FootageLimits())]
 
 
-def lasting(data: bytes, seconds: float) -> bytes:
-    """An MP4 whose headers say that it lasts so long."""
-    changed = bytearray(data)
-    for box, scale_at in ((b"mvhd", 16), (b"mdhd", 16)):
-        at = changed.index(box)
-        (scale,) = struct.unpack_from(">I", changed, at + scale_at)
-        struct.pack_into(">I", changed, at + scale_at + 4, min(round(seconds * scale), 2**32 - 1))
-    at = changed.index(b"tkhd")
-    (scale,) = struct.unpack_from(">I", changed, changed.index(b"mvhd") + 16)
-    struct.pack_into(">I", changed, at + 24, min(round(seconds * scale), 2**32 - 1))
-    return bytes(changed).replace(b"elst", b"free").replace(b"edts", b"free")
-
-
 @pytest.mark.parametrize("rate", [10, 25, 30])
 def test_every_picture_of_a_usual_rate_is_read(rate: int) -> None:
     assert times(encode(blank(20), rate=rate)) == pytest.approx(np.arange(20) / rate, abs=2e-3)
@@ -59,12 +46,12 @@ def test_a_changing_rate_keeps_its_times() -> None:
     ("codec", "container"), [("libx264", "mp4"), ("mpeg4", "avi"), ("libvpx", "webm")]
 )
 def test_colours_survive_every_container(codec: str, container: str) -> None:
-    picture = np.zeros((64, 96, 3), np.uint8)
+    picture = np.zeros((96, 128, 3), np.uint8)
     picture[:] = (200, 60, 20)
     (first, *_) = read_pictures(
         encode([picture] * 4, codec=codec, container=container), FootageLimits()
     )
-    assert first.image.shape == (64, 96, 3)
+    assert first.image.shape == (96, 128, 3)
     assert np.abs(first.image.astype(int) - (200, 60, 20)).mean() < 12
 
 
@@ -75,15 +62,12 @@ def test_large_pictures_are_made_smaller_and_say_by_how_much() -> None:
     assert first.scale == pytest.approx(2400 / 1280)
 
 
-@pytest.mark.parametrize("container", ["mp4", "avi"])
-def test_a_clip_that_says_it_lasts_ten_hours_is_refused(container: str) -> None:
-    if container == "mp4":
-        data = lasting(encode(blank(20)), 36_000)
-    else:
-        data = encode(blank(3), times=[0.0, 1.0, 36_000.0], container="avi", codec="mpeg4")
-    with pytest.raises(SequenceError) as refused:
+@pytest.mark.parametrize(("codec", "container"), [("libx264", "mp4"), ("libvpx", "webm")])
+def test_a_clip_that_says_it_lasts_ten_hours_is_refused(codec: str, container: str) -> None:
+    stamps = [0.0, 1.0, 2.0, 36_000.0]
+    data = encode(blank(4), times=stamps, codec=codec, container=container)
+    with pytest.raises(SequenceTooLarge, match="60 s that are read"):
         list(read_pictures(data, FootageLimits()))
-    assert "s are read" in refused.value.reason or "cut short" in refused.value.reason
 
 
 def test_pictures_over_the_limit_are_refused_before_one_is_decoded() -> None:
