@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import itertools
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -78,7 +79,7 @@ def is_footage(data: bytes, limits: FootageLimits) -> bool:
     """
     if sniff(data) not in VIDEOS:
         return False
-    pictures = read_pictures(data, limits)
+    pictures = read_pictures(data, replace(limits, max_seconds_long=math.inf))
     shares = []
     for picture in itertools.islice(pictures, _LOOKED_AT):
         grey = picture.image.max(axis=2)
@@ -162,7 +163,7 @@ def _listed(walks: list[FoundWalk]) -> SeenTrack:
         track=first.track,
         from_s=first.from_s,
         to_s=walks[-1].to_s,
-        box=tuple(first.box),
+        box=(first.box.left, first.box.top, first.box.width, first.box.height),
         thumbnail=f"data:image/jpeg;base64,{picture}",
     )
 

@@ -37,6 +37,7 @@ A = TypeVar("A", bound=Answer)
 Metadata = Mapping[str, str | int | float | bool | None]
 Filter = Mapping[str, Any]
 Include = Literal["metadata"]
+Input = Literal["auto", "silhouettes", "footage"]
 Dataset = str | Mapping[str, str]
 """The name of one of the deployment's packs, or `{"gallery": NAME}`."""
 
@@ -57,11 +58,14 @@ class Client(Connection):
         gallery: str = "default",
         metadata: Metadata | None = None,
         accept_conflict: bool = False,
+        input: Input = "auto",
+        track: int | None = None,
         idempotency_key: str | None = None,
     ) -> Enrolment:
         """Enrol walks of one person: all of them, or none if one is refused.
 
-        With `accept_conflict` also walks that may be another person's. Calls with equal walks and
+        With `accept_conflict` also walks that may be another person's. `input` says what is sent;
+        of footage with several people, `track` chooses one. Calls with equal walks and
         an equal `idempotency_key` within 24 hours enrol them once.
         """
         return self._ask(
@@ -73,6 +77,8 @@ class Client(Connection):
                 "gallery": gallery,
                 "metadata": _json(metadata),
                 "accept_conflict": "true" if accept_conflict else None,
+                "input": input,
+                "track": None if track is None else str(track),
             },
             files=[("sequence", walk) for walk in walks],
             key=idempotency_key,
@@ -88,15 +94,18 @@ class Client(Connection):
         filter: Filter | None = None,
         explain: bool = False,
         include: Include | None = None,
+        input: Input = "auto",
+        track: int | None = None,
     ) -> Identification:
         """Find who walks; `filter` is metadata of candidates, and a list means any of its items.
 
-        With `include="metadata"` candidates have their display name and metadata.
+        With `include="metadata"` candidates have their display name and metadata. `input` says
+        what is sent; of footage with several people, `track` chooses one.
         """
         return self._search(
             Identification, "/identify", walk, gallery, threshold,
             top_k=str(top_k), filter=_json(filter), explain="true" if explain else None,
-            include=include,
+            include=include, input=input, track=None if track is None else str(track),
         )  # fmt: skip
 
     def verify(
@@ -107,11 +116,14 @@ class Client(Connection):
         gallery: str = "default",
         threshold: float | None = None,
         include: Include | None = None,
+        input: Input = "auto",
+        track: int | None = None,
     ) -> Verification:
-        """Check whether the walk is this person's; see `identify` for `include`."""
+        """Check whether the walk is this person's; see `identify` for the rest."""
         return self._search(
             Verification, "/verify", walk, gallery, threshold,
             subject_id=subject_id, include=include,
+            input=input, track=None if track is None else str(track),
         )  # fmt: skip
 
     # What is enrolled

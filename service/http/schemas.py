@@ -146,6 +146,33 @@ class EnrolConflictProblem(Problem):
     threshold: float | None = None
 
 
+class TrackAnswer(Schema):
+    """One of several people in footage."""
+
+    track: int = Field(description="what to send to choose this person")
+    from_s: float
+    to_s: float
+    box: tuple[float, float, float, float] = Field(
+        description="left, top, width and height where the walk begins, in pixels"
+    )
+    thumbnail: str = Field(description="a `data:` URL of a JPEG")
+
+
+class RefusedWalkProblem(Problem):
+    """A 422 for what was sent; `tracks` when several people walk in footage."""
+
+    tracks: list[TrackAnswer] = []
+
+
+REFUSED_FOOTAGE: dict[int | str, dict[str, Any]] = {
+    422: {
+        "model": RefusedWalkProblem,
+        "description": "A field is invalid, the walk is too poor, nobody walks in the footage, or "
+        "several people do.",
+    }
+}
+
+
 class EnrolAnswer(Schema):
     """What POST /enroll added, and how the subject is covered now."""
 
@@ -164,11 +191,25 @@ class ProbeAnswer(Schema):
 
     frames: int
     quality: QualityAnswer
+    input: Literal["silhouettes", "footage"]
+    segmenter: str | None = Field(description="what made silhouettes of footage")
+    track: int | None = Field(description="of the footage")
+    from_s: float | None = Field(description="seconds of the footage at which the walk begins")
+    to_s: float | None
 
     @classmethod
     def of(cls, walk: Walk) -> Self:
         """Make it from the probe."""
-        return cls(frames=len(walk.silhouettes), quality=QualityAnswer.of(walk.quality))
+        origin = walk.origin
+        return cls(
+            frames=len(walk.silhouettes),
+            quality=QualityAnswer.of(walk.quality),
+            input="footage" if origin else "silhouettes",
+            segmenter=origin and origin.segmenter,
+            track=origin and origin.track,
+            from_s=origin and origin.from_s,
+            to_s=origin and origin.to_s,
+        )
 
 
 _FoundMetadata = Annotated[

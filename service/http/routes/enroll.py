@@ -19,8 +19,14 @@ from service.gallery.fields import (
 from service.http import recorded
 from service.http.middleware.scopes import requires
 from service.http.routes.audited import keep_change
-from service.http.routes.dependencies import ReadyResources, unless_disconnected, upload
-from service.http.schemas import EnrolAnswer, EnrolConflictProblem
+from service.http.routes.dependencies import (
+    Input,
+    ReadyResources,
+    Track,
+    unless_disconnected,
+    upload,
+)
+from service.http.schemas import REFUSED_FOOTAGE, EnrolAnswer, EnrolConflictProblem
 from service.privacy.erasure import DEFAULT_GALLERY
 from service.recognition.enrolment import Enrolled
 
@@ -31,6 +37,7 @@ router = APIRouter(tags=["recognition"], dependencies=[Depends(requires(Scope.EN
     "/enroll",
     status_code=201,
     responses={
+        **REFUSED_FOOTAGE,
         409: {
             "model": EnrolConflictProblem,
             "description": "A walk may be another subject's, or its Idempotency-Key is in use.",
@@ -42,9 +49,12 @@ async def enroll(
     resources: ReadyResources,
     subject_id: Annotated[SubjectId, Form()],
     sequence: Annotated[
-        list[UploadFile], File(min_length=1, description="One walk each, 1 to 50 files.")
+        list[UploadFile],
+        File(min_length=1, description="One walk each, or footage of one; 1 to 50 files."),
     ],
     gallery: Annotated[GalleryName, Form()] = DEFAULT_GALLERY,
+    kind: Input = "auto",
+    track: Track = None,
     metadata: Annotated[
         str | None,
         Form(
@@ -73,7 +83,7 @@ async def enroll(
         resources.enrolment.enrol(
             gallery,
             subject_id,
-            [upload(file, position) for position, file in enumerate(sequence)],
+            [upload(file, kind, track, position) for position, file in enumerate(sequence)],
             details,
             record_and_keep,
             accept_conflict=accept_conflict,

@@ -23,8 +23,14 @@ from service.http import recorded
 from service.http.middleware.scopes import requires
 from service.http.resources import Resources
 from service.http.routes.audited import record_answer
-from service.http.routes.dependencies import ReadyResources, unless_disconnected, upload
-from service.http.schemas import IdentifyAnswer, VerifyAnswer
+from service.http.routes.dependencies import (
+    Input,
+    ReadyResources,
+    Track,
+    unless_disconnected,
+    upload,
+)
+from service.http.schemas import REFUSED_FOOTAGE, IdentifyAnswer, VerifyAnswer
 from service.privacy.erasure import DEFAULT_GALLERY
 
 router = APIRouter(tags=["recognition"], dependencies=[Depends(requires(Scope.IDENTIFY))])
@@ -34,12 +40,14 @@ Include = Annotated[
 ]
 
 
-@router.post("/identify", response_model=IdentifyAnswer)
+@router.post("/identify", response_model=IdentifyAnswer, responses=REFUSED_FOOTAGE)
 async def identify(
     request: Request,
     resources: ReadyResources,
-    sequence: Annotated[UploadFile, File(description="One walk.")],
+    sequence: Annotated[UploadFile, File(description="One walk, or footage of one.")],
     gallery: Annotated[GalleryName, Form()] = DEFAULT_GALLERY,
+    kind: Input = "auto",
+    track: Track = None,
     top_k: Annotated[int, Form(ge=1, le=100)] = 5,
     threshold: Annotated[ThresholdField | None, Form()] = None,
     where: Annotated[
@@ -59,7 +67,7 @@ async def identify(
         request,
         resources.identification.identify(
             gallery,
-            upload(sequence),
+            upload(sequence, kind, track),
             top_k=top_k,
             threshold=threshold,
             where=parse_filter(where),
@@ -76,20 +84,24 @@ async def identify(
     return Response(body, media_type="application/json")
 
 
-@router.post("/verify", response_model=VerifyAnswer)
+@router.post("/verify", response_model=VerifyAnswer, responses=REFUSED_FOOTAGE)
 async def verify(
     request: Request,
     resources: ReadyResources,
     subject_id: Annotated[SubjectId, Form()],
-    sequence: Annotated[UploadFile, File(description="One walk.")],
+    sequence: Annotated[UploadFile, File(description="One walk, or footage of one.")],
     gallery: Annotated[GalleryName, Form()] = DEFAULT_GALLERY,
+    kind: Input = "auto",
+    track: Track = None,
     threshold: Annotated[ThresholdField | None, Form()] = None,
     include: Include = None,
 ) -> Response:
     """Say whether this subject walks like this."""
     verified = await unless_disconnected(
         request,
-        resources.identification.verify(gallery, subject_id, upload(sequence), threshold=threshold),
+        resources.identification.verify(
+            gallery, subject_id, upload(sequence, kind, track), threshold=threshold
+        ),
     )
     await record_answer(request, recorded.verification(verified))
     said = await _said(resources, include, verified.closest.sequence_id)
