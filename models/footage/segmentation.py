@@ -188,5 +188,5 @@ class MaskSegmenter(_Foreground):
 _LEAST_ROWS: Final = 24
 _TALL: Final = 0.9  # rows for each column of a person, legs apart and arms out
 _LEAST_FILL: Final = 0.15
-_HISTORY: Final = 400  # pictures
+_HISTORY: Final = 1000  # pictures
 _VARIANCES: Final = 20.0
