@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-import numpy as np
-
 from models.footage.finding import WalkFinder
 from models.footage.pictures import FootageLimits, Picture, read_pictures
 from models.footage.segmentation import MaskSegmenter, Segmenter
@@ -23,6 +21,8 @@ _LOOKED_AT: Final = 5  # pictures that tell footage from masks
 _EXTREME: Final = 40  # grey levels from black or white, where codecs smear
 _OF_MASKS: Final = 0.85  # of the pixels are black or white
 _BLACK: Final = 0.6  # or so many are black: a person in colours, cut out
+_PURE: Final = 16  # the same for pictures that are said to be footage, which may be dark
+_OF_PURE: Final = 0.97
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +80,19 @@ def is_footage(data: bytes, limits: FootageLimits) -> bool:
     if sniff(data) not in VIDEOS:
         return False
     pictures = read_pictures(data, replace(limits, max_seconds_long=math.inf))
-    shares = []
-    for picture in itertools.islice(pictures, _LOOKED_AT):
-        grey = picture.image.max(axis=2)
-        black = float((grey < _EXTREME).mean())
-        white = float((picture.image.min(axis=2) > 255 - _EXTREME).mean())
-        shares.append(black > _BLACK or black + white > _OF_MASKS)
-    return not np.median(shares) if shares else False
+    shares = [_black_and_white(picture, _EXTREME) for picture in _first(pictures)]
+    masks = [black > _BLACK or black + white > _OF_MASKS for black, white in shares]
+    return 2 * sum(masks) < len(masks)
+
+
+def _first(pictures: Iterator[Picture]) -> Iterator[Picture]:
+    return itertools.islice(pictures, _LOOKED_AT)
+
+
+def _black_and_white(picture: Picture, off: int) -> tuple[float, float]:
+    """Shares of pixels that are so many grey levels from black, and from white, at most."""
+    black = float((picture.image.max(axis=2) <= off).mean())
+    return black, float((picture.image.min(axis=2) >= 255 - off).mean())
 
 
 def read_walk(
@@ -102,7 +108,7 @@ def read_walk(
     Args:
         data: the clip's bytes; hostile ones are expected.
         limits: what it may cost.
-        make: makes the segmenter, once the first picture has been read. Pictures that are masks
+        make: makes the segmenter, once the first pictures have been read. Pictures that are masks
             already need none.
         track: of a former answer; the same clip has the same tracks.
         clean: as for `prepare`.
@@ -115,12 +121,11 @@ def read_walk(
         MissingWeights: `make` needs networks that were not installed.
     """
     pictures = read_pictures(data, limits)
-    first = next(pictures, None)
-    masks = first is not None and not is_footage(data, limits)
-    segmenter = MaskSegmenter() if masks else make()
+    first = list(_first(pictures))
+    pure = [sum(_black_and_white(picture, _PURE)) > _OF_PURE for picture in first]
+    segmenter = MaskSegmenter() if 2 * sum(pure) > len(pure) else make()
     finder = WalkFinder(segmenter)
-    shown: Iterator[Picture] = itertools.chain([first] if first else [], pictures)
-    walks = list(finder.find(shown))
+    walks = list(finder.find(itertools.chain(first, pictures)))
     tracks = _by_track(walks)
     if not tracks:
         raise NoWalker(_seen(finder.people, finder.outcome))
