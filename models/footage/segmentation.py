@@ -63,9 +63,12 @@ class NetworkSegmenter:
     every_s = 0.19
 
     def __init__(
-        self, folder: Path = WEIGHTS, *, threads: int = 2, uses_background: bool = True
+        self, folder: Path = WEIGHTS, *, threads: int = 2, uses_background: bool = False
     ) -> None:
-        """`folder` is where the networks were installed; raises `MissingWeights`."""
+        """`folder` is where the networks were installed; raises `MissingWeights`.
+
+        With `uses_background` the scene behind may take back pixels: as good, measured, and slower.
+        """
         graphs = find("detector", folder), find("masks", folder)
         import openvino
         from openvino.preprocess import ColorFormat, PrePostProcessor

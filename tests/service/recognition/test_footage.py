@@ -108,4 +108,4 @@ def test_the_networks_run_within_a_decoder_s_bounds(serve: Serve) -> None:
     client.timeout = httpx.Timeout(270)
     answer = identify(client, one())
     assert answer.status_code == 200, answer.text
-    assert answer.json()["probe"]["segmenter"] == "network+background"
+    assert answer.json()["probe"]["segmenter"] == "network"
