@@ -6,6 +6,7 @@ whether the file holds it or not: a kilobyte can ask for gigabytes.
 
 from __future__ import annotations
 
+import mmap
 import re
 from collections.abc import Iterator
 
@@ -19,7 +20,7 @@ _ENTRY_BYTES = 72  # for a sample, as measured
 _LEAST_IN_ONE_ENTRY = 160  # samples of sound that share one
 
 
-def check_tables(data: bytes, budget: Budget) -> None:
+def check_tables(data: bytes | mmap.mmap, budget: Budget) -> None:
     """Refuse a file whose index would not fit into what a decoder may keep.
 
     Tables are found by their names wherever they are outside of the pictures themselves, so that
@@ -57,7 +58,7 @@ def check_tables(data: bytes, budget: Budget) -> None:
         )
 
 
-def _outside_media(data: bytes) -> Iterator[tuple[int, int]]:
+def _outside_media(data: bytes | mmap.mmap) -> Iterator[tuple[int, int]]:
     """Where in the file everything but the content of its outermost `mdat` boxes is."""
     start = position = 0
     while position + 8 <= len(data):
@@ -75,12 +76,12 @@ def _outside_media(data: bytes) -> Iterator[tuple[int, int]]:
     yield start, len(data)
 
 
-def _longest_chunk(data: bytes, at: int) -> int:
+def _longest_chunk(data: bytes | mmap.mmap, at: int) -> int:
     """The most samples in one chunk, of a table whose entries are three numbers."""
     most = max(len(data) - at - 4, 0) // 12
     entries = np.frombuffer(data, ">u4", 3 * min(_number(data, at), most), at + 4)
     return int(entries[1::3].max(initial=0))
 
 
-def _number(data: bytes, at: int) -> int:
+def _number(data: bytes | mmap.mmap, at: int) -> int:
     return int.from_bytes(data[at : at + 4], "big")

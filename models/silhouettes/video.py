@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import mmap
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import NoReturn, cast
@@ -13,7 +15,7 @@ import numpy as np
 from av.container import InputContainer
 
 from models.silhouettes.budget import Budget
-from models.silhouettes.errors import MalformedSequence, UnsupportedSequence
+from models.silhouettes.errors import MalformedSequence, SequenceTooLarge, UnsupportedSequence
 from models.silhouettes.images import without_noise
 from models.silhouettes.members import refusing
 from models.silhouettes.mp4 import check_tables
@@ -50,6 +52,27 @@ def decode_video(data: bytes, kind: Kind, budget: Budget) -> Iterator[Frame]:
         UnsupportedSequence: the track was written by a codec that is not accepted.
         SequenceTooLarge: over a limit.
     """
+    for picture in decode_pictures(data, kind, budget):
+        brightness = picture.to_ndarray(format="gray")
+        # The display matrix says how a player turns the picture, anticlockwise.
+        upright = np.rot90(brightness, round(picture.rotation / 90))
+        yield without_noise(np.asarray(upright, np.uint8))
+
+
+def decode_pictures(
+    data: bytes | mmap.mmap, kind: Kind, budget: Budget, longest_s: float = math.inf
+) -> Iterator[av.VideoFrame]:
+    """Every picture of the first video track as libav has it, each taken from the budget.
+
+    Args:
+        data: the file's bytes; of a large file, mapped.
+        kind: one of `VIDEOS`.
+        budget: what it may cost; `rows * columns` bytes of each picture may be given back.
+        longest_s: seconds that the file may say it lasts.
+
+    Raises:
+        SequenceError: as `decode_video`.
+    """
     if kind is Kind.MP4:
         check_tables(data, budget)
     most_pixels = str(budget.limits.max_side**2)
@@ -62,20 +85,26 @@ def decode_video(data: bytes, kind: Kind, budget: Budget) -> Iterator[Frame]:
     with (
         refusing(_CUT_SHORT),
         av.open(
-            io.BytesIO(data),
+            io.BytesIO(data) if isinstance(data, bytes) else data,
             format=_CONTAINERS[kind],
             options=options,
             io_open=_refuse_other_files,
-            timeout=budget.limits.max_seconds,
-        ) as container,
+            timeout=None if math.isinf(budget.limits.max_seconds) else budget.limits.max_seconds,
+        ) as opened,
     ):
+        container = cast("InputContainer", opened)
         if not container.streams.video:
-            raise MalformedSequence("the file holds no video track; send the silhouettes as video")
+            raise MalformedSequence("the file holds no video track")
         stream = container.streams.video[0]
         codec = stream.codec_context
         if codec.codec.name not in _DECODERS:
             raise UnsupportedSequence(
                 "the video's codec is not accepted; export it as H.264 or VP9"
+            )
+        lasts = (container.duration or 0) / av.time_base
+        if lasts > longest_s:
+            raise SequenceTooLarge(
+                f"the video lasts longer than the {longest_s:g} s that are read; cut it"
             )
         budget.check_sides(codec.height, codec.width)
         _check_memory(codec, budget)
@@ -83,7 +112,7 @@ def decode_video(data: bytes, kind: Kind, budget: Budget) -> Iterator[Frame]:
         most_pixels = str((codec.width + _EDGES) * (codec.height + _EDGES))
         codec.options = {"max_pixels": most_pixels}
         codec.thread_count = 1
-        yield from _decode_track(cast("InputContainer", container), stream, budget)
+        yield from _decode_track(container, stream, budget)
 
 
 def _check_memory(codec: av.VideoCodecContext, budget: Budget) -> None:
@@ -107,7 +136,7 @@ def _padded(side: int) -> int:
 
 def _decode_track(
     container: InputContainer, stream: av.video.VideoStream, budget: Budget
-) -> Iterator[Frame]:
+) -> Iterator[av.VideoFrame]:
     frames = packets = end = 0
     for packet in container.demux(stream):
         budget.check_time()  # also of packets that no picture comes of
@@ -121,10 +150,7 @@ def _decode_track(
         for picture in pictures:
             frames += 1
             budget.take_frame(picture.height, picture.width, where=f"frame {frames}")
-            brightness = picture.to_ndarray(format="gray")
-            # The display matrix says how a player turns the picture, anticlockwise.
-            upright = np.rot90(brightness, round(picture.rotation / 90))
-            yield without_noise(np.asarray(upright, np.uint8))
+            yield picture
     if packets < stream.frames or _ends_early(container, stream, end):
         raise MalformedSequence(_CUT_SHORT)
 

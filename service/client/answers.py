@@ -104,6 +104,11 @@ class ProbeSequence(Answer):
 
     frames: int
     quality: Quality
+    input: str
+    segmenter: str | None
+    track: int | None
+    from_s: float | None
+    to_s: float | None
 
 
 class Probe(ProbeSequence):

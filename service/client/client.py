@@ -38,6 +38,7 @@ A = TypeVar("A", bound=Answer)
 Metadata = Mapping[str, str | int | float | bool | None]
 Filter = Mapping[str, Any]
 Include = Literal["metadata"]
+Input = Literal["auto", "silhouettes", "footage"]
 Dataset = str | Mapping[str, str]
 """The name of one of the deployment's packs, or `{"gallery": NAME}`."""
 
@@ -58,11 +59,14 @@ class Client(Connection):
         gallery: str = "default",
         metadata: Metadata | None = None,
         accept_conflict: bool = False,
+        input: Input = "auto",
+        track: int | None = None,
         idempotency_key: str | None = None,
     ) -> Enrolment:
         """Enrol walks of one person: all of them, or none if one is refused.
 
-        With `accept_conflict` also walks that may be another person's. Calls with equal walks and
+        With `accept_conflict` also walks that may be another person's. `input` says what is sent;
+        of footage with several people, `track` chooses one. Calls with equal walks and
         an equal `idempotency_key` within 24 hours enrol them once.
         """
         return self._ask(
@@ -74,6 +78,8 @@ class Client(Connection):
                 "gallery": gallery,
                 "metadata": _json(metadata),
                 "accept_conflict": "true" if accept_conflict else None,
+                "input": input,
+                "track": None if track is None else str(track),
             },
             files=[("sequence", walk) for walk in walks],
             key=idempotency_key,
@@ -90,17 +96,20 @@ class Client(Connection):
         explain: bool = False,
         view: str | None = None,
         include: Include | None = None,
+        input: Input = "auto",
+        track: int | None = None,
     ) -> Identification:
         """Find who walks; `filter` is metadata of candidates, and a list means any of its items.
 
         Other walks of the same person, up to nine, are fused with the first. Where `view` says from
         where they were filmed, candidates say whether they are enrolled in it. With
-        `include="metadata"` candidates have their display name and metadata.
+        `include="metadata"` candidates have their display name and metadata. `input` says what is
+        sent; of footage with several people, `track` chooses one.
         """
         return self._search(
             Identification, "/identify", (walk, *others), gallery, threshold,
             top_k=str(top_k), filter=_json(filter), explain="true" if explain else None,
-            view=view, include=include,
+            view=view, include=include, input=input, track=None if track is None else str(track),
         )  # fmt: skip
 
     def verify(
@@ -112,11 +121,14 @@ class Client(Connection):
         threshold: float | None = None,
         view: str | None = None,
         include: Include | None = None,
+        input: Input = "auto",
+        track: int | None = None,
     ) -> Verification:
         """Check whether the walk is this person's; see `identify` for the rest."""
         return self._search(
             Verification, "/verify", (walk, *others), gallery, threshold,
             subject_id=subject_id, view=view, include=include,
+            input=input, track=None if track is None else str(track),
         )  # fmt: skip
 
     # What is enrolled

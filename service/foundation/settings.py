@@ -76,6 +76,9 @@ class Settings(BaseSettings):
     max_side: PositiveInt = 4096
     max_decoded_bytes: PositiveInt = 512 * 2**20
     max_decode_seconds: PositiveFloat = 20.0
+    max_footage_seconds: PositiveFloat = 60.0  # that a clip may last; longer ones are a job's
+    max_footage_decode_seconds: PositiveFloat = 120.0
+    segmenter: Literal["network", "background"] = "network"  # background: for fixed cameras
     max_sequences_per_request: PositiveInt = 50
     max_uploads: PositiveInt = 32  # requests with files at once; they are spooled to disk
     max_upload_idle_seconds: PositiveFloat = 30.0  # without a byte of an unfinished body

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.card import ModelReference
+from models.footage.upload import Origin
 from models.silhouettes.types import Quality
 
 Scalar = str | int | float | bool | None
@@ -30,12 +31,14 @@ class Walk:
         silhouettes: uint8 [s, 64, 64].
         quality: the judgement on it.
         embedding: float32 [p, c].
+        origin: where in footage it was; None if silhouettes were sent.
     """
 
     name: str
     silhouettes: Silhouettes
     quality: Quality
     embedding: Embedding
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)

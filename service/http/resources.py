@@ -15,6 +15,7 @@ import torch
 from sqlalchemy import Engine
 
 from models.encoder.encoder import Encoder
+from models.footage.pictures import FootageLimits
 from models.networks.allocator import keep_freed_memory
 from models.silhouettes.budget import DecodeLimits
 from service.access.audit.record import AuditRecord
@@ -220,6 +221,12 @@ def _decoders(settings: Settings) -> DecoderPool:
         clean=settings.clean_silhouettes,
         max_upload_bytes=settings.max_request_bytes,
         workers=settings.decode_workers,
+        footage=FootageLimits(
+            max_seconds_long=settings.max_footage_seconds,
+            max_side=settings.max_side,
+            max_seconds=settings.max_footage_decode_seconds,
+        ),
+        segmenter=settings.segmenter,
     )
 
 

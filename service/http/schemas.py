@@ -146,6 +146,33 @@ class EnrolConflictProblem(Problem):
     threshold: float | None = None
 
 
+class TrackAnswer(Schema):
+    """One of several people in footage."""
+
+    track: int = Field(description="what to send to choose this person")
+    from_s: float
+    to_s: float
+    box: tuple[float, float, float, float] = Field(
+        description="left, top, width and height where the walk begins, in pixels"
+    )
+    thumbnail: str = Field(description="a `data:` URL of a JPEG")
+
+
+class RefusedWalkProblem(Problem):
+    """A 422 for what was sent; `tracks` when several people walk in footage."""
+
+    tracks: list[TrackAnswer] = []
+
+
+REFUSED_FOOTAGE: dict[int | str, dict[str, Any]] = {
+    422: {
+        "model": RefusedWalkProblem,
+        "description": "A field is invalid, the walk is too poor, nobody walks in the footage, or "
+        "several people do.",
+    }
+}
+
+
 class EnrolAnswer(Schema):
     """What POST /enroll added, and how the subject is covered now."""
 
@@ -164,32 +191,51 @@ class ProbeSequenceAnswer(Schema):
 
     frames: int
     quality: QualityAnswer
+    input: Literal["silhouettes", "footage"]
+    segmenter: str | None = Field(description="what made silhouettes of footage")
+    track: int | None = Field(description="of the footage")
+    from_s: float | None = Field(description="seconds of the footage at which the walk begins")
+    to_s: float | None
+
+    @classmethod
+    def of(cls, walk: Walk) -> Self:
+        """Make it from the walk."""
+        origin = walk.origin
+        return cls(
+            frames=len(walk.silhouettes),
+            quality=QualityAnswer.of(walk.quality),
+            input="footage" if origin else "silhouettes",
+            segmenter=origin and origin.segmenter,
+            track=origin and origin.track,
+            from_s=origin and origin.from_s,
+            to_s=origin and origin.to_s,
+        )
 
 
-class ProbeAnswer(Schema):
+class ProbeAnswer(ProbeSequenceAnswer):
     """The sequences that were searched for, after decoding.
 
-    `frames` are of all of them, `quality` has the lowest score and every issue.
+    Of several, `frames` are of all, `quality` has the lowest score and every issue, `input` is
+    `footage` if any is, and what follows it is null.
     """
 
-    frames: int
-    quality: QualityAnswer
     sequences: list[ProbeSequenceAnswer] = Field(description="each, as they were sent")
 
     @classmethod
-    def of(cls, walks: Sequence[Walk]) -> Self:
+    def of_all(cls, walks: Sequence[Walk]) -> Self:
         """Make it from the probes."""
-        each = [
-            ProbeSequenceAnswer(
-                frames=len(walk.silhouettes), quality=QualityAnswer.of(walk.quality)
-            )
-            for walk in walks
-        ]
+        each = [ProbeSequenceAnswer.of(walk) for walk in walks]
         issues = {issue: None for one in each for issue in one.quality.issues}  # in their order
         score = min(one.quality.score for one in each)
+        one = each[0] if len(each) == 1 else None
         return cls(
             frames=sum(one.frames for one in each),
             quality=QualityAnswer(score=score, issues=list(issues)),
+            input="footage" if any(one.input == "footage" for one in each) else "silhouettes",
+            segmenter=one and one.segmenter,
+            track=one and one.track,
+            from_s=one and one.from_s,
+            to_s=one and one.to_s,
             sequences=each,
         )
 
@@ -315,7 +361,7 @@ def _decided(found: Identified | Verified) -> dict[str, Any]:
         "threshold": found.threshold.value,
         "threshold_source": found.threshold.source,
         "operating_point": found.threshold.operating_point,
-        "probe": ProbeAnswer.of(found.probes),
+        "probe": ProbeAnswer.of_all(found.probes),
         "model": ModelReference.of(found.model),
         "took_ms": round(found.seconds * 1000, 1),
     }

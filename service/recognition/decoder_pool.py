@@ -18,6 +18,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -27,11 +28,13 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from time import perf_counter
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Literal, NamedTuple, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from models.footage.pictures import FootageLimits
+from models.footage.upload import NoWalker, Origin, SeenTrack, SeveralPeople
 from models.silhouettes.budget import MEBIBYTE, DecodeLimits
 from models.silhouettes.errors import (
     MalformedSequence,
@@ -44,7 +47,7 @@ from models.silhouettes.normalise import HEIGHT, WIDTH
 from models.silhouettes.prepare import Prepared
 from models.silhouettes.types import Quality
 from service.foundation.errors import Unavailable
-from service.recognition.decoder_process import FORK, KILL, SLOW
+from service.recognition.decoder_process import FORK, KILL, SLOW, SegmenterName
 
 _log = logging.getLogger(__name__)
 
@@ -54,8 +57,42 @@ Read = Callable[[int], Awaitable[bytes]]
 _PIECE = MEBIBYTE
 _START_S: Final = 20.0  # in which a decoder starts, or something is wrong
 _MOST_WALKS: Final = 100  # of one decoder, which bounds what libraries may leak
+_LOADING_S: Final = 20.0  # of the networks for footage
 _AGAIN_S: Final = 0.2  # between two looks for a slow place
+_MOST_TRACKS: Final = 1000  # in a clip that is read at once
 _OF_PREPARING: Final = 384 * MEBIBYTE  # planes of a frame of 4096 x 4096, and libraries' own
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request says of an upload.
+
+    Attributes:
+        input: what it is; `auto` is told by its content.
+        track: whose walk, of the tracks in footage.
+    """
+
+    input: Literal["auto", "silhouettes", "footage"] = "auto"
+    track: int | None = None
+
+
+UNSAID: Final = Asked()
+
+
+class Decoded(NamedTuple):
+    """A walk, where in footage it was if it was there, and the seconds that reading took."""
+
+    prepared: Prepared
+    origin: Origin | None
+    seconds: float
+
+
+class _Footage(BaseModel):
+    """A decoder's word that it reads footage."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    footage: Literal[True]
 
 
 class _Taken(BaseModel):
@@ -65,6 +102,7 @@ class _Taken(BaseModel):
 
     frames: int = Field(ge=1)
     quality: Quality
+    origin: Origin | None = None
 
 
 class _Refused(BaseModel):
@@ -77,13 +115,18 @@ class _Refused(BaseModel):
     where: str = ""
     codes: tuple[str, ...] = ()
     quality: Quality | None = None
+    tracks: tuple[SeenTrack, ...] = Field(default=(), max_length=_MOST_TRACKS)
 
 
-_ANSWERS: Final[TypeAdapter[_Taken | _Refused]] = TypeAdapter(_Taken | _Refused)
+_ANSWERS: Final[TypeAdapter[_Footage | _Taken | _Refused]] = TypeAdapter(
+    _Footage | _Taken | _Refused
+)
 _REFUSALS: Final = {
-    kind.__name__: kind for kind in (MalformedSequence, SequenceTooLarge, UnsupportedSequence)
+    kind.__name__: kind
+    for kind in (MalformedSequence, NoWalker, SequenceTooLarge, UnsupportedSequence)
 }
-_LONGEST_HEADER: Final = 64 * 1024
+_LONGEST_HEADER: Final = 1024 * 1024  # with a picture of each track
+_PICTURE: Final = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/]+=*")
 _ENVIRONMENT: Final = frozenset(
     {
         *("PATH", "PYTHONPATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH"),
@@ -112,6 +155,8 @@ class DecoderPool:
         clean: bool,
         max_upload_bytes: int,
         workers: int,
+        footage: FootageLimits | None = None,
+        segmenter: SegmenterName = "network",
         slow_after: float = 2.0,
         grace_s: float = 3.0,
         template: str = "service.recognition.decoder_process",
@@ -120,14 +165,20 @@ class DecoderPool:
 
         An upload is slow from `slow_after` seconds on. A decoder says itself that its time is over;
         one that has not said so `grace_s` later is ended. `template` is the module that decodes.
+        Footage has limits of its own, the defaults when None.
         """
+        self._footage = footage or FootageLimits()
         self._limits = limits
         self._grace_s = grace_s
         self._template_module = template
         self.slow_after = slow_after
         # An upload is there in pieces and as a whole for a moment, before any of it is decoded.
         memory = limits.max_decoded_bytes + 2 * max_upload_bytes + _OF_PREPARING
-        self._options = json.dumps(asdict(limits) | {"clean": clean, "memory_bytes": memory})
+        self._options = json.dumps(
+            asdict(limits)
+            | {"clean": clean, "memory_bytes": memory}
+            | {"footage": asdict(self._footage), "segmenter": segmenter}
+        )
         self._spares = workers
         self.quick = _Places(workers)
         self.slow = _Places(workers)
@@ -168,23 +219,21 @@ class DecoderPool:
         finally:
             turn.leave()
 
-    async def decode(
-        self, read: Read, started: Callable[[Decoder], None]
-    ) -> tuple[Prepared, float]:
+    async def decode(self, read: Read, started: Callable[[Decoder], None], asked: Asked) -> Decoded:
         """Decode and prepare one upload in a process of its own, of which `started` is told.
 
-        Also returns the seconds that it took, from the first byte that was handed over. Raises
-        `SequenceError` for an upload that is refused, and `Unavailable` when no process can be had.
+        Its seconds count from the first byte that was handed over. Raises `SequenceError` for an
+        upload that is refused, and `Unavailable` when no process can be had.
         """
         decoder = await self._take()
         answered = False
         self._reading.add(decoder)
         try:
             started(decoder)
-            async with asyncio.timeout(self._limits.max_seconds + self._grace_s):
-                prepared = await self._talk(decoder, read)
+            async with asyncio.timeout(self._limits.max_seconds + self._grace_s) as patience:
+                decoded = await self._talk(decoder, read, asked, patience)
                 answered = True
-                return prepared
+                return decoded
         except TimeoutError as error:
             raise SequenceTooLarge(
                 f"reading it took longer than {self._limits.max_seconds:g} s; "
@@ -202,24 +251,35 @@ class DecoderPool:
             else:
                 self._end(decoder)
 
-    async def _talk(self, decoder: Decoder, read: Read) -> tuple[Prepared, float]:
+    async def _talk(
+        self, decoder: Decoder, read: Read, asked: Asked, patience: asyncio.Timeout
+    ) -> Decoded:
         began = perf_counter()
+        words = json.dumps(asdict(asked)).encode()
+        decoder.writer.writelines((len(words).to_bytes(4, "big"), words))
         while piece := await read(_PIECE):
             decoder.writer.writelines((len(piece).to_bytes(4, "big"), piece))
             await decoder.writer.drain()
         decoder.writer.write(bytes(4))
         try:
             answer = _ANSWERS.validate_json(await decoder.reader.readuntil(b"\n"))
+            if isinstance(answer, _Footage):
+                longest = self._footage.max_seconds + _LOADING_S + self._grace_s
+                patience.reschedule(asyncio.get_running_loop().time() + longest)
+                answer = _ANSWERS.validate_json(await decoder.reader.readuntil(b"\n"))
         except (ValidationError, asyncio.LimitOverrunError) as error:
             raise ConnectionError("a decoder answered what none would") from error
         if isinstance(answer, _Refused):
             raise _refusal(answer)
+        if not isinstance(answer, _Taken):
+            raise ConnectionError("a decoder answered what none would")
         if answer.frames > self._limits.max_frames or not 0 <= answer.quality.score <= 1:
             raise ConnectionError("a decoder answered what no walk is")
         pixels = await decoder.reader.readexactly(answer.frames * HEIGHT * WIDTH)
         decoder.walks_left -= 1
         silhouettes = np.frombuffer(pixels, np.uint8).reshape(answer.frames, HEIGHT, WIDTH)
-        return Prepared(silhouettes, answer.quality), perf_counter() - began
+        prepared = Prepared(silhouettes, answer.quality)
+        return Decoded(prepared, answer.origin, perf_counter() - began)
 
     async def _take(self) -> Decoder:
         while self._ready:
@@ -326,17 +386,17 @@ class Turn:
         self._decoder: Decoder | None = None  # of the walk that is being read
         self.is_slow = False
 
-    async def prepare(self, read: Read) -> tuple[Prepared, float]:
+    async def prepare(self, read: Read, asked: Asked = UNSAID) -> Decoded:
         """Decode and prepare one walk; raises what `DecoderPool.decode` raises.
 
         Also `Unavailable`, for a slow one while others wait and all slow places are taken.
         """
         if self.is_slow:
-            return await self._pool.decode(read, self._started)
+            return await self._pool.decode(read, self._started, asked)
         quick = self._pool.quick
         await quick.enter()
         self._decoder = None
-        work = asyncio.create_task(self._pool.decode(read, self._started))
+        work = asyncio.create_task(self._pool.decode(read, self._started, asked))
         try:
             await asyncio.wait({work}, timeout=self._pool.slow_after)
             while not work.done():
@@ -401,6 +461,10 @@ class _Places:
 
 
 def _refusal(answer: _Refused) -> SequenceError:
+    if answer.tracks:
+        if not all(_PICTURE.fullmatch(track.thumbnail) for track in answer.tracks):
+            raise ConnectionError("a decoder answered what none would")
+        return SeveralPeople(answer.tracks)
     if answer.quality is not None:
         return PoorSequence(answer.reason, reasons=answer.codes, quality=answer.quality)
     if answer.refused in _REFUSALS:

@@ -10,12 +10,15 @@ Over its standard input, a Unix socket, the template is sent `fork`, with the so
 decoder is to talk through, or `kill` or `slow` and the number of a decoder. When that socket is
 closed, however its other end died, every decoder is killed and the template ends.
 
-A decoder says its number (a line). It reads an upload in pieces, each behind its length in four
-bytes and an empty one at the end. It answers a line of JSON and the silhouettes, uint8 [s, 64, 64].
+A decoder says its number (a line). It reads what is asked as JSON and an upload in pieces, each
+behind its length in four bytes and an empty one at the end. It says (a line) when that is footage,
+which may take longer and more memory. It answers a line of JSON and the silhouettes, uint8
+[s, 64, 64]. The networks for footage begin threads, so each decoder that needs them loads its own.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import io
 import json
@@ -32,35 +35,62 @@ from contextlib import suppress
 from dataclasses import asdict
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import cv2
 import numpy as np
 
-from models.silhouettes.budget import DecodeLimits
-from models.silhouettes.errors import PoorSequence, SequenceError
-from models.silhouettes.prepare import prepare_upload
+from models.footage.pictures import FootageLimits
+from models.footage.segmentation import BackgroundSegmenter, NetworkSegmenter, Segmenter
+from models.footage.upload import Origin, SeveralPeople, is_footage, read_walk
+from models.footage.weights import MissingWeights
+from models.silhouettes.budget import MEBIBYTE, DecodeLimits
+from models.silhouettes.errors import (
+    PoorSequence,
+    SequenceError,
+    SequenceTooLarge,
+    UnsupportedSequence,
+)
+from models.silhouettes.members import NO_MEMORY
+from models.silhouettes.prepare import Prepared, prepare_upload
 from models.silhouettes.quality import LEAST_FRAMES
 
 FORK, KILL, SLOW = b"fork", b"kill", b"slow"
 _MOST_FILES = 64  # that are open: libraries load parts of themselves when they need them
 _CPU_GRACE_S = 2  # the budget speaks first
 _NICENESS = 10  # of a slow decoder
+_FOR_FOOTAGE = 2048 * MEBIBYTE  # addresses of the networks, their threads, and what is followed
+_THREADS = 2  # of the networks; processor time is counted over all
+_IS_FOOTAGE = b'{"footage": true}\n'
+
+SegmenterName = Literal["network", "background"]
+
+
+class _Limits(NamedTuple):
+    """What the uploads of a decoder may cost, and how they are read."""
+
+    silhouettes: DecodeLimits
+    footage: FootageLimits
+    memory: int
+    clean: bool
+    segmenter: SegmenterName
 
 
 def main(arguments: list[str]) -> None:
     """Fork decoders until standard input ends; the arguments are limits as JSON.
 
-    They are `DecodeLimits`' own, `clean`, and `memory_bytes`: what a decoder may take beside what
-    it has when it starts.
+    They are `DecodeLimits`' own, `clean`, `memory_bytes`: what a decoder may take beside what it
+    has when it starts, `footage`: `FootageLimits`' own, and `segmenter`.
     """
     options: dict[str, Any] = json.loads(arguments[0])
     memory: int = options.pop("memory_bytes")
     clean: bool = options.pop("clean")
-    limits = DecodeLimits(**options)
+    segmenter: SegmenterName = options.pop("segmenter")
+    footage = FootageLimits(**options.pop("footage"))
+    limits = _Limits(DecodeLimits(**options), footage, memory, clean, segmenter)
     os.umask(0o077)
     cv2.setNumThreads(1)  # a forked process has no other threads
-    _warm_up(limits)
+    _warm_up(limits.silhouettes)
     gc.freeze()  # collecting would copy the pages that decoders share with the template
     # Who presses Ctrl-C at the service ends it, and it ends this.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -83,7 +113,7 @@ def main(arguments: list[str]) -> None:
             child = os.fork()
             if child == 0:
                 control.close()
-                _decode_and_exit(sockets[0], limits, memory, clean=clean)
+                _decode_and_exit(sockets[0], limits)
             children.add(child)
             os.close(sockets[0])
     for child in children:
@@ -104,19 +134,20 @@ def _warm_up(limits: DecodeLimits) -> None:
         prepare_upload(archive.getvalue(), limits)
 
 
-def _decode_and_exit(
-    descriptor: int, limits: DecodeLimits, memory: int, *, clean: bool
-) -> NoReturn:
+def _decode_and_exit(descriptor: int, limits: _Limits) -> NoReturn:
     """Serve uploads in a forked process; never returns into the template's loop."""
     status = 1
     try:
         with socket.socket(fileno=descriptor) as connection, connection.makefile("rb") as sent:
-            _confine(memory)
+            _confine()
+            _allow_memory(limits.memory)
             connection.sendall(b"%d\n" % os.getpid())
             accepted = True
-            while accepted and (data := _read(sent)) is not None:
-                _allow_time(limits.max_seconds)
-                header, silhouettes = _answer(data, limits, clean=clean)
+            while accepted and (asked := _piece(sent)) is not None:
+                if (data := _read(sent)) is None:
+                    break
+                _allow_time(limits.silhouettes.max_seconds)
+                header, silhouettes = _answer(data, limits, connection, **json.loads(asked))
                 connection.sendall(json.dumps(header).encode() + b"\n" + silhouettes)
                 accepted = bool(silhouettes)
                 del data, silhouettes
@@ -127,12 +158,8 @@ def _decode_and_exit(
         os._exit(status)
 
 
-def _confine(memory: int) -> None:
-    """Give up what decoding does not need. Linux says what is used; elsewhere only time counts."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-    except FileNotFoundError:
-        pages = 0
+def _confine() -> None:
+    """Give up what decoding does not need."""
     # Should memory run short all the same, the kernel is to end this process first; where it takes
     # no such wishes, the bounds below hold alone.
     with suppress(OSError):
@@ -140,14 +167,24 @@ def _confine(memory: int) -> None:
     _bound(resource.RLIMIT_CORE, 0)
     _bound(resource.RLIMIT_FSIZE, 0)
     _bound(resource.RLIMIT_NOFILE, _MOST_FILES)
-    if pages:
-        _bound(resource.RLIMIT_AS, pages * resource.getpagesize() + memory)
 
 
 def _bound(which: int, bound: int) -> None:
     _, hard = resource.getrlimit(which)
     bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
     resource.setrlimit(which, (bound, bound))
+
+
+def _allow_memory(more: int) -> None:
+    """Allow what is in use and so much more. Linux says what is; elsewhere only time counts."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except FileNotFoundError:
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    bound = pages * resource.getpagesize() + more
+    bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
 
 
 def _allow_time(seconds: float) -> None:
@@ -158,22 +195,35 @@ def _allow_time(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
 
+def _piece(sent: BufferedIOBase) -> bytes | None:
+    """What comes behind its length; None when there is nothing further."""
+    length = sent.read(4)
+    return sent.read(int.from_bytes(length, "big")) if len(length) == 4 else None
+
+
 def _read(sent: BufferedIOBase) -> bytes | None:
-    """One upload; None when there is no further one."""
+    """One upload; None when it does not end."""
     pieces: list[bytes] = []
-    while True:
-        length = sent.read(4)
-        if len(length) < 4:
-            return None
-        piece = sent.read(int.from_bytes(length, "big"))
-        if not piece:
-            return b"".join(pieces)
+    while piece := _piece(sent):
         pieces.append(piece)
+    return None if piece is None else b"".join(pieces)
 
 
-def _answer(data: bytes, limits: DecodeLimits, *, clean: bool) -> tuple[Mapping[str, Any], bytes]:
+def _answer(
+    data: bytes,
+    limits: _Limits,
+    connection: socket.socket,
+    *,
+    input: str,
+    track: int | None,
+) -> tuple[Mapping[str, Any], bytes]:
+    origin: Origin | None = None
     try:
-        prepared = prepare_upload(data, limits, clean=clean)
+        if input == "footage" or (input == "auto" and _is_footage(data, limits.footage)):
+            connection.sendall(_IS_FOOTAGE)
+            prepared, origin = _read_footage(data, limits, track)
+        else:
+            prepared = prepare_upload(data, limits.silhouettes, clean=limits.clean)
     except SequenceError as error:
         refusal: dict[str, Any] = {
             "refused": type(error).__name__,
@@ -182,9 +232,43 @@ def _answer(data: bytes, limits: DecodeLimits, *, clean: bool) -> tuple[Mapping[
         }
         if isinstance(error, PoorSequence):
             refusal |= {"codes": error.reasons, "quality": asdict(error.quality)}
+        if isinstance(error, SeveralPeople):
+            refusal |= error.facts()
         return refusal, b""
-    header = {"frames": len(prepared.silhouettes), "quality": asdict(prepared.quality)}
+    header: dict[str, Any] = {
+        "frames": len(prepared.silhouettes),
+        "quality": asdict(prepared.quality),
+    }
+    if origin is not None:
+        header["origin"] = asdict(origin)
     return header, prepared.silhouettes.tobytes()
+
+
+def _is_footage(data: bytes, limits: FootageLimits) -> bool:
+    try:
+        return is_footage(data, limits)
+    except SequenceError:
+        return False  # what reads silhouettes says what is wrong with it
+
+
+def _read_footage(data: bytes, limits: _Limits, track: int | None) -> tuple[Prepared, Origin]:
+    _allow_memory(limits.memory + _FOR_FOOTAGE)
+    _allow_time(limits.footage.max_seconds * _THREADS)
+    make = _network if limits.segmenter == "network" else BackgroundSegmenter
+    try:
+        return read_walk(data, limits.footage, make, track=track, clean=limits.clean)
+    except MissingWeights as error:
+        raise UnsupportedSequence(str(error)) from error
+    except MemoryError as error:
+        raise SequenceTooLarge(NO_MEMORY) from error
+    finally:
+        _allow_memory(limits.memory)  # beside the networks, which stay
+
+
+@functools.cache
+def _network() -> Segmenter:
+    """The networks, loaded when the first footage comes."""
+    return NetworkSegmenter(threads=_THREADS)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ Only a few walks of one request wait to be embedded, so that a long request leav
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from models.footage.upload import NoWalker, SeenTrack, SeveralPeople
 from models.silhouettes.errors import (
     MalformedSequence,
     PoorSequence,
@@ -19,7 +21,6 @@ from models.silhouettes.errors import (
     SequenceTooLarge,
     UnsupportedSequence,
 )
-from models.silhouettes.prepare import Prepared
 from service.foundation.errors import (
     Invalid,
     Malformed,
@@ -31,7 +32,7 @@ from service.foundation.errors import (
 )
 from service.foundation.metrics import Metrics
 from service.gallery.records import Walk
-from service.recognition.decoder_pool import DecoderPool, Read, Turn
+from service.recognition.decoder_pool import UNSAID, Asked, Decoded, DecoderPool, Read, Turn
 from service.recognition.load import Load
 from service.serving.batching import FrameBatcher
 
@@ -41,10 +42,25 @@ _AHEAD = 8  # walks of one request that are prepared and not yet embedded
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A file that was sent: what to call it in an error, and how to read it."""
+    """A file that was sent: what to call it in an error, how to read it, what is asked of it."""
 
     name: str
     read: Read
+    asked: Asked = UNSAID
+
+
+class SeveralTracks(Invalid):
+    """Several people walk in footage; `tracks` lists them for the next request."""
+
+    slug, title = "several-people", "Several people walk in the footage"
+
+    def __init__(self, detail: str, *reasons: Reason, tracks: Sequence[SeenTrack]) -> None:
+        super().__init__(detail, *reasons)
+        self.tracks = tracks
+
+    def members(self) -> Mapping[str, Any]:
+        """The tracks, ready for JSON."""
+        return {"tracks": [asdict(track) for track in self.tracks]}
 
 
 class Intake:
@@ -80,12 +96,12 @@ class Intake:
                     for upload in uploads:
                         await _room(embedding)
                         try:
-                            prepared = await self._prepare(turn, upload)
+                            decoded = await self._prepare(turn, upload)
                         except SequenceError as error:
                             refused.append((upload, error))
                             continue
                         if not refused:
-                            work = self._embed(shown(upload.name), prepared, batcher)
+                            work = self._embed(shown(upload.name), decoded, batcher)
                             embedding.append(asyncio.create_task(work))
                 if refused:
                     raise refusal(refused)
@@ -114,18 +130,18 @@ class Intake:
             self._pending -= count
             self._metrics.pending.set(self._pending)
 
-    async def _prepare(self, turn: Turn, upload: Upload) -> Prepared:
+    async def _prepare(self, turn: Turn, upload: Upload) -> Decoded:
         with self._under_way():
-            prepared, seconds = await turn.prepare(upload.read)
-        self._metrics.decode_seconds.observe(seconds)
-        if not turn.is_slow:
-            self._load.decoded(seconds)
-        return prepared
+            decoded = await turn.prepare(upload.read, upload.asked)
+        self._metrics.decode_seconds.observe(decoded.seconds)
+        if not turn.is_slow and decoded.origin is None:
+            self._load.decoded(decoded.seconds)
+        return decoded
 
-    async def _embed(self, name: str, prepared: Prepared, batcher: FrameBatcher) -> Walk:
+    async def _embed(self, name: str, decoded: Decoded, batcher: FrameBatcher) -> Walk:
         with self._under_way():
-            embedding = await batcher.submit(prepared.silhouettes)
-        return Walk(name, *prepared, embedding)
+            embedding = await batcher.submit(decoded.prepared.silhouettes)
+        return Walk(name, *decoded.prepared, embedding, decoded.origin)
 
     @contextmanager
     def _under_way(self) -> Iterator[None]:
@@ -156,6 +172,10 @@ def refusal(refused: Sequence[tuple[Upload, SequenceError]]) -> ServiceError:
     if len(refused) > 1:
         detail += f" ({len(refused)} files were refused; see `errors`)"
     match error:
+        case SeveralPeople():
+            return SeveralTracks(detail, *reasons, tracks=error.tracks)
+        case NoWalker():
+            return Invalid(detail, *reasons, slug="no-walker")
         case PoorSequence():
             return Invalid(detail, *reasons, slug="poor-sequence")
         case SequenceTooLarge():
@@ -172,6 +192,10 @@ def _reasons(upload: Upload, error: SequenceError) -> list[Reason]:
     name = shown(upload.name)
     if isinstance(error, PoorSequence):
         return [Reason(name, code) for code in error.reasons]
+    if isinstance(error, SeveralPeople):
+        return [Reason(name, "several_people")]
+    if isinstance(error, NoWalker):
+        return [Reason(name, "no_walker")]
     where = f"{name}: {shown(error.where)}" if error.where else name
     return [Reason(where, error.reason)]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import Depends, Request, UploadFile
+from fastapi import Depends, Form, Request, UploadFile
 from starlette.requests import ClientDisconnect
 
 from service.foundation.errors import Reason, TooLarge
 from service.http.resources import Resources
+from service.recognition.decoder_pool import Asked
 from service.recognition.intake import Upload
 
 Result = TypeVar("Result")
@@ -39,19 +40,32 @@ AppResources = Annotated[Resources, Depends(get_resources)]
 ReadyResources = Annotated[Resources, Depends(get_ready_resources)]
 
 
-def upload(file: UploadFile, position: int | None = None) -> Upload:
+Input = Annotated[
+    Literal["auto", "silhouettes", "footage"],
+    Form(alias="input", description="What `sequence` is; `auto` tells by its content."),
+]
+Track = Annotated[
+    int | None,
+    Form(ge=1, le=2**31 - 1, description="Whose walk, of those that a former answer listed."),
+]
+
+
+def upload(file: UploadFile, kind: Input, track: int | None, position: int | None = None) -> Upload:
     """A file of a request, named by its field, its position and what the client calls it."""
     field = "sequence" if position is None else f"sequence[{position}]"
-    return Upload(f"{field} {file.filename}" if file.filename else field, file.read)
+    name = f"{field} {file.filename}" if file.filename else field
+    return Upload(name, file.read, Asked(kind, track))
 
 
-def uploads(files: Sequence[UploadFile], most: int) -> list[Upload]:
+def uploads(
+    files: Sequence[UploadFile], most: int, kind: Input = "auto", track: int | None = None
+) -> list[Upload]:
     """The files of a request that takes at most so many; raises `TooLarge`."""
     if len(files) > most:
         raise TooLarge(
             f"Send at most {most} sequences in a request.", Reason("sequence", "too_many")
         )
-    return [upload(file, position) for position, file in enumerate(files)]
+    return [upload(file, kind, track, position) for position, file in enumerate(files)]
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

@@ -18,8 +18,14 @@ from service.gallery.fields import (
 from service.http import recorded
 from service.http.middleware.scopes import requires
 from service.http.routes.audited import keep_change
-from service.http.routes.dependencies import ReadyResources, unless_disconnected, uploads
-from service.http.schemas import EnrolAnswer, EnrolConflictProblem
+from service.http.routes.dependencies import (
+    Input,
+    ReadyResources,
+    Track,
+    unless_disconnected,
+    uploads,
+)
+from service.http.schemas import REFUSED_FOOTAGE, EnrolAnswer, EnrolConflictProblem
 from service.privacy.erasure import DEFAULT_GALLERY
 from service.recognition.enrolment import Enrolled
 
@@ -30,6 +36,7 @@ router = APIRouter(tags=["recognition"], dependencies=[Depends(requires(Scope.EN
     "/enroll",
     status_code=201,
     responses={
+        **REFUSED_FOOTAGE,
         409: {
             "model": EnrolConflictProblem,
             "description": "A walk may be another subject's, or its Idempotency-Key is in use.",
@@ -41,9 +48,12 @@ async def enroll(
     resources: ReadyResources,
     subject_id: Annotated[SubjectId, Form()],
     sequence: Annotated[
-        list[UploadFile], File(min_length=1, description="One walk each, 1 to 50 files.")
+        list[UploadFile],
+        File(min_length=1, description="One walk each, or footage of one; 1 to 50 files."),
     ],
     gallery: Annotated[GalleryName, Form()] = DEFAULT_GALLERY,
+    kind: Input = "auto",
+    track: Track = None,
     metadata: Annotated[
         str | None,
         Form(
@@ -56,7 +66,7 @@ async def enroll(
     ] = False,
 ) -> EnrolAnswer:
     """Enrol walks of one person: all of them, or none when one is refused."""
-    walks = uploads(sequence, resources.settings.max_sequences_per_request)
+    walks = uploads(sequence, resources.settings.max_sequences_per_request, kind, track)
     details = parse_metadata(metadata)
 
     def record_and_keep(session: Session, enrolled: Enrolled) -> None:

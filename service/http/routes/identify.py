@@ -25,12 +25,14 @@ from service.http.middleware.scopes import requires
 from service.http.resources import Resources
 from service.http.routes.audited import record_answer
 from service.http.routes.dependencies import (
+    Input,
     ReadyResources,
+    Track,
     unless_disconnected,
     upload,
     uploads,
 )
-from service.http.schemas import IdentifyAnswer, VerifyAnswer
+from service.http.schemas import REFUSED_FOOTAGE, IdentifyAnswer, VerifyAnswer
 from service.privacy.erasure import DEFAULT_GALLERY
 from service.recognition.intake import Upload
 
@@ -45,19 +47,21 @@ Probes = Annotated[
     list[UploadFile],
     File(
         min_length=1,
-        description="Walks of one person, 1 to 10 files, which are fused.",
+        description="Walks, or footage, of one person: 1 to 10 files, which are fused.",
         json_schema_extra={"maxItems": _MOST_PROBES},  # more are a 413, as everywhere
     ),
 ]
 View = Annotated[ViewField | None, Form()]
 
 
-@router.post("/identify", response_model=IdentifyAnswer)
+@router.post("/identify", response_model=IdentifyAnswer, responses=REFUSED_FOOTAGE)
 async def identify(
     request: Request,
     resources: ReadyResources,
     sequence: Probes,
     gallery: Annotated[GalleryName, Form()] = DEFAULT_GALLERY,
+    kind: Input = "auto",
+    track: Track = None,
     top_k: Annotated[int, Form(ge=1, le=100)] = 5,
     threshold: Annotated[ThresholdField | None, Form()] = None,
     where: Annotated[
@@ -78,7 +82,7 @@ async def identify(
         request,
         resources.identification.identify(
             gallery,
-            _probes(sequence),
+            _probes(sequence, kind, track),
             top_k=top_k,
             threshold=threshold,
             where=parse_filter(where),
@@ -96,13 +100,15 @@ async def identify(
     return Response(body, media_type="application/json")
 
 
-@router.post("/verify", response_model=VerifyAnswer)
+@router.post("/verify", response_model=VerifyAnswer, responses=REFUSED_FOOTAGE)
 async def verify(
     request: Request,
     resources: ReadyResources,
     subject_id: Annotated[SubjectId, Form()],
     sequence: Probes,
     gallery: Annotated[GalleryName, Form()] = DEFAULT_GALLERY,
+    kind: Input = "auto",
+    track: Track = None,
     threshold: Annotated[ThresholdField | None, Form()] = None,
     view: View = None,
     include: Include = None,
@@ -111,7 +117,7 @@ async def verify(
     verified = await unless_disconnected(
         request,
         resources.identification.verify(
-            gallery, subject_id, _probes(sequence), threshold=threshold, view=view
+            gallery, subject_id, _probes(sequence, kind, track), threshold=threshold, view=view
         ),
     )
     await record_answer(request, recorded.verification(verified))
@@ -121,8 +127,10 @@ async def verify(
     return Response(body, media_type="application/json")
 
 
-def _probes(sequence: list[UploadFile]) -> list[Upload]:
-    return [upload(sequence[0])] if len(sequence) == 1 else uploads(sequence, _MOST_PROBES)
+def _probes(sequence: list[UploadFile], kind: Input, track: int | None) -> list[Upload]:
+    if len(sequence) == 1:
+        return [upload(sequence[0], kind, track)]
+    return uploads(sequence, _MOST_PROBES, kind, track)
 
 
 async def _said(

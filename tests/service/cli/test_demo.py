@@ -18,7 +18,15 @@ STRANGER = Identification(
     threshold_source="model",
     operating_point=None,
     candidates=[],
-    probe=Probe(frames=40, quality=Quality(score=1.0, issues=[])),
+    probe=Probe(
+        frames=40,
+        quality=Quality(score=1.0, issues=[]),
+        input="silhouettes",
+        segmenter=None,
+        track=None,
+        from_s=None,
+        to_s=None,
+    ),  # fmt: skip
     model=ModelReference(name="default", digest="d" * 64),
     took_ms=1.0,
 )

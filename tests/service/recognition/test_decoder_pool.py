@@ -62,8 +62,8 @@ async def prepare(decoders: DecoderPool, *uploads: bytes) -> Prepared:
     """Of one request; the last one's walk."""
     async with decoders.turn() as turn:
         for data in uploads:
-            prepared, _ = await turn.prepare(upload(data))
-        return prepared
+            decoded = await turn.prepare(upload(data))
+        return decoded.prepared
 
 
 def with_pool(

@@ -1,0 +1,186 @@
+"""One upload of footage to the walk of one person in it, or why there is none."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+from models.footage.finding import WalkFinder
+from models.footage.pictures import FootageLimits, Picture, read_pictures
+from models.footage.segmentation import MaskSegmenter, Segmenter
+from models.footage.walks import FoundWalk, Outcome
+from models.silhouettes.errors import PoorSequence, SequenceError
+from models.silhouettes.prepare import Prepared, prepare
+from models.silhouettes.sniff import VIDEOS, sniff
+
+_LOOKED_AT: Final = 5  # pictures that tell footage from masks
+_EXTREME: Final = 40  # grey levels from black or white, where codecs smear
+_OF_MASKS: Final = 0.85  # of the pixels are black or white
+_BLACK: Final = 0.6  # or so many are black: a person in colours, cut out
+_PURE: Final = 16  # the same for pictures that are said to be footage, which may be dark
+_OF_PURE: Final = 0.97
+
+
+@dataclass(frozen=True, slots=True)
+class SeenTrack:
+    """A person of a clip, for those who choose among several.
+
+    Attributes:
+        track: what to send to choose.
+        from_s, to_s: when the person walks, in seconds of the clip.
+        box: left, top, width and height where the walk begins, in pixels of the original.
+        thumbnail: the person, as a `data:` URL of a JPEG; nothing is kept for it.
+    """
+
+    track: int
+    from_s: float
+    to_s: float
+    box: tuple[float, float, float, float]
+    thumbnail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where in footage a walk was found, and what made its silhouettes."""
+
+    segmenter: str
+    track: int
+    from_s: float
+    to_s: float
+
+
+class SeveralPeople(SequenceError):
+    """More than one person walks in the footage; `tracks` lists them."""
+
+    def __init__(self, tracks: tuple[SeenTrack, ...]) -> None:
+        super().__init__(
+            f"{len(tracks)} people walk in the footage; send it again with `track` to choose one"
+        )
+        self.tracks = tracks
+
+    def facts(self) -> dict[str, Any]:
+        """What it says beside its sentence, ready for JSON."""
+        return {"tracks": [asdict(track) for track in self.tracks]}
+
+
+class NoWalker(SequenceError):
+    """Nobody walks in full view in the footage, or not the one who was chosen."""
+
+
+def is_footage(data: bytes, limits: FootageLimits) -> bool:
+    """Whether a file is a video whose pictures are no masks.
+
+    Raises:
+        SequenceError: a video that cannot be read.
+    """
+    if sniff(data) not in VIDEOS:
+        return False
+    pictures = read_pictures(data, replace(limits, max_seconds_long=math.inf))
+    shares = [_black_and_white(picture, _EXTREME) for picture in _first(pictures)]
+    masks = [black > _BLACK or black + white > _OF_MASKS for black, white in shares]
+    return 2 * sum(masks) < len(masks)
+
+
+def _first(pictures: Iterator[Picture]) -> Iterator[Picture]:
+    return itertools.islice(pictures, _LOOKED_AT)
+
+
+def _black_and_white(picture: Picture, off: int) -> tuple[float, float]:
+    """Shares of pixels that are so many grey levels from black, and from white, at most."""
+    black = float((picture.image.max(axis=2) <= off).mean())
+    return black, float((picture.image.min(axis=2) >= 255 - off).mean())
+
+
+def read_walk(
+    data: bytes,
+    limits: FootageLimits,
+    make: Callable[[], Segmenter],
+    *,
+    track: int | None = None,
+    clean: bool = True,
+) -> tuple[Prepared, Origin]:
+    """The best walk of the one person who walks in a clip, or of the track that is chosen.
+
+    Args:
+        data: the clip's bytes; hostile ones are expected.
+        limits: what it may cost.
+        make: makes the segmenter, once the first pictures have been read. Pictures that are masks
+            already need none.
+        track: of a former answer; the same clip has the same tracks.
+        clean: as for `prepare`.
+
+    Raises:
+        SeveralPeople: and no track is chosen.
+        NoWalker: nobody walks, or not the track that is chosen.
+        PoorSequence: the walk was found, and no gait can be recognised in it.
+        SequenceError: as `read_pictures`.
+        MissingWeights: `make` needs networks that were not installed.
+    """
+    pictures = read_pictures(data, limits)
+    first = list(_first(pictures))
+    pure = [sum(_black_and_white(picture, _PURE)) > _OF_PURE for picture in first]
+    segmenter = MaskSegmenter() if 2 * sum(pure) > len(pure) else make()
+    finder = WalkFinder(segmenter)
+    walks = list(finder.find(itertools.chain(first, pictures)))
+    tracks = _by_track(walks)
+    if not tracks:
+        raise NoWalker(_seen(finder.people, finder.outcome))
+    if track is None and len(tracks) > 1:
+        raise SeveralPeople(tuple(_listed(own) for own in tracks.values()))
+    own = tracks.get(next(iter(tracks)) if track is None else track)
+    if own is None:
+        listed = ", ".join(map(str, tracks))
+        raise NoWalker(f"track {track} is not in the footage; it has {listed}")
+    return _best(own, segmenter.name, clean=clean)
+
+
+def _best(walks: list[FoundWalk], segmenter: str, *, clean: bool) -> tuple[Prepared, Origin]:
+    best: tuple[Prepared, Origin] | None = None
+    refused: PoorSequence | None = None
+    for walk in sorted(walks, key=lambda one: -len(one.frames)):
+        try:
+            prepared = prepare(walk.frames, clean=clean)
+        except PoorSequence as error:
+            refused = refused or error
+            continue
+        if best is None or prepared.quality.score > best[0].quality.score:
+            best = prepared, Origin(segmenter, walk.track, walk.from_s, walk.to_s)
+    if best is not None:
+        return best
+    raise refused or NoWalker(_seen(1, Outcome()))
+
+
+def _by_track(walks: list[FoundWalk]) -> dict[int, list[FoundWalk]]:
+    tracks: dict[int, list[FoundWalk]] = {}
+    for walk in sorted(walks, key=lambda one: (one.track, one.from_s)):
+        tracks.setdefault(walk.track, []).append(walk)
+    return tracks
+
+
+def _listed(walks: list[FoundWalk]) -> SeenTrack:
+    first = walks[0]
+    picture = base64.b64encode(first.thumbnail).decode("ascii")
+    return SeenTrack(
+        track=first.track,
+        from_s=first.from_s,
+        to_s=walks[-1].to_s,
+        box=(first.box.left, first.box.top, first.box.width, first.box.height),
+        thumbnail=f"data:image/jpeg;base64,{picture}",
+    )
+
+
+def _seen(people: int, outcome: Outcome) -> str:
+    if people == 0:
+        what = "nobody was seen in full view" if outcome.cut else "nobody was seen"
+        return f"{what}; send footage in which somebody walks from head to feet in the picture"
+    most = max(
+        (outcome.cut, "the picture's border cuts whoever walks"),
+        (outcome.crowded, "people cover each other"),
+        (outcome.standing, "people are seen, and nobody walks"),
+        (outcome.short, "nobody walks for long enough"),
+    )
+    return f"{most[1]}; send at least a second of somebody walking alone and in full view"

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import io
+import struct
+import wave
+
+import av
+import numpy as np
+import pytest
+
+from models.footage import FootageLimits, read_pictures
+from models.silhouettes import (
+    MalformedSequence,
+    SequenceError,
+    SequenceTooLarge,
+    UnsupportedSequence,
+)
+from tests.models.footage.clips import encode, scene
+
+
+def blank(count: int, rows: int = 48, columns: int = 64) -> list[np.ndarray]:
+    return [np.full((rows, columns, 3), 40 + number % 100, np.uint8) for number in range(count)]
+
+
+def times(data: bytes) -> list[float]:
+    return [picture.seconds for picture in read_pictures(data, FootageLimits())]
+
+
+@pytest.mark.parametrize("rate", [10, 25, 30])
+def test_every_picture_of_a_usual_rate_is_read(rate: int) -> None:
+    assert times(encode(blank(20), rate=rate)) == pytest.approx(np.arange(20) / rate, abs=2e-3)
+
+
+@pytest.mark.parametrize(("rate", "kept"), [(50, 25), (60, 30), (120, 30), (200, 33)])
+def test_fast_cameras_are_thinned_out(rate: int, kept: int) -> None:
+    read = times(encode(blank(rate), rate=rate))
+    assert len(read) == pytest.approx(kept, abs=2)
+
+
+def test_a_changing_rate_keeps_its_times() -> None:
+    stamps = [0.0, 0.1, 0.14, 0.18, 0.5, 0.54, 0.9]
+    assert times(encode(blank(len(stamps)), times=stamps)) == pytest.approx(stamps, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("codec", "container"), [("libx264", "mp4"), ("mpeg4", "avi"), ("libvpx", "webm")]
+)
+def test_colours_survive_every_container(codec: str, container: str) -> None:
+    picture = np.zeros((96, 128, 3), np.uint8)
+    picture[:] = (200, 60, 20)
+    (first, *_) = read_pictures(
+        encode([picture] * 4, codec=codec, container=container), FootageLimits()
+    )
+    assert first.image.shape == (96, 128, 3)
+    assert np.abs(first.image.astype(int) - (200, 60, 20)).mean() < 12
+
+
+def test_large_pictures_are_made_smaller_and_say_by_how_much() -> None:
+    (first, *_) = read_pictures(encode([scene()[:90].repeat(12, 0).repeat(5, 1)] * 2),
+                                FootageLimits())  # fmt: skip
+    assert max(first.image.shape) == 1280
+    assert first.scale == pytest.approx(2400 / 1280)
+
+
+@pytest.mark.parametrize(("codec", "container"), [("libx264", "mp4"), ("libvpx", "webm")])
+def test_a_clip_that_says_it_lasts_ten_hours_is_refused(codec: str, container: str) -> None:
+    stamps = [0.0, 1.0, 2.0, 36_000.0]
+    data = encode(blank(4), times=stamps, codec=codec, container=container)
+    with pytest.raises(SequenceTooLarge, match="60 s that are read"):
+        list(read_pictures(data, FootageLimits()))
+
+
+def test_pictures_over_the_limit_are_refused_before_one_is_decoded() -> None:
+    data = encode(blank(2, 4320, 7680))
+    with pytest.raises(SequenceTooLarge, match="over the limit of 4096"):
+        list(read_pictures(data, FootageLimits()))
+
+
+def test_sound_alone_is_refused() -> None:
+    target = io.BytesIO()
+    with av.open(target, "w", format="mp4") as file:
+        stream = file.add_stream("aac", rate=16_000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.rate = 16_000
+        file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    with pytest.raises(MalformedSequence, match="no video track"):
+        list(read_pictures(target.getvalue(), FootageLimits()))
+
+
+def test_one_picture_is_no_footage() -> None:
+    with pytest.raises(MalformedSequence, match="one picture"):
+        list(read_pictures(encode(blank(1)), FootageLimits()))
+
+
+def test_a_clip_whose_key_frames_are_gone_is_refused() -> None:
+    data = encode(blank(30), container="avi", codec="mpeg4")
+    key = data.index(b"00dc", data.index(b"movi"))
+    (size,) = struct.unpack_from("<I", data, key + 4)
+    broken = data[: key + 8] + bytes(size) + data[key + 8 + size :]
+    with pytest.raises(SequenceError):
+        list(read_pictures(broken, FootageLimits()))
+
+
+def test_other_files_are_told_by_what_they_are() -> None:
+    sound = io.BytesIO()
+    with wave.open(sound, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(bytes(16_000))
+    with pytest.raises(UnsupportedSequence, match="send an MP4, AVI or WebM"):
+        list(read_pictures(sound.getvalue(), FootageLimits()))
+
+
+def test_a_clip_of_more_pictures_than_are_read_is_refused() -> None:
+    with pytest.raises(SequenceTooLarge):
+        list(read_pictures(encode(blank(40)), FootageLimits(max_pictures=20)))
+
+
+def test_the_time_that_reading_takes_is_bounded() -> None:
+    with pytest.raises(SequenceTooLarge, match="took longer"):
+        list(read_pictures(encode(blank(40)), FootageLimits(max_seconds=0.0)))
