@@ -12,7 +12,7 @@ $(READY): pyproject.toml constraints.txt models/footage/requirements.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m models.footage.weights
+	$(BIN)/python -m models.footage
 	touch $(READY)
 
 demo: setup

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -35,6 +35,9 @@ class Found(NamedTuple):
     score: float
 
 
+SegmenterName = Literal["network", "network+background", "background", "masks"]
+
+
 class Segmenter(Protocol):
     """Finds people and makes their masks.
 
@@ -44,7 +47,7 @@ class Segmenter(Protocol):
         uses_background: whether what stands still in the clip may correct its masks.
     """
 
-    name: str
+    name: SegmenterName
     every_s: float
     uses_background: bool
 
@@ -74,7 +77,7 @@ class NetworkSegmenter:
         from openvino.preprocess import ColorFormat, PrePostProcessor
 
         self.uses_background = uses_background
-        self.name = "network+background" if uses_background else "network"
+        self.name: SegmenterName = "network+background" if uses_background else "network"
         core = openvino.Core()
         options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
         detector = core.read_model(graphs[0])
@@ -157,7 +160,7 @@ class _Foreground:
 class BackgroundSegmenter(_Foreground):
     """What a fixed camera does not always see, by OpenCV's mixture of Gaussians; no weights."""
 
-    name = "background"
+    name: SegmenterName = "background"
     uses_background = True
 
     def __init__(self) -> None:
@@ -177,7 +180,7 @@ class BackgroundSegmenter(_Foreground):
 class MaskSegmenter(_Foreground):
     """Pictures that are masks already: white people on black."""
 
-    name = "masks"
+    name: SegmenterName = "masks"
     uses_background = False
 
     def find(self, image: Image) -> list[Found]:

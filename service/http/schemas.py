@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from models.footage.segmentation import SegmenterName
 from service.gallery.coverage import Advice
 from service.gallery.fields import (
     METADATA_SCHEMA,
@@ -192,7 +193,7 @@ class ProbeSequenceAnswer(Schema):
     frames: int
     quality: QualityAnswer
     input: Literal["silhouettes", "footage"]
-    segmenter: str | None = Field(description="what made silhouettes of footage")
+    segmenter: SegmenterName | None = Field(description="what made silhouettes of footage")
     track: int | None = Field(description="of the footage")
     from_s: float | None = Field(description="seconds of the footage at which the walk begins")
     to_s: float | None

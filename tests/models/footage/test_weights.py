@@ -11,7 +11,7 @@ from models.footage.weights import install, installed
 
 def test_missing_networks_are_told_in_a_sentence_that_says_how_to_get_them(tmp_path: Path) -> None:
     assert not installed(tmp_path)
-    with pytest.raises(MissingWeights, match=r"python -m models\.footage\.weights"):
+    with pytest.raises(MissingWeights, match=r"python -m models\.footage`"):
         NetworkSegmenter(tmp_path)
 
 

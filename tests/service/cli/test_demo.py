@@ -26,7 +26,7 @@ STRANGER = Identification(
         track=None,
         from_s=None,
         to_s=None,
-    ),  # fmt: skip
+    ),
     model=ModelReference(name="default", digest="d" * 64),
     took_ms=1.0,
 )

@@ -89,6 +89,7 @@ def test_the_description_of_the_api_has_every_route_of_jobs_and_models(
     paths = shared.get("/openapi.json").json()["paths"]
     assert {path for path in paths if path.startswith(("/jobs", "/models"))} == {
         "/jobs",
+        "/jobs/adapt",
         "/jobs/audit-gallery",
         "/jobs/calibrate",
         "/jobs/distill",

@@ -98,7 +98,7 @@ def test_a_clip_longer_than_is_read_is_refused(serve: Serve) -> None:
 def test_without_the_networks_footage_is_refused_and_silhouettes_are_read(serve: Serve) -> None:
     client = serve()
     body = refused(identify(client, one()), 415, "not-a-sequence")
-    assert "python -m models.footage.weights" in str(body["detail"])
+    assert "python -m models.footage" in str(body["detail"])
     assert identify(client, one(masks=True)).status_code == 200
 
 
