@@ -16,6 +16,7 @@ Errors are `ValueError`s: `ProtocolMismatch` when the data lack what the protoco
 """
 
 from training.evaluation.bootstrap import Estimate, Resampling
+from training.evaluation.conditions import ProtocolMismatch
 from training.evaluation.evaluate import (
     embedded_by,
     evaluate_checkpoint,
@@ -23,7 +24,7 @@ from training.evaluation.evaluate import (
     labels_of,
     tested_walks,
 )
-from training.evaluation.protocols import PROTOCOLS, ProtocolMismatch, protocol_named
+from training.evaluation.protocols import PROTOCOLS, own_protocol, protocol_named
 from training.evaluation.report import console_tables
 from training.evaluation.result import EvaluationResult
 from training.evaluation.sequences import EmbeddedSequences, LabelledSequences
@@ -41,6 +42,7 @@ __all__ = [
     "evaluate_checkpoint",
     "evaluate_embeddings",
     "labels_of",
+    "own_protocol",
     "protocol_named",
     "tested_walks",
 ]

@@ -15,7 +15,12 @@ from training.evaluation import (
     evaluate_embeddings,
 )
 from training.evaluation.embedding import embed_with_network
-from training.evaluation.protocols import AUTO_PROTOCOL, protocol_named
+from training.evaluation.protocols import (
+    AUTO_PROTOCOL,
+    UnknownProtocol,
+    protocol_for,
+    protocol_named,
+)
 from training.recipe import Evaluation, Problem, RecipeError
 
 _FEW_REPLICATES = Resampling(replicates=100)  # a curve needs no fine intervals
@@ -101,7 +106,7 @@ def _suited(protocol: str, pack: Pack) -> tuple[str, LabelledSequences | None]:
             return "gait3d", labels if any(probes) else None
         return "cross-view", labels
     try:
-        protocol_named(protocol).split(labels)
-    except (ValueError, ProtocolMismatch) as error:
+        protocol_for(protocol, labels)
+    except (UnknownProtocol, ProtocolMismatch) as error:
         raise RecipeError([Problem("evaluation.protocol", str(error))]) from error
     return protocol, labels
