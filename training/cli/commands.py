@@ -144,7 +144,28 @@ def validate(
 def evaluate(
     checkpoint: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
     dataset: Annotated[Path, typer.Option(help="Packed dataset.")],
-    protocol: Annotated[str, typer.Option(help="Name of a protocol.")] = "cross-view",
+    protocol: Annotated[
+        str | None, typer.Option(help="Name of a protocol; cross-view if not given.")
+    ] = None,
+    enrolled: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION,…",
+            help="Instead of a protocol: conditions that are enrolled, as 'nm-0[1-4]'; may be "
+            "repeated.",
+        ),
+    ] = None,
+    asked: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]CONDITION,…",
+            help="Conditions that are asked of them, reported as NAME; may be repeated.",
+        ),
+    ] = None,
+    apart: Annotated[
+        float,
+        typer.Option(min=0, max=180, help="Degrees up to which views count as the same view."),
+    ] = 0,
     against: Annotated[
         list[Path] | None, typer.Option(help="Another checkpoint to compare with; may be repeated.")
     ] = None,
@@ -165,12 +186,12 @@ def evaluate(
 ) -> None:
     """Judge a checkpoint on a packed dataset by a protocol."""
     with _reporting(as_json) as (reporter, _):
-        from training.cli.evaluating import evaluate_with_events
+        from training.cli.evaluating import chosen_protocol, evaluate_with_events
 
         evaluate_with_events(
             checkpoint,
             dataset,
-            protocol,
+            chosen_protocol(protocol, enrolled or [], asked or [], apart),
             against or [],
             out,
             reporter,

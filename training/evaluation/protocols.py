@@ -542,7 +542,10 @@ def own_protocol(
     """
     if not enrolled or not asked or not all(asked.values()):
         raise ProtocolMismatch("conditions to enrol and conditions to ask are needed")
-    questions = "; ".join(f"{name}={','.join(patterns)}" for name, patterns in asked.items())
+    questions = "; ".join(
+        name if [name] == list(patterns) else f"{name}={','.join(patterns)}"
+        for name, patterns in asked.items()
+    )
     gap = f", views over {apart:g} degrees apart are others" if apart else ""
     return NamedProtocol(
         f"{','.join(enrolled)} enrolled, asked: {questions}{gap}",

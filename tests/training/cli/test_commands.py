@@ -372,6 +372,31 @@ def test_a_checkpoint_is_evaluated_by_command(
     assert call(*asked, "--protocol", "best-view")[0] == 2
 
 
+def test_own_conditions_are_enrolled_and_asked_by_command(
+    pack: Path, make_teacher: Callable[..., Path], tmp_path: Path
+) -> None:
+    asked = ("evaluate", "--checkpoint", make_teacher(), "--dataset", pack, "--json")
+    own = ("--enrolled", "normal-01", "--asked", "late=normal-0[2-9]", "--asked", "coat-*")
+    status, events = call(*asked, *own, "--no-baselines", "--out", tmp_path / "r.json")
+    assert status == 0, events
+    assert {"late_rank1", "coat_rank1"} <= events[-1]["metrics"].keys()
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["protocol"] == "normal-01 enrolled, asked: late=normal-0[2-9]; coat-*"
+    for wrong, reason in (
+        (("--enrolled", "nm-01"), "--asked"),
+        (("--asked", "nm-01"), "--enrolled"),
+        (("--asked", "late=", "--enrolled", "nm-01"), "--asked"),
+        (("--apart", "15"), "--apart"),
+        ((*own, "--protocol", "cross-view"), "either a protocol"),
+        (("--enrolled", "nm-9?", "--asked", "coat-*"), "would run on these walks: cross-view"),
+        (("--protocol", "casia-e"), "would run on these walks: cross-view"),
+        (("--protocol", "best-view"), "would run on these walks: cross-view"),
+    ):
+        status, (failed,) = call(*asked, *wrong)
+        assert (status, failed["event"]) == (2, "failed")
+        assert reason in failed["reason"]
+
+
 def test_an_evaluation_takes_mirror_baselines_device_and_seed(
     pack: Path, make_teacher: Callable[..., Path], tmp_path: Path
 ) -> None:

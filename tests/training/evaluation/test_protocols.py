@@ -5,13 +5,8 @@ import numpy as np
 import pytest
 
 from training.evaluation import EmbeddedSequences, LabelledSequences, ProtocolMismatch
-from training.evaluation.protocols import (
-    PROTOCOLS,
-    Retrieval,
-    TableOfCells,
-    protocol_named,
-    rendered_conditions,
-)
+from training.evaluation.conditions import Question, rendered_conditions
+from training.evaluation.protocols import PROTOCOLS, Retrieval, TableOfCells, protocol_named
 from training.evaluation.trials import Figure
 
 
@@ -156,9 +151,9 @@ def test_rendered_walks_are_enrolled_by_the_earlier_half_of_the_normal_ones() ->
 
 def test_two_normal_walks_leave_one_to_ask_and_one_leaves_none() -> None:
     two = rendered_conditions(np.array(["normal-1", "normal-2"]))
-    assert two == (("normal", {"normal-2"}, {"normal-1"}),)
+    assert two == (Question("normal", frozenset({"normal-2"}), frozenset({"normal-1"})),)
     one = rendered_conditions(np.array(["normal", "coat"]))
-    assert one == (("coat", {"coat"}, {"normal"}),)
+    assert one == (Question("coat", frozenset({"coat"}), frozenset({"normal"})),)
 
 
 def test_without_normal_walks_nothing_can_be_enrolled() -> None:
