@@ -60,6 +60,7 @@ class Source(StrEnum):
     images = "images"
     walks = "walks"
     gallery = "gallery"
+    ou_mvlp = "ou-mvlp"
 
 
 @app.command()
@@ -213,6 +214,14 @@ def pack(
     partition: Annotated[
         Path | None, typer.Option(help="JSON of TRAIN_SET and TEST_SET, to go into the pack.")
     ] = None,
+    silhouettes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GLOB",
+            help="Names of the files that hold silhouettes, as '*-aligned-sils.pkl'; where a walk "
+            "has others beside them.",
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Processes that prepare raw frames; one a core if not given."),
@@ -223,7 +232,15 @@ def pack(
     with _reporting(as_json) as (reporter, _):
         from training.cli.packing import pack_with_events
 
-        pack_with_events(source, out, format.value, reporter, partition=partition, workers=workers)
+        pack_with_events(
+            source,
+            out,
+            format.value,
+            reporter,
+            partition=partition,
+            silhouettes=silhouettes,
+            workers=workers,
+        )
 
 
 @app.command()

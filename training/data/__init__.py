@@ -41,7 +41,7 @@ The signatures in short (n sequences, s frames); each has its own docstring:
     join(views, lengths) -> [sum(lengths), h, w], or the views unchanged when lengths is None
 """
 
-from training.data.importers import Progress, SourceError, pack_dataset
+from training.data.importers import Progress, pack_dataset
 from training.data.options import (
     Augmentation,
     Clip,
@@ -51,10 +51,12 @@ from training.data.options import (
 )
 from training.data.pack import Pack, PackError, PackWriter, Partition, SequenceRecord
 from training.data.sampling import SamplingError
+from training.data.sources import LeftOut, SourceError
 
 __all__ = [
     "Augmentation",
     "Clip",
+    "LeftOut",
     "OrderedClip",
     "Pack",
     "PackError",

@@ -74,6 +74,15 @@ class Packed:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """Something in a dataset that is not packed: a file or folder, and one sentence why."""
+
+    name: str
+    reason: str
+    event: str = "skipped"
+
+
+@dataclass(frozen=True)
 class Failed:
     """The run cannot go on; one sentence says why."""
 
@@ -81,7 +90,7 @@ class Failed:
     event: str = "failed"
 
 
-Event = Started | Progressed | Evaluated | Done | Packed | Failed
+Event = Started | Progressed | Evaluated | Done | Packed | Skipped | Failed
 
 
 class Reporter(Protocol):
@@ -162,6 +171,8 @@ class ConsoleReporter:
                 self._say(f"checkpoint: {event.checkpoint}  {_brief(event.metrics)}".rstrip())
             case Packed():
                 self._say(f"dataset: {event.dataset}  {_brief(event.metrics)}")
+            case Skipped():
+                self._say(f"skipped: {event.name}: {event.reason}")
             case Failed():
                 self._say(f"failed: {event.reason}", style="red")
 

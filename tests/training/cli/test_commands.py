@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from models import checkpoint
 from models.card import read_card
 from tests.training.runs import TINY
 from training.cli.commands import app
+from training.data import Pack
 from training.process.events import ConsoleReporter, Failed, Packed
 from training.recipe import load, shipped
 from training.run.checking import recipe_problems
@@ -354,6 +356,42 @@ def test_an_exported_gallery_is_packed_by_command(tmp_path: Path) -> None:
     status, events = call("pack", source, "--out", tmp_path / "other.pack", *missing)
     assert (status, events[-1]["event"]) == (2, "failed")
     assert "nowhere.json" in events[-1]["reason"]
+
+
+def test_what_is_not_packed_is_named_in_text_and_in_json(tmp_path: Path) -> None:
+    source = tmp_path / "CCPG-pkl"
+    folder = source / "000/U0_D0/00_0"
+    folder.mkdir(parents=True)
+    for kind in ("aligned-sils", "sils"):
+        (folder / f"00_0-{kind}.pkl").write_bytes(
+            pickle.dumps(np.full((8, 64, 64), 255 if kind == "sils" else 7, np.uint8))
+        )
+    broken = source / "001/U0_D0/00_0/00_0.pkl"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"no pickle")
+    status, events = call("pack", source, "--out", tmp_path / "out.pack", "--json")
+    assert status == 0, events
+    skipped = [event for event in events if event["event"] == "skipped"]
+    assert [(event["name"], event["reason"]) for event in skipped] == [
+        ("*-sils.pkl", "*-aligned-sils.pkl beside it is read (1 file)"),
+        (str(broken), "broken pickle (KeyError)"),
+    ]
+    assert events[-1]["metrics"] == {"subjects": 1, "sequences": 1, "frames": 8, "skipped": 2}
+    assert Pack.open(tmp_path / "out.pack").silhouettes(0).max() == 7
+    asked = [
+        "pack",
+        str(source),
+        "--out",
+        str(tmp_path / "plain.pack"),
+        "--silhouettes",
+        "*0-sils.*",
+    ]
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert "skipped: *-aligned-sils.pkl: *-sils.pkl beside it is read (1 file)\n" in result.stderr
+    assert f"skipped: {broken.parent}: no .pkl in it is named *0-sils.*\n" in result.stderr
+    assert Pack.open(tmp_path / "plain.pack").silhouettes(0).max() == 255
 
 
 def test_a_checkpoint_is_evaluated_by_command(
