@@ -212,7 +212,12 @@ def pack(
     out: Annotated[Path, typer.Option(help="The .pack folder to make.")],
     format: Annotated[Source, typer.Option(help="What SOURCE is.")] = Source.auto,
     partition: Annotated[
-        Path | None, typer.Option(help="JSON of TRAIN_SET and TEST_SET, to go into the pack.")
+        str | None,
+        typer.Option(
+            metavar="FILE|NAME",
+            help="JSON of TRAIN_SET and TEST_SET, to go into the pack; or casia-b, casia-e, ccpg, "
+            "grew or ou-mvlp.",
+        ),
     ] = None,
     silhouettes: Annotated[
         str | None,

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from training.data import LeftOut, Partition, Progress, pack_dataset
+from training.data import LeftOut, Progress, pack_dataset
+from training.data.partitions import partition_named
 from training.data.sources import Format
 from training.process.events import Packed, Progressed, Reporter, Skipped, Started
 from training.process.processor import usable_cores
@@ -20,7 +21,7 @@ def pack_with_events(
     format: Literal["auto"] | Format,
     reporter: Reporter,
     *,
-    partition: Path | None,
+    partition: str | None,
     silhouettes: str | None,
     workers: int | None,
 ) -> None:
@@ -31,7 +32,7 @@ def pack_with_events(
         out: the pack to be.
         format: what the source is.
         reporter: told what happens.
-        partition: file of the field's that says who is trained and tested on.
+        partition: who is trained and tested on: a file of the field's, or a name of a plain one.
         silhouettes: which files hold them, see `training.data.pack_dataset`.
         workers: see `training.data.pack_dataset`; one a core if None.
 
@@ -68,7 +69,7 @@ def pack_with_events(
         source,
         out,
         format,
-        partition=None if partition is None else Partition.load(partition),
+        partition=None if partition is None else partition_named(partition),
         silhouettes=silhouettes,
         workers=workers or usable_cores(),
         progress=report,
