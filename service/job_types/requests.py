@@ -86,6 +86,7 @@ Protocol = Literal[
     "ccpg",
     "ccpg-reid",
     "cross-view",
+    "first-walk",
     "gait3d",
     "grew",
     "hid",

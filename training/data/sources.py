@@ -34,6 +34,7 @@ RAW: Final[frozenset[Format]] = frozenset({"images", "walks", "ou-mvlp"})
 _IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 _WALK = re.compile(r"(?P<view>[^_.][^_]*)_(?P<condition>[^_.]+)\.\w+(\.gz)?")
 _OU_MVLP = re.compile(r"Silhouette_(?P<view>\d+)-(?P<walk>\d+)")
+_NOT_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control, or not in UTF-8
 _NARROW = 44  # columns of 64 rows that some keep
 _ENERGY_IMAGE = "gei.png"  # GREW and CASIA-B come with means over walks beside the frames
 _STRAY = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
@@ -150,10 +151,12 @@ class Source:
             found = True
             if _is_stray(path.name):
                 self.left_out(LeftOut(str(path), "hidden, or left by another program"))
-            elif path.is_dir():
-                yield path
-            else:
+            elif not path.is_dir():
                 self.left_out(LeftOut(str(path), f"a file where folders of {of} are"))
+            elif _NOT_TEXT.search(path.name):
+                self.left_out(LeftOut(str(path), "its name is no plain text"))
+            else:
+                yield path
         if not found:
             self.left_out(LeftOut(str(folder), "an empty folder"))
 
@@ -240,8 +243,8 @@ class Source:
                     self.left_out(LeftOut(str(path), "hidden, or left by another program"))
                 elif name is None:
                     self.left_out(LeftOut(str(path), "not named VIEW_CONDITION, as 090_1.zip"))
-                elif not path.is_file():
-                    self.left_out(LeftOut(str(path), "not a file"))
+                elif not path.is_file() or _NOT_TEXT.search(path.name):
+                    self.left_out(LeftOut(str(path), "not a file with a plain name"))
                 else:
                     read = partial(_read_upload, path)
                     yield Walk(subject.name, name["condition"], name["view"], str(path), read)

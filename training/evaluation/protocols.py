@@ -384,6 +384,33 @@ class SingleGallery:
 
 
 @dataclass(frozen=True, slots=True)
+class FirstWalkEnrolled:
+    """Each subject's first walk, in the order of the data set, is enrolled; all others ask.
+
+    For walks whose conditions say nothing, as in most galleries of a service.
+    """
+
+    summary: str
+    mirror: bool = False
+    baselines: bool = False
+
+    def split(self, sequences: LabelledSequences) -> Split:
+        """First walks, and all others."""
+        _, first = np.unique(sequences.subjects, return_index=True)
+        others = np.setdiff1d(np.arange(len(sequences)), first)
+        if not len(others):
+            raise ProtocolMismatch("one walk a subject: there is nobody left to ask")
+        return Split(others, np.sort(first))
+
+    def run(self, sequences: LabelledSequences, method: EmbeddedSequences) -> Retrieval:
+        """One cell."""
+        probes = np.zeros(len(sequences), np.bool_)
+        probes[self.split(sequences).probes] = True
+        listed = dataclasses.replace(sequences, probes=probes)
+        return SingleGallery(self.summary, None).run(listed, method)
+
+
+@dataclass(frozen=True, slots=True)
 class EachWalkEnrolled:
     """Each walk in turn is the gallery, in each view; all other walks ask, from each view.
 
@@ -482,6 +509,9 @@ PROTOCOLS: Final[dict[str, EvaluationProtocol]] = {
     ),
     "ou-mvlp-mixed-gallery": MixedViewGallery(
         "OU-MVLP: walk 00 against walk 01 in all views", named_conditions("01", NM="00")
+    ),
+    "first-walk": FirstWalkEnrolled(
+        "each subject's first walk enrolled, all other walks asked, whatever conditions and views"
     ),
     "gait3d": SingleGallery(
         "Gait3D: the listed probes against everything else; probes without mates skipped", None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -182,8 +183,9 @@ class ConsoleReporter:
         return self._task
 
     def _say(self, text: str, style: str | None = None) -> None:
-        # Names of files and keys may look like markup, and a line of a log stays one line.
-        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        # Names of files and keys may look like markup or steer a terminal; a line stays one line.
+        plain = re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "?", text)
+        self._console.print(plain, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Self:
         self._progress.start()

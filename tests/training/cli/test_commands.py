@@ -20,7 +20,7 @@ from models.card import read_card
 from tests.training.runs import TINY
 from training.cli.commands import app
 from training.data import Pack
-from training.process.events import ConsoleReporter, Failed, Packed
+from training.process.events import ConsoleReporter, Failed, Packed, Skipped
 from training.recipe import load, shipped
 from training.run.checking import recipe_problems
 
@@ -469,4 +469,6 @@ def test_what_people_read_of_a_name_is_the_name_in_one_line(
     reason = f"[bold]x.pack: no such dataset [/x]; {'known: a.pack, ' * 20}"
     with ConsoleReporter() as reporter:
         reporter.report(Failed(reason))
-    assert capsys.readouterr().err == f"failed: {reason}\n"
+        reporter.report(Skipped("a\nstep 6/6\x1b[31m\udcff", "an empty folder"))
+    told = "skipped: a?step 6/6?[31m?: an empty folder"
+    assert capsys.readouterr().err == f"failed: {reason}\n{told}\n"

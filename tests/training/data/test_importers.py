@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import re
 import zipfile
@@ -361,6 +362,16 @@ def test_what_strays_in_a_dataset_is_named_with_the_reason(
         assert told["notes.txt"] == told["Thumbs.db"] == "not an image (1 file)"
 
 
+def test_names_that_are_no_text_are_left_out(tmp_path: Path, walk: Walk) -> None:
+    for name in (b"001", b"\xff", b"002\n{}", b"003\x1b[31m"):
+        folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/source/" + name + b"/nm/090"))
+        write_pickle(folder / "090.pkl", walk(0, 4))
+    pack, told = packed(tmp_path / "source", tmp_path / "out.pack")
+    assert pack.subjects == ("001",)
+    assert len(told) == 3
+    assert set(told.values()) == {"its name is no plain text"}
+
+
 # Images and walks
 
 
@@ -463,7 +474,7 @@ def test_what_is_no_walk_is_named_beside_walks(tmp_path: Path) -> None:
     assert told["ann/090_2.zip"]
     assert "VIEW_CONDITION" in told["ann/notes.txt"]
     assert "hidden" in told["ann/.DS_Store"]
-    assert told["ann/090_3.zip"] == "not a file"
+    assert told["ann/090_3.zip"] == "not a file with a plain name"
     assert told.keys() == {
         "ann/.DS_Store", "ann/090_2.zip", "ann/090_3.zip", "ann/notes.txt", "bob"
     }  # fmt: skip

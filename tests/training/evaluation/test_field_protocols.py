@@ -254,6 +254,18 @@ def test_ccgr_mini_asks_all_that_is_not_in_its_gallery() -> None:
         assert figures[f"rank-{rank}"] == pytest.approx(expected)
 
 
+def test_the_first_walk_of_each_is_enrolled_where_conditions_say_nothing() -> None:
+    found = walks(("unknown", "unknown2"), ("unknown", "door"), subjects=6)
+    sequences, _ = found
+    names = [str(name) for name in sequences.subjects]
+    gallery = [names.index(name) for name in sorted(set(names))]
+    orders = [ranked(found, i, gallery) for i in range(len(names)) if i not in gallery]
+    figures = percentages(PROTOCOLS["first-walk"].run(*found))
+    for rank in (1, 5):
+        expected = 100 * np.mean([any(order[:rank]) for order in orders])
+        assert figures[f"rank-{rank}"] == pytest.approx(expected)
+
+
 def test_a_question_nobody_can_answer_is_left_out_of_the_mean() -> None:
     found = walks(("U1_D0", "U1_D1", "U3_D3"), ("00_0", "03_0"))
     for name in ("ccpg", "ccpg-reid"):
