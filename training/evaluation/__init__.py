@@ -11,8 +11,9 @@
     evaluate_embeddings([EmbeddedSequences(name, embeddings [n, p, c], metric, mirrored=None)],
                         labels_of(pack), protocol, dataset=…, dataset_hash=…) -> EvaluationResult
 
-Errors are `ValueError`s: `ProtocolMismatch` when the data lack what the protocol needs. Only
-`evaluate_checkpoint` needs torch. `PROTOCOLS` is the registry.
+Errors are `ValueError`s: `ProtocolMismatch` when the data lack what the protocol needs; its text
+ends with the protocols that would run. Only `evaluate_checkpoint` needs torch. `PROTOCOLS` is the
+registry; `own_protocol(enrolled, asked)` makes one of conditions, to be passed instead of a name.
 """
 
 from training.evaluation.bootstrap import Estimate, Resampling
