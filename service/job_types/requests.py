@@ -88,13 +88,20 @@ Override = Annotated[
 Protocol = Literal[
     "casia-b",
     "casia-b-mixed-gallery",
+    "casia-e",
+    "ccgr-mini",
+    "ccpg",
+    "ccpg-reid",
     "cross-view",
+    "first-walk",
     "gait3d",
     "grew",
+    "hid",
     "mixed-gallery",
     "nine-pairs",
     "ou-mvlp",
     "ou-mvlp-mixed-gallery",
+    "sustech1k",
 ]
 """The protocols of `python -m training evaluate`, which is another program: a test compares."""
 

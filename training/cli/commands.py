@@ -60,6 +60,7 @@ class Source(StrEnum):
     images = "images"
     walks = "walks"
     gallery = "gallery"
+    ou_mvlp = "ou-mvlp"
 
 
 @app.command()
@@ -144,7 +145,28 @@ def validate(
 def evaluate(
     checkpoint: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
     dataset: Annotated[Path, typer.Option(help="Packed dataset.")],
-    protocol: Annotated[str, typer.Option(help="Name of a protocol.")] = "cross-view",
+    protocol: Annotated[
+        str | None, typer.Option(help="Name of a protocol; cross-view if not given.")
+    ] = None,
+    enrolled: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION,…",
+            help="Instead of a protocol: conditions that are enrolled, as 'nm-0[1-4]'; may be "
+            "repeated.",
+        ),
+    ] = None,
+    asked: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]CONDITION,…",
+            help="Conditions that are asked of them, reported as NAME; may be repeated.",
+        ),
+    ] = None,
+    apart: Annotated[
+        float,
+        typer.Option(min=0, max=180, help="Degrees up to which views count as the same view."),
+    ] = 0,
     against: Annotated[
         list[Path] | None, typer.Option(help="Another checkpoint to compare with; may be repeated.")
     ] = None,
@@ -165,12 +187,12 @@ def evaluate(
 ) -> None:
     """Judge a checkpoint on a packed dataset by a protocol."""
     with _reporting(as_json) as (reporter, _):
-        from training.cli.evaluating import evaluate_with_events
+        from training.cli.evaluating import chosen_protocol, evaluate_with_events
 
         evaluate_with_events(
             checkpoint,
             dataset,
-            protocol,
+            chosen_protocol(protocol, enrolled or [], asked or [], apart),
             against or [],
             out,
             reporter,
@@ -190,7 +212,20 @@ def pack(
     out: Annotated[Path, typer.Option(help="The .pack folder to make.")],
     format: Annotated[Source, typer.Option(help="What SOURCE is.")] = Source.auto,
     partition: Annotated[
-        Path | None, typer.Option(help="JSON of TRAIN_SET and TEST_SET, to go into the pack.")
+        str | None,
+        typer.Option(
+            metavar="FILE|NAME",
+            help="JSON of TRAIN_SET and TEST_SET, to go into the pack; or casia-b, casia-e, ccpg, "
+            "grew or ou-mvlp.",
+        ),
+    ] = None,
+    silhouettes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GLOB",
+            help="Names of the files that hold silhouettes, as '*-aligned-sils.pkl'; where a walk "
+            "has others beside them.",
+        ),
     ] = None,
     workers: Annotated[
         int | None,
@@ -202,7 +237,15 @@ def pack(
     with _reporting(as_json) as (reporter, _):
         from training.cli.packing import pack_with_events
 
-        pack_with_events(source, out, format.value, reporter, partition=partition, workers=workers)
+        pack_with_events(
+            source,
+            out,
+            format.value,
+            reporter,
+            partition=partition,
+            silhouettes=silhouettes,
+            workers=workers,
+        )
 
 
 @app.command()

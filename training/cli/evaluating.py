@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from training.evaluation import PROTOCOLS, Resampling, console_tables, evaluate_checkpoint
+from training.evaluation import Resampling, console_tables, evaluate_checkpoint, own_protocol
+from training.evaluation.protocols import NamedProtocol
 from training.process.events import Done, Evaluated, Progressed, Reporter, Started
 from training.recipe import Problem, RecipeError
 
@@ -17,10 +18,45 @@ _REPORTS = 100
 _WIDE = 500  # columns, where nobody looks: a file gets each line whole
 
 
+def chosen_protocol(
+    protocol: str | None, enrolled: Sequence[str], asked: Sequence[str], apart: float
+) -> str | NamedProtocol:
+    """The protocol that the command line asks for.
+
+    Args:
+        protocol: a name in `PROTOCOLS`.
+        enrolled: patterns of conditions, several in one text separated by commas.
+        asked: the same, each text under a name of its own if it begins with `NAME=`.
+        apart: see `own_protocol`.
+
+    Raises:
+        RecipeError: a name and conditions are given, or only one kind of conditions.
+    """
+    if not (enrolled or asked):
+        if apart:
+            raise RecipeError([Problem("--apart", "belongs to --enrolled and --asked")])
+        return protocol or "cross-view"
+    if protocol is not None:
+        reason = "either a protocol, or conditions that are enrolled and asked"
+        raise RecipeError([Problem("--protocol", reason)])
+    questions: dict[str, list[str]] = {}
+    for text in asked:
+        name, equals, patterns = text.partition("=")
+        questions.setdefault(name, []).extend(_patterns(patterns if equals else name))
+    for option, given in (("--enrolled", enrolled), ("--asked", asked)):
+        if not given or not all(_patterns(text.rpartition("=")[2]) for text in given):
+            raise RecipeError([Problem(option, "name a condition; --enrolled and --asked do both")])
+    return own_protocol([name for text in enrolled for name in _patterns(text)], questions, apart)
+
+
+def _patterns(text: str) -> list[str]:
+    return [pattern.strip() for pattern in text.split(",") if pattern.strip()]
+
+
 def evaluate_with_events(
     checkpoint: Path,
     dataset: Path,
-    protocol: str,
+    protocol: str | NamedProtocol,
     against: Sequence[Path],
     out: Path | None,
     reporter: Reporter,
@@ -36,7 +72,7 @@ def evaluate_with_events(
     Args:
         checkpoint: folder of the checkpoint.
         dataset: a packed dataset.
-        protocol: a name in `PROTOCOLS`.
+        protocol: a name in `PROTOCOLS`, or one of a person's own.
         against: other checkpoints to compare with.
         out: file for the whole result; None for none.
         reporter: told what happens.
@@ -47,12 +83,8 @@ def evaluate_with_events(
         seed: of the intervals and of the untrained network.
 
     Raises:
-        RecipeError: there is no such protocol.
-        ValueError: checkpoint or dataset cannot be used, see `evaluate_checkpoint`.
+        ValueError: checkpoint, dataset or protocol cannot be used, see `evaluate_checkpoint`.
     """
-    if protocol not in PROTOCOLS:
-        known = ", ".join(sorted(PROTOCOLS))
-        raise RecipeError([Problem("--protocol", f"there is no {protocol!r}; known: {known}")])
     began = time.monotonic()
     started = False
 

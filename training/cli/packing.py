@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from training.data import Partition, pack_dataset
-from training.data.importers import Progress
-from training.process.events import Packed, Progressed, Reporter, Started
+from training.data import LeftOut, Progress, pack_dataset
+from training.data.partitions import partition_named
+from training.data.sources import Format
+from training.process.events import Packed, Progressed, Reporter, Skipped, Started
 from training.process.processor import usable_cores
 
 _REPORTS = 100  # over the whole source: nobody reads a line a sequence
@@ -17,10 +18,11 @@ _REPORTS = 100  # over the whole source: nobody reads a line a sequence
 def pack_with_events(
     source: Path,
     out: Path,
-    format: Literal["auto", "pickles", "images", "walks", "gallery"],
+    format: Literal["auto"] | Format,
     reporter: Reporter,
     *,
-    partition: Path | None,
+    partition: str | None,
+    silhouettes: str | None,
     workers: int | None,
 ) -> None:
     """Pack `source` into `out`, see `training.data.pack_dataset`.
@@ -30,7 +32,8 @@ def pack_with_events(
         out: the pack to be.
         format: what the source is.
         reporter: told what happens.
-        partition: file of the field's that says who is trained and tested on.
+        partition: who is trained and tested on: a file of the field's, or a name of a plain one.
+        silhouettes: which files hold them, see `training.data.pack_dataset`.
         workers: see `training.data.pack_dataset`; one a core if None.
 
     Raises:
@@ -42,11 +45,10 @@ def pack_with_events(
     skipped = 0
 
     def report(progress: Progress) -> None:
-        nonlocal started, skipped
+        nonlocal started
         if not started:
             reporter.report(Started(total_steps=progress.total, step=0))
             started = True
-        skipped += progress.skipped is not None
         if progress.done % max(1, progress.total // _REPORTS) == 0:
             pace = (time.monotonic() - began) / progress.done
             reporter.report(
@@ -58,13 +60,20 @@ def pack_with_events(
                 )
             )
 
+    def name(what: LeftOut) -> None:
+        nonlocal skipped
+        skipped += 1
+        reporter.report(Skipped(what.name, what.reason))
+
     made = pack_dataset(
         source,
         out,
         format,
-        partition=None if partition is None else Partition.load(partition),
+        partition=None if partition is None else partition_named(partition),
+        silhouettes=silhouettes,
         workers=workers or usable_cores(),
         progress=report,
+        left_out=name,
     )
     found = {
         "subjects": len(made.subjects),

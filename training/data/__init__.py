@@ -21,14 +21,14 @@ The signatures in short (n sequences, s frames); each has its own docstring:
     pack.subjects: tuple[str, ...]          sorted; a label is an index into it
     pack.labels, pack.lengths: int64 [n]    label and number of frames of each sequence
     pack.content_hash: str                  sha256 over frames and records; name it in tables
-    pack.partition: Partition | None        .train, .test: tuples of subject ids
+    pack.partition: Partition | None        .train, .test: tuples of subject ids; .probes, .gallery
     pack.silhouettes(i, frames=None) -> uint8 [s, 64, 64]
     pack.where(predicate), pack.subset(subjects) -> Pack      the same file, fewer sequences
     PackWriter(path, encoding="auto", *, resume=False)
         .add(subject, condition, view, silhouettes, metadata=None)
         .finish(partition=None) -> Pack
-    pack_dataset(source, out, format="auto", *, encoding="auto", partition=None, workers=1,
-                 progress=None) -> Pack
+    pack_dataset(source, out, format="auto", *, encoding="auto", partition=None, silhouettes=None,
+                 workers=1, progress=None, left_out=None) -> Pack
     BatchSource(pack, *, subjects, sequences, clip, seed, rank=0, world_size=1, device="cpu",
                 prefetch=2)
         .batch(step) -> Batch               a pure function of the arguments and the step
@@ -41,7 +41,7 @@ The signatures in short (n sequences, s frames); each has its own docstring:
     join(views, lengths) -> [sum(lengths), h, w], or the views unchanged when lengths is None
 """
 
-from training.data.importers import Progress, SourceError, pack_dataset
+from training.data.importers import Progress, pack_dataset
 from training.data.options import (
     Augmentation,
     Clip,
@@ -51,10 +51,12 @@ from training.data.options import (
 )
 from training.data.pack import Pack, PackError, PackWriter, Partition, SequenceRecord
 from training.data.sampling import SamplingError
+from training.data.sources import LeftOut, SourceError
 
 __all__ = [
     "Augmentation",
     "Clip",
+    "LeftOut",
     "OrderedClip",
     "Pack",
     "PackError",

@@ -7,7 +7,8 @@ A pack is a folder (by custom `NAME.pack`):
                      first, rows from the top), one byte a pixel when it is `grey` (4096 bytes)
     index.json       encoding, number of frames, content hash, and one record a sequence
     partition.json   optional, as the field has it: {"TRAIN_SET": [subject, …], "TEST_SET": […]},
-                     for some datasets with {"PROBE_SET": ["subject-condition-view", …]}
+                     for some datasets with {"PROBE_SET": ["subject-condition-view", …]} or
+                     {"GALLERY_SET": […]}
 
 It is written beside its place and renamed into it when it is complete, so a folder that opens is
 whole. The content hash covers the frames and the records, not the partition.
@@ -76,8 +77,8 @@ class _Index(BaseModel):
 class Partition(BaseModel):
     """Who is trained on and who is tested on: the field's `TRAIN_SET` and `TEST_SET`.
 
-    Where the field lists the test's probes (`PROBE_SET`), `probes` are those, each as
-    `subject-condition-view`.
+    Where the field lists the test's probes (`PROBE_SET`) or its gallery (`GALLERY_SET`), `probes`
+    and `gallery` are those, each as `subject-condition-view`.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
@@ -85,6 +86,7 @@ class Partition(BaseModel):
     train: tuple[str, ...] = Field(alias="TRAIN_SET")
     test: tuple[str, ...] = Field(alias="TEST_SET")
     probes: tuple[str, ...] | None = Field(default=None, alias="PROBE_SET")
+    gallery: tuple[str, ...] | None = Field(default=None, alias="GALLERY_SET")
 
     @classmethod
     def load(cls, path: Path) -> Partition:

@@ -11,11 +11,13 @@
     evaluate_embeddings([EmbeddedSequences(name, embeddings [n, p, c], metric, mirrored=None)],
                         labels_of(pack), protocol, dataset=…, dataset_hash=…) -> EvaluationResult
 
-Errors are `ValueError`s: `ProtocolMismatch` when the data lack what the protocol needs. Only
-`evaluate_checkpoint` needs torch. `PROTOCOLS` is the registry.
+Errors are `ValueError`s: `ProtocolMismatch` when the data lack what the protocol needs; its text
+ends with the protocols that would run. Only `evaluate_checkpoint` needs torch. `PROTOCOLS` is the
+registry; `own_protocol(enrolled, asked)` makes one of conditions, to be passed instead of a name.
 """
 
 from training.evaluation.bootstrap import Estimate, Resampling
+from training.evaluation.conditions import ProtocolMismatch
 from training.evaluation.evaluate import (
     embedded_by,
     evaluate_checkpoint,
@@ -23,7 +25,7 @@ from training.evaluation.evaluate import (
     labels_of,
     tested_walks,
 )
-from training.evaluation.protocols import PROTOCOLS, ProtocolMismatch, protocol_named
+from training.evaluation.protocols import PROTOCOLS, own_protocol, protocol_named
 from training.evaluation.report import console_tables
 from training.evaluation.result import EvaluationResult
 from training.evaluation.sequences import EmbeddedSequences, LabelledSequences
@@ -41,6 +43,7 @@ __all__ = [
     "evaluate_checkpoint",
     "evaluate_embeddings",
     "labels_of",
+    "own_protocol",
     "protocol_named",
     "tested_walks",
 ]

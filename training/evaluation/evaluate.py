@@ -21,9 +21,10 @@ from training.evaluation.bootstrap import Resampling
 from training.evaluation.open_set import search
 from training.evaluation.protocols import (
     EvaluationProtocol,
+    NamedProtocol,
     Retrieval,
     TableOfCells,
-    protocol_named,
+    protocol_for,
 )
 from training.evaluation.result import (
     Difference,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 def evaluate_embeddings(
     methods: Sequence[EmbeddedSequences],
     sequences: LabelledSequences,
-    protocol: str,
+    protocol: str | NamedProtocol,
     *,
     dataset: str,
     dataset_hash: str,
@@ -56,7 +57,7 @@ def evaluate_embeddings(
     Args:
         methods: rows of the result, the one under evaluation first.
         sequences: the labels all of them share.
-        protocol: a name in `PROTOCOLS`.
+        protocol: a name in `PROTOCOLS`, or one made by `own_protocol`.
         dataset: name of the data, for the record.
         dataset_hash: its content hash.
         resampling: how intervals are made.
@@ -73,11 +74,11 @@ def evaluate_embeddings(
             raise ValueError(
                 f"{method.name}: {len(method.embeddings)} embeddings, {len(sequences)} sequences"
             )
-    rule = protocol_named(protocol)
+    name, rule = protocol_for(protocol, sequences)
     resampling = resampling or Resampling()
     found = [rule.run(sequences, method) for method in methods]
     return EvaluationResult(
-        protocol,
+        name,
         dataset,
         dataset_hash,
         len(np.unique(sequences.subjects)),
@@ -97,7 +98,7 @@ def evaluate_embeddings(
 def evaluate_checkpoint(
     checkpoint: Path,
     pack: Path,
-    protocol: str,
+    protocol: str | NamedProtocol,
     *,
     device: str = "auto",
     mirror: bool | None = None,
@@ -116,7 +117,7 @@ def evaluate_checkpoint(
     Args:
         checkpoint: folder of the checkpoint under evaluation: the first row.
         pack: folder of the packed data set.
-        protocol: a name in `PROTOCOLS`.
+        protocol: a name in `PROTOCOLS`, or one made by `own_protocol`.
         device: where networks run.
         mirror: try every probe mirrored as well, in every row; the protocol's habit when None.
         baselines: add the gait energy image and the untrained network; the protocol's habit when
@@ -133,13 +134,13 @@ def evaluate_checkpoint(
     # Imported here: evaluating embeddings needs no torch.
     from models.encoder import Encoder
 
-    rule = protocol_named(protocol)
+    test = tested_walks(Pack.open(pack))
+    sequences = labels_of(test)
+    chosen = protocol_for(protocol, sequences)  # a mismatch shows before an hour of embedding
+    rule = chosen.rule
     resampling = resampling or Resampling()
     mirror = rule.mirror if mirror is None else mirror
     baselines = rule.baselines if baselines is None else baselines
-    test = tested_walks(Pack.open(pack))
-    sequences = labels_of(test)
-    rule.split(sequences)  # a mismatch shows before an hour of embedding
 
     encoders: list[tuple[str, Encoder, Role]] = [
         (encoder.card.name, encoder, "checkpoint")
@@ -171,7 +172,7 @@ def evaluate_checkpoint(
     return evaluate_embeddings(
         methods,
         sequences,
-        protocol,
+        chosen,
         dataset=pack.name,
         dataset_hash=test.content_hash,
         resampling=resampling,
@@ -188,16 +189,24 @@ def tested_walks(pack: Pack) -> Pack:
 
 
 def labels_of(pack: Pack) -> LabelledSequences:
-    """The labels of a pack's sequences, with the field's list of probes where it has one."""
+    """The labels of a pack's sequences, with the field's list of probes where it has one.
+
+    Where it lists the gallery alone, everything else is a probe.
+    """
     records = pack.sequences
-    probes = None if pack.partition is None else pack.partition.probes
-    listed = None if probes is None else frozenset(probes)
-    names = (f"{record.subject}-{record.condition}-{record.view}" for record in records)
+    names = [f"{record.subject}-{record.condition}-{record.view}" for record in records]
+    listed: list[bool] | None = None
+    if pack.partition is not None and pack.partition.probes is not None:
+        probes = frozenset(pack.partition.probes)
+        listed = [name in probes for name in names]
+    elif pack.partition is not None and pack.partition.gallery is not None:
+        gallery = frozenset(pack.partition.gallery)
+        listed = [name not in gallery for name in names]
     return LabelledSequences.of(
         [record.subject for record in records],
         [record.condition for record in records],
         [record.view for record in records],
-        None if listed is None else [name in listed for name in names],
+        listed,
     )
 
 

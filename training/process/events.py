@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,6 +75,15 @@ class Packed:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """Something in a dataset that is not packed: a file or folder, and one sentence why."""
+
+    name: str
+    reason: str
+    event: str = "skipped"
+
+
+@dataclass(frozen=True)
 class Failed:
     """The run cannot go on; one sentence says why."""
 
@@ -81,7 +91,7 @@ class Failed:
     event: str = "failed"
 
 
-Event = Started | Progressed | Evaluated | Done | Packed | Failed
+Event = Started | Progressed | Evaluated | Done | Packed | Skipped | Failed
 
 
 class Reporter(Protocol):
@@ -162,6 +172,8 @@ class ConsoleReporter:
                 self._say(f"checkpoint: {event.checkpoint}  {_brief(event.metrics)}".rstrip())
             case Packed():
                 self._say(f"dataset: {event.dataset}  {_brief(event.metrics)}")
+            case Skipped():
+                self._say(f"skipped: {event.name}: {event.reason}")
             case Failed():
                 self._say(f"failed: {event.reason}", style="red")
 
@@ -171,8 +183,9 @@ class ConsoleReporter:
         return self._task
 
     def _say(self, text: str, style: str | None = None) -> None:
-        # Names of files and keys may look like markup, and a line of a log stays one line.
-        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        # Names of files and keys may look like markup or steer a terminal; a line stays one line.
+        plain = re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "?", text)
+        self._console.print(plain, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Self:
         self._progress.start()

@@ -13,9 +13,15 @@ from training.evaluation import (
     ProtocolMismatch,
     Resampling,
     evaluate_embeddings,
+    labels_of,
 )
 from training.evaluation.embedding import embed_with_network
-from training.evaluation.protocols import AUTO_PROTOCOL, protocol_named
+from training.evaluation.protocols import (
+    AUTO_PROTOCOL,
+    UnknownProtocol,
+    protocol_for,
+    suited,
+)
 from training.recipe import Evaluation, Problem, RecipeError
 
 _FEW_REPLICATES = Resampling(replicates=100)  # a curve needs no fine intervals
@@ -85,23 +91,13 @@ class HeldOutEvaluator:
 
 def _suited(protocol: str, pack: Pack) -> tuple[str, LabelledSequences | None]:
     """The protocol to use and the labels it needs; no labels if no subject can be searched for."""
-    records = pack.sequences
-    columns = (
-        [r.subject for r in records],
-        [r.condition for r in records],
-        [r.view for r in records],
-    )
-    first = {r.subject: i for i, r in reversed(list(enumerate(records)))}
-    probes = [first[r.subject] != i for i, r in enumerate(records)]
-    labels = LabelledSequences.of(*columns, probes)
+    labels = labels_of(pack)
     if protocol == AUTO_PROTOCOL:
-        try:
-            protocol_named("cross-view").split(labels)
-        except ProtocolMismatch:
-            return "gait3d", labels if any(probes) else None
-        return "cross-view", labels
+        would = suited(labels)
+        chosen = "cross-view" if "cross-view" in would else "first-walk"
+        return chosen, labels if chosen in would else None
     try:
-        protocol_named(protocol).split(labels)
-    except (ValueError, ProtocolMismatch) as error:
+        protocol_for(protocol, labels)
+    except (UnknownProtocol, ProtocolMismatch) as error:
         raise RecipeError([Problem("evaluation.protocol", str(error))]) from error
     return protocol, labels

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from models import checkpoint
 from models.card import read_card
 from tests.training.runs import TINY
 from training.cli.commands import app
-from training.process.events import ConsoleReporter, Failed, Packed
+from training.data import Pack
+from training.process.events import ConsoleReporter, Failed, Packed, Skipped
 from training.recipe import load, shipped
 from training.run.checking import recipe_problems
 
@@ -356,6 +358,42 @@ def test_an_exported_gallery_is_packed_by_command(tmp_path: Path) -> None:
     assert "nowhere.json" in events[-1]["reason"]
 
 
+def test_what_is_not_packed_is_named_in_text_and_in_json(tmp_path: Path) -> None:
+    source = tmp_path / "CCPG-pkl"
+    folder = source / "000/U0_D0/00_0"
+    folder.mkdir(parents=True)
+    for kind in ("aligned-sils", "sils"):
+        (folder / f"00_0-{kind}.pkl").write_bytes(
+            pickle.dumps(np.full((8, 64, 64), 255 if kind == "sils" else 7, np.uint8))
+        )
+    broken = source / "001/U0_D0/00_0/00_0.pkl"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"no pickle")
+    status, events = call("pack", source, "--out", tmp_path / "out.pack", "--json")
+    assert status == 0, events
+    skipped = [event for event in events if event["event"] == "skipped"]
+    assert [(event["name"], event["reason"]) for event in skipped] == [
+        ("*-sils.pkl", "*-aligned-sils.pkl beside it is read (1 file)"),
+        (str(broken), "broken pickle (KeyError)"),
+    ]
+    assert events[-1]["metrics"] == {"subjects": 1, "sequences": 1, "frames": 8, "skipped": 2}
+    assert Pack.open(tmp_path / "out.pack").silhouettes(0).max() == 7
+    asked = [
+        "pack",
+        str(source),
+        "--out",
+        str(tmp_path / "plain.pack"),
+        "--silhouettes",
+        "*0-sils.*",
+    ]
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert "skipped: *-aligned-sils.pkl: *-sils.pkl beside it is read (1 file)\n" in result.stderr
+    assert f"skipped: {broken.parent}: no .pkl in it is named *0-sils.*\n" in result.stderr
+    assert Pack.open(tmp_path / "plain.pack").silhouettes(0).max() == 255
+
+
 def test_a_checkpoint_is_evaluated_by_command(
     pack: Path, make_teacher: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -370,6 +408,31 @@ def test_a_checkpoint_is_evaluated_by_command(
     assert 0 <= events[-1]["metrics"]["rank1"] <= 1
     assert json.loads((tmp_path / "r.json").read_text())["protocol"] == "cross-view"
     assert call(*asked, "--protocol", "best-view")[0] == 2
+
+
+def test_own_conditions_are_enrolled_and_asked_by_command(
+    pack: Path, make_teacher: Callable[..., Path], tmp_path: Path
+) -> None:
+    asked = ("evaluate", "--checkpoint", make_teacher(), "--dataset", pack, "--json")
+    own = ("--enrolled", "normal-01", "--asked", "late=normal-0[2-9]", "--asked", "coat-*")
+    status, events = call(*asked, *own, "--no-baselines", "--out", tmp_path / "r.json")
+    assert status == 0, events
+    assert {"late_rank1", "coat_rank1"} <= events[-1]["metrics"].keys()
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["protocol"] == "normal-01 enrolled, asked: late=normal-0[2-9]; coat-*"
+    for wrong, reason in (
+        (("--enrolled", "nm-01"), "--asked"),
+        (("--asked", "nm-01"), "--enrolled"),
+        (("--asked", "late=", "--enrolled", "nm-01"), "--asked"),
+        (("--apart", "15"), "--apart"),
+        ((*own, "--protocol", "cross-view"), "either a protocol"),
+        (("--enrolled", "nm-9?", "--asked", "coat-*"), "would run on these walks: cross-view"),
+        (("--protocol", "casia-e"), "would run on these walks: cross-view"),
+        (("--protocol", "best-view"), "would run on these walks: cross-view"),
+    ):
+        status, (failed,) = call(*asked, *wrong)
+        assert (status, failed["event"]) == (2, "failed")
+        assert reason in failed["reason"]
 
 
 def test_an_evaluation_takes_mirror_baselines_device_and_seed(
@@ -406,4 +469,6 @@ def test_what_people_read_of_a_name_is_the_name_in_one_line(
     reason = f"[bold]x.pack: no such dataset [/x]; {'known: a.pack, ' * 20}"
     with ConsoleReporter() as reporter:
         reporter.report(Failed(reason))
-    assert capsys.readouterr().err == f"failed: {reason}\n"
+        reporter.report(Skipped("a\nstep 6/6\x1b[31m\udcff", "an empty folder"))
+    told = "skipped: a?step 6/6?[31m?: an empty folder"
+    assert capsys.readouterr().err == f"failed: {reason}\n{told}\n"

@@ -2,18 +2,30 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from models.silhouettes import prepare
-from training.data import Pack, PackError, Partition, Progress, SourceError, importers, pack_dataset
+from models.silhouettes import normalise, prepare
+from training.data import (
+    LeftOut,
+    Pack,
+    PackError,
+    Partition,
+    Progress,
+    SourceError,
+    pack_dataset,
+    sources,
+)
 
 Silhouettes = npt.NDArray[np.uint8]
 Walk = Callable[..., Silhouettes]
@@ -69,6 +81,14 @@ def keys(pack: Pack) -> list[tuple[str, str, str]]:
     return [(r.subject, r.condition, r.view) for r in pack.sequences]
 
 
+def packed(source: Path, out: Path, **how: Any) -> tuple[Pack, dict[str, str]]:
+    """The pack, and why each thing was left out, by its place in the source."""
+    told: list[LeftOut] = []
+    pack = pack_dataset(source, out, left_out=told.append, **how)
+    place = f"{source}/"
+    return pack, {name.removeprefix(place): reason for name, reason in told}
+
+
 def nothing_is_left(out: Path) -> bool:
     return not out.exists() and not list(out.parent.glob(f".{out.name}*"))
 
@@ -109,19 +129,22 @@ def test_processes_prepare_what_one_does_and_tell_what_is_wrong(tmp_path: Path) 
     for i in range(3):
         write_zip(source / f"{i}/090_1.zip", walker(phase=i))
     write_zip(source / "1/090_2.zip", np.zeros((20, 120, 160), np.uint8))
-    told: dict[int, list[Progress]] = {1: [], 2: []}
+    (source / "2/090_1.zip").write_bytes(b"no archive")
+    told: dict[int, list[Progress | LeftOut]] = {1: [], 2: []}
     packs = [
-        pack_dataset(source, tmp_path / f"{n}.pack", workers=n, progress=told[n].append)
+        pack_dataset(
+            source,
+            tmp_path / f"{n}.pack",
+            workers=n,
+            progress=told[n].append,
+            left_out=told[n].append,
+        )
         for n in (1, 2)
     ]
     assert packs[0].content_hash == packs[1].content_hash
     assert told[1] == told[2]
-    assert [bool(each.skipped) for each in told[2]] == [False, False, True, False]
-
-    (source / "2/090_1.zip").write_bytes(b"no archive")
-    with pytest.raises(SourceError, match=r"2/090_1\.zip: "):
-        pack_dataset(source, tmp_path / "broken.pack", workers=2)
-    assert nothing_is_left(tmp_path / "broken.pack")
+    left_out = [Path(each.name).parts[-2:] for each in told[2] if isinstance(each, LeftOut)]
+    assert left_out == [("1", "090_2.zip"), ("2", "090_1.zip")]
 
 
 @pytest.mark.slow
@@ -130,7 +153,7 @@ def test_raw_walks_are_prepared_in_processes(
 ) -> None:
     write_zip(tmp_path / "source/1/090_1.zip", walker())
     write_zip(tmp_path / "source/1/090_2.zip", walker(phase=1))
-    monkeypatch.setattr(importers, "prepare", None)  # which another process does not see
+    monkeypatch.setattr(sources, "prepare", None)  # which another process does not see
     with pytest.raises(TypeError):
         pack_dataset(tmp_path / "source", tmp_path / "one.pack")
     assert len(pack_dataset(tmp_path / "source", tmp_path / "two.pack", workers=2)) == 2
@@ -147,7 +170,9 @@ def test_silhouettes_are_found_beside_other_pickles(tmp_path: Path, walk: Walk) 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (np.zeros((4, 128, 128), np.uint8), r"not \[4, 128, 128\]"),
+        (np.zeros((4, 100, 100), np.uint8), r"not \[4, 100, 100\]"),
+        (np.zeros((4, 128, 64), np.uint8), r"not \[4, 128, 64\]"),
+        (np.zeros((4, 0, 0), np.uint8), r"not \[4, 0, 0\]"),
         (np.zeros((64, 64), np.uint8), r"not \[64, 64\]"),
         (np.zeros((0, 64, 64), np.uint8), "no frames"),
         (np.zeros((4, 64, 64), np.float32), "uint8"),
@@ -155,18 +180,249 @@ def test_silhouettes_are_found_beside_other_pickles(tmp_path: Path, walk: Walk) 
         (print, "print"),
     ],
 )
-def test_a_wrong_pickle_is_named_and_nothing_is_left(
+def test_a_wrong_pickle_is_named_and_the_others_are_packed(
     tmp_path: Path, walk: Walk, content: object, reason: str
 ) -> None:
-    write_pickle(tmp_path / "source/001/nm/090/090.pkl", walk(0, 4))
-    write_pickle(tmp_path / "source/002/nm/090/090.pkl", content)
+    write_pickle(tmp_path / "source/001/nm/090/090.pkl", content)
+    write_pickle(tmp_path / "source/002/nm/090/090.pkl", walk(0, 4))
+    told: list[LeftOut] = []
+    pack = pack_dataset(tmp_path / "source", tmp_path / "out.pack", left_out=told.append)
+    assert keys(pack) == [("002", "nm", "090")]
+    ((name, why),) = told
+    assert name.endswith("001/nm/090/090.pkl")
+    assert re.search(reason, why)
+
+
+def test_a_source_of_nothing_but_wrong_pickles_is_refused_and_nothing_is_left(
+    tmp_path: Path,
+) -> None:
+    write_pickle(tmp_path / "source/001/nm/090/090.pkl", np.zeros((4, 9, 9), np.uint8))
+    write_pickle(tmp_path / "source/002/nm/090/090.pkl", print)
     out = tmp_path / "out.pack"
-    with pytest.raises(SourceError, match=rf"002/nm/090/090\.pkl: .*{reason}"):
+    with pytest.raises(
+        SourceError, match=r"2 left out; the first is .*001/nm/090/090\.pkl: .*9, 9"
+    ):
         pack_dataset(tmp_path / "source", out)
     assert nothing_is_left(out)
 
 
+def test_frames_of_128_rows_are_averaged_to_64(tmp_path: Path, walk: Walk) -> None:
+    fine = np.random.default_rng(3).integers(0, 256, (5, 128, 128), dtype=np.uint8)
+    write_pickle(tmp_path / "source/0000/0/default/0.pkl", fine)
+    write_pickle(tmp_path / "source/0001/0/default/0.pkl", fine[..., 20:108])
+    write_pickle(tmp_path / "source/0002/0/default/0.pkl", walk(1, 4).repeat(4, 1).repeat(4, 2))
+    pack, told = packed(tmp_path / "source", tmp_path / "out.pack")
+    assert told == {}
+    blocks = fine.reshape(5, 64, 2, 64, 2).astype(int).sum((2, 4))
+    whole, narrow = pack.silhouettes(0), pack.silhouettes(1)
+    np.testing.assert_allclose(whole, blocks / 4, atol=0.5)
+    np.testing.assert_array_equal(narrow[..., 10:54], whole[..., 10:54])
+    assert not narrow[..., :10].any()
+    assert not narrow[..., 54:].any()
+    np.testing.assert_array_equal(pack.silhouettes(2), walk(1, 4))
+
+
+BESIDE = {
+    "CCPG": (
+        "00_0",
+        ["00_0-aligned-sils", "00_0-ratios", "00_0-rgbs", "00_0-sils"],
+        "00_0-aligned-sils",
+        {"*-ratios.pkl", "*-rgbs.pkl", "*-sils.pkl"},
+    ),
+    "SUSTech1K": (
+        "000-near",
+        [
+            "00-000-near-LiDAR-PCDs",
+            "02-000-near-LiDAR-PCDs_sils",
+            "03-000-near-Camera-Pose",
+            "06-000-near-Camera-Sils_aligned",
+            "07-000-near-Camera-Sils_raw",
+            "10-sync-000-near-LiDAR-PCDs_sils",
+            "14-sync-000-near-Camera-Sils_aligned",
+            "15-sync-000-near-Camera-Sils_raw",
+        ],
+        "06-000-near-Camera-Sils_aligned",
+        {
+            "#-*-LiDAR-PCDs.pkl",
+            "#-*-LiDAR-PCDs_sils.pkl",
+            "#-*-Camera-Pose.pkl",
+            "#-*-Camera-Sils_raw.pkl",
+            "#-sync-*-LiDAR-PCDs_sils.pkl",
+            "#-sync-*-Camera-Sils_aligned.pkl",
+            "#-sync-*-Camera-Sils_raw.pkl",
+        },
+    ),
+    "CCGR-Mini": (
+        "over.avi",
+        ["000-overratios_HW-0", "001-overrgb_f-0", "002-oversil-0", "003-overpar-0"],
+        "002-oversil-0",
+        {"#-overratios_HW-#.pkl", "#-overrgb_f-#.pkl", "#-overpar-#.pkl"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(BESIDE))
+def test_silhouettes_are_told_from_what_the_field_keeps_beside_them(
+    tmp_path: Path, walk: Walk, name: str
+) -> None:
+    view, names, chosen, others = BESIDE[name]
+    for subject in ("000", "001"):
+        for stem in names:
+            content = walk(0, 4) if stem == chosen else np.zeros((4, 7), np.float32)
+            write_pickle(tmp_path / f"source/{subject}/one/{view}/{stem}.pkl", content)
+    pack, told = packed(tmp_path / "source", tmp_path / "out.pack")
+    assert keys(pack) == [("000", "one", view), ("001", "one", view)]
+    np.testing.assert_array_equal(pack.silhouettes(1), walk(0, 4))
+    assert told.keys() == others
+    assert all(reason.endswith("beside it is read (2 files)") for reason in told.values())
+
+
+def test_a_pattern_chooses_the_silhouettes(tmp_path: Path, walk: Walk) -> None:
+    for number, kind in enumerate(("aligned-sils", "sils")):
+        for view in ("00_0", "00_1"):
+            write_pickle(tmp_path / f"source/0/U0_D0/{view}/{view}-{kind}.pkl", walk(number, 4))
+    write_pickle(tmp_path / "source/1/U0_D0/00_0/00_0-other.pkl", walk(3, 4))
+    pack, told = packed(tmp_path / "source", tmp_path / "out.pack", silhouettes="*_?-sils.pkl")
+    assert len(pack) == 2
+    np.testing.assert_array_equal(pack.silhouettes(0), walk(1, 4))
+    assert told == {
+        "*-aligned-sils.pkl": "*-sils.pkl beside it is read (2 files)",
+        "1/U0_D0/00_0": "no .pkl in it is named *_?-sils.pkl",
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern"),
+    [(("a", "b"), None), (("a-sil", "b-sil"), None), (("sil-a", "sil-b"), "sil*")],
+)
+def test_silhouettes_that_could_be_several_files_are_asked_for(
+    tmp_path: Path, walk: Walk, names: tuple[str, ...], pattern: str | None
+) -> None:
+    for name in names:
+        write_pickle(tmp_path / f"source/0/nm/090/{name}.pkl", walk(0, 4))
+    out = tmp_path / "out.pack"
+    reason = rf"0/nm/090: which \.pkl .*{names[0]}\.pkl, {names[1]}\.pkl; .*--silhouettes"
+    with pytest.raises(SourceError, match=reason):
+        pack_dataset(tmp_path / "source", out, silhouettes=pattern)
+    assert nothing_is_left(out)
+
+
+@pytest.mark.parametrize("format", ["walks", "gallery"])
+def test_a_pattern_is_refused_where_there_is_nothing_to_choose(
+    tmp_path: Path, walk: Walk, format: str
+) -> None:
+    source = tmp_path / "source"
+    if format == "walks":
+        write_zip(source / "ann/090_1.zip", walker())
+    else:
+        write_export(source, export_members(walk))
+    with pytest.raises(SourceError, match="no files to choose"):
+        pack_dataset(source, tmp_path / "out.pack", silhouettes="*.png")
+    assert nothing_is_left(tmp_path / "out.pack")
+
+
+@pytest.mark.parametrize("kind", ["pickles", "images"])
+def test_what_strays_in_a_dataset_is_named_with_the_reason(
+    tmp_path: Path, walk: Walk, kind: str
+) -> None:
+    source = tmp_path / "source"
+    for subject in ("000", "002"):
+        if kind == "pickles":
+            write_pickle(source / subject / "nm-01/000/000.pkl", walk(0, 4))
+        else:
+            write_images(source / subject / "nm-01/000", walker())
+    (source / "000/nm-01/.ipynb_checkpoints").mkdir()
+    (source / "000/nm-01/.ipynb_checkpoints/000.pkl").write_bytes(b"")
+    (source / "__MACOSX").mkdir()
+    (source / "001").mkdir()
+    (source / "003/nm-01").mkdir(parents=True)
+    (source / "004/nm-01/090").mkdir(parents=True)
+    (source / "005/nm-01/090").mkdir(parents=True)
+    (source / "005/nm-01/090/Thumbs.db").write_bytes(b"")
+    (source / "readme.txt").write_text("hello")
+    (source / "000/000_gei.png").write_bytes(png(walker()[0]))
+    (source / "000/nm-01/000/notes.txt").write_text("hello")
+    (source / "006/nm-01/000").mkdir(parents=True)
+    name = "000.pkl" if kind == "pickles" else "000.png"
+    (source / "006/nm-01/000" / name).symlink_to(tmp_path / "nowhere")
+    pack, told = packed(source, tmp_path / "out.pack")
+    assert keys(pack) == [("000", "nm-01", "000"), ("002", "nm-01", "000")]
+    stray = "hidden, or left by another program"
+    assert told["000/nm-01/.ipynb_checkpoints"] == told["__MACOSX"] == stray
+    assert told["001"] == told["003/nm-01"] == told["004/nm-01/090"] == "an empty folder"
+    assert told["readme.txt"] == "a file where folders of subjects are"
+    assert told["000/000_gei.png"] == "a file where folders of conditions are"
+    missing = "006/nm-01/000/000.pkl" if kind == "pickles" else "006/nm-01/000"
+    assert told[missing] == "the file does not exist"
+    if kind == "pickles":
+        assert told["005/nm-01/090"] == "no .pkl in it"
+        assert told["notes.txt"] == "*.pkl beside it is read (1 file)"
+    else:
+        assert told["005/nm-01/090"] == "no image of a frame in it"
+        assert told["notes.txt"] == told["Thumbs.db"] == "not an image (1 file)"
+
+
+def test_names_that_are_no_text_are_left_out(tmp_path: Path, walk: Walk) -> None:
+    for name in (b"001", b"\xff", b"002\n{}", b"003\x1b[31m"):
+        folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/source/" + name + b"/nm/090"))
+        write_pickle(folder / "090.pkl", walk(0, 4))
+    pack, told = packed(tmp_path / "source", tmp_path / "out.pack")
+    assert pack.subjects == ("001",)
+    assert len(told) == 3
+    assert set(told.values()) == {"its name is no plain text"}
+
+
 # Images and walks
+
+
+def test_frames_are_chosen_by_a_pattern_and_energy_images_are_none(tmp_path: Path) -> None:
+    folder = tmp_path / "source/001/nm-01/090"
+    write_images(folder, walker())
+    for number in range(40):
+        (folder / f"{number}.jpg").write_bytes(b"colours")
+    (folder / "090_gei.png").write_bytes(png(walker()[0]))
+    pack, told = packed(tmp_path / "source", tmp_path / "out.pack", silhouettes="*.png")
+    np.testing.assert_array_equal(
+        pack.silhouettes(0), prepare(list(walker()), clean=True).silhouettes
+    )
+    assert told == {
+        "#.jpg": "not named *.png (40 files)",
+        "*_gei.png": "a mean over frames (1 file)",
+    }
+
+
+def test_raw_ou_mvlp_is_packed_as_the_field_prepares_it(tmp_path: Path) -> None:
+    source, prepared = tmp_path / "OUMVLP-raw", tmp_path / "OUMVLP-pkl"
+    empty = np.zeros_like(walker())[:1]
+    for view, number, subject in (
+        ("015", "01", "00001"),
+        ("000", "00", "00002"),
+        ("000", "00", "00001"),
+        ("015", "00", "00001"),
+    ):
+        frames = np.concatenate([empty, walker(12, phase=float(view) + float(subject))])
+        write_images(source / f"Silhouette_{view}-{number}/{subject}", frames)
+        kept = [frame for frame in map(normalise, frames) if frame is not None]
+        assert len(kept) == 12
+        write_pickle(prepared / subject / number / view / f"{view}.pkl", np.stack(kept))
+    write_images(source / "Silhouette_000-01/00009", empty)
+    (source / "Silhouette_030-00").mkdir()
+    (source / "Silhouette_030-01.7z").write_bytes(b"")
+    (source / "Poses").mkdir()
+    pack, told = packed(source, tmp_path / "raw.pack")
+    assert keys(pack) == [
+        ("00001", "00", "000"),
+        ("00001", "00", "015"),
+        ("00001", "01", "015"),
+        ("00002", "00", "000"),
+    ]
+    assert pack.content_hash == pack_dataset(prepared, tmp_path / "pkl.pack").content_hash
+    assert told == {
+        "Poses": "not named Silhouette_VIEW-WALK",
+        "Silhouette_000-01/00009": "no frame shows a person",
+        "Silhouette_030-00": "an empty folder",
+        "Silhouette_030-01.7z": "a file where folders of views and walks are",
+    }
 
 
 def test_raw_images_are_prepared_and_stay_in_natural_order(tmp_path: Path) -> None:
@@ -195,21 +451,33 @@ def test_a_walk_without_gait_is_left_out_and_the_reason_is_told(tmp_path: Path) 
     write_zip(tmp_path / "source/ann/090_1.zip", walker())
     write_zip(tmp_path / "source/ann/090_2.zip", np.zeros((20, 120, 160), np.uint8))
     told: list[Progress] = []
-    pack = pack_dataset(tmp_path / "source", tmp_path / "out.pack", progress=told.append)
+    left_out: list[LeftOut] = []
+    pack = pack_dataset(
+        tmp_path / "source", tmp_path / "out.pack", progress=told.append, left_out=left_out.append
+    )
     assert keys(pack) == [("ann", "1", "090")]
     assert [(p.done, p.total) for p in told] == [(1, 2), (2, 2)]
-    assert told[0].skipped is None
-    assert told[1].skipped
-    assert told[1].name.endswith("ann/090_2.zip")
+    ((name, why),) = left_out
+    assert name.endswith("ann/090_2.zip")
+    assert why
 
 
-def test_a_broken_walk_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+def test_what_is_no_walk_is_named_beside_walks(tmp_path: Path) -> None:
     write_zip(tmp_path / "source/ann/090_1.zip", walker())
     (tmp_path / "source/ann/090_2.zip").write_bytes(b"PK\x03\x04 not really")
-    out = tmp_path / "out.pack"
-    with pytest.raises(SourceError, match=r"ann/090_2\.zip: "):
-        pack_dataset(tmp_path / "source", out)
-    assert nothing_is_left(out)
+    (tmp_path / "source/ann/notes.txt").write_text("hello")
+    (tmp_path / "source/ann/.DS_Store").write_bytes(b"")
+    (tmp_path / "source/ann/090_3.zip").mkdir()
+    (tmp_path / "source/bob").mkdir()
+    pack, told = packed(tmp_path / "source", tmp_path / "out.pack")
+    assert keys(pack) == [("ann", "1", "090")]
+    assert told["ann/090_2.zip"]
+    assert "VIEW_CONDITION" in told["ann/notes.txt"]
+    assert "hidden" in told["ann/.DS_Store"]
+    assert told["ann/090_3.zip"] == "not a file with a plain name"
+    assert told.keys() == {
+        "ann/.DS_Store", "ann/090_2.zip", "ann/090_3.zip", "ann/notes.txt", "bob"
+    }  # fmt: skip
 
 
 def test_a_source_of_nothing_but_poor_walks_is_refused(tmp_path: Path) -> None:
@@ -231,11 +499,11 @@ def test_real_walks_are_packed() -> None:
         source.mkdir()
         for subject in sorted(real.iterdir())[:2]:
             (source / subject.name).symlink_to(subject.resolve())
-        told: list[Progress] = []
+        told: list[LeftOut] = []
         pack = pack_dataset(
-            source, Path(folder) / "real.pack", "walks", workers=2, progress=told.append
+            source, Path(folder) / "real.pack", "walks", workers=2, left_out=told.append
         )
-        assert [p.name for p in told if p.skipped] == []
+        assert told == []
         assert len(pack.subjects) == 2
         assert len(pack) == 24
         assert {r.view for r in pack.sequences} == {"00", "45", "90"}
@@ -350,8 +618,9 @@ def test_what_is_no_source_is_refused_with_what_would_be_one(tmp_path: Path) -> 
             pack_dataset(source, tmp_path / "out.pack")
     with pytest.raises(SourceError, match="not a folder"):
         pack_dataset(tmp_path / "file.txt", tmp_path / "out.pack", "pickles")
-    with pytest.raises(SourceError, match="no sequence"):
-        pack_dataset(tmp_path / "empty", tmp_path / "out.pack", "walks")
+    for format in ("walks", "pickles", "images", "ou-mvlp"):
+        with pytest.raises(SourceError, match=r"1 left out.*an empty folder"):
+            pack_dataset(tmp_path / "empty", tmp_path / "out.pack", format)
 
 
 def test_an_import_never_touches_an_existing_pack(tmp_path: Path, small_pack: Pack) -> None:

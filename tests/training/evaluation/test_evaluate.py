@@ -185,6 +185,22 @@ def test_the_fields_list_of_probes_is_read_from_the_partition(tmp_path: Path) ->
     assert names == ("s01", "coat-01", "090")
 
 
+def test_a_gallery_that_the_field_lists_makes_all_others_probes(tmp_path: Path) -> None:
+    path = tmp_path / "listed.pack"
+    make_pack(path, subjects=2)
+    listing = {"TRAIN_SET": [], "TEST_SET": ["s00", "s01"], "GALLERY_SET": ["s01-coat-01-090"]}
+    (path / "partition.json").write_text(json.dumps(listing))
+    labels = labels_of(Pack.open(path))
+    assert labels.probes is not None
+    (enrolled,) = np.flatnonzero(~labels.probes)
+    names = (labels.subjects[enrolled], labels.conditions[enrolled], labels.views[enrolled])
+    assert names == ("s01", "coat-01", "090")
+    (path / "partition.json").write_text(json.dumps(listing | {"PROBE_SET": ["s00-coat-01-090"]}))
+    both = labels_of(Pack.open(path)).probes
+    assert both is not None
+    assert both.sum() == 1  # as the field reads FreeGait's lists
+
+
 def test_a_list_of_probes_that_is_none_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "broken.pack"
     make_pack(path, subjects=2)

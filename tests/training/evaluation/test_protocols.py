@@ -5,13 +5,8 @@ import numpy as np
 import pytest
 
 from training.evaluation import EmbeddedSequences, LabelledSequences, ProtocolMismatch
-from training.evaluation.protocols import (
-    PROTOCOLS,
-    Retrieval,
-    TableOfCells,
-    protocol_named,
-    rendered_conditions,
-)
+from training.evaluation.conditions import Question, rendered_conditions
+from training.evaluation.protocols import PROTOCOLS, Retrieval, TableOfCells, protocol_named
 from training.evaluation.trials import Figure
 
 
@@ -149,17 +144,16 @@ def test_a_mirrored_probe_is_taken_where_it_is_nearer() -> None:
 def test_rendered_walks_are_enrolled_by_the_earlier_half_of_the_normal_ones() -> None:
     conditions = np.array(["nm-10", "nm-01", "nm-02", "nm-03", "nm-04", "bg-01", "cl-01", "cl-02"])
     chosen = rendered_conditions(conditions)
-    assert chosen.gallery == {"nm-01", "nm-02", "nm-03"}
-    assert chosen.probes == {"nm": {"nm-04", "nm-10"}, "bg": {"bg-01"}, "cl": {"cl-01", "cl-02"}}
+    assert {question.gallery for question in chosen} == {frozenset({"nm-01", "nm-02", "nm-03"})}
+    asked = {question.name: question.probes for question in chosen}
+    assert asked == {"nm": {"nm-04", "nm-10"}, "bg": {"bg-01"}, "cl": {"cl-01", "cl-02"}}
 
 
 def test_two_normal_walks_leave_one_to_ask_and_one_leaves_none() -> None:
     two = rendered_conditions(np.array(["normal-1", "normal-2"]))
-    assert two.gallery == {"normal-1"}
-    assert two.probes == {"normal": {"normal-2"}}
+    assert two == (Question("normal", frozenset({"normal-2"}), frozenset({"normal-1"})),)
     one = rendered_conditions(np.array(["normal", "coat"]))
-    assert one.gallery == {"normal"}
-    assert one.probes == {"coat": {"coat"}}
+    assert one == (Question("coat", frozenset({"coat"}), frozenset({"normal"})),)
 
 
 def test_without_normal_walks_nothing_can_be_enrolled() -> None:
