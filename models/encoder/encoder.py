@@ -149,7 +149,8 @@ class Encoder:
         return embeddings
 
     def _embed_one_way(self, network: GaitNetwork, frames: Tensor, lengths: list[int]) -> Tensor:
-        pool = self._pool_clips if network.is_temporal else self._pool_frames
+        whole = network.backbone.takes_whole_sequences
+        pool = self._pool_clips if whole else self._pool_frames
         windows, counts = network.windows(lengths)
         strips = network.strips(pool(network, frames, windows).float())
         return network.matching(network.head.projection(mean_over_windows(strips, counts)))
