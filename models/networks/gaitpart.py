@@ -71,7 +71,8 @@ class PartTimes(nn.Module):
             mean = functional.avg_pool1d(times, frames, 1, frames // 2)
             most = functional.max_pool1d(times, frames, 1, frames // 2)
             weighted = weighted + (mean + most) * branch(times).sigmoid()
-        return weighted.amax(2).unflatten(1, (strips.shape[3], -1)).transpose(1, 2)
+        count, _, channels, parts = strips.shape
+        return weighted.amax(2).view(count, parts, channels).transpose(1, 2)
 
 
 class PartBackbone(SequenceBackbone):
@@ -111,8 +112,9 @@ class PartBackbone(SequenceBackbone):
 
     def over_stages(self, maps: list[Tensor]) -> Tensor:
         """`stage_maps` to strips as maps of one column, `[n, c, p, 1]`."""
-        strips = strip_pool(as_frames(maps[-1]), self.parts)
-        pooled: Tensor = self.times(strips.unflatten(0, (len(maps[-1]), -1)))
+        last = maps[-1]
+        strips = strip_pool(as_frames(last), self.parts)
+        pooled: Tensor = self.times(strips.view(len(last), -1, *strips.shape[1:]))
         return pooled.unsqueeze(-1)
 
     def over_clips(self, silhouettes: Tensor) -> Tensor:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.networks.network import Depth, GaitNetwork, NetworkConfig, SequenceBackbone, Width
 from models.networks.plain import STAGES, frame_stage_maps, plain_stages, plain_stem
-from models.networks.pooling import strip_pool
+from models.networks.pooling import PYRAMID, strip_pool
 
 
 class GaitSetConfig(NetworkConfig):
@@ -18,20 +17,14 @@ class GaitSetConfig(NetworkConfig):
 
     Attributes:
         layers: convolutions of each stage, the stem among the first's.
-        parts: of two pyramids of strips: 62 are 16, 8, 4, 2 and 1 strips, twice.
+        parts: of two pyramids of 16, 8, 4, 2 and 1 strips: the frames' and the set's.
     """
 
     architecture: ClassVar[str] = "gaitset"
 
     channels: tuple[Width, Width, Width, Width] = (32, 64, 128, 128)
     layers: tuple[Depth, Depth, Depth, Depth] = (2, 2, 1, 1)
-    parts: int = Field(default=62, ge=1, le=62)
-
-    @model_validator(mode="after")
-    def _parts_make_two_pyramids(self) -> Self:
-        if self.parts not in (2, 6, 14, 30, 62):
-            raise ValueError(f"two pyramids have 2, 6, 14, 30 or 62 parts, not {self.parts}")
-        return self
+    parts: Literal[62] = 62
 
 
 class SetBackbone(SequenceBackbone):
@@ -80,22 +73,18 @@ class SetBackbone(SequenceBackbone):
 
 
 class TwoPyramids(nn.Module):
-    """Strips of the upper and of the lower half of maps, in ever larger strips.
+    """Strips of the upper and of the lower half of maps, each in ever larger strips.
 
     Source: arXiv 1804.05275.
-
-    Args:
-        parts: of both pyramids.
     """
 
-    def __init__(self, parts: int) -> None:
-        super().__init__()
-        finest = (parts // 2 + 1) // 2
-        self.levels = [finest >> level for level in range(finest.bit_length())]
-
     def forward(self, maps: Tensor) -> Tensor:
-        """Maps `[n, c, 2h, w]` to strips `[n, c, p]`."""
-        strips = [strip_pool(half, bins) for half in maps.chunk(2, dim=2) for bins in self.levels]
+        """Maps `[n, c, 2h, w]` to strips `[n, c, 62]`.
+
+        Raises:
+            ValueError: h can't be divided into 16 strips.
+        """
+        strips = [strip_pool(half, parts) for half in maps.chunk(2, dim=2) for parts in PYRAMID]
         return torch.cat(strips, dim=2)
 
 
@@ -104,4 +93,4 @@ def build_gaitset(config: GaitSetConfig) -> GaitNetwork:
     whole = (0,) * STAGES
     set_stages = plain_stages(config, whole)[1:]
     backbone = SetBackbone(plain_stem(config), plain_stages(config, whole), set_stages)
-    return GaitNetwork(config, backbone, TwoPyramids(config.parts))
+    return GaitNetwork(config, backbone, TwoPyramids())

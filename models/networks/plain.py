@@ -55,7 +55,8 @@ def into_strips(maps: Tensor, halving: int) -> Tensor:
         return maps
     if maps.shape[-2] % strips:
         raise ValueError(f"{maps.shape[-2]} rows can't be divided into {strips} equal strips")
-    return maps.unflatten(-2, (strips, -1)).movedim(-3, 1).flatten(0, 1)
+    cut = maps.reshape(*maps.shape[:-2], strips, maps.shape[-2] // strips, maps.shape[-1])
+    return cut.movedim(-3, 1).flatten(0, 1)
 
 
 def from_strips(maps: Tensor, halving: int) -> Tensor:
@@ -63,7 +64,8 @@ def from_strips(maps: Tensor, halving: int) -> Tensor:
     strips = 2**halving
     if strips == 1:
         return maps
-    return maps.unflatten(0, (-1, strips)).movedim(1, -3).flatten(-3, -2)
+    cut = maps.reshape(len(maps) // strips, strips, *maps.shape[1:])
+    return cut.movedim(1, -3).flatten(-3, -2)
 
 
 def plain_stem(config: NetworkConfig) -> FocalConv:

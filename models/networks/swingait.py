@@ -5,6 +5,7 @@ The windows are the Swin transformer's (arXiv 2103.14030), with a third axis.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Final, Self
 
 import torch
@@ -28,7 +29,7 @@ RESIZED: Final = (30, 20)  # rows and columns of the maps that are cut into patc
 HEAD_CHANNELS: Final = 16
 APART: Final = -100.0  # added to the attention between what was no neighbour before the shift
 
-Size = tuple[int, int, int]
+Size = Sequence[int]  # of frames, rows and columns
 
 
 class SwinGaitConfig(NetworkConfig):
@@ -75,7 +76,9 @@ class WindowAttention(nn.Module):
     def forward(self, windows: Tensor, window: Size, mask: Tensor | None) -> Tensor:
         """Map windows `[n, windows, places, c]`; `mask` `[windows, places, places]` is added."""
         queries, keys, values = (
-            self.entry(windows).unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)
+            self.entry(windows)
+            .view(*windows.shape[:3], 3, self.heads, -1)
+            .permute(3, 0, 1, 4, 2, 5)
         )
         scaled = queries * queries.shape[-1] ** -0.5
         places = relative_places(window, self.bias.device)
@@ -115,11 +118,11 @@ class WindowBlock(nn.Module):
     def _attend(self, places: Tensor) -> Tensor:
         size = places.shape[1:4]
         # along an axis that one window covers there is nothing to shift
-        window = tuple(min(s, w) for s, w in zip(size, WINDOW, strict=True))
-        shift = tuple(
+        window = [min(s, w) for s, w in zip(size, WINDOW, strict=True)]
+        shift = [
             by if self.shifted and s > w else 0
             for s, w, by in zip(size, WINDOW, SHIFT, strict=True)
-        )
+        ]
         missing = [-s % w for s, w in zip(size, window, strict=True)]
         places = functional.pad(places, (0, 0, 0, missing[2], 0, missing[1], 0, missing[0]))
         padded = places.shape[1:4]
@@ -143,15 +146,19 @@ class WindowBlock(nn.Module):
 
 def _into_windows(places: Tensor, window: Size) -> Tensor:
     """`[n, s, h, w, c]` to `[n, windows, places, c]`."""
-    cut = places.unflatten(3, (-1, window[2])).unflatten(2, (-1, window[1]))
-    cut = cut.unflatten(1, (-1, window[0]))
+    cells = [
+        length
+        for size, cut in zip(places.shape[1:4], window, strict=True)
+        for length in (size // cut, cut)
+    ]
+    cut = places.reshape(len(places), *cells, -1)
     return cut.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4, 6).flatten(1, 3)
 
 
 def _from_windows(windows: Tensor, size: Size, window: Size) -> Tensor:
     """The inverse of `_into_windows`."""
     counts = [s // w for s, w in zip(size, window, strict=True)]
-    cut = windows.unflatten(2, window).unflatten(1, counts)
+    cut = windows.reshape(len(windows), *counts, *window, -1)
     return cut.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(len(windows), *size, -1)
 
 
@@ -223,7 +230,7 @@ class Patches(nn.Module):
             as_frames(clips), RESIZED, mode="bilinear", align_corners=True
         )
         patches: Tensor = self.after(self.conv(resized).permute(0, 2, 3, 1))
-        return patches.unflatten(0, (len(clips), -1))
+        return patches.view(len(clips), -1, *patches.shape[1:])
 
 
 class Widening(nn.Module):

@@ -89,6 +89,8 @@ def import_opengait(
     config = FORMATS[architecture].config(state)
     if mode not in (None, config.get("mode")):
         raise OpenGaitError(f"the file holds a deepgaitv2-{config['mode']}, not {mode}")
+    if embedding_source == "neck" and "BNNecks.fc_bin" not in state:
+        raise OpenGaitError(f"{path} has no neck whose outputs could be compared")
     config["embedding_source"] = embedding_source
     if strides is not None:
         config["strides"] = strides

@@ -143,8 +143,10 @@ def _too_few(recipe: Recipe, term: AnyTerm, student: GaitNetwork) -> str | None:
 
 
 def classifies(teacher: Teacher, recipe: Recipe, count: int, identities: str) -> bool:
-    """Whether a teacher's own classifier is of the student's identities, `count` of this hash."""
+    """Whether a teacher's own logits are cosines of the `count` identities of this hash."""
     listed = teacher.identities == identities or recipe.distillation.assume_same_identities
+    if teacher.network.config.classifier != "cosine":
+        return False
     return listed and teacher.network.identities == count
 
 
@@ -159,6 +161,8 @@ def _identities_differ(
         "set distillation.prototypes = true, or use the terms ranking, relation, hint or boundary "
         "(the latter with connector = true)"
     )
+    if teacher.network.config.classifier != "cosine":
+        return f"the teacher's logits are no cosines, which all others' are; {instead}"
     if teacher.network.identities != student.identities:
         return (
             f"the teacher knows {teacher.network.identities} identities and the student learns "
