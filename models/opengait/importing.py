@@ -142,9 +142,7 @@ def convert(
 
 def _parse_name(name: str) -> tuple[str, str | None]:
     architecture, _, mode = name.lower().replace("_", "-").partition("-")
-    if architecture in FORMATS and (
-        not mode or (architecture == "deepgaitv2" and mode in MODES)
-    ):
+    if architecture in FORMATS and (not mode or (architecture == "deepgaitv2" and mode in MODES)):
         return architecture, mode or None
     known = [*FORMATS, *(f"deepgaitv2-{mode}" for mode in MODES)]
     raise OpenGaitError(f"unknown architecture {name!r}; known: {', '.join(known)}")
