@@ -28,7 +28,7 @@ from models import checkpoint
 from models.card import Card, InputSize, summary
 from models.checkpoint import card_of
 from models.networks.network import GaitNetwork
-from models.networks.registry import ARCHITECTURES, build
+from models.networks.registry import build
 from models.opengait.format import OpenGaitError, State, new_neck
 from models.opengait.gaitgl import GAITGL
 from models.opengait.gaitpart import GAITPART
@@ -142,11 +142,9 @@ def convert(
 
 def _parse_name(name: str) -> tuple[str, str | None]:
     architecture, _, mode = name.lower().replace("_", "-").partition("-")
-    if architecture in ARCHITECTURES and (
-        not mode or (architecture == "deepgaitv2" and mode in MODES)
-    ):
+    if architecture in FORMATS and (not mode or (architecture == "deepgaitv2" and mode in MODES)):
         return architecture, mode or None
-    known = [*ARCHITECTURES, *(f"deepgaitv2-{mode}" for mode in MODES)]
+    known = [*FORMATS, *(f"deepgaitv2-{mode}" for mode in MODES)]
     raise OpenGaitError(f"unknown architecture {name!r}; known: {', '.join(known)}")
 
 
