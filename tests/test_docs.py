@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
 from typer.core import TyperGroup
 from typer.main import get_command
 
 from benchmarks.__main__ import BY_HAND
+from models.networks.cost import cost
+from models.networks.registry import ARCHITECTURES, build
 from service.foundation.errors import ServiceError
 from service.foundation.settings import Settings
 from service.http.app import create_app
@@ -111,6 +114,22 @@ def test_every_recipe_is_named() -> None:
     recipes = {file.stem for file in (ROOT / "training" / "recipes").glob("*.toml")}
     assert recipes
     assert recipes <= set(re.findall(r"`([\w-]+)`", page("training.md")))
+
+
+def test_the_table_of_architectures_gives_their_embeddings_and_cost() -> None:
+    table = section(page("training.md"), "Architectures")
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) × (\d+) \| ([\d.]+), ([\d.]+)", table, re.MULTILINE)
+    found = {}
+    with torch.device("meta"):
+        for name in ARCHITECTURES:
+            network = build(name, {})
+            size = cost(network)
+            found[name] = (
+                (str(network.parts), str(network.channels)),
+                f"{size.embedding_parameters / 1e6:.2f}",
+                f"{size.macs_per_frame / 1e9:.2f}",
+            )
+    assert {row[0]: ((row[1], row[2]), row[3], row[4]) for row in rows} == found
 
 
 def test_the_table_of_recipes_gives_their_steps() -> None:

@@ -15,7 +15,7 @@ from openvino.passes import ConstantFolding, Manager
 from torch import Tensor, nn
 
 from models.card import InputSize
-from models.networks.network import ClipBackbone, FrameBackbone
+from models.networks.network import FrameBackbone, SequenceBackbone
 from models.networks.pooling import max_over_sequences
 
 FRAMES_PER_CALL: Final = 30  # of single frames; with several threads fewer, so that all have some
@@ -25,7 +25,8 @@ class CompiledBackbone:
     """Frames to the maximum over time of their maps; not to be called by two threads at once.
 
     Args:
-        backbone: in eval mode, of float32 or of whole numbers; it is not changed.
+        backbone: of a GaitBase or a DeepGaitV2, in eval mode, of float32 or of whole numbers; it
+            is not changed. Others decide by a walk's length, which is lost when they are traced.
         size: of the frames.
         bfloat16: whether to compute in bfloat16 what would be float32.
         threads: each has one call at a time. They sleep between calls.
@@ -33,13 +34,13 @@ class CompiledBackbone:
 
     def __init__(
         self,
-        backbone: FrameBackbone | ClipBackbone,
+        backbone: FrameBackbone | SequenceBackbone,
         size: InputSize,
         *,
         bfloat16: bool,
         threads: int,
     ) -> None:
-        self._most = None if backbone.is_temporal else max(1, FRAMES_PER_CALL // threads)
+        self._most = None if backbone.takes_whole_sequences else max(1, FRAMES_PER_CALL // threads)
         settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
             "INFERENCE_NUM_THREADS": threads,
@@ -71,7 +72,7 @@ class CompiledBackbone:
 class _OfBytes(nn.Module):
     """uint8 frames `[s, h, w]` of one sequence to `[c, h', w']`."""
 
-    def __init__(self, backbone: FrameBackbone | ClipBackbone) -> None:
+    def __init__(self, backbone: FrameBackbone | SequenceBackbone) -> None:
         super().__init__()
         self.backbone = backbone
 
@@ -80,7 +81,7 @@ class _OfBytes(nn.Module):
 
 
 def converted(
-    backbone: FrameBackbone | ClipBackbone, size: InputSize
+    backbone: FrameBackbone | SequenceBackbone, size: InputSize
 ) -> tuple[openvino.Model, object]:
     """The backbone as OpenVINO's graph, for any number of frames, and who owns its constants.
 

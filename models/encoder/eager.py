@@ -1,4 +1,4 @@
-"""A backbone as torch runs it, for GPUs."""
+"""A backbone as torch runs it: on GPUs, and what OpenVINO does not run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from torch.nn.utils import (
     convert_conv3d_weight_memory_format,
 )
 
-from models.networks.network import ClipBackbone, FrameBackbone
+from models.networks.network import FrameBackbone, SequenceBackbone
 from models.networks.pooling import max_over_sequences
 
 FRAMES_PER_CALL: Final = 1024
+# More are slower there: pages of large activations are faulted in anew each time
+FRAMES_PER_CALL_ON_CPU: Final = 20
 
 
 class EagerBackbone:
@@ -34,7 +36,7 @@ class EagerBackbone:
 
     def __init__(
         self,
-        backbone: FrameBackbone | ClipBackbone,
+        backbone: FrameBackbone | SequenceBackbone,
         device: torch.device,
         *,
         bfloat16: bool,
@@ -50,16 +52,19 @@ class EagerBackbone:
                 backbone.last_stage.float().load_state_dict(last)
                 backbone.last_stage.register_forward_pre_hook(lambda _, maps: (maps[0].float(),))
         self._backbone, self._device = backbone, device
+        on_cpu = device.type == "cpu"
+        self._frames_per_call = FRAMES_PER_CALL_ON_CPU if on_cpu else FRAMES_PER_CALL
         self._type = torch.bfloat16 if bfloat16 else torch.float32
 
     def __call__(self, frames: Tensor, lengths: Sequence[int]) -> Tensor:
         """Float32 maps `[n, c, h', w']` of uint8 frames `[sum(lengths), h, w]`."""
-        pool = self._pool_clips if self._backbone.is_temporal else self._pool_frames
+        whole = self._backbone.takes_whole_sequences
+        pool = self._pool_clips if whole else self._pool_frames
         return pool(frames.to(self._device), lengths).float()
 
     def _pool_frames(self, frames: Tensor, lengths: Sequence[int]) -> Tensor:
         """A few frames at a time, from whatever sequence."""
-        size, ends = FRAMES_PER_CALL, np.cumsum(lengths)
+        size, ends = self._frames_per_call, np.cumsum(lengths)
         # every sequence is cut into pieces where one call ends and the next begins
         cuts = np.union1d(ends, np.arange(size, ends[-1], size))
         pieces, calls, owners = (
@@ -79,7 +84,7 @@ class EagerBackbone:
         """Sequences, which may not be cut, a few at a time."""
         batches: list[list[int]] = []
         for length in lengths:
-            if not batches or sum(batches[-1]) + length > FRAMES_PER_CALL:
+            if not batches or sum(batches[-1]) + length > self._frames_per_call:
                 batches.append([])
             batches[-1].append(length)
         chunks = torch.split(frames, [sum(batch) for batch in batches])

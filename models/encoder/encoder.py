@@ -19,7 +19,7 @@ from models.encoder.compiled import CompiledBackbone
 from models.encoder.eager import EagerBackbone
 from models.networks.blocks import fold_batch_norm
 from models.networks.device import computes_bfloat16, find_device
-from models.networks.network import GaitNetwork
+from models.networks.network import ClipBackbone, FrameBackbone, GaitNetwork
 from models.networks.pooling import mean_over_windows
 
 Walk = NDArray[np.uint8]
@@ -34,8 +34,9 @@ BFLOAT16_MAX_COSINE_ERROR: Final = 1e-3
 class Encoder:
     """A checkpoint ready to embed walks. Safe to call from several threads.
 
-    On a CPU OpenVINO runs the backbone, with as many threads as torch has when this is made; on a
-    GPU torch does. Either way batch normalisation is folded into the convolutions.
+    On a CPU OpenVINO runs the backbone of a GaitBase or DeepGaitV2, with as many threads as torch
+    has when this is made; elsewhere torch does. Either way batch normalisation is folded into the
+    convolutions.
     `precision="float32"` stays within 5e-6 (relative) of the plain network; `"bfloat16"` takes
     about half of the time where the processor computes in it. On a CPU a quantised checkpoint takes
     half of that again and comes nearer to the float32 one, under a digest of its own.
@@ -150,7 +151,7 @@ class Encoder:
 
     def _ready(self, *, bfloat16: bool, keeps_last_stage: bool = False) -> Backbone:
         backbone = self._network.backbone
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and isinstance(backbone, FrameBackbone | ClipBackbone):
             threads = torch.get_num_threads()
             return CompiledBackbone(backbone, self.card.input, bfloat16=bfloat16, threads=threads)
         return EagerBackbone(

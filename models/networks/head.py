@@ -16,21 +16,28 @@ class GaitOutput(NamedTuple):
     """
 
     embeddings: Tensor  # [n, c, p], before the neck, not normalised: what is compared
-    logits: Tensor  # [n, k, p], cosine logits in [-1, 1], not scaled
+    logits: Tensor  # [n, k, p], cosines in [-1, 1], not scaled (see `NetworkConfig.classifier`)
 
 
 class PartLinear(nn.Module):
     """A matrix for each part, without bias: `[n, c_in, p]` to `[n, c_out, p]`.
 
     With `cosine`, inputs and the matrices' columns are scaled to unit length, so that outputs are
-    cosines.
+    cosines. With `norm`, outputs are normalised over the batch, a channel of all parts as one.
     """
 
     def __init__(
-        self, parts: int, channels_in: int, channels_out: int, *, cosine: bool = False
+        self,
+        parts: int,
+        channels_in: int,
+        channels_out: int,
+        *,
+        cosine: bool = False,
+        norm: bool = False,
     ) -> None:
         super().__init__()
         self.cosine = cosine
+        self.norm = nn.BatchNorm1d(channels_out) if norm else None
         self.weight = nn.Parameter(torch.empty(parts, channels_in, channels_out))
         if channels_out:  # a classifier without identities holds nothing to draw
             nn.init.xavier_uniform_(self.weight)
@@ -39,7 +46,8 @@ class PartLinear(nn.Module):
         """Multiply each part's row vector with that part's matrix."""
         rows = parts.permute(2, 0, 1)
         if not self.cosine:
-            return torch.bmm(rows, self.weight).permute(1, 2, 0)
+            products = torch.bmm(rows, self.weight).permute(1, 2, 0)
+            return products if self.norm is None else self.norm(products)
         columns = functional.normalize(self.weight, dim=1)
         return torch.bmm(functional.normalize(rows, dim=-1), columns).permute(1, 2, 0)
 
@@ -53,30 +61,41 @@ class PartHead(nn.Module):
         parts: number of parts.
         identities: classes of the classifier; 0 for a network that only embeds.
         mixing: the neck is followed by a matrix in which every part reads all parts.
+        projection_norm: whether embeddings are normalised over the batch.
+        cosine: whether logits are cosines behind the neck, or plain products of embeddings.
     """
 
     def __init__(
-        self, channels_in: int, channels: int, parts: int, identities: int, *, mixing: bool = False
+        self,
+        channels_in: int,
+        channels: int,
+        parts: int,
+        identities: int,
+        *,
+        mixing: bool = False,
+        projection_norm: bool = False,
+        cosine: bool = True,
     ) -> None:
         super().__init__()
-        self.projection = PartLinear(parts, channels_in, channels)
+        self.projection = PartLinear(parts, channels_in, channels, norm=projection_norm)
         self.neck = nn.BatchNorm1d(channels * parts)
         self.mixing: nn.Linear | None = None
         if mixing:
             self.mixing = nn.Linear(channels * parts, channels * parts, bias=False)
             if not self.mixing.weight.is_meta:  # there, torch would import its compiler for this
                 nn.init.eye_(self.mixing.weight)
-        self.classifier = PartLinear(parts, channels, identities, cosine=True)
+        self.classifier = PartLinear(parts, channels, identities, cosine=cosine)
 
     def forward(self, pooled: Tensor) -> GaitOutput:
-        """Embeddings and cosine logits of pooled strips `[n, c_in, p]`.
+        """Embeddings and logits of pooled strips `[n, c_in, p]`.
 
         Computed in the precision of the weights even under autocast: cosines of half-precision
         vectors are too coarse for the losses.
         """
         with torch.autocast(pooled.device.type, enabled=False):
             embeddings = self.projection(pooled.to(self.projection.weight.dtype))
-            logits = self.classifier(self._normalised(embeddings))
+            cosine = self.classifier.cosine
+            logits = self.classifier(self._normalised(embeddings) if cosine else embeddings)
         return GaitOutput(embeddings, logits)
 
     def unit_embeddings(self, embeddings: Tensor) -> Tensor:

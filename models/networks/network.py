@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
@@ -38,6 +39,11 @@ class NetworkConfig(BaseModel):
     parts: Annotated[int, Field(ge=1, le=64)] = 16
     identities: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     embedding_source: Literal["embedding", "neck"] = "embedding"
+    projection_norm: bool = False
+    """Whether embeddings are normalised over the batch, all parts as one: GaitGL's first head."""
+    classifier: Literal["cosine", "product"] = "cosine"
+    """Logits: cosines behind the neck, or plain products of embeddings, as of GaitGL's first head,
+    which are no cosines and which nothing is trained with here."""
     mixing: bool = False
     """Whether behind the neck each part reads all parts (see `training.derive.discriminant`)."""
     quantised: Literal["int8"] | None = None
@@ -54,6 +60,7 @@ class FrameBackbone(nn.Module):
     """A backbone that sees each frame alone: sequences of any lengths share one batch of frames."""
 
     is_temporal: ClassVar[bool] = False
+    takes_whole_sequences: ClassVar[bool] = False
 
     def __init__(self, stem: nn.Module, stages: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -86,6 +93,10 @@ class FrameBackbone(nn.Module):
             found.append(as_clips(maps, silhouettes.shape[1]))
         return found
 
+    def over_stages(self, maps: list[Tensor]) -> Tensor:
+        """`stage_maps` to the maximum over time of the last, `[n, c, h, w]`."""
+        return maps[-1].amax(2)
+
     def over_clip(self, silhouettes: Tensor) -> Tensor:
         """Maximum over time of the maps of one clip `[s, h, w]`: `[c, h, w]`."""
         maps: Tensor = self(silhouettes.unsqueeze(1))
@@ -105,14 +116,64 @@ class FrameBackbone(nn.Module):
         return max_over_sequences(maps, lengths)
 
 
-class ClipBackbone(nn.Module):
-    """A backbone that mixes neighbouring frames, after a first stage that does not.
+class SequenceBackbone(nn.Module, ABC):
+    """A backbone that needs all frames of a sequence at once: a stem and four stages.
 
     Sequences of different lengths run in groups of equal length. Laid end to end in one batch, or
     padded, they would read each other's frames or zeros (several per cent of the embedding). In
     training mode each group has batch statistics of its own, so give equal lengths where that
     matters.
     """
+
+    is_temporal: ClassVar[bool]
+    takes_whole_sequences: ClassVar[bool] = True
+    stem: nn.Module
+
+    @property
+    @abstractmethod
+    def in_order(self) -> list[nn.Module]:
+        """Its stages, without the stem."""
+
+    @property
+    @abstractmethod
+    def last_stage(self) -> nn.Module:
+        """The last module, of one argument, before features are pooled."""
+
+    @abstractmethod
+    def stage_maps(self, silhouettes: Tensor) -> list[Tensor]:
+        """Behind each stage the maps `[n, c, s, h', w']` of clips `[n, s, h, w]`."""
+
+    @abstractmethod
+    def over_stages(self, maps: list[Tensor]) -> Tensor:
+        """`stage_maps` to what strips are pooled of, `[n, c, h, w]`."""
+
+    @abstractmethod
+    def over_clips(self, silhouettes: Tensor) -> Tensor:
+        """What strips are pooled of, `[n, c, h, w]`, of clips `[n, s, h, w]`."""
+
+    def over_clip(self, silhouettes: Tensor) -> Tensor:
+        """As `over_clips`, of one clip `[s, h, w]`: `[c, h, w]`."""
+        return self.over_clips(silhouettes.unsqueeze(0)).squeeze(0)
+
+    def over_sequences(self, silhouettes: Tensor, lengths: Tensor) -> Tensor:
+        """As `over_clips`, of sequences laid end to end, `[sum(lengths), h, w]`.
+
+        Each sequence runs on its own; returns `[n, c, h, w]`.
+        """
+        sequences = torch.split(silhouettes, lengths.tolist())
+        groups: dict[int, list[int]] = {}
+        for position, sequence in enumerate(sequences):
+            groups.setdefault(len(sequence), []).append(position)
+        pooled = [
+            self.over_clips(torch.stack([sequences[position] for position in members]))
+            for members in groups.values()
+        ]
+        order = torch.tensor([position for members in groups.values() for position in members])
+        return torch.cat(pooled)[order.argsort().to(silhouettes.device)]
+
+
+class ClipBackbone(SequenceBackbone):
+    """A backbone that mixes neighbouring frames, after a first stage that does not."""
 
     is_temporal: ClassVar[bool] = True
 
@@ -153,45 +214,43 @@ class ClipBackbone(nn.Module):
             found.append(maps)
         return found
 
-    def over_clip(self, silhouettes: Tensor) -> Tensor:
-        """Maximum over time of the maps of one clip `[s, h, w]`: `[c, h, w]`."""
-        return self.over_clips(silhouettes.unsqueeze(0)).squeeze(0)
+    def over_stages(self, maps: list[Tensor]) -> Tensor:
+        """`stage_maps` to the maximum over time of the last, `[n, c, h, w]`."""
+        return maps[-1].amax(2)
 
     def over_clips(self, silhouettes: Tensor) -> Tensor:
         """Maximum over time of the maps of clips `[n, s, h, w]`: `[n, c, h, w]`."""
         maps: Tensor = self(silhouettes)
         return maps.amax(2)
 
-    def over_sequences(self, silhouettes: Tensor, lengths: Tensor) -> Tensor:
-        """Maximum over time of the maps of sequences laid end to end, `[sum(lengths), h, w]`.
-
-        Each sequence runs on its own; returns `[n, c, h, w]`.
-        """
-        sequences = torch.split(silhouettes, lengths.tolist())
-        groups: dict[int, list[int]] = {}
-        for position, sequence in enumerate(sequences):
-            groups.setdefault(len(sequence), []).append(position)
-        pooled = [
-            self.over_clips(torch.stack([sequences[position] for position in members]))
-            for members in groups.values()
-        ]
-        order = torch.tensor([position for members in groups.values() for position in members])
-        return torch.cat(pooled)[order.argsort().to(silhouettes.device)]
-
 
 class GaitNetwork(nn.Module):
-    """A backbone and a head: silhouettes of walks to part embeddings and identity logits."""
+    """A backbone and a head: silhouettes of walks to part embeddings and identity logits.
 
-    def __init__(self, config: NetworkConfig, backbone: FrameBackbone | ClipBackbone) -> None:
+    Args:
+        config: of any architecture.
+        backbone: silhouettes to maps.
+        pooling: what the backbone gives of sequences to strips `[n, c, p]`; `strip_pool` if None.
+    """
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        backbone: FrameBackbone | SequenceBackbone,
+        pooling: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.backbone = backbone
+        self.pooling = pooling
         self.head = PartHead(
             config.channels[-1],
             config.embedding_channels,
             config.parts,
             config.identities,
             mixing=config.mixing,
+            projection_norm=config.projection_norm,
+            cosine=config.classifier == "cosine",
         )
 
     @property
@@ -228,7 +287,8 @@ class GaitNetwork(nn.Module):
             Embeddings before the neck `[n, c, p]` (see `matching`) and cosine logits `[n, k, p]`.
 
         Raises:
-            ValueError: a shape that is neither form, or lengths that don't fit.
+            ValueError: a shape that is neither form, lengths that don't fit, or rows that cannot
+                be divided as the network divides them.
         """
         output: GaitOutput = self.head(self.pool(silhouettes, lengths))
         return output
@@ -245,7 +305,8 @@ class GaitNetwork(nn.Module):
         if self.windows([silhouettes.shape[1]])[1] != [1]:
             raise ValueError("the stages' maps are those of clips of one window")
         maps = self.backbone.stage_maps(silhouettes)
-        return self.head(self.strips(maps[-1].amax(2))), maps
+        output: GaitOutput = self.head(self.strips(self.backbone.over_stages(maps)))
+        return output, maps
 
     def pool(self, silhouettes: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
         """What the head reads, `[n, c_in, p]`: features pooled over time and strips."""
@@ -279,7 +340,10 @@ class GaitNetwork(nn.Module):
 
     def strips(self, maps: Tensor) -> Tensor:
         """Maps of sequences `[n, c, h, w]` pooled over strips, `[n, c, p]`."""
-        return strip_pool(maps, self.parts)
+        if self.pooling is None:
+            return strip_pool(maps, self.parts)
+        pooled: Tensor = self.pooling(maps)
+        return pooled
 
     def matching(self, embeddings: Tensor) -> Tensor:
         """What is compared, `[n, p, c]`: the embeddings, or the neck's if so configured.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
+
+PYRAMID: Final = (16, 8, 4, 2, 1)
+"""Strips of each level of a pyramid (arXiv 1804.05275); GaitSet has two."""
 
 
 def check_lengths(lengths: Tensor | Sequence[int], frames: int) -> Tensor:
@@ -100,6 +103,23 @@ def windows(lengths: Sequence[int], frames: int) -> tuple[list[int], list[int]]:
 def mean_over_windows(pooled: Tensor, counts: Sequence[int]) -> Tensor:
     """Mean of each run of `counts[i]` windows: `[sum(counts), ...]` to `[n, ...]`."""
     return torch.stack([own.mean(0) for own in torch.split(pooled, list(counts))])
+
+
+def strip_bounds(parts: int) -> tuple[list[tuple[int, int]], int]:
+    """Where the strips of a network of so many parts lie.
+
+    62 parts are two pyramids, all others strips of equal height.
+
+    Returns:
+        Of each part its first row and the row behind its last, and the rows of the full height.
+    """
+    rows, levels = (PYRAMID[0], PYRAMID * 2) if parts == 2 * sum(PYRAMID) else (parts, (parts,))
+    bounds = [
+        (rows // level * strip, rows // level * (strip + 1))
+        for level in levels
+        for strip in range(level)
+    ]
+    return bounds, rows
 
 
 def strip_pool(maps: Tensor, parts: int) -> Tensor:

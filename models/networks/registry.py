@@ -8,8 +8,12 @@ from typing import Any, Final, Generic, TypeVar
 
 from models.networks.deepgaitv2 import DeepGaitV2Config, build_deepgaitv2
 from models.networks.gaitbase import GaitBaseConfig, build_gaitbase
+from models.networks.gaitgl import GaitGLConfig, build_gaitgl
+from models.networks.gaitpart import GaitPartConfig, build_gaitpart
+from models.networks.gaitset import GaitSetConfig, build_gaitset
 from models.networks.network import GaitNetwork, NetworkConfig
 from models.networks.quantised import make_room_for_whole_numbers
+from models.networks.swingait import SwinGaitConfig, build_swingait
 
 C = TypeVar("C", bound=NetworkConfig)
 
@@ -40,6 +44,10 @@ class Architecture(Generic[C]):
 ARCHITECTURES: Final[dict[str, Architecture[Any]]] = {
     "gaitbase": Architecture(GaitBaseConfig, build_gaitbase),
     "deepgaitv2": Architecture(DeepGaitV2Config, build_deepgaitv2),
+    "gaitset": Architecture(GaitSetConfig, build_gaitset),
+    "gaitpart": Architecture(GaitPartConfig, build_gaitpart),
+    "gaitgl": Architecture(GaitGLConfig, build_gaitgl),
+    "swingait": Architecture(SwinGaitConfig, build_swingait),
 }
 
 

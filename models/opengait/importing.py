@@ -28,8 +28,13 @@ from models import checkpoint
 from models.card import Card, InputSize, summary
 from models.checkpoint import card_of
 from models.networks.network import GaitNetwork
-from models.networks.registry import ARCHITECTURES, build
-from models.opengait.names import sources
+from models.networks.registry import build
+from models.opengait.format import OpenGaitError, State, new_neck
+from models.opengait.gaitgl import GAITGL
+from models.opengait.gaitpart import GAITPART
+from models.opengait.gaitset import GAITSET
+from models.opengait.residual import DEEPGAITV2, GAITBASE
+from models.opengait.swingait import SWINGAIT
 
 _log = logging.getLogger(__name__)
 
@@ -40,16 +45,14 @@ TYPES: Final = {  # that a weight, or a counter, may be stored as
     torch.int64: (torch.int64, torch.int32),
 }
 TEACHERS: Final = ("teacher_models.", "teacher_model.")
-CHANNEL_WEIGHTS: Final[dict[str, re.Pattern[str]]] = {  # the first kernel of each residual block
-    "gaitbase": re.compile(r"Backbone\.forward_block\.layer([1-4])\.([0-9]{1,4})\.conv1\.weight"),
-    "deepgaitv2": re.compile(
-        r"layer([1-4])\.(?:forward_block\.)?([0-9]{1,4})\.conv1\.(?:forward_block\.0\.)?weight"
-    ),
+FORMATS: Final = {
+    "gaitbase": GAITBASE,
+    "deepgaitv2": DEEPGAITV2,
+    "gaitset": GAITSET,
+    "gaitpart": GAITPART,
+    "gaitgl": GAITGL,
+    "swingait": SWINGAIT,
 }
-
-
-class OpenGaitError(ValueError):
-    """A file is not an OpenGait checkpoint of the architecture asked for."""
 
 
 def import_opengait(
@@ -65,7 +68,7 @@ def import_opengait(
 
     Args:
         path: the `.pt` file.
-        architecture_name: `gaitbase`, `deepgaitv2`, or `deepgaitv2-2d`, `-p3d`, `-3d` to insist on
+        architecture_name: a name of the registry, or `deepgaitv2-2d`, `-p3d`, `-3d` to insist on
             a mode; case and `_` for `-` don't matter.
         name: the card's name; the file's, if none.
         metric: how embeddings are compared; the field's default is Euclidean.
@@ -83,7 +86,11 @@ def import_opengait(
     """
     architecture, mode = _parse_name(architecture_name)
     state, dropped = _read_state(path)
-    config = _config(architecture, mode, state)
+    config = FORMATS[architecture].config(state)
+    if mode not in (None, config.get("mode")):
+        raise OpenGaitError(f"the file holds a deepgaitv2-{config['mode']}, not {mode}")
+    if embedding_source == "neck" and "BNNecks.fc_bin" not in state:
+        raise OpenGaitError(f"{path} has no neck whose outputs could be compared")
     config["embedding_source"] = embedding_source
     if strides is not None:
         config["strides"] = strides
@@ -135,11 +142,9 @@ def convert(
 
 def _parse_name(name: str) -> tuple[str, str | None]:
     architecture, _, mode = name.lower().replace("_", "-").partition("-")
-    if architecture in ARCHITECTURES and (
-        not mode or (architecture == "deepgaitv2" and mode in MODES)
-    ):
+    if architecture in FORMATS and (not mode or (architecture == "deepgaitv2" and mode in MODES)):
         return architecture, mode or None
-    known = [*ARCHITECTURES, *(f"deepgaitv2-{mode}" for mode in MODES)]
+    known = [*FORMATS, *(f"deepgaitv2-{mode}" for mode in MODES)]
     raise OpenGaitError(f"unknown architecture {name!r}; known: {', '.join(known)}")
 
 
@@ -202,72 +207,46 @@ def _is_weight(key: object, value: object) -> bool:
     )
 
 
-def _config(architecture: str, mode: str | None, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the shapes say of the network."""
-    kernels: dict[int, dict[int, Tensor]] = {1: {}, 2: {}, 3: {}, 4: {}}
-    for key, tensor in state.items():
-        if match := CHANNEL_WEIGHTS[architecture].fullmatch(key):
-            kernels[int(match[1])][int(match[2])] = tensor
-    for number, blocks in kernels.items():
-        if any(kernel.ndim == 0 for kernel in blocks.values()):
-            raise OpenGaitError(f"the convolutions of stage {number} have no shape")
-        if not blocks or sorted(blocks) != list(range(len(blocks))):
-            raise OpenGaitError(
-                f"this is not a {architecture}: stage {number} should have convolutions named "
-                f"like {CHANNEL_WEIGHTS[architecture].pattern}, numbered from 0; "
-                f"the file has {summary(sorted(state))}"
-            )
-    projection, classifier = _matrices(state, "FCs.fc_bin"), _matrices(state, "BNNecks.fc_bin")
-    config: dict[str, Any] = {
-        "channels": tuple(blocks[0].shape[0] for blocks in kernels.values()),
-        "layers": tuple(len(blocks) for blocks in kernels.values()),
-        "embedding_channels": projection.shape[2],
-        "parts": projection.shape[0],
-        "identities": classifier.shape[2],
-    }
-    if architecture == "deepgaitv2":
-        config["mode"] = _mode(state)
-        if mode not in (None, config["mode"]):
-            raise OpenGaitError(f"the file holds a deepgaitv2-{config['mode']}, not {mode}")
-    return config
-
-
-def _matrices(state: Mapping[str, Tensor], key: str) -> Tensor:
-    if key not in state:
-        raise OpenGaitError(f"{key!r} is missing")
-    if state[key].ndim != 3:
-        raise OpenGaitError(f"{key!r} has shape {list(state[key].shape)}, not three axes")
-    return state[key]
-
-
-def _mode(state: Mapping[str, Tensor]) -> str:
-    """The kind of convolution, told by how the second stage's first kernel is named."""
-    if "layer2.forward_block.0.conv1.weight" in state:
-        return "2d"
-    return "3d" if "layer2.0.conv1.weight" in state else "p3d"
-
-
-def _translated(path: Path, network: GaitNetwork, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _translated(path: Path, network: GaitNetwork, state: State) -> dict[str, Tensor]:
     """`state` by our names, every tensor of it used and none wanting."""
-    places = sources(network)
-    expected = {place.key for place in places.values()}
-    faults = [f"{key!r} is missing" for key in expected - state.keys()]
-    faults += [f"{key!r} does not belong" for key in state.keys() - expected]
+    kind = FORMATS[network.config.architecture]
+    places, known = kind.sources(network, state), kind.known(network)
+    expected = {key for place in places.values() for key in place.keys}
+    faults = [f"{key!r} is missing" for key in (expected | known.keys()) - state.keys()]
+    faults += [f"{key!r} does not belong" for key in state.keys() - expected - known.keys()]
+    faults += [
+        f"{key!r} is not what the configuration says"
+        for key, value in known.items()
+        if key in state and not torch.equal(state[key].to(value.dtype), value)
+    ]
+    tensors = network.state_dict()
     ours: dict[str, Tensor] = {}
-    for key, wanted in network.state_dict().items():
-        place = places[key]
-        if place.key not in state:
-            continue
-        found = state[place.key]
-        if tuple(found.shape) != place.shape:
-            faults.append(f"{place.key!r} has shape {list(found.shape)}, not {list(place.shape)}")
-        elif found.dtype not in TYPES[wanted.dtype]:
-            faults.append(f"{place.key!r} is {found.dtype}, not {wanted.dtype}")
-        elif key.endswith("running_var") and bool((found < 0).any()):
-            faults.append(f"{place.key!r} has negative variances")
-        else:
-            ours[key] = found.reshape(wanted.shape).to(wanted.dtype)
+    for key, place in places.items():
+        wanted = tensors[key]
+        pieces = [state[theirs] for theirs in place.keys if theirs in state]
+        found = [_fault_of(theirs, state, key, place.shape, wanted.dtype) for theirs in place.keys]
+        faults += filter(None, found)
+        if pieces and not any(found) and len(pieces) == len(place.keys):
+            joined = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+            kept = joined if place.keep is None else place.keep(joined)
+            ours[key] = kept.reshape(wanted.shape).to(wanted.dtype)
     if faults:
         architecture = network.config.architecture
         raise OpenGaitError(f"{path} does not fit {architecture}: {summary(sorted(faults))}")
-    return ours
+    return {**new_neck(network), **ours}
+
+
+def _fault_of(
+    theirs: str, state: State, ours: str, shape: tuple[int, ...], wanted: torch.dtype
+) -> str | None:
+    """What is wrong with a tensor that is there."""
+    found = state.get(theirs)
+    if found is None:
+        return None
+    if tuple(found.shape) != shape:
+        return f"{theirs!r} has shape {list(found.shape)}, not {list(shape)}"
+    if found.dtype not in TYPES[wanted]:
+        return f"{theirs!r} is {found.dtype}, not {wanted}"
+    if ours.endswith("running_var") and bool((found < 0).any()):
+        return f"{theirs!r} has negative variances"
+    return None

@@ -11,12 +11,14 @@ from service.cli.failure import WrongUsage, failing_on
 
 app = typer.Typer()
 
+ARCHITECTURES = "gaitbase, deepgaitv2[-2d|-p3d|-3d], gaitset, gaitpart, gaitgl or swingait."
+
 
 @app.command("import-opengait")
 def import_opengait(
     checkpoint: Annotated[Path, typer.Argument(exists=True, help="A .pt file of OpenGait's.")],
     out: Annotated[Path, typer.Argument(help="The folder to make.")],
-    architecture: Annotated[str, typer.Option(help="gaitbase, or deepgaitv2[-2d|-p3d|-3d].")],
+    architecture: Annotated[str, typer.Option(help=ARCHITECTURES)],
     name: Annotated[str | None, typer.Option(help="Name on the card.")] = None,
     metric: Annotated[
         Literal["cosine", "euclidean"], typer.Option(help="How its embeddings are compared.")

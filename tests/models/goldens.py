@@ -20,6 +20,7 @@ NETWORKS = {
     "gaitbase_casiab": "gaitbase",
     "deepgaitv2_casiab_p3d": "deepgaitv2",
     "deepgaitv2_gait3d_2d": "deepgaitv2",
+    "gaitset_casiab": "gaitset",
 }
 CASES = {  # sequences and frames of `sil`
     "batch": (slice(0, 3), 12),
@@ -70,10 +71,17 @@ def weights(shapes: Mapping[str, tuple[int, ...]], rule: Rule = "fan") -> dict[s
         if key.endswith("num_batches_tracked"):
             filled[key] = torch.tensor(100)
             continue
+        if key.endswith("relative_position_index"):
+            continue  # whole numbers, which follow from the window
         if key.endswith("running_var") or (key.endswith(".weight") and len(shape) == 1):
             values = rng.uniform(0.5, 1.5, shape)
+        elif key == "HPP.p":
+            values = 6.5 + 0.1 * rng.standard_normal(shape)
         elif key.endswith(("running_mean", ".bias")):
-            values = rng.standard_normal(shape) * 0.1
+            beside = shapes.get(f"{key.removesuffix('.bias')}.weight", ())
+            values = rng.standard_normal(shape) * (0.05 if len(beside) > 1 else 0.1)
+        elif key.endswith("relative_position_bias_table"):
+            values = rng.standard_normal(shape) * (0.05 if rule == "flat" else 0.5)
         elif rule == "flat":
             values = rng.standard_normal(shape) * 0.05
         else:

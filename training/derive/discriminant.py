@@ -176,9 +176,15 @@ def folded(network: GaitNetwork, found: Discriminant, mixed: Floats | None) -> G
         mixing=mixed is not None,
     )
     head = shorter.head
-    head.projection.weight.copy_(torch.bmm(network.head.projection.weight.double(), matrices))
+    weight, before = network.head.projection.weight.double(), torch.from_numpy(found.centre)
+    if (norm := network.head.projection.norm) is not None:
+        known = norm.state_dict()
+        scale = known["weight"].double() / (known["running_var"].double() + norm.eps).sqrt()
+        weight = weight * scale
+        before = before - (known["bias"] - known["running_mean"] * scale)
+    head.projection.weight.copy_(torch.bmm(weight, matrices))
     # The neck reads channels of all parts in one row, a channel's parts side by side.
-    centre = torch.einsum("pc,pcd->dp", torch.from_numpy(found.centre), matrices)
+    centre = torch.einsum("pc,pcd->dp", before, matrices)
     head.neck.load_state_dict(
         {**head.neck.state_dict(), "running_mean": centre.flatten()}  # it only centres
     )
@@ -190,7 +196,10 @@ def folded(network: GaitNetwork, found: Discriminant, mixed: Floats | None) -> G
 
 def _with_new_head(network: GaitNetwork, **head: object) -> GaitNetwork:
     """A network with the same backbone, a head still to be filled, and no classifier."""
-    config = {**network.config.model_dump(mode="json"), **head, "identities": 0}
-    second = build(network.config.architecture, config)
+    old = network.config.model_dump(mode="json")
+    plain = {"projection_norm": False, "classifier": "cosine", "identities": 0}
+    second = build(network.config.architecture, {**old, **head, **plain})
     second.backbone.load_state_dict(network.backbone.state_dict())
+    if second.pooling is not None and network.pooling is not None:
+        second.pooling.load_state_dict(network.pooling.state_dict())
     return second

@@ -24,7 +24,7 @@ from models import checkpoint
 from models.card import Card
 from models.networks.blocks import ResidualBlockP3d
 from models.networks.deepgaitv2 import STRIDES, DeepGaitV2Config, build_deepgaitv2
-from models.networks.network import FrameBackbone, GaitNetwork
+from models.networks.network import ClipBackbone, FrameBackbone, GaitNetwork
 from models.networks.registry import build
 from training.derive.derivation import save_derived
 from training.process.events import Reporter
@@ -50,7 +50,10 @@ def grown(network: GaitNetwork, layers: Layers, mode: Literal["2d", "p3d"] = "p3
     if config.quantised:
         raise ValueError(_QUANTISED)
     if not isinstance(network.backbone, FrameBackbone):
-        raise ValueError("only networks of 2-D blocks can grow; this one reads time already")
+        raise ValueError(
+            "only a GaitBase or a DeepGaitV2 of 2-D blocks can grow; this one is another, or reads "
+            "time already"
+        )
     if getattr(config, "strides", STRIDES) != STRIDES:
         raise ValueError(f"only networks of strides {STRIDES} can become a DeepGaitV2")
     if any(has > wanted for has, wanted in zip(config.layers, layers, strict=True)):
@@ -74,13 +77,15 @@ def widened(network: GaitNetwork, times: int, seed: int = 0) -> GaitNetwork:
     gradients and stay copies for ever; so shares are drawn.
 
     Args:
-        network: of any architecture.
+        network: a GaitBase or a DeepGaitV2.
         times: how many channels there are to be for each one, 2 or more.
         seed: of the shares.
 
     Raises:
-        ValueError: that is not wider, or wider than any network can be.
+        ValueError: that is not wider, or wider than any network can be, or the network another.
     """
+    if not isinstance(network.backbone, FrameBackbone | ClipBackbone):
+        raise ValueError("only a GaitBase or a DeepGaitV2 can become wider")
     if times < 2:
         raise ValueError(f"{times} times as wide is not wider")
     config = network.config

@@ -41,7 +41,12 @@ def with_prototypes(
         A network of its own in eval mode; logits of the class k are cosines with the mean of the
         unit vectors of k's walks, part by part.
     """
-    knowing = rebuilt(network, identities=len(walks.subjects), embedding_source="embedding")
+    knowing = rebuilt(
+        network,
+        identities=len(walks.subjects),
+        embedding_source="embedding",
+        classifier="cosine",
+    )
     knowing = knowing.to(precision.device).eval()
     head = knowing.head
     lay_out_for_convolution(knowing)

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from models.networks.blocks import Conv, ConvNorm, fold_batch_norm
 from models.networks.device import MixedPrecision
-from models.networks.network import GaitNetwork
+from models.networks.network import ClipBackbone, FrameBackbone, GaitNetwork
 from models.networks.quantised import MOST, MOST_UNSIGNED, QuantisedConv, QuantisedReLU
 from models.networks.registry import build
 from training.data.augmentation import plain
@@ -61,11 +61,15 @@ def quantise(network: GaitNetwork, dataset: Path) -> Quantised:
         dataset: its training walks, if it is divided, else all.
 
     Raises:
-        RecipeError: the network is quantised already, or no walk is long enough.
+        RecipeError: the network is quantised already, is neither a GaitBase nor a DeepGaitV2, or no
+            walk is long enough.
         training.data.pack.PackError: the dataset cannot be used.
     """
     if network.config.quantised:
         raise RecipeError([Problem("--quantise", "the checkpoint is quantised already")])
+    if not isinstance(network.backbone, FrameBackbone | ClipBackbone):
+        reason = f"only GaitBase and DeepGaitV2 can be quantised, not {network.config.architecture}"
+        raise RecipeError([Problem("--quantise", reason)])
     pack = Pack.open(dataset)
     if pack.partition is not None:
         pack = pack.subset(pack.partition.train)

@@ -15,7 +15,7 @@ from torch import Tensor
 from models import checkpoint
 from models.networks.device import MixedPrecision
 from models.networks.head import GaitOutput
-from models.networks.network import GaitNetwork
+from models.networks.network import ClipBackbone, FrameBackbone, GaitNetwork
 from training.data.options import OrderedClip, RandomLengthClip
 from training.recipe import Problem, Recipe, RecipeError
 from training.terms import (
@@ -23,6 +23,7 @@ from training.terms import (
     AnyTerm,
     CorrelationTerm,
     DecoupledTerm,
+    ExitsTerm,
     GeneralisedTerm,
     InformativeTemperature,
     LogitTerm,
@@ -165,6 +166,12 @@ def _unsuited(recipe: Recipe, term: AnyTerm, student: GaitNetwork) -> str | None
             f"averages of {student.identities} identities' distributions do not fit; up to "
             f"{MOST_AVERAGED} do, otherwise set average_weight = 0"
         )
+    known = isinstance(student.backbone, FrameBackbone | ClipBackbone)
+    if isinstance(term, ExitsTerm) and not known:
+        return (
+            "exits halve a stage's maps and pool equal strips, as fits the stages of GaitBase and "
+            f"DeepGaitV2, and not a {student.config.architecture}'s"
+        )
     if term.asks_stages:
         clip = recipe.data.clip
         if not isinstance(clip, RandomLengthClip) and student.windows([clip.frames])[1] != [1]:
@@ -176,8 +183,10 @@ def _unsuited(recipe: Recipe, term: AnyTerm, student: GaitNetwork) -> str | None
 
 
 def classifies(teacher: Teacher, recipe: Recipe, count: int, identities: str) -> bool:
-    """Whether a teacher's own classifier is of the student's identities, `count` of this hash."""
+    """Whether a teacher's own logits are cosines of the `count` identities of this hash."""
     listed = teacher.identities == identities or recipe.distillation.assume_same_identities
+    if teacher.network.config.classifier != "cosine":
+        return False
     return listed and teacher.network.identities == count
 
 
@@ -192,6 +201,8 @@ def _identities_differ(
         "set distillation.prototypes = true, or use the terms ranking, relation, query, hint or "
         "boundary (the latter with connector = true)"
     )
+    if teacher.network.config.classifier != "cosine":
+        return f"the teacher's logits are no cosines, which all others' are; {instead}"
     if teacher.network.identities != student.identities:
         return (
             f"the teacher knows {teacher.network.identities} identities and the student learns "

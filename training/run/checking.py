@@ -32,6 +32,8 @@ def network_problems(name: str, config: Mapping[str, object]) -> Iterator[Proble
     size = InputSize()
     try:
         kind = architecture(name)
+        if kind.config.model_validate(dict(config)).classifier != "cosine":
+            yield Problem("student.config.classifier", "only a network of cosines can be trained")
         thin = kind.config.model_validate(dict(config)).model_copy(update=_THIN)
         with torch.random.fork_rng(devices=()), torch.no_grad():
             sketch = kind.builder(thin).eval()

@@ -160,9 +160,11 @@ def _student(recipe: Recipe, count: int, identities: str) -> tuple[GaitNetwork, 
             raise RecipeError(problems)
         return build(wanted.architecture, {**wanted.config, "identities": count}), None
     trained, card = checkpoint.load(wanted.checkpoint, "cpu")
-    student = _build(card.architecture, {**card.config, "identities": count})
+    settled = {**card.config, "identities": count, "classifier": "cosine"}
+    student = _build(card.architecture, settled)
     weights = trained.state_dict()
-    if card.identities != count or card.training.get("identity_hash") != identities:
+    known = trained.config.classifier == "cosine" and card.identities == count
+    if not known or card.training.get("identity_hash") != identities:
         # Other identities, or an export without: no classifier for these. The new one keeps its
         # random start.
         fresh = student.head.classifier.state_dict(prefix="head.classifier.")

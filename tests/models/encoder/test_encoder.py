@@ -19,7 +19,7 @@ from models.encoder.eager import EagerBackbone
 from models.encoder.encoder import Backbone
 from models.networks.network import GaitNetwork
 from models.silhouettes import cut
-from tests.models.networks.test_registry import NETWORKS, WINDOWED, small
+from tests.models.networks.test_registry import NETWORKS, RESIDUAL, WINDOWED, small
 
 Walks = list[NDArray[np.uint8]]
 LENGTHS = (7, 30, 1, 12, 45, 7)
@@ -121,8 +121,13 @@ def backbone_on_openvino(network: GaitNetwork, threads: int = 1) -> CompiledBack
 
 
 @pytest.mark.parametrize("frames_per_call", [7, 1000])
-@pytest.mark.parametrize("ready", [backbone_on_torch, backbone_on_openvino])
-@pytest.mark.parametrize(("name", "config"), NETWORKS)
+@pytest.mark.parametrize(
+    ("ready", "name", "config"),
+    [
+        *((backbone_on_torch, *kind) for kind in NETWORKS),
+        *((backbone_on_openvino, *kind) for kind in RESIDUAL),
+    ],
+)
 def test_a_backbone_gives_each_walks_maximum_over_time(
     name: str,
     config: dict[str, Any],
@@ -130,8 +135,8 @@ def test_a_backbone_gives_each_walks_maximum_over_time(
     frames_per_call: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in (compiled, eager):
-        monkeypatch.setattr(module, "FRAMES_PER_CALL", frames_per_call)
+    monkeypatch.setattr(compiled, "FRAMES_PER_CALL", frames_per_call)
+    monkeypatch.setattr(eager, "FRAMES_PER_CALL_ON_CPU", frames_per_call)
     network = small(name, config)
     frames = torch.from_numpy(np.concatenate(some_walks()))
     with torch.inference_mode():

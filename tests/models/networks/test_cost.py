@@ -20,6 +20,26 @@ SHALLOW = (1, 1, 1, 1)
         ("deepgaitv2", {"mode": "3d", "identities": 20}, 29.650, 29.559, 6.784),
         ("deepgaitv2", {"layers": SHALLOW, "identities": 74}, 8.339, 8.028, 1.386),
         ("deepgaitv2", {"mode": "3d", "layers": SHALLOW, "identities": 20}, 16.374, 16.284, 3.047),
+        ("gaitset", {}, 2.626, 2.595, 0.109),  # with a neck, which the field's has not
+        ("gaitset", {"channels": (64, 128, 256, 256)}, 6.345, 6.314, 0.430),
+        ("gaitpart", {}, 1.208, 1.204, 0.107),  # likewise
+        ("gaitgl", {"identities": 20}, 2.670, 2.490, 0.421),
+        (
+            "gaitgl",
+            {
+                "channels": (32, 64, 128, 256),
+                "layers": (2, 2, 2, 2),
+                "halving": 1,
+                "embedding_channels": 256,
+                "identities": 20,
+            },
+            11.554,
+            11.193,
+            1.952,
+        ),
+        # without the part that the field computes and drops
+        ("swingait", {"identities": 20}, 10.575, 10.491, 1.645),
+        ("swingait", {"layers": (1, 4, 4, 2), "identities": 20}, 13.196, 13.112, 2.615),
         (
             "gaitbase",
             {"channels": (16, 32, 64, 128), "embedding_channels": 128},

@@ -17,7 +17,7 @@ from models.encoder.compiled import CompiledBackbone, converted
 from models.networks.cost import cost
 from models.networks.network import GaitNetwork
 from models.networks.quantised import QuantisedConv, QuantisedReLU
-from tests.models.networks.test_registry import NETWORKS, WINDOWED, small, walks
+from tests.models.networks.test_registry import RESIDUAL, WINDOWED, small, walks
 
 
 def filled(name: str, config: dict[str, Any], **more: Any) -> GaitNetwork:
@@ -35,7 +35,7 @@ def filled(name: str, config: dict[str, Any], **more: Any) -> GaitNetwork:
     return network
 
 
-@pytest.mark.parametrize(("name", "config"), NETWORKS)
+@pytest.mark.parametrize(("name", "config"), RESIDUAL)
 def test_what_convolutions_read_is_whole_numbers_of_eight_bits(
     name: str, config: dict[str, Any]
 ) -> None:
@@ -58,7 +58,7 @@ def test_what_convolutions_read_is_whole_numbers_of_eight_bits(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "config"), NETWORKS + WINDOWED)
+@pytest.mark.parametrize(("name", "config"), [*RESIDUAL, *WINDOWED[:2]])
 def test_openvino_gives_what_torch_gives(name: str, config: dict[str, Any]) -> None:
     network, twin = filled(name, config), filled(name, config)
     fast = Encoder(twin, card_of(twin, name="small", metric="cosine"), device="cpu")

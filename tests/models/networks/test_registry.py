@@ -6,8 +6,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from models.networks.gaitgl import GlobalLocalBackbone
+from models.networks.gaitpart import PartBackbone
+from models.networks.gaitset import SetBackbone
 from models.networks.network import GaitNetwork
 from models.networks.registry import ARCHITECTURES, UnknownArchitecture, build
+from models.networks.swingait import WindowBackbone
 
 SMALL = {"channels": (2, 4, 6, 8), "layers": (1, 1, 1, 1), "embedding_channels": 5}
 NETWORKS: list[tuple[str, dict[str, Any]]] = [
@@ -16,7 +20,25 @@ NETWORKS: list[tuple[str, dict[str, Any]]] = [
     ("deepgaitv2", {"mode": "2d"}),
     ("deepgaitv2", {"mode": "p3d"}),
     ("deepgaitv2", {"mode": "3d"}),
+    ("gaitset", {}),
+    ("gaitpart", {"layers": (2, 1, 1, 2)}),
+    ("gaitpart", {"halvings": (0, 0, 3, 3), "parts": 8}),
+    ("gaitgl", {}),
+    ("gaitgl", {"layers": (2, 2, 1, 2), "halving": 1, "parts": 16}),
+    ("gaitgl", {"projection_norm": True, "classifier": "product"}),
+    ("swingait", {"layers": (1, 1, 2, 2)}),
 ]
+
+
+RESIDUAL = [kind for kind in NETWORKS if kind[0] in ("gaitbase", "deepgaitv2")]
+COMPARED = {  # parts and channels of the published network
+    "gaitbase": (16, 256),
+    "deepgaitv2": (16, 256),
+    "gaitset": (62, 256),
+    "gaitpart": (16, 128),
+    "gaitgl": (64, 128),
+    "swingait": (15, 256),
+}
 
 
 def small(architecture: str, config: dict[str, Any], **more: Any) -> GaitNetwork:
@@ -27,6 +49,8 @@ def small(architecture: str, config: dict[str, Any], **more: Any) -> GaitNetwork
 WINDOWED: list[tuple[str, dict[str, Any]]] = [
     ("gaitbase", {"window": 4, "mixing": True}),
     ("deepgaitv2", {"mode": "p3d", "window": 4}),
+    ("gaitset", {"window": 4}),
+    ("swingait", {"window": 4}),
 ]
 
 
@@ -40,7 +64,8 @@ def test_every_architecture_names_itself_and_builds_with_its_defaults(name: str)
         network = build(name, {})
     assert ARCHITECTURES[name].config.architecture == name
     assert network.config == ARCHITECTURES[name].config()
-    assert (network.parts, network.channels, network.identities) == (16, 256, 0)
+    assert (network.parts, network.channels) == COMPARED[name]
+    assert network.identities == 0
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -71,7 +96,7 @@ def test_a_configuration_that_can_not_be_is_refused(name: str, config: dict[str,
 
 
 def test_an_unknown_architecture_is_refused_with_the_known_names() -> None:
-    with pytest.raises(UnknownArchitecture, match="'resnet'; known: deepgaitv2, gaitbase"):
+    with pytest.raises(UnknownArchitecture, match="'resnet'; known: deepgaitv2, gaitbase, gaitgl"):
         build("resnet", {})
 
 
@@ -81,7 +106,8 @@ def test_outputs_have_the_shapes_that_are_promised(name: str, config: dict[str, 
     output = network(walks(2, 3))
     assert output.embeddings.shape == (2, 5, network.parts)
     assert output.logits.shape == (2, 3, network.parts)
-    assert output.logits.abs().max() <= 1 + 1e-6
+    if network.config.classifier == "cosine":
+        assert output.logits.abs().max() <= 1 + 1e-6
 
 
 @pytest.mark.parametrize(("name", "config"), NETWORKS)
@@ -153,7 +179,10 @@ def test_every_weight_learns(name: str, config: dict[str, Any]) -> None:
     network = small(name, config).train()
     output = network(walks(1, 18)[0], torch.tensor([6, 6, 6]))
     (output.embeddings.square().sum() + output.logits.square().sum()).backward()
-    assert [key for key, p in network.named_parameters() if p.grad is None] == []
+    still = [key for key, p in network.named_parameters() if p.grad is None]
+    # which only imported networks have, whose logits leave the neck out
+    unread = [] if network.config.classifier == "cosine" else ["head.neck.weight", "head.neck.bias"]
+    assert still == unread
 
 
 @pytest.mark.parametrize(("name", "config"), NETWORKS)
@@ -174,6 +203,7 @@ def test_embeddings_and_logits_are_float32_under_autocast(
 @pytest.mark.parametrize(("name", "config"), NETWORKS)
 def test_a_network_compiles_whole(name: str, config: dict[str, Any]) -> None:
     network = small(name, config)
+    torch.compiler.reset()  # it counts the networks before as this one compiled again
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     with torch.inference_mode():
         torch.testing.assert_close(compiled(walks(2, 3)), network(walks(2, 3)))
@@ -223,3 +253,67 @@ def test_the_neck_is_compared_where_the_configuration_says_so() -> None:
     torch.testing.assert_close(
         necked.head.classifier(compared), necked.head(plain.pool(walks(2, 3))).logits
     )
+
+
+@pytest.mark.parametrize(("name", "config"), [kind for kind in NETWORKS if kind not in RESIDUAL])
+def test_the_stages_maps_lead_to_what_is_pooled(name: str, config: dict[str, Any]) -> None:
+    network = small(name, config)
+    backbone = network.backbone
+    assert isinstance(backbone, SetBackbone | PartBackbone | GlobalLocalBackbone | WindowBackbone)
+    clips = walks(2, 4)
+    with torch.inference_mode():
+        maps = backbone.stage_maps(clips)
+        assert torch.equal(backbone.over_stages(maps), backbone.over_clips(clips))
+    assert [len(stage) for stage in maps] == [2] * 4
+    assert [stage.shape[1] for stage in maps] == list(network.config.channels)
+    assert len(backbone.in_order) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "complaint"),
+    [
+        ("gaitset", {"parts": 31}, "62"),
+        ("gaitset", {"quantised": "int8"}, "quantised"),
+        ("swingait", {"quantised": "int8"}, "quantised"),
+        ("gaitpart", {"parts": 15}, "16 rows of features can't be divided into 15"),
+        ("gaitpart", {"halvings": (0, 6, 0, 0)}, "32 rows can't be divided into 64 equal strips"),
+        ("gaitgl", {"halving": 6}, "32 rows can't be divided into 64 equal strips"),
+        ("gaitgl", {"parts": 48}, "64 rows of features can't be divided into 48"),
+        ("swingait", {"parts": 16}, "15 rows of features can't be divided into 16"),
+        ("swingait", {"channels": (2, 4, 40, 33)}, "33 channels can't be divided among 2 heads"),
+    ],
+)
+def test_parts_strips_and_heads_that_do_not_fit_are_refused(
+    name: str, config: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        small(name, config).pool(walks(1, 1))
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_a_gaitgl_repeats_a_walk_of_one_or_two_frames(frames: int) -> None:
+    network, walk = small("gaitgl", {}), walks(1, frames)
+    with torch.inference_mode():
+        again = network(walk.repeat(1, 3 if frames == 1 else 2, 1, 1)).embeddings
+        assert torch.equal(network(walk).embeddings, again)
+
+
+def test_a_gaitgl_leaves_out_the_frames_behind_the_last_three() -> None:
+    network, walk = small("gaitgl", {}), walks(1, 8)
+    stage = network.backbone.in_order[0]
+    with torch.inference_mode():
+        whole = stage(network.backbone.stem(walk[None]))
+        assert torch.equal(stage(network.backbone.stem(walk[None])[:, :, :6]), whole)
+    assert whole.shape[2] == 2
+
+
+def test_a_swingait_leaves_blocks_out_in_training_alone() -> None:
+    network, walk = small("swingait", {"stochastic_depth": 0.9}), walks(1, 4)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+            module.momentum = 0.0
+    with torch.inference_mode():
+        assert torch.equal(network(walk).embeddings, network(walk).embeddings)
+        network.backbone.last_stage.train()
+        drawn = [network(walk).embeddings for _ in range(8)]
+    assert any(not torch.equal(drawn[0], other) for other in drawn[1:])

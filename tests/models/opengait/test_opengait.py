@@ -16,6 +16,7 @@ from torch import Tensor
 from models import checkpoint
 from models.card import CheckpointError
 from models.networks.network import GaitNetwork
+from models.networks.registry import ARCHITECTURES
 from models.opengait import OpenGaitError, convert, import_opengait
 from tests.models import goldens
 from tests.models.opengait import opengait_by_hand
@@ -80,7 +81,7 @@ def test_an_imported_network_equals_the_golden(golden: Any, case: str) -> None:
     for rule in ("fan", "flat") if frames < 10 else ("fan",):
         with torch.inference_mode():
             output = networks[rule](silhouettes)
-        for what in ("embeddings", "logits"):
+        for what in ("embeddings", "logits")[: 1 if networks[rule].identities == 0 else 2]:
             wanted = goldens.expected(name, f"{rule}/{case}/{what}")
             assert goldens.relative_error(getattr(output, what), wanted) <= goldens.TOLERANCE
 
@@ -111,7 +112,7 @@ def test_sequences_laid_end_to_end_equal_the_golden_or_each_walk_alone(golden: A
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", goldens.NETWORKS)
+@pytest.mark.parametrize("name", [name for name in goldens.NETWORKS if "gaitset" not in name])
 def test_the_networks_by_hand_have_the_goldens_keys_and_outputs(name: str) -> None:
     config = goldens.description(name)["model_cfg"]
     identities = goldens.description(name)["class_num_used"]
@@ -274,9 +275,12 @@ def test_a_mode_that_was_insisted_on_must_be_the_files(
             import_opengait(path, f"deepgaitv2-{asked}")
 
 
-@pytest.mark.parametrize("name", ["gaitset", "gaitbase-2d", "deepgaitv2-4d", "", "deepgaitv2-2d-"])
+@pytest.mark.parametrize(
+    "name", ["resnet", "gaitset-2d", "gaitbase-2d", "deepgaitv2-4d", "", "deepgaitv2-2d-"]
+)
 def test_an_unknown_architecture_is_refused_with_the_known_ones(tmp_path: Path, name: str) -> None:
-    with pytest.raises(OpenGaitError, match="known: gaitbase, deepgaitv2, deepgaitv2-2d"):
+    known = ", ".join(ARCHITECTURES)
+    with pytest.raises(OpenGaitError, match=f"known: {known}, deepgaitv2-2d"):
         import_opengait(tmp_path / "any.pt", name)
 
 

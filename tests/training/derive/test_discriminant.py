@@ -9,6 +9,7 @@ import torch
 from models import checkpoint
 from models.card import Card
 from models.checkpoint import card_of
+from models.networks.gaitgl import GeneralisedMean
 from models.networks.network import GaitNetwork
 from models.networks.registry import build
 from tests.training.walkers import make_pack
@@ -122,18 +123,35 @@ def test_mixing_takes_more_people_than_an_embedding_has_numbers() -> None:
         mixing(embeddings, labels, shrinkage=0.1)
 
 
-def small(identities: int) -> GaitNetwork:
+def small(identities: int, architecture: str = "gaitbase", **more: object) -> GaitNetwork:
     torch.manual_seed(0)
     return build(
-        "gaitbase",
+        architecture,
         {"channels": (4, 4, 8, 8), "embedding_channels": WIDTH, "parts": 4}
-        | {"identities": identities},
+        | {"identities": identities, **more},
     ).eval()
 
 
+def with_its_first_head() -> GaitNetwork:
+    """A GaitGL whose embeddings are normalised, with an exponent it was not born with."""
+    network = small(5, "gaitgl", projection_norm=True, classifier="product")
+    norm, pooling = network.head.projection.norm, network.pooling
+    assert norm is not None
+    assert isinstance(pooling, GeneralisedMean)
+    with torch.no_grad():
+        pooling.exponent.fill_(3.0)
+        for vector in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            assert vector is not None
+            vector.uniform_(0.5, 1.5)
+    return network
+
+
+@pytest.mark.parametrize("first_head", [False, True])
 @pytest.mark.parametrize("mixes", [False, True])
-def test_a_folded_network_embeds_as_the_discriminants_of_the_given_network_do(mixes: bool) -> None:
-    network = small(identities=5)
+def test_a_folded_network_embeds_as_the_discriminants_of_the_given_network_do(
+    mixes: bool, first_head: bool
+) -> None:
+    network = with_its_first_head() if first_head else small(identities=5)
     walks = torch.rand(6, 3, 64, 44)
     with torch.no_grad():
         before = network(walks).embeddings  # [n, c, p]

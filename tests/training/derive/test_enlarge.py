@@ -83,6 +83,7 @@ def test_a_grown_network_learns_in_every_block_from_the_first_step_or_the_second
         ({"architecture": "deepgaitv2", "mode": "p3d"}, (1, 2, 2, 1), "reads time already"),
         ({"strides": [1, 2, 1, 1]}, (1, 2, 2, 1), "strides"),
         ({"quantised": "int8"}, (1, 2, 2, 1), "quantised"),
+        ({"architecture": "gaitpart"}, (1, 2, 2, 1), "this one is another"),
     ],
 )
 def test_what_cannot_grow_is_refused(source: dict[str, Any], layers: Layers, reason: str) -> None:
@@ -232,3 +233,9 @@ def test_what_cannot_become_wider_is_refused(times: int, reason: str) -> None:
         widened(trained(), times)
     with pytest.raises(ValueError, match="quantised"):
         widened(trained(quantised="int8"), 2)
+
+
+@pytest.mark.parametrize(("name", "parts"), [("gaitset", 62), ("gaitpart", 4), ("swingait", 5)])
+def test_a_network_of_other_layers_cannot_become_wider(name: str, parts: int) -> None:
+    with pytest.raises(ValueError, match="only a GaitBase or a DeepGaitV2"):
+        widened(trained(name, parts=parts), 2)

@@ -13,7 +13,7 @@ from models.card import CardThreshold, read_card
 from models.checkpoint import card_of
 from models.networks.network import GaitNetwork
 from models.networks.quantised import QuantisedConv, QuantisedReLU
-from tests.models.networks.test_registry import NETWORKS
+from tests.models.networks.test_registry import RESIDUAL
 from tests.models.networks.test_registry import small as bare
 from tests.training.walkers import make_pack
 from training.cli.commands import app
@@ -21,6 +21,7 @@ from training.derive.quantise import (
     _patches,
     _rounded_in_turn,
     calibration_clips,
+    quantise,
     quantised,
 )
 from training.recipe import RecipeError
@@ -62,8 +63,14 @@ def to_the_nearest(network: GaitNetwork, whole: GaitNetwork) -> GaitNetwork:
     return whole
 
 
+def test_a_network_of_other_layers_is_refused(tmp_path: Path) -> None:
+    pack = make_pack(tmp_path / "walkers.pack")
+    with pytest.raises(RecipeError, match="GaitBase and DeepGaitV2 can be quantised, not gaitset"):
+        quantise(used("gaitset", {}), pack.path)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "config"), NETWORKS)
+@pytest.mark.parametrize(("name", "config"), RESIDUAL)
 def test_a_quantised_network_embeds_walks_it_has_not_seen_like_the_exact_one(
     name: str, config: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -89,7 +96,9 @@ def test_every_range_is_chosen(tmp_path: Path) -> None:
             assert (module.scale < 0.1).all()
         elif isinstance(module, QuantisedReLU):
             assert module.scale < 0.5
-    assert whole.backbone.entry.scale == pytest.approx(1 / 255)
+    entry = whole.backbone.entry
+    assert isinstance(entry, QuantisedReLU)
+    assert entry.scale == pytest.approx(1 / 255)
 
 
 @pytest.mark.parametrize(

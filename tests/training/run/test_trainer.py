@@ -64,6 +64,10 @@ def test_a_run_reports_its_steps_and_leaves_a_checkpoint_that_says_how_it_was_ma
     [
         ("gaitbase", ("stem.", "stages.0.", "stages.1.")),
         ("deepgaitv2", ("stem.", "frame_stage.", "clip_stages.0.")),
+        ("gaitset", ("stem.", "stages.0.", "stages.1.")),
+        ("gaitpart", ("stem.", "stages.0.", "stages.1.")),
+        ("gaitgl", ("stem.", "stages.0.", "stages.1.")),
+        ("swingait", ("stem.", "stages.0.", "stages.1.")),
     ],
 )
 def test_frozen_stages_keep_weights_and_statistics_and_all_others_learn(
@@ -73,7 +77,8 @@ def test_frozen_stages_keep_weights_and_statistics_and_all_others_learn(
     architecture: str,
     frozen: tuple[str, ...],
 ) -> None:
-    start = make_teacher(architecture=architecture, layers=[1, 1, 1, 1])
+    parts = {"gaitset": 62, "swingait": 5}.get(architecture, 4)
+    start = make_teacher(architecture=architecture, layers=[1, 1, 1, 1], parts=parts)
     settings = f'student={{checkpoint="{start}", frozen_stages=2}}'
     run(tiny("student-baseline", pack, settings, "average=0.5"), tmp_path)
     before, after = load_file(start / "weights.safetensors"), weights(tmp_path)

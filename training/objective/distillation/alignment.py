@@ -5,18 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from models.networks.pooling import strip_bounds
+
 
 def overlap_matrix(student_parts: int, teacher_parts: int) -> Tensor:
     """Which share of each student strip every teacher strip covers.
 
-    Both networks cut the full height into strips of equal height, head first.
+    Both networks cut the full height into strips of equal height, head first; with 62 parts, into
+    two pyramids of them (`models.networks.pooling.strip_bounds`), where a strip is covered ten
+    times, and every time counts alike.
 
     Args:
         student_parts: p, number of the student's strips.
         teacher_parts: p', number of the teacher's strips.
 
     Returns:
-        [p, p'] float32: |student strip ∩ teacher strip| / |student strip|. Rows sum to 1; equal
+        [p, p'] float32: |student strip ∩ teacher strip|, of each student strip in sum 1; equal
         numbers of parts give the identity.
 
     Raises:
@@ -24,12 +28,16 @@ def overlap_matrix(student_parts: int, teacher_parts: int) -> Tensor:
     """
     if student_parts < 1 or teacher_parts < 1:
         raise ValueError(f"parts must be positive, got {student_parts} and {teacher_parts}")
-    # Heights in units of 1 / (p · p'), where every border is a whole number: no rounding in the
-    # overlap.
-    top = torch.arange(student_parts).unsqueeze(1) * teacher_parts
-    other = torch.arange(teacher_parts).unsqueeze(0) * student_parts
-    covered = torch.minimum(top + teacher_parts, other + student_parts) - torch.maximum(top, other)
-    return covered.clamp(min=0).float() / teacher_parts
+    if student_parts == teacher_parts:
+        return torch.eye(student_parts)
+    own, height = strip_bounds(student_parts)
+    others, other_height = strip_bounds(teacher_parts)
+    # Heights in units of which every border is a whole number: no rounding in the overlap.
+    top, bottom = (torch.tensor(own) * other_height).unsqueeze(1).unbind(-1)
+    other_top, other_bottom = (torch.tensor(others) * height).unsqueeze(0).unbind(-1)
+    shared = torch.minimum(bottom, other_bottom) - torch.maximum(top, other_top)
+    covered = shared.clamp(min=0).float()
+    return covered / covered.sum(dim=1, keepdim=True)
 
 
 def align_parts(teacher: Tensor, student_parts: int) -> Tensor:

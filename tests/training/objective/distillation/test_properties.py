@@ -54,6 +54,18 @@ def test_the_overlap_is_the_length_strips_share() -> None:
     )
 
 
+def test_a_pyramids_strips_are_met_by_all_strips_that_see_them() -> None:
+    own = overlap_matrix(16, 62)
+    # 16, 8, 4, 2 and 1 strips, twice; the feet are in the last of each
+    levels = torch.tensor([15, 23, 27, 29, 30])
+    assert own[15].nonzero().flatten().tolist() == [*levels, *(levels + 31)]
+    torch.testing.assert_close(own[15][own[15] > 0], torch.full((10,), 0.1))
+    taught = overlap_matrix(62, 16)
+    torch.testing.assert_close(taught[30], torch.full((16,), 1 / 16))  # the whole height
+    assert torch.equal(taught[:16], torch.eye(16))
+    assert torch.equal(taught[31:], taught[:31])
+
+
 def test_mixed_logits_are_the_normalised_geometric_mean_of_the_parts_distributions() -> None:
     logits = cosines(0, p=3)
     mixed = F.softmax(align_parts(logits, 2) * 16 / 3, dim=1)
