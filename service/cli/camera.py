@@ -92,13 +92,17 @@ class Camera:
         self.left_out = 0
         self._source = source
         self._first_pause_s = first_pause_s
-        self._waiting: deque[Picture | Connected | Dropped] = deque()
+        self._waiting: deque[Picture | Connected | Dropped | Exception] = deque()
         self._changed = threading.Condition()
         self._zero = time.monotonic()
         self._newest_s = -math.inf
 
     def watch(self, stop: threading.Event) -> Iterator[Picture | Connected | Dropped]:
-        """Everything that comes, until `stop` is set; seconds count from this call on."""
+        """Everything that comes, until `stop` is set; seconds count from this call on.
+
+        Raises:
+            Exception: what ended the reader that is no fault of the camera's.
+        """
         self._zero = time.monotonic()
         reader = threading.Thread(target=self._read, args=(stop,), daemon=True)
         reader.start()
@@ -108,6 +112,8 @@ class Camera:
                     self._changed.wait(0.1)  # a signal sets `stop`, and can notify nobody
                     continue
                 item = self._waiting.popleft()
+            if isinstance(item, Exception):
+                raise item
             yield item
 
     def _read(self, stop: threading.Event) -> None:
@@ -122,6 +128,9 @@ class Camera:
                 reason = f"nothing came for {_SILENT_S:g} s" if silent else f"{error.strerror}"
             except _NoPictures as error:
                 reason = str(error)
+            except Exception as error:
+                self._put(error)
+                return
             failures = 1 if self.read > before else failures + 1
             pause = min(_LONGEST_PAUSE_S, self._first_pause_s * 2.0 ** min(failures - 1, 16))
             self._put(Dropped(reason, pause))
@@ -138,7 +147,8 @@ class Camera:
                 raise _NoPictures("its codec is not accepted; set it to H.264")
             codec.thread_count = 1  # several would hold pictures back
             untimed = container.format.name in _UNTIMED
-            began: tuple[float, float] | None = None
+            connected = False
+            ahead: float | None = None  # of the stream's clock: ours less its
             heard = time.monotonic()
             due = -math.inf
             for packet in container.demux(stream):
@@ -150,12 +160,14 @@ class Camera:
                     frames = []
                 now = time.monotonic() - self._zero
                 for frame in frames:
-                    if began is None:
+                    if not connected:
+                        connected = True
                         self._put(Connected(frame.width, frame.height))
-                    at = now if frame.time is None or untimed else frame.time
-                    if began is None or abs(began[0] + at - began[1] - now) > _APART_S:
-                        began, due = (max(now, self._newest_s), at), -math.inf
-                    seconds = began[0] + at - began[1]
+                    seconds = now
+                    if frame.time is not None and not untimed:
+                        if ahead is None or abs(frame.time + ahead - now) > _APART_S:
+                            ahead, due = max(now, self._newest_s) - frame.time, -math.inf
+                        seconds = frame.time + ahead
                     if seconds < due or seconds <= self._newest_s:
                         continue
                     due = seconds + CLOSEST_S
@@ -187,7 +199,7 @@ class Camera:
         ) as container:
             yield container
 
-    def _put(self, item: Picture | Connected | Dropped) -> None:
+    def _put(self, item: Picture | Connected | Dropped | Exception) -> None:
         with self._changed:
             pictures = [
                 index for index, one in enumerate(self._waiting) if isinstance(one, Picture)

@@ -122,7 +122,7 @@ def watch(
 
         if not is_camera(source):
             raise WrongUsage(
-                "a camera is a device, or an rtsp://, rtsps://, http:// or https:// address"
+                "a camera's address begins with rtsp://, rtsps://, http:// or https://"
             )
     elif not Path(source).is_file():
         raise WrongUsage(f"there is no file {source!r}")

@@ -182,5 +182,6 @@ class Webhook:
         return f"it answers {status}", status in _PASSING or status >= 500
 
     def _lose(self, why: str) -> None:
-        self.lost += 1
+        with self._changed:  # both threads lose some
+            self.lost += 1
         self._say(f"a post to the webhook {self._where} is given up: {why}")

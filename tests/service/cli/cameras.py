@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
-from typing import cast
 
 import av
 import cv2
@@ -94,7 +93,7 @@ def rtsp(taken: socket.socket, pictures: Sequence[Pixels]) -> None:
         taken.sendall(f"RTSP/1.0 200 OK\r\nCSeq: {number}\r\n{more}\r\n{body}".encode())
         if method == "PLAY":
             break
-    codec = cast("av.VideoCodecContext", av.CodecContext.create("libx264", "w"))
+    codec = av.CodecContext.create("libx264", "w")
     codec.height, codec.width = pictures[0].shape[:2]
     codec.pix_fmt, codec.time_base = "yuv420p", Fraction(1, RATE)
     codec.options = {"preset": "veryfast", "tune": "zerolatency", "crf": "20"}
