@@ -107,7 +107,9 @@ def watch(
     webhook_secret_file: Annotated[
         Path | None,
         typer.Option(
-            exists=True, dir_okay=False, help=f"Has the secret that signs posts; else {SECRET} has it."
+            exists=True,
+            dir_okay=False,
+            help=f"Has the secret that signs posts; else {SECRET} has it.",
         ),
     ] = None,
     as_json: AsJson = False,

@@ -110,7 +110,7 @@ function decision(yes, who, verdict, remark, similarity, answer) {
     quality.issues.length ? element("p", { class: "hint" }, quality.issues.map(inWords).join("; ")) : null);
 }
 
-const SEGMENTERS = { network: "the network", background: "what moves before the background", masks: "masks that were there" };
+const SEGMENTERS = { network: "the network", background: "what moves before a still background", masks: "masks that were there" };
 
 /** Where a walk was found, and what made its silhouettes. */
 function found({ from_s, to_s, track, segmenter }) {
