@@ -37,6 +37,7 @@ SECRET: Final = "GAITID_WEBHOOK_SECRET"  # noqa: S105 - the name of a variable
 _PATIENT = 6  # attempts, over a quarter of a minute: the service may be restarted
 _MOST_ASKED = 16  # walks that wait for the service's answer
 _REPORT_S = 60.0  # from one word about pictures left out to the next
+_MOST_LEFT_OUT = 0.05  # of the pictures: a new connection begins with more than can be looked at
 _SEGMENTERS = Literal["network", "background"]
 
 
@@ -233,7 +234,7 @@ class _Watching:
                 case Picture():
                     yield from finder.see(item)
                     if item.seconds - reported_s > _REPORT_S:
-                        if camera.left_out > left_out:
+                        if camera.left_out - left_out > _MOST_LEFT_OUT * (camera.read - read):
                             say(
                                 f"{camera.left_out - left_out} of {camera.read - read} pictures "
                                 "were left out: this machine is too slow for all of them"
