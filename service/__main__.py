@@ -26,6 +26,7 @@ from service.cli import (
     recognition,
     sequences,
     subjects,
+    watch,
 )
 from service.cli.deployment import DataDir
 from service.cli.failure import CommandFailed, failing_on
@@ -108,7 +109,7 @@ def demo() -> None:
         raise CommandFailed(f"the demo failed: {error}") from error
 
 
-for part in (recognition, portability, audit, gallery_files, checkpoints):
+for part in (recognition, watch, portability, audit, gallery_files, checkpoints):
     app.add_typer(part.app)
 app.add_typer(jobs.top)
 for name, noun in {

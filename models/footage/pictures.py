@@ -25,8 +25,10 @@ from models.silhouettes.video import decode_pictures
 Image: TypeAlias = NDArray[np.uint8]
 """Pixels of a picture, uint8 `[h, w, 3]`, blue first as OpenCV has it."""
 
+CLOSEST_S: Final = 1 / 36
+"""Seconds from one picture to the next at least: 30 a second stay, and 50 become 25."""
+
 _LARGEST_SIDE: Final = 1280  # pixels; people of a larger picture lose nothing that is used
-_CLOSEST_S: Final = 1 / 36  # so that 30 a second stay and 50 become 25
 _UNTIMED_RATE: Final = 25.0  # pictures a second, of a file that does not say
 _SHORTEST_CLIP: Final = 2  # pictures
 
@@ -98,8 +100,8 @@ def read_pictures(data: bytes | mmap.mmap, limits: FootageLimits) -> Iterator[Pi
             )
         if seconds < due:
             continue
-        due = seconds + _CLOSEST_S
-        yield _picture(frame, seconds)
+        due = seconds + CLOSEST_S
+        yield picture_of(frame, seconds)
     if count < _SHORTEST_CLIP:
         raise MalformedSequence(
             "the video holds one picture; send footage of somebody walking"
@@ -108,7 +110,8 @@ def read_pictures(data: bytes | mmap.mmap, limits: FootageLimits) -> Iterator[Pi
         )
 
 
-def _picture(frame: av.VideoFrame, seconds: float) -> Picture:
+def picture_of(frame: av.VideoFrame, seconds: float) -> Picture:
+    """What libav has decoded, upright and no larger than is used."""
     scale = max(1.0, max(frame.height, frame.width) / _LARGEST_SIDE)
     width, height = round(frame.width / scale), round(frame.height / scale)
     pixels = frame.to_ndarray(

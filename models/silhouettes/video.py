@@ -26,7 +26,7 @@ from models.silhouettes.types import Frame
 # A playlist format would let a file name others to open; these three cannot.
 _CONTAINERS = {Kind.MP4: "mp4", Kind.AVI: "avi", Kind.MATROSKA: "matroska"}
 
-_DECODERS = frozenset(
+DECODERS = frozenset(
     {
         *("h264", "hevc", "mpeg4", "mpeg2video", "msmpeg4v3", "mjpeg"),
         *("vp8", "libvpx", "vp9", "libvpx-vp9", "av1", "libdav1d"),
@@ -77,7 +77,7 @@ def decode_pictures(
         check_tables(data, budget)
     most_pixels = str(budget.limits.max_side**2)
     options = {
-        "codec_whitelist": ",".join(sorted(_DECODERS)),
+        "codec_whitelist": ",".join(sorted(DECODERS)),
         "max_pixels": most_pixels,
         "max_streams": str(_MOST_STREAMS),
         "probesize": str(_MOST_PROBED),
@@ -97,7 +97,7 @@ def decode_pictures(
             raise MalformedSequence("the file holds no video track")
         stream = container.streams.video[0]
         codec = stream.codec_context
-        if codec.codec.name not in _DECODERS:
+        if codec.codec.name not in DECODERS:
             raise UnsupportedSequence(
                 "the video's codec is not accepted; export it as H.264 or VP9"
             )

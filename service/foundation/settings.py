@@ -23,7 +23,7 @@ from service.foundation.rate import UNLIMITED, Rate
 
 _ROOT = Path(__file__).parents[2]
 _PREFIX = "GAITID_"
-_OF_THE_CLIENT = frozenset({"URL", "API_KEY"})
+_OF_THE_CLIENT = frozenset({"URL", "API_KEY", "SOURCE", "WEBHOOK_SECRET"})
 
 
 class Settings(BaseSettings):

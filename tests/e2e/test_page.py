@@ -27,12 +27,14 @@ from playwright.sync_api import Route as Reply
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
+from models.footage import MissingWeights
 from service.access.keys import Scope, create_key
 from service.client import Client
 from service.gallery.store import GalleryStore
 from service.gallery.tables import GalleryRow
 from service.storage.database import open_database, writing
 from tests.e2e.deployment import Deployment
+from tests.models.footage.clips import COLUMNS, crossing, encode, scene
 from tests.service.conftest import save_tiny_model
 from tests.service.jobs.galleries import add, made_walk
 from tests.service.walkers import walk, walker
@@ -74,6 +76,7 @@ def browser() -> Iterator[Browser]:
 def served(tmp_path_factory: pytest.TempPathFactory, shipped: Path) -> Iterator[Deployment]:
     """One service for this file; each test has a gallery of its own."""
     deployment = Deployment(tmp_path_factory.mktemp("page"), shipped)
+    deployment.set(GAITID_SEGMENTER="background")  # needs no networks
     deployment.start()
     yield deployment
     deployment.stop()
@@ -198,6 +201,108 @@ def test_a_walk_is_dropped_watched_enrolled_and_recognised(
     section.get_by_role("button", name="Play the walk of p1").click()
     expect(section.get_by_role("img", name="the walk of p1", exact=True)).to_be_visible()
     assert page.url == f"{served.url}/#identify"  # nothing about anybody
+
+
+def film(data: bytes, name: str = "hall.mp4", kind: str = "video/mp4") -> FilePayload:
+    return {"name": name, "mimeType": kind, "buffer": data}
+
+
+def two_people() -> bytes:
+    """Who are never near each other."""
+    return encode(crossing((1, -60.0, 400.0), (3, 540.0, 80.0), frames=90))
+
+
+def white_pixels(canvas: Locator, box: tuple[float, float, float, float]) -> int:
+    """How many pixels along a box's upper edge are as white as a box is drawn."""
+    left, top, width, _ = (round(edge) for edge in box)
+    count = canvas.evaluate(
+        "(canvas, [x, y, w]) => [...canvas.getContext('2d').getImageData(x, y, w, 1).data]"
+        ".filter((value, i) => i % 4 === 0 && value === 255).length",
+        [left, max(top, 0), width],
+    )
+    return int(count)
+
+
+def test_of_several_people_in_a_video_one_is_chosen_enrolled_and_recognised(
+    page: Page, served: Deployment, client: Client, gallery: str
+) -> None:
+    clip = two_people()
+    section = opened(page, served, "enrol", gallery)
+    section.locator("#enrol-file").set_input_files(film(clip))
+    expect(section.locator("#enrol-preview video")).to_have_js_property("videoWidth", COLUMNS)
+    section.get_by_label("Subject").fill("anna")
+    with page.expect_response("**/enroll") as refused:
+        section.get_by_role("button", name="Enrol", exact=True).click()
+    tracks = refused.value.json()["tracks"]
+    result = section.locator("#enrol-result")
+    expect(result.get_by_role("heading", name="2 people walk in this footage")).to_be_visible()
+    expect(page.locator("#announcer")).to_contain_text("choose one of 2")
+    for number, track in enumerate(tracks, 1):
+        item = result.locator(".people > li").nth(number - 1)
+        expect(item).to_contain_text(f"{track['from_s']:.1f} to {track['to_s']:.1f} s")
+        thumbnail = item.get_by_alt_text(f"Person {number} in the footage")
+        expect(thumbnail).to_have_js_property("naturalWidth", 160)
+        begins = result.get_by_role("img", name=f"Person {number} where the walk begins")
+        expect(begins).to_be_visible()
+        assert white_pixels(begins, track["box"]) > track["box"][2] * 0.9
+    assert list(client.subjects(gallery=gallery)) == []
+    result.get_by_role("button", name="Choose person 1").click()
+    expect(result.get_by_role("heading", name="anna", exact=True)).to_be_visible()
+    expect(result.locator(".verdict")).to_have_text("Enrolled")
+
+    page.get_by_role("link", name="Identify").click()
+    section = page.locator("#identify")
+    section.locator("#identify-file").set_input_files(film(clip))
+    section.get_by_role("button", name="Identify", exact=True).click()
+    section.get_by_role("button", name="Choose person 1").click()
+    decision = section.locator(".decision")
+    expect(decision.locator(".verdict")).to_have_text("Match")
+    first = tracks[0]
+    expect(decision).to_contain_text(f"track {first['track']}; silhouettes by what moves")
+    assert re.search(r"In the footage\s*\d\.\d to \d\.\d s, track", decision.inner_text())
+
+
+def test_a_video_that_no_browser_plays_still_shows_its_people(
+    page: Page, served: Deployment, client: Client, gallery: str
+) -> None:
+    client.enroll("anna", [("a.npz", walk(1))], gallery=gallery)
+    pictures = crossing((1, -60.0, 400.0), (3, 540.0, 80.0), frames=90)
+    clip = encode(pictures, codec="mpeg4", container="avi")
+    section = opened(page, served, "identify", gallery)
+    section.locator("#identify-file").set_input_files(film(clip, "hall.avi", "video/x-msvideo"))
+    section.get_by_label("Is it this person?").check()
+    section.get_by_label("Subject").fill("anna")
+    section.get_by_role("button", name="Verify").click()
+    people = section.locator(".people img")
+    expect(people).to_have_count(2)
+    expect(people.first).to_have_js_property("naturalWidth", 160)
+    expect(section.locator(".scenes")).to_contain_text("This browser does not play the footage")
+    section.get_by_role("button", name="Choose person 2").click()
+    expect(section.locator(".decision")).to_contain_text("In the footage")
+
+
+def test_footage_that_cannot_be_answered_says_what_to_do(
+    page: Page, served: Deployment, gallery: str
+) -> None:
+    section = opened(page, served, "identify", gallery)
+    section.locator("#identify-file").set_input_files(film(encode([scene()] * 40)))
+    section.get_by_role("button", name="Identify", exact=True).click()
+    alert = section.get_by_role("alert")
+    expect(alert).to_contain_text("nobody was seen; send footage in which somebody walks")
+    expect(alert).to_contain_text("nobody walks in full view: film somebody from head to feet")
+
+    section.get_by_text("Options").click()
+    section.get_by_label("What is in the file").select_option("silhouettes")
+    section.get_by_role("button", name="Identify", exact=True).click()
+    expect(alert).not_to_contain_text("nobody walks in full view")
+
+    missing = {"type": "/problems/not-a-sequence", "title": "Not a sequence of silhouettes"}
+    content = missing | {"status": 415, "detail": str(MissingWeights())}
+    page.route("**/identify", lambda route: route.fulfill(
+        status=415, body=json.dumps(content), content_type="application/problem+json"))  # fmt: skip
+    section.get_by_role("button", name="Identify", exact=True).click()
+    expect(alert).to_contain_text("two networks that are not installed")
+    expect(alert).to_contain_text("python -m models.footage.weights")
 
 
 def test_a_threshold_of_ones_own_decides_and_a_person_can_be_verified(

@@ -4,6 +4,7 @@ import { call } from "./api.js";
 import { conflictList, conflictNotice } from "./conflict.js";
 import { announce, bringIntoView, byId, element, whenSeen } from "./dom.js";
 import { energyImage } from "./evidence.js";
+import { areSeveral, peopleOf } from "./people.js";
 import { sequencePlayer } from "./player.js";
 import { inWords, showing } from "./problem.js";
 import { gallery, learnGalleries } from "./service.js";
@@ -33,7 +34,10 @@ export function startEnrolment() {
   });
 }
 
-/** Send what was filled in, and once more where conflicts are accepted; `done` when it is enrolled. */
+/**
+ * Send what was filled in, and once more where conflicts are accepted or one of several people is
+ * chosen; `done` when it is enrolled.
+ */
 async function enrol(sent, done) {
   const place = byId("enrol-result");
   await showing(place, async () => {
@@ -42,9 +46,17 @@ async function enrol(sent, done) {
       place.replaceChildren(enrolled(answer));
       done();
     } catch (error) {
-      if (!error.type?.endsWith("/enrolment-conflict")) throw error;
-      sent.set("accept_conflict", "true");
-      place.replaceChildren(conflictNotice(error, () => enrol(sent, done)));
+      if (error.type?.endsWith("/enrolment-conflict")) {
+        sent.set("accept_conflict", "true");
+        place.replaceChildren(conflictNotice(error, () => enrol(sent, done)));
+      } else if (areSeveral(error) && sent.getAll("sequence").length === 1) {
+        place.replaceChildren(peopleOf(error, sent.get("sequence"), (track) => {
+          sent.set("track", track);
+          return enrol(sent, done);
+        }));
+      } else {
+        throw error;
+      }
     }
     bringIntoView(place.firstChild);
     await learnGalleries();
@@ -55,6 +67,7 @@ function fields(form, walks) {
   const sent = new FormData();
   sent.set("subject_id", form.elements.subject_id.value);
   sent.set("gallery", gallery());
+  sent.set("input", form.elements.input.value);
   for (const walk of walks) sent.append("sequence", walk);
   const details = Object.fromEntries(
     DETAILS.map((name) => [name, form.elements[name].value.trim()]).filter(([, value]) => value));

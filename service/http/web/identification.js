@@ -3,6 +3,7 @@
 import { call } from "./api.js";
 import { announce, bringIntoView, byId, element, entry } from "./dom.js";
 import { energyImage, partEvidence, similarityBar } from "./evidence.js";
+import { areSeveral, peopleOf, span } from "./people.js";
 import { sequencePlayer } from "./player.js";
 import { inWords, showing } from "./problem.js";
 import { gallery } from "./service.js";
@@ -27,35 +28,42 @@ export function startIdentification() {
     const button = form.querySelector(".primary");
     const place = byId("identify-result");
     button.disabled = true;
-    await showing(place, async () => {
-      const verifying = form.elements.question.value === "verify";
-      const answer = await (verifying ? verify(form, file.files[0]) : identify(form, file.files[0]));
-      place.replaceChildren(...(verifying ? verification(answer) : identification(answer)));
-      bringIntoView(place.firstChild);
-    });
+    const verifying = form.elements.question.value === "verify";
+    await ask(verifying, asked(form, file.files[0], verifying), file.files[0], place);
     button.disabled = false;
   });
 }
 
-function identify(form, walk) {
-  const fields = asked(form, walk);
-  fields.set("top_k", form.elements.top_k.value || "5");
-  fields.set("explain", "true");
-  return call("POST", "/identify", { body: fields });
+/** Send what was filled in, and once more with whoever is chosen of several people. */
+async function ask(verifying, fields, walk, place) {
+  await showing(place, async () => {
+    try {
+      const answer = await call("POST", verifying ? "/verify" : "/identify", { body: fields });
+      place.replaceChildren(...(verifying ? verification(answer) : identification(answer)));
+    } catch (error) {
+      if (!areSeveral(error)) throw error;
+      place.replaceChildren(peopleOf(error, walk, (track) => {
+        fields.set("track", track);
+        return ask(verifying, fields, walk, place);
+      }));
+    }
+    bringIntoView(place.firstChild);
+  });
 }
 
-function verify(form, walk) {
-  const fields = asked(form, walk);
-  fields.set("subject_id", form.elements.subject_id.value);
-  return call("POST", "/verify", { body: fields });
-}
-
-function asked(form, walk) {
+function asked(form, walk, verifying) {
   const fields = new FormData();
   fields.set("sequence", walk);
   fields.set("gallery", gallery());
   fields.set("include", "metadata");
+  fields.set("input", form.elements.input.value);
   if (form.elements.threshold.value) fields.set("threshold", form.elements.threshold.value);
+  if (verifying) {
+    fields.set("subject_id", form.elements.subject_id.value);
+  } else {
+    fields.set("top_k", form.elements.top_k.value || "5");
+    fields.set("explain", "true");
+  }
   return fields;
 }
 
@@ -96,9 +104,17 @@ function decision(yes, who, verdict, remark, similarity, answer) {
       similarity === undefined ? null : entry("Similarity", similarity.toFixed(3)),
       entry("Threshold", `${answer.threshold.toFixed(3)}, ${SOURCES[answer.threshold_source]}`),
       entry("Your walk", `${frames} frames, quality ${quality.score.toFixed(2)}`),
+      answer.probe.input === "footage" ? entry("In the footage", found(answer.probe)) : null,
       entry("Model", answer.model.name),
       entry("Took", `${answer.took_ms.toFixed(0)} ms`)),
     quality.issues.length ? element("p", { class: "hint" }, quality.issues.map(inWords).join("; ")) : null);
+}
+
+const SEGMENTERS = { network: "the network", background: "what moves before a still background", masks: "masks that were there" };
+
+/** Where a walk was found, and what made its silhouettes. */
+function found({ from_s, to_s, track, segmenter }) {
+  return `${span(from_s, to_s)}, track ${track}; silhouettes by ${SEGMENTERS[segmenter] ?? segmenter}`;
 }
 
 function candidate(one, threshold) {

@@ -112,7 +112,7 @@ def test_help_names_every_command(gaitid: Gaitid) -> None:
     assert status == 0
     for command in (
         "serve", "worker", "demo", "import-opengait", "embed", "export-gallery",
-        "enroll", "identify", "verify", "calibrate", "check-gallery", "status", "galleries",
+        "enroll", "identify", "verify", "watch", "calibrate", "check-gallery", "status", "galleries",
         "subjects", "sequences", "jobs", "models", "keys", "audit", "encryption", "export",
         "import",
     ):  # fmt: skip
@@ -180,6 +180,8 @@ def test_a_misspelt_setting_stops_the_start(
 ) -> None:
     monkeypatch.setenv("GAITID_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("GAITID_API_KEY", "gid_x")
+    monkeypatch.setenv("GAITID_SOURCE", "rtsp://camera/")
+    monkeypatch.setenv("GAITID_WEBHOOK_SECRET", "a secret of some length")
     assert here(*ADD_KEY)[0] == 0
     monkeypatch.setenv(name, "1")
     refused(here(*ADD_KEY), complaint)
