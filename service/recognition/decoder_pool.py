@@ -47,7 +47,8 @@ from models.silhouettes.normalise import HEIGHT, WIDTH
 from models.silhouettes.prepare import Prepared
 from models.silhouettes.types import Quality
 from service.foundation.errors import Unavailable
-from service.recognition.decoder_process import FORK, KILL, SLOW, SegmenterName
+from service.recognition.confinement import SegmenterName
+from service.recognition.decoder_process import FORK, KILL, SLOW
 
 _log = logging.getLogger(__name__)
 
