@@ -19,6 +19,14 @@ FOR_FOOTAGE: Final = 2048 * MEBIBYTE
 THREADS: Final = 2
 """Of the networks; processor time is counted over all."""
 
+ENVIRONMENT: Final = frozenset(
+    {
+        *("PATH", "PYTHONPATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH"),
+        *("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"),
+    }
+)
+"""What such a process is told of its surroundings; no keys."""
+
 _MOST_FILES = 64  # that are open: libraries load parts of themselves when they need them
 _CPU_GRACE_S = 2  # the budget speaks first
 
