@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from service.access.audit.record import AuditRecord
     from service.client import Client
     from service.foundation.settings import Settings
-    from service.jobs.queue import Lease
+    from service.jobs.queue import JobQueue, Lease
     from service.recognition.footage_search import Looked
 
 app = typer.Typer()
@@ -103,9 +103,7 @@ def find_walks(
         with failing_on(ServiceError, CannotRead):
             try:
                 held = queue.lease_of(job_id, lease)
-                looked = asyncio.run(
-                    _look(settings, engine, queue_lease=held, clip=clip, record=record)
-                )
+                looked = asyncio.run(_look(settings, engine, queue, held, clip, record))
             except LeaseLost as error:
                 raise CommandFailed("the job was cancelled, or another worker has it") from error
     nobody = looked.done.nobody if not looked.walks and not looked.poor else None
@@ -121,7 +119,12 @@ def find_walks(
 
 
 async def _look(
-    settings: Settings, engine: Engine, *, queue_lease: Lease, clip: Path, record: AuditRecord
+    settings: Settings,
+    engine: Engine,
+    queue: JobQueue,
+    lease: Lease,
+    clip: Path,
+    record: AuditRecord,
 ) -> Looked:
     from threading import Event
 
@@ -129,7 +132,6 @@ async def _look(
     from service.foundation.metrics import Metrics
     from service.gallery.store import GalleryStore
     from service.http.resources import open_encoder, open_models
-    from service.jobs.queue import JobQueue
     from service.recognition.footage_reader import reading
     from service.recognition.footage_search import FootageSearch
     from service.recognition.identification import Search
@@ -147,9 +149,7 @@ async def _look(
     async with open_models(settings, store, metrics, Load(1), stopping, encoder) as (_, models):
         try:
             search = Search(store, models, metrics)
-            listing = FootageSearch(
-                store, search, JobQueue.of(engine, settings), queue_lease, identified, progress
-            )
+            listing = FootageSearch(store, search, queue, lease, identified, progress)
             await listing.check()
             with reading(clip, settings) as messages:
                 return await listing.run(messages)

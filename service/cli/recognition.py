@@ -76,8 +76,8 @@ def enroll(
         return
     with connected(url, api_key) as client:
         enrolment = client.enroll(
-            who, walks or (), walk=walk, gallery=gallery, metadata=json_object("--metadata", metadata),
-            accept_conflict=accept_conflict,
+            who, walks or (), walk=walk, gallery=gallery,
+            metadata=json_object("--metadata", metadata), accept_conflict=accept_conflict,
         )  # fmt: skip
     if as_json:
         print_answer(enrolment)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 
-from sqlalchemy import ColumnElement, Engine, delete
-from sqlalchemy.orm import Session
+from sqlalchemy import Engine, delete
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from models.footage.upload import Origin
 from models.silhouettes.types import Quality
@@ -83,7 +83,7 @@ def remove_of_jobs(session: Session, job_ids: Collection[str]) -> None:
     _remove(session, FoundWalkRow.job_id, job_ids)
 
 
-def _remove(session: Session, column: ColumnElement[str], ids: Collection[str]) -> None:
+def _remove(session: Session, column: InstrumentedAttribute[str], ids: Collection[str]) -> None:
     if not ids:
         return
     listed = list(ids)

@@ -1,9 +1,10 @@
 """Erase a subject, a sequence or a gallery in one transaction, and say what went.
 
 With its sequences go the kept answers, the findings of audits and the walks in footage that name
-them, and the scene transform that they had a share in; jobs that work on copies of the gallery's walks are cancelled.
-SQLite overwrites what it deletes (`secure_delete`); the write-ahead log still holds older pages, so
-it is emptied into the database afterwards, and the next sweep rewrites the file.
+them, and the scene transform that they had a share in; jobs that work on copies of the gallery's
+walks are cancelled. SQLite overwrites what it deletes (`secure_delete`); the write-ahead log still
+holds older pages, so it is emptied into the database afterwards, and the next sweep rewrites the
+file.
 """
 
 from __future__ import annotations
