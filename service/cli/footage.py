@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from service.recognition.footage_search import Looked
 
 app = typer.Typer()
-
-_NICENESS = 10  # of a job that takes hours beside a service that answers
 
 
 @asking(app, "footage", attempts=8)
@@ -96,7 +93,6 @@ def find_walks(
     from service.jobs.queue import JobQueue, LeaseLost
     from service.recognition.footage_reader import CannotRead
 
-    os.nice(_NICENESS)
     settings = settings_from(data_dir=data_dir)
     with galleries(settings) as engine, audit_record(settings, engine) as record:
         queue = JobQueue.of(engine, settings)

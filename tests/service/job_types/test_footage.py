@@ -1,4 +1,4 @@
-"""Footage jobs: the walks of a long clip, who they are, how long they are kept, who may erase them."""
+"""Footage jobs: the walks of a long clip, who they are, how long they are kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -131,7 +130,7 @@ def test_a_job_lists_every_walk_and_a_listed_one_can_be_enrolled_once(
     gone = problem(client.post("/enroll", data=fields), 404)
     assert gone["type"] == "/problems/walk-not-found"
     lines = client.get("/audit").text
-    assert lines.count(f'"job_id":"{queued["id"]}"') == 3  # that it was queued, and each walk
+    assert lines.count(f'"job_id": "{queued["id"]}"') == 3  # that it was queued, and each walk
 
 
 def test_what_no_job_can_do_is_refused_when_it_is_sent(serve: Serve, settings: Settings) -> None:
@@ -335,7 +334,6 @@ def test_found_walks_are_sealed_as_enrolled_ones_are(tmp_path: Path, models: Pat
     assert len(walk.silhouettes) == listed["frames"]
     assert packed(walk.silhouettes)[:200] not in files_of(settings)
     engine.dispose()
-    newer = settings.model_copy(update={"encryption_keys": None})
     newer = settings_for(tmp_path / "data", models, encryption_keys=f"{new_secret()},{secret}")
     engine = open_engine(newer)
     assert reencrypt(engine) == 1
@@ -346,11 +344,11 @@ def test_found_walks_are_sealed_as_enrolled_ones_are(tmp_path: Path, models: Pat
 
 
 def test_a_key_needs_both_scopes(serve: Serve, settings: Settings, engine: Engine) -> None:
-    from service.access.keys import Scope, add_key
+    from service.access.keys import Scope, create_key
 
     client = serve(**SCENE)
     for scopes, status in (({Scope.JOBS}, 403), ({Scope.IDENTIFY}, 403),
                            ({Scope.JOBS, Scope.IDENTIFY}, 202)):  # fmt: skip
-        made: Any = add_key(engine, "a camera", scopes)
-        client.headers["Authorization"] = f"Bearer {made[1]}"
+        _, token = create_key(engine, scopes)
+        client.headers["Authorization"] = f"Bearer {token}"
         assert send(client, b"a clip").status_code == status
