@@ -302,14 +302,13 @@ def test_a_running_service_forgets_what_was_listed(
 ) -> None:
     job = ran(settings, engine, passing(1))
     assert job.result is not None, job.error
-    monkeypatch.setattr("service.recognition.found_walks.kept_until", lambda _job: now())
+    past = now() - timedelta(minutes=1)
+    monkeypatch.setattr("service.recognition.found_walks.kept_until", lambda _job: past)
     client = serve(**SCENE)
     fields = {"subject_id": "anna", "walk": job.result["walks"][0]["walk"]}
     problem(client.post("/enroll", data=fields), 404)  # before the next sweep, too
     assert kept(engine) == 1
-    monkeypatch.setattr(
-        "service.jobs.findings.kept_until", lambda _job: now() - timedelta(minutes=1)
-    )
+    monkeypatch.setattr("service.jobs.findings.kept_until", lambda _job: past)
     serve(**SCENE, sweep_seconds=0.05)
     until(lambda: kept(engine) == 0, 20)
 
