@@ -17,6 +17,7 @@ from service.cli import (
     checkpoints,
     deployment,
     encryption,
+    footage,
     galleries,
     gallery_files,
     jobs,
@@ -109,7 +110,7 @@ def demo() -> None:
         raise CommandFailed(f"the demo failed: {error}") from error
 
 
-for part in (recognition, watch, portability, audit, gallery_files, checkpoints):
+for part in (recognition, footage, watch, portability, audit, gallery_files, checkpoints):
     app.add_typer(part.app)
 app.add_typer(jobs.top)
 for name, noun in {

@@ -120,15 +120,12 @@ def read_walk(
         SequenceError: as `read_pictures`.
         MissingWeights: `make` needs networks that were not installed.
     """
-    pictures = read_pictures(data, limits)
-    first = list(_first(pictures))
-    pure = [sum(_black_and_white(picture, _PURE)) > _OF_PURE for picture in first]
-    segmenter = MaskSegmenter() if 2 * sum(pure) > len(pure) else make()
+    segmenter, pictures = choose_segmenter(read_pictures(data, limits), make)
     finder = WalkFinder(segmenter)
-    walks = list(finder.find(itertools.chain(first, pictures)))
+    walks = list(finder.find(pictures))
     tracks = _by_track(walks)
     if not tracks:
-        raise NoWalker(_seen(finder.people, finder.outcome))
+        raise NoWalker(why_nobody(finder.people, finder.outcome))
     if track is None and len(tracks) > 1:
         raise SeveralPeople(tuple(_listed(own) for own in tracks.values()))
     own = tracks.get(next(iter(tracks)) if track is None else track)
@@ -136,6 +133,19 @@ def read_walk(
         listed = ", ".join(map(str, tracks))
         raise NoWalker(f"track {track} is not in the footage; it has {listed}")
     return _best(own, segmenter.name, clean=clean)
+
+
+def choose_segmenter(
+    pictures: Iterator[Picture], make: Callable[[], Segmenter]
+) -> tuple[Segmenter, Iterator[Picture]]:
+    """What finds people in these pictures, and the pictures from the first one on.
+
+    Those that are masks already need no segmenter of `make`'s.
+    """
+    first = list(_first(pictures))
+    pure = [sum(_black_and_white(picture, _PURE)) > _OF_PURE for picture in first]
+    segmenter = MaskSegmenter() if 2 * sum(pure) > len(pure) else make()
+    return segmenter, itertools.chain(first, pictures)
 
 
 def _best(
@@ -153,7 +163,7 @@ def _best(
             best = prepared, Origin(segmenter, walk.track, walk.from_s, walk.to_s)
     if best is not None:
         return best
-    raise refused or NoWalker(_seen(1, Outcome()))
+    raise refused or NoWalker(why_nobody(1, Outcome()))
 
 
 def _by_track(walks: list[FoundWalk]) -> dict[int, list[FoundWalk]]:
@@ -175,7 +185,8 @@ def _listed(walks: list[FoundWalk]) -> SeenTrack:
     )
 
 
-def _seen(people: int, outcome: Outcome) -> str:
+def why_nobody(people: int, outcome: Outcome) -> str:
+    """What was seen instead of walks, and what to send."""
     if people == 0:
         what = "nobody was seen in full view" if outcome.cut else "nobody was seen"
         return f"{what}; send footage in which somebody walks from head to feet in the picture"

@@ -39,6 +39,9 @@ def enroll(
     walks: Annotated[
         list[Path] | None, typer.Argument(exists=True, dir_okay=False, help="Walks of the person.")
     ] = None,
+    walk: Annotated[
+        str | None, typer.Option(help="Instead of files: one that `gaitid footage` listed.")
+    ] = None,
     gallery: Gallery = "default",
     metadata: Annotated[
         str | None, typer.Option(help='A JSON object, such as {"view": "090"}, of the person.')
@@ -61,7 +64,9 @@ def enroll(
     as in 090_nm-01.zip. Run it again after any failure: nothing is enrolled twice. Status 1 when a
     walk was refused or a folder skipped.
     """
-    if not walks:
+    if walks and walk is not None:
+        raise WrongUsage("give files or --walk, not both")
+    if not walks and walk is None:
         if not Path(who).is_dir():
             raise WrongUsage(f"{who!r} is no folder; to enrol one person give walks as well")
         if metadata is not None:
@@ -71,8 +76,8 @@ def enroll(
         return
     with connected(url, api_key) as client:
         enrolment = client.enroll(
-            who, walks, gallery=gallery, metadata=json_object("--metadata", metadata),
-            accept_conflict=accept_conflict,
+            who, walks or (), walk=walk, gallery=gallery,
+            metadata=json_object("--metadata", metadata), accept_conflict=accept_conflict,
         )  # fmt: skip
     if as_json:
         print_answer(enrolment)

@@ -54,8 +54,9 @@ class Client(Connection):
     def enroll(
         self,
         subject_id: str,
-        walks: Sequence[Upload],
+        walks: Sequence[Upload] = (),
         *,
+        walk: str | None = None,
         gallery: str = "default",
         metadata: Metadata | None = None,
         accept_conflict: bool = False,
@@ -65,7 +66,8 @@ class Client(Connection):
     ) -> Enrolment:
         """Enrol walks of one person: all of them, or none if one is refused.
 
-        With `accept_conflict` also walks that may be another person's. `input` says what is sent;
+        `walk` is the id of one that a footage job lists, instead of `walks`. With
+        `accept_conflict` also walks that may be another person's. `input` says what is sent;
         of footage with several people, `track` chooses one. Calls with equal walks and
         an equal `idempotency_key` within 24 hours enrol them once.
         """
@@ -75,10 +77,11 @@ class Client(Connection):
             "/enroll",
             form={
                 "subject_id": subject_id,
+                "walk": walk,
                 "gallery": gallery,
                 "metadata": _json(metadata),
                 "accept_conflict": "true" if accept_conflict else None,
-                "input": input,
+                "input": None if walk else input,
                 "track": None if track is None else str(track),
             },
             files=[("sequence", walk) for walk in walks],
@@ -306,6 +309,28 @@ class Client(Connection):
     def reindex(self, *, gallery: str = "default") -> Job:
         """Start making a gallery's embeddings and index anew."""
         return self._start("/jobs/reindex", {"gallery": gallery})
+
+    def footage(
+        self,
+        clip: Path,
+        *,
+        gallery: str = "default",
+        top_k: int = 5,
+        filter: Filter | None = None,
+        keep_minutes: int = 60,
+    ) -> Job:
+        """Start finding the walks of everybody in a long clip, and who they are.
+
+        Each walk is an event of the kind `walk` as it ends. The walks are kept until `keep_minutes`
+        after the job's end; see `enroll`. For `filter` see `identify`.
+        """
+        form = {
+            "gallery": gallery,
+            "top_k": str(top_k),
+            "filter": _json(filter),
+            "keep_minutes": str(keep_minutes),
+        }
+        return self._ask(Job, "POST", "/jobs/footage", form=form, large=("footage", clip))
 
     def jobs(self, *, status: str | None = None) -> Iterator[Job]:
         """Yield all jobs, newest first."""

@@ -10,7 +10,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar
@@ -106,6 +106,9 @@ class Retries:
         return asked + wait * random.uniform(0.5, 1.0)  # noqa: S311 - spreads, hides nothing
 
 
+_UNTIL_READ = httpx.Timeout(60.0, read=None)  # the service reads a large file to its end first
+
+
 class Connection:
     """A connection to one service, for any number of threads. Close it, or use it in a `with`."""
 
@@ -187,6 +190,7 @@ class Connection:
         query: Values | None = None,
         form: Values | None = None,
         files: Sequence[tuple[str, Upload]] = (),
+        large: tuple[str, Path] | None = None,
         json: Mapping[str, Any] | None = None,
         changes: bool = True,
         key: str | None = None,
@@ -204,6 +208,7 @@ class Connection:
             query: query parameters.
             form: fields of a multipart body.
             files: files of that body, by field.
+            large: the one file of that body, by field, sent piece by piece.
             json: the body instead.
             changes: whether a POST changes anything, and so needs an Idempotency-Key.
             key: the Idempotency-Key; by default one is made up.
@@ -220,15 +225,21 @@ class Connection:
             "json": json,
             "headers": headers,
         }
+        if large is not None:
+            options["timeout"] = _UNTIL_READ
         if file is not None:
             # With its size, so that the service can refuse too large a file before it is sent.
             headers["Content-Type"] = "application/zip"
             headers["Content-Length"] = str(file.stat().st_size)
-            options["timeout"] = httpx.Timeout(60.0, read=None)  # the service reads it all first
+            options["timeout"] = _UNTIL_READ
 
         def attempt() -> httpx.Response:
             content = None if file is None else _pieces(file, transferred)
-            with unreachable_at(self._http.base_url):
+            with unreachable_at(self._http.base_url), ExitStack() as opened:
+                if large is not None:
+                    field, clip = large
+                    sent = (clip.name, opened.enter_context(clip.open("rb")))
+                    options["files"] = [(field, sent)]
                 response = self._http.request(method, path, content=content, **options)
             raise_for_problem(response)
             return response

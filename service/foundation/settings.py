@@ -78,6 +78,8 @@ class Settings(BaseSettings):
     max_decode_seconds: PositiveFloat = 20.0
     max_footage_seconds: PositiveFloat = 60.0  # that a clip may last; longer ones are a job's
     max_footage_decode_seconds: PositiveFloat = 120.0
+    max_footage_bytes: PositiveInt = 8 * 2**30  # of a clip for a job; kept in data_dir until then
+    max_footage_job_seconds: PositiveFloat = 86_400.0  # that a job may look at one clip
     segmenter: Literal["network", "background"] = "network"  # background: for fixed cameras
     max_sequences_per_request: PositiveInt = 50
     max_uploads: PositiveInt = 32  # requests with files at once; they are spooled to disk

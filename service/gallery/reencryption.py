@@ -30,6 +30,7 @@ from service.gallery.sealing import SceneData, Sealing, sealing_of
 from service.gallery.tables import (
     EmbeddingRow,
     EncryptionKeyRow,
+    FoundWalkRow,
     SceneCohortRow,
     SceneRow,
     SequenceRow,
@@ -42,7 +43,7 @@ _PIECE = 64  # rows: at 16 x 256 channels, 1 MB of embeddings
 
 
 class _Sealed(NamedTuple):
-    table: type[SequenceRow | EmbeddingRow | SceneRow | SceneCohortRow]
+    table: type[SequenceRow | EmbeddingRow | SceneRow | SceneCohortRow | FoundWalkRow]
     holds_data: ColumnElement[bool] = true()
 
 
@@ -51,14 +52,17 @@ _KEPT = (
     _Sealed(EmbeddingRow),
     _Sealed(SceneRow, SceneRow.version.is_not(None)),
     _Sealed(SceneCohortRow),
+    _Sealed(FoundWalkRow),
 )
+_COUNTED_AS = (0, 1, 2, 2, 0)  # sequences, embeddings, scenes
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
     """What one key holds; `key_id` is None for what is plain.
 
-    `scenes` are transforms and sums of who passed.
+    Sequences are enrolled, or were found in footage and may still be enrolled; `scenes` are
+    transforms and sums of who passed.
     """
 
     key_id: str | None
@@ -73,10 +77,10 @@ def holdings(engine: Engine) -> list[Kept]:
     with Session(engine) as session:
         for known in session.scalars(select(EncryptionKeyRow.key_id)):
             counts[known] = [0, 0, 0]
-        for position, kept in enumerate(_KEPT):
+        for position, kept in zip(_COUNTED_AS, _KEPT, strict=True):
             query = select(kept.table.key_id, func.count()).where(kept.holds_data)
             for key_id, count in session.execute(query.group_by(kept.table.key_id)):
-                counts.setdefault(key_id, [0, 0, 0])[min(position, 2)] += count
+                counts.setdefault(key_id, [0, 0, 0])[position] += count
     ordered = sorted(counts, key=lambda key_id: (key_id is not None, key_id))
     return [Kept(key_id, *counts[key_id]) for key_id in ordered]
 
@@ -98,7 +102,7 @@ def reencrypt(engine: Engine, progress: Progress = lambda _done, _total: None) -
     )
     # Again until nothing is left: a process that was not restarted yet may still add to it.
     while not _retire_others(engine, sealing.key_id):
-        for piece in (_sequences, _embeddings, _transforms, _cohorts):
+        for piece in (_sequences, _embeddings, _transforms, _cohorts, _found_walks):
             after: tuple[str, ...] = ("", "")
             while (last := piece(engine, sealing, after)) is not None:
                 after, count = last
@@ -163,6 +167,32 @@ def _embeddings(
     ]
     _write(engine, sealing, changes)
     return ((rows[-1].sequence_id, rows[-1].digest), len(rows)) if rows else None
+
+
+def _found_walks(
+    engine: Engine, sealing: Sealing, after: tuple[str, ...]
+) -> tuple[tuple[str, ...], int] | None:
+    """Seal the next walks found in footage, as `_sequences` does."""
+    other = FoundWalkRow.key_id.is_distinct_from(sealing.key_id)
+    query = (
+        select(FoundWalkRow.id, FoundWalkRow.silhouettes, FoundWalkRow.key_id)
+        .where(FoundWalkRow.id > after[0], other)
+        .order_by(FoundWalkRow.id)
+        .limit(_PIECE)
+    )
+    with Session(engine) as session:
+        rows = session.execute(query).all()
+    changes = [
+        update(FoundWalkRow)
+        .where(FoundWalkRow.id == row.id, FoundWalkRow.key_id.is_not_distinct_from(row.key_id))
+        .values(
+            silhouettes=sealing.reseal_silhouettes(row.id, row.silhouettes, row.key_id),
+            key_id=sealing.key_id,
+        )
+        for row in rows
+    ]
+    _write(engine, sealing, changes)
+    return ((rows[-1].id,), len(rows)) if rows else None
 
 
 def _transforms(

@@ -171,6 +171,25 @@ class SceneCohortRow(Table):
     key_id: Mapped[str | None] = mapped_column(_KEY)
 
 
+class FoundWalkRow(Table):
+    """A walk that a job found in footage, not enrolled: silhouettes uint8 [s, 64, 64].
+
+    It goes when it is enrolled, when the job's listing is forgotten, or with whom it was taken for.
+    """
+
+    __tablename__ = "found_walk"
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    job_id: Mapped[str] = mapped_column(_ID)
+    silhouettes: Mapped[bytes] = mapped_column(LargeBinary)
+    key_id: Mapped[str | None] = mapped_column(_KEY)
+    quality: Mapped[dict[str, Any]] = mapped_column(JSON)
+    origin: Mapped[dict[str, Any]] = mapped_column(JSON)
+    created_at: Mapped[datetime]
+
+    __table_args__ = (Index("ix_found_walk_job", "job_id"), Index("ix_found_walk_key", "key_id"))
+
+
 class EncryptionKeyRow(Table):
     """A key that something of a gallery is sealed with, by its name; the key is elsewhere."""
 

@@ -105,6 +105,42 @@ def open_encoder(settings: Settings, name: str) -> Encoder:
 
 
 @asynccontextmanager
+async def open_models(
+    settings: Settings,
+    store: GalleryStore,
+    metrics: Metrics,
+    load: Load,
+    stopping: Event,
+    encoder: Encoder,
+) -> AsyncIterator[tuple[ModelWiring, ActiveModels]]:
+    """Put together what answers for galleries, with the encoder of the deployment's own model.
+
+    The thread that embeds is waited for at the end; until `stopping` is set it may re-embed.
+    """
+    # Under the name that GET /models lists, whatever its card is called.
+    own = ModelInUse(settings.model, encoder.digest, encoder.card.threshold, encoder.card.metric)
+    galleries = GalleryCache(max_bytes=settings.index_memory_bytes)
+    async with AsyncExitStack() as stack:
+        embedding = stack.enter_context(ThreadPoolExecutor(1, "encoder"))
+        wiring = ModelWiring(settings, store, metrics, load, embedding, stopping)
+        pool = await stack.enter_async_context(
+            ModelPool(
+                lambda name: open_encoder(settings, name),
+                wiring.batcher,
+                own,
+                encoder,
+                metrics,
+                most=settings.max_models,
+                dropped=lambda loaded: models.forget(loaded),
+            )
+        )
+        models = await stack.enter_async_context(
+            ActiveModels(store, pool, galleries, wiring.live_index, metrics)
+        )
+        yield wiring, models
+
+
+@asynccontextmanager
 async def open_resources(
     settings: Settings,
     engine: Engine,
@@ -122,13 +158,10 @@ async def open_resources(
     """
     check_exposure(settings, engine)
     encoder = encoder or open_encoder(settings, settings.model)
-    # Under the name that GET /models lists, whatever its card is called.
-    own = ModelInUse(settings.model, encoder.digest, encoder.card.threshold, encoder.card.metric)
     store = GalleryStore(engine, lambda what: metrics.damaged.labels(what).inc())
     store.ensure(DEFAULT_GALLERY)
     if not settings.adapt:
         switch_off(engine)
-    galleries = GalleryCache(max_bytes=settings.index_memory_bytes)
     readiness = Readiness(metrics)
     load = Load(settings.decode_workers)
     reserve = Reserve(settings.reserve_file, settings.reserve_bytes)
@@ -138,21 +171,8 @@ async def open_resources(
     async with AsyncExitStack() as stack:
         audit = AuditRecord(settings, partial(is_enrolled, engine))
         stack.callback(audit.close)
-        embedding = stack.enter_context(ThreadPoolExecutor(1, "encoder"))
-        wiring = ModelWiring(settings, store, metrics, load, embedding, stopping)
-        pool = await stack.enter_async_context(
-            ModelPool(
-                lambda name: open_encoder(settings, name),
-                wiring.batcher,
-                own,
-                encoder,
-                metrics,
-                most=settings.max_models,
-                dropped=lambda loaded: models.forget(loaded),
-            )
-        )
-        models = await stack.enter_async_context(
-            ActiveModels(store, pool, galleries, wiring.live_index, metrics)
+        wiring, models = await stack.enter_async_context(
+            open_models(settings, store, metrics, load, stopping, encoder)
         )
         decoders = await stack.enter_async_context(_decoders(settings))
         intake = Intake(
@@ -163,8 +183,10 @@ async def open_resources(
             max_wait=settings.max_wait_seconds,
         )
         warm_up = WarmUp(store, models, wiring.reembedding, readiness, stopping, retry_seconds)
-        retention = Retention(settings, store, writers, galleries, reserve)
-        await stack.enter_async_context(_beside(warm_up.run(), retention.run(), _tidy(audit)))
+        retention = Retention(settings, store, writers, models.galleries, reserve)
+        await stack.enter_async_context(
+            _beside(warm_up.run(), retention.run(), retention.run_listings(), _tidy(audit))
+        )
         stack.callback(stopping.set)
         yield Resources(
             settings=settings,
@@ -173,16 +195,16 @@ async def open_resources(
             metrics=metrics,
             audit=audit,
             readiness=readiness,
-            model=own,
+            model=models.own,
             store=store,
             models=models,
             writers=writers,
             enrolment=Enrolment(store, writers, intake, models),
             cohort=Cohort(store, writers, intake, models),
             identification=Identification(store, models, intake, metrics),
-            erasure=Erasure(store, writers, galleries, models, record, reserve, settings),
+            erasure=Erasure(store, writers, models.galleries, models, record, reserve, settings),
             corrections=Corrections(
-                engine, writers, record, own, Snapshots(engine, settings.indexes_dir)
+                engine, writers, record, models.own, Snapshots(engine, settings.indexes_dir)
             ),
             reserve=reserve,
             portability=Portability(settings, store, writers, registry),

@@ -13,8 +13,10 @@ from service.job_types.adaptation import AdaptJob
 from service.job_types.calibration import CalibrateJob
 from service.job_types.distillation import DistillJob
 from service.job_types.evaluation import EvaluateJob
+from service.job_types.footage import FootageJob
 from service.job_types.gallery_audit import AuditJob
 from service.job_types.reindexing import ReindexJob
+from service.jobs.findings import FOOTAGE
 from service.jobs.job_type import JobType
 from service.jobs.queue import JobClass
 
@@ -25,13 +27,20 @@ JOB_TYPES: Final[dict[str, Callable[[Settings, Engine], JobType]]] = {
     "calibrate": CalibrateJob,
     "distill": DistillJob,
     "evaluate": EvaluateJob,
+    FOOTAGE: FootageJob,
     "reindex": ReindexJob,
 }
 
 _LONG = frozenset({"distill", "evaluate"})
 
-JOB_CLASSES: Final = (JobClass(_LONG, only=True), JobClass(_LONG, only=False))
-"""Each has a worker, so that short jobs do not wait for hours behind a training."""
+_FOOTAGE = frozenset({FOOTAGE})
+
+JOB_CLASSES: Final = (
+    JobClass(_LONG, only=True),
+    JobClass(_LONG | _FOOTAGE, only=False),
+    JobClass(_FOOTAGE, only=True),
+)
+"""Each has a worker, so that short jobs do not wait for hours behind a training or a clip."""
 
 
 def job_types(settings: Settings, engine: Engine) -> dict[str, JobType]:

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from service.gallery.fields import GalleryName, storable
+from service.jobs.findings import FOOTAGE
 from service.serving.adaptation import ADAPT, ADAPTATION_CLAIM
 from service.serving.registry import NAME
 from service.serving.thresholds import CALIBRATE, CALIBRATION_CLAIM
@@ -26,6 +27,8 @@ _PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _LONGEST_TEXT = 256
 _LARGEST_NUMBER = 2**53
 _KEY = r"^[a-z_]{1,40}(\.([a-z_]{1,40}|[0-9]{1,3})){0,5}$"
+MOST_MINUTES = 7 * 24 * 60
+"""That a footage job's walks are kept, at most."""
 _EMBEDDINGS = "embeddings:{gallery}"  # one job at a time makes or prunes them
 # These say where files are, which is for the fields `dataset`, `teachers` and `student` to say.
 _PLACES = ("data.dataset", "student.checkpoint", "teachers")
@@ -237,6 +240,19 @@ class AdaptRequest(GalleryChoice, JobRequest):
 
     job_type = ADAPT
     claims = ADAPTATION_CLAIM
+
+
+class FootageRequest(GalleryChoice, JobRequest):
+    """Find the walks of everybody in a clip, and who they are.
+
+    The clip lies in the job's folder. `filter` is metadata of candidates: a value, or several.
+    """
+
+    job_type = FOOTAGE
+
+    top_k: Annotated[int, Field(ge=1, le=100)] = 5
+    filter: dict[str, Scalar | list[Scalar | None] | None] | None = None
+    keep_minutes: Annotated[int, Field(ge=1, le=MOST_MINUTES)] = 60
 
 
 class AuditRequest(GalleryChoice, JobRequest):

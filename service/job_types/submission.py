@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import threading
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import IO
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from service.foundation.errors import Conflict, Forbidden, Invalid, NotFound, Reason, Unavailable
+from service.foundation.errors import (
+    Conflict,
+    Forbidden,
+    Invalid,
+    NotFound,
+    Reason,
+    TooLarge,
+    Unavailable,
+)
 from service.foundation.settings import Settings
 from service.gallery.active_model import models_of
 from service.job_types.commands import program
 from service.job_types.datasets import find_pack
 from service.job_types.distillation import recipe_names, run_arguments
+from service.job_types.footage import clip_in
 from service.job_types.held_out_split import trained_on_all
 from service.job_types.requests import (
     ActivateRequest,
@@ -24,19 +35,24 @@ from service.job_types.requests import (
     Dataset,
     DistillRequest,
     EvaluateRequest,
+    FootageRequest,
     GalleryChoice,
     GalleryDataset,
     JobRequest,
 )
+from service.jobs.findings import note_listing
 from service.jobs.job import Job
 from service.jobs.output import public_reason
 from service.jobs.queue import InTransaction, JobQueue
+from service.jobs.scratch import remove_folder
 from service.serving.registry import active_model, find_model, missing_model, resolve
+from service.storage.database import new_id
 
 CheckRecipe = Callable[[Sequence[str]], Sequence[Reason]]
 """Takes the arguments of a run, returns what is wrong and where in the recipe."""
 
 _BAD_INPUT = 2
+_PIECE = 1 << 20
 _NO_SUCH_KEY = "no such key"  # as the program says it
 
 
@@ -84,8 +100,16 @@ class Submission:
         self._queue = queue
         self._check_recipe = check_recipe
 
-    def submit(self, request: JobRequest, in_transaction: InTransaction | None = None) -> Job:
+    def submit(
+        self,
+        request: JobRequest,
+        in_transaction: InTransaction | None = None,
+        *,
+        job_id: str | None = None,
+    ) -> Job:
         """Queue a job, calling `in_transaction` in the same transaction.
+
+        `job_id` is of a job whose folder holds something already.
 
         Raises `NotFound` for a gallery, model, dataset or recipe that does not exist, `Conflict`
         when another unfinished job has claimed what this one would change or make, or a model of
@@ -108,8 +132,45 @@ class Submission:
             request.model_dump(mode="json"),
             claim=request.claim,
             claimed_by=request.claimed_by,
+            job_id=job_id,
             in_transaction=in_transaction,
         )
+
+    def footage(
+        self, request: FootageRequest, clip: IO[bytes], in_transaction: InTransaction
+    ) -> Job:
+        """Queue the search of a clip, which is copied into the job's folder.
+
+        Raises what `submit` raises, and `TooLarge`; nothing of the clip is left then.
+        """
+        models_of(self._engine, request.gallery)  # it exists, before gigabytes are copied
+        job_id = new_id()
+        folder = self._settings.jobs_dir / job_id
+
+        def note_and_keep(session: Session, job: Job) -> None:
+            note_listing(session, request.gallery, job.id)
+            in_transaction(session, job)
+
+        try:
+            clip_in(folder).parent.mkdir(mode=0o700, parents=True)
+            self._copy(clip, clip_in(folder))
+            return self.submit(request, note_and_keep, job_id=job_id)
+        except BaseException:
+            remove_folder(folder)
+            raise
+
+    def _copy(self, clip: IO[bytes], to: Path) -> None:
+        most, size = self._settings.max_footage_bytes, 0
+        descriptor = os.open(to, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            while piece := clip.read(_PIECE):
+                size += len(piece)
+                if size > most:
+                    raise TooLarge(
+                        f"The clip is over the limit of {most:,} bytes. Cut it.",
+                        Reason("footage", "too_large"),
+                    )
+                file.write(piece)
 
     def activate(self, name: str, gallery: str, in_transaction: InTransaction | None = None) -> Job:
         """Queue the activation of a model in a gallery.

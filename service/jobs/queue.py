@@ -98,9 +98,12 @@ class JobQueue:
         *,
         claim: str | None = None,
         claimed_by: str = "name",
+        job_id: str | None = None,
         in_transaction: InTransaction | None = None,
     ) -> Job:
         """Add a job of type `kind`, and call `in_transaction` in the same transaction.
+
+        `job_id` is of `new_id`, for who has put something into the job's folder already.
 
         `claim` names something that only one unfinished job may hold, such as the name of the model
         that it will make; raises `Conflict`, naming the field `claimed_by`, when another unfinished
@@ -108,7 +111,7 @@ class JobQueue:
         """
         try:
             with _writing(self._engine) as session:
-                job = _add(session, kind, request, claim)
+                job = _add(session, kind, request, claim, job_id)
                 if in_transaction is not None:
                     in_transaction(session, job)
                 return job
@@ -295,6 +298,19 @@ class JobQueue:
                 content = event.model_dump(exclude={"event", "checkpoint"})
                 _append(session, row, event.event, content)
 
+    def note(
+        self, lease: Lease, kind: str, data: JsonObject, in_transaction: Callable[[Session], None]
+    ) -> None:
+        """Add an event of a job's own to its history, with work in the same transaction.
+
+        Raises `LeaseLost`, also when the job is being cancelled, and what the work raises.
+        """
+        with self._holding(lease) as (session, row):
+            if row.status != Status.RUNNING:
+                raise LeaseLost(lease.job.id)
+            in_transaction(session)
+            _append(session, row, kind, data)
+
     def write(self, lease: Lease, work: Callable[[Session], None]) -> None:
         """Call `work` in a transaction under the lease; raises `LeaseLost`, and what it raises."""
         with self._holding(lease) as (session, row):
@@ -345,6 +361,15 @@ class JobQueue:
             row.attempts = lease.job.attempts
             self._requeue(session, row, "the worker was stopped")
             return _snapshot(row)
+
+    def known(self, among: Sequence[str]) -> frozenset[str]:
+        """Those of these ids that are jobs'."""
+        found: set[str] = set()
+        with Session(self._engine) as session:
+            for start in range(0, len(among), _AT_ONCE):
+                some = JobRow.id.in_(among[start : start + _AT_ONCE])
+                found.update(session.scalars(select(JobRow.id).where(some)))
+        return frozenset(found)
 
     def ended_before(self, moment: datetime, among: Sequence[str]) -> frozenset[str]:
         """Ids of those jobs, of these, that ended before a moment."""
@@ -434,9 +459,11 @@ def cancel_jobs_using(session: Session, gallery: str) -> tuple[str, ...]:
     return tuple(cancelled)
 
 
-def _add(session: Session, kind: str, request: JsonObject, claim: str | None) -> Job:
+def _add(
+    session: Session, kind: str, request: JsonObject, claim: str | None, job_id: str | None = None
+) -> Job:
     row = JobRow(
-        id=new_id(), type=kind, status=Status.QUEUED, request=request, claim=claim,
+        id=job_id or new_id(), type=kind, status=Status.QUEUED, request=request, claim=claim,
         step=0, metrics={}, attempts=0, created_at=now(),
     )  # fmt: skip
     session.add(row)

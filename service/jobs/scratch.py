@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import shutil
+import time
 from collections.abc import Collection, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from service.jobs.queue import JobQueue
 _log = logging.getLogger(__name__)
 
 _TRIES = 10
+_ARRIVED_S = 86_400.0
 
 
 def scratch(folder: Path) -> Path:
@@ -43,14 +45,17 @@ def remove_folder(folder: Path) -> None:
 def remove_scratch_of_ended(queue: JobQueue, folders: Path) -> None:
     """Remove the scratch of ended jobs, which a killed worker left behind.
 
-    A folder that cannot be removed is logged; the others are removed all the same.
+    So is a folder of no job, whose request was broken off a day ago or longer. A folder that cannot
+    be removed is logged; the others are removed all the same.
     """
     present = list(_present(folders))  # before asking: a job that is new now is not ended
     unfinished = queue.unfinished()
-    for folder in present:
-        if folder.name not in unfinished:
+    others = [folder for folder in present if folder.name not in unfinished]
+    known = queue.known([folder.name for folder in others])
+    for folder in others:
+        if folder.name in known or _is_old(folder):
             try:
-                remove_folder(scratch(folder))
+                remove_folder(scratch(folder) if folder.name in known else folder)
             except OSError as error:
                 _log.error("job %s has ended, and its walks are left: %s", folder.name, error)
 
@@ -69,6 +74,14 @@ def remove_old_folders(queue: JobQueue, folders: Path, before: datetime) -> int:
     for folder in old:
         remove_folder(folder)
     return len(old)
+
+
+def _is_old(folder: Path) -> bool:
+    """Whether its request has ended: a clip arrives before its job is queued."""
+    try:
+        return time.time() - folder.stat().st_mtime > _ARRIVED_S
+    except FileNotFoundError:
+        return False
 
 
 def _present(folders: Path) -> Iterator[Path]:

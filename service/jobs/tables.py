@@ -28,7 +28,7 @@ class JobRow(Table):
     metrics: Mapped[JsonObject] = mapped_column(JSON, default=dict)
     result: Mapped[JsonObject | None] = mapped_column(JSON(none_as_null=True))
     error: Mapped[str | None] = mapped_column(Text)
-    # The gallery whose people the result of an audit may name; null for all other jobs.
+    # The gallery whose people the result and events of an audit or a footage job may name.
     findings_of: Mapped[str | None] = mapped_column(String(64))
     attempts: Mapped[int] = mapped_column(default=0)
     lease_number: Mapped[int] = mapped_column(default=0, server_default="0")

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from service.gallery.editing import Corrected, InTransaction, Record
 from service.gallery.snapshots import Snapshots
-from service.jobs.findings import forget_findings
+from service.privacy.listings import forget_named
 from service.serving.adaptation import queue_if_due
 from service.serving.lineage import TrainingRecord
 from service.serving.thresholds import ModelInUse, queue_if_stale
@@ -47,7 +47,7 @@ class Corrections:
     ) -> Corrected[Record]:
         """Carry out a correction in one transaction, in which `in_transaction` runs last.
 
-        Findings of audits that name a walk which changed hands are dropped, models that learned
+        Findings of jobs that name a walk which changed hands are dropped, models that learned
         from its former subject count as having learned from the present one, and a gallery whose
         calibration is stale is calibrated again, by a job.
 
@@ -57,7 +57,7 @@ class Corrections:
         def settle(session: Session, corrected: Corrected[Record]) -> None:
             gallery, handover = corrected.gallery, corrected.handover
             if handover is not None:
-                forget_findings(session, gallery, handover.sequence_ids)
+                forget_named(session, gallery, handover.sequence_ids)
                 self._record.carry(session, gallery, handover.subject_id, handover.to)
             queue_if_stale(session, gallery, self._digest)
             queue_if_due(session, gallery, self._digest)

@@ -1,9 +1,10 @@
 """Erase a subject, a sequence or a gallery in one transaction, and say what went.
 
-With its sequences go the kept answers and the findings of audits that name them, and the scene
-transform that they had a share in; jobs that work on copies of the gallery's walks are cancelled.
-SQLite overwrites what it deletes (`secure_delete`); the write-ahead log still holds older pages, so
-it is emptied into the database afterwards, and the next sweep rewrites the file.
+With its sequences go the kept answers, the findings of audits and the walks in footage that name
+them, and the scene transform that they had a share in; jobs that work on copies of the gallery's
+walks are cancelled. SQLite overwrites what it deletes (`secure_delete`); the write-ahead log still
+holds older pages, so it is emptied into the database afterwards, and the next sweep rewrites the
+file.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from service.gallery.tables import (
     SequenceRow,
     SubjectRow,
 )
-from service.jobs.findings import forget_findings
 from service.jobs.queue import cancel_jobs_using
+from service.privacy.listings import forget_named
 from service.serving import adaptation
 from service.storage.database import new_id, now, writing
 from service.storage.kept_answers import delete_answers_about
@@ -51,7 +52,7 @@ def erase_subject(
         hers = (SequenceRow.gallery_id == gallery_id) & (SequenceRow.subject_id == subject_id)
         sequence_ids, embeddings = _erase_sequences(session, gallery_id, revision, hers)
         _delete_subjects(session, gallery_id, [subject_id])
-        forget_findings(session, gallery, sequence_ids)
+        forget_named(session, gallery, sequence_ids)
         receipt = ErasureReceipt(
             receipt_id=new_id(),
             gallery=gallery,
@@ -87,7 +88,7 @@ def erase_sequence(
         if not sequence_ids:  # erased while we waited for our turn
             raise missing_sequence(sequence_id)
         vanished = _delete_subjects_without_sequences(session, gallery_id, {subject_id})
-        forget_findings(session, gallery, sequence_ids)
+        forget_named(session, gallery, sequence_ids)
         receipt = ErasureReceipt(
             receipt_id=new_id(),
             gallery=gallery,
@@ -124,7 +125,7 @@ def erase_gallery(
         scene_dropped = drop(session, row.id)
         session.execute(delete(GalleryRow).where(GalleryRow.id == row.id))
         delete_answers_about(session, [*subject_ids, *sequence_ids, f"/galleries/{gallery}"])
-        forget_findings(session, gallery)
+        forget_named(session, gallery)
         mark_for_vacuum(session.connection())
         if keep:
             session.add(
@@ -182,7 +183,7 @@ def erase_older(engine: Engine, gallery_id: str, at: datetime, most: int) -> tup
         sequence_ids, _ = _erase_sequences(session, gallery_id, revision, old)
         subject_ids = {row.subject_id for row in rows}
         vanished = _delete_subjects_without_sequences(session, gallery_id, subject_ids)
-        forget_findings(session, gallery.name, sequence_ids)
+        forget_named(session, gallery.name, sequence_ids)
         _drop_scene(session, gallery_id, gallery.name)
         return len(rows), vanished
 

@@ -28,6 +28,7 @@ from service.gallery.tables import GalleryRow
 from service.jobs.queue import JobQueue
 from service.jobs.scratch import remove_old_folders, remove_scratch_of_ended
 from service.privacy.erasure_transactions import erase_older
+from service.privacy.listings import forget_old
 from service.serving.registry import remove_unfinished
 from service.storage.database import now
 from service.storage.kept_answers import delete_expired_answers
@@ -39,6 +40,7 @@ _ARRIVED: Final = timedelta(days=1)  # by when an upload is whole, or its proces
 _SEQUENCES_AT_ONCE: Final = 200  # in one transaction, so that enrolments get their turn
 _ANSWERS_AT_ONCE: Final = 500
 _PAUSE_S: Final = 0.1  # who waits for SQLite's lock sleeps at most so long between two attempts
+_LISTINGS_S: Final = 30.0  # between two looks for walks in footage whose time is over
 _WARNING: Final = timedelta(days=7)  # of a key that expires
 _log = logging.getLogger(__name__)
 
@@ -90,6 +92,21 @@ class Retention:
                 if swept != Swept():
                     _log.info("swept", extra=asdict(swept))
             await asyncio.sleep(self._settings.sweep_seconds)
+
+    async def run_listings(self) -> None:
+        """Forget at short intervals what jobs found in footage: it is kept for minutes."""
+        while True:
+            try:
+                await self.forget_listings()
+            except (OSError, SQLAlchemyError):
+                _log.exception("walks in footage could not be forgotten")
+            await asyncio.sleep(min(_LISTINGS_S, self._settings.sweep_seconds))
+
+    async def forget_listings(self) -> None:
+        """Forget every listing, with its walks, whose time is over."""
+        forget = partial(forget_old, self._store.engine, self._clock())
+        if await self._writers.run(self._reserve.spend, forget):
+            await self._writers.run(checkpoint_wal, self._store.engine)
 
     async def sweep(self) -> Swept:
         """Remove everything that is too old now."""

@@ -47,7 +47,8 @@ from models.silhouettes.normalise import HEIGHT, WIDTH
 from models.silhouettes.prepare import Prepared
 from models.silhouettes.types import Quality
 from service.foundation.errors import Unavailable
-from service.recognition.decoder_process import FORK, KILL, SLOW, SegmenterName
+from service.recognition.confinement import ENVIRONMENT, SegmenterName
+from service.recognition.decoder_process import FORK, KILL, SLOW
 
 _log = logging.getLogger(__name__)
 
@@ -127,12 +128,6 @@ _REFUSALS: Final = {
 }
 _LONGEST_HEADER: Final = 1024 * 1024  # with a picture of each track
 _PICTURE: Final = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/]+=*")
-_ENVIRONMENT: Final = frozenset(
-    {
-        *("PATH", "PYTHONPATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH"),
-        *("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"),
-    }
-)
 
 
 @dataclass(slots=True, eq=False)
@@ -487,5 +482,5 @@ def _taken_too_much() -> SequenceTooLarge:
 
 def _environment() -> dict[str, str]:
     """What a decoder needs of this process's environment; its secrets are none of it."""
-    kept = {name: text for name, text in os.environ.items() if name in _ENVIRONMENT}
+    kept = {name: text for name, text in os.environ.items() if name in ENVIRONMENT}
     return kept | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}

@@ -22,20 +22,16 @@ import functools
 import gc
 import io
 import json
-import math
 import os
-import resource
 import signal
 import socket
 import sys
-import time
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from io import BufferedIOBase
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import cv2
 import numpy as np
@@ -44,7 +40,7 @@ from models.footage.pictures import FootageLimits
 from models.footage.segmentation import BackgroundSegmenter, NetworkSegmenter, Segmenter
 from models.footage.upload import Origin, SeveralPeople, is_footage, read_walk
 from models.footage.weights import MissingWeights
-from models.silhouettes.budget import MEBIBYTE, DecodeLimits
+from models.silhouettes.budget import DecodeLimits
 from models.silhouettes.errors import (
     PoorSequence,
     SequenceError,
@@ -54,16 +50,18 @@ from models.silhouettes.errors import (
 from models.silhouettes.members import NO_MEMORY
 from models.silhouettes.prepare import Prepared, prepare_upload
 from models.silhouettes.quality import LEAST_FRAMES
+from service.recognition.confinement import (
+    FOR_FOOTAGE,
+    THREADS,
+    SegmenterName,
+    allow_memory,
+    allow_time,
+    confine,
+)
 
 FORK, KILL, SLOW = b"fork", b"kill", b"slow"
-_MOST_FILES = 64  # that are open: libraries load parts of themselves when they need them
-_CPU_GRACE_S = 2  # the budget speaks first
 _NICENESS = 10  # of a slow decoder
-_FOR_FOOTAGE = 2048 * MEBIBYTE  # addresses of the networks, their threads, and what is followed
-_THREADS = 2  # of the networks; processor time is counted over all
 _IS_FOOTAGE = b'{"footage": true}\n'
-
-SegmenterName = Literal["network", "background"]
 
 
 class _Limits(NamedTuple):
@@ -139,14 +137,14 @@ def _decode_and_exit(descriptor: int, limits: _Limits) -> NoReturn:
     status = 1
     try:
         with socket.socket(fileno=descriptor) as connection, connection.makefile("rb") as sent:
-            _confine()
-            _allow_memory(limits.memory)
+            confine()
+            allow_memory(limits.memory)
             connection.sendall(b"%d\n" % os.getpid())
             accepted = True
             while accepted and (asked := _piece(sent)) is not None:
                 if (data := _read(sent)) is None:
                     break
-                _allow_time(limits.silhouettes.max_seconds)
+                allow_time(limits.silhouettes.max_seconds)
                 header, silhouettes = _answer(data, limits, connection, **json.loads(asked))
                 connection.sendall(json.dumps(header).encode() + b"\n" + silhouettes)
                 accepted = bool(silhouettes)
@@ -156,43 +154,6 @@ def _decode_and_exit(descriptor: int, limits: _Limits) -> NoReturn:
         status = 2
     finally:
         os._exit(status)
-
-
-def _confine() -> None:
-    """Give up what decoding does not need."""
-    # Should memory run short all the same, the kernel is to end this process first; where it takes
-    # no such wishes, the bounds below hold alone.
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    _bound(resource.RLIMIT_CORE, 0)
-    _bound(resource.RLIMIT_FSIZE, 0)
-    _bound(resource.RLIMIT_NOFILE, _MOST_FILES)
-
-
-def _bound(which: int, bound: int) -> None:
-    _, hard = resource.getrlimit(which)
-    bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
-    resource.setrlimit(which, (bound, bound))
-
-
-def _allow_memory(more: int) -> None:
-    """Allow what is in use and so much more. Linux says what is; elsewhere only time counts."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-    except FileNotFoundError:
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    bound = pages * resource.getpagesize() + more
-    bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
-
-
-def _allow_time(seconds: float) -> None:
-    """Give the next upload its share of processor time; the kernel ends what takes more."""
-    soft = math.ceil(time.process_time() + seconds) + _CPU_GRACE_S
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    soft = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
-    resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
 
 def _piece(sent: BufferedIOBase) -> bytes | None:
@@ -252,8 +213,8 @@ def _is_footage(data: bytes, limits: FootageLimits) -> bool:
 
 
 def _read_footage(data: bytes, limits: _Limits, track: int | None) -> tuple[Prepared, Origin]:
-    _allow_memory(limits.memory + _FOR_FOOTAGE)
-    _allow_time(limits.footage.max_seconds * _THREADS)
+    allow_memory(limits.memory + FOR_FOOTAGE)
+    allow_time(limits.footage.max_seconds * THREADS)
     make = _network if limits.segmenter == "network" else BackgroundSegmenter
     try:
         return read_walk(data, limits.footage, make, track=track, clean=limits.clean)
@@ -262,13 +223,13 @@ def _read_footage(data: bytes, limits: _Limits, track: int | None) -> tuple[Prep
     except MemoryError as error:
         raise SequenceTooLarge(NO_MEMORY) from error
     finally:
-        _allow_memory(limits.memory)  # beside the networks, which stay
+        allow_memory(limits.memory)  # beside the networks, which stay
 
 
 @functools.cache
 def _network() -> Segmenter:
     """The networks, loaded when the first footage comes."""
-    return NetworkSegmenter(threads=_THREADS)
+    return NetworkSegmenter(threads=THREADS)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ from sqlalchemy.orm import Session
 
 from models.silhouettes.types import Quality
 from service.gallery.coverage import Coverage, coverage, labels_in_use
+from service.gallery.found_walks import FoundWalk, take
 from service.gallery.records import Metadata, Walk
 from service.gallery.store import GalleryChanged, GalleryStore, NewSequence
 from service.recognition.conflict import ConflictingWalk
 from service.recognition.conflict_check import Admission, ConflictCheck
+from service.recognition.found_walks import embed_found
 from service.recognition.intake import Intake, Upload
 from service.serving.active_models import ActiveModels
 from service.serving.adaptation import queue_if_due
@@ -62,7 +64,7 @@ class Enrolment:
         self,
         gallery: str,
         subject_id: str,
-        uploads: Sequence[Upload],
+        sent: Sequence[Upload] | FoundWalk,
         metadata: Metadata,
         in_transaction: InTransaction,
         *,
@@ -70,7 +72,8 @@ class Enrolment:
     ) -> Enrolled:
         """Prepare and embed the uploads, then add them in one transaction.
 
-        A walk that the subject has already is not added again. A gallery that outgrows its
+        A walk that a job found instead is enrolled once, and is listed only from then on. A walk
+        that the subject has already is not added again. A gallery that outgrows its
         calibration by it is calibrated again, by a job.
 
         Raises `NotFound` for a missing gallery, `EnrolmentConflict` for walks that may be another
@@ -80,7 +83,10 @@ class Enrolment:
         # One model throughout, whatever becomes active meanwhile: what the walks are compared with
         # is what the same model made of the gallery.
         async with self._models.using(gallery) as loaded:
-            walks = await self._intake.embed(uploads, loaded.batcher)
+            if isinstance(sent, FoundWalk):
+                walks = await embed_found(sent, loaded.batcher)
+            else:
+                walks = await self._intake.embed(sent, loaded.batcher)
             return await self._writers.run(
                 self._add,
                 gallery,
@@ -90,6 +96,7 @@ class Enrolment:
                 loaded,
                 in_transaction,
                 accept_conflict=accept_conflict,
+                taken=sent.walk_id if isinstance(sent, FoundWalk) else None,
             )
 
     def _add(
@@ -102,6 +109,7 @@ class Enrolment:
         in_transaction: InTransaction,
         *,
         accept_conflict: bool,
+        taken: str | None,
     ) -> Enrolled:
         model, store = loaded.model, self._store
         sequences = [store.seal(walk, metadata, model.digest) for walk in walks]
@@ -115,6 +123,8 @@ class Enrolment:
                 with store.enrolling(head.gallery_id, subject_id) as transaction:
                     admission = check.admit(transaction, compared, accept_conflict=accept_conflict)
                     transaction.add(admission.added)
+                    if taken is not None:
+                        take(transaction.session, taken)
                     queue_if_stale(transaction.session, gallery, model.digest)
                     queue_if_due(transaction.session, gallery, model.digest)
                     enrolled = Enrolled(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ from service.gallery.roster import Filter
 from service.gallery.store import GalleryStore
 from service.recognition.intake import Intake, Upload
 from service.serving.active_models import ActiveModels
+from service.serving.batching import FrameBatcher
 from service.serving.model_pool import LoadedModel
 from service.serving.thresholds import ModelInUse, Threshold, threshold_for
 from service.storage.database import new_id
@@ -62,6 +64,71 @@ class Verified:
     seconds: float
 
 
+Embed = Callable[[FrameBatcher], Awaitable[list[Walk]]]
+"""Embeds a person's walks by the model of a batcher."""
+
+
+class Search:
+    """Searches galleries for a person's walks."""
+
+    def __init__(self, store: GalleryStore, models: ActiveModels, metrics: Metrics) -> None:
+        self._store = store
+        self.models = models
+        self._metrics = metrics
+
+    async def identify(
+        self,
+        gallery: str,
+        embed: Embed,
+        *,
+        top_k: int,
+        threshold: float | None = None,
+        where: Filter | None = None,
+        explain: bool = False,
+        view: str | None = None,
+    ) -> Identified:
+        """See `Identification.identify`; `embed` makes the walks' embeddings."""
+        started = perf_counter()
+        async with self.models.using(gallery) as loaded:
+            walks = await embed(loaded.batcher)
+            probes = np.stack([walk.embedding for walk in walks])
+
+            def search(index: LiveIndex, revision: int) -> list[Candidate]:
+                # One subject more than asked for: a margin needs the best other one.
+                return index.search(
+                    revision, probes, max(top_k, 1) + 1, where=where, view=view, explain=explain
+                )
+
+            chosen, best = await asyncio.to_thread(self.decide, gallery, loaded, threshold, search)
+        match = bool(best) and best[0].similarity >= chosen.value
+        self._metrics.decisions.labels("match" if match else "no_match").inc()
+        return Identified(
+            search_id=new_id(),
+            gallery=gallery,
+            match=match,
+            threshold=chosen,
+            candidates=rank(best)[:top_k],
+            probes=tuple(walks),
+            model=loaded.model,
+            seconds=perf_counter() - started,
+        )
+
+    def decide(
+        self,
+        gallery: str,
+        loaded: LoadedModel,
+        threshold: float | None,
+        search: Callable[[LiveIndex, int], Found],
+    ) -> tuple[Threshold, Found]:
+        """What a search of a gallery finds, and the threshold that decides it."""
+        with self._metrics.search_seconds.time():
+            # One row says what is searched and what is decided by.
+            head = self._store.head(gallery, loaded.digest)
+            index = self.models.index(head.gallery_id, loaded)
+            found = search(index, head.revision)
+            return threshold_for(threshold, head, index, loaded.model), found
+
+
 class Identification:
     """The use cases behind POST /identify and POST /verify."""
 
@@ -71,7 +138,7 @@ class Identification:
         self._store = store
         self._models = models
         self._intake = intake
-        self._metrics = metrics
+        self._search = Search(store, models, metrics)
 
     async def identify(
         self,
@@ -89,29 +156,14 @@ class Identification:
         Raises `NotFound` for a missing gallery, `Invalid` when there is no threshold to decide by,
         and whatever `ActiveModels.using` and `Intake.embed` raise.
         """
-        started = perf_counter()
-        async with self._models.using(gallery) as loaded:
-            walks = await self._intake.embed(uploads, loaded.batcher)
-            probes = np.stack([walk.embedding for walk in walks])
-
-            def search(index: LiveIndex, revision: int) -> list[Candidate]:
-                # One subject more than asked for: a margin needs the best other one.
-                return index.search(
-                    revision, probes, max(top_k, 1) + 1, where=where, view=view, explain=explain
-                )
-
-            chosen, best = await asyncio.to_thread(self._search, gallery, loaded, threshold, search)
-        match = bool(best) and best[0].similarity >= chosen.value
-        self._metrics.decisions.labels("match" if match else "no_match").inc()
-        return Identified(
-            search_id=new_id(),
-            gallery=gallery,
-            match=match,
-            threshold=chosen,
-            candidates=rank(best)[:top_k],
-            probes=tuple(walks),
-            model=loaded.model,
-            seconds=perf_counter() - started,
+        return await self._search.identify(
+            gallery,
+            partial(self._intake.embed, uploads),
+            top_k=top_k,
+            threshold=threshold,
+            where=where,
+            explain=explain,
+            view=view,
         )
 
     async def verify(
@@ -141,7 +193,7 @@ class Identification:
                 return closest
 
             chosen, closest = await asyncio.to_thread(
-                self._search, gallery, loaded, threshold, compare
+                self._search.decide, gallery, loaded, threshold, compare
             )
         return Verified(
             search_id=new_id(),
@@ -153,20 +205,6 @@ class Identification:
             model=loaded.model,
             seconds=perf_counter() - started,
         )
-
-    def _search(
-        self,
-        gallery: str,
-        loaded: LoadedModel,
-        threshold: float | None,
-        search: Callable[[LiveIndex, int], Found],
-    ) -> tuple[Threshold, Found]:
-        with self._metrics.search_seconds.time():
-            # One row says what is searched and what is decided by.
-            head = self._store.head(gallery, loaded.digest)
-            index = self._models.index(head.gallery_id, loaded)
-            found = search(index, head.revision)
-            return threshold_for(threshold, head, index, loaded.model), found
 
 
 def rank(best: list[Candidate]) -> tuple[RankedCandidate, ...]:

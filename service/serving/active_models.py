@@ -59,7 +59,7 @@ class ActiveModels:
         """`follow` makes a new and empty index of a gallery, by id, under a model."""
         self._store = store
         self._pool = pool
-        self._galleries = galleries
+        self.galleries = galleries
         self._follow = follow
         self._metrics = metrics
         self._serving: dict[str, _Serving] = {}
@@ -113,7 +113,7 @@ class ActiveModels:
 
     def index(self, gallery_id: str, loaded: LoadedModel) -> LiveIndex:
         """The index of what this model made of a gallery. From any thread."""
-        return self._galleries.get(
+        return self.galleries.get(
             gallery_id, loaded.digest, lambda: self._follow(gallery_id, loaded)
         )
 
@@ -142,7 +142,7 @@ class ActiveModels:
         for gallery_id, serving in list(self._serving.items()):
             if serving.loaded is loaded:
                 del self._serving[gallery_id]
-        self._galleries.drop_model(loaded.digest)
+        self.galleries.drop_model(loaded.digest)
 
     def _wanted(self, row: GalleryModels) -> str:
         return self.own.digest if row.active is None else row.active.digest
@@ -191,7 +191,7 @@ class ActiveModels:
 
     def _bring_up_to_date(self, row: GalleryModels, loaded: LoadedModel, *, rebuild: bool) -> None:
         """Build the index that the row asks for beside the one that is searched."""
-        held = self._galleries.held(row.gallery_id).get(loaded.digest)
+        held = self.galleries.held(row.gallery_id).get(loaded.digest)
         index = held
         if index is None or rebuild or index.scene_version != self._scene(row, loaded.digest):
             index = self._follow(row.gallery_id, loaded)
@@ -199,7 +199,7 @@ class ActiveModels:
         index.follow(self._row(row.gallery_id).revision)  # enrolled during the first call
         if held is not None and held is not index and not held.same_as(index):
             _log.warning("a gallery's index differed from the database and was replaced")
-        self._galleries.replace(row.gallery_id, loaded.digest, index)
+        self.galleries.replace(row.gallery_id, loaded.digest, index)
 
     def _scene(self, row: GalleryModels, digest: str) -> str | None:
         return versions(self._store.engine, row.gallery_id).get(digest)
@@ -251,7 +251,7 @@ class ActiveModels:
         serving = self._serving.get(row.gallery_id)
         answers = {serving.loaded.digest} if serving else set()
         known = self._known(row) | answers
-        held = self._galleries.held(row.gallery_id)
+        held = self.galleries.held(row.gallery_id)
         # Only what answers is exchanged: another model's index by an old transform is made anew.
         scenes = await asyncio.to_thread(versions, self._store.engine, row.gallery_id)
         for digest, index in held.items():
@@ -259,16 +259,16 @@ class ActiveModels:
                 await asyncio.to_thread(index.follow, row.revision)
                 await asyncio.to_thread(index.keep)
             else:
-                self._galleries.drop(row.gallery_id, digest)
+                self.galleries.drop(row.gallery_id, digest)
 
     async def _open_previous(self, row: GalleryModels) -> None:
         """Keep the previous model's index as well, after a restart, say, where there is room."""
-        held = self._galleries.held(row.gallery_id)
+        held = self.galleries.held(row.gallery_id)
         previous = row.previous
         if previous is None or previous.digest in held or previous.digest in self._out_of_reach:
             return
         loaded = self._pool.held(previous.digest)
-        if not self._galleries.has_room_for(held.values()) or (
+        if not self.galleries.has_room_for(held.values()) or (
             loaded is None and not self._pool.has_room
         ):
             return
@@ -295,4 +295,4 @@ class ActiveModels:
     def _forget_gallery(self, gallery_id: str) -> None:
         self._serving.pop(gallery_id, None)
         self._failed_at.pop(gallery_id, None)
-        self._galleries.drop(gallery_id)
+        self.galleries.drop(gallery_id)

@@ -19,6 +19,7 @@ from service.http.middleware.boundaries import Boundaries
 from service.http.upload_slots import Upload, UploadSlots
 
 _IMPORT = re.compile(r"/galleries/[^/]+/import")
+_FOOTAGE = ("POST", "/jobs/footage")
 _SLOWEST = 8192  # bytes a second that a body must come with, on the whole
 _LONGEST_BOUNDARY = 200  # RFC 2046 allows 70 characters
 _TOO_SLOW = "The body stopped arriving, or came too slowly while others waited. Send it again."
@@ -71,6 +72,8 @@ class BodyGuard:
         """Return how many bytes the body of this request may have."""
         if scope["method"] == "PUT" and _IMPORT.fullmatch(scope["path"]):
             return self._settings.max_import_bytes
+        if boundary is not None and (scope["method"], scope["path"]) == _FOOTAGE:
+            return self._settings.max_footage_bytes
         return (
             self._settings.max_json_bytes if boundary is None else self._settings.max_request_bytes
         )

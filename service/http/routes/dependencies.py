@@ -10,6 +10,7 @@ from fastapi import Depends, Form, Request, UploadFile
 from starlette.requests import ClientDisconnect
 
 from service.foundation.errors import Reason, TooLarge
+from service.gallery.fields import FILTER_SCHEMA, json_in_a_string
 from service.http.resources import Resources
 from service.recognition.decoder_pool import Asked
 from service.recognition.intake import Upload
@@ -47,6 +48,17 @@ Input = Annotated[
 Track = Annotated[
     int | None,
     Form(ge=1, le=2**31 - 1, description="Whose walk, of those that a former answer listed."),
+]
+
+
+FilterField = Annotated[
+    str | None,
+    Form(
+        alias="filter",
+        description="A JSON object: only sequences whose metadata equal it, such as "
+        '{"view": ["000", "180"]}; a list means any of its values.',
+        json_schema_extra=json_in_a_string(FILTER_SCHEMA),
+    ),
 ]
 
 

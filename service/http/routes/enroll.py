@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 from sqlalchemy.orm import Session
 
 from service.access.keys import Scope
+from service.foundation.errors import Invalid, Reason
 from service.gallery.fields import (
     METADATA_SCHEMA,
     GalleryName,
@@ -15,6 +18,7 @@ from service.gallery.fields import (
     json_in_a_string,
     parse_metadata,
 )
+from service.gallery.found_walks import FoundWalk
 from service.http import recorded
 from service.http.middleware.scopes import requires
 from service.http.routes.audited import keep_change
@@ -26,8 +30,12 @@ from service.http.routes.dependencies import (
     uploads,
 )
 from service.http.schemas import REFUSED_FOOTAGE, EnrolAnswer, EnrolConflictProblem
+from service.jobs.queue import JobQueue
 from service.privacy.erasure import DEFAULT_GALLERY
 from service.recognition.enrolment import Enrolled
+from service.recognition.found_walks import kept_walk
+from service.recognition.intake import Upload
+from service.storage.database import now
 
 router = APIRouter(tags=["recognition"], dependencies=[Depends(requires(Scope.ENROLL))])
 
@@ -48,9 +56,13 @@ async def enroll(
     resources: ReadyResources,
     subject_id: Annotated[SubjectId, Form()],
     sequence: Annotated[
-        list[UploadFile],
+        list[UploadFile] | None,
         File(min_length=1, description="One walk each, or footage of one; 1 to 50 files."),
-    ],
+    ] = None,
+    walk: Annotated[
+        str | None,
+        Form(max_length=64, description="Instead: one that a footage job lists, by its id."),
+    ] = None,
     gallery: Annotated[GalleryName, Form()] = DEFAULT_GALLERY,
     kind: Input = "auto",
     track: Track = None,
@@ -66,8 +78,18 @@ async def enroll(
     ] = False,
 ) -> EnrolAnswer:
     """Enrol walks of one person: all of them, or none when one is refused."""
-    walks = uploads(sequence, resources.settings.max_sequences_per_request, kind, track)
+    if (sequence is None) == (walk is None):
+        raise Invalid(
+            "Send `sequence`, or `walk` of a footage job, and not both.",
+            Reason("sequence", "required" if walk is None else "sent_with_walk"),
+        )
     details = parse_metadata(metadata)
+    sent: Sequence[Upload] | FoundWalk
+    if sequence is not None:
+        sent = uploads(sequence, resources.settings.max_sequences_per_request, kind, track)
+    else:
+        queue = JobQueue.of(resources.engine, resources.settings)
+        sent = await asyncio.to_thread(kept_walk, resources.engine, queue, str(walk), now())
 
     def record_and_keep(session: Session, enrolled: Enrolled) -> None:
         answer = EnrolAnswer.of(enrolled)
@@ -78,7 +100,7 @@ async def enroll(
         resources.enrolment.enrol(
             gallery,
             subject_id,
-            walks,
+            sent,
             details,
             record_and_keep,
             accept_conflict=accept_conflict,

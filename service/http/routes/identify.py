@@ -10,12 +10,10 @@ from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFil
 
 from service.access.keys import Scope
 from service.gallery.fields import (
-    FILTER_SCHEMA,
     GalleryName,
     SubjectId,
     ThresholdField,
     ViewField,
-    json_in_a_string,
     parse_filter,
 )
 from service.gallery.listing import descriptions
@@ -25,6 +23,7 @@ from service.http.middleware.scopes import requires
 from service.http.resources import Resources
 from service.http.routes.audited import record_answer
 from service.http.routes.dependencies import (
+    FilterField,
     Input,
     ReadyResources,
     Track,
@@ -64,15 +63,7 @@ async def identify(
     track: Track = None,
     top_k: Annotated[int, Form(ge=1, le=100)] = 5,
     threshold: Annotated[ThresholdField | None, Form()] = None,
-    where: Annotated[
-        str | None,
-        Form(
-            alias="filter",
-            description="A JSON object: only sequences whose metadata equal it, such as "
-            '{"view": ["000", "180"]}; a list means any of its values.',
-            json_schema_extra=json_in_a_string(FILTER_SCHEMA),
-        ),
-    ] = None,
+    where: FilterField = None,
     explain: Annotated[bool, Form(description="Add the similarity of each part.")] = False,
     view: View = None,
     include: Include = None,

@@ -8,31 +8,52 @@ from contextlib import aclosing
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import (
+    APIRouter,
+    Depends,
+    File,
+    Form,
+    Header,
+    Query,
+    Request,
+    Response,
+    UploadFile,
+)
 from sqlalchemy.orm import Session
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
 from service.access.audit.entries import Entry
+from service.access.keys import Scope as KeyScope
 from service.foundation.errors import Malformed, Reason
-from service.gallery.fields import Cursor, decode_cursor, encode_cursor
+from service.gallery.fields import (
+    Cursor,
+    GalleryName,
+    decode_cursor,
+    encode_cursor,
+    parse_filter,
+)
 from service.http import recorded
 from service.http.middleware.access import caller_of
+from service.http.middleware.scopes import requires
 from service.http.routes.audited import keep_change
-from service.http.routes.dependencies import AppResources
+from service.http.routes.dependencies import AppResources, FilterField
 from service.http.schemas import Schema, Timestamp
 from service.job_types.requests import (
+    MOST_MINUTES,
     AdaptRequest,
     AuditRequest,
     CalibrateRequest,
     DistillRequest,
     EvaluateRequest,
+    FootageRequest,
     ReindexRequest,
 )
 from service.job_types.submission import CheckRecipe, RecipeCheck, Submission
 from service.jobs.event_streams import EventStreams
 from service.jobs.job import Job, JobEvent, Status
 from service.jobs.queue import InTransaction, JobQueue
+from service.jobs.scratch import remove_scratch
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -158,6 +179,36 @@ def audit_gallery(new: Submits, body: AuditRequest | None = None) -> JobAnswer:
     return new.accepted(new.submit.submit(body or AuditRequest(), new.in_transaction()))
 
 
+@router.post("/footage", status_code=202, dependencies=[Depends(requires(KeyScope.IDENTIFY))])
+def footage(
+    new: Submits,
+    footage: Annotated[UploadFile, File(description="One clip: an MP4, AVI or WebM.")],
+    gallery: Annotated[GalleryName, Form()] = "default",
+    top_k: Annotated[int, Form(ge=1, le=100)] = 5,
+    where: FilterField = None,
+    keep_minutes: Annotated[
+        int,
+        Form(ge=1, le=MOST_MINUTES, description="That the walks are kept, from the job's end."),
+    ] = 60,
+) -> JobAnswer:
+    """List every walk of everybody in a long clip, and who in the gallery walks like it."""
+    chosen = parse_filter(where)
+    body = FootageRequest.model_validate(
+        {
+            "gallery": gallery,
+            "top_k": top_k,
+            "filter": None
+            if chosen is None
+            else {
+                name: list(value) if isinstance(value, tuple) else value
+                for name, value in chosen.items()
+            },
+            "keep_minutes": keep_minutes,
+        }
+    )
+    return new.accepted(new.submit.footage(body, footage.file, new.in_transaction()))
+
+
 @router.get("")
 def list_jobs(
     queue: Queue,
@@ -179,9 +230,12 @@ def show_job(queue: Queue, job_id: str) -> JobAnswer:
 
 
 @router.post("/{job_id}/cancel")
-def cancel_job(queue: Queue, job_id: str) -> JobAnswer:
+def cancel_job(resources: AppResources, queue: Queue, job_id: str) -> JobAnswer:
     """Cancel a job: at once while it waits, within seconds when it runs."""
-    return JobAnswer.of(queue.cancel(job_id))
+    job = queue.cancel(job_id)
+    if job.status.final:  # no worker will remove what it has not begun with
+        remove_scratch(resources.settings.jobs_dir, [job.id])
+    return JobAnswer.of(job)
 
 
 @router.get(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -36,13 +36,18 @@ async def only_known_fields(request: Request) -> None:
         lists = {
             parameter.alias
             for parameter in route.dependant.body_params
-            if get_origin(parameter.field_info.annotation) is list
+            if _is_list(parameter.field_info.annotation)
         }
         errors += _faults("body", fields, lists, form.multi_items())
     if hasattr(request, "_json"):  # parsed by the framework
         errors += _doubled(await request.body())
     if errors:
         raise RequestValidationError(errors)
+
+
+def _is_list(annotation: Any) -> bool:
+    """Whether a field takes several values, also if it may be left out."""
+    return any(get_origin(kind) is list for kind in (annotation, *get_args(annotation)))
 
 
 def _doubled(body: bytes) -> list[dict[str, object]]:

@@ -112,9 +112,9 @@ def test_help_names_every_command(gaitid: Gaitid) -> None:
     assert status == 0
     for command in (
         "serve", "worker", "demo", "import-opengait", "embed", "export-gallery",
-        "enroll", "identify", "verify", "watch", "calibrate", "check-gallery", "status", "galleries",
-        "subjects", "sequences", "jobs", "models", "keys", "audit", "encryption", "export",
-        "import",
+        "enroll", "identify", "verify", "watch", "calibrate", "check-gallery", "status",
+        "galleries", "subjects", "sequences", "jobs", "models", "keys", "audit", "encryption",
+        "export", "import", "footage",
     ):  # fmt: skip
         assert command in out
 

@@ -69,6 +69,7 @@ ARGUMENTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "adapt": ((), {}),
     "audit_gallery": ((), {}),
     "reindex": ((), {}),
+    "footage": ((HERE,), {"filter": {"view": ["000"]}, "keep_minutes": 5}),
     "jobs": ((), {"status": "queued"}),
     "job": (("j1",), {}),
     "cancel": (("j1",), {}),

@@ -252,8 +252,10 @@ def test_a_gallery_s_name_has_rules(client: httpx.Client, name: str) -> None:
 
 
 def test_missing_fields_are_all_named(client: httpx.Client) -> None:
-    body = problem(client.post("/enroll"), 422)
+    body = problem(client.post("/verify"), 422)
     assert {error["where"] for error in body["errors"]} == {"subject_id", "sequence"}
+    alone = problem(client.post("/enroll", data={"subject_id": "anna"}), 422)
+    assert alone["errors"] == [{"where": "sequence", "reason": "required"}]  # or a found walk
 
 
 def test_text_where_a_file_belongs_is_refused(client: httpx.Client) -> None:
