@@ -55,10 +55,10 @@ class Load:
 
 
 def second_model(folder: Path) -> Card:
-    """A checkpoint of the shipped one's shape with random weights."""
+    """A checkpoint of the shipped one's shape, in float32, with random weights."""
     card = read_card(SHIPPED)
     torch.manual_seed(1)
-    network = registry.build(card.architecture, card.config)
+    network = registry.build(card.architecture, {**card.config, "quantised": None})
     described = card_of(network, name="new", metric=card.metric, threshold=THRESHOLD)
     return checkpoint.save(folder, network, described, half=True)
 

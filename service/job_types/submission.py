@@ -276,7 +276,7 @@ def _place(reason: Reason, overrides: Collection[str]) -> str:
     for key in overrides:
         if f"{reason.where}.".startswith(f"{key}."):
             return f"overrides.{key}"
-    if reason.where == "teachers":  # a field of the request, too
+    if reason.where in ("teachers", "student"):  # fields of the request, too
         return reason.where
     if reason.reason == _NO_SUCH_KEY:
         for key in overrides:

@@ -31,7 +31,10 @@ from training.process.events import Reporter
 from training.recipe import Problem, RecipeError
 
 Layers = tuple[int, int, int, int]
-_QUANTISED: Final = "a quantised network cannot be enlarged: enlarge the one it was exported from"
+_QUANTISED: Final = (
+    "a quantised network cannot be enlarged: enlarge the float one it was made from "
+    "(default-float for the default)"
+)
 
 
 @torch.no_grad()

@@ -90,7 +90,8 @@ def export_checkpoint(
     training: dict[str, JsonValue] = {**card.training, "exported_from": card.digest}
     metrics = card.metrics
     if calibration is not None:
-        slim, training["quantised"] = quantise(slim, calibration)
+        slim, facts = quantise(slim, calibration)
+        training["quantised"] = {"checkpoint": card.digest, **facts}
         metrics = {}
     config = slim.config.model_dump(mode="json")
     compared_alike = (metric or card.metric, *map(config.get, _COMPARED)) == (

@@ -34,7 +34,7 @@ def energy_embeddings(sequences: Iterable[NDArray[np.uint8]]) -> NDArray[np.floa
 
 
 def untrained_encoder(checkpoint: Path, *, device: str, seed: int) -> Encoder:
-    """The architecture of a checkpoint with fresh random weights.
+    """The architecture of a checkpoint with fresh random weights, of float32.
 
     It goes through a checkpoint folder of its own, so that it is prepared, loaded and run exactly
     as the one it stands beside.
@@ -54,8 +54,11 @@ def untrained_encoder(checkpoint: Path, *, device: str, seed: int) -> Encoder:
     card = read_card(checkpoint)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = build(card.architecture, card.config)
+        # whole numbers cannot be drawn
+        network = build(card.architecture, {**card.config, "quantised": None})
     with TemporaryDirectory() as folder:
         directory = Path(folder) / "untrained"
-        save(directory, network, card.model_copy(update={"name": UNTRAINED, "digest": ""}))
+        config = network.config.model_dump(mode="json")
+        changes = {"name": UNTRAINED, "config": config, "digest": ""}
+        save(directory, network, card.model_copy(update=changes))
         return Encoder.open(directory, device=device, precision="float32")

@@ -6,14 +6,21 @@ Imports torch, which is slow: check everything else of a recipe first.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
 
 import torch
 from pydantic import ValidationError
 
-from models.card import InputSize
+from models.card import CARD, CheckpointError, InputSize, read_card
 from models.networks.registry import UnknownArchitecture, architecture
 from training.evaluation.protocols import AUTO_PROTOCOL, PROTOCOLS
 from training.recipe import Problem, Recipe
+
+QUANTISED: Final = (
+    "a quantised network cannot be trained: train the float one it was made from "
+    "(default-float for the default)"
+)
 
 _THIN = {"channels": (1, 1, 1, 1), "layers": (1, 1, 1, 1), "embedding_channels": 1}
 
@@ -56,9 +63,28 @@ def _protocol(recipe: Recipe) -> Iterator[Problem]:
 
 def _student(recipe: Recipe) -> Iterator[Problem]:
     wanted = recipe.student
-    if wanted.checkpoint is not None or wanted.architecture is None:
+    if wanted.checkpoint is not None:
+        yield from _start(wanted.checkpoint)
+        return
+    if wanted.architecture is None:
         return
     if "identities" in wanted.config:
         yield Problem("student.config.identities", "follows from the dataset; leave it out")
         return
     yield from network_problems(wanted.architecture, wanted.config)
+
+
+def _start(checkpoint: Path) -> Iterator[Problem]:
+    """Why a student cannot start from a checkpoint, as far as the card says; missing is no reason.
+
+    `training.recipe.missing_files` finds those.
+    """
+    if not (checkpoint / CARD).is_file():
+        return
+    try:
+        config = read_card(checkpoint).config
+    except CheckpointError as error:
+        yield Problem("student.checkpoint", str(error))
+        return
+    if config.get("quantised"):
+        yield Problem("student", QUANTISED)

@@ -23,7 +23,7 @@ from training.objective.teachers import Teacher, check, classifies, freeze
 from training.process import provenance
 from training.process.events import Progressed, Reporter, SilentReporter
 from training.recipe import Problem, Recipe, RecipeError
-from training.run.checking import network_problems, recipe_problems
+from training.run.checking import QUANTISED, network_problems, recipe_problems
 from training.run.state import Run
 
 
@@ -106,8 +106,7 @@ def prepare(
     torch.manual_seed(recipe.seed)
     student, origin = _student(recipe, len(chosen.train), identities)
     if student.config.quantised:
-        reason = "a quantised network cannot be trained: train the one it was exported from"
-        raise RecipeError([Problem("student", reason)])
+        raise RecipeError([Problem("student", QUANTISED)])
     if teachers is None:
         teachers = tuple(Teacher.load(t.checkpoint, device) for t in recipe.teachers)
     for part in recipe.in_stages():

@@ -12,7 +12,8 @@ from service.job_types.distillation import setting
 from service.job_types.submission import RecipeCheck, _place
 
 RECIPES = Path(training.__file__).parent / "recipes"
-TEACHER = next((RECIPES.parents[1] / "models" / "checkpoints").rglob(CARD)).parent
+SHIPPED = RECIPES.parents[1] / "models" / "checkpoints"
+TEACHER = next(SHIPPED.rglob(CARD)).parent
 
 
 def arguments(name: str, teachers: int, overrides: dict[str, float]) -> list[str]:
@@ -42,3 +43,19 @@ def test_what_a_method_cannot_bear_is_refused_by_name(
 ) -> None:
     (reason,) = RecipeCheck(timeout_s=120)(arguments(name, teachers, overrides))
     assert _place(reason, overrides) == where
+
+
+def test_the_shipped_default_is_no_student_but_the_float_one_is() -> None:
+    check = RecipeCheck(timeout_s=120)
+    recipe = arguments("gkd", 1, {})
+    (reason,) = check([*recipe, "--student", str(SHIPPED / "default")])
+    assert (_place(reason, {}), "default-float" in reason.reason) == ("student", True)
+    assert not check([*recipe, "--student", str(SHIPPED / "default-float")])
+
+
+def test_a_student_whose_card_cannot_be_read_is_refused_without_its_folder(tmp_path: Path) -> None:
+    (tmp_path / CARD).write_text("{")
+    asked = [*arguments("gkd", 1, {}), "--student", str(tmp_path)]
+    (reason,) = RecipeCheck(timeout_s=120)(asked)
+    assert _place(reason, {}) == "recipe.student.checkpoint"
+    assert str(tmp_path) not in reason.reason

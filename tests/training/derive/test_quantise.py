@@ -162,6 +162,7 @@ def test_quantising_by_command_makes_a_checkpoint_of_its_own(tmp_path: Path) -> 
     assert card.digest != source.digest == card.training["exported_from"]
     facts = card.training["quantised"]
     assert isinstance(facts, dict)
+    assert facts["checkpoint"] == source.digest
     assert facts["dataset"] == {"name": "walkers.pack", "content_hash": pack.content_hash}
     agreement: Any = facts["part_cosine"]
     assert 0.99 < agreement["worst"] <= agreement["mean"] <= 1
@@ -177,3 +178,4 @@ def test_quantising_by_command_makes_a_checkpoint_of_its_own(tmp_path: Path) -> 
     assert call(out, "--out", tmp_path / "again")[0] == 0
     again, whole = (checkpoint.load(path)[0].state_dict() for path in (tmp_path / "again", out))
     assert all(torch.equal(again[key], tensor) for key, tensor in whole.items())
+    assert read_card(tmp_path / "again").training["quantised"] == facts

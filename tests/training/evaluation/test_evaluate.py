@@ -163,6 +163,16 @@ def test_the_untrained_network_has_the_architecture_and_fresh_weights(tiny: Path
     assert not np.allclose(ours.encode([walk]), trained.encode([walk]))
 
 
+def test_an_untrained_quantised_network_is_a_float_one(tmp_path: Path) -> None:
+    network = build("gaitbase", {**TINY, "quantised": "int8"})
+    checkpoint.save(tmp_path / "whole", network, card_of(network, name="w", metric="cosine"))
+    ours = untrained_encoder(tmp_path / "whole", device="cpu", seed=5)
+    assert (ours.card.name, ours.card.config["quantised"]) == ("untrained network", None)
+    walks = np.random.default_rng(0).integers(0, 256, (2, 3, 64, 64), np.uint8)
+    one, other = ours.encode(list(walks))
+    assert not np.allclose(one, other)
+
+
 def test_energy_embeddings_are_gait_energy_images_laid_flat() -> None:
     walks = [
         (np.random.default_rng(i).random((3, 64, 64)) < 0.5).astype(np.uint8) * np.uint8(255)
