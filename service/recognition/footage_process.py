@@ -23,7 +23,12 @@ import cv2
 
 from models.footage.finding import WalkFinder
 from models.footage.pictures import FootageLimits, Picture, read_pictures
-from models.footage.segmentation import BackgroundSegmenter, NetworkSegmenter, Segmenter
+from models.footage.segmentation import (
+    BackgroundSegmenter,
+    NetworkSegmenter,
+    Segmenter,
+    SegmenterName,
+)
 from models.footage.upload import Origin, choose_segmenter, why_nobody
 from models.footage.walks import FoundWalk
 from models.footage.weights import MissingWeights
