@@ -22,7 +22,7 @@ from models.encoder.eager import EagerBackbone
 from training.data.pack import Pack
 
 FRAMES: Final = (30, 60)
-SHIPPED: Final = Path(__file__).parents[1] / "models" / "checkpoints"
+SHIPPED: Final = Path(__file__).parents[1] / "models" / "checkpoints" / "default"
 FORMER: Final = "torch, bfloat16"
 
 
@@ -105,8 +105,8 @@ def _several(pack: Pack) -> list[Walk]:
 def main() -> None:
     """Measure and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--checkpoint", type=Path, default=SHIPPED / "default")
-    parser.add_argument("--quantised", type=Path, default=SHIPPED / "default-int8")
+    parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
+    parser.add_argument("--quantised", type=Path, default=SHIPPED.with_name("default-int8"))
     parser.add_argument("--pack", type=Path, help="walks to compare embeddings of; else noise")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=1, help="as GAITID_EMBED_THREADS")
