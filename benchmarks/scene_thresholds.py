@@ -24,6 +24,7 @@ from models.card import Card
 from models.comparison.several import subject_scores
 from models.comparison.similarity import index_vectors
 from models.encoder.encoder import Encoder
+from models.thresholds.calibration import CannotCalibrate
 from service.gallery.reading import EmbeddedSequences
 from service.job_types.calibration import fit_part, plain_point, scene_point
 from training.data.pack import Pack
@@ -78,7 +79,7 @@ def measure(
     names, whose = np.unique(sequences.subjects, return_inverse=True)
     rng = np.random.default_rng(0)
     tallies: dict[tuple[str, float, str], Tally] = {}
-    adopted = 0
+    adopted, refused = 0, dict.fromkeys(PROMISED, 0)
     for _ in range(draws):
         draw = drawn(sequences, rng)
         listed = whose[draw.gallery]
@@ -99,12 +100,15 @@ def measure(
             "with": (index_vectors(fitted.transform.apply(embeddings)), subject_scores),
         }
         for promised in PROMISED:
+            try:
+                points = {
+                    "without": plain_point(enrolled, card, promised),
+                    "with": scene_point(enrolled, everybody, None, fitted, card, promised),
+                }
+            except CannotCalibrate:  # some people are too alike for the rate
+                refused[promised] += 1
+                continue
             for way, (vectors, scoring) in seen.items():
-                point = (
-                    plain_point(enrolled, card, promised)
-                    if way == "without"
-                    else scene_point(enrolled, everybody, None, fitted, card, promised)
-                )
                 alike = (vectors @ vectors[draw.gallery].T).astype(np.float64)
                 scores = scoring(alike, listed, len(names))
                 own = np.eye(len(names), dtype=np.bool_)[whose]
@@ -122,8 +126,11 @@ def measure(
                     ),
                 ):
                     tally = tallies.setdefault((way, promised, kind), Tally())
-                    tally.add(whose[walks], hit, above >= point.threshold)
-    rows: dict[str, Any] = {"adopted": adopted}
+                    tally.add(whose[walks], hit, above >= points[way].threshold)
+    rows: dict[str, Any] = {
+        "adopted": adopted,
+        "no threshold": {f"{promised:.0%}": count for promised, count in refused.items()},
+    }
     for (way, promised, kind), tally in tallies.items():
         figures = tally.figures(len(names))
         row = rows.setdefault(f"{way} a transform, {promised:.0%} promised", {})
