@@ -204,10 +204,10 @@ def fit(
 ) -> SceneFit:
     """The scene transform of a gallery; the same walks in the same order give the same.
 
-    Of few people every two are left out in turn, of many groups; who is measured, and who they are
-    measured against, is left out of the fit: people who took part are told from others too easily. The strength, and whether
-    anonymous walks take part, is what serves those left out most surely (the lower end of the
-    interval of their gain); unless that lies above 0 there is no transform.
+    Of few people every two are left out in turn, of many a fifth. Who is measured, and who they are
+    measured against, is left out of the fit: people who took part are told from others too easily.
+    The strength, and whether anonymous walks take part, is what serves those left out most surely
+    (the lower end of the interval of their gain); unless that lies above 0 there is no transform.
 
     Args:
         embeddings: of all walks [n, p, c].
