@@ -90,9 +90,14 @@ def within(vectors: Floats, whose: NDArray[np.intp]) -> Floats:
     return np.asarray(rest.T @ rest / max(1, len(own) - len(counts)))
 
 
+def unchanged(vectors: Floats) -> Floats:
+    """Walks as the network made them."""
+    return vectors
+
+
 def as_served(gallery: Gallery) -> tuple[Floats, Vectors]:
     """Compare as the network says."""
-    return gallery.vectors, lambda vectors: vectors
+    return gallery.vectors, unchanged
 
 
 def centred(gallery: Gallery) -> tuple[Floats, Vectors]:
@@ -200,7 +205,7 @@ def normalised(similarities: Floats, whose: NDArray[np.intp], people: int) -> Fl
 
 
 Scoring = Callable[[Floats, NDArray[np.intp], int], Floats]
-WAYS: dict[str, tuple[Way, Scoring]] = {
+WAYS: dict[str, tuple[Way, Scoring | None]] = {
     "as served": (as_served, best),
     "as served, the mean of a person's walks": (as_served, mean),
     "the mean taken off": (centred, best),
@@ -214,11 +219,9 @@ WAYS: dict[str, tuple[Way, Scoring]] = {
     "local centring, two covariances": (local_then_within, best),
     "two covariances, the mean of a person's walks": (within_inverted, mean),
     "two covariances, half-way from mean to best": (within_inverted, subject_scores),
-    "shipped": (shipped, best),
-    "shipped, the mean of a person's walks": (shipped, mean),
-    "shipped, half-way from mean to best": (shipped, subject_scores),
+    "shipped": (shipped, None),  # half-way from mean to best where a transform is used
 }
-WITH_PRIOR: dict[str, tuple[Way, Scoring]] = {
+WITH_PRIOR: dict[str, tuple[Way, Scoring | None]] = {
     "rendered people alone": (prior_inverted, best),
     "two covariances, half rendered": (within_inverted_with_prior, best),
 }
@@ -279,7 +282,8 @@ def measure(
                 gallery = Gallery(vectors[listed], whose[listed], embeddings[listed], prior)
                 compared[way, number] = way(gallery)
             entries, probe = compared[way, number]
-            _search(tallies, draw, whose, scoring, entries, probe(vectors), len(names))
+            score = scoring or (best if probe is unchanged else subject_scores)
+            _search(tallies, draw, whose, score, entries, probe(vectors), len(names))
             errors.append(_error_of_pairs(probe(vectors[draw.probes]), whose[draw.probes]))
         rows[name] = {
             kind: tally.figures(len(names)) for kind, tally in tallies.items() if tally.searched

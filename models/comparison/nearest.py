@@ -1,6 +1,6 @@
 """For every sequence of a gallery the nearest one of its subject, and of all other subjects.
 
-Exact, every pair once, in blocks: beside the embeddings memory holds a few blocks of similarities,
+Exact, in blocks: beside the embeddings memory holds a few blocks of similarities,
 never a matrix of all pairs.
 """
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from models import Progress
 from models.card import Metric
+from models.comparison.several import subject_scores
 from models.comparison.similarity import mean_part_cosines, mean_part_distances
 
 NOBODY: Final = -1
@@ -58,6 +59,8 @@ def nearest(
 ) -> tuple[Nearest, Nearest]:
     """The nearest of each sequence among the others of its subject, and among all other subjects'.
 
+    Every pair is compared once.
+
     Args:
         embeddings: [n, p, c].
         subjects: whose each sequence is [n].
@@ -88,6 +91,55 @@ def nearest(
             own.update(rows, columns, of_own)
             others.update(rows, columns, of_others)
         progress(rows.stop)
+    return own, others
+
+
+def nearest_by_all(
+    vectors: NDArray[np.float32],
+    subjects: NDArray[np.int64],
+    progress: Progress = lambda _done: None,
+    *,
+    block: int = 512,
+) -> tuple[Nearest, Nearest]:
+    """As `nearest`, where a subject is scored by all of its sequences (`subject_scores`).
+
+    The numbers are of that subject's most similar sequence, the similarities are the scores.
+
+    Args:
+        vectors: compared by inner products [n, d].
+        subjects: whose each is [n], from 0.
+        progress: told how many sequences have met all others, block by block.
+        block: how many sequences are compared with all at once.
+
+    Raises:
+        ValueError: the shapes don't fit.
+    """
+    count = len(vectors)
+    if vectors.ndim != 2 or subjects.shape != (count,):
+        raise ValueError(f"{list(vectors.shape)} vectors of {list(subjects.shape)} subjects")
+    own, others = Nearest.unknown(count), Nearest.unknown(count)
+    people = int(subjects.max(initial=-1)) + 1
+    rows_of = [np.flatnonzero(subjects == subject) for subject in range(people)]
+    for start in range(0, count, block):
+        rows = np.arange(start, min(start + block, count))
+        alike = vectors[rows] @ vectors.T
+        scores = subject_scores(alike, subjects, people)
+        scores[np.arange(len(rows)), subjects[rows]] = -np.inf
+        met = scores.argmax(axis=1)
+        for row, similarities, subject, score in zip(
+            rows, alike, met, scores.max(axis=1), strict=True
+        ):
+            mates = rows_of[subjects[row]]
+            mates = mates[mates != row]
+            if len(mates):
+                one = subject_scores(similarities[mates], np.zeros(len(mates), np.int64), 1)[0]
+                own.index[row] = mates[similarities[mates].argmax()]
+                own.similarity[row] = one
+            if np.isfinite(score):
+                theirs = rows_of[subject]
+                others.index[row] = theirs[similarities[theirs].argmax()]
+                others.similarity[row] = score
+        progress(int(rows[-1]) + 1)
     return own, others
 
 

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Final, Self
 
 import numpy as np
@@ -29,12 +29,11 @@ from models.files.array_file import read_array
 LEAST_SUBJECTS: Final = 5
 """Fewer persons with several walks show nothing about anybody else."""
 
-_CONFIDENCE: Final = 0.95
+_CONFIDENCE: Final = 0.92  # from one side 96 %: the best of several strengths is taken
 _REPLICATES: Final = 2000
 _STRENGTHS: Final = (0.02, 0.05, 0.1, 0.2, 0.4)
-_MOST_FOLDS: Final = 5
-_LEAST_IN_FOLD: Final = 4
-_MOST_ROUNDS: Final = 8
+_FEW: Final = 16  # persons
+_FOLDS: Final = 5
 _ENOUGH_MEASURED: Final = 100  # persons, in all rounds
 _MOST_MEASURED: Final = 1000  # persons,
 _MOST_WALKS: Final = 12  # and walks of each
@@ -180,8 +179,10 @@ class SceneFit:
         gain: in how often a walk is nearer to another of the same person than to all walks of one
             other person, neither of whom took part in the fit; in [-1, 1], 0 if there was nothing
             to measure.
-        interval: of the gain, at 95 %, by drawing persons.
-        strength: share of the scene in what is inverted, the rest being the floor; in [0, 1].
+        interval: of the gain, at 92 %, by drawing persons.
+        strength: share of the scene in what is inverted, the rest being the floor; in [0, 1]. The
+            one that is most surely a gain, also where there is no transform.
+        anonymous: whether anonymous walks take part, chosen with the strength.
         subjects: persons with two walks at least.
         walks: walks that were offered, anonymous ones too.
     """
@@ -190,6 +191,7 @@ class SceneFit:
     gain: float
     interval: tuple[float, float]
     strength: float
+    anonymous: bool
     subjects: int
     walks: int
 
@@ -202,10 +204,10 @@ def fit(
 ) -> SceneFit:
     """The scene transform of a gallery; the same walks in the same order give the same.
 
-    People are parted into groups; who is measured, and who they are measured against, is left out
-    of the fit: people who took part are told from others too easily. The strength, and whether
-    anonymous walks take part, is what serves those left out most surely (the lower end of the
-    interval of their gain); unless that lies above 0 there is no transform.
+    Of few people every two are left out in turn, of many a fifth. Who is measured, and who they are
+    measured against, is left out of the fit: people who took part are told from others too easily.
+    The strength, and whether anonymous walks take part, is what serves those left out most surely
+    (the lower end of the interval of their gain); unless that lies above 0 there is no transform.
 
     Args:
         embeddings: of all walks [n, p, c].
@@ -215,33 +217,61 @@ def fit(
     Raises:
         ValueError: the shapes don't fit.
     """
+    vectors, whose, anonymous = _parted(embeddings, subjects, cohort)
+    counts = np.bincount(whose)
+    persons, walks = int((counts >= 2).sum()), len(vectors) + anonymous.count
+    if persons < LEAST_SUBJECTS:
+        return SceneFit(None, 0.0, (0.0, 0.0), 0.0, False, persons, walks)
+    cohorts = [None, anonymous] if anonymous.count >= 2 else [None]
+    compared, gains = _gains(vectors, whose, counts, cohorts)
+    intervals = _intervals(compared, gains)
+    which, row = divmod(int(intervals[..., 0].argmax()), len(_STRENGTHS))
+    low, high = intervals[which, row].tolist()
+    gain, strength = float(gains[which, row].sum() / compared.sum()), _STRENGTHS[row]
+    transform = None
+    if low > 0:
+        transform = _Scatter.of(vectors, whose, cohorts[which]).transform(strength)
+    return SceneFit(transform, gain, (low, high), strength, bool(which), persons, walks)
+
+
+def refit(
+    chosen: SceneFit,
+    embeddings: NDArray[np.float32],
+    subjects: Sequence[str | None],
+    *,
+    cohort: SceneSums | None = None,
+) -> SceneTransform:
+    """The transform of other walks, as strong as a fit has chosen; nothing is measured.
+
+    Args:
+        chosen: says how strong, and whether anonymous walks take part.
+        embeddings: of all walks [n, p, c].
+        subjects: whose each is [n]; None for an anonymous walk.
+        cohort: sums of further anonymous walks.
+
+    Raises:
+        ValueError: the shapes don't fit, or there is no walk with a name.
+    """
+    vectors, whose, anonymous = _parted(embeddings, subjects, cohort)
+    if not len(vectors):
+        raise ValueError("a scene transform is of walks with names")
+    taking_part = anonymous if chosen.anonymous and anonymous.count else None
+    return _Scatter.of(vectors, whose, taking_part).transform(chosen.strength)
+
+
+def _parted(
+    embeddings: NDArray[np.float32], subjects: Sequence[str | None], cohort: SceneSums | None
+) -> tuple[Floats, NDArray[np.intp], SceneSums]:
+    """Index vectors of walks with names [n, d], whose they are [n], and sums of all others."""
     if embeddings.ndim != 3 or len(subjects) != len(embeddings):
         raise ValueError(f"{list(embeddings.shape)} embeddings of {len(subjects)} subjects")
     named = np.array([name is not None for name in subjects], np.bool_)
     anonymous = SceneSums.of(embeddings[~named])
     if cohort is not None:
         anonymous += cohort
+    names = np.array([name for name in subjects if name is not None], np.str_)
     vectors = index_vectors(embeddings[named]).astype(np.float64)
-    _, whose, counts = np.unique(
-        np.array([name for name in subjects if name is not None], np.str_),
-        return_inverse=True,
-        return_counts=True,
-    )
-    persons, walks = int((counts >= 2).sum()), len(vectors) + anonymous.count
-    if persons < LEAST_SUBJECTS:
-        return SceneFit(None, 0.0, (0.0, 0.0), 0.0, persons, walks)
-    cohorts = [None, anonymous] if anonymous.count >= 2 else [None]
-    compared, gains = _gains(vectors, whose, counts, cohorts)
-    intervals = _intervals(compared, gains)
-    which, row = divmod(int(intervals[..., 0].argmax()), len(_STRENGTHS))
-    low, high = intervals[which, row].tolist()
-    gain, interval = float(gains[which, row].sum() / compared.sum()), (low, high)
-    if interval[0] <= 0:
-        return SceneFit(None, gain, interval, 0.0, persons, walks)
-    scatter = _Scatter.of(vectors, whose, cohorts[which])
-    matrix = (scatter.axes * scatter.weights(_STRENGTHS[row])) @ scatter.axes.T
-    transform = SceneTransform(scatter.mean.astype(np.float32), matrix.astype(np.float32), parts=1)
-    return SceneFit(transform, gain, interval, _STRENGTHS[row], persons, walks)
+    return vectors, np.unique(names, return_inverse=True)[1], anonymous
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -250,8 +280,8 @@ class _Scatter:
 
     Attributes:
         mean: [d].
-        variances: along the axes [d].
-        axes: unit columns [d, d].
+        variances: along the axes [r]; along all others there is none.
+        axes: unit columns [d, r].
     """
 
     mean: Floats
@@ -265,20 +295,40 @@ class _Scatter:
         sums = np.zeros((len(counts), vectors.shape[1]))
         np.add.at(sums, own, vectors)
         rest = vectors - (sums / counts[:, None])[own]
-        products, freedom = rest.T @ rest, len(own) - len(counts)
         total, count = vectors.sum(axis=0), len(own)
+        if cohort is None and 2 * len(rest) <= rest.shape[1]:  # faster by far
+            _, lengths, rows = np.linalg.svd(rest, full_matrices=False)
+            return cls(total / count, lengths**2, rows.T)
+        products = rest.T @ rest
         if cohort is not None:
             products += cohort.products - np.outer(cohort.total, cohort.total) / cohort.count
-            freedom += cohort.count - 1
             total, count = total + cohort.total, count + cohort.count
-        variances, axes = np.linalg.eigh(products / max(1, freedom))
+        variances, axes = np.linalg.eigh(products)
         return cls(total / count, np.maximum(variances, 0), axes)
 
-    def weights(self, strength: float) -> Floats:
-        """What is left of a difference along each axis [d]; only their ratios mean something."""
-        level = max(float(self.variances.mean()), 1e-30)  # a walk copied has no variance
+    def transform(self, strength: float) -> SceneTransform:
+        """As strong as this."""
+        weights, floor = self._weights(strength)
+        matrix = floor * np.eye(len(self.mean)) + (self.axes * (weights - floor)) @ self.axes.T
+        return SceneTransform(self.mean.astype(np.float32), matrix.astype(np.float32), parts=1)
+
+    def mapped(self, vectors: Floats, strengths: Sequence[float]) -> Iterator[Floats]:
+        """Vectors [n, d] by the transform of each strength [n, d], but for their lengths."""
+        rest = vectors - self.mean
+        along = rest @ self.axes
+        for strength in strengths:
+            weights, floor = self._weights(strength)
+            yield floor * rest + (along * (weights - floor)) @ self.axes.T
+
+    def _weights(self, strength: float) -> tuple[Floats, float]:
+        """What is left of a difference along each axis [r], and along all others.
+
+        Only their ratios mean something, and of the variances too.
+        """
+        # The mean over all directions; a walk copied has no variance.
+        level = max(float(self.variances.sum()) / len(self.mean), 1e-30)
         weights: Floats = 1 / (strength * self.variances / level + 1 - strength)
-        return weights
+        return weights, 1 / (1 - strength)
 
 
 def _gains(
@@ -294,31 +344,32 @@ def _gains(
     """
     rng = np.random.default_rng(0)
     measured = np.sort(rng.permutation(np.flatnonzero(counts >= 2))[:_MOST_MEASURED])
-    folds = max(2, min(_MOST_FOLDS, len(measured) // _LEAST_IN_FOLD))
-    rounds = max(1, min(_MOST_ROUNDS, _ENOUGH_MEASURED // len(measured)))
+    walks_of = [rng.permutation(np.flatnonzero(whose == p))[:_MOST_WALKS] for p in measured]
     compared = np.zeros((len(measured), len(measured)))
     gains = np.zeros((len(cohorts), len(_STRENGTHS), *compared.shape))
-    for _ in range(rounds):
-        fold_of = rng.permutation(len(measured)) % folds
-        for fold in range(folds):
-            members = np.flatnonzero(fold_of == fold)
-            pairs = np.ix_(members, members)
-            left_out = np.isin(whose, measured[members])
-            asked = np.concatenate(
-                [
-                    rng.permutation(np.flatnonzero(whose == p))[:_MOST_WALKS]
-                    for p in measured[members]
-                ]
-            )
-            compared[pairs] += 1 - np.eye(len(members))
-            before = _nearer_own(vectors[asked], whose[asked])
-            for which, cohort in enumerate(cohorts):
-                scatter = _Scatter.of(vectors[~left_out], whose[~left_out], cohort)
-                along = (vectors[asked] - scatter.mean) @ scatter.axes
-                for row, strength in enumerate(_STRENGTHS):
-                    after = _nearer_own(along * scatter.weights(strength), whose[asked])
-                    gains[which, row][pairs] += after - before
+    for members in _left_out_together(len(measured), rng):
+        pairs = np.ix_(members, members)
+        left_out = np.isin(whose, measured[members])
+        asked = np.concatenate([walks_of[member] for member in members])
+        compared[pairs] += 1 - np.eye(len(members))
+        before = _nearer_own(vectors[asked], whose[asked])
+        for which, cohort in enumerate(cohorts):
+            scatter = _Scatter.of(vectors[~left_out], whose[~left_out], cohort)
+            for row, mapped in enumerate(scatter.mapped(vectors[asked], _STRENGTHS)):
+                gains[which, row][pairs] += _nearer_own(mapped, whose[asked]) - before
     return compared, gains
+
+
+def _left_out_together(count: int, rng: np.random.Generator) -> Iterator[NDArray[np.intp]]:
+    """Groups of `count` persons: of few people every two, so that nearly all take part in a fit."""
+    if count <= _FEW:
+        for two in combinations(range(count), 2):
+            yield np.array(two, np.intp)
+        return
+    for _ in range(max(1, _ENOUGH_MEASURED // count)):
+        fold_of = rng.permutation(count) % _FOLDS
+        for fold in range(_FOLDS):
+            yield np.flatnonzero(fold_of == fold)
 
 
 def _nearer_own(vectors: Floats, whose: NDArray[np.intp]) -> Floats:

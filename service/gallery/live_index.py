@@ -25,7 +25,7 @@ from service.gallery.growing_index import GrowingIndex
 from service.gallery.index import GalleryIndex, Hits, Keys
 from service.gallery.records import Changes, Embedding
 from service.gallery.roster import Filter, Roster, listed
-from service.gallery.scenes import Scene
+from service.gallery.scenes import Scene, scored
 from service.gallery.snapshots import Snapshot, Snapshots
 from service.gallery.store import GalleryStore
 
@@ -41,7 +41,7 @@ EmbedMissing = Callable[[Sequence[str]], Mapping[str, Embedding]]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A subject that resembles the probe, by its most similar sequence.
+    """A subject that resembles the probe; `sequence_id` is its most similar sequence.
 
     `seen_from_this_view` says whether the subject has a sequence in the probe's view; None where
     that view, or the view of some sequence, was not said.
@@ -54,8 +54,8 @@ class Candidate:
     seen_from_this_view: bool | None = None
 
 
-_ByBest = dict[str, tuple[int, float]]
-"""Subjects by their best sequence: its key and its similarity."""
+_Scores = dict[str, tuple[int, float]]
+"""Of subjects the key of the best sequence, and how alike they are."""
 
 
 class LiveIndex:
@@ -141,7 +141,10 @@ class LiveIndex:
         view: str | None = None,
         explain: bool = False,
     ) -> list[Candidate]:
-        """The `subjects` most similar subjects, each by its best sequence, best first.
+        """The `subjects` most similar subjects, best first.
+
+        Without a scene transform by their best sequence, with one by all of them (`scenes.scored`):
+        of those subjects whose best sequence is among the nearest.
 
         Args:
             newest: a revision that the answer must include.
@@ -159,7 +162,7 @@ class LiveIndex:
     def compare(
         self, newest: int, probes: Embedding, subject_id: str, *, view: str | None = None
     ) -> Candidate | None:
-        """The subject's sequence most similar to the probes; None when there is no such subject."""
+        """How the subject resembles the probes; None when there is no such subject."""
         with self._lock:
             self._follow(newest)
             keys = self._roster.of_subject(subject_id)
@@ -202,12 +205,12 @@ class LiveIndex:
         probes = probes[None] if probes.ndim == 2 else probes
         seen = self._seen(probes)
         nearest = [self._nearest(probe, subjects, among) for probe in seen]
-        if len(nearest) > 1 and nearest[0]:
-            # Whom one probe resembles, the others are compared with too.
+        if nearest[0] and (len(nearest) > 1 or self.scene is not None):
+            # Whom one probe resembles the others are compared with too, and by all sequences.
             met = {subject_id for found in nearest for subject_id in found}
             keys = np.concatenate([self._roster.of_subject(subject_id) for subject_id in met])
             keys = keys if among is None else np.intersect1d(keys, among)
-            nearest = [self._by_best(self._index.search(one, len(keys), keys)) for one in seen]
+            nearest = [self._scores(self._index.search(one, len(keys), keys)) for one in seen]
         fused = {
             subject_id: fuse([found[subject_id][1] for found in nearest])
             for subject_id in nearest[0]
@@ -229,8 +232,8 @@ class LiveIndex:
             )
         return candidates
 
-    def _nearest(self, probe: Embedding, subjects: int, among: Keys | None) -> _ByBest:
-        """At least so many subjects, if there are, best first."""
+    def _nearest(self, probe: Embedding, subjects: int, among: Keys | None) -> _Scores:
+        """At least so many subjects, if there are."""
         reachable = len(self._index) if among is None else len(among)
         subjects = (  # there may not be as many
             min(subjects, self.subjects)
@@ -240,17 +243,16 @@ class LiveIndex:
         wanted = max(subjects, _AT_FIRST)
         while True:
             # Subjects with many sequences may fill a shortlist: widen it until there are enough.
-            best = self._by_best(self._index.search(probe, wanted, among))
-            if len(best) >= subjects or wanted >= reachable:
-                return best
+            scores = self._scores(self._index.search(probe, wanted, among))
+            if len(scores) >= subjects or wanted >= reachable:
+                return scores
             wanted *= 4
 
-    def _by_best(self, hits: Hits) -> _ByBest:
-        """Of each subject the best sequence: how a subject with several is scored."""
-        best: _ByBest = {}
-        for key, similarity in zip(hits.keys.tolist(), hits.similarities.tolist(), strict=True):
-            best.setdefault(self._roster[key].subject_id, (key, similarity))
-        return best
+    def _scores(self, hits: Hits) -> _Scores:
+        keys = hits.keys.tolist()
+        whose = [self._roster[key].subject_id for key in keys]
+        found = scored(hits.similarities, whose, self.scene)
+        return {subject_id: (keys[row], score) for subject_id, (row, score) in found.items()}
 
     def _parts(self, probes: Embedding, keys: Sequence[int]) -> tuple[float, ...] | None:
         """The similarity of each part of probes [m, p, c] to m sequences, on average.

@@ -11,6 +11,7 @@ A transform holds a share of everybody it was fitted on. `drop` is what an erasu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from sqlalchemy.orm import Session
 
 from models.card import Metric
 from models.comparison.scene import SceneFit, SceneSums, SceneTransform
+from models.comparison.several import subject_scores
 from service.foundation.errors import Conflict, Reason
 from service.gallery.active_model import lock_gallery, renew_indexes
 from service.gallery.operating_point import OperatingPoint
@@ -61,6 +63,28 @@ def compared(
     if scene is None:
         return embeddings, metric
     return scene.embeddings(embeddings), "cosine"
+
+
+def scored(
+    similarities: NDArray[np.floating[Any]], whose: Sequence[str], scene: Scene | None
+) -> dict[str, tuple[int, float]]:
+    """How alike a walk is to subjects, by its similarities to all of their walks [g].
+
+    With a scene transform half-way from the mean of a subject's walks to the best, without one the
+    best (`models.comparison.several` says why). Thresholds are found by the same scores.
+
+    Returns:
+        Of each subject the row of the best walk, the first of equals, and the score.
+    """
+    numbers: dict[str, int] = {}
+    of = np.array([numbers.setdefault(name, len(numbers)) for name in whose], np.intp)
+    best: dict[str, tuple[int, float]] = {}
+    for row in np.argsort(-similarities, kind="stable").tolist():
+        best.setdefault(whose[row], (row, float(similarities[row])))
+    if scene is None:
+        return best
+    scores = subject_scores(similarities, of, len(numbers)).tolist()
+    return {name: (row, scores[numbers[name]]) for name, (row, _) in best.items()}
 
 
 def scene_in(session: Session, gallery_id: str, digest: str) -> Scene | None:

@@ -391,7 +391,7 @@ class GainAnswer(Schema):
     """
 
     value: float
-    interval: tuple[float, float] = Field(description="at 95 %, by drawing people")
+    interval: tuple[float, float] = Field(description="at 92 %, by drawing people")
 
 
 class SceneAnswer(Schema):

@@ -16,23 +16,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from models.card import Card
-from models.comparison.scene import SceneFit, SceneTransform, fit
+from models.comparison.scene import SceneFit, SceneTransform
 from models.thresholds.calibration import CannotCalibrate
 from service.access.audit.entries import Entry
 from service.foundation.settings import Settings
 from service.gallery import scenes
 from service.gallery.active_model import lock_gallery, models_in, models_of
 from service.gallery.operating_point import OperatingPoint
-from service.gallery.reading import EmbeddedSequences, read_gallery
+from service.gallery.reading import read_gallery
 from service.gallery.records import Progress
 from service.gallery.scenes import Scene
 from service.gallery.tables import ErasedSequenceRow
-from service.job_types.calibration import plain_point, scene_point
+from service.job_types.calibration import fit_part, plain_point, scene_point
 from service.job_types.commands import deployment, program
 from service.job_types.scene_strangers import taught
 from service.job_types.threshold_transfer import TARGET_FPIR
@@ -180,9 +179,7 @@ class Adaptation:
         with Session(self._engine) as session:
             cohort = scenes.cohort_in(session, whole.gallery_id, card.digest)
         takes_part = taught(self._engine, whole.gallery_id, enrolled)
-        rows = np.flatnonzero(takes_part)
-        subjects = [enrolled.subject_ids[row] for row in rows]
-        fitted = fit(enrolled.embeddings[rows], subjects, cohort=cohort)
+        fitted = fit_part(enrolled, takes_part, cohort)
         self._progress(1, _STEPS)
         target = TARGET_FPIR
         if whole.operating_point is not None:
@@ -192,7 +189,8 @@ class Adaptation:
             reason = "people who took no part are not told apart better with it"
         else:
             try:
-                scene = self._calibrated(fitted.transform, whole.gallery_id, enrolled, card, target)
+                point = scene_point(enrolled, takes_part, cohort, fitted, card, target)
+                scene = scenes.new_scene(_kept(fitted.transform), point)
             except CannotCalibrate as error:
                 reason = f"no threshold can be found for it: {error}"
         self._progress(2, _STEPS)
@@ -203,20 +201,13 @@ class Adaptation:
         self._progress(_STEPS, _STEPS)
         return _Found(whole.gallery_id, whole.revision, fitted, scene, plain, reason)
 
-    def _calibrated(
-        self,
-        transform: SceneTransform,
-        gallery_id: str,
-        enrolled: EmbeddedSequences,
-        card: Card,
-        target: float,
-    ) -> Scene:
-        try:
-            SceneTransform.from_bytes(transform.to_bytes())
-        except ValueError as error:  # of a model with very wide embeddings
-            raise CannotAdapt(f"the transform cannot be kept: {error}") from error
-        point = scene_point(self._engine, gallery_id, enrolled, card, target)
-        return scenes.new_scene(transform, point)
+
+def _kept(transform: SceneTransform) -> SceneTransform:
+    """The transform as it can be read again."""
+    try:
+        return SceneTransform.from_bytes(transform.to_bytes())
+    except ValueError as error:  # of a model with very wide embeddings
+        raise CannotAdapt(f"the transform cannot be kept: {error}") from error
 
 
 def _changed_since(session: Session, gallery_id: str, revision: int) -> bool:

@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from models.card import Card, CardThreshold
+from models.comparison.scene import SceneFit, SceneSums, fit
 from models.thresholds.calibration import (
     CONFIDENCE,
     CannotCalibrate,
@@ -105,7 +106,11 @@ def measure(
     if plain or whole.scene is None:
         point = plain_point(enrolled, model, target_fpir, progress)
     else:
-        point = scene_point(engine, whole.gallery_id, enrolled, model, target_fpir, progress)
+        with Session(engine) as session:
+            cohort = cohort_in(session, whole.gallery_id, model.digest)
+        takes_part = taught(engine, whole.gallery_id, enrolled)
+        fitted = fit_part(enrolled, takes_part, cohort)
+        point = scene_point(enrolled, takes_part, cohort, fitted, model, target_fpir, progress)
         point = point.model_copy(update={"scene": whole.scene.version})
     return Measured(gallery_id=whole.gallery_id, operating_point=point)
 
@@ -128,10 +133,21 @@ def plain_point(
     return _point(enrolled, model, target_fpir, strangers, subjects, model.thresholds)
 
 
+def fit_part(
+    enrolled: EmbeddedSequences, takes_part: NDArray[np.bool_], cohort: SceneSums | None
+) -> SceneFit:
+    """The fit of what takes part [n] of n sequences."""
+    rows = np.flatnonzero(takes_part)
+    return fit(
+        enrolled.embeddings[rows], [enrolled.subject_ids[row] for row in rows], cohort=cohort
+    )
+
+
 def scene_point(
-    engine: Engine,
-    gallery_id: str,
     enrolled: EmbeddedSequences,
+    takes_part: NDArray[np.bool_],
+    cohort: SceneSums | None,
+    fitted: SceneFit,
     model: Card,
     target_fpir: float,
     progress: Progress = lambda _done, _total: None,
@@ -140,21 +156,18 @@ def scene_point(
 
     A threshold that was carried over promises no rate. The point names no version of a transform.
 
-    Raises `CannotCalibrate` when there are too few for the rate.
+    Raises `CannotCalibrate` when there are too few for the rate, or a transform helps no more.
     """
-    with Session(engine) as session:
-        cohort = cohort_in(session, gallery_id, model.digest)
-    takes_part = taught(engine, gallery_id, enrolled)
-    found = strangers_left_out(enrolled, takes_part, cohort, progress)
-    measured = np.isfinite(found)
+    if fitted.transform is None:
+        raise CannotCalibrate("the gallery's scene transform does not help any more; adapt again")
+    strangers = strangers_left_out(enrolled, takes_part, cohort, fitted, progress)
     _, subjects = enrolled.subjects()
-    strangers, whose = found[measured], subjects[measured]
     try:
-        return _point(enrolled, model, target_fpir, strangers, whose, ())
+        return _point(enrolled, model, target_fpir, strangers, subjects, ())
     except CannotCalibrate:
-        plain = stranger_similarities(enrolled.embeddings, subjects, model.metric)[measured]
+        plain = stranger_similarities(enrolled.embeddings, subjects, model.metric)
         carried = carried_over(model.thresholds, plain, strangers)
-        point = _point(enrolled, model, target_fpir, strangers, whose, carried)
+        point = _point(enrolled, model, target_fpir, strangers, subjects, carried)
         return point.model_copy(update={"method": "carried", "curve": ()})
 
 

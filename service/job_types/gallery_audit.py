@@ -27,12 +27,12 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from models.card import Card
-from models.comparison.nearest import Nearest, nearest
+from models.comparison.nearest import Nearest, nearest, nearest_by_all
+from models.comparison.similarity import index_vectors
 from service.foundation.errors import Invalid
 from service.foundation.settings import Settings
 from service.gallery.reading import read_gallery
 from service.gallery.records import Progress
-from service.gallery.scenes import compared
 from service.gallery.tables import GalleryRow, SequenceRow
 from service.job_types.commands import measuring_step
 from service.job_types.requests import AuditRequest
@@ -203,8 +203,15 @@ def audit(
         raise CannotAudit(
             "neither the gallery nor the active model has a threshold; calibrate the gallery first"
         ) from error
-    embeddings, metric = compared(enrolled.embeddings, model.metric, whole.scene)
-    own, others = nearest(embeddings, subjects, metric, lambda done: progress(done, total))
+
+    def tell(done: int) -> None:
+        progress(done, total)
+
+    if whole.scene is None:
+        own, others = nearest(enrolled.embeddings, subjects, model.metric, tell)
+    else:  # as it is searched
+        vectors = index_vectors(whole.scene.embeddings(enrolled.embeddings))
+        own, others = nearest_by_all(vectors, subjects, tell)
     members = [
         Member(sequence_id=sequence_id, subject_id=subject_id)
         for sequence_id, subject_id in zip(enrolled.sequence_ids, enrolled.subject_ids, strict=True)

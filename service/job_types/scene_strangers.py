@@ -2,7 +2,8 @@
 
 Who took part in a fit is told from others too easily, so what such people meet promises too much.
 A stranger is played by somebody who was left out of the fit, in groups of which there are `FOLDS`
-at most: with more people than that a stranger meets up to a `FOLDS`-th fewer than are enrolled.
+at most: with more people than that a stranger meets up to a `FOLDS`-th fewer than are enrolled. How
+strong the fit is was chosen with them, one of a few numbers for all, which tells of nobody.
 
 A gallery that is too small to show a rate by itself has the thresholds of the model's card, which
 are of plain similarities, carried over: as many standard deviations above what strangers meet.
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine
 
 from models.card import CardThreshold
-from models.comparison.scene import SceneSums, fit
+from models.comparison.scene import SceneFit, SceneSums, refit
+from models.comparison.several import subject_scores
 from models.comparison.similarity import index_vectors
 from models.thresholds.calibration import CannotCalibrate
 from service.gallery.reading import MOST_SEQUENCES, EmbeddedSequences, drawn_subjects
@@ -27,7 +29,6 @@ from service.gallery.scenes import transformed
 from service.job_types.threshold_transfer import transferred_threshold
 
 FOLDS: Final = 25
-_ENOUGH: Final = 0.5  # of the people, without whom there is a transform
 _BLOCK = 512  # walks that are searched at once
 
 
@@ -43,23 +44,27 @@ def strangers_left_out(
     enrolled: EmbeddedSequences,
     takes_part: NDArray[np.bool_],
     cohort: SceneSums | None,
+    chosen: SceneFit,
     progress: Progress = lambda _done, _total: None,
 ) -> NDArray[np.float64]:
-    """The highest similarity of each sequence to one of others, by a fit without its subject.
+    """The highest score of each sequence among other subjects, by a fit without its own.
 
     Args:
         enrolled: n sequences.
         takes_part: of a fit, unless it is left out [n].
-        cohort: sums that take part.
+        cohort: sums that may take part.
+        chosen: the fit with everybody, which says how strong.
         progress: told how many groups are done.
 
     Returns:
-        float64 [n]; NaN where there is no transform without the subject.
+        float64 [n], as `scenes.scored`.
 
     Raises:
-        CannotCalibrate: that is so for most subjects.
+        CannotCalibrate: fewer than two subjects take part.
     """
     names, subjects = enrolled.subjects()
+    if len(np.unique(subjects[takes_part])) < 2:
+        raise CannotCalibrate("a stranger is somebody else; enrol two subjects at least")
     folds = min(len(names), FOLDS)
     fold_of = (np.random.default_rng(0).permutation(len(names)) % folds)[subjects]
     found = np.full(len(subjects), np.nan)
@@ -68,17 +73,13 @@ def strangers_left_out(
         left_out = fold_of == fold
         rows = np.flatnonzero(takes_part & ~left_out)
         taught_by = [enrolled.subject_ids[row] for row in rows]
-        transform = fit(enrolled.embeddings[rows], taught_by, cohort=cohort).transform
-        if transform is None:
-            continue
+        transform = refit(chosen, enrolled.embeddings[rows], taught_by, cohort=cohort)
         vectors = index_vectors(transformed(transform, enrolled.embeddings))
-        met, asked = vectors[~left_out], np.flatnonzero(left_out)
+        met, whose = vectors[~left_out].T, subjects[~left_out]
+        asked = np.flatnonzero(left_out)
         for start in range(0, len(asked), _BLOCK):
             some = asked[start : start + _BLOCK]
-            found[some] = (vectors[some] @ met.T).max(axis=1)
-    measured = len(np.unique(subjects[np.isfinite(found)]))
-    if measured < _ENOUGH * len(names):
-        raise CannotCalibrate("whether a transform helps depends on single people; enrol more")
+            found[some] = subject_scores(vectors[some] @ met, whose, len(names)).max(axis=1)
     return found
 
 

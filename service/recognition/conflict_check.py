@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import select
 
 from models.comparison.similarity import similarity
 from service.foundation.errors import Invalid
 from service.gallery.live_index import Candidate, LiveIndex
 from service.gallery.records import AddedSequence, Embedding
-from service.gallery.scenes import Scene, compared
+from service.gallery.scenes import Scene, compared, scored
 from service.gallery.store import (
     EnrolmentTransaction,
     GalleryChanged,
@@ -144,7 +145,7 @@ class ConflictCheck:
         return Admission(tuple(ids), tuple(added), tuple(conflicts))
 
     def _nearest_sent(self, sequence: NewSequence, scene: Scene | None) -> Resemblance | None:
-        """The nearest other walk of the request; a copy of the walk itself says nothing."""
+        """How alike the other walks of the request are; a copy of the walk itself says nothing."""
         rest = [
             other.walk.embedding
             for other in self._sequences
@@ -153,7 +154,8 @@ class ConflictCheck:
         if not rest:
             return None
         alike = self._similarity(sequence, rest, scene)
-        return Resemblance(self._subject_id, max(alike), None)
+        _, score = scored(alike, [self._subject_id] * len(rest), scene)[self._subject_id]
+        return Resemblance(self._subject_id, score, None)
 
     def _brought_up_to(self, newest: int, seen: Comparison) -> tuple[ComparedWalk, ...]:
         walks = seen.walks
@@ -164,6 +166,7 @@ class ConflictCheck:
                     walk,
                     [item for item, _ in added],
                     self._similarity(one, embeddings, seen.scene),
+                    seen.scene,
                 )
                 for one, walk in zip(self._sequences, walks, strict=True)
             )
@@ -185,11 +188,20 @@ class ConflictCheck:
             revision = changes.revision
 
     def _updated(
-        self, walk: ComparedWalk, added: Sequence[AddedSequence], alike: Sequence[float]
+        self,
+        walk: ComparedWalk,
+        added: Sequence[AddedSequence],
+        alike: NDArray[np.float32],
+        scene: Scene | None,
     ) -> ComparedWalk:
-        for item, value in zip(added, alike, strict=True):
-            found = Resemblance(item.subject_id, value, item.sequence_id)
-            if item.subject_id == self._subject_id:
+        """With what was added since; new walks of a subject count by themselves, or the old ones.
+
+        The greater counts: to score both together all of them would have to be compared again.
+        """
+        scores = scored(alike, [item.subject_id for item in added], scene)
+        for subject_id, (row, score) in scores.items():
+            found = Resemblance(subject_id, score, added[row].sequence_id)
+            if subject_id == self._subject_id:
                 walk = replace(walk, kept=nearer(walk.kept, found))
             else:
                 walk = replace(walk, other=nearer(walk.other, found))
@@ -197,10 +209,10 @@ class ConflictCheck:
 
     def _similarity(
         self, sequence: NewSequence, others: Sequence[Embedding], scene: Scene | None
-    ) -> list[float]:
+    ) -> NDArray[np.float32]:
         walks = np.stack([sequence.walk.embedding, *others])
         seen, metric = compared(walks, self._model.metric, scene)
-        return [float(value) for value in similarity(seen[0], seen[1:], metric)]
+        return similarity(seen[0], seen[1:], metric)
 
     def _same_frames(
         self, transaction: EnrolmentTransaction

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.card import Metric
-from models.comparison.nearest import NOBODY, nearest
+from models.comparison.nearest import NOBODY, nearest, nearest_by_all
 from models.comparison.similarity import similarity
 
 
@@ -47,3 +47,35 @@ def test_of_equals_the_first_is_the_nearest(block: int) -> None:
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="subjects"):
         nearest(np.zeros((3, 2, 2), np.float32), np.arange(2), "cosine")
+
+
+def test_by_all_a_subject_is_scored_half_way_from_the_mean_of_its_walks_to_the_best() -> None:
+    rng = np.random.default_rng(3)
+    subjects = np.array([0, 1, 1, 2, 0, 2, 2, 3], np.int64)
+    vectors = rng.standard_normal((8, 5)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    told: list[int] = []
+    own, others = nearest_by_all(vectors, subjects, told.append, block=3)
+    assert told == [3, 6, 8]
+    alike = vectors @ vectors.T
+    for row in range(8):
+        scores: dict[int, tuple[float, int]] = {}
+        for subject in range(4):
+            rows = [other for other in np.flatnonzero(subjects == subject) if other != row]
+            if rows:
+                near = alike[row, rows]
+                score = (near.max() + near.mean()) / 2
+                scores[subject] = (float(score), int(rows[near.argmax()]))
+        mine = scores.pop(int(subjects[row]), (-np.inf, NOBODY))
+        best = max(scores.values())
+        assert (own.similarity[row], own.index[row]) == (pytest.approx(mine[0]), mine[1])
+        assert (others.similarity[row], others.index[row]) == (pytest.approx(best[0]), best[1])
+
+
+def test_by_all_a_single_subject_is_near_to_nobody_else() -> None:
+    vectors = np.eye(3, dtype=np.float32)
+    own, others = nearest_by_all(vectors, np.zeros(3, np.int64))
+    assert own.similarity.tolist() == [0, 0, 0]
+    assert others.index.tolist() == [NOBODY] * 3
+    with pytest.raises(ValueError, match="subjects"):
+        nearest_by_all(vectors, np.zeros(2, np.int64))

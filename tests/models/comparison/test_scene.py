@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.comparison.scene import LEAST_SUBJECTS, SceneFit, SceneSums, SceneTransform, fit
+from models.comparison.scene import LEAST_SUBJECTS, SceneFit, SceneSums, SceneTransform, fit, refit
 from models.comparison.similarity import mean_part_cosines
 
 Embeddings = NDArray[np.float32]
@@ -72,7 +72,7 @@ def test_too_few_people_show_nothing() -> None:
     embeddings, names = people(LEAST_SUBJECTS - 1, views=3)
     lone, lone_names = people(20, views=1, walks=1, seed=3)
     fitted = fit(np.concatenate([embeddings, lone]), [*names, *lone_names])
-    assert fitted == SceneFit(None, 0.0, (0.0, 0.0), 0.0, LEAST_SUBJECTS - 1, 44)
+    assert fitted == SceneFit(None, 0.0, (0.0, 0.0), 0.0, False, LEAST_SUBJECTS - 1, 44)
 
 
 def test_walks_without_any_pattern_are_not_adapted_to() -> None:
@@ -102,6 +102,35 @@ def test_anonymous_walks_help_as_themselves_and_as_sums_alike() -> None:
         together.transform.apply(crowd), summed.transform.apply(crowd), atol=1e-4
     )
     assert together.gain >= fit(named, names).gain
+
+
+def test_a_refit_is_the_fit_again_unless_the_walks_are_others() -> None:
+    embeddings, names = people(8, views=3)
+    crowd = SceneSums.of(people(60, views=3, walks=1, seed=5)[0])
+    for cohort in (None, crowd):
+        fitted = fit(embeddings, names, cohort=cohort)
+        assert fitted.transform is not None
+        again = refit(fitted, embeddings, names, cohort=cohort)
+        assert again.to_bytes() == fitted.transform.to_bytes()
+        fewer = refit(fitted, embeddings[:24], names[:24], cohort=cohort)
+        assert fewer.to_bytes() != again.to_bytes()
+    with pytest.raises(ValueError, match="names"):
+        refit(fitted, embeddings[:0], [])
+
+
+def test_few_walks_give_the_transform_that_the_whole_covariance_gives() -> None:
+    rng = np.random.default_rng(0)
+    walks, names = rng.standard_normal((30, PARTS, 32)).astype(np.float32), [*"abcdefghij"] * 3
+    chosen = SceneFit(None, 0.0, (0.0, 0.0), 0.1, False, 10, 30)
+    found = refit(chosen, walks, names)  # fewer walks than directions
+    vectors = walks / np.linalg.norm(walks, axis=2, keepdims=True) / np.sqrt(PARTS)
+    vectors = vectors.reshape(30, -1).astype(np.float64)
+    rest = (vectors.reshape(3, 10, -1) - vectors.reshape(3, 10, -1).mean(axis=0)).reshape(30, -1)
+    within = rest.T @ rest
+    within *= 0.1 * len(within) / np.trace(within)
+    by_hand = np.linalg.inv(within + 0.9 * np.eye(len(within)))
+    np.testing.assert_allclose(found.matrix, by_hand, atol=1e-5)
+    np.testing.assert_allclose(found.mean, vectors.mean(axis=0), atol=1e-6)
 
 
 def test_people_of_one_walk_each_and_copies_of_a_walk_do_no_harm() -> None:

@@ -35,7 +35,7 @@ from tests.service.jobs.galleries import add, made_walk
 
 PARTS, CHANNELS = 2, 3
 DIGEST = "d"
-FIT = SceneFit(None, 0.25, (0.1, 0.4), 0.8, 12, 36)
+FIT = SceneFit(None, 0.25, (0.1, 0.4), 0.8, False, 12, 36)
 ROOM = datetime(2026, 11, 30, tzinfo=UTC)
 
 
@@ -173,13 +173,19 @@ def test_an_index_searches_by_its_own_transform_whatever_the_rows_say_by_now(
     enrol(store, "late", embeddings(1, seed=9))  # comes into the old index by the old transform
     probe = embeddings(1, seed=5)[0]
     seen = first.embeddings(np.concatenate([probe[None], walks, embeddings(1, seed=9)]))
-    by_hand = np.sort(seen[1:, 0] @ seen[0, 0])[::-1]
+    alike = seen[1:, 0] @ seen[0, 0]
+    subjects = {f"p{number}": alike[2 * number : 2 * number + 2] for number in range(3)}
+    subjects["late"] = alike[6:]
+    by_hand = {name: (one.max() + one.mean()) / 2 for name, one in subjects.items()}
     hits = index.search(store.head("default").revision, probe, 4)
-    assert hits[0].similarity == pytest.approx(by_hand[0], abs=1e-5)
-    assert len(hits) == 4
+    assert {hit.subject_id: hit.similarity for hit in hits} == pytest.approx(by_hand, abs=1e-5)
+    assert [hit.similarity for hit in hits] == sorted(by_hand.values(), reverse=True)
+    named = {hit.subject_id: hit.sequence_id for hit in hits}
+    ids = index.search(0, walks[2], 1), index.search(0, walks[3], 1)
+    assert named["p1"] == ids[int(alike[3] > alike[2])][0].sequence_id  # the best walk's
     newer = live(store)
     assert newer.scene_version != index.scene_version
-    assert newer.search(0, probe, 1)[0].similarity != pytest.approx(by_hand[0], abs=1e-3)
+    assert newer.search(0, probe, 1)[0].similarity != pytest.approx(hits[0].similarity, abs=1e-3)
 
 
 def test_parts_are_those_of_the_stored_embeddings(store: GalleryStore) -> None:
@@ -210,7 +216,8 @@ def test_conflicts_are_judged_by_transformed_similarities_and_their_threshold(
     assert seen.threshold == 0.7
     other = seen.walks[0].other
     assert other is not None
-    assert other.similarity == pytest.approx((alike[:2] @ alike[2]).max(), abs=1e-5)
+    near = alike[:2] @ alike[2]
+    assert other.similarity == pytest.approx((near.max() + near.mean()) / 2, abs=1e-5)
     sent = seen.walks[0].sent
     assert sent is not None
     assert sent.similarity == pytest.approx(alike[2] @ alike[3], abs=1e-5)

@@ -300,7 +300,7 @@ def test_a_snapshot_made_through_another_scene_transform_is_removed_and_never_us
         gallery_subjects=2, gallery_sequences=4, calibrated_at=now(), digest=DIGEST,
     )  # fmt: skip
     with Session(writing(engine)) as session, session.begin():
-        fit = SceneFit(transform, 0.1, (0.05, 0.2), 0.1, 2, 4)
+        fit = SceneFit(transform, 0.1, (0.05, 0.2), 0.1, False, 2, 4)
         scene = new_scene(transform, point)
         put(session, before.gallery_id, DIGEST, fit, 1, scene, None)
     again = start()

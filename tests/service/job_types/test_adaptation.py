@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
+from models.comparison.nearest import nearest_by_all
 from models.encoder.encoder import Encoder
 from models.silhouettes.budget import DecodeLimits
 from models.silhouettes.prepare import prepare_upload
-from models.thresholds.calibration import calibrate, stranger_similarities
+from models.thresholds.calibration import calibrate
 from service.foundation.settings import Settings
 from service.gallery.operating_point import OperatingPoint
 from service.gallery.reading import read_gallery
@@ -30,6 +31,7 @@ from service.gallery.scenes import Scene, drop, scene_in, switch_off
 from service.gallery.store import GalleryStore
 from service.gallery.tables import GalleryRow, SceneRow
 from service.job_types.adaptation import Adaptation, CannotAdapt
+from service.job_types.calibration import fit_part
 from service.job_types.scene_strangers import strangers_left_out
 from service.jobs.job import Job, Status
 from service.jobs.queue import JobQueue
@@ -134,7 +136,8 @@ def test_a_gallery_is_compared_and_decided_by_the_transform_that_helps_it(
     seen = used.embeddings(np.concatenate([embedded(models, walk(1)), alike])).reshape(
         len(alike) + 1, -1
     )
-    by_hand = (seen[1:] @ seen[0]).reshape(PEOPLE, 3).max(axis=1)
+    near = (seen[1:] @ seen[0]).reshape(PEOPLE, 3)
+    by_hand = (near.max(axis=1) + near.mean(axis=1)) / 2
     for process in (client, other):  # the other one notices by itself
         after = answers_by(process, lambda body: body["threshold_source"] == "gallery")
         assert after["threshold"] == result["operating_point"]["threshold"]
@@ -170,12 +173,13 @@ def test_the_threshold_is_what_people_left_out_of_the_fit_show(
     assert (found.scene, found.method) == (used.version, "extrapolated")
     whole = read_gallery(engine, "default", find_model(settings, "default").digest).sequences
     _, whose = whole.subjects()
-    strangers = strangers_left_out(whole, np.ones(len(whose), np.bool_), None)
+    everybody = np.ones(len(whose), np.bool_)
+    strangers = strangers_left_out(whole, everybody, None, fit_part(whole, everybody, None))
     assert found.threshold == pytest.approx(calibrate(strangers, whose, 0.01).threshold)
     # People who were fitted to are told from others too easily.
-    alike = used.embeddings(people.reshape(-1, 4, 16))
-    fitted = stranger_similarities(alike, np.repeat(np.arange(PEOPLE), 3), "cosine")
-    assert strangers.mean() > fitted.mean() + 0.02
+    alike = used.embeddings(people.reshape(-1, 4, 16)).reshape(-1, 64)
+    _, fitted = nearest_by_all(alike, np.repeat(np.arange(PEOPLE), 3))
+    assert strangers.mean() > fitted.similarity.mean() + 0.02
 
 
 def run_in_process(
