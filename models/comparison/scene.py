@@ -29,9 +29,11 @@ from models.files.array_file import read_array
 LEAST_SUBJECTS: Final = 5
 """Fewer persons with several walks show nothing about anybody else."""
 
-_CONFIDENCE: Final = 0.92  # from one side 96 %: the best of several strengths is taken
+_CONFIDENCE: Final = 0.95  # where several strengths are tried
+_STRENGTHS: Final = (0.04, 0.08, 0.16, 0.32)
+_CONFIDENCE_OF_FEW: Final = 0.9
+_STRENGTH_OF_FEW: Final = (0.08,)  # few people choose among several by chance
 _REPLICATES: Final = 2000
-_STRENGTHS: Final = (0.02, 0.05, 0.1, 0.2, 0.4)
 _FEW: Final = 16  # persons
 _FOLDS: Final = 5
 _ENOUGH_MEASURED: Final = 100  # persons, in all rounds
@@ -179,9 +181,9 @@ class SceneFit:
         gain: in how often a walk is nearer to another of the same person than to all walks of one
             other person, neither of whom took part in the fit; in [-1, 1], 0 if there was nothing
             to measure.
-        interval: of the gain, at 92 %, by drawing persons.
-        strength: share of the scene in what is inverted, the rest being the floor; in [0, 1]. The
-            one that is most surely a gain, also where there is no transform.
+        interval: of the gain, by drawing persons, at 90 % (95 % of more than 16 persons).
+        strength: share of the scene in what is inverted, the rest being the floor; in [0, 1]. Of
+            more than 16 persons the one that is most surely a gain, also without a transform.
         anonymous: whether anonymous walks take part, chosen with the strength.
         subjects: persons with two walks at least.
         walks: walks that were offered, anonymous ones too.
@@ -223,11 +225,13 @@ def fit(
     if persons < LEAST_SUBJECTS:
         return SceneFit(None, 0.0, (0.0, 0.0), 0.0, False, persons, walks)
     cohorts = [None, anonymous] if anonymous.count >= 2 else [None]
-    compared, gains = _gains(vectors, whose, counts, cohorts)
-    intervals = _intervals(compared, gains)
-    which, row = divmod(int(intervals[..., 0].argmax()), len(_STRENGTHS))
+    few = persons <= _FEW
+    strengths = _STRENGTH_OF_FEW if few else _STRENGTHS
+    compared, gains = _gains(vectors, whose, counts, cohorts, strengths)
+    intervals = _intervals(compared, gains, _CONFIDENCE_OF_FEW if few else _CONFIDENCE)
+    which, row = divmod(int(intervals[..., 0].argmax()), len(strengths))
     low, high = intervals[which, row].tolist()
-    gain, strength = float(gains[which, row].sum() / compared.sum()), _STRENGTHS[row]
+    gain, strength = float(gains[which, row].sum() / compared.sum()), strengths[row]
     transform = None
     if low > 0:
         transform = _Scatter.of(vectors, whose, cohorts[which]).transform(strength)
@@ -336,6 +340,7 @@ def _gains(
     whose: NDArray[np.intp],
     counts: NDArray[np.intp],
     cohorts: Sequence[SceneSums | None],
+    strengths: Sequence[float],
 ) -> tuple[Floats, Floats]:
     """What persons with several walks gain against each other, summed over rounds.
 
@@ -346,7 +351,7 @@ def _gains(
     measured = np.sort(rng.permutation(np.flatnonzero(counts >= 2))[:_MOST_MEASURED])
     walks_of = [rng.permutation(np.flatnonzero(whose == p))[:_MOST_WALKS] for p in measured]
     compared = np.zeros((len(measured), len(measured)))
-    gains = np.zeros((len(cohorts), len(_STRENGTHS), *compared.shape))
+    gains = np.zeros((len(cohorts), len(strengths), *compared.shape))
     for members in _left_out_together(len(measured), rng):
         pairs = np.ix_(members, members)
         left_out = np.isin(whose, measured[members])
@@ -355,7 +360,7 @@ def _gains(
         before = _nearer_own(vectors[asked], whose[asked])
         for which, cohort in enumerate(cohorts):
             scatter = _Scatter.of(vectors[~left_out], whose[~left_out], cohort)
-            for row, mapped in enumerate(scatter.mapped(vectors[asked], _STRENGTHS)):
+            for row, mapped in enumerate(scatter.mapped(vectors[asked], strengths)):
                 gains[which, row][pairs] += _nearer_own(mapped, whose[asked]) - before
     return compared, gains
 
@@ -396,14 +401,14 @@ def _nearer_own(vectors: Floats, whose: NDArray[np.intp]) -> Floats:
     return shares
 
 
-def _intervals(compared: Floats, gains: Floats) -> Floats:
+def _intervals(compared: Floats, gains: Floats, confidence: float) -> Floats:
     """Of each gain, by drawing persons as those sought and as those taken for them [..., 2]."""
     count = len(compared)
     rng = np.random.default_rng(0)
     drawn = rng.multinomial(count, np.full(count, 1 / count), _REPLICATES).astype(np.float64)
     asked = ((drawn @ compared) * drawn).sum(axis=1)
     gained = ((drawn @ gains) * drawn).sum(axis=-1)
-    tail = (1 - _CONFIDENCE) / 2
+    tail = (1 - confidence) / 2
     means = gained[..., asked > 0] / asked[asked > 0]
     return np.moveaxis(np.quantile(means, [tail, 1 - tail], axis=-1), 0, -1)
 

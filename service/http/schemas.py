@@ -391,7 +391,9 @@ class GainAnswer(Schema):
     """
 
     value: float
-    interval: tuple[float, float] = Field(description="at 92 %, by drawing people")
+    interval: tuple[float, float] = Field(
+        description="at 90 % (95 % of more than 16 people), by drawing people"
+    )
 
 
 class SceneAnswer(Schema):

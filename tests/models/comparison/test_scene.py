@@ -52,9 +52,9 @@ def same(one: SceneFit, other: SceneFit) -> bool:
 
 
 def test_people_who_took_no_part_are_found_better_from_other_views() -> None:
-    fitted = fit(*people(12, views=3))
+    fitted = fit(*people(20, views=3))
     assert fitted.transform is not None
-    assert (fitted.subjects, fitted.walks) == (12, 72)
+    assert (fitted.subjects, fitted.walks) == (20, 120)
     assert 0 < fitted.interval[0] <= fitted.gain <= fitted.interval[1]
     strangers, names = people(8, views=3, seed=1)
     before = rank1_of_single_walks(strangers, names)
