@@ -47,11 +47,11 @@ from training.evaluation.protocols import EvaluationProtocol, Retrieval
 from training.objective.teachers import Teacher
 from training.process import provenance
 from training.recipe import Distillation, Problem, Recipe, RecipeError, load
+from training.recipe.terms import AnyTerm, DecoupledTerm, InformativeTemperature
 from training.run.distributed import Group, join
 from training.run.meter import Meter
 from training.run.preparation import Preparation, card, prepare, without_paths
 from training.run.trainer import Trainer, require_finite
-from training.terms import AnyTerm, DecoupledTerm, InformativeTemperature
 
 ALONE: Final = "labels alone"
 _PUBLISHED: Final = load("gaitkd")

@@ -22,8 +22,8 @@ from service.http.app import create_app
 from training.cli.commands import app as training
 from training.evaluation import PROTOCOLS
 from training.recipe import load, shipped
+from training.recipe.terms import DistillationTerm, OwnTerm
 from training.rendering.recipe import RenderRecipe
-from training.terms import DistillationTerm, OwnTerm
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

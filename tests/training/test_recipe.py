@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training import recipe as recipes
-from training import terms as kinds
 from training.data.options import OrderedClip
 from training.recipe import Recipe, RecipeError, load, missing_files, require_teachers, shipped
+from training.recipe import terms as kinds
 
 SMALLEST = 'steps = 5\nstudent.architecture = "gaitbase"\nterms = [{kind = "triplet"}]\n'
 

@@ -12,7 +12,7 @@ from training.objective.distillation.ranking import ranking_distillation
 from training.objective.distillation.relation import relation_distillation
 from training.objective.lesson import Lesson, Method, temperature_of
 from training.objective.losses import cross_entropy, triplet
-from training.terms import (
+from training.recipe.terms import (
     BoundaryTerm,
     CrossEntropyTerm,
     DecoupledTerm,

@@ -14,7 +14,7 @@ from models.networks.network import GaitNetwork
 from training.objective.distillation.alignment import align_parts, truncate_parts
 from training.objective.distillation.temperature import informative_temperature
 from training.objective.student import StudentOutput
-from training.terms import InformativeTemperature, Temperature, Term
+from training.recipe.terms import InformativeTemperature, Temperature, Term
 
 PLAIN: str = "plain"
 STRONG: str = "strong"

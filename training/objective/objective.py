@@ -15,7 +15,7 @@ from training.objective.lesson import MASKED, PLAIN, Lesson, Networks, Seen
 from training.objective.registry import METHODS
 from training.objective.student import StudentOutput
 from training.recipe import Recipe
-from training.terms import AnyTerm
+from training.recipe.terms import AnyTerm
 
 
 class Loss(NamedTuple):

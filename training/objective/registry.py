@@ -1,4 +1,4 @@
-"""What every kind of term computes. A new one: its options in `training.terms`, a file, a line."""
+"""What every kind of term computes. A new one: options in `recipe.terms`, a file, a line here."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from models.networks.head import GaitOutput
 from models.networks.network import ClipBackbone, FrameBackbone, GaitNetwork
 from training.data.options import OrderedClip, RandomLengthClip
 from training.recipe import Problem, Recipe, RecipeError
-from training.terms import (
+from training.recipe.terms import (
     AnglesTerm,
     AnyTerm,
     CorrelationTerm,

@@ -28,7 +28,7 @@ from training.objective.objective import Objective
 from training.objective.registry import METHODS
 from training.objective.student import StudentOutput
 from training.recipe import Recipe
-from training.terms import DistillationTerm, OwnTerm
+from training.recipe.terms import DistillationTerm, OwnTerm
 
 CPU = torch.device("cpu")
 PARTS = (15, 16, 31, 62, 64)

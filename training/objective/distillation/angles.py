@@ -9,7 +9,7 @@ from torch import Tensor
 from training.objective.distances import others, part_distances
 from training.objective.distillation.alignment import align_parts
 from training.objective.lesson import Lesson, Method
-from training.terms import AnglesTerm
+from training.recipe.terms import AnglesTerm
 
 
 def relational_distillation(

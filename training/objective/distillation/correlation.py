@@ -8,7 +8,7 @@ from torch import Tensor
 from training.objective.distillation.alignment import require_equal, require_positive
 from training.objective.lesson import Lesson, Method, temperature_of
 from training.objective.losses import LOGIT_SCALE
-from training.terms import CorrelationTerm
+from training.recipe.terms import CorrelationTerm
 
 
 def correlation_distillation(

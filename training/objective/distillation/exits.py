@@ -12,7 +12,7 @@ from models.networks.pooling import strip_pool
 from training.objective.distillation.alignment import align_parts, require_equal, require_positive
 from training.objective.lesson import Lesson, Method, Networks
 from training.objective.losses import LOGIT_SCALE
-from training.terms import ExitsTerm
+from training.recipe.terms import ExitsTerm
 
 
 def adaptive_distillation(

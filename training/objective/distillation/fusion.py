@@ -15,7 +15,7 @@ from models.networks.network import GaitNetwork
 from training.objective.distillation.alignment import require_equal
 from training.objective.distillation.exits import adaptive_distillation, stage_shapes
 from training.objective.lesson import Lesson, Method, Networks, half_as
-from training.terms import FusionTerm
+from training.recipe.terms import FusionTerm
 
 
 def part_contrast(

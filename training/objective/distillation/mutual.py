@@ -9,7 +9,7 @@ from torch import Tensor
 from training.objective.distillation.alignment import require_positive
 from training.objective.lesson import Lesson, Method, temperature_of
 from training.objective.losses import LOGIT_SCALE
-from training.terms import MutualTerm
+from training.recipe.terms import MutualTerm
 
 
 def mutual_distillation(

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.objective.lesson import MASKED, Lesson, Method, Networks
-from training.terms import QueryTerm
+from training.recipe.terms import QueryTerm
 
 
 class Reconstruction(nn.Module):

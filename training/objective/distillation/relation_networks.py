@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from training.objective.distillation.exits import SeparableConv, stage_shapes
 from training.objective.lesson import Lesson, Method, Networks
 from training.objective.losses import LOGIT_SCALE
-from training.terms import RelationNetworksTerm
+from training.recipe.terms import RelationNetworksTerm
 
 
 class Relations(NamedTuple):

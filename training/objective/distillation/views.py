@@ -9,7 +9,7 @@ from torch import Tensor
 from training.objective.distillation.alignment import require_equal
 from training.objective.lesson import PLAIN, STRONG, Lesson, Method, temperature_of
 from training.objective.losses import LOGIT_SCALE
-from training.terms import ViewsTerm
+from training.recipe.terms import ViewsTerm
 
 
 def gated_distillation(

@@ -30,7 +30,7 @@ from training.objective.distillation.views import (
     gated_distillation,
     whole_parts,
 )
-from training.terms import RelationNetworksTerm
+from training.recipe.terms import RelationNetworksTerm
 
 N, K, P, C = 6, 7, 3, 5
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])

@@ -32,7 +32,7 @@ from training.data.options import (
     RandomLengthClip,
     Swap,
 )
-from training.terms import (
+from training.recipe.terms import (
     AnyTerm,
     CrossEntropyTerm,
     MutualTerm,
