@@ -302,7 +302,7 @@ def test_footage_that_cannot_be_answered_says_what_to_do(
         status=415, body=json.dumps(content), content_type="application/problem+json"))  # fmt: skip
     section.get_by_role("button", name="Identify", exact=True).click()
     expect(alert).to_contain_text("two networks that are not installed")
-    expect(alert).to_contain_text("python -m models.footage.weights")
+    expect(alert).to_contain_text("python -m models.footage")
 
 
 def test_a_threshold_of_ones_own_decides_and_a_person_can_be_verified(

@@ -47,7 +47,7 @@ Probes = Annotated[
     File(
         min_length=1,
         description="Walks, or footage, of one person: 1 to 10 files, which are fused.",
-        json_schema_extra={"maxItems": _MOST_PROBES},  # more are a 413, as everywhere
+        max_length=_MOST_PROBES,
     ),
 ]
 View = Annotated[ViewField | None, Form()]

@@ -22,6 +22,10 @@ WALK = walk(1, frames=30)
 PERSON = "person-1"
 _NUMBERS = itertools.count(1)  # of galleries that are made
 _IMPORT = "/galleries/{gallery}/import"
+_OF_WALKS = {
+    **dict.fromkeys(("/enroll", "/identify", "/verify", "/galleries/{gallery}/cohort"), "sequence"),
+    "/jobs/footage": "footage",
+}
 JSON = ('{"view": "090"}', "{}", '{"view": null, "camera": 2.5, "indoors": true}')
 
 schemathesis.openapi.format(
@@ -62,8 +66,8 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
     good = case.meta and not case.meta.generation.mode.is_negative
     if good and case.headers and "Idempotency-Key" in case.headers:
         case.headers["Idempotency-Key"] = str(uuid.uuid4())  # another request took the same
-    if good and isinstance(case.body, dict) and "sequence" in case.body:
-        _make_sense_of(case.body)
+    if good and isinstance(case.body, dict) and case.path in _OF_WALKS:
+        _make_sense_of(case.body, case.path)
         case._sync_validated_hashes()  # else it takes bytes for a violation of the schema
     if good and isinstance(case.body, dict) and "weights" in case.body:
         folder = Path(os.environ["CHECKPOINT"])
@@ -99,12 +103,14 @@ def _send(case: Any, method: str, path: str) -> httpx.Response:
     return httpx.request(method, f"{base.rstrip('/')}{path}", headers=key, timeout=10)
 
 
-def _make_sense_of(form: dict[str, Any]) -> None:
+def _make_sense_of(form: dict[str, Any], path: str) -> None:
     """A walk where any bytes would be, and JSON for any text, of a person who is enrolled."""
-    many = isinstance(form["sequence"], list)
-    form["sequence"] = [WALK for _ in form["sequence"]] if many else WALK
-    form.pop("gallery", None)  # those that are made up do not exist
-    if "subject_id" in form and not many:
+    field = _OF_WALKS[path]
+    sent = form.get(field)
+    form[field] = WALK if field == "footage" else [WALK for _ in sent or [WALK]]
+    for name in ("gallery", "walk", "input", "track"):  # made up, they do not exist or fit
+        form.pop(name, None)
+    if path == "/verify":
         form["subject_id"] = PERSON
     for name in {"metadata", "filter"} & set(form):
         form[name] = JSON[len(str(form[name])) % len(JSON)]

@@ -94,6 +94,7 @@ def test_the_description_of_the_api_has_every_route_of_jobs_and_models(
         "/jobs/calibrate",
         "/jobs/distill",
         "/jobs/evaluate",
+        "/jobs/footage",
         "/jobs/reindex",
         "/jobs/{job_id}",
         "/jobs/{job_id}/cancel",
