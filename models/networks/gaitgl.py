@@ -92,11 +92,6 @@ class GlobalLocalBackbone(SequenceBackbone):
         """Its stages, without the stem."""
         return list(self.stages)
 
-    @property
-    def last_stage(self) -> nn.Module:
-        """The stage whose maps are pooled."""
-        return self.stages[-1]
-
     def stage_maps(self, silhouettes: Tensor) -> list[Tensor]:
         """Behind each stage the maps `[n, c, s // 3, h', w']` of clips `[n, s, h, w]`."""
         frames = silhouettes.shape[1]
@@ -106,14 +101,6 @@ class GlobalLocalBackbone(SequenceBackbone):
             maps = stage(maps)
             found.append(maps)
         return found
-
-    def over_stages(self, maps: list[Tensor]) -> Tensor:
-        """`stage_maps` to the maximum over time of the last, `[n, c, h, w]`."""
-        return maps[-1].amax(2)
-
-    def over_clips(self, silhouettes: Tensor) -> Tensor:
-        """As `over_stages`, of clips `[n, s, h, w]`."""
-        return self.over_stages(self.stage_maps(silhouettes))
 
 
 class GeneralisedMean(nn.Module):

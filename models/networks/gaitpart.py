@@ -118,10 +118,6 @@ class PartBackbone(SequenceBackbone):
         pooled: Tensor = self.times(strips.view(len(last), -1, *strips.shape[1:]))
         return pooled.unsqueeze(-1)
 
-    def over_clips(self, silhouettes: Tensor) -> Tensor:
-        """As `over_stages`, of clips `[n, s, h, w]`."""
-        return self.over_stages(self.stage_maps(silhouettes))
-
 
 def build_gaitpart(config: GaitPartConfig) -> GaitNetwork:
     """An untrained GaitPart."""

@@ -52,11 +52,6 @@ class SetBackbone(SequenceBackbone):
         """The stages of frames."""
         return list(self.stages)
 
-    @property
-    def last_stage(self) -> nn.Module:
-        """The last stage of frames."""
-        return self.stages[-1]
-
     def stage_maps(self, silhouettes: Tensor) -> list[Tensor]:
         """Behind each stage the maps `[n, c, s, h', w']` of clips `[n, s, h, w]`."""
         return frame_stage_maps(self.stem, self.stages, silhouettes)
@@ -67,10 +62,6 @@ class SetBackbone(SequenceBackbone):
         of_set = self.set_stages[0](first) + second
         of_set = self.set_stages[2](self.set_stages[1](of_set)) + last
         return torch.cat((last, of_set.to(last.dtype)), dim=2)
-
-    def over_clips(self, silhouettes: Tensor) -> Tensor:
-        """As `over_stages`, of clips `[n, s, h, w]`."""
-        return self.over_stages(self.stage_maps(silhouettes))
 
 
 class TwoPyramids(nn.Module):

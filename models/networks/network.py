@@ -135,21 +135,21 @@ class SequenceBackbone(nn.Module, ABC):
         """Its stages, without the stem."""
 
     @property
-    @abstractmethod
     def last_stage(self) -> nn.Module:
         """The last module, of one argument, before features are pooled."""
+        return self.in_order[-1]
 
     @abstractmethod
     def stage_maps(self, silhouettes: Tensor) -> list[Tensor]:
         """Behind each stage the maps `[n, c, s, h', w']` of clips `[n, s, h, w]`."""
 
-    @abstractmethod
     def over_stages(self, maps: list[Tensor]) -> Tensor:
-        """`stage_maps` to what strips are pooled of, `[n, c, h, w]`."""
+        """`stage_maps` to what strips are pooled of, `[n, c, h, w]`: the maximum over time."""
+        return maps[-1].amax(2)
 
-    @abstractmethod
     def over_clips(self, silhouettes: Tensor) -> Tensor:
-        """What strips are pooled of, `[n, c, h, w]`, of clips `[n, s, h, w]`."""
+        """As `over_stages`, of clips `[n, s, h, w]`."""
+        return self.over_stages(self.stage_maps(silhouettes))
 
     def over_clip(self, silhouettes: Tensor) -> Tensor:
         """As `over_clips`, of one clip `[s, h, w]`: `[c, h, w]`."""
@@ -195,11 +195,6 @@ class ClipBackbone(SequenceBackbone):
         return maps
 
     @property
-    def last_stage(self) -> nn.Module:
-        """The stage whose maps are pooled."""
-        return self.clip_stages[-1]
-
-    @property
     def in_order(self) -> list[nn.Module]:
         """Its stages, without the stem."""
         return [self.frame_stage, *self.clip_stages]
@@ -213,10 +208,6 @@ class ClipBackbone(SequenceBackbone):
             maps = stage(maps)
             found.append(maps)
         return found
-
-    def over_stages(self, maps: list[Tensor]) -> Tensor:
-        """`stage_maps` to the maximum over time of the last, `[n, c, h, w]`."""
-        return maps[-1].amax(2)
 
     def over_clips(self, silhouettes: Tensor) -> Tensor:
         """Maximum over time of the maps of clips `[n, s, h, w]`: `[n, c, h, w]`."""

@@ -263,11 +263,6 @@ class WindowBackbone(SequenceBackbone):
         """Its stages, without the stem."""
         return list(self.stages)
 
-    @property
-    def last_stage(self) -> nn.Module:
-        """The stage whose maps are pooled."""
-        return self.stages[-1]
-
     def stage_maps(self, silhouettes: Tensor) -> list[Tensor]:
         """Behind each stage the maps `[n, c, s, h', w']` of clips `[n, s, h, w]`."""
         frames = torch.relu(self.stem(silhouettes.flatten(0, 1).unsqueeze(1)))
@@ -277,14 +272,6 @@ class WindowBackbone(SequenceBackbone):
             maps = following(maps)
             found.append(maps)
         return found
-
-    def over_stages(self, maps: list[Tensor]) -> Tensor:
-        """`stage_maps` to the maximum over time of the last, `[n, c, h, w]`."""
-        return maps[-1].amax(2)
-
-    def over_clips(self, silhouettes: Tensor) -> Tensor:
-        """As `over_stages`, of clips `[n, s, h, w]`."""
-        return self.over_stages(self.stage_maps(silhouettes))
 
 
 def build_swingait(config: SwinGaitConfig) -> GaitNetwork:
