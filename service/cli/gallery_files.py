@@ -6,8 +6,10 @@ They write their result to a file, and what they report to stdout, as a training
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +17,14 @@ from service.cli.connection import GalleryName
 from service.cli.deployment import DataDir, audit_record, existing, galleries, settings_from
 from service.cli.failure import failing_on
 from service.jobs.job import LEASE_VARIABLE
+
+if TYPE_CHECKING:  # each command loads what it needs
+    from sqlalchemy import Engine
+
+    from service.foundation.settings import Settings
+    from service.gallery.records import Progress
+    from service.job_types.commands import Record
+    from service.jobs.queue import JobQueue
 
 app = typer.Typer()
 
@@ -30,6 +40,20 @@ def report(**event: Any) -> None:
 def report_steps(done: int, total: int) -> None:
     """Report how many of the job's steps are done."""
     report(event="progress", step=done, total_steps=total)
+
+
+@contextmanager
+def _to_end_a_job(
+    data_dir: Path | None,
+) -> Iterator[tuple[Settings, Engine, JobQueue, Progress, Record]]:
+    """What a command is given that ends its job itself, in an order that those commands share."""
+    from service.access.audit.entries import SERVICE
+    from service.jobs.queue import JobQueue
+
+    settings = settings_from(data_dir=data_dir)
+    with galleries(settings) as engine, audit_record(settings, engine) as record:
+        queue = JobQueue.of(engine, settings)
+        yield settings, engine, queue, report_steps, lambda entry: record.changed(entry, SERVICE)
 
 
 @app.command("export-gallery")
@@ -109,20 +133,11 @@ def activate_model(
     data_dir: DataDir = None,
 ) -> None:
     """Re-embed a gallery and swap its model: an activation job's command, which ends the job."""
-    from service.access.audit.entries import SERVICE, Entry
     from service.foundation.errors import ServiceError
     from service.job_types.activation import Activation, CannotActivate
-    from service.jobs.queue import JobQueue
 
-    settings = settings_from(data_dir=data_dir)
-    with galleries(settings) as engine, audit_record(settings, engine) as record:
-
-        def swapped(entry: Entry) -> None:
-            record.changed(entry, SERVICE)
-
-        queue = JobQueue.of(engine, settings)
-        with failing_on(ServiceError, CannotActivate):
-            Activation(settings, engine, queue, report_steps, swapped).run(job_id, lease)
+    with _to_end_a_job(data_dir) as given, failing_on(ServiceError, CannotActivate):
+        Activation(*given).run(job_id, lease)
 
 
 @app.command("adapt-gallery", hidden=True)
@@ -132,20 +147,11 @@ def adapt_gallery(
     data_dir: DataDir = None,
 ) -> None:
     """Fit a gallery's scene transform: an adaptation job's command, which ends the job."""
-    from service.access.audit.entries import SERVICE, Entry
     from service.foundation.errors import ServiceError
     from service.job_types.adaptation import Adaptation, CannotAdapt
-    from service.jobs.queue import JobQueue
 
-    settings = settings_from(data_dir=data_dir)
-    with galleries(settings) as engine, audit_record(settings, engine) as record:
-
-        def adapted(entry: Entry) -> None:
-            record.changed(entry, SERVICE)
-
-        queue = JobQueue.of(engine, settings)
-        with failing_on(ServiceError, CannotAdapt):
-            Adaptation(settings, engine, queue, report_steps, adapted).run(job_id, lease)
+    with _to_end_a_job(data_dir) as given, failing_on(ServiceError, CannotAdapt):
+        Adaptation(*given).run(job_id, lease)
 
 
 @app.command("compare-models", hidden=True)

@@ -17,9 +17,8 @@ Processes that serve the gallery notice the swap by its row (`service.serving.ac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import Engine
@@ -30,7 +29,6 @@ from models.comparison.paired import PairedRank1, Side, compare_rank1
 from models.encoder.encoder import Encoder
 from models.thresholds.calibration import CannotCalibrate
 from service.access.audit import entries
-from service.access.audit.entries import Entry
 from service.foundation.errors import Conflict, NotFound, Reason
 from service.foundation.settings import Settings
 from service.gallery.active_model import (
@@ -50,10 +48,9 @@ from service.gallery.scenes import plain_point
 from service.gallery.sealing import sealing_of
 from service.gallery.store import GalleryStore
 from service.job_types.calibration import NotEmbedded, measure
-from service.job_types.commands import deployment, program
+from service.job_types.commands import EndedByItsCommand, Record
 from service.job_types.threshold_transfer import TARGET_FPIR, transfer_threshold
 from service.jobs.job import Job, JsonObject
-from service.jobs.job_type import JobRefused, Outcome, Step
 from service.jobs.queue import (
     InTransaction,
     JobQueue,
@@ -72,9 +69,6 @@ _LATE_AT_MOST = 16  # embedded while the others wait to enrol: a fraction of a s
 _EVALUATIONS_AT_MOST = 16  # of a card, in a job's result
 _FIGURES_AT_MOST = 32  # of an evaluation
 
-Record = Callable[[Entry], None]
-"""Adds to the audit record what is about to be committed."""
-
 
 class CannotActivate(Exception):
     """The activation cannot go on, whatever is tried; the text says why."""
@@ -84,23 +78,12 @@ class _TooManyLate(Exception):
     """More was enrolled meanwhile than can be embedded while others wait."""
 
 
-@dataclass(frozen=True, slots=True)
-class ActivateJob:
-    """One command, which ends the job in the transaction that swaps."""
+class ActivateJob(EndedByItsCommand):
+    """The command resumes by itself: what it embedded is kept."""
 
-    settings: Settings
-    engine: Engine
-
-    def steps(self, job: Job, folder: Path) -> Sequence[Step]:
-        """The command resumes by itself: what it embedded is kept."""
-        del folder
-        command = program("service", "activate-model", job.id)
-        return (Step("activation", command, environment=deployment(self.settings)),)
-
-    def complete(self, job: Job, folder: Path) -> Outcome:
-        """Never reached after a swap, which ends the job."""
-        del job, folder
-        raise JobRefused("the activation ended without a swap")
+    name = "activation"
+    command = "activate-model"
+    wanted = "a swap"
 
 
 class Activation:

@@ -12,9 +12,7 @@ Nothing of it is written anywhere but into the database, where it is sealed as e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
@@ -32,19 +30,15 @@ from service.gallery.records import Progress
 from service.gallery.scenes import Scene
 from service.gallery.tables import ErasedSequenceRow
 from service.job_types.calibration import fit_part, plain_point, scene_point
-from service.job_types.commands import deployment, program
+from service.job_types.commands import EndedByItsCommand, Record
 from service.job_types.scene_strangers import taught
 from service.job_types.threshold_transfer import TARGET_FPIR
-from service.jobs.job import Job, JsonObject
-from service.jobs.job_type import JobRefused, Outcome, Step
+from service.jobs.job import JsonObject
 from service.jobs.queue import JobQueue, Lease, LeaseLost, require_running
 from service.serving.registry import active_model, read_card, resolve
 
 _STEPS = 3  # the fit, and a calibration with the transform and one without
 _ATTEMPTS = 5
-
-Record = Callable[[Entry], None]
-"""Adds to the audit record what is about to be committed."""
 
 
 class CannotAdapt(Exception):
@@ -55,23 +49,12 @@ class _Outdated(Exception):
     """Something that was read was erased or corrected since."""
 
 
-@dataclass(frozen=True, slots=True)
-class AdaptJob:
-    """One command, which ends the job in the transaction that exchanges the transform."""
+class AdaptJob(EndedByItsCommand):
+    """The command keeps nothing until it is done: one that was killed begins again."""
 
-    settings: Settings
-    engine: Engine
-
-    def steps(self, job: Job, folder: Path) -> Sequence[Step]:
-        """The command keeps nothing until it is done: one that was killed begins again."""
-        del folder
-        command = program("service", "adapt-gallery", job.id)
-        return (Step("adaptation", command, environment=deployment(self.settings)),)
-
-    def complete(self, job: Job, folder: Path) -> Outcome:
-        """Never reached after the transaction, which ends the job."""
-        del job, folder
-        raise JobRefused("the adaptation ended without a result")
+    name = "adaptation"
+    command = "adapt-gallery"
+    wanted = "a result"
 
 
 @dataclass(frozen=True, slots=True)

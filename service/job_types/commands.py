@@ -3,15 +3,50 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from sqlalchemy import Engine
 
+from service.access.audit.entries import Entry
 from service.foundation.errors import NotFound
 from service.foundation.settings import Settings
-from service.jobs.job_type import JobRefused, Step, partial
+from service.jobs.job import Job
+from service.jobs.job_type import JobRefused, Outcome, Step, partial
 from service.serving.registry import active_checkpoint
+
+Record = Callable[[Entry], None]
+"""Adds to the audit record what is about to be committed."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndedByItsCommand:
+    """A job of one command, which ends it in the transaction of its result.
+
+    Attributes:
+        name: of its one step.
+        command: of `gaitid`; its argument is the job's id.
+        wanted: what it must not end without.
+    """
+
+    name: ClassVar[str]
+    command: ClassVar[str]
+    wanted: ClassVar[str]
+    settings: Settings
+    engine: Engine
+
+    def steps(self, job: Job, folder: Path) -> Sequence[Step]:
+        """The command; it needs no folder."""
+        del folder
+        command = program("service", self.command, job.id)
+        return (Step(self.name, command, environment=deployment(self.settings)),)
+
+    def complete(self, job: Job, folder: Path) -> Outcome:
+        """Never reached after that transaction."""
+        del job, folder
+        raise JobRefused(f"the {self.name} ended without {self.wanted}")
 
 
 def program(module: str, *arguments: str) -> tuple[str, ...]:

@@ -64,19 +64,25 @@ def until_answered_by(client: httpx.Client, name: str, gallery: str = "default")
     )
 
 
-def test_the_old_model_answers_while_the_new_one_loads_and_nobody_waits(
-    serve: Serve, settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def held_up(monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[threading.Event, threading.Event]:
+    """Models of this name load only once the second event is set; the first says that one tries."""
     loading, go_on = threading.Event(), threading.Event()
     load = resources.open_encoder
 
-    def slowly(settings: Settings, name: str) -> Encoder:
-        if name == "one":
+    def slowly(settings: Settings, wanted: str) -> Encoder:
+        if wanted == name:
             loading.set()
             assert go_on.wait(20)
-        return load(settings, name)
+        return load(settings, wanted)
 
     monkeypatch.setattr(resources, "open_encoder", slowly)
+    return loading, go_on
+
+
+def test_the_old_model_answers_while_the_new_one_loads_and_nobody_waits(
+    serve: Serve, settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading, go_on = held_up(monkeypatch, "one")
     client = serve()
     enrol(client, "anna", walk(1))
     swap_row(engine, settings, "default", find_model(settings, "one"))
@@ -287,16 +293,7 @@ def test_following_a_rollback_does_not_end_with_the_exchange_that_was_under_way(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, default = find_model(settings, "one"), find_model(settings, "default")
-    loading, go_on = threading.Event(), threading.Event()
-    load = resources.open_encoder
-
-    def slowly(settings: Settings, name: str) -> Encoder:
-        if name == "one":
-            loading.set()
-            assert go_on.wait(20)
-        return load(settings, name)
-
-    monkeypatch.setattr(resources, "open_encoder", slowly)
+    loading, go_on = held_up(monkeypatch, "one")
 
     async def check(opened: resources.Resources) -> None:
         models = opened.models
