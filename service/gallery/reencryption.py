@@ -8,14 +8,13 @@ So is a scene transform that was exchanged meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
     Engine,
-    Update,
     delete,
     func,
     select,
@@ -23,7 +22,7 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from service.gallery.records import Progress
 from service.gallery.sealing import SceneData, Sealing, sealing_of
@@ -42,17 +41,93 @@ from service.storage.vacuum import checkpoint_wal
 _PIECE = 64  # rows: at 16 x 256 channels, 1 MB of embeddings
 
 
+_Row = Any  # of the columns that were read
+_Columns = tuple[InstrumentedAttribute[Any], ...]
+
+
 class _Sealed(NamedTuple):
+    """Rows of a table that hold what is sealed.
+
+    Attributes:
+        table: with a column `key_id`.
+        keys: its primary key.
+        columns: that sealing anew reads beside.
+        anew: those of a row that change.
+        exchanged: differs in a row that was written meanwhile.
+        holds_data: which rows hold any.
+        large: whether one may be megabytes.
+    """
+
     table: type[SequenceRow | EmbeddingRow | SceneRow | SceneCohortRow | FoundWalkRow]
+    keys: _Columns
+    columns: _Columns
+    anew: Callable[[Sealing, _Row], dict[str, Any]]
+    exchanged: InstrumentedAttribute[Any]
     holds_data: ColumnElement[bool] = true()
+    large: bool = False
+
+
+def _walk(sealing: Sealing, row: _Row) -> dict[str, Any]:
+    return {"silhouettes": sealing.reseal_silhouettes(row.id, row.silhouettes, row.key_id)}
+
+
+def _sequence(sealing: Sealing, row: _Row) -> dict[str, Any]:
+    silhouettes = sealing.silhouettes(row.id, row.silhouettes, row.key_id, hashed=row.content_hash)
+    return {**_walk(sealing, row), "content_hash": sealing.content_hash(silhouettes)}
+
+
+def _embedding(sealing: Sealing, row: _Row) -> dict[str, Any]:
+    return {"vector": sealing.reseal_embedding(row), "checksum": None}
+
+
+def _scene(what: SceneData) -> Callable[[Sealing, _Row], dict[str, Any]]:
+    def anew(sealing: Sealing, row: _Row) -> dict[str, Any]:
+        gallery_id, digest = row.gallery_id, row.digest
+        plain = sealing.scene(what, gallery_id, digest, getattr(row, what), row.key_id)
+        return {what: sealing.seal_scene(what, gallery_id, digest, plain)}
+
+    return anew
 
 
 _KEPT = (
-    _Sealed(SequenceRow),
-    _Sealed(EmbeddingRow),
-    _Sealed(SceneRow, SceneRow.version.is_not(None)),
-    _Sealed(SceneCohortRow),
-    _Sealed(FoundWalkRow),
+    _Sealed(
+        SequenceRow,
+        (SequenceRow.id,),
+        (SequenceRow.silhouettes, SequenceRow.content_hash),
+        _sequence,
+        exchanged=SequenceRow.key_id,
+    ),
+    _Sealed(
+        EmbeddingRow,
+        (EmbeddingRow.sequence_id, EmbeddingRow.digest),
+        (EmbeddingRow.parts, EmbeddingRow.vector, EmbeddingRow.checksum),
+        _embedding,
+        exchanged=EmbeddingRow.key_id,
+    ),
+    _Sealed(
+        SceneRow,
+        (SceneRow.gallery_id, SceneRow.digest),
+        (SceneRow.transform,),
+        _scene("transform"),
+        exchanged=SceneRow.transform,
+        holds_data=SceneRow.version.is_not(None),
+        large=True,
+    ),
+    _Sealed(
+        SceneCohortRow,
+        (SceneCohortRow.gallery_id, SceneCohortRow.digest),
+        (SceneCohortRow.sums,),
+        _scene("sums"),
+        exchanged=SceneCohortRow.sums,
+        large=True,
+    ),
+    _Sealed(
+        FoundWalkRow,
+        (FoundWalkRow.id,),
+        (FoundWalkRow.silhouettes,),
+        _walk,
+        exchanged=FoundWalkRow.key_id,
+    ),
 )
 _COUNTED_AS = (0, 1, 2, 2, 0)  # sequences, embeddings, scenes
 
@@ -96,158 +171,50 @@ def reencrypt(engine: Engine, progress: Progress = lambda _done, _total: None) -
         raise KeyTrouble("there is no key in GAITID_ENCRYPTION_KEYS to encrypt with")
     done = 0
     total = sum(
-        kept.sequences + kept.embeddings + kept.scenes
-        for kept in holdings(engine)
-        if kept.key_id != sealing.key_id
+        held.sequences + held.embeddings + held.scenes
+        for held in holdings(engine)
+        if held.key_id != sealing.key_id
     )
     # Again until nothing is left: a process that was not restarted yet may still add to it.
     while not _retire_others(engine, sealing.key_id):
-        for piece in (_sequences, _embeddings, _transforms, _cohorts, _found_walks):
-            after: tuple[str, ...] = ("", "")
-            while (last := piece(engine, sealing, after)) is not None:
-                after, count = last
-                done += count
+        for kept in _KEPT:
+            after: tuple[str, ...] = ("",) * len(kept.keys)
+            while rows := _seal_next(engine, sealing, kept, after):
+                after = tuple(getattr(rows[-1], key.key) for key in kept.keys)
+                done += len(rows)
                 progress(done, max(done, total))
     checkpoint_wal(engine)
     return done
 
 
-def _sequences(
-    engine: Engine, sealing: Sealing, after: tuple[str, ...]
-) -> tuple[tuple[str, ...], int] | None:
-    """Seal the next silhouettes; the last one's key and how many, None when there are no more."""
+def _seal_next(
+    engine: Engine, sealing: Sealing, kept: _Sealed, after: tuple[str, ...]
+) -> Sequence[_Row]:
+    """Seal the next rows whose keys come after these; the rows as they were, none at the end."""
+    table, key_id = kept.table, kept.table.key_id
     query = (
-        select(
-            SequenceRow.id, SequenceRow.silhouettes, SequenceRow.key_id, SequenceRow.content_hash
-        )
-        .where(SequenceRow.id > after[0], SequenceRow.key_id.is_distinct_from(sealing.key_id))
-        .order_by(SequenceRow.id)
-        .limit(_PIECE)
+        select(*kept.keys, key_id, *kept.columns)
+        .where(tuple_(*kept.keys) > after, kept.holds_data, key_id.is_distinct_from(sealing.key_id))
+        .order_by(*kept.keys)
+        .limit(1 if kept.large else _PIECE)
     )
     with Session(engine) as session:
         rows = session.execute(query).all()
     changes = [
-        update(SequenceRow)
-        .where(SequenceRow.id == row.id, SequenceRow.key_id.is_not_distinct_from(row.key_id))
-        .values(
-            silhouettes=sealing.reseal_silhouettes(row.id, row.silhouettes, row.key_id),
-            key_id=sealing.key_id,
-            content_hash=sealing.content_hash(
-                sealing.silhouettes(row.id, row.silhouettes, row.key_id, hashed=row.content_hash)
-            ),
-        )
-        for row in rows
-    ]
-    _write(engine, sealing, changes)
-    return ((rows[-1].id,), len(rows)) if rows else None
-
-
-def _embeddings(
-    engine: Engine, sealing: Sealing, after: tuple[str, ...]
-) -> tuple[tuple[str, ...], int] | None:
-    """Seal the next embeddings; the last one's key and how many, None when there are no more."""
-    place = tuple_(EmbeddingRow.sequence_id, EmbeddingRow.digest)
-    query = (
-        select(EmbeddingRow)
-        .where(place > after, EmbeddingRow.key_id.is_distinct_from(sealing.key_id))
-        .order_by(EmbeddingRow.sequence_id, EmbeddingRow.digest)
-        .limit(_PIECE)
-    )
-    with Session(engine) as session:
-        rows = session.scalars(query).all()
-    changes = [
-        update(EmbeddingRow)
-        .where(
-            EmbeddingRow.sequence_id == row.sequence_id,
-            EmbeddingRow.digest == row.digest,
-            EmbeddingRow.key_id.is_not_distinct_from(row.key_id),
-        )
-        .values(vector=sealing.reseal_embedding(row), checksum=None, key_id=sealing.key_id)
-        for row in rows
-    ]
-    _write(engine, sealing, changes)
-    return ((rows[-1].sequence_id, rows[-1].digest), len(rows)) if rows else None
-
-
-def _found_walks(
-    engine: Engine, sealing: Sealing, after: tuple[str, ...]
-) -> tuple[tuple[str, ...], int] | None:
-    """Seal the next walks found in footage, as `_sequences` does."""
-    other = FoundWalkRow.key_id.is_distinct_from(sealing.key_id)
-    query = (
-        select(FoundWalkRow.id, FoundWalkRow.silhouettes, FoundWalkRow.key_id)
-        .where(FoundWalkRow.id > after[0], other)
-        .order_by(FoundWalkRow.id)
-        .limit(_PIECE)
-    )
-    with Session(engine) as session:
-        rows = session.execute(query).all()
-    changes = [
-        update(FoundWalkRow)
-        .where(FoundWalkRow.id == row.id, FoundWalkRow.key_id.is_not_distinct_from(row.key_id))
-        .values(
-            silhouettes=sealing.reseal_silhouettes(row.id, row.silhouettes, row.key_id),
-            key_id=sealing.key_id,
-        )
-        for row in rows
-    ]
-    _write(engine, sealing, changes)
-    return ((rows[-1].id,), len(rows)) if rows else None
-
-
-def _transforms(
-    engine: Engine, sealing: Sealing, after: tuple[str, ...]
-) -> tuple[tuple[str, ...], int] | None:
-    """Seal the next scene transform; its key and 1, None when there are no more."""
-    return _of_scenes(engine, sealing, after, SceneRow, "transform")
-
-
-def _cohorts(
-    engine: Engine, sealing: Sealing, after: tuple[str, ...]
-) -> tuple[tuple[str, ...], int] | None:
-    """Likewise the sums of who passed."""
-    return _of_scenes(engine, sealing, after, SceneCohortRow, "sums")
-
-
-def _of_scenes(
-    engine: Engine,
-    sealing: Sealing,
-    after: tuple[str, ...],
-    table: type[SceneRow | SceneCohortRow],
-    what: SceneData,
-) -> tuple[tuple[str, ...], int] | None:
-    place, data = tuple_(table.gallery_id, table.digest), getattr(table, what)
-    query = (
-        select(table.gallery_id, table.digest, table.key_id, data.label("data"))
-        .where(place > after, data.is_not(None), table.key_id.is_distinct_from(sealing.key_id))
-        .order_by(table.gallery_id, table.digest)
-        .limit(1)  # they may be megabytes
-    )
-    with Session(engine) as session:
-        row = session.execute(query).one_or_none()
-    if row is None:
-        return None
-    plain = sealing.scene(what, row.gallery_id, row.digest, row.data, row.key_id)
-    sealed = sealing.seal_scene(what, row.gallery_id, row.digest, plain)
-    change = (
         update(table)
         .where(
-            table.gallery_id == row.gallery_id,
-            table.digest == row.digest,
-            data == row.data,  # another one may have come meanwhile
+            *(key == getattr(row, key.key) for key in kept.keys),
+            kept.exchanged.is_not_distinct_from(getattr(row, kept.exchanged.key)),
         )
-        .values({what: sealed, "key_id": sealing.key_id})
-    )
-    _write(engine, sealing, [change])
-    return (row.gallery_id, row.digest), 1
-
-
-def _write(engine: Engine, sealing: Sealing, changes: Sequence[Update]) -> None:
+        .values(kept.anew(sealing, row) | {"key_id": sealing.key_id})
+        for row in rows
+    ]
     if changes:
         with Session(writing(engine)) as session, session.begin():
             sealing.require_current(session)
             for change in changes:
                 session.execute(change)
+    return rows
 
 
 def _retire_others(engine: Engine, key_id: str) -> bool:

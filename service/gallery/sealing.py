@@ -189,7 +189,7 @@ class Sealing:
         except Tampered as error:
             raise DamagedSilhouettes(sequence_id) from error
 
-    def reseal_embedding(self, row: EmbeddingRow) -> bytes:
+    def reseal_embedding(self, row: KeptEmbedding) -> bytes:
         """The vector of a row, sealed with the first key; raises as `embedding` does."""
         vector = self._open_embedding(row)
         return self._seal(vector, _about_embedding(row.sequence_id, row.digest))
