@@ -178,6 +178,11 @@ class Settings(BaseSettings):
         return self.data_dir / "models"
 
     @property
+    def cache_dir(self) -> Path:
+        """Where a host keeps what it fetched from the store."""
+        return self.data_dir / "cache"
+
+    @property
     def indexes_dir(self) -> Path:
         """Where large galleries' indexes are kept for the next start."""
         return self.data_dir / "indexes"

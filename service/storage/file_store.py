@@ -16,11 +16,11 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
@@ -42,7 +42,6 @@ _MANIFEST: Final = "manifest.json"
 _MOST_MANIFEST_BYTES: Final = 1 << 20
 _AT_ONCE: Final = 1000  # keys that are deleted in one request
 _log = logging.getLogger(__name__)
-Result = TypeVar("Result")
 
 
 class StoreDamaged(Unavailable):
@@ -137,8 +136,8 @@ class FileStore:
             _log.error("the manifest of %s in the store is none", key)
             raise StoreDamaged(key) from error
 
-    def fetch(self, key: str, to: Path) -> None:
-        """Fetch what the key has; `to` then is the file, or the folder, whole.
+    def fetch(self, key: str, to: Path) -> Manifest:
+        """Fetch what the key has; `to` then is the file, or the folder, whole, as returned.
 
         A folder that is there already stays. Raises `NotStored`, `OSError` where `to` cannot be
         written, and `StoreDamaged` for bytes that are wrong twice.
@@ -146,34 +145,24 @@ class FileStore:
         incoming = to.with_name(f".incoming-{new_id()}")
         to.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            self._fetch(key, incoming)
-            if incoming.is_dir() and to.is_dir():
-                return  # another was faster
-            incoming.rename(to)
+            manifest = self._fetch(key, incoming)
+            try:
+                incoming.rename(to)
+            except OSError:
+                if not (incoming.is_dir() and to.is_dir()):  # else another was faster
+                    raise
             sync(to.parent)
-        except OSError:
-            if not (incoming.is_dir() and to.is_dir()):
-                raise
         finally:
             _remove(incoming)
+        return manifest
 
-    def read(self, key: str, name: str, *, most: int) -> bytes:
-        """One file of a folder, of at most `most` bytes; raises as `fetch` does."""
-
-        def read(manifest: Manifest) -> bytes:
-            one = next((one for one in manifest.files if one.name == name), None)
-            if one is None or one.size > most:
-                raise _Wrong(name)
-            return b"".join(self._pieces(key, manifest, one))
-
-        return self._twice(key, read)
-
-    def keys(self, prefix: str) -> Iterator[str]:
-        """The keys below a prefix that have something, in no order."""
+    def keys(self, prefix: str, before: datetime | None = None) -> Iterator[str]:
+        """The keys below a prefix that have something, put before a moment, in no order."""
         _check(prefix)
         for listed in self._objects.list(prefix):
             key, _, name = listed.key.rpartition("/")
-            if name == _MANIFEST and re.fullmatch(_NAME, key):
+            known = name == _MANIFEST and re.fullmatch(_NAME, key)
+            if known and (before is None or listed.written < before):
                 yield key
 
     def delete(self, prefix: str) -> None:
@@ -197,9 +186,12 @@ class FileStore:
             key, hidden, rest = listed.key.partition("/.")
             if not hidden or listed.written >= before or not re.fullmatch(_NAME, key):
                 continue
-            if key not in kept:
-                found = self.find(key)
-                kept[key] = None if found is None else found.part
+            try:
+                if key not in kept:
+                    found = self.find(key)
+                    kept[key] = None if found is None else found.part
+            except StoreDamaged:  # nobody knows what of it is kept
+                continue
             if rest.split("/", 1)[0] != kept[key]:
                 left.append(listed.key)
         self._delete_all(left)
@@ -219,36 +211,34 @@ class FileStore:
         self._objects.write(f"{under}/{name}", pieces())
         return StoredFile(name=name, size=size, sha256=hashed.hexdigest())
 
-    def _fetch(self, key: str, to: Path) -> None:
-        def fetch(manifest: Manifest) -> None:
+    def _fetch(self, key: str, to: Path, *, again: bool = True) -> Manifest:
+        manifest = self.find(key)
+        if manifest is None:
+            raise NotStored(key)
+        try:
+            self._download(key, manifest, to)
+        # NotStored: it was put anew meanwhile, and what the old manifest names is deleted.
+        except (_Wrong, NotStored) as error:
+            _log.error("%s in the store is not as it was put there: %r", key, error)
+            if not again:
+                raise StoreDamaged(key) from error
             _remove(to)
-            if manifest.folder:
-                to.mkdir(mode=0o700)
-            for one in manifest.files:
-                path = to / one.name if manifest.folder else to
-                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
-                    for piece in self._pieces(key, manifest, one):
-                        file.write(piece)
-                    file.flush()
-                    os.fsync(file.fileno())
+            return self._fetch(key, to, again=False)
+        return manifest
 
-        self._twice(key, fetch)
-
-    def _twice(self, key: str, use: Callable[[Manifest], Result]) -> Result:
-        """What `use` makes of a manifest; a second time, if what it found was not what was put."""
-        for last in (False, True):
-            manifest = self.find(key)
-            if manifest is None:
-                raise NotStored(key)
-            try:
-                return use(manifest)
-            # NotStored: it was put anew meanwhile, and what the old manifest names is deleted.
-            except (_Wrong, NotStored) as error:
-                _log.error("%s in the store is not as it was put there: %r", key, error)
-                if last:
-                    raise StoreDamaged(key) from error
-        raise AssertionError
+    def _download(self, key: str, manifest: Manifest, to: Path) -> None:
+        if manifest.folder:
+            to.mkdir(mode=0o700)
+        for one in manifest.files:
+            path = to / one.name if manifest.folder else to
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with os.fdopen(
+                os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
+            ) as file:
+                for piece in self._pieces(key, manifest, one):
+                    file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())
 
     def _pieces(self, key: str, manifest: Manifest, one: StoredFile) -> Iterator[bytes]:
         """The bytes of a file; raises `_Wrong` at their end, or before there are too many."""
