@@ -96,8 +96,11 @@ class ModelFiles(Protocol):
     def remove(self, name: str) -> None:
         """Remove a model's files, when its row is gone; raises `FileNotFoundError` for none."""
 
+    def tidy_cache(self) -> None:
+        """Remove this host's copies of what is no model's any more."""
+
     def tidy(self, before: datetime) -> None:
-        """Remove what processes that died before a moment left, and what is no model's any more."""
+        """Do that, and remove what processes that died before a moment left."""
 
 
 def open_model_files(settings: Settings, engine: Engine) -> ModelFiles:
@@ -170,6 +173,9 @@ class LocalModels:
         gone = self._folder / f".removed-{new_id()}"
         (self._folder / name).rename(gone)
         shutil.rmtree(gone)
+
+    def tidy_cache(self) -> None:
+        """There are no copies."""
 
     def tidy(self, before: datetime) -> None:
         """Remove folders that were left half written or removed."""
@@ -247,24 +253,25 @@ class StoredModels:
     def remove(self, name: str) -> None:
         """Remove it from the store and from this host; others follow when they tidy."""
         self._store.delete(f"{_IN_STORE}/{name}")
-        self._tidy_cache()
+        self.tidy_cache()
 
-    def tidy(self, before: datetime) -> None:
-        """Remove copies of what is no model any more; from the store, what was put before."""
-        self._tidy_cache()
-        self._store.sweep(_IN_STORE, before)
-        for key in list(self._store.keys(_IN_STORE, before)):
-            _, name, digest = key.split("/")
-            if self.digest(name) != digest:
-                self._store.delete(key)
-
-    def _tidy_cache(self) -> None:
+    def tidy_cache(self) -> None:
+        """Compare the folders with the rows."""
         held = list(self._cache.iterdir()) if self._cache.is_dir() else []
         with Session(self._engine) as session:  # after looking: what was fetched has a row
             digests = set(session.scalars(select(ModelRow.digest)))
         for folder in held:
             if folder.name not in digests:
                 shutil.rmtree(folder, ignore_errors=True)  # another process may do it too
+
+    def tidy(self, before: datetime) -> None:
+        """Remove from the store, too, what was put before and has no row."""
+        self.tidy_cache()
+        self._store.sweep(_IN_STORE, before)
+        for key in list(self._store.keys(_IN_STORE, before)):
+            _, name, digest = key.split("/")
+            if self.digest(name) != digest:
+                self._store.delete(key)
 
     def _fetch(self, name: str, digest: str, folder: Path) -> None:
         """Fetch a checkpoint that is the row's, not only one that belongs together."""
