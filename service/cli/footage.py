@@ -141,7 +141,7 @@ async def _look(
     def progress(done: int, total: int, left: float | None) -> None:
         report(event="progress", step=done, total_steps=total, eta_s=left)
 
-    encoder = open_encoder(settings, settings.model)
+    encoder = open_encoder(settings, engine, settings.model)
     async with open_models(settings, store, metrics, Load(1), stopping, encoder) as (_, models):
         try:
             search = Search(store, models, metrics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,6 +22,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.foundation.rate import UNLIMITED, Rate
 
+S3_SCHEME = "s3://"
+
 _ROOT = Path(__file__).parents[2]
 _PREFIX = "GAITID_"
 _OF_THE_CLIENT = frozenset({"URL", "API_KEY", "SOURCE", "WEBHOOK_SECRET"})
@@ -38,6 +41,9 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     data_dir: Path = Path("data")
     database_url: str | None = None  # default: sqlite file in data_dir
+    # Where hosts share files: s3://bucket/prefix, or the absolute path of a folder that all mount.
+    # Without it every file stays in data_dir.
+    store: str | None = None
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     index: Literal["faiss", "memory"] = "faiss"
@@ -137,6 +143,14 @@ class Settings(BaseSettings):
                 raise ValueError("write names with commas between, or a JSON list") from error
         return tuple(name.strip() for name in value.split(",") if name.strip())
 
+    @field_validator("store")
+    @classmethod
+    def _store(cls, value: str | None) -> str | None:
+        bucket = rf"{S3_SCHEME}[a-z0-9][a-z0-9.-]+(/[A-Za-z0-9_][A-Za-z0-9._-]*)*/?"
+        if value is None or re.fullmatch(bucket, value) or value.startswith("/"):
+            return value
+        raise ValueError("name s3://bucket/prefix, or the absolute path of a folder")
+
     @property
     def resolved_database_url(self) -> str:
         """The database's URL; by default one SQLite file in the data folder."""
@@ -162,6 +176,11 @@ class Settings(BaseSettings):
     def models_dir(self) -> Path:
         """Where this deployment keeps the checkpoints it made or was given."""
         return self.data_dir / "models"
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where a host keeps what it fetched from the store."""
+        return self.data_dir / "cache"
 
     @property
     def indexes_dir(self) -> Path:

@@ -97,11 +97,11 @@ def open_engine(settings: Settings) -> Engine:
     return engine
 
 
-def open_encoder(settings: Settings, name: str) -> Encoder:
-    """Load the model called `name`; raises `NotFound` and what loading a checkpoint raises."""
+def open_encoder(settings: Settings, engine: Engine, name: str) -> Encoder:
+    """Load the model called `name`; raises what `resolve` and loading a checkpoint raise."""
     torch.set_num_threads(settings.embed_threads)
     keep_freed_memory()
-    return Encoder.open(resolve(settings, name), settings.device)
+    return Encoder.open(resolve(settings, engine, name), settings.device)
 
 
 @asynccontextmanager
@@ -125,7 +125,7 @@ async def open_models(
         wiring = ModelWiring(settings, store, metrics, load, embedding, stopping)
         pool = await stack.enter_async_context(
             ModelPool(
-                lambda name: open_encoder(settings, name),
+                lambda name: open_encoder(settings, store.engine, name),
                 wiring.batcher,
                 own,
                 encoder,
@@ -157,7 +157,7 @@ async def open_resources(
     open to strangers, and what loading a checkpoint raises when that model cannot be loaded.
     """
     check_exposure(settings, engine)
-    encoder = encoder or open_encoder(settings, settings.model)
+    encoder = encoder or open_encoder(settings, engine, settings.model)
     store = GalleryStore(engine, lambda what: metrics.damaged.labels(what).inc())
     store.ensure(DEFAULT_GALLERY)
     if not settings.adapt:

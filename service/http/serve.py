@@ -63,7 +63,7 @@ def _preflight(settings: Settings) -> Encoder:
     try:
         check_exposure(settings, engine)
         TrainingRecord.of(settings.data_dir)
-        return open_encoder(settings, settings.model)
+        return open_encoder(settings, engine, settings.model)
     except (Exposed, NotFound, CheckpointError, BrokenKey) as error:
         raise CannotServe(str(error)) from error
     finally:

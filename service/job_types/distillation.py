@@ -30,6 +30,7 @@ class DistillJob:
 
     def __init__(self, settings: Settings, engine: Engine) -> None:
         self._settings = settings
+        self._engine = engine
         self._models = ModelRegistry(settings, engine)
         self._record = TrainingRecord.of(settings.data_dir)
 
@@ -40,7 +41,7 @@ class DistillJob:
             self._settings, request.dataset, folder, hold_out=request.holds_out
         )
         try:
-            what = run_arguments(self._settings, request, pack)
+            what = run_arguments(self._settings, self._engine, request, pack)
         except NotFound as error:
             raise JobRefused(f"{error} It was there when the job was queued.") from error
         model = _model(folder)
@@ -104,9 +105,9 @@ class DistillJob:
             try:
                 _refuse_erased(session.scalar(select(JobRow.error).where(JobRow.id == job.id)))
             except JobRefused:
-                staged.withdraw()
+                staged.files.withdraw()
                 raise
-            staged.move_in()
+            staged.files.move_in()
             if verdict is not None and verdict.better:
                 _queue_activation(session, request, verdict, result)
 
@@ -144,16 +145,16 @@ def _queue_activation(
 
 
 def run_arguments(
-    settings: Settings, request: DistillRequest, pack: Path | None
+    settings: Settings, engine: Engine, request: DistillRequest, pack: Path | None
 ) -> tuple[str, ...]:
     """The arguments of `python -m training` for a request; raises `NotFound` for a model."""
     arguments = [str(recipe_path(settings, request.recipe))]
     if pack is not None:
         arguments += ["--dataset", str(pack)]
     for teacher in request.teachers:
-        arguments += ["--teacher", str(resolve(settings, teacher).absolute())]
+        arguments += ["--teacher", str(resolve(settings, engine, teacher).absolute())]
     if request.student is not None:
-        arguments += ["--student", str(resolve(settings, request.student).absolute())]
+        arguments += ["--student", str(resolve(settings, engine, request.student).absolute())]
     for key, value in request.overrides.items():
         arguments += ["--set", setting(key, value)]
     return tuple(arguments)

@@ -45,7 +45,7 @@ from service.jobs.job import Job
 from service.jobs.output import public_reason
 from service.jobs.queue import InTransaction, JobQueue
 from service.jobs.scratch import remove_folder
-from service.serving.registry import active_model, find_model, missing_model, resolve
+from service.serving.registry import active_model, find_model, missing_model
 from service.storage.database import new_id
 
 CheckRecipe = Callable[[Sequence[str]], Sequence[Reason]]
@@ -178,8 +178,8 @@ class Submission:
         Raises what `submit` raises, and `Conflict` when the model is active there already.
         """
         self._require_model(name, "name")
-        active = active_model(self._settings, models_of(self._engine, gallery))
-        if find_model(self._settings, name).digest == active.digest:
+        active = active_model(self._settings, self._engine, models_of(self._engine, gallery))
+        if find_model(self._settings, self._engine, name).digest == active.digest:
             raise Conflict(
                 f"The model {name!r} is active in the gallery {gallery!r} already.",
                 Reason("name", "active"),
@@ -228,7 +228,7 @@ class Submission:
             )
 
     def _require_fitting(self, request: DistillRequest, pack: Path | None) -> None:
-        wrong = self._check_recipe(run_arguments(self._settings, request, pack))
+        wrong = self._check_recipe(run_arguments(self._settings, self._engine, request, pack))
         if pack is None:  # a gallery: the recipe's own dataset is not used
             wrong = [reason for reason in wrong if reason.where != "data.dataset"]
         if wrong:
@@ -255,13 +255,13 @@ class Submission:
 
     def _require_model(self, name: str, where: str) -> None:
         try:
-            resolve(self._settings, name)
+            find_model(self._settings, self._engine, name)
         except NotFound:
             raise missing_model(name, where) from None
 
     def _require_free(self, name: str) -> None:
         try:
-            resolve(self._settings, name)
+            find_model(self._settings, self._engine, name)
         except NotFound:
             return
         raise Conflict(

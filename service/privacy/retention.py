@@ -29,9 +29,10 @@ from service.jobs.queue import JobQueue
 from service.jobs.scratch import remove_old_folders, remove_scratch_of_ended
 from service.privacy.erasure_transactions import erase_older
 from service.privacy.listings import forget_old
-from service.serving.registry import remove_unfinished
+from service.serving.model_files import open_model_files
 from service.storage.database import now
 from service.storage.kept_answers import delete_expired_answers
+from service.storage.objects import StoreUnavailable
 from service.storage.reserve import Reserve
 from service.storage.vacuum import checkpoint_wal, vacuum
 from service.storage.writers import Writers
@@ -86,7 +87,7 @@ class Retention:
             try:
                 swept = await self.sweep()
                 await asyncio.to_thread(self._announce_keys)
-            except (OSError, SQLAlchemyError):  # a full disk, say: the next one may succeed
+            except (OSError, SQLAlchemyError, StoreUnavailable):  # the next one may succeed
                 _log.exception("the sweep was cut short")
             else:
                 if swept != Swept():
@@ -179,7 +180,7 @@ class Retention:
         queue = JobQueue.of(self._store.engine, self._settings)
         folders = self._settings.jobs_dir
         remove_scratch_of_ended(queue, folders)
-        remove_unfinished(self._settings.models_dir, at - _ARRIVED)
+        open_model_files(self._settings, self._store.engine).tidy(at - _ARRIVED)
         self._reserve.fill()  # if an erasure has used it and could not
         oldest = at - timedelta(days=self._settings.job_retention_days)
         return remove_old_folders(queue, folders, oldest)
