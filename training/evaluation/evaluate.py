@@ -19,13 +19,7 @@ from training.evaluation.baselines import (
 )
 from training.evaluation.bootstrap import Resampling
 from training.evaluation.open_set import search
-from training.evaluation.protocols import (
-    EvaluationProtocol,
-    NamedProtocol,
-    Retrieval,
-    TableOfCells,
-    protocol_for,
-)
+from training.evaluation.protocols import NamedProtocol, protocol_for
 from training.evaluation.result import (
     Difference,
     EvaluationResult,
@@ -33,6 +27,7 @@ from training.evaluation.result import (
     ReportedTable,
     Row,
 )
+from training.evaluation.retrieval import EvaluationProtocol, Retrieval, TableOfCells
 from training.evaluation.scores import subject_scores
 from training.evaluation.sequences import EmbeddedSequences, LabelledSequences, Role
 from training.evaluation.trials import Figure

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from training.evaluation import PROTOCOLS, EmbeddedSequences, LabelledSequences, ProtocolMismatch
-from training.evaluation.protocols import MixedGallery
+from training.evaluation.mixed_gallery import MixedGallery
 from training.evaluation.verification import error_rates
 
 RULE = PROTOCOLS["mixed-gallery"]
