@@ -184,7 +184,7 @@ def tested_walks(pack: Pack) -> Pack:
 
 
 def labels_of(pack: Pack) -> LabelledSequences:
-    """The labels of a pack's sequences, with the field's list of probes where it has one.
+    """The labels of a pack's sequences, with scenes and the field's list of probes if it has them.
 
     Where it lists the gallery alone, everything else is a probe.
     """
@@ -202,6 +202,7 @@ def labels_of(pack: Pack) -> LabelledSequences:
         [record.condition for record in records],
         [record.view for record in records],
         listed,
+        scenes if all(scenes := [str(r.metadata.get("scene", "")) for r in records]) else None,
     )
 
 

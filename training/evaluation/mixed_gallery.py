@@ -35,10 +35,14 @@ class MixedGallery:
     of its genuine pairs below one threshold and half the share of its impostor pairs above it, at
     the threshold where the means of both meet: the equal error rate.
 
+    By scene: a scene, which the labels name, takes the view's place. Each draw is of people who are
+    filmed in the same scenes, so those enrolled in one are among strangers filmed there too.
+
     Attributes:
         people: drawn at most each time, so that data sets of any size compare.
         draws: of people and views, by `seed`.
         enrolled: walks a view; the figures of those after the first are details.
+        by_scene: whether scenes count instead of views.
     """
 
     summary: str
@@ -47,6 +51,7 @@ class MixedGallery:
     seed: int = 0
     enrolled: tuple[int, ...] = (2, 1)
     apart: float = 15
+    by_scene: bool = False
     mirror: bool = False
     baselines: bool = True
 
@@ -61,9 +66,16 @@ class MixedGallery:
         Raises:
             ProtocolMismatch: as `split`.
         """
-        walks = self._walks_of(sequences)
+        if self.by_scene:
+            if sequences.scenes is None:
+                raise ProtocolMismatch("the walks do not say in which scene they were filmed")
+            sequences = dataclasses.replace(sequences, views=sequences.scenes)
+        groups = self._groups(sequences, self._walks_of(sequences))
         rng = np.random.default_rng(self.seed)
-        return [self._draw(sequences, walks, enrolled, rng) for _ in range(self.draws)]
+        return [
+            self._draw(sequences, groups[number % len(groups)], enrolled, rng)
+            for number in range(self.draws)
+        ]
 
     def run(self, sequences: LabelledSequences, method: EmbeddedSequences) -> Retrieval:
         """Cells: probes seen otherwise and alike, for each number enrolled; then all pairs."""
@@ -77,7 +89,11 @@ class MixedGallery:
             searches = _Searches.joined([_search(sequences, method, draw) for draw in draws])
             thresholds = [_above(searches.stranger, rate) for rate in _FALSE_POSITIVE_RATES]
             outcomes = [searches.hit, *(searches.hit_above(least) for least in thresholds)]
-            for name, chosen in (("another view", ~searches.alike), ("same view", searches.alike)):
+            what = "scene" if self.by_scene else "view"
+            for name, chosen in (
+                (f"another {what}", ~searches.alike),
+                (f"same {what}", searches.alike),
+            ):
                 counted = [outcome[chosen] for outcome in outcomes]
                 unknown = np.full(int(chosen.sum()), np.nan)
                 cell = Cell(f"{number} enrolled", name)
@@ -116,6 +132,20 @@ class MixedGallery:
             raise ProtocolMismatch(
                 f"two people with walks in two views are needed, found {len(several)}"
             )
+        return several
+
+    def _groups(
+        self, sequences: LabelledSequences, walks: dict[str, Indices]
+    ) -> list[dict[str, Indices]]:
+        """Those who are drawn from together: everybody, or those who share their scenes."""
+        if not self.by_scene:
+            return [walks]
+        groups: dict[tuple[str, ...], dict[str, Indices]] = {}
+        for name, own in walks.items():
+            groups.setdefault(names_of(sequences.views[own]), {})[name] = own
+        several = [group for group in groups.values() if len(group) > 1]
+        if not several:
+            raise ProtocolMismatch("two people filmed in the same scenes are needed, found none")
         return several
 
     def _draw(

@@ -497,6 +497,11 @@ PROTOCOLS: Final[dict[str, EvaluationProtocol]] = {
         "people enrolled in one view, among as many enrolled in all views, asked in the same view "
         "and in others; 30 draws of up to 20 people"
     ),
+    "mixed-scenes": MixedGallery(
+        "people enrolled in one scene, among as many enrolled in all scenes in which they are "
+        "filmed, asked in the same scene and in others; 30 draws of up to 20 people",
+        by_scene=True,
+    ),
 }
 
 
