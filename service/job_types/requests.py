@@ -101,6 +101,7 @@ Protocol = Literal[
     "grew",
     "hid",
     "mixed-gallery",
+    "mixed-scenes",
     "nine-pairs",
     "ou-mvlp",
     "ou-mvlp-mixed-gallery",
