@@ -24,8 +24,8 @@ from service.gallery.fields import (
     MaxAgeDays,
     SubjectId,
 )
-from service.gallery.live_index import Candidate
 from service.gallery.operating_point import OperatingPoint
+from service.gallery.ranking import Candidate
 from service.gallery.records import (
     Description,
     ErasureReceipt,
