@@ -1,4 +1,4 @@
-"""Print the packages that pyproject.toml and the extras named ask for: an image installs them first."""
+"""Print the packages that pyproject.toml asks for, with the extras that are named."""
 
 import sys
 import tomllib
