@@ -72,6 +72,7 @@ def worker(data_dir: DataDir = None) -> None:
 
     from service.foundation.logs import log_as_json
     from service.job_types.registry import JOB_CLASSES, job_types
+    from service.jobs.job_files import JobFiles
     from service.jobs.leases import LeaseObserver
     from service.jobs.queue import JobQueue
     from service.jobs.worker import Worker
@@ -80,6 +81,7 @@ def worker(data_dir: DataDir = None) -> None:
     settings = deployment.settings_from(data_dir=data_dir)
     log_as_json()
     observer = LeaseObserver(settings.lease_seconds)
+    files = JobFiles.of(settings)
     with deployment.galleries(settings) as engine:
         running = WorkerPool(
             [
@@ -90,6 +92,7 @@ def worker(data_dir: DataDir = None) -> None:
                     observer=observer,
                     grace_s=settings.cancel_grace_seconds,
                     job_class=job_class,
+                    files=files,
                 )
                 for job_class in JOB_CLASSES
             ]

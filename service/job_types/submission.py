@@ -7,6 +7,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -42,11 +43,13 @@ from service.job_types.requests import (
 )
 from service.jobs.findings import note_listing
 from service.jobs.job import Job
+from service.jobs.job_files import JobFiles
 from service.jobs.output import public_reason
 from service.jobs.queue import InTransaction, JobQueue
 from service.jobs.scratch import remove_folder
 from service.serving.registry import active_model, find_model, missing_model
 from service.storage.database import new_id
+from service.storage.objects import StoreUnavailable
 
 CheckRecipe = Callable[[Sequence[str]], Sequence[Reason]]
 """Takes the arguments of a run, returns what is wrong and where in the recipe."""
@@ -99,6 +102,7 @@ class Submission:
         self._engine = engine
         self._queue = queue
         self._check_recipe = check_recipe
+        self._files = JobFiles.of(settings)
 
     def submit(
         self,
@@ -154,9 +158,12 @@ class Submission:
         try:
             clip_in(folder).parent.mkdir(mode=0o700, parents=True)
             self._copy(clip, clip_in(folder))
+            self._files.bring(job_id, folder, clip_in(folder))
             return self.submit(request, note_and_keep, job_id=job_id)
         except BaseException:
             remove_folder(folder)
+            with suppress(StoreUnavailable):  # a sweep deletes it
+                self._files.delete([job_id])
             raise
 
     def _copy(self, clip: IO[bytes], to: Path) -> None:

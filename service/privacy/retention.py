@@ -25,6 +25,7 @@ from service.gallery.cache import GalleryCache
 from service.gallery.snapshots import Snapshots
 from service.gallery.store import GalleryStore
 from service.gallery.tables import GalleryRow
+from service.jobs.job_files import JobFiles
 from service.jobs.queue import JobQueue
 from service.jobs.scratch import remove_old_folders, remove_scratch_of_ended
 from service.privacy.erasure_transactions import erase_older
@@ -180,6 +181,7 @@ class Retention:
         queue = JobQueue.of(self._store.engine, self._settings)
         folders = self._settings.jobs_dir
         remove_scratch_of_ended(queue, folders)
+        JobFiles.of(self._settings).sweep(queue)
         open_model_files(self._settings, self._store.engine).tidy(at - _ARRIVED)
         self._reserve.fill()  # if an erasure has used it and could not
         oldest = at - timedelta(days=self._settings.job_retention_days)
