@@ -23,6 +23,7 @@ from service.jobs.scratch import scratch
 from service.jobs.tables import JobRow
 from service.serving.lineage import TrainingRecord, subjects_now
 from service.serving.registry import ModelRegistry, resolve
+from service.storage.file_store import open_store
 
 
 class DistillJob:
@@ -32,7 +33,7 @@ class DistillJob:
         self._settings = settings
         self._engine = engine
         self._models = ModelRegistry(settings, engine)
-        self._record = TrainingRecord.of(settings.data_dir)
+        self._record = TrainingRecord.of(settings.data_dir, open_store(settings))
 
     def steps(self, job: Job, folder: Path) -> Sequence[Step]:
         """Export and pack a gallery, train, export the checkpoint, compare it if asked to."""

@@ -26,7 +26,7 @@ from service.foundation.errors import (
 from service.foundation.settings import Settings
 from service.gallery.active_model import models_of
 from service.job_types.commands import program
-from service.job_types.datasets import find_pack
+from service.job_types.datasets import find_pack, has_pack
 from service.job_types.distillation import recipe_names, run_arguments
 from service.job_types.footage import clip_in
 from service.job_types.held_out_split import trained_on_all
@@ -236,7 +236,7 @@ class Submission:
 
     def _require_fitting(self, request: DistillRequest, pack: Path | None) -> None:
         wrong = self._check_recipe(run_arguments(self._settings, self._engine, request, pack))
-        if pack is None:  # a gallery: the recipe's own dataset is not used
+        if pack is None:  # it is there later: the recipe's own dataset is not used
             wrong = [reason for reason in wrong if reason.where != "data.dataset"]
         if wrong:
             raise Invalid(
@@ -246,19 +246,19 @@ class Submission:
             )
 
     def _require_dataset(self, dataset: Dataset) -> Path | None:
-        """The pack; None for a gallery, which is packed when the job runs."""
+        """The pack; None for what is there only when the job runs: a gallery, one in the store."""
         if isinstance(dataset, GalleryDataset):
             models_of(self._engine, dataset.gallery)
             return None
-        pack = find_pack(self._settings, dataset)
-        if pack is None:
+        if not has_pack(self._settings, dataset):
             raise NotFound(
                 f"There is no dataset {dataset!r}. Put a pack made by `python -m training pack` "
-                'into the folder "datasets" of the data folder, or use {"gallery": NAME}.',
+                'into the folder "datasets" of the data folder (and `gaitid share` it if hosts '
+                'share a store), or use {"gallery": NAME}.',
                 Reason("dataset", "not_found"),
                 slug="dataset-not-found",
             )
-        return pack
+        return None if self._settings.store else find_pack(self._settings, dataset)
 
     def _require_model(self, name: str, where: str) -> None:
         try:

@@ -100,8 +100,10 @@ class Retention:
         while True:
             try:
                 await self.forget_listings()
+                files = open_model_files(self._settings, self._store.engine)
+                await asyncio.to_thread(files.tidy_cache)  # of what another host has removed
             except (OSError, SQLAlchemyError):
-                _log.exception("walks in footage could not be forgotten")
+                _log.exception("walks in footage could not be forgotten, or copies of models")
             await asyncio.sleep(min(_LISTINGS_S, self._settings.sweep_seconds))
 
     async def forget_listings(self) -> None:

@@ -226,6 +226,11 @@ class StoredModels:
         with Session(self._engine) as session:
             return session.scalar(select(ModelRow.digest).where(ModelRow.name == name))
 
+    def is_whole(self, name: str) -> bool:
+        """Whether the store has the files of the model that the row says there is."""
+        digest = self.digest(name)
+        return digest is not None and self._store.find(_key(name, digest)) is not None
+
     def folder(self, name: str) -> Path | None:
         """The folder of the row's digest, fetched if this host has none."""
         digest = self.digest(name)

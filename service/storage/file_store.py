@@ -121,6 +121,12 @@ class FileStore:
             self._delete_below(f"{key}/.{before.part}")
         return manifest
 
+    def holds(self, key: str, source: Path) -> bool:
+        """Whether a key has the very files of a folder."""
+        found = self.find(key)
+        here = tuple(_described(name, path) for name, path in _files(source))
+        return found is not None and found.folder and found.files == here
+
     def find(self, key: str) -> Manifest | None:
         """What the key has, or None; raises `StoreDamaged` for a manifest that is none."""
         _check(key)
@@ -315,6 +321,12 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
         _check(name)
         if path.is_file():
             yield name, path
+
+
+def _described(name: str, path: Path) -> StoredFile:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return StoredFile(name=name, size=path.stat().st_size, sha256=digest)
 
 
 def _remove(path: Path) -> None:
