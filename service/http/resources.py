@@ -49,6 +49,7 @@ from service.serving.thresholds import ModelInUse
 from service.storage.data_folder import open_data_folder
 from service.storage.database import migrate, open_database
 from service.storage.encryption import read_keys
+from service.storage.file_store import open_store
 from service.storage.reserve import Reserve
 from service.storage.writers import Writers
 from service.transfer.portability import Portability
@@ -166,7 +167,7 @@ async def open_resources(
     load = Load(settings.decode_workers)
     reserve = Reserve(settings.reserve_file, settings.reserve_bytes)
     registry = ModelRegistry(settings, engine)
-    record = TrainingRecord.of(settings.data_dir)
+    record = TrainingRecord.of(settings.data_dir, open_store(settings))
     stopping = Event()
     async with AsyncExitStack() as stack:
         audit = AuditRecord(settings, partial(is_enrolled, engine))

@@ -20,7 +20,7 @@ from models.encoder.encoder import Encoder
 from models.networks.device import find_device
 from service.access.audit.record import AuditRecord
 from service.access.exposure import Exposed, check_exposure
-from service.foundation.errors import NotFound
+from service.foundation.errors import NotFound, Unavailable
 from service.foundation.settings import Settings
 from service.gallery.listing import is_enrolled
 from service.http.app import create_app
@@ -34,6 +34,7 @@ from service.serving.lineage import BrokenKey, TrainingRecord
 from service.storage.data_folder import NotPrivate
 from service.storage.database import NewerSchema
 from service.storage.encryption import KeyTrouble
+from service.storage.file_store import StoreUnusable, open_store
 
 
 class CannotServe(Exception):
@@ -62,9 +63,9 @@ def _preflight(settings: Settings) -> Encoder:
         ) from error
     try:
         check_exposure(settings, engine)
-        TrainingRecord.of(settings.data_dir)
+        TrainingRecord.of(settings.data_dir, open_store(settings))
         return open_encoder(settings, engine, settings.model)
-    except (Exposed, NotFound, CheckpointError, BrokenKey) as error:
+    except (Exposed, NotFound, CheckpointError, BrokenKey, StoreUnusable, Unavailable) as error:
         raise CannotServe(str(error)) from error
     finally:
         engine.dispose()

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from models.files.gallery_file import exported_subjects
-from service.foundation.errors import NotFound, ServiceError
+from service.foundation.errors import Conflict, NotFound
 from service.foundation.settings import Settings
 from service.job_types.commands import deployment, device, program
 from service.job_types.datasets import dataset_steps, gallery_export
@@ -23,6 +23,7 @@ from service.jobs.scratch import scratch
 from service.jobs.tables import JobRow
 from service.serving.lineage import TrainingRecord, subjects_now
 from service.serving.registry import ModelRegistry, resolve
+from service.storage.file_store import open_store
 
 
 class DistillJob:
@@ -32,7 +33,7 @@ class DistillJob:
         self._settings = settings
         self._engine = engine
         self._models = ModelRegistry(settings, engine)
-        self._record = TrainingRecord.of(settings.data_dir)
+        self._record = TrainingRecord.of(settings.data_dir, open_store(settings))
 
     def steps(self, job: Job, folder: Path) -> Sequence[Step]:
         """Export and pack a gallery, train, export the checkpoint, compare it if asked to."""
@@ -65,7 +66,12 @@ class DistillJob:
         )
         return (
             *before,
-            Step("training", train, environment=device(self._settings)),
+            Step(
+                "training",
+                train,
+                state=_run(folder) / "state.pt",
+                environment=device(self._settings),
+            ),
             Step("export", export, output=model, environment=device(self._settings)),
             *((comparison,) if request.holds_out else ()),
         )
@@ -91,7 +97,7 @@ class DistillJob:
             staged = self._models.stage_trained(
                 name, _model(folder), job_id=job.id, metrics=job.metrics
             )
-        except ServiceError as error:
+        except (Conflict, NotFound) as error:
             raise JobRefused(f"the model could not be registered: {error}") from error
         result: JsonObject = {"model": name, "digest": staged.row.digest}
         verdict: Verdict | None = None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from service.foundation.errors import ServiceError
+from service.foundation.errors import NotFound
 from service.foundation.settings import Settings
 from service.job_types.commands import device, program
 from service.job_types.datasets import dataset_steps
@@ -46,5 +46,5 @@ class EvaluateJob:
     def _checkpoint(self, name: str) -> Path:
         try:
             return resolve(self.settings, self.engine, name).absolute()
-        except ServiceError as error:
+        except NotFound as error:
             raise JobRefused(f"the model {name!r} is no longer there") from error

@@ -15,11 +15,13 @@ from service.gallery.cache import GalleryCache
 from service.gallery.records import ErasureReceipt
 from service.gallery.snapshots import Snapshots
 from service.gallery.store import GalleryStore
+from service.jobs.job_files import JobFiles
 from service.jobs.queue import JobQueue
 from service.jobs.scratch import remove_scratch, remove_scratch_of_ended
 from service.privacy import erasure_transactions as transactions
 from service.serving.active_models import ActiveModels
 from service.serving.lineage import TrainingRecord
+from service.storage.objects import StoreUnavailable
 from service.storage.reserve import Reserve
 from service.storage.writers import Writers
 
@@ -48,6 +50,7 @@ class Erasure:
         self._reserve = reserve
         self._jobs = JobQueue.of(store.engine, settings)
         self._jobs_dir = settings.jobs_dir
+        self._files = JobFiles.of(settings)
         self._snapshots = Snapshots(store.engine, settings.indexes_dir)
 
     async def subject(self, gallery: str, subject_id: str) -> ErasureReceipt:
@@ -92,7 +95,7 @@ class Erasure:
         for piece in pieces:
             try:
                 await asyncio.to_thread(piece, receipt)
-            except (OSError, SQLAlchemyError):
+            except (OSError, SQLAlchemyError, StoreUnavailable):
                 _log.exception("after an erasure something is left for a while")
 
     def _clear_snapshots(self, _receipt: ErasureReceipt) -> None:
@@ -101,6 +104,7 @@ class Erasure:
     def _clear_jobs(self, receipt: ErasureReceipt) -> None:
         remove_scratch(self._jobs_dir, receipt.jobs)
         remove_scratch_of_ended(self._jobs, self._jobs_dir)
+        self._files.delete(receipt.jobs)
 
     def _forget(self, receipt: ErasureReceipt) -> None:
         # Other processes drop them at their next search; this one need not wait for it.

@@ -25,6 +25,7 @@ from service.gallery.cache import GalleryCache
 from service.gallery.snapshots import Snapshots
 from service.gallery.store import GalleryStore
 from service.gallery.tables import GalleryRow
+from service.jobs.job_files import JobFiles
 from service.jobs.queue import JobQueue
 from service.jobs.scratch import remove_old_folders, remove_scratch_of_ended
 from service.privacy.erasure_transactions import erase_older
@@ -99,8 +100,10 @@ class Retention:
         while True:
             try:
                 await self.forget_listings()
+                files = open_model_files(self._settings, self._store.engine)
+                await asyncio.to_thread(files.tidy_cache)  # of what another host has removed
             except (OSError, SQLAlchemyError):
-                _log.exception("walks in footage could not be forgotten")
+                _log.exception("walks in footage could not be forgotten, or copies of models")
             await asyncio.sleep(min(_LISTINGS_S, self._settings.sweep_seconds))
 
     async def forget_listings(self) -> None:
@@ -180,6 +183,7 @@ class Retention:
         queue = JobQueue.of(self._store.engine, self._settings)
         folders = self._settings.jobs_dir
         remove_scratch_of_ended(queue, folders)
+        JobFiles.of(self._settings).sweep(queue)
         open_model_files(self._settings, self._store.engine).tidy(at - _ARRIVED)
         self._reserve.fill()  # if an erasure has used it and could not
         oldest = at - timedelta(days=self._settings.job_retention_days)

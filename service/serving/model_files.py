@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
@@ -22,12 +22,12 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 import models.card
 from models.card import CARD, WEIGHTS, Card, CheckpointError
 from models.files.disk import sync
-from service.foundation.errors import NotFound, ServiceError
+from service.foundation.errors import NotFound
 from service.foundation.settings import Settings
 from service.jobs.job import JsonObject
 from service.storage.database import Table, new_id
 from service.storage.file_store import FileStore, StoreDamaged, open_store
-from service.storage.objects import NotStored
+from service.storage.objects import NotStored, StoreUnavailable
 
 _log = logging.getLogger(__name__)
 
@@ -90,11 +90,11 @@ class ModelFiles(Protocol):
         `by` names who does it; what it left when it was killed before is removed.
         """
 
-    def require_reach(self) -> None:
-        """Raise `StoreUnavailable` where `remove` would."""
+    def removing(self, name: str) -> Callable[[], None]:
+        """What removes a model's files, to be called when its row is gone.
 
-    def remove(self, name: str) -> None:
-        """Remove a model's files, when its row is gone; raises `FileNotFoundError` for none."""
+        It raises `FileNotFoundError` for none. Raises `StoreUnavailable` now where it would then.
+        """
 
     def tidy_cache(self) -> None:
         """Remove this host's copies of what is no model's any more."""
@@ -165,14 +165,15 @@ class LocalModels:
                 raise
         return _LocalCopy(incoming, target)
 
-    def require_reach(self) -> None:
-        """Nothing to reach."""
+    def removing(self, name: str) -> Callable[[], None]:
+        """A renaming, so that it is gone at one stroke, then its removal."""
 
-    def remove(self, name: str) -> None:
-        """Rename it, so that it is gone at one stroke, then remove it."""
-        gone = self._folder / f".removed-{new_id()}"
-        (self._folder / name).rename(gone)
-        shutil.rmtree(gone)
+        def remove() -> None:
+            gone = self._folder / f".removed-{new_id()}"
+            (self._folder / name).rename(gone)
+            shutil.rmtree(gone)
+
+        return remove
 
     def tidy_cache(self) -> None:
         """There are no copies."""
@@ -225,6 +226,11 @@ class StoredModels:
         with Session(self._engine) as session:
             return session.scalar(select(ModelRow.digest).where(ModelRow.name == name))
 
+    def is_whole(self, name: str) -> bool:
+        """Whether the store has the files of the model that the row says there is."""
+        digest = self.digest(name)
+        return digest is not None and self._store.find(_key(name, digest)) is not None
+
     def folder(self, name: str) -> Path | None:
         """The folder of the row's digest, fetched if this host has none."""
         digest = self.digest(name)
@@ -244,16 +250,21 @@ class StoredModels:
         """Put it into the store."""
         del by
         self._store.put(_key(name, digest), checkpoint)
-        return _StoredCopy(self, self._store, name, digest, checkpoint)
+        return _StoredCopy(self, self._store, name, digest)
 
-    def require_reach(self) -> None:
-        """Ask the store for something."""
-        self._store.find(_IN_STORE)
+    def removing(self, name: str) -> Callable[[], None]:
+        """Its removal from the store and from this host; others follow when they tidy."""
+        key = _key(name, self.digest(name) or "")
+        self._store.find(key)
 
-    def remove(self, name: str) -> None:
-        """Remove it from the store and from this host; others follow when they tidy."""
-        self._store.delete(f"{_IN_STORE}/{name}")
-        self.tidy_cache()
+        def remove() -> None:
+            try:
+                self._store.delete(key)
+            except StoreUnavailable:  # the row is gone, and this goes when the store is tidied
+                _log.exception("files of the model %r are left in the store", name)
+            self.tidy_cache()
+
+        return remove
 
     def tidy_cache(self) -> None:
         """Compare the folders with the rows."""
@@ -304,26 +315,21 @@ class StoredModels:
 class _StoredCopy:
     """A checkpoint in the store, whose row is to be added."""
 
-    def __init__(
-        self, files: StoredModels, store: FileStore, name: str, digest: str, checkpoint: Path
-    ) -> None:
+    def __init__(self, files: StoredModels, store: FileStore, name: str, digest: str) -> None:
         self._files = files
         self._store = store
         self._name = name
         self._digest = digest
-        self._checkpoint = checkpoint
 
     def move_in(self) -> None:
-        key = _key(self._name, self._digest)
-        if self._store.find(key) is None:  # a model of that name was removed meanwhile
-            self._store.put(key, self._checkpoint)
+        """Its row makes it the model's."""
 
     def discard(self) -> None:
         """What cannot be removed now is no model's, and goes when the store is tidied."""
         try:
             if self._files.digest(self._name) != self._digest:
                 self._store.delete(_key(self._name, self._digest))
-        except ServiceError:
+        except StoreUnavailable:
             _log.exception("files of the model %r are left in the store", self._name)
 
     withdraw = discard

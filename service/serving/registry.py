@@ -203,7 +203,7 @@ class ModelRegistry:
             raise missing_model(name, "name")
         if name == self._settings.model:
             raise _in_use(name, "galleries start with it (GAITID_MODEL)")
-        self._files.require_reach()
+        remove_files = self._files.removing(name)
         with Session(writing(self._engine)) as session, session.begin():
             gallery = session.scalar(
                 select(GalleryRow.name).where(
@@ -219,7 +219,7 @@ class ModelRegistry:
         # Not before: a row without files could neither be removed nor replaced. A folder without
         # a row is an imported model, which can be removed again.
         try:
-            self._files.remove(name)
+            remove_files()
         except FileNotFoundError as error:
             raise missing_model(name, "name") from error  # another request was faster
 

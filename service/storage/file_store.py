@@ -16,9 +16,10 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -100,9 +101,10 @@ class FileStore:
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
 
-    def put(self, key: str, source: Path) -> Manifest:
+    def put(self, key: str, source: Path, go_on: Callable[[], None] = lambda: None) -> Manifest:
         """Put a file or a folder, in the place of what the key has; others never see a part.
 
+        `go_on` is called between pieces; what it raises ends the work, as an error of some kind.
         Raises `OSError` for a source that cannot be read, `ValueError` for names in it that are not
         stored.
         """
@@ -110,7 +112,7 @@ class FileStore:
         part = new_id()
         folder = source.is_dir()
         files = tuple(
-            self._upload(f"{key}/.{part}", name, path)
+            self._upload(f"{key}/.{part}", name, path, go_on)
             for name, path in (_files(source) if folder else [("file", source)])
         )
         manifest = Manifest(part=part, folder=folder, files=files)
@@ -118,6 +120,12 @@ class FileStore:
         if before is not None:
             self._delete_below(f"{key}/.{before.part}")
         return manifest
+
+    def holds(self, key: str, source: Path) -> bool:
+        """Whether a key has the very files of a folder."""
+        found = self.find(key)
+        here = tuple(_described(name, path) for name, path in _files(source))
+        return found is not None and found.folder and found.files == here
 
     def find(self, key: str) -> Manifest | None:
         """What the key has, or None; raises `StoreDamaged` for a manifest that is none."""
@@ -136,16 +144,17 @@ class FileStore:
             _log.error("the manifest of %s in the store is none", key)
             raise StoreDamaged(key) from error
 
-    def fetch(self, key: str, to: Path) -> Manifest:
+    def fetch(self, key: str, to: Path, go_on: Callable[[], None] = lambda: None) -> Manifest:
         """Fetch what the key has; `to` then is the file, or the folder, whole, as returned.
 
+        `go_on` is called between pieces; what it raises ends the work.
         A folder that is there already stays. Raises `NotStored`, `OSError` where `to` cannot be
         written, and `StoreDamaged` for bytes that are wrong twice.
         """
         incoming = to.with_name(f".incoming-{new_id()}")
         to.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            manifest = self._fetch(key, incoming)
+            manifest = self._fetch(key, incoming, go_on)
             try:
                 incoming.rename(to)
             except OSError:
@@ -164,6 +173,13 @@ class FileStore:
             known = name == _MANIFEST and re.fullmatch(_NAME, key)
             if known and (before is None or listed.written < before):
                 yield key
+
+    def beginnings(self, prefix: str, since: datetime | None = None) -> Iterator[str]:
+        """The first names below a prefix, again and again; of what was written since a moment."""
+        _check(prefix)
+        for listed in self._objects.list(prefix):
+            if since is None or listed.written >= since:
+                yield listed.key.removeprefix(f"{prefix}/").split("/", 1)[0]
 
     def delete(self, prefix: str) -> None:
         """Delete a key, and all below it, unfinished puts too."""
@@ -196,13 +212,14 @@ class FileStore:
                 left.append(listed.key)
         self._delete_all(left)
 
-    def _upload(self, under: str, name: str, path: Path) -> StoredFile:
+    def _upload(self, under: str, name: str, path: Path, go_on: Callable[[], None]) -> StoredFile:
         hashed, size = hashlib.sha256(), 0
 
         def pieces() -> Iterator[bytes]:
             nonlocal size
             with path.open("rb") as file:
                 while piece := file.read(PIECE):
+                    go_on()
                     hashed.update(piece)
                     size += len(piece)
                     yield piece
@@ -211,22 +228,24 @@ class FileStore:
         self._objects.write(f"{under}/{name}", pieces())
         return StoredFile(name=name, size=size, sha256=hashed.hexdigest())
 
-    def _fetch(self, key: str, to: Path, *, again: bool = True) -> Manifest:
+    def _fetch(
+        self, key: str, to: Path, go_on: Callable[[], None], *, again: bool = True
+    ) -> Manifest:
         manifest = self.find(key)
         if manifest is None:
             raise NotStored(key)
         try:
-            self._download(key, manifest, to)
+            self._download(key, manifest, to, go_on)
         # NotStored: it was put anew meanwhile, and what the old manifest names is deleted.
         except (_Wrong, NotStored) as error:
             _log.error("%s in the store is not as it was put there: %r", key, error)
             if not again:
                 raise StoreDamaged(key) from error
             _remove(to)
-            return self._fetch(key, to, again=False)
+            return self._fetch(key, to, go_on, again=False)
         return manifest
 
-    def _download(self, key: str, manifest: Manifest, to: Path) -> None:
+    def _download(self, key: str, manifest: Manifest, to: Path, go_on: Callable[[], None]) -> None:
         if manifest.folder:
             to.mkdir(mode=0o700)
         for one in manifest.files:
@@ -236,6 +255,7 @@ class FileStore:
                 os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
             ) as file:
                 for piece in self._pieces(key, manifest, one):
+                    go_on()
                     file.write(piece)
                 file.flush()
                 os.fsync(file.fileno())
@@ -270,16 +290,21 @@ def open_store(settings: Settings) -> FileStore | None:
     """
     if settings.store is None:
         return None
-    if not settings.store.startswith(S3_SCHEME):
-        return FileStore(FolderObjects(Path(settings.store)))
+    return FileStore(_objects(settings.store))
+
+
+@cache  # with its connections and certificates
+def _objects(setting: str) -> Objects:
+    if not setting.startswith(S3_SCHEME):
+        return FolderObjects(Path(setting))
     try:
         from service.storage.s3 import S3Objects
     except ImportError as error:
         raise StoreUnusable(
             "GAITID_STORE=s3://… needs the extra: pip install gaitid[s3]"
         ) from error
-    bucket, _, prefix = settings.store.removeprefix(S3_SCHEME).partition("/")
-    return FileStore(S3Objects(bucket, prefix.strip("/")))
+    bucket, _, prefix = setting.removeprefix(S3_SCHEME).partition("/")
+    return S3Objects(bucket, prefix.strip("/"))
 
 
 def _check(name: str) -> None:
@@ -296,6 +321,12 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
         _check(name)
         if path.is_file():
             yield name, path
+
+
+def _described(name: str, path: Path) -> StoredFile:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return StoredFile(name=name, size=path.stat().st_size, sha256=digest)
 
 
 def _remove(path: Path) -> None:
