@@ -109,6 +109,8 @@ class Settings(BaseSettings):
     cohort: bool = False  # whether sums of walks of whoever passed may be added to a gallery
 
     # Jobs
+    # What this machine's worker has beside what it finds out by itself: gpu=2,memory=64,site-a.
+    worker_labels: Annotated[tuple[str, ...], NoDecode] = ()
     lease_seconds: PositiveFloat = 30.0
     job_max_attempts: PositiveInt = 3
     cancel_grace_seconds: PositiveFloat = 3.0
@@ -124,7 +126,7 @@ class Settings(BaseSettings):
         Rate.parse(value)
         return value
 
-    @field_validator("allowed_hosts", "trusted_proxies", mode="before")
+    @field_validator("allowed_hosts", "trusted_proxies", "worker_labels", mode="before")
     @classmethod
     def _names(cls, value: object) -> object:
         """Read names from the environment: with commas between, or as a JSON list."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from functools import cache
 from typing import Annotated, Any, Literal
@@ -19,6 +19,7 @@ from fastapi import (
     Response,
     UploadFile,
 )
+from pydantic import Field
 from sqlalchemy.orm import Session
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
@@ -36,6 +37,7 @@ from service.gallery.fields import (
 from service.http import recorded
 from service.http.middleware.access import caller_of
 from service.http.middleware.scopes import requires
+from service.http.resources import Resources
 from service.http.routes.audited import keep_change
 from service.http.routes.dependencies import AppResources, FilterField
 from service.http.schemas import Schema, Timestamp
@@ -52,6 +54,7 @@ from service.job_types.requests import (
 from service.job_types.submission import CheckRecipe, RecipeCheck, Submission
 from service.jobs.event_streams import EventStreams
 from service.jobs.job import Job, JobEvent, Status
+from service.jobs.presence import waiting_for
 from service.jobs.queue import InTransaction, JobQueue
 from service.jobs.scratch import remove_scratch
 
@@ -80,6 +83,10 @@ class JobAnswer(Schema):
     id: str
     type: str
     status: Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
+    needs: dict[str, float]
+    waiting_for: str | None = Field(
+        default=None, description="Why no worker can take the queued job, asked by GET."
+    )
     progress: ProgressAnswer
     metrics: dict[str, Any]
     result: dict[str, Any] | None
@@ -211,6 +218,7 @@ def footage(
 
 @router.get("")
 def list_jobs(
+    resources: AppResources,
     queue: Queue,
     status: Status | None = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
@@ -218,15 +226,23 @@ def list_jobs(
 ) -> JobPage:
     """List jobs, newest first."""
     page = queue.page(status=status, limit=limit, cursor=decode_cursor(cursor))
-    return JobPage(
-        items=[JobAnswer.of(job) for job in page.items], next_cursor=encode_cursor(page.next_key)
-    )
+    return JobPage(items=_shown(resources, page.items), next_cursor=encode_cursor(page.next_key))
 
 
 @router.get("/{job_id}")
-def show_job(queue: Queue, job_id: str) -> JobAnswer:
+def show_job(resources: AppResources, queue: Queue, job_id: str) -> JobAnswer:
     """Show one job."""
-    return JobAnswer.of(queue.get(job_id))
+    (job,) = _shown(resources, [queue.get(job_id)])
+    return job
+
+
+def _shown(resources: Resources, jobs: Sequence[Job]) -> list[JobAnswer]:
+    """Jobs as they stand, with what those wait for that no worker can take."""
+    lease_seconds = resources.settings.lease_seconds
+    waiting = waiting_for(resources.engine, jobs, lease_seconds=lease_seconds)
+    return [
+        JobAnswer.of(job).model_copy(update={"waiting_for": waiting.get(job.id)}) for job in jobs
+    ]
 
 
 @router.post("/{job_id}/cancel")
