@@ -55,6 +55,10 @@ class Settings(BaseSettings):
 
     # Addresses and networks of proxies whose X-Forwarded-For says who calls. Nobody else's does.
     trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode] = ()
+    # After SIGTERM: that it still answers, for proxies to see that it is not ready any more, and
+    # then that what was begun has to end.
+    drain_seconds: float = Field(default=0.0, ge=0, le=3600)
+    stop_seconds: PositiveFloat = 10.0
     max_connections: PositiveInt = 1024  # half of them from one address; fewer with few descriptors
 
     # Requests that a key may send, unless it has a rate of its own; without keys, an address.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from functools import cache
 from typing import Annotated, Any, Literal
@@ -61,6 +61,8 @@ from service.jobs.scratch import remove_scratch
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 _PING_S = 10
+_FAREWELL_S = 2.0  # that a stream has to end when the service stops
+_RECONNECT_MS = 1000
 _LARGEST_SEQUENCE = 2**31 - 1
 _LAST_EVENT_ID = Header(
     description="`id` of the last event that was received.",
@@ -283,13 +285,20 @@ class _Stream(EventSourceResponse):
         self._followers = followers
         self._caller = caller
         self._events = followers.follow(job_id, after)
-        super().__init__((_sent(event) async for event in self._events), ping=_PING_S)
+        super().__init__(self._told(), ping=_PING_S, shutdown_grace_period=_FAREWELL_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve it; raises `Unavailable`."""
         with self._followers.slot(self._caller):
             async with aclosing(self._events):
                 await super().__call__(scope, receive, send)
+
+    async def _told(self) -> AsyncIterator[ServerSentEvent]:
+        """The events, and when the service stops before the last one, to connect again soon."""
+        async for event in self._events:
+            yield _sent(event)
+        if self._followers.ended:
+            yield ServerSentEvent(retry=_RECONNECT_MS, comment="stopping: connect again")
 
 
 def _sent(event: JobEvent) -> ServerSentEvent:
