@@ -67,7 +67,17 @@ def serve(
 
 
 @app.command()
-def worker(data_dir: DataDir = None) -> None:
+def worker(
+    data_dir: DataDir = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=AMOUNT]",
+            help="What this machine has beside what is found out (cpu, gpu, memory in GiB), or "
+            "instead of it; repeatable. [GAITID_WORKER_LABELS]",
+        ),
+    ] = None,
+) -> None:
     """Run jobs until told to stop: one that trains, and one of the others beside it."""
     import signal
 
@@ -76,7 +86,9 @@ def worker(data_dir: DataDir = None) -> None:
     from service.job_types.registry import JOB_CLASSES, job_types
     from service.job_types.tidying import tidying
     from service.jobs.job_files import JobFiles
+    from service.jobs.labels import detect, parse
     from service.jobs.leases import LeaseObserver
+    from service.jobs.presence import Presence
     from service.jobs.queue import JobQueue
     from service.jobs.worker import Worker
     from service.jobs.worker_pool import WorkerPool
@@ -84,6 +96,9 @@ def worker(data_dir: DataDir = None) -> None:
     from service.storage.file_store import StoreUnusable
 
     settings = deployment.settings_from(data_dir=data_dir)
+    with failing_on(ValueError):
+        told = parse((*settings.worker_labels, *(label or ())))
+    labels = {**detect(gpu=settings.device != "cpu"), **told}
     log_as_json()
     observer = LeaseObserver(settings.lease_seconds)
     with (
@@ -102,13 +117,15 @@ def worker(data_dir: DataDir = None) -> None:
                     grace_s=settings.cancel_grace_seconds,
                     job_class=job_class,
                     files=files,
+                    labels=labels,
                 )
                 for job_class in JOB_CLASSES
             ]
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: running.stop())
-        running.run()
+        with Presence(engine, labels, lease_seconds=settings.lease_seconds):
+            running.run()
 
 
 @app.command()

@@ -297,6 +297,8 @@ class Job(Answer):
     id: str
     type: str
     status: Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
+    needs: dict[str, float] = {}
+    waiting_for: str | None = None
     progress: JobProgress
     metrics: dict[str, Any]
     result: dict[str, Any] | None

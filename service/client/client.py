@@ -278,9 +278,13 @@ class Client(Connection):
         overrides: Mapping[str, Any] | None = None,
         activate: str | None = None,
         activate_in: str | None = None,
+        needs: Mapping[str, float] | None = None,
     ) -> Job:
-        """Start a distillation; `activate` is `never` or `if_better`, `activate_in` a gallery."""
-        target = {"activate": activate, "gallery": activate_in}
+        """Start a distillation; `activate` is `never` or `if_better`, `activate_in` a gallery.
+
+        `needs` are labels that a worker must have to take the job.
+        """
+        target = {"activate": activate, "gallery": activate_in, "needs": needs}
         content = {
             "recipe": recipe,
             "name": name,
@@ -292,9 +296,17 @@ class Client(Connection):
         }
         return self._start("/jobs/distill", content)
 
-    def evaluate(self, *, model: str, dataset: Dataset, protocol: str = "cross-view") -> Job:
-        """Start the evaluation of a model."""
+    def evaluate(
+        self,
+        *,
+        model: str,
+        dataset: Dataset,
+        protocol: str = "cross-view",
+        needs: Mapping[str, float] | None = None,
+    ) -> Job:
+        """Start the evaluation of a model; `needs` as for `distill`."""
         content = {"model": model, "dataset": dataset, "protocol": protocol}
+        content |= given({"needs": needs})
         return self._start("/jobs/evaluate", content)
 
     def calibrate(self, *, gallery: str = "default", target_fpir: float = 0.01) -> Job:

@@ -61,6 +61,10 @@ class Settings(BaseSettings):
 
     # Addresses and networks of proxies whose X-Forwarded-For says who calls. Nobody else's does.
     trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode] = ()
+    # After SIGTERM: that it still answers, for proxies to see that it is not ready any more, and
+    # then that what was begun has to end.
+    drain_seconds: float = Field(default=0.0, ge=0, le=3600)
+    stop_seconds: PositiveFloat = 10.0
     max_connections: PositiveInt = 1024  # half of them from one address; fewer with few descriptors
 
     # Requests that a key may send, unless it has a rate of its own; without keys, an address.
@@ -115,6 +119,8 @@ class Settings(BaseSettings):
     cohort: bool = False  # whether sums of walks of whoever passed may be added to a gallery
 
     # Jobs
+    # What this machine's worker has beside what it finds out by itself: gpu=2,memory=64,site-a.
+    worker_labels: Annotated[tuple[str, ...], NoDecode] = ()
     lease_seconds: PositiveFloat = 30.0
     job_max_attempts: PositiveInt = 3
     cancel_grace_seconds: PositiveFloat = 3.0
@@ -130,7 +136,7 @@ class Settings(BaseSettings):
         Rate.parse(value)
         return value
 
-    @field_validator("allowed_hosts", "trusted_proxies", mode="before")
+    @field_validator("allowed_hosts", "trusted_proxies", "worker_labels", mode="before")
     @classmethod
     def _names(cls, value: object) -> object:
         """Read names from the environment: with commas between, or as a JSON list."""

@@ -16,6 +16,7 @@ from service.foundation.logs import log_as_json
 from service.foundation.metrics import Metrics
 from service.foundation.settings import Settings
 from service.http import problems
+from service.http.draining import Draining
 from service.http.middleware.access import Access
 from service.http.middleware.audit import Audit
 from service.http.middleware.body import BodyGuard
@@ -58,6 +59,7 @@ def create_app(
     engine = open_engine(settings)
     metrics = Metrics()
     writers = Writers()
+    draining = Draining()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -75,7 +77,7 @@ def create_app(
         Middleware(HeadAsGet),
         # An id, one log line and one measurement for every request; refusals by the layers below
         # become problem documents here.
-        Middleware(RequestContext, metrics=metrics),
+        Middleware(RequestContext, metrics=metrics, draining=draining),
         # Who calls, and how often: before anything of the body is read.
         Middleware(Access, engine=engine, settings=settings),
         # Whether the key has the scope of the route: before the body, too.
@@ -103,6 +105,7 @@ def create_app(
         generate_unique_id_function=operation_id,
         dependencies=[Depends(only_known_fields)],
     )
+    app.state.draining = draining
     problems.install(app)
     with_own_scopes = (health, page, enroll, identify, galleries, portability, subjects, sequences)
     for module in (*with_own_scopes, audited):

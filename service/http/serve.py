@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -35,6 +38,8 @@ from service.storage.data_folder import NotPrivate
 from service.storage.database import NewerSchema
 from service.storage.encryption import KeyTrouble
 from service.storage.file_store import StoreUnusable, open_store
+
+_TICK_S = 0.05
 
 
 class CannotServe(Exception):
@@ -87,26 +92,60 @@ def server_config(
         server_header=False,
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=[str(network) for network in settings.trusted_proxies],
-        timeout_graceful_shutdown=10,
+        timeout_graceful_shutdown=math.ceil(settings.stop_seconds),
     )
 
 
-class _Server(uvicorn.Server):
-    """Announces its address once it has started, and gives up slow uploads when it stops."""
+class Server(uvicorn.Server):
+    """Announces its address once it has started, and leaves without cutting anybody off.
 
-    def __init__(self, app: FastAPI, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+    Once told to stop it is not ready; it answers for `drain_seconds` more, then finishes what it
+    has within `stop_seconds` (give or take one), without slow uploads, and refuses what comes.
+    """
+
+    def __init__(
+        self, app: FastAPI, config: uvicorn.Config, settings: Settings, announce: Callable[[], None]
+    ) -> None:
         super().__init__(config)
         self._app = app
+        self._settings = settings
         self._announce = announce
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal: the service is not ready from now on."""
+        self._app.state.draining.leaving = True
+        super().handle_exit(sig, frame)
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say so."""
         await super().startup(sockets)
         if self.started:
             self._announce()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._app.state.resources.decoders.give_up_slow()
+        """Answer for a while, then finish, then end."""
+        draining, resources = self._app.state.draining, self._app.state.resources
+        draining.leaving = True
+        resources.readiness.leave()
+        resources.followers.end()
+        await self._until(lambda: False, self._settings.drain_seconds)
+        draining.refusing = True
+        resources.decoders.give_up_slow()
+        for connection in list(self.server_state.connections):
+            # To an idle one a request may be on its way, which gets an answer.
+            if isinstance(connection, BoundedHttp) and not connection.idle:
+                connection.shutdown()
+        began = time.monotonic()
+        await self._until(lambda: not draining.answering, self._settings.stop_seconds)
+        left = self._settings.stop_seconds - (time.monotonic() - began)
+        self.config.timeout_graceful_shutdown = max(1, math.ceil(left))
         await super().shutdown(sockets)
+
+    async def _until(self, holds: Callable[[], bool], seconds: float) -> None:
+        """Wait for something to hold, though not for longer, nor once told to stop at once."""
+        deadline = time.monotonic() + seconds
+        while not (holds() or self.force_exit) and time.monotonic() < deadline:
+            await asyncio.sleep(_TICK_S)
 
 
 def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -136,4 +175,4 @@ def serve(settings: Settings, listener: socket.socket, *, with_worker: bool) -> 
                 grace_s=settings.cancel_grace_seconds + 5.0,
             )
             stack.enter_context(worker)
-        _Server(app, config, announce).run(sockets=[listener])
+        Server(app, config, settings, announce).run(sockets=[listener])

@@ -41,6 +41,10 @@ class Readiness:
         self._waiting_for = None
         self._metrics.ready.set(1)
 
+    def leave(self) -> None:
+        """Count as not ready from now on, because the service stops."""
+        self._metrics.ready.set(0)
+
     def require(self) -> None:
         """Raise `Unavailable`, saying what is being waited for, unless the service is ready."""
         if self._waiting_for is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -175,6 +176,17 @@ def recipe_names(settings: Settings) -> Sequence[str]:
 def recipe_path(settings: Settings, name: str) -> Path:
     """The file of the recipe called `name`, which may be missing."""
     return settings.recipes_dir.absolute() / f"{name}.toml"
+
+
+def recipe_needs(settings: Settings, name: str) -> dict[str, float]:
+    """What a recipe says that its run needs of a worker; its own file's table counts whole.
+
+    The training program, which checks the recipe, knows what such a table may hold.
+    """
+    content = tomllib.loads(recipe_path(settings, name).read_text("utf-8"))
+    if "needs" not in content and "like" in content:
+        return recipe_needs(settings, content["like"])
+    return {key: float(amount) for key, amount in content.get("needs", {}).items()}
 
 
 def setting(key: str, value: Override) -> str:

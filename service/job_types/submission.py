@@ -27,7 +27,7 @@ from service.foundation.settings import Settings
 from service.gallery.active_model import models_of
 from service.job_types.commands import program
 from service.job_types.datasets import find_pack, has_pack
-from service.job_types.distillation import recipe_names, run_arguments
+from service.job_types.distillation import recipe_names, recipe_needs, run_arguments
 from service.job_types.footage import clip_in
 from service.job_types.held_out_split import trained_on_all
 from service.job_types.requests import (
@@ -133,7 +133,8 @@ class Submission:
                 models_of(self._engine, request.gallery)  # it exists
         return self._queue.enqueue(
             request.job_type,
-            request.model_dump(mode="json"),
+            request.model_dump(mode="json", exclude={"needs"}),
+            needs=self._needs(request),
             claim=request.claim,
             claimed_by=request.claimed_by,
             job_id=job_id,
@@ -193,6 +194,15 @@ class Submission:
                 slug="model-active",
             )
         return self.submit(ActivateRequest(name=name, gallery=gallery), in_transaction)
+
+    def _needs(self, request: JobRequest) -> dict[str, float]:
+        """What a worker must have: what the recipe says, and the request in its place."""
+        if not isinstance(request, DistillRequest | EvaluateRequest):
+            return {}
+        needs = {"gpu": 1.0} if self._settings.device == "cuda" else {}
+        if isinstance(request, DistillRequest):
+            needs |= recipe_needs(self._settings, request.recipe)
+        return needs | request.needs
 
     def _check_distillation(self, request: DistillRequest) -> None:
         known = recipe_names(self._settings)

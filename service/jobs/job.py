@@ -14,6 +14,7 @@ A worker that waits for the processes of an earlier attempt to end has not begun
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -56,12 +57,13 @@ class JobProgress:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A snapshot of one job."""
+    """A snapshot of one job; `needs` is what a worker must have to take it."""
 
     id: str
     type: str
     status: Status
     request: JsonObject
+    needs: Mapping[str, float]
     progress: JobProgress
     metrics: JsonObject
     result: JsonObject | None

@@ -26,6 +26,7 @@ from service.jobs.job import LEASE_VARIABLE, Job, Status
 from service.jobs.job_files import GoOn, JobFiles
 from service.jobs.job_type import JobRefused, JobType, Step, partial
 from service.jobs.kill_with_parent import TRY_AGAIN, Attempt
+from service.jobs.labels import Labels
 from service.jobs.leases import LeaseKeeper, LeaseObserver
 from service.jobs.lock import later_lease_file, try_lock, write_later_lease
 from service.jobs.output import ChildOutput, last_error_line, public_reason
@@ -47,6 +48,10 @@ class _Stopping(Exception):
     """The worker was asked to stop while a child ran."""
 
 
+class _Overdue(Exception):
+    """The child was ended because the lease could not be renewed in time."""
+
+
 class _Crashed(Exception):
     """The child ended in a way that another attempt may not."""
 
@@ -57,9 +62,9 @@ class Worker:
     A command may end its own job, in the transaction that does the job's work (an activation does),
     and then tidy up: the worker waits for its end as for any other.
 
-    The worker waits for a database that is busy, full or out of reach: nobody else can take its
-    lease meanwhile. It also waits for the processes of an earlier attempt to end. Only a worker
-    that is asked to stop does not wait.
+    The worker waits for a database that is busy, full or out of reach; its child may go on as long
+    as the lease is certain to hold (see `LeaseKeeper`). It also waits for the processes of an
+    earlier attempt to end. Only a worker that is asked to stop does not wait.
     """
 
     def __init__(
@@ -72,10 +77,13 @@ class Worker:
         grace_s: float,
         poll_s: float = 0.25,
         job_class: JobClass | None = None,
+        labels: Labels | None = None,
         remove_scratch: Callable[[Path], None] = remove_folder,
         files: JobFiles | None = None,
     ) -> None:
         """Run jobs of `types`, of one class or of all, in subfolders of `folders`.
+
+        It takes those whose needs its `labels` have; None has everything.
 
         `observer` is shared by all workers of this process, `grace_s` is the time that a child has
         between SIGTERM and SIGKILL, `poll_s` the time between two looks at the database.
@@ -87,6 +95,7 @@ class Worker:
         self._grace_s = grace_s
         self._poll_s = poll_s
         self._job_class = job_class
+        self._labels = labels
         self._remove_scratch = remove_scratch
         self._files = files or JobFiles(None)
         self._stop = threading.Event()
@@ -107,7 +116,7 @@ class Worker:
         try:
             for heartbeat in self._observer.expired(self._queue.heartbeats()):
                 self._queue.reclaim(heartbeat)
-            lease = self._queue.lease(self._job_class)
+            lease = self._queue.lease(self._job_class, self._labels)
         except SQLAlchemyError as error:
             if storage_trouble(error) is None:
                 raise
@@ -131,7 +140,8 @@ class Worker:
 
     def _run(self, lease: Lease) -> Job:
         folder = self._folders / lease.job.id
-        job = self._attempt(lease, folder)
+        with LeaseKeeper(self._queue, lease) as keeper:
+            job = self._attempt(lease, keeper, folder)
         # Only now: an attempt that is killed before its end is recorded starts again from these.
         if job.status.final:
             self._remove_scratch(scratch(folder))
@@ -141,9 +151,8 @@ class Worker:
                 _log.exception("job %s has ended, and files of it are left in the store", job.id)
         return job
 
-    def _attempt(self, lease: Lease, folder: Path) -> Job:
+    def _attempt(self, lease: Lease, keeper: LeaseKeeper, folder: Path) -> Job:
         job, queue, wait = lease.job, self._queue, self._wait_for_database
-        keeper = LeaseKeeper(queue, lease)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with self._locked(lease, keeper, folder):
@@ -168,6 +177,8 @@ class Worker:
             return wait(queue.stopped, lease)
         except _Stopping:
             return wait(queue.release, lease)
+        except _Overdue:
+            return wait(queue.release, lease, "the worker could not renew its lease in time")
         except _Crashed as crash:
             return wait(queue.retry, lease, str(crash))
         except LeaseLost:
@@ -245,7 +256,7 @@ class Worker:
         while True:
             with try_lock(folder) as lock:
                 if lock is not None:
-                    self._wait_for_database(self._queue.heartbeat, lease)
+                    self._wait_for_database(keeper.renew)
                     yield lock
                     return
             if not waiting:
@@ -258,8 +269,18 @@ class Worker:
             if stopping:
                 raise _Stopping
 
-    def _start(self, lease: Lease, lock: int, folder: Path, step: Step, log: IO[bytes]) -> Child:
-        attempt = Attempt(lock, str(later_lease_file(folder).absolute()), lease.number)
+    def _start(
+        self,
+        lease: Lease,
+        keeper: LeaseKeeper,
+        lock: int,
+        folder: Path,
+        step: Step,
+        log: IO[bytes],
+    ) -> Child:
+        grace_s = min(self._grace_s, keeper.last_grace_s)
+        later = str(later_lease_file(folder).absolute())
+        attempt = Attempt(lock, later, lease.number, keeper.ends_at, grace_s)
         if step.output is not None:
             _remove(partial(step.output))
             attempt = attempt._replace(
@@ -282,14 +303,18 @@ class Worker:
                 begin = log.tell()
                 if step.prepare is not None:
                     step.prepare()
-                child = self._start(lease, lock, folder, step, log)
+                child = self._start(lease, keeper, lock, folder, step, log)
             with self._files.saving(lease, folder, step.state):
                 try:
-                    self._follow(lease, keeper, child, output)
+                    with keeper.telling(child.extend):
+                        self._follow(lease, keeper, child, output)
                 finally:
+                    overdue = child.overdue
                     status, last = child.close()
             output.read(last)
             self._wait_for_database(output.send)
+        if status != 0 and overdue:
+            raise _Overdue
         if status != 0:
             reason = output.failure or last_error_line(folder / "log.txt", begin)
             raise _failure(step, status, public_reason(reason))

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.foundation.errors import CutOff, ServiceError, Unavailable
 from service.foundation.logs import request_id
 from service.foundation.metrics import Metrics
+from service.http.draining import Draining
 from service.http.problems import internal_error, render, render_http
 from service.storage.failures import storage_trouble
 
@@ -34,11 +35,15 @@ _CLIENT_CLOSED = 499  # for the log only; there is nobody left to answer
 
 
 class RequestContext:
-    """Gives each request an id (its X-Request-ID, if that is acceptable), and logs it."""
+    """Gives each request an id (its X-Request-ID, if that is acceptable), and logs it.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    Refuses what comes when the service takes nothing new any more.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, draining: Draining | None = None) -> None:
         self._app = app
         self._metrics = metrics
+        self._draining = draining or Draining()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -62,10 +67,14 @@ class RequestContext:
                 headers["Cross-Origin-Opener-Policy"] = "same-origin"
                 headers.setdefault("Content-Security-Policy", _NO_PAGE)
                 headers.setdefault("Cache-Control", "no-store")
+                if self._draining.leaving:
+                    headers["Connection"] = "close"
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            self._draining.require_open(scope["path"])
+            with self._draining.begun():
+                await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
             status = status or _CLIENT_CLOSED
         except CancelledError:  # by the server, which has waited as long as it may and ends

@@ -292,6 +292,7 @@ def processes_of(worker: subprocess.Popen[bytes]) -> list[int]:
 @pytest.mark.parametrize("whole", [False, True], ids=["the worker", "its children, too"])
 def test_a_worker_that_was_only_paused_costs_the_job_no_attempt_that_did_not_run(
     queue: JobQueue,
+    engine: Engine,
     folders: Path,
     start_worker: Callable[[], subprocess.Popen[bytes]],
     whole: bool,
@@ -302,8 +303,9 @@ def test_a_worker_that_was_only_paused_costs_the_job_no_attempt_that_did_not_run
     paused = processes_of(first)
     assert len(paused) == 3
     start_worker()
-    for pid in paused if whole else paused[:1]:
-        os.kill(pid, signal.SIGSTOP)
+    with write_lock(engine):  # not while it writes itself: then nobody else could
+        for pid in paused if whole else paused[:1]:
+            os.kill(pid, signal.SIGSTOP)
     try:
         if whole:  # the other one takes over and waits for the folder
             until((folders / job.id / "lease").exists, "the other worker waits")
