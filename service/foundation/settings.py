@@ -19,6 +19,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.foundation.milvus_address import MilvusAddress
 from service.foundation.rate import UNLIMITED, Rate
 
 _ROOT = Path(__file__).parents[2]
@@ -40,7 +41,10 @@ class Settings(BaseSettings):
     database_url: str | None = None  # default: sqlite file in data_dir
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    index: Literal["faiss", "memory"] = "faiss"
+    index: str = "faiss"  # or memory, or where Milvus is
+    milvus_token: SecretStr | None = None  # USER:PASSWORD, or a key
+    # Milvus has vectors in plain. Somebody who encrypts the database has to say that they may be.
+    milvus_unencrypted: bool = False
     model: str = "default"  # the registered model that galleries start with
     max_models: int = Field(default=4, ge=3)  # loaded at once, for all galleries
     shipped_models_dir: Path = _ROOT / "models" / "checkpoints"
@@ -124,6 +128,15 @@ class Settings(BaseSettings):
         Rate.parse(value)
         return value
 
+    @field_validator("index")
+    @classmethod
+    def _index(cls, value: str) -> str:
+        if value not in ("faiss", "memory"):
+            if not value.startswith("milvus"):
+                raise ValueError("write faiss, memory, or where Milvus is: milvus://HOST:PORT")
+            MilvusAddress.parse(value)
+        return value
+
     @field_validator("allowed_hosts", "trusted_proxies", mode="before")
     @classmethod
     def _names(cls, value: object) -> object:
@@ -136,6 +149,11 @@ class Settings(BaseSettings):
             except ValueError as error:
                 raise ValueError("write names with commas between, or a JSON list") from error
         return tuple(name.strip() for name in value.split(",") if name.strip())
+
+    @property
+    def milvus(self) -> MilvusAddress | None:
+        """Where Milvus is; None unless galleries are searched there."""
+        return MilvusAddress.parse(self.index) if self.index.startswith("milvus") else None
 
     @property
     def resolved_database_url(self) -> str:
