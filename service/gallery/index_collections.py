@@ -186,8 +186,12 @@ class IndexCollections:
         deadline = time.monotonic() + within_s
         names = select(IndexCollectionRow.name).where(IndexCollectionRow.gallery_id == gallery_id)
         with Session(self._engine) as session:
+            there = session.get(GalleryRow, gallery_id) is not None
             found = session.scalars(names).all()
         try:
+            if not there:
+                self.sweep()
+                return "deleted"
             done = [self._erase(name, deadline) for name in found]
         except Unavailable:
             return "pending"
