@@ -134,6 +134,9 @@ async def _look(
     from service.recognition.load import Load
 
     store, metrics, stopping = GalleryStore(engine), Metrics(), Event()
+    if settings.milvus is not None and settings.milvus.folder is not None:
+        # The api process has the folder of milvus-lite, which is one process's at a time.
+        settings = settings.model_copy(update={"index": "faiss"})
 
     def identified(entry: Entry) -> None:
         record.changed(entry, SERVICE)

@@ -268,7 +268,8 @@ class ErasureReceipt(Answer):
     """What was erased: `erased` counts subjects, sequences and embeddings.
 
     `models` learned from an erased subject; `jobs` were cancelled because they were about to.
-    `scene` is "dropped" if a scene transform was that those erased had a share in.
+    `scene` is "dropped" if a scene transform was that those erased had a share in. `vectors` says
+    what Milvus has of them, if galleries are searched there.
     """
 
     receipt_id: str
@@ -280,6 +281,7 @@ class ErasureReceipt(Answer):
     models: list[str] = []
     jobs: list[str] = []
     scene: Literal["dropped"] | None = None
+    vectors: Literal["deleted", "pending"] | None = None
 
 
 class JobProgress(Answer):

@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.foundation.milvus_address import MilvusAddress
 from service.foundation.rate import UNLIMITED, Rate
 
 S3_SCHEME = "s3://"
@@ -46,7 +47,10 @@ class Settings(BaseSettings):
     store: str | None = None
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    index: Literal["faiss", "memory"] = "faiss"
+    index: str = "faiss"  # or memory, or where Milvus is
+    milvus_token: SecretStr | None = None  # USER:PASSWORD, or a key
+    # Milvus has vectors in plain. Somebody who encrypts the database has to say that they may be.
+    milvus_unencrypted: bool = False
     model: str = "default"  # the registered model that galleries start with
     max_models: int = Field(default=4, ge=3)  # loaded at once, for all galleries
     shipped_models_dir: Path = _ROOT / "models" / "checkpoints"
@@ -136,6 +140,15 @@ class Settings(BaseSettings):
         Rate.parse(value)
         return value
 
+    @field_validator("index")
+    @classmethod
+    def _index(cls, value: str) -> str:
+        if value not in ("faiss", "memory"):
+            if not value.startswith("milvus"):
+                raise ValueError("write faiss, memory, or where Milvus is: milvus://HOST:PORT")
+            MilvusAddress.parse(value)
+        return value
+
     @field_validator("allowed_hosts", "trusted_proxies", "worker_labels", mode="before")
     @classmethod
     def _names(cls, value: object) -> object:
@@ -156,6 +169,11 @@ class Settings(BaseSettings):
         if value is None or re.fullmatch(bucket, value) or value.startswith("/"):
             return value
         raise ValueError("name s3://bucket/prefix, or the absolute path of a folder")
+
+    @property
+    def milvus(self) -> MilvusAddress | None:
+        """Where Milvus is; None unless galleries are searched there."""
+        return MilvusAddress.parse(self.index) if self.index.startswith("milvus") else None
 
     @property
     def resolved_database_url(self) -> str:

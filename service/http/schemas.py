@@ -642,6 +642,12 @@ class ReceiptAnswer(Schema):
         description="`dropped`: the gallery's scene transform, in which those erased had a share, "
         "is gone; a job fits another one of those who remain. null: there was none."
     )
+    vectors: Literal["deleted", "pending"] | None = Field(
+        default=None,
+        description="Of their vectors in Milvus. `deleted`: no search reads them, and its storage "
+        "lets go of them when it has compacted. `pending`: deleted as soon as it can be reached. "
+        "null: galleries are not searched there.",
+    )
     erased_at: Timestamp
 
     @classmethod
@@ -660,6 +666,7 @@ class ReceiptAnswer(Schema):
             models=list(receipt.models),
             jobs=list(receipt.jobs),
             scene="dropped" if receipt.scene_dropped else None,
+            vectors=receipt.vectors,
             erased_at=receipt.erased_at,
         )
 

@@ -30,7 +30,7 @@ from service.http.app import create_app
 from service.http.connections import Connections, affordable
 from service.http.listening import url_of
 from service.http.protocol import BoundedHttp, Patience
-from service.http.resources import open_encoder, open_engine
+from service.http.resources import MilvusTrouble, open_collections, open_encoder, open_engine
 from service.job_types.commands import deployment, program
 from service.jobs.supervisor import WorkerSupervisor
 from service.serving.lineage import BrokenKey, TrainingRecord
@@ -68,9 +68,18 @@ def _preflight(settings: Settings) -> Encoder:
         ) from error
     try:
         check_exposure(settings, engine)
+        open_collections(settings, engine)
         TrainingRecord.of(settings.data_dir, open_store(settings))
         return open_encoder(settings, engine, settings.model)
-    except (Exposed, NotFound, CheckpointError, BrokenKey, StoreUnusable, Unavailable) as error:
+    except (
+        Exposed,
+        MilvusTrouble,
+        NotFound,
+        CheckpointError,
+        BrokenKey,
+        StoreUnusable,
+        Unavailable,
+    ) as error:
         raise CannotServe(str(error)) from error
     finally:
         engine.dispose()

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from service.access.keys import keys_that_expire
-from service.foundation.errors import NotFound
+from service.foundation.errors import NotFound, Unavailable
 from service.foundation.settings import Settings
 from service.gallery.cache import GalleryCache
 from service.gallery.snapshots import Snapshots
@@ -37,6 +37,9 @@ from service.storage.objects import StoreUnavailable
 from service.storage.reserve import Reserve
 from service.storage.vacuum import checkpoint_wal, vacuum
 from service.storage.writers import Writers
+
+if TYPE_CHECKING:  # what comes with an extra
+    from service.gallery.index_collections import IndexCollections
 
 _ARRIVED: Final = timedelta(days=1)  # by when an upload is whole, or its process died
 _SEQUENCES_AT_ONCE: Final = 200  # in one transaction, so that enrolments get their turn
@@ -67,6 +70,7 @@ class Retention:
         writers: Writers,
         galleries: GalleryCache,
         reserve: Reserve,
+        collections: IndexCollections | None = None,
         clock: Callable[[], datetime] = now,
         sequences_at_once: int = _SEQUENCES_AT_ONCE,
         answers_at_once: int = _ANSWERS_AT_ONCE,
@@ -77,6 +81,7 @@ class Retention:
         self._galleries = galleries
         self._snapshots = Snapshots(store.engine, settings.indexes_dir)
         self._reserve = reserve
+        self._collections = collections
         self._clock = clock
         self._sequences_at_once = sequences_at_once
         self._answers_at_once = answers_at_once
@@ -123,6 +128,7 @@ class Retention:
             if erased:
                 await asyncio.to_thread(self._follow, gallery_id, name)
         await asyncio.to_thread(self._snapshots.sweep)
+        await asyncio.to_thread(self._tidy_collections)
         answers = await self._delete_answers(at)
         await self._writers.run(vacuum, self._store.engine)
         # Always: an erasure's process may have died before it did, or had to leave it.
@@ -178,6 +184,14 @@ class Retention:
                 index.follow(newest)
         except NotFound:  # erased meanwhile
             self._galleries.drop(gallery_id)
+
+    def _tidy_collections(self) -> None:
+        if self._collections is None:
+            return
+        try:
+            self._collections.tidy()
+        except Unavailable as error:  # the rest must be swept; the next sweep does it
+            _log.error("the vector database could not be tidied: %s", error)
 
     def _tidy_jobs(self, at: datetime) -> int:
         queue = JobQueue.of(self._store.engine, self._settings)
