@@ -4,7 +4,8 @@ set -eu
 for name in GAITID_DATABASE_URL AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY; do
   eval "file=\${${name}_FILE:-}"
   if [ -n "$file" ]; then
-    export "$name=$(cat "$file")"
+    value=$(cat "$file")  # apart from export, which would hide that it failed
+    export "$name=$value"
     unset "${name}_FILE"
   fi
 done
