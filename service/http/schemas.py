@@ -147,6 +147,15 @@ class EnrolConflictProblem(Problem):
     threshold: float | None = None
 
 
+class OutlineAnswer(Schema):
+    """Where a person's mask is in one picture of footage."""
+
+    at_s: float = Field(description="seconds of the footage")
+    points: list[int] = Field(
+        description="column and row of each corner of a polygon, one after the other, in pixels"
+    )
+
+
 class TrackAnswer(Schema):
     """One of several people in footage."""
 
@@ -155,6 +164,9 @@ class TrackAnswer(Schema):
     to_s: float
     box: tuple[float, float, float, float] = Field(
         description="left, top, width and height where the walk begins, in pixels"
+    )
+    outlines: list[OutlineAnswer] = Field(
+        description="the mask in each picture, or in every second, third … of many"
     )
     thumbnail: str = Field(description="a `data:` URL of a JPEG")
 
