@@ -305,8 +305,12 @@ class Client(Connection):
         needs: Mapping[str, float] | None = None,
     ) -> Job:
         """Start the evaluation of a model; `needs` as for `distill`."""
-        content = {"model": model, "dataset": dataset, "protocol": protocol}
-        content |= given({"needs": needs})
+        content = {
+            "model": model,
+            "dataset": dataset,
+            "protocol": protocol,
+            **given({"needs": needs}),
+        }
         return self._start("/jobs/evaluate", content)
 
     def calibrate(self, *, gallery: str = "default", target_fpir: float = 0.01) -> Job:
