@@ -365,7 +365,16 @@ def test_texts_of_answers_name_nobody_outside_the_fields_that_are_looked_at(
     }
     assert {name for name in found if not name.endswith("_at")} == {
         *("subject_id", "sequence_id", "search_id", "id", "job_id", "gallery", "name", "digest"),
-        *("type", "error", "where", "issues", "active_in", "previous_in", "architecture"),
+        *(
+            "type",
+            "error",
+            "waiting_for",
+            "where",
+            "issues",
+            "active_in",
+            "previous_in",
+            "architecture",
+        ),
         *("views", "conditions", "missing_views", "missing_conditions"),
         "display_name",  # stands beside the subject_id by which an erasure finds the answer
     }
