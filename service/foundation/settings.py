@@ -27,6 +27,10 @@ S3_SCHEME = "s3://"
 
 _ROOT = Path(__file__).parents[2]
 _PREFIX = "GAITID_"
+_SEGMENT = r"/[A-Za-z0-9_~-][A-Za-z0-9._~-]*"
+ROOT_PATH = f"({_SEGMENT})+"
+"""A path under which a proxy shows the service, as a regular expression."""
+_ORIGIN = r"https?://(\[[0-9a-f:]+\]|[a-z0-9.-]+)(:[0-9]{1,5})?"
 _OF_THE_CLIENT = frozenset({"URL", "API_KEY", "SOURCE", "WEBHOOK_SECRET"})
 
 
@@ -69,6 +73,10 @@ class Settings(BaseSettings):
     # then that what was begun has to end.
     drain_seconds: float = Field(default=0.0, ge=0, le=3600)
     stop_seconds: PositiveFloat = 10.0
+    # Under which path of a proxy the service is; a trusted proxy may say it in X-Forwarded-Prefix.
+    root_path: str = Field(default="", pattern=f"^({ROOT_PATH})?$")
+    # Origins whose pages may call the service from a browser, such as https://desk.example.
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     max_connections: PositiveInt = 1024  # half of them from one address; fewer with few descriptors
 
     # Requests that a key may send, unless it has a rate of its own; without keys, an address.
@@ -149,7 +157,20 @@ class Settings(BaseSettings):
             MilvusAddress.parse(value)
         return value
 
-    @field_validator("allowed_hosts", "trusted_proxies", "worker_labels", mode="before")
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not re.fullmatch(_ORIGIN, origin):
+                raise ValueError(
+                    f"{origin!r} is no origin: write each as https://name or https://name:port, in "
+                    "lower case; * is not allowed"
+                )
+        return value
+
+    @field_validator(
+        "allowed_hosts", "trusted_proxies", "cors_origins", "worker_labels", mode="before"
+    )
     @classmethod
     def _names(cls, value: object) -> object:
         """Read names from the environment: with commas between, or as a JSON list."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import Depends, FastAPI
 from starlette.middleware import Middleware
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from models.encoder.encoder import Encoder
 from service.access.keys import Scope
@@ -20,8 +21,10 @@ from service.http.draining import Draining
 from service.http.middleware.access import Access
 from service.http.middleware.audit import Audit
 from service.http.middleware.body import BodyGuard
+from service.http.middleware.cors import Cors
 from service.http.middleware.head import HeadAsGet
 from service.http.middleware.idempotency import Idempotency
+from service.http.middleware.prefix import Prefix
 from service.http.middleware.request_context import RequestContext
 from service.http.middleware.scopes import Scopes, requires
 from service.http.openapi import openapi, operation_id
@@ -73,6 +76,15 @@ def create_app(
 
     # The first one is the outermost: every request passes them in this order.
     layers = [
+        # Pages of other origins: outside of what answers errors, so that they can read those.
+        *([Middleware(Cors, origins=settings.cors_origins)] if settings.cors_origins else []),
+        # Under which path a proxy shows the service, before any layer looks at the path.
+        Middleware(Prefix, root_path=settings.root_path, trusted_proxies=settings.trusted_proxies),
+        # Whom a trusted proxy calls for: after the layer above, which asks who the proxy is.
+        Middleware(
+            ProxyHeadersMiddleware,
+            trusted_hosts=[str(network) for network in settings.trusted_proxies],
+        ),
         # HEAD is answered as GET is, by all that follows.
         Middleware(HeadAsGet),
         # An id, one log line and one measurement for every request; refusals by the layers below
@@ -99,7 +111,9 @@ def create_app(
         version=version("gaitid"),
         lifespan=lifespan,
         middleware=layers,
-        docs_url=None,  # `service.http.routes.health` has a page that needs no other host
+        # `service.http.routes.health` has a page that needs no other host, and the document.
+        docs_url=None,
+        openapi_url=None,
         redoc_url=None,
         redirect_slashes=False,
         generate_unique_id_function=operation_id,

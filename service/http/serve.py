@@ -88,7 +88,7 @@ def _preflight(settings: Settings) -> Encoder:
 def server_config(
     app: FastAPI, settings: Settings, patience: Patience | None = None
 ) -> uvicorn.Config:
-    """Return uvicorn's configuration: how many connections, and which proxies are trusted."""
+    """Return uvicorn's configuration: how many connections, and how they are read."""
     # A file of an upload goes to the disk from 1 MiB on, and so does a body with its key.
     files = settings.max_uploads * (settings.max_request_bytes // 2**20 + 2)
     among = Connections(affordable(settings.max_connections, files))
@@ -99,8 +99,7 @@ def server_config(
         access_log=False,
         log_config=None,
         server_header=False,
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=[str(network) for network in settings.trusted_proxies],
+        proxy_headers=False,  # a layer of the application reads them
         timeout_graceful_shutdown=math.ceil(settings.stop_seconds),
     )
 

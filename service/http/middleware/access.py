@@ -49,6 +49,7 @@ class Access:
         self._rate_limit = settings.rate_limit
         self._has_keys = False  # once true for good: a revoked key remains
         self._allowed_hosts = frozenset(host.lower() for host in settings.allowed_hosts)
+        self._cors_origins = frozenset(settings.cors_origins)
         self._requests = RateLimiter()
         self._wrong_key_rate = Rate.parse(settings.wrong_key_rate)
         self._wrong_keys = RateLimiter()
@@ -165,8 +166,8 @@ class Access:
                 Reason("Host", "unknown_host"),
                 slug="unknown-host",
             )
-        if scope["method"] not in READING:
-            origin = headers.get("origin")
+        origin = headers.get("origin")
+        if scope["method"] not in READING and origin not in self._cors_origins:
             foreign = origin is not None and origin.partition("://")[2].lower() != host.lower()
             if foreign or headers.get("sec-fetch-site") in ("cross-site", "same-site"):
                 raise Forbidden(
