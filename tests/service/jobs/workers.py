@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from service.foundation.settings import Settings
 from service.job_types.registry import JOB_CLASSES, job_types
 from service.jobs.job import Job
+from service.jobs.job_files import JobFiles
 from service.jobs.job_type import JobType, Outcome, Step
 from service.jobs.leases import LeaseObserver
 from service.jobs.queue import JobClass, JobQueue, Lease
@@ -40,6 +41,7 @@ def worker_of(
         grace_s=0.5,
         poll_s=0.05,
         job_class=job_class,
+        files=JobFiles.of(settings),
     )
 
 
