@@ -30,7 +30,7 @@ from training.data.pack import Pack
 from training.evaluation import LabelledSequences, Resampling, labels_of
 from training.evaluation.bootstrap import percentile_estimate, subject_weights
 from training.evaluation.embedding import embed_with_encoder
-from training.evaluation.protocols import Draw, MixedGallery
+from training.evaluation.mixed_gallery import Draw, MixedGallery
 from training.evaluation.verification import error_rates
 
 FOUND_AT = 0.1

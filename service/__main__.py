@@ -26,6 +26,7 @@ from service.cli import (
     portability,
     recognition,
     sequences,
+    share,
     subjects,
     watch,
 )
@@ -80,14 +81,19 @@ def worker(
     """Run jobs until told to stop: one that trains, and one of the others beside it."""
     import signal
 
+    from service.foundation.errors import Unavailable
     from service.foundation.logs import log_as_json
     from service.job_types.registry import JOB_CLASSES, job_types
+    from service.job_types.tidying import tidying
+    from service.jobs.job_files import JobFiles
     from service.jobs.labels import detect, parse
     from service.jobs.leases import LeaseObserver
     from service.jobs.presence import Presence
     from service.jobs.queue import JobQueue
     from service.jobs.worker import Worker
     from service.jobs.worker_pool import WorkerPool
+    from service.serving.lineage import BrokenKey
+    from service.storage.file_store import StoreUnusable
 
     settings = deployment.settings_from(data_dir=data_dir)
     with failing_on(ValueError):
@@ -95,7 +101,12 @@ def worker(
     labels = {**detect(gpu=settings.device != "cpu"), **told}
     log_as_json()
     observer = LeaseObserver(settings.lease_seconds)
-    with deployment.galleries(settings) as engine:
+    with (
+        failing_on(BrokenKey, StoreUnusable, Unavailable),
+        deployment.galleries(settings) as engine,
+        tidying(settings, engine),
+    ):
+        files = JobFiles.of(settings)
         running = WorkerPool(
             [
                 Worker(
@@ -105,6 +116,7 @@ def worker(
                     observer=observer,
                     grace_s=settings.cancel_grace_seconds,
                     job_class=job_class,
+                    files=files,
                     labels=labels,
                 )
                 for job_class in JOB_CLASSES
@@ -127,7 +139,7 @@ def demo() -> None:
         raise CommandFailed(f"the demo failed: {error}") from error
 
 
-for part in (recognition, footage, watch, portability, audit, gallery_files, checkpoints):
+for part in (recognition, footage, watch, portability, audit, gallery_files, checkpoints, share):
     app.add_typer(part.app)
 app.add_typer(jobs.top)
 for name, noun in {

@@ -12,10 +12,13 @@ from typing import Any, Final
 from models.footage.finding import WalkFinder
 from models.footage.pictures import FootageLimits, Picture, read_pictures
 from models.footage.segmentation import MaskSegmenter, Segmenter, SegmenterName
-from models.footage.walks import FoundWalk, Outcome
+from models.footage.walks import FoundWalk, Outcome, Outline
 from models.silhouettes.errors import PoorSequence, SequenceError
 from models.silhouettes.prepare import Prepared, prepare
 from models.silhouettes.sniff import VIDEOS, sniff
+
+MOST_OUTLINES: Final = 2000
+"""Of all tracks that a refusal lists: some 300 kB."""
 
 _LOOKED_AT: Final = 5  # pictures that tell footage from masks
 _EXTREME: Final = 40  # grey levels from black or white, where codecs smear
@@ -33,6 +36,8 @@ class SeenTrack:
         track: what to send to choose.
         from_s, to_s: when the person walks, in seconds of the clip.
         box: left, top, width and height where the walk begins, in pixels of the original.
+        outlines: the person's mask while walking, in every picture; in every second, third … one
+            where that would be many.
         thumbnail: the person, as a `data:` URL of a JPEG; nothing is kept for it.
     """
 
@@ -40,6 +45,7 @@ class SeenTrack:
     from_s: float
     to_s: float
     box: tuple[float, float, float, float]
+    outlines: tuple[Outline, ...]
     thumbnail: str
 
 
@@ -127,7 +133,9 @@ def read_walk(
     if not tracks:
         raise NoWalker(why_nobody(finder.people, finder.outcome))
     if track is None and len(tracks) > 1:
-        raise SeveralPeople(tuple(_listed(own) for own in tracks.values()))
+        outlines = sum(len(walk.outlines) for walk in walks)
+        each = math.ceil(outlines / MOST_OUTLINES)
+        raise SeveralPeople(tuple(_listed(own, each) for own in tracks.values()))
     own = tracks.get(next(iter(tracks)) if track is None else track)
     if own is None:
         listed = ", ".join(map(str, tracks))
@@ -173,14 +181,16 @@ def _by_track(walks: list[FoundWalk]) -> dict[int, list[FoundWalk]]:
     return tracks
 
 
-def _listed(walks: list[FoundWalk]) -> SeenTrack:
+def _listed(walks: list[FoundWalk], each: int) -> SeenTrack:
     first = walks[0]
+    outlines = [outline for walk in walks for outline in walk.outlines]
     picture = base64.b64encode(first.thumbnail).decode("ascii")
     return SeenTrack(
         track=first.track,
         from_s=first.from_s,
         to_s=walks[-1].to_s,
         box=(first.box.left, first.box.top, first.box.width, first.box.height),
+        outlines=tuple(outlines[::each]),
         thumbnail=f"data:image/jpeg;base64,{picture}",
     )
 

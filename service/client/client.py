@@ -93,6 +93,7 @@ class Client(Connection):
         walk: Upload,
         *others: Upload,
         gallery: str = "default",
+        galleries: Sequence[str] = (),
         top_k: int = 5,
         threshold: float | None = None,
         filter: Filter | None = None,
@@ -107,10 +108,12 @@ class Client(Connection):
         Other walks of the same person, up to nine, are fused with the first. Where `view` says from
         where they were filmed, candidates say whether they are enrolled in it. With
         `include="metadata"` candidates have their display name and metadata. `input` says what is
-        sent; of footage with several people, `track` chooses one.
+        sent; of footage with several people, `track` chooses one. Up to ten `galleries` are
+        searched instead of `gallery`; candidates then name theirs.
         """
         return self._search(
-            Identification, "/identify", (walk, *others), gallery, threshold,
+            Identification, "/identify", (walk, *others), None if galleries else gallery, threshold,
+            galleries=",".join(galleries) or None,
             top_k=str(top_k), filter=_json(filter), explain="true" if explain else None,
             view=view, include=include, input=input, track=None if track is None else str(track),
         )  # fmt: skip
@@ -302,8 +305,12 @@ class Client(Connection):
         needs: Mapping[str, float] | None = None,
     ) -> Job:
         """Start the evaluation of a model; `needs` as for `distill`."""
-        content = {"model": model, "dataset": dataset, "protocol": protocol}
-        content |= given({"needs": needs})
+        content = {
+            "model": model,
+            "dataset": dataset,
+            "protocol": protocol,
+            **given({"needs": needs}),
+        }
         return self._start("/jobs/evaluate", content)
 
     def calibrate(self, *, gallery: str = "default", target_fpir: float = 0.01) -> Job:
@@ -418,7 +425,7 @@ class Client(Connection):
         answer: type[A],
         path: str,
         walks: Sequence[Upload],
-        gallery: str,
+        gallery: str | None,
         threshold: float | None,
         **fields: str | None,
     ) -> A:

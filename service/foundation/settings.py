@@ -20,7 +20,10 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.foundation.milvus_address import MilvusAddress
 from service.foundation.rate import UNLIMITED, Rate
+
+S3_SCHEME = "s3://"
 
 _ROOT = Path(__file__).parents[2]
 _PREFIX = "GAITID_"
@@ -43,9 +46,15 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     data_dir: Path = Path("data")
     database_url: str | None = None  # default: sqlite file in data_dir
+    # Where hosts share files: s3://bucket/prefix, or the absolute path of a folder that all mount.
+    # Without it every file stays in data_dir.
+    store: str | None = None
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    index: Literal["faiss", "memory"] = "faiss"
+    index: str = "faiss"  # or memory, or where Milvus is
+    milvus_token: SecretStr | None = None  # USER:PASSWORD, or a key
+    # Milvus has vectors in plain. Somebody who encrypts the database has to say that they may be.
+    milvus_unencrypted: bool = False
     model: str = "default"  # the registered model that galleries start with
     max_models: int = Field(default=4, ge=3)  # loaded at once, for all galleries
     shipped_models_dir: Path = _ROOT / "models" / "checkpoints"
@@ -139,6 +148,15 @@ class Settings(BaseSettings):
         Rate.parse(value)
         return value
 
+    @field_validator("index")
+    @classmethod
+    def _index(cls, value: str) -> str:
+        if value not in ("faiss", "memory"):
+            if not value.startswith("milvus"):
+                raise ValueError("write faiss, memory, or where Milvus is: milvus://HOST:PORT")
+            MilvusAddress.parse(value)
+        return value
+
     @field_validator("cors_origins")
     @classmethod
     def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -165,6 +183,19 @@ class Settings(BaseSettings):
                 raise ValueError("write names with commas between, or a JSON list") from error
         return tuple(name.strip() for name in value.split(",") if name.strip())
 
+    @field_validator("store")
+    @classmethod
+    def _store(cls, value: str | None) -> str | None:
+        bucket = rf"{S3_SCHEME}[a-z0-9][a-z0-9.-]+(/[A-Za-z0-9_][A-Za-z0-9._-]*)*/?"
+        if value is None or re.fullmatch(bucket, value) or value.startswith("/"):
+            return value
+        raise ValueError("name s3://bucket/prefix, or the absolute path of a folder")
+
+    @property
+    def milvus(self) -> MilvusAddress | None:
+        """Where Milvus is; None unless galleries are searched there."""
+        return MilvusAddress.parse(self.index) if self.index.startswith("milvus") else None
+
     @property
     def resolved_database_url(self) -> str:
         """The database's URL; by default one SQLite file in the data folder."""
@@ -190,6 +221,11 @@ class Settings(BaseSettings):
     def models_dir(self) -> Path:
         """Where this deployment keeps the checkpoints it made or was given."""
         return self.data_dir / "models"
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where a host keeps what it fetched from the store."""
+        return self.data_dir / "cache"
 
     @property
     def indexes_dir(self) -> Path:

@@ -23,20 +23,21 @@ from models.encoder.encoder import Encoder
 from models.networks.device import find_device
 from service.access.audit.record import AuditRecord
 from service.access.exposure import Exposed, check_exposure
-from service.foundation.errors import NotFound
+from service.foundation.errors import NotFound, Unavailable
 from service.foundation.settings import Settings
 from service.gallery.listing import is_enrolled
 from service.http.app import create_app
 from service.http.connections import Connections, affordable
 from service.http.listening import url_of
 from service.http.protocol import BoundedHttp, Patience
-from service.http.resources import open_encoder, open_engine
+from service.http.resources import MilvusTrouble, open_collections, open_encoder, open_engine
 from service.job_types.commands import deployment, program
 from service.jobs.supervisor import WorkerSupervisor
 from service.serving.lineage import BrokenKey, TrainingRecord
 from service.storage.data_folder import NotPrivate
 from service.storage.database import NewerSchema
 from service.storage.encryption import KeyTrouble
+from service.storage.file_store import StoreUnusable, open_store
 
 _TICK_S = 0.05
 
@@ -67,9 +68,18 @@ def _preflight(settings: Settings) -> Encoder:
         ) from error
     try:
         check_exposure(settings, engine)
-        TrainingRecord.of(settings.data_dir)
-        return open_encoder(settings, settings.model)
-    except (Exposed, NotFound, CheckpointError, BrokenKey) as error:
+        open_collections(settings, engine)
+        TrainingRecord.of(settings.data_dir, open_store(settings))
+        return open_encoder(settings, engine, settings.model)
+    except (
+        Exposed,
+        MilvusTrouble,
+        NotFound,
+        CheckpointError,
+        BrokenKey,
+        StoreUnusable,
+        Unavailable,
+    ) as error:
         raise CannotServe(str(error)) from error
     finally:
         engine.dispose()

@@ -77,7 +77,7 @@ class WarmUp:
             self.readiness.done()
 
     async def _load_all(self) -> bool:
-        """Return False if the database is at fault: another process may be writing for long."""
+        """Return False if a database is at fault: another process may be writing for long."""
         try:
             for row in await asyncio.to_thread(every_gallery, self.store.engine):
                 self._say("The galleries are being loaded.")
@@ -88,6 +88,12 @@ class WarmUp:
                 raise
             _log.error("the galleries cannot be loaded now: %s", error)
             self._say(f"The galleries are being loaded. {trouble.detail}")
+            return False
+        except ShuttingDown:
+            raise
+        except Unavailable as error:  # the vector database, say
+            _log.error("the galleries cannot be loaded now: %s", error)
+            self._say(f"The galleries are being loaded. {error.detail}")
             return False
         return True
 

@@ -21,7 +21,7 @@ from service.gallery.fields import GalleryName, storable
 from service.jobs.findings import FOOTAGE
 from service.jobs.labels import LABEL_NAME
 from service.serving.adaptation import ADAPT, ADAPTATION_CLAIM
-from service.serving.registry import NAME
+from service.serving.model_files import NAME
 from service.serving.thresholds import CALIBRATE, CALIBRATION_CLAIM
 
 _PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -102,6 +102,7 @@ Protocol = Literal[
     "grew",
     "hid",
     "mixed-gallery",
+    "mixed-scenes",
     "nine-pairs",
     "ou-mvlp",
     "ou-mvlp-mixed-gallery",

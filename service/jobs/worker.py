@@ -12,14 +12,18 @@ import logging
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial as bound
 from pathlib import Path
 from typing import IO, ParamSpec, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from service.foundation.errors import ServiceError, Unavailable
 from service.jobs.child import Child
 from service.jobs.job import LEASE_VARIABLE, Job, Status
+from service.jobs.job_files import GoOn, JobFiles
 from service.jobs.job_type import JobRefused, JobType, Step, partial
 from service.jobs.kill_with_parent import TRY_AGAIN, Attempt
 from service.jobs.labels import Labels
@@ -29,6 +33,7 @@ from service.jobs.output import ChildOutput, last_error_line, public_reason
 from service.jobs.queue import JobClass, JobQueue, Lease, LeaseLost
 from service.jobs.scratch import remove_folder, remove_scratch_of_ended, scratch
 from service.storage.failures import storage_trouble
+from service.storage.objects import StoreUnavailable
 
 _log = logging.getLogger(__name__)
 Arguments = ParamSpec("Arguments")
@@ -74,6 +79,7 @@ class Worker:
         job_class: JobClass | None = None,
         labels: Labels | None = None,
         remove_scratch: Callable[[Path], None] = remove_folder,
+        files: JobFiles | None = None,
     ) -> None:
         """Run jobs of `types`, of one class or of all, in subfolders of `folders`.
 
@@ -91,6 +97,7 @@ class Worker:
         self._job_class = job_class
         self._labels = labels
         self._remove_scratch = remove_scratch
+        self._files = files or JobFiles(None)
         self._stop = threading.Event()
 
     def stop(self) -> None:
@@ -138,6 +145,10 @@ class Worker:
         # Only now: an attempt that is killed before its end is recorded starts again from these.
         if job.status.final:
             self._remove_scratch(scratch(folder))
+            try:
+                self._files.delete([job.id])
+            except Unavailable:  # sweeps delete it too
+                _log.exception("job %s has ended, and files of it are left in the store", job.id)
         return job
 
     def _attempt(self, lease: Lease, keeper: LeaseKeeper, folder: Path) -> Job:
@@ -147,15 +158,16 @@ class Worker:
             with self._locked(lease, keeper, folder):
                 scratch(folder).mkdir(exist_ok=True)
                 job = wait(queue.begin, lease)
+                self._keeping(keeper, bound(self._files.fetch, lease, folder))
             kind = self._types.get(job.type)
             if kind is None:
                 raise JobRefused(f"this worker cannot run jobs of type {job.type!r}")
-            for step in kind.steps(job, folder):
+            for step in self._keeping(keeper, lambda _: kind.steps(job, folder)):
                 self._run_step(lease, keeper, job, step, folder)
             job = wait(queue.get, job.id)
             if job.status.final:  # a command ended its own job
                 return job
-            outcome = kind.complete(job, folder)
+            outcome = self._keeping(keeper, lambda _: kind.complete(job, folder))
             if outcome.before is not None:
                 wait(queue.write, lease, outcome.before)
             ended = wait(queue.succeed, lease, outcome.result, outcome.in_transaction)
@@ -178,7 +190,7 @@ class Worker:
             raise
         except Exception as error:  # one bad job must not end the worker
             _log.exception("job %s", job.id)
-            shown = isinstance(error, OSError)  # a full disk, say
+            shown = isinstance(error, OSError | ServiceError)  # a full disk, say
             reason = "the worker met an error that its log has"
             return wait(queue.retry, lease, public_reason(str(error)) if shown else reason)
         for path in outcome.spent:
@@ -200,6 +212,39 @@ class Worker:
                     _log.warning("waiting for the database: %s", error)
                 waiting = True
                 self._stop.wait(self._poll_s)
+
+    def _keeping(self, keeper: LeaseKeeper, work: Callable[[GoOn], Answer]) -> Answer:
+        """What work answers that may take long or need the store; the lease is kept meanwhile.
+
+        A store that is away is waited for. Raises `_Cancelled`, `_Stopping` or `LeaseLost`, when
+        the work has ended, and what it raises.
+        """
+        given_up = threading.Event()
+
+        def go_on() -> None:
+            if given_up.is_set():
+                raise _Stopping
+
+        with ThreadPoolExecutor(1) as thread:
+            while True:
+                working = thread.submit(work, go_on)
+                try:
+                    while not wait([working], self._poll_s).done:
+                        self._require_wanted(keeper)
+                    return working.result()
+                except StoreUnavailable:
+                    _log.warning("waiting for the store")
+                except BaseException:
+                    given_up.set()
+                    raise
+                self._stop.wait(self._poll_s)
+                self._require_wanted(keeper)
+
+    def _require_wanted(self, keeper: LeaseKeeper) -> None:
+        if self._wait_for_database(keeper.status) is Status.CANCELLING:
+            raise _Cancelled
+        if self._stop.is_set():
+            raise _Stopping
 
     @contextmanager
     def _locked(self, lease: Lease, keeper: LeaseKeeper, folder: Path) -> Iterator[int]:
@@ -259,12 +304,13 @@ class Worker:
                 if step.prepare is not None:
                     step.prepare()
                 child = self._start(lease, keeper, lock, folder, step, log)
-            try:
-                with keeper.telling(child.extend):
-                    self._follow(lease, keeper, child, output)
-            finally:
-                overdue = child.overdue
-                status, last = child.close()
+            with self._files.saving(lease, folder, step.state):
+                try:
+                    with keeper.telling(child.extend):
+                        self._follow(lease, keeper, child, output)
+                finally:
+                    overdue = child.overdue
+                    status, last = child.close()
             output.read(last)
             self._wait_for_database(output.send)
         if status != 0 and overdue:
@@ -272,6 +318,8 @@ class Worker:
         if status != 0:
             reason = output.failure or last_error_line(folder / "log.txt", begin)
             raise _failure(step, status, public_reason(reason))
+        if step.output is not None:
+            self._keeping(keeper, bound(self._files.keep, lease, folder, step.output))
 
     def _follow(self, lease: Lease, keeper: LeaseKeeper, child: Child, output: ChildOutput) -> None:
         """Record what a child reports until it ends; stop it when the job must not go on."""

@@ -126,7 +126,7 @@ _REFUSALS: Final = {
     kind.__name__: kind
     for kind in (MalformedSequence, NoWalker, SequenceTooLarge, UnsupportedSequence)
 }
-_LONGEST_HEADER: Final = 1024 * 1024  # with a picture of each track
+_LONGEST_HEADER: Final = 2 * MEBIBYTE  # with a picture and outlines of each track
 _PICTURE: Final = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/]+=*")
 
 

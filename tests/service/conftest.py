@@ -17,12 +17,14 @@ from models.card import Card
 from models.checkpoint import card_of
 from models.networks import registry
 from service.foundation.settings import Settings
+from service.gallery.milvus_index import Milvus
 from service.gallery.store import GalleryStore
 from service.http.resources import open_engine
 from service.jobs.queue import JobQueue
 from service.storage.data_folder import open_data_folder
 from service.storage.database import migrate, open_database
 from tests.e2e.deployment import QUICK_TRAINING
+from tests.service import searched as searched_galleries
 from tests.service.jobs.workers import Workers, working
 from tests.service.server import Serve, serving, settings_for
 from tests.service.statements import pragma_of_every_connection
@@ -129,3 +131,18 @@ def quick_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def workers(settings: Settings, engine: Engine) -> Workers:
     return lambda: working(settings, engine)
+
+
+@pytest.fixture(scope="session")
+def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Milvus]:
+    """A vector database for all tests; each has collections of its own."""
+    opened = searched_galleries.open_milvus(tmp_path_factory.mktemp("milvus"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def searched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where `tests.service.searched.both` has galleries searched."""
+    if request.param == "in Milvus":
+        monkeypatch.setattr(searched_galleries, "in_milvus", request.getfixturevalue("milvus"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -54,9 +54,11 @@ from service.job_types.requests import (
 from service.job_types.submission import CheckRecipe, RecipeCheck, Submission
 from service.jobs.event_streams import EventStreams
 from service.jobs.job import Job, JobEvent, Status
+from service.jobs.job_files import JobFiles
 from service.jobs.presence import waiting_for
 from service.jobs.queue import InTransaction, JobQueue
 from service.jobs.scratch import remove_scratch
+from service.storage.objects import StoreUnavailable
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -253,6 +255,8 @@ def cancel_job(resources: AppResources, queue: Queue, job_id: str) -> JobAnswer:
     job = queue.cancel(job_id)
     if job.status.final:  # no worker will remove what it has not begun with
         remove_scratch(resources.settings.jobs_dir, [job.id])
+        with suppress(StoreUnavailable):  # a sweep deletes it
+            JobFiles.of(resources.settings).delete([job.id])
     return JobAnswer.of(job)
 
 

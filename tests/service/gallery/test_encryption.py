@@ -117,7 +117,8 @@ def test_a_large_gallery_has_no_file_of_embeddings_if_the_database_is_encrypted(
         wiring = ModelWiring(
             settings, GalleryStore(engine), Metrics(), Load(1), thread, threading.Event()
         )
-        index = wiring._index(Encoder.open(models / "default", device="cpu"), None, Roster())
+        encoder = Encoder.open(models / "default", device="cpu")
+        index = wiring._index(encoder, (4, 16), "cosine", None, Roster())
     assert isinstance(index, GrowingIndex)
     assert index._folder == (None if secrets else settings.data_dir)
     engine.dispose()

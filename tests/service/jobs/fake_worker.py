@@ -32,7 +32,8 @@ class FakeJob:
         if job.request.get("behave") == "bug":
             raise KeyError("a bug of ours")
         options = [part for key, value in job.request.items() for part in (f"--{key}", str(value))]
-        return [Step("run", (sys.executable, str(RUN), str(folder / "run"), *options))]
+        run = (sys.executable, str(RUN), str(folder / "run"), *options)
+        return [Step("run", run, state=folder / "run" / "state")]
 
     def complete(self, job: Job, folder: Path) -> Outcome:
         return Outcome({"finished": job.id})

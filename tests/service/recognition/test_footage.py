@@ -52,7 +52,15 @@ def test_several_people_are_listed_and_one_of_them_can_be_chosen(serve: Serve) -
     assert isinstance(tracks, list)
     assert len(tracks) == 2
     for track in tracks:
-        assert set(track) == {"track", "from_s", "to_s", "box", "thumbnail"}
+        assert set(track) == {"track", "from_s", "to_s", "box", "outlines", "thumbnail"}
+        times = [outline["at_s"] for outline in track["outlines"]]
+        assert times == sorted(times)
+        assert (times[0], times[-1]) == (track["from_s"], track["to_s"])
+        corners = np.array(track["outlines"][0]["points"]).reshape(-1, 2)
+        assert 8 < len(corners) <= 32
+        ends = np.array([*corners.min(axis=0), *corners.max(axis=0)])
+        left, top, width, height = track["box"]
+        assert np.abs(ends - (left, top, left + width, top + height)).max() < 6
         kind, _, picture = track["thumbnail"].partition(",")
         assert kind == "data:image/jpeg;base64"
         pixels = np.frombuffer(base64.b64decode(picture), np.uint8)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from benchmarks.scenes import WAYS, WITH_PRIOR, Floats, Gallery, Vectors, measure, within
 from models.comparison.similarity import index_vectors
 from training.evaluation import LabelledSequences
-from training.evaluation.protocols import MixedGallery
+from training.evaluation.mixed_gallery import MixedGallery
 
 RULE = MixedGallery("", people=12, draws=3)
 
