@@ -31,9 +31,9 @@ def test_under_a_path_every_call_works_and_every_location_begins_with_it(
 ) -> None:
     made = behind.post(f"{passed_on}/galleries", json={"name": "lab"})
     assert made.headers["location"] == "/gait/desk/galleries/lab"
-    again = {"headers": {"Idempotency-Key": "once"}, "json": {"gallery": "lab"}}
+    once = {"Idempotency-Key": "once"}
     for _ in range(2):  # what was kept knows no path
-        job = behind.post(f"{passed_on}/jobs/reindex", **again)
+        job = behind.post(f"{passed_on}/jobs/reindex", json={"gallery": "lab"}, headers=once)
         assert job.headers["location"] == f"/gait/desk/jobs/{job.json()['id']}"
     assert behind.get(f"{passed_on}/jobs/{job.json()['id']}").status_code == 200
     assert behind.get(f"{passed_on}/readyz").status_code == 200
