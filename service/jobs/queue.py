@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session
 
 from service.foundation.errors import Conflict, NotFound, Reason
 from service.foundation.settings import Settings
+from service.foundation.tracing import traceparent
 from service.jobs import labels
 from service.jobs.events import Done, Evaluation, Failed, Progress, RunEvent, Start
 from service.jobs.job import UNFINISHED, Job, JobEvent, JobProgress, JsonObject, Status
@@ -494,7 +495,8 @@ def _add(
 ) -> Job:
     row = JobRow(
         id=job_id or new_id(), type=kind, status=Status.QUEUED, request=request, claim=claim,
-        needs=labels.as_text(needs), step=0, metrics={}, attempts=0, created_at=now(),
+        needs=labels.as_text(needs), traceparent=traceparent(), step=0, metrics={}, attempts=0,
+        created_at=now(),
     )  # fmt: skip
     session.add(row)
     session.flush()
