@@ -250,7 +250,8 @@ class ErasureReceipt(Answer):
     """What was erased: `erased` counts subjects, sequences and embeddings.
 
     `models` learned from an erased subject; `jobs` were cancelled because they were about to.
-    `scene` is "dropped" if a scene transform was that those erased had a share in.
+    `scene` is "dropped" if a scene transform was that those erased had a share in. `traces` in the
+    database's files are "cleared", or "left" until the next sweep.
     """
 
     receipt_id: str
@@ -262,6 +263,7 @@ class ErasureReceipt(Answer):
     models: list[str] = []
     jobs: list[str] = []
     scene: Literal["dropped"] | None = None
+    traces: Literal["cleared", "left"] = "left"
 
 
 class JobProgress(Answer):

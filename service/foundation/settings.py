@@ -38,6 +38,9 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     data_dir: Path = Path("data")
     database_url: str | None = None  # default: sqlite file in data_dir
+    # Of PostgreSQL. Eight are for writing; the audit record has four more.
+    database_connections: int = Field(default=15, ge=10)
+    database_statement_seconds: PositiveFloat = 60.0
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     index: Literal["faiss", "memory"] = "faiss"

@@ -145,6 +145,7 @@ class ErasureReceipt:
         models: names of the models that learned from an erased subject.
         jobs: ids of the jobs that were cancelled because they held walks of the gallery.
         scene_dropped: whether a transform that those erased had a share in was dropped.
+        traces_cleared: whether the database was rid of what deleted rows leave in it, too.
     """
 
     receipt_id: str
@@ -157,3 +158,4 @@ class ErasureReceipt:
     jobs: tuple[str, ...]
     scene_dropped: bool
     erased_at: datetime
+    traces_cleared: bool = False

@@ -608,6 +608,11 @@ class ReceiptAnswer(Schema):
         description="`dropped`: the gallery's scene transform, in which those erased had a share, "
         "is gone; a job fits another one of those who remain. null: there was none."
     )
+    traces: Literal["cleared", "left"] = Field(
+        description="`cleared`: the database was rid of what deleted rows leave in its files (the "
+        "write-ahead log of SQLite, dead rows of PostgreSQL). `left`: something older still reads "
+        "there; the next sweep does it."
+    )
     erased_at: Timestamp
 
     @classmethod
@@ -626,6 +631,7 @@ class ReceiptAnswer(Schema):
             models=list(receipt.models),
             jobs=list(receipt.jobs),
             scene="dropped" if receipt.scene_dropped else None,
+            traces="cleared" if receipt.traces_cleared else "left",
             erased_at=receipt.erased_at,
         )
 

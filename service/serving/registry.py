@@ -16,6 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from sqlalchemy import JSON, Engine, ForeignKey, String, delete, or_, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 import models.card
@@ -23,11 +24,11 @@ from models.card import CARD, Card, CheckpointError, ModelReference
 from models.files.disk import sync
 from service.foundation.errors import Conflict, NotFound, Reason
 from service.foundation.settings import Settings
-from service.gallery.active_model import GalleryModels, models_of
+from service.gallery.active_model import MODELS_IN_USE, GalleryModels, models_of
 from service.gallery.tables import GalleryRow
 from service.jobs.job import UNFINISHED, JsonObject
 from service.jobs.tables import JobRow
-from service.storage.database import Table, new_id, now, writing
+from service.storage.database import Table, new_id, now, take_turns, writing
 
 _log = logging.getLogger(__name__)
 
@@ -222,7 +223,8 @@ class ModelRegistry:
         The folder appears in one rename, complete. `record` is called within the transaction.
         """
         target = self._settings.models_dir / name
-        with Session(writing(self._engine)) as session, session.begin():  # one upload at a time
+        with Session(writing(self._engine)) as session, session.begin():
+            take_turns(session, MODELS_IN_USE)
             if (
                 session.get(ModelRow, name) is not None
                 or target.exists()
@@ -232,7 +234,10 @@ class ModelRegistry:
                 raise _taken(name)
             digest = read_card(checkpoint).digest
             session.add(ModelRow(name=name, digest=digest, metrics={}, created_at=now()))
-            session.flush()
+            try:
+                session.flush()
+            except IntegrityError as error:  # PostgreSQL: a job's model of that name ends now
+                raise _taken(name) from error
             record(digest)
             _sync_whole(checkpoint)
             _move_in(checkpoint, target)
@@ -250,6 +255,7 @@ class ModelRegistry:
         if name == self._settings.model:
             raise _in_use(name, "galleries start with it (GAITID_MODEL)")
         with Session(writing(self._engine)) as session, session.begin():
+            take_turns(session, MODELS_IN_USE)
             gallery = session.scalar(
                 select(GalleryRow.name).where(
                     or_(GalleryRow.active_model == name, GalleryRow.previous_model == name)
