@@ -1,4 +1,4 @@
-"""Machines for galleries of 10⁵, 10⁷ and 10⁹ walks, computed from what the other benchmarks measured.
+"""Machines for galleries of 10⁵, 10⁷ and 10⁹ walks, by what the other benchmarks measured.
 
 Every figure is a measured one times walks or requests, so each says how far it is carried beyond
 the walks that it was measured with. What nobody here could measure stands in `ASSUMED`. The tables
@@ -126,11 +126,12 @@ def in_milvus(measured: Measured) -> dict[str, dict[str, str]]:
     for walks in WALKS:
         tail = TAIL * (4 * NUMBERS + LISTED.value)
         scan = measured.one_bit_ms * SHARE.value / 0.28 * walks / measured.search_at
+        carried = _factor(walks, measured.search_at)
         rows[_power(walks)] = {
             "an api process, GB": _number((PROCESS.value + tail) / GB),
             "query nodes' memory, GB": _number(walks * SEARCHED.value / GB),
             "object storage, GB": _number(walks * STORED.value / GB),
-            "a search in Milvus, CPU ms": f"{_number(scan)} (×{_factor(walks, measured.search_at)})",
+            "a search in Milvus, CPU ms": f"{_number(scan)} (×{carried})",
             "a search here beside that, ms": _number(measured.shared_ms),
         }
     return rows

@@ -258,6 +258,7 @@ def keep_answer(engine: Engine, store: IdempotencyStore, key: str, **body: Any) 
         keep(session, lock, Answer(201, {}, json.dumps(body)))
 
 
+@pytest.mark.sqlite
 def test_no_statement_reads_answers_but_by_an_index(
     store: IdempotencyStore, engine: Engine
 ) -> None:
@@ -284,6 +285,7 @@ def test_no_statement_reads_answers_but_by_an_index(
     assert step.startswith("SEARCH")
 
 
+@pytest.mark.sqlite
 def test_what_an_erasure_costs_does_not_grow_with_the_answers_about_others(
     store: IdempotencyStore, engine: Engine
 ) -> None:
