@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
+from pydantic import ValidationError
 from sqlalchemy import Engine, insert, make_url, select
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
@@ -107,9 +108,17 @@ def test_what_the_url_says_of_a_connection_goes_before_the_programs_own() -> Non
     assert given["options"].index("lock_timeout=10000") < given["options"].index("lock_timeout=7")
 
 
-def test_another_kind_of_database_is_refused() -> None:
-    with pytest.raises(ValueError, match="SQLite or PostgreSQL"):
-        open_database("mysql://somewhere/gaitid")
+@pytest.mark.parametrize("url", ["mysql://root:secret@db/gaitid", "gaitid.sqlite", ""])
+def test_another_kind_of_database_is_refused_without_repeating_a_password(url: str) -> None:
+    with pytest.raises(ValidationError, match="postgresql://USER@HOST/DATABASE") as caught:
+        Settings(database_url=url)
+    assert "secret" not in str(caught.value)
+
+
+def test_an_older_name_of_the_database_is_understood(database: str) -> None:
+    engine = open_database(database.replace("postgresql:", "postgres:"))
+    GalleryStore(engine).check()
+    engine.dispose()
 
 
 def test_every_connection_has_its_limits(engine: Engine) -> None:
