@@ -328,6 +328,8 @@ def test_two_servers_with_own_folders_enrol_find_and_erase_in_step(
 ) -> None:
     people = [f"s{number}" for number in range(6)]
     with serving(two_folders[0]) as one, serving(two_folders[1]) as two:
+        for client in (one, two):  # FastAPI prepares routes when asked, and not in two threads
+            problem(client.get("/nothing"), 404)
 
         def live(number: int) -> None:
             here, there = (one, two) if number % 2 else (two, one)
@@ -361,6 +363,8 @@ def test_a_key_is_carried_out_once_whichever_server_it_is_sent_to(
     two_folders: list[Settings],
 ) -> None:
     with serving(two_folders[0]) as one, serving(two_folders[1]) as two:
+        for client in (one, two):
+            problem(client.get("/nothing"), 404)
         with ThreadPoolExecutor(4) as clients:
             answers = list(
                 clients.map(
