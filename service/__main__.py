@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -32,6 +34,8 @@ from service.cli import (
 )
 from service.cli.deployment import DataDir
 from service.cli.failure import CommandFailed, failing_on
+from service.foundation import tracing
+from service.jobs.job import LEASE_VARIABLE
 
 app = typer.Typer(
     name="gaitid",
@@ -96,7 +100,8 @@ def worker(
     from service.storage.file_store import StoreUnusable
 
     settings = deployment.settings_from(data_dir=data_dir)
-    with failing_on(ValueError):
+    with failing_on(ValueError, tracing.CannotTrace):
+        tracing.set_up()
         told = parse((*settings.worker_labels, *(label or ())))
     labels = {**detect(gpu=settings.device != "cpu"), **told}
     log_as_json()
@@ -154,6 +159,19 @@ for name, noun in {
     app.add_typer(noun.app, name=name)
 
 
+@contextmanager
+def _trace() -> Iterator[None]:
+    """Within the trace of the job that this is a command of, if there is one."""
+    parent = os.environ.get(tracing.TRACEPARENT_VARIABLE)
+    if parent is None or LEASE_VARIABLE not in os.environ:
+        yield
+        return
+    with failing_on(tracing.CannotTrace):
+        tracing.set_up()
+    with tracing.span(f"command {sys.argv[1]}", parent=parent):
+        yield
+
+
 def main() -> None:
     """Run the command line: status 0 done, 1 refused or failed, 2 wrong usage."""
     # Before torch and faiss are loaded: threads that spin while they wait take the cores from the
@@ -161,7 +179,8 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.umask(0o077)  # what is written is of people: for nobody else on this machine to read
     try:
-        app()
+        with _trace():
+            app()
     except CommandFailed as error:
         typer.echo(f"gaitid: {error}", err=True)
         sys.exit(error.status)

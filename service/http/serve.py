@@ -23,6 +23,7 @@ from models.encoder.encoder import Encoder
 from models.networks.device import find_device
 from service.access.audit.record import AuditRecord
 from service.access.exposure import Exposed, check_exposure
+from service.foundation import tracing
 from service.foundation.errors import NotFound, Unavailable
 from service.foundation.settings import Settings
 from service.gallery.listing import is_enrolled
@@ -171,6 +172,10 @@ def serve(settings: Settings, listener: socket.socket, *, with_worker: bool) -> 
     # process before the worker was asked to stop.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
+    try:
+        tracing.set_up()
+    except tracing.CannotTrace as error:
+        raise CannotServe(str(error)) from error
     with ExitStack() as stack:
         stack.enter_context(listener)
         encoder = _preflight(settings)

@@ -57,7 +57,10 @@ class JobProgress:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A snapshot of one job; `needs` is what a worker must have to take it."""
+    """A snapshot of one job.
+
+    `needs` is what a worker must have to take it, `traceparent` the trace that it belongs to.
+    """
 
     id: str
     type: str
@@ -69,6 +72,7 @@ class Job:
     result: JsonObject | None
     error: str | None
     attempts: int
+    traceparent: str | None
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None

@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session
 
 from service.foundation.errors import Conflict, NotFound, Reason
 from service.foundation.settings import Settings
+from service.foundation.tracing import traceparent
 from service.jobs import labels
 from service.jobs.events import Done, Evaluation, Failed, Progress, RunEvent, Start
 from service.jobs.job import UNFINISHED, Job, JobEvent, JobProgress, JsonObject, Status
@@ -275,9 +276,6 @@ class JobQueue:
         """
         begin = time.monotonic()
         with _writing(self._engine) as session:
-            session.connection()  # waits for the lock
-            if time.monotonic() - begin >= _PROMPT_S:
-                return
             lost = session.scalars(
                 select(JobRow)
                 .where(_running(), JobRow.id == expired.job_id)
@@ -285,6 +283,8 @@ class JobQueue:
                 .where(JobRow.lease_renewals == expired.renewals)
                 .with_for_update(skip_locked=True)
             ).one_or_none()
+            if time.monotonic() - begin >= _PROMPT_S:
+                return
             if lost is not None:
                 self._requeue(session, lost, "the worker that ran it disappeared")
 
@@ -494,7 +494,8 @@ def _add(
 ) -> Job:
     row = JobRow(
         id=job_id or new_id(), type=kind, status=Status.QUEUED, request=request, claim=claim,
-        needs=labels.as_text(needs), step=0, metrics={}, attempts=0, created_at=now(),
+        needs=labels.as_text(needs), traceparent=traceparent(), step=0, metrics={}, attempts=0,
+        created_at=now(),
     )  # fmt: skip
     session.add(row)
     session.flush()

@@ -21,6 +21,7 @@ from typing import IO, ParamSpec, TypeVar
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.foundation.errors import ServiceError, Unavailable
+from service.foundation.tracing import TRACEPARENT_VARIABLE, span, traceparent
 from service.jobs.child import Child
 from service.jobs.job import LEASE_VARIABLE, Job, Status
 from service.jobs.job_files import GoOn, JobFiles
@@ -128,7 +129,8 @@ class Worker:
             return False
         _log.info("job %s (%s): lease %d", lease.job.id, lease.job.type, lease.number)
         try:
-            with self._observer.holding(lease):
+            name, parent = f"job {lease.job.type}", lease.job.traceparent
+            with self._observer.holding(lease), span(name, parent=parent, job=lease.job.id):
                 job = self._run(lease)
         except LeaseLost:
             _log.warning("job %s: the lease was lost, another worker has it", lease.job.id)
@@ -163,7 +165,8 @@ class Worker:
             if kind is None:
                 raise JobRefused(f"this worker cannot run jobs of type {job.type!r}")
             for step in self._keeping(keeper, lambda _: kind.steps(job, folder)):
-                self._run_step(lease, keeper, job, step, folder)
+                with span(f"step {step.name}"):
+                    self._run_step(lease, keeper, job, step, folder)
             job = wait(queue.get, job.id)
             if job.status.final:  # a command ended its own job
                 return job
@@ -287,6 +290,8 @@ class Worker:
                 partial=str(partial(step.output).absolute()), output=str(step.output.absolute())
             )
         environment = {**step.environment, LEASE_VARIABLE: str(lease.number)}
+        if (trace := traceparent()) is not None:
+            environment[TRACEPARENT_VARIABLE] = trace
         return Child(step.command, attempt=attempt, log=log, environment=environment)
 
     def _run_step(

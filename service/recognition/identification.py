@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from service.foundation.metrics import Metrics
+from service.foundation.tracing import span
 from service.gallery.listing import missing_subject, require_subject
 from service.gallery.ranking import Candidate, SearchedGallery
 from service.gallery.records import Walk
@@ -180,7 +181,7 @@ class Search:
         search: Callable[[SearchedGallery, int], Found],
     ) -> tuple[Threshold, Found]:
         """What a search of a gallery finds, and the threshold that decides it."""
-        with self._metrics.search_seconds.time():
+        with self._metrics.search_seconds.time(), span("search"):
             # One row says what is searched and what is decided by.
             head = self._store.head(gallery, loaded.digest)
             index = self.models.index(head.gallery_id, loaded)

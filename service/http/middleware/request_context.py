@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 import re
 from asyncio import CancelledError
+from contextlib import ExitStack
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import uuid_utils
 from starlette.datastructures import Headers, MutableHeaders
@@ -19,9 +21,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.foundation.errors import CutOff, ServiceError, Unavailable
 from service.foundation.logs import request_id
 from service.foundation.metrics import Metrics
+from service.foundation.tracing import span
 from service.http.draining import Draining
 from service.http.problems import internal_error, render, render_http
 from service.storage.failures import storage_trouble
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 _log = logging.getLogger(__name__)
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -71,6 +77,10 @@ class RequestContext:
                     headers["Connection"] = "close"
             await send(message)
 
+        method = _method(scope["method"])
+        ending = ExitStack()
+        parent = Headers(scope=scope).get("traceparent")
+        traced = ending.enter_context(span(method, parent=parent, server=True))
         try:
             self._draining.require_open(scope["path"])
             with self._draining.begun():
@@ -96,20 +106,41 @@ class RequestContext:
             await answer(scope, receive, send_with_id)
         finally:
             seconds = perf_counter() - started
-            route = getattr(scope.get("route"), "path", "unmatched")
+            route = _route(scope)
             self._metrics.request_seconds.labels(
-                _method(scope["method"]), route, str(status or _CLIENT_CLOSED)
+                method, route, str(status or _CLIENT_CLOSED)
             ).observe(seconds)
             _log.info(
                 "request",
                 extra={
-                    "method": _method(scope["method"]),
+                    "method": method,
                     "route": route,
                     "status": status,
                     "ms": round(seconds * 1000, 1),
                 },
             )
+            if traced is not None:
+                _describe(traced, method, route, status or _CLIENT_CLOSED)
+            ending.close()
             request_id.reset(token)
+
+
+def _route(scope: Scope) -> str:
+    """The template of the address, which names nobody."""
+    route: str = getattr(scope.get("route"), "path", "unmatched")
+    return route
+
+
+def _describe(traced: Span, method: str, route: str, status: int) -> None:
+    """Tell a request's span what is in its log line."""
+    traced.update_name(f"{method} {route}")
+    traced.set_attributes(
+        {
+            "http.request.method": method,
+            "http.route": route,
+            "http.response.status_code": status,
+        }
+    )
 
 
 def _method(name: str) -> str:

@@ -19,6 +19,7 @@ from service.jobs.leases import LeaseObserver
 from service.jobs.queue import JobClass, JobQueue, Lease
 from service.jobs.worker import Worker
 from service.jobs.worker_pool import WorkerPool
+from service.storage.database import writing
 
 Workers = Callable[[], AbstractContextManager[None]]
 """The fixture `workers`: what `gaitid worker` runs, until the block ends."""
@@ -95,3 +96,12 @@ def run_job(
     interrupted = {kind: _Interrupted(types[kind], meanwhile)}
     assert worker_of(settings, engine, types=interrupted).run_one()
     return queue.get(job.id)
+
+
+@contextmanager
+def write_lock(engine: Engine) -> Iterator[None]:
+    """Somebody who writes for long, such as an import."""
+    with writing(engine).connect() as connection, connection.begin():
+        held = engine.dialect.name == "sqlite"  # since the transaction began
+        connection.exec_driver_sql("SELECT 1" if held else "LOCK TABLE job IN EXCLUSIVE MODE")
+        yield
