@@ -319,6 +319,7 @@ class JobWatch:
 
     def __init__(self, cluster: Cluster) -> None:
         """Do nothing yet."""
+        self.seen: set[str] = set()
         self.together_s: dict[str, float] = defaultdict(float)
         self._cluster = cluster
         self._stop = threading.Event()
@@ -339,6 +340,7 @@ class JobWatch:
         while not self._stop.wait(0.25):
             running = [self._jobs(name) for name in _WORKERS]
             now = time.monotonic()
+            self.seen.update(*running)
             for job in set.intersection(*running):
                 self.together_s[job] += now - before
             before = now
@@ -400,6 +402,7 @@ def check(cluster: Cluster, load: Load, chaos: Chaos, watch: JobWatch) -> dict[s
             kind: dict(Counter(job.status for job in books.jobs.values() if job.type == kind))
             for kind in sorted({job.type for job in books.jobs.values()})
         },
+        "jobs seen at work": len(watch.seen),
         "answers": dict(Counter(str(call.status) for call in books.calls)),
         "refusals": dict(Counter(call.slug for call in books.calls if call.slug)),
         "jobs on two hosts, s": {job: round(s, 2) for job, s in watch.together_s.items()},
@@ -431,6 +434,9 @@ def _traces(cluster: Cluster, subjects: list[str]) -> Iterator[tuple[str, list[s
         for path in (cluster.folder / name).rglob("*"):
             if path.is_file():
                 texts[str(path.relative_to(cluster.folder))] = path.read_bytes()
+    bucket = f"http://{cluster.network.address('store')}:5000/gaitid"
+    for key in re.findall(r"<Key>(.*?)</Key>", httpx.get(f"{bucket}?list-type=2").text):
+        texts[f"s3://gaitid/{key}"] = httpx.get(f"{bucket}/{key}").content
     for where, text in texts.items():
         if named := [subject for subject in subjects if subject.encode() in text]:
             yield where, named
@@ -542,15 +548,16 @@ def main() -> None:
             load.stop()
         seen = check(cluster, load, chaos, watch)
         rates = {} if options.no_throughput else throughput(cluster, load)
-    result = {
-        "benchmark": f"a cluster with faults for {options.minutes:g} minutes, seed {options.seed}",
-        "machine": machine.describe(),
-        "rows": seen,
-        "throughput": rates,
-        "violations": books.violations,
-        "faults": [asdict(fault) for fault in chaos.faults],
-    }
-    machine.publish(result, options.out)
+        result = {
+            "benchmark": f"a cluster with faults for {options.minutes:g} minutes",
+            "seed": options.seed,
+            "machine": machine.describe(),
+            "rows": seen,
+            "throughput": rates,
+            "violations": books.violations,
+            "faults": [asdict(fault) for fault in chaos.faults],
+        }
+        machine.publish(result, options.out)
     sys.exit(1 if books.violations else 0)
 
 

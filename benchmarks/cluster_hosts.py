@@ -133,15 +133,13 @@ class Host:
         self._keeper.start()
 
     def stop(self) -> None:
-        """End the program and whatever else runs here."""
+        """End everything that runs here, and keep it no longer."""
         self._wanted.clear()
-        self.signal(signal.SIGTERM)
-        deadline = time.monotonic() + 20
-        while self.processes() and time.monotonic() < deadline:
+        while processes := self.processes():
+            for process in processes:
+                self.kill(process)
             time.sleep(0.1)
-        for process in self.processes():
-            _signal(process, signal.SIGKILL)
-        self._keeper.join(10)
+        self._keeper.join()
 
     def processes(self) -> list[int]:
         """Process ids of everything that runs here."""

@@ -128,6 +128,7 @@ class Load:
         self._random = random.Random(seed)  # noqa: S311 - repeatable, hides nothing
         self._stop = threading.Event()
         self._distilled: list[str] = []
+        self._active = _MODELS[0]
         self._threads = [
             threading.Thread(target=self._repeat, args=(turn, pause), name=turn.__name__)
             for turn, pause in (
@@ -246,14 +247,16 @@ class Load:
     def activate(self, client: Client) -> None:
         """Give the gallery another model, and wait until it has it."""
         with self.books.lock:
-            name = self._random.choice([*_MODELS, *self._distilled])
+            others = {*_MODELS, *self._distilled} - {self._active}
+            name = self._random.choice(sorted(others))
         digest = self._persist("model", lambda: client.model(name).digest)
         if digest is None:
             return
         with self.books.lock:
             self.books.digests.add(digest)
-        if job := self._persist("activate", lambda: client.activate(name, gallery=PEOPLE)):
-            self._see_through(client, job)
+        job = self._persist("activate", lambda: client.activate(name, gallery=PEOPLE))
+        if job and (ended := self._see_through(client, job)) and ended.status == "succeeded":
+            self._active = name
 
     def distil(self, client: Client) -> None:
         """Distil a tiny student, and wait for it."""

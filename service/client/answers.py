@@ -269,7 +269,8 @@ class ErasureReceipt(Answer):
 
     `models` learned from an erased subject; `jobs` were cancelled because they were about to.
     `scene` is "dropped" if a scene transform was that those erased had a share in. `vectors` says
-    what Milvus has of them, if galleries are searched there.
+    what Milvus has of them, if galleries are searched there. `traces` in the database's files are
+    "cleared", or "left" until the next sweep.
     """
 
     receipt_id: str
@@ -282,6 +283,7 @@ class ErasureReceipt(Answer):
     jobs: list[str] = []
     scene: Literal["dropped"] | None = None
     vectors: Literal["deleted", "pending"] | None = None
+    traces: Literal["cleared", "left"] = "left"
 
 
 class JobProgress(Answer):

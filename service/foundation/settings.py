@@ -49,6 +49,9 @@ class Settings(BaseSettings):
     # Where hosts share files: s3://bucket/prefix, or the absolute path of a folder that all mount.
     # Without it every file stays in data_dir.
     store: str | None = None
+    # Of PostgreSQL. Eight are for writing; the audit record has four more.
+    database_connections: int = Field(default=15, ge=10)
+    database_statement_seconds: PositiveFloat = 60.0
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     index: str = "faiss"  # or memory, or where Milvus is

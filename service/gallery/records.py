@@ -147,6 +147,7 @@ class ErasureReceipt:
         scene_dropped: whether a transform that those erased had a share in was dropped.
         vectors: what a vector database has of them: `deleted`, which it compacts in its own time;
             `pending`, while it could not be reached or is being written; None: there is none.
+        traces_cleared: whether the database was rid of what deleted rows leave in it, too.
     """
 
     receipt_id: str
@@ -160,3 +161,4 @@ class ErasureReceipt:
     scene_dropped: bool
     erased_at: datetime
     vectors: Literal["deleted", "pending"] | None = None
+    traces_cleared: bool = False

@@ -527,11 +527,12 @@ class GalleryStore:
             self._sealing.require_current(session)
             if replace:
                 _drop_embeddings(session, digest, list(rows))
-            wanted = session.scalars(
-                select(SequenceRow.id)
-                .where(SequenceRow.id.in_(list(rows)), lacks(digest))
-                .with_for_update()
-            )
+            these = SequenceRow.id.in_(list(rows))
+            # First they are held: another process that embeds them has then written what it made.
+            session.scalars(
+                select(SequenceRow.id).where(these).order_by(SequenceRow.id).with_for_update()
+            ).all()
+            wanted = session.scalars(select(SequenceRow.id).where(these, lacks(digest)))
             session.add_all(rows[sequence_id] for sequence_id in wanted)
 
     def drop_embeddings(self, digest: str, sequence_ids: Sequence[str]) -> None:

@@ -48,7 +48,7 @@ from service.serving.model_pool import ModelPool
 from service.serving.registry import ModelRegistry, resolve
 from service.serving.thresholds import ModelInUse
 from service.storage.data_folder import open_data_folder
-from service.storage.database import migrate, open_database
+from service.storage.database import migrate, open_configured
 from service.storage.encryption import read_keys
 from service.storage.file_store import open_store
 from service.storage.reserve import Reserve
@@ -100,9 +100,13 @@ def open_engine(settings: Settings) -> Engine:
     """
     keys = read_keys(settings)
     open_data_folder(settings)
-    engine = open_database(settings.resolved_database_url)
-    migrate(engine)
-    unlock(engine, keys)
+    engine = open_configured(settings)
+    try:
+        migrate(engine)
+        unlock(engine, keys)
+    except BaseException:
+        engine.dispose()
+        raise
     return engine
 
 

@@ -660,6 +660,11 @@ class ReceiptAnswer(Schema):
         "lets go of them when it has compacted. `pending`: deleted as soon as it can be reached. "
         "null: galleries are not searched there.",
     )
+    traces: Literal["cleared", "left"] = Field(
+        description="`cleared`: the database was rid of what deleted rows leave in its files (the "
+        "write-ahead log of SQLite, dead rows of PostgreSQL). `left`: something older still reads "
+        "there; the next sweep does it."
+    )
     erased_at: Timestamp
 
     @classmethod
@@ -679,6 +684,7 @@ class ReceiptAnswer(Schema):
             jobs=list(receipt.jobs),
             scene="dropped" if receipt.scene_dropped else None,
             vectors=receipt.vectors,
+            traces="cleared" if receipt.traces_cleared else "left",
             erased_at=receipt.erased_at,
         )
 

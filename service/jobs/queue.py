@@ -276,9 +276,6 @@ class JobQueue:
         """
         begin = time.monotonic()
         with _writing(self._engine) as session:
-            session.connection()  # waits for the lock
-            if time.monotonic() - begin >= _PROMPT_S:
-                return
             lost = session.scalars(
                 select(JobRow)
                 .where(_running(), JobRow.id == expired.job_id)
@@ -286,6 +283,8 @@ class JobQueue:
                 .where(JobRow.lease_renewals == expired.renewals)
                 .with_for_update(skip_locked=True)
             ).one_or_none()
+            if time.monotonic() - begin >= _PROMPT_S:
+                return
             if lost is not None:
                 self._requeue(session, lost, "the worker that ran it disappeared")
 

@@ -35,7 +35,7 @@ from service.storage.database import now
 from service.storage.kept_answers import delete_expired_answers
 from service.storage.objects import StoreUnavailable
 from service.storage.reserve import Reserve
-from service.storage.vacuum import checkpoint_wal, vacuum
+from service.storage.vacuum import clear_traces, vacuum
 from service.storage.writers import Writers
 
 if TYPE_CHECKING:  # what comes with an extra
@@ -115,7 +115,7 @@ class Retention:
         """Forget every listing, with its walks, whose time is over."""
         forget = partial(forget_old, self._store.engine, self._clock())
         if await self._writers.run(self._reserve.spend, forget):
-            await self._writers.run(checkpoint_wal, self._store.engine)
+            await self._writers.run(clear_traces, self._store.engine)
 
     async def sweep(self) -> Swept:
         """Remove everything that is too old now."""
@@ -132,7 +132,7 @@ class Retention:
         answers = await self._delete_answers(at)
         await self._writers.run(vacuum, self._store.engine)
         # Always: an erasure's process may have died before it did, or had to leave it.
-        await self._writers.run(checkpoint_wal, self._store.engine)
+        await self._writers.run(clear_traces, self._store.engine)
         folders = await asyncio.to_thread(self._tidy_jobs, at)
         return Swept(sequences, subjects, folders, answers)
 

@@ -71,10 +71,12 @@ class Asked:
     Attributes:
         input: what it is; `auto` is told by its content.
         track: whose walk, of the tracks in footage.
+        frame_rate: images a second, of footage that is sent as images.
     """
 
     input: Literal["auto", "silhouettes", "footage"] = "auto"
     track: int | None = None
+    frame_rate: float | None = None
 
 
 UNSAID: Final = Asked()

@@ -15,12 +15,13 @@ from enum import StrEnum
 from pathlib import Path
 
 from sqlalchemy import Engine, delete, or_, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from models.card import CARD, Card, ModelReference
 from service.foundation.errors import Conflict, NotFound, Reason
 from service.foundation.settings import Settings
-from service.gallery.active_model import GalleryModels, models_of
+from service.gallery.active_model import MODELS_IN_USE, GalleryModels, models_of
 from service.gallery.tables import GalleryRow
 from service.jobs.job import UNFINISHED, JsonObject
 from service.jobs.tables import JobRow
@@ -34,7 +35,7 @@ from service.serving.model_files import (
     open_model_files,
     read_card,
 )
-from service.storage.database import new_id, now, writing
+from service.storage.database import new_id, now, take_turns, writing
 
 _log = logging.getLogger(__name__)
 
@@ -180,10 +181,14 @@ class ModelRegistry:
             self._require_free(session, name)  # before anything is copied
         staged = self._files.stage(name, digest, checkpoint, by=new_id())
         try:
-            with Session(writing(self._engine)) as session, session.begin():  # one at a time
+            with Session(writing(self._engine)) as session, session.begin():
+                take_turns(session, MODELS_IN_USE)
                 self._require_free(session, name)
                 session.add(ModelRow(name=name, digest=digest, metrics={}, created_at=now()))
-                session.flush()
+                try:
+                    session.flush()
+                except IntegrityError as error:  # PostgreSQL: a job's model of that name ends now
+                    raise _taken(name) from error
                 record(digest)
                 staged.move_in()
         except BaseException:
@@ -205,6 +210,7 @@ class ModelRegistry:
             raise _in_use(name, "galleries start with it (GAITID_MODEL)")
         remove_files = self._files.removing(name)
         with Session(writing(self._engine)) as session, session.begin():
+            take_turns(session, MODELS_IN_USE)
             gallery = session.scalar(
                 select(GalleryRow.name).where(
                     or_(GalleryRow.active_model == name, GalleryRow.previous_model == name)

@@ -127,9 +127,9 @@ def queue_if_stale(session: Session, gallery: str, digest: str) -> None:
     is not tried again before the gallery has grown by another fifth or the model is another.
     """
     row = session.execute(
-        select(GalleryRow.id, GalleryRow.operating_point, GalleryRow.active_digest).where(
-            GalleryRow.name == gallery
-        )
+        select(GalleryRow.id, GalleryRow.operating_point, GalleryRow.active_digest)
+        .where(GalleryRow.name == gallery)
+        .with_for_update()
     ).one_or_none()
     point = None if row is None else OperatingPoint.of(row.operating_point)
     if row is None or point is None:

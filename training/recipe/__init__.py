@@ -125,6 +125,11 @@ class Batch(Section):
 
     subjects: Annotated[int, Field(ge=2)] = 8
     sequences: Annotated[int, Field(ge=1)] = 4
+    same_scene: Annotated[int, Field(ge=1)] = Field(
+        default=1,
+        description="Subjects of a batch who are filmed in one scene, each with walks from other "
+        "scenes too; 1: scenes do not count.",
+    )
 
 
 class Distillation(Section):

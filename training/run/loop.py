@@ -116,6 +116,7 @@ def run(
             sequences=part.batch.sequences,
             clip=part.data.clip,
             seed=part.seed,
+            same_scene=part.batch.same_scene,
             rank=group.rank,
             world_size=group.size,
             device=group.device,

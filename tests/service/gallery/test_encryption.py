@@ -99,6 +99,7 @@ def test_the_files_hold_no_walk_and_everything_can_still_be_read(
     engine.dispose()
 
 
+@pytest.mark.sqlite
 def test_without_encryption_the_same_search_of_the_files_finds_every_walk(
     settings: Settings,
 ) -> None:

@@ -288,6 +288,7 @@ def sealed_traces(engine: Engine, settings: Settings) -> int:
     return sum(trace in within for trace in traces)
 
 
+@pytest.mark.sqlite
 def test_both_are_sealed_as_embeddings_are_and_change_keys_with_them(settings: Settings) -> None:
     engine = open_engine(settings)
     GalleryStore(engine).ensure("default")

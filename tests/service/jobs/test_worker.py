@@ -18,9 +18,9 @@ from service.jobs.output import last_error_line, public_reason
 from service.jobs.queue import JobQueue
 from service.jobs.tables import JobRow
 from service.jobs.worker import Worker
-from service.storage.database import writing
 from tests.e2e.deployment import children, gone, until
 from tests.service.jobs.fake_worker import fake_worker
+from tests.service.jobs.workers import write_lock
 
 OpenQueue = Callable[..., JobQueue]
 FAKE_WORKER = Path(__file__).parent / "fake_worker.py"
@@ -160,14 +160,6 @@ def test_files_that_cannot_be_removed_do_not_take_the_worker_along(
 
     worker = fake_worker(queue, folders, remove_scratch=refuse)
     assert run(worker, queue).status is Status.SUCCEEDED
-
-
-@contextmanager
-def write_lock(engine: Engine) -> Iterator[None]:
-    """Somebody who writes for long, such as an import."""
-    with writing(engine).connect() as connection, connection.begin():
-        connection.exec_driver_sql("SELECT 1")
-        yield
 
 
 @pytest.mark.usefixtures("impatient")

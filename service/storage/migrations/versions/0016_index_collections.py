@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0016_index_collections"
-down_revision = "0014_workers"
+down_revision = "0015_rates"
 
 
 def upgrade() -> None:
