@@ -21,7 +21,7 @@ from service.gallery.active_model import renew_indexes
 from service.gallery.editing import Corrected, edit_sequence
 from service.gallery.index_collections import IndexCollections, Serves
 from service.gallery.milvus_index import Milvus, expression, facts
-from service.gallery.records import Embedding
+from service.gallery.records import Embedding, Metadata
 from service.gallery.shared_index import SharedIndex
 from service.gallery.store import GalleryStore
 from service.gallery.tables import GalleryRow, IndexCollectionRow
@@ -140,9 +140,10 @@ def test_what_was_corrected_is_found_as_what_it_is_now(replica: Replica) -> None
 
 
 def test_filters_are_those_of_json(replica: Replica) -> None:
-    for person, said in enumerate(({"n": 1}, {"n": True}, {"n": "1"}, {"n": None}, {})):
+    every: list[Metadata] = [{"n": 1}, {"n": True}, {"n": "1"}, {"n": None}, {}]
+    for person, said in enumerate(every):
         one = made_walk(embedding(person), np.full((2, 64, 64), person, np.uint8))
-        add(replica.store, "default", f"p{person}", [one], "d", dict(said))
+        add(replica.store, "default", f"p{person}", [one], "d", said)
     replica.write()
     assert replica.finds(0, where={"n": 1.0}) == ["p0"]
     assert replica.finds(0, where={"n": True}) == ["p1"]
