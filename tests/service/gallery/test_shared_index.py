@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import numpy as np
 import pytest
-from pymilvus import MilvusClient, MilvusException
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
@@ -315,10 +315,10 @@ def away(monkeypatch: pytest.MonkeyPatch) -> None:
     """Milvus is away until the test undoes it."""
 
     def refused(*_: Any, **__: Any) -> None:
-        raise MilvusException(code=2, message="Fail connecting to server")
+        raise import_module("pymilvus").MilvusException(code=2, message="Fail connecting to server")
 
     for call in ("search", "upsert", "delete", "drop_collection", "list_collections"):
-        monkeypatch.setattr(MilvusClient, call, refused)
+        monkeypatch.setattr(f"pymilvus.MilvusClient.{call}", refused)
     monkeypatch.setattr(milvus_index, "_REST_S", 0.05)
 
 
