@@ -10,7 +10,7 @@ from models.silhouettes.archives import PICKLED, decode_gzip, decode_tar, decode
 from models.silhouettes.arrays import decode_npy
 from models.silhouettes.budget import Budget, DecodeLimits
 from models.silhouettes.errors import MalformedSequence, UnsupportedSequence
-from models.silhouettes.images import BRIGHT, decode_image
+from models.silhouettes.images import BRIGHT, Pixels, Reading, as_photo, as_silhouette, decode_image
 from models.silhouettes.sniff import STILLS, VIDEOS, Kind, sniff
 from models.silhouettes.types import Frame
 from models.silhouettes.video import decode_video
@@ -96,6 +96,18 @@ def _border(frame: Frame) -> Frame:
     return np.concatenate([frame[0], frame[-1], frame[:, 0], frame[:, -1]])
 
 
+def decode_photos(data: bytes, budget: Budget) -> Iterator[Pixels]:
+    """The images of an archive or an animation, or the only one, in colour.
+
+    Yields uint8 `[h, w, 3]`, blue first; arrays among them uint8 `[h, w]`. What is cut out is its
+    opacity.
+
+    Raises:
+        SequenceError: as `decode_each`.
+    """
+    return _decode(data, budget, as_photo)
+
+
 def decode_each(data: bytes, budget: Budget) -> Iterator[Frame]:
     """`decode` frame by frame, with labels still as they are.
 
@@ -104,7 +116,7 @@ def decode_each(data: bytes, budget: Budget) -> Iterator[Frame]:
     Raises:
         SequenceError: as `decode`, once the frame at fault is reached, or the end.
     """
-    frames = _decode(data, budget)
+    frames = _decode(data, budget, as_silhouette)
     first = next(frames, None)
     if first is None:
         raise MalformedSequence("the file holds no frames")
@@ -113,20 +125,20 @@ def decode_each(data: bytes, budget: Budget) -> Iterator[Frame]:
     yield from frames
 
 
-def _decode(data: bytes, budget: Budget) -> Iterator[Frame]:
+def _decode(data: bytes, budget: Budget, read: Reading) -> Iterator[Pixels]:
     if not data:
         raise MalformedSequence("the file is empty")
     kind = sniff(data)
     if kind in STILLS or kind is Kind.GIF:
-        return decode_image(data, kind, budget)
+        return decode_image(data, kind, budget, read=read)
     if kind in VIDEOS:
         return decode_video(data, kind, budget)
     if kind is Kind.ZIP:
-        return decode_zip(data, budget)
+        return decode_zip(data, budget, read)
     if kind is Kind.TAR:
-        return decode_tar(data, budget)
+        return decode_tar(data, budget, read)
     if kind is Kind.GZIP:
-        return decode_gzip(data, budget)
+        return decode_gzip(data, budget, read)
     if kind is Kind.NPY:
         return decode_npy(data, budget)
     if kind is Kind.PICKLE:

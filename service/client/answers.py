@@ -268,7 +268,9 @@ class ErasureReceipt(Answer):
     """What was erased: `erased` counts subjects, sequences and embeddings.
 
     `models` learned from an erased subject; `jobs` were cancelled because they were about to.
-    `scene` is "dropped" if a scene transform was that those erased had a share in.
+    `scene` is "dropped" if a scene transform was that those erased had a share in. `vectors` says
+    what Milvus has of them, if galleries are searched there. `traces` in the database's files are
+    "cleared", or "left" until the next sweep.
     """
 
     receipt_id: str
@@ -280,6 +282,8 @@ class ErasureReceipt(Answer):
     models: list[str] = []
     jobs: list[str] = []
     scene: Literal["dropped"] | None = None
+    vectors: Literal["deleted", "pending"] | None = None
+    traces: Literal["cleared", "left"] = "left"
 
 
 class JobProgress(Answer):
@@ -297,6 +301,8 @@ class Job(Answer):
     id: str
     type: str
     status: Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
+    needs: dict[str, float] = {}
+    waiting_for: str | None = None
     progress: JobProgress
     metrics: dict[str, Any]
     result: dict[str, Any] | None

@@ -24,8 +24,8 @@ from service.gallery.fields import (
     MaxAgeDays,
     SubjectId,
 )
-from service.gallery.live_index import Candidate
 from service.gallery.operating_point import OperatingPoint
+from service.gallery.ranking import Candidate
 from service.gallery.records import (
     Description,
     ErasureReceipt,
@@ -147,6 +147,15 @@ class EnrolConflictProblem(Problem):
     threshold: float | None = None
 
 
+class OutlineAnswer(Schema):
+    """Where a person's mask is in one picture of footage."""
+
+    at_s: float = Field(description="seconds of the footage")
+    points: list[int] = Field(
+        description="column and row of each corner of a polygon, one after the other, in pixels"
+    )
+
+
 class TrackAnswer(Schema):
     """One of several people in footage."""
 
@@ -155,6 +164,9 @@ class TrackAnswer(Schema):
     to_s: float
     box: tuple[float, float, float, float] = Field(
         description="left, top, width and height where the walk begins, in pixels"
+    )
+    outlines: list[OutlineAnswer] = Field(
+        description="the mask in each picture, or in every second, third … of many"
     )
     thumbnail: str = Field(description="a `data:` URL of a JPEG")
 
@@ -642,6 +654,17 @@ class ReceiptAnswer(Schema):
         description="`dropped`: the gallery's scene transform, in which those erased had a share, "
         "is gone; a job fits another one of those who remain. null: there was none."
     )
+    vectors: Literal["deleted", "pending"] | None = Field(
+        default=None,
+        description="Of their vectors in Milvus. `deleted`: no search reads them, and its storage "
+        "lets go of them when it has compacted. `pending`: deleted as soon as it can be reached. "
+        "null: galleries are not searched there.",
+    )
+    traces: Literal["cleared", "left"] = Field(
+        description="`cleared`: the database was rid of what deleted rows leave in its files (the "
+        "write-ahead log of SQLite, dead rows of PostgreSQL). `left`: something older still reads "
+        "there; the next sweep does it."
+    )
     erased_at: Timestamp
 
     @classmethod
@@ -660,6 +683,8 @@ class ReceiptAnswer(Schema):
             models=list(receipt.models),
             jobs=list(receipt.jobs),
             scene="dropped" if receipt.scene_dropped else None,
+            vectors=receipt.vectors,
+            traces="cleared" if receipt.traces_cleared else "left",
             erased_at=receipt.erased_at,
         )
 

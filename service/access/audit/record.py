@@ -13,7 +13,7 @@ import threading
 from asyncio import get_running_loop
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import copy_context
 from datetime import datetime, timedelta
 from typing import Any
@@ -27,21 +27,29 @@ from sqlalchemy import (
     func,
     insert,
     select,
-    text,
     update,
 )
 from sqlalchemy.engine import Row
 
 from service.access.audit.chain import BEGINNING, FORGETTING, canonical, commitment, line_hash
 from service.access.audit.entries import SERVICE, Actor, Entry, forgotten
-from service.access.audit.tables import AuditRow
+from service.access.audit.tables import AuditRow, AuditTable
 from service.foundation.logs import request_id
 from service.foundation.settings import Settings
-from service.storage.database import check_sound, migrate, now, open_database, writing
-from service.storage.vacuum import checkpoint_wal, mark_for_vacuum, vacuum
+from service.storage.database import (
+    check_sound,
+    migrate,
+    now,
+    open_database,
+    take_turns,
+    writing,
+)
+from service.storage.vacuum import clear_traces, mark_for_vacuum, vacuum
 
 _LAST = select(AuditRow.number, AuditRow.hash).order_by(AuditRow.number.desc()).limit(1)
 _PAGE = 500
+_CONNECTIONS = 4  # one writes, the others read
+_TURN = "audit"
 _SETTLED = timedelta(minutes=10)  # an enrolment is recorded a moment before it is committed
 
 
@@ -63,9 +71,16 @@ class AuditRecord:
         name a subject whose enrolment is not committed yet. Lines are read `page` at a time.
         """
         url = settings.resolved_audit_url
-        self._engine = open_database(url, synchronous="NORMAL")
+        self._engine = open_database(
+            url,
+            synchronous="NORMAL",
+            connections=_CONNECTIONS,
+            statement_seconds=settings.database_statement_seconds,
+        )
         migrate(self._engine, "audit")
-        self._flushing = open_database(url)  # the same database; its commits wait for the disk
+        self._flushing = self._engine
+        if self._engine.dialect.name == "sqlite":
+            self._flushing = open_database(url)  # the same one; its commits wait for the disk
         check_sound(self._flushing)  # so that it, too, knows the files from the beginning
         self._enabled = settings.audit
         days = settings.audit_max_age_days
@@ -135,7 +150,7 @@ class AuditRecord:
             if lines := connection.execute(change.values(subject_id=None, salt=None)).rowcount:
                 mark_for_vacuum(connection)
                 self._add(connection, forgotten(gallery, lines), SERVICE)
-        checkpoint_wal(self._flushing)
+        clear_traces(self._flushing, AuditTable.metadata)
 
     def tidy(self) -> None:
         """Forget subjects who are not enrolled any more, and drop lines over the age limit.
@@ -148,9 +163,11 @@ class AuditRecord:
                 self.forget(gallery, subject_id)
         if self._max_age is not None:
             self._drop(self._clock() - self._max_age)
-        with self._lock:
-            vacuum(self._flushing)
-        checkpoint_wal(self._flushing)  # what died, or had to wait, before it did
+        alone = self._lock if self._engine.dialect.name == "sqlite" else nullcontext()
+        with alone:
+            vacuum(self._flushing, tables=AuditTable.metadata)
+        # What died, or had to wait, before it did.
+        clear_traces(self._flushing, AuditTable.metadata)
 
     # Reading
 
@@ -212,7 +229,7 @@ class AuditRecord:
                 mark_for_vacuum(connection)
         if gone:
             self._append(self._flushing, Entry("drop_old_lines", details={"lines": gone}), SERVICE)
-            checkpoint_wal(self._flushing)
+            clear_traces(self._flushing, AuditTable.metadata)
 
     def _append(self, engine: Engine, entry: Entry, by: Actor) -> None:
         with self._writing(engine) as connection:
@@ -245,8 +262,7 @@ class AuditRecord:
     @contextmanager
     def _writing(self, engine: Engine) -> Iterator[Connection]:
         with self._lock, writing(engine).begin() as connection:
-            if engine.dialect.name == "postgresql":  # SQLite has but one writer
-                connection.execute(text("LOCK TABLE audit IN EXCLUSIVE MODE"))
+            take_turns(connection, _TURN)  # not the table's lock: a vacuum would be in its way
             yield connection
 
 

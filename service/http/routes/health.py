@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.http.documentation import POLICY, documentation_page
+from service.http.middleware.prefix import PREFIX
 from service.http.routes.dependencies import AppResources
 from service.http.schemas import ModelReference, Schema
 
@@ -47,6 +50,14 @@ def metrics(resources: AppResources) -> Response:
     return Response(
         generate_latest(resources.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
     )
+
+
+@router.get("/openapi.json", include_in_schema=False)
+async def description(request: Request) -> JSONResponse:
+    """Give the OpenAPI document, for the path under which it was asked for."""
+    document: dict[str, Any] = request.app.openapi()
+    prefix: str = request.scope[PREFIX]
+    return JSONResponse({**document, "servers": [{"url": prefix}]} if prefix else document)
 
 
 @router.get("/docs", include_in_schema=False)

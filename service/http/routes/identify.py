@@ -26,6 +26,7 @@ from service.http.resources import Resources
 from service.http.routes.audited import record_answer
 from service.http.routes.dependencies import (
     FilterField,
+    FrameRate,
     Input,
     ReadyResources,
     Track,
@@ -35,6 +36,7 @@ from service.http.routes.dependencies import (
 )
 from service.http.schemas import REFUSED_FOOTAGE, IdentifyAnswer, VerifyAnswer
 from service.privacy.erasure import DEFAULT_GALLERY
+from service.recognition.decoder_pool import Asked
 from service.recognition.intake import Upload
 
 router = APIRouter(tags=["recognition"], dependencies=[Depends(requires(Scope.IDENTIFY))])
@@ -64,6 +66,7 @@ async def identify(
     galleries: Annotated[GalleryNames | None, Form()] = None,
     kind: Input = "auto",
     track: Track = None,
+    frame_rate: FrameRate = None,
     top_k: Annotated[int, Form(ge=1, le=100)] = 5,
     threshold: Annotated[ThresholdField | None, Form()] = None,
     where: FilterField = None,
@@ -77,7 +80,7 @@ async def identify(
         request,
         resources.identification.identify(
             first,
-            _probes(sequence, kind, track),
+            _probes(sequence, Asked(kind, track, frame_rate)),
             top_k=top_k,
             threshold=threshold,
             where=parse_filter(where),
@@ -110,6 +113,7 @@ async def verify(
     gallery: Annotated[GalleryName, Form()] = DEFAULT_GALLERY,
     kind: Input = "auto",
     track: Track = None,
+    frame_rate: FrameRate = None,
     threshold: Annotated[ThresholdField | None, Form()] = None,
     view: View = None,
     include: Include = None,
@@ -118,7 +122,11 @@ async def verify(
     verified = await unless_disconnected(
         request,
         resources.identification.verify(
-            gallery, subject_id, _probes(sequence, kind, track), threshold=threshold, view=view
+            gallery,
+            subject_id,
+            _probes(sequence, Asked(kind, track, frame_rate)),
+            threshold=threshold,
+            view=view,
         ),
     )
     await record_answer(request, recorded.verification(verified))
@@ -146,10 +154,10 @@ async def _several(request: Request, galleries: str) -> list[str]:
     return names
 
 
-def _probes(sequence: list[UploadFile], kind: Input, track: int | None) -> list[Upload]:
+def _probes(sequence: list[UploadFile], asked: Asked) -> list[Upload]:
     if len(sequence) == 1:
-        return [upload(sequence[0], kind, track)]
-    return uploads(sequence, _MOST_PROBES, kind, track)
+        return [upload(sequence[0], asked)]
+    return uploads(sequence, _MOST_PROBES, asked)
 
 
 async def _said(

@@ -191,6 +191,7 @@ def test_a_long_record_is_read_in_pieces_and_is_one_chain(
     assert chain.check(found) == chain.Checked(50, 1, 50, found[-1]["hash"])
 
 
+@pytest.mark.sqlite
 def test_who_is_erased_is_not_named_any_more_and_the_chain_still_holds(
     serve: Serve, tmp_path: Path
 ) -> None:
@@ -253,6 +254,7 @@ def test_what_an_erasure_had_no_time_to_forget_is_forgotten_later(
         assert len(list(later.lines())) == 2  # nobody forgotten is nothing told
 
 
+@pytest.mark.sqlite
 def test_the_database_refuses_to_change_the_record(settings: Settings, record: AuditRecord) -> None:
     for number in range(3):
         record.changed(Entry("enroll", "default", f"s{number}"), COMMAND)
@@ -302,6 +304,7 @@ def test_who_is_forgotten_while_the_record_is_read_is_accounted_for(
     assert chain.check(read).lines == 7
 
 
+@pytest.mark.sqlite
 def test_a_gallery_s_lines_are_read_in_order_by_an_index(record: AuditRecord) -> None:
     for number in range(6):
         record.changed(Entry("enroll", f"g{number % 2}", f"s{number}"), COMMAND)
@@ -318,6 +321,7 @@ def test_a_gallery_s_lines_are_read_in_order_by_an_index(record: AuditRecord) ->
             ]
 
 
+@pytest.mark.sqlite
 def test_who_was_forgotten_before_there_were_lines_of_it_is_accounted_for_by_the_migration(
     settings: Settings,
 ) -> None:
@@ -351,6 +355,7 @@ def test_who_was_forgotten_before_there_were_lines_of_it_is_accounted_for_by_the
         ("UPDATE audit SET number = 4 WHERE number = 3", "line 4 does not follow line 2"),
     ],
 )
+@pytest.mark.sqlite
 def test_whoever_changes_the_record_past_its_triggers_breaks_the_chain(
     settings: Settings, record: AuditRecord, tampering: str, complaint: str
 ) -> None:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from service.client import Client
-from service.gallery.live_index import Candidate
+from service.gallery.ranking import Candidate
 from service.http.resources import open_engine
 from service.recognition.identification import RankedCandidate, Searched, merged, rank
 from service.serving.thresholds import ModelInUse, Threshold
