@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import av
 import cv2
@@ -128,13 +128,14 @@ def enlarged(clip: Path) -> bytes:
     """The first seconds of a clip as H.264 in 640 x 480 at 25 pictures a second."""
     target = io.BytesIO()
     with av.open(target, "w", format="mp4") as file:
-        stream = cast("av.VideoStream", file.add_stream("libx264", rate=RATE))
+        stream = file.add_stream("libx264", rate=RATE)
         stream.width, stream.height = LARGE
         stream.pix_fmt = "yuv420p"
         for picture in read_pictures(clip.read_bytes(), LIMITS):
             if picture.seconds > LARGE_S:
                 break
-            large = cv2.resize(picture.image, LARGE, interpolation=cv2.INTER_CUBIC)
+            resized = cv2.resize(picture.image, LARGE, interpolation=cv2.INTER_CUBIC)
+            large = np.asarray(resized, np.uint8)
             file.mux(stream.encode(av.VideoFrame.from_ndarray(large, format="bgr24")))
         file.mux(stream.encode(None))
     return target.getvalue()

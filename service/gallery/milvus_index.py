@@ -26,7 +26,8 @@ from service.gallery.records import Metadata, Scalar
 from service.gallery.roster import ID_BYTES, Filter
 
 _configure = logging.config.dictConfig
-logging.config.dictConfig = lambda _config: None  # at its import pymilvus closes every log handler
+# At its import pymilvus closes every log handler.
+logging.config.dictConfig = lambda config: None  # noqa: ARG005 - the name is typed
 try:
     from pymilvus import DataType, MilvusClient, MilvusException
 finally:
