@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(default=0.0, ge=0, le=3600)
     stop_seconds: PositiveFloat = 10.0
     # Under which path of a proxy the service is; a trusted proxy may say it in X-Forwarded-Prefix.
-    root_path: str = Field(default="", pattern=f"^({ROOT_PATH})?$")
+    root_path: str | None = Field(default=None, pattern=f"^{ROOT_PATH}$")
     # Origins whose pages may call the service from a browser, such as https://desk.example.
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     max_connections: PositiveInt = 1024  # half of them from one address; fewer with few descriptors
