@@ -27,6 +27,7 @@ S3_SCHEME = "s3://"
 
 _ROOT = Path(__file__).parents[2]
 _PREFIX = "GAITID_"
+_DATABASE = re.compile(r"(sqlite|postgres(ql)?)(\+\w+)?://")
 _SEGMENT = r"/[A-Za-z0-9_~-][A-Za-z0-9._~-]*"
 ROOT_PATH = f"({_SEGMENT})+"
 """A path under which a proxy shows the service, as a regular expression."""
@@ -144,6 +145,13 @@ class Settings(BaseSettings):
     sweep_seconds: PositiveFloat = 3600.0  # between two looks for what is too old
     job_retention_days: PositiveInt = 30  # of an ended job's folder
     reserve_bytes: NonNegativeInt = 16 * 2**20  # of the disk, so that a full one can be erased from
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, value: str | None) -> str | None:
+        if value is not None and not _DATABASE.match(value):
+            raise ValueError("write postgresql://USER@HOST/DATABASE, or sqlite:///FILE")
+        return value
 
     @field_validator("rate_limit", "wrong_key_rate")
     @classmethod
