@@ -229,7 +229,8 @@ class Cluster:
         key = self.folder / "key.pem"
         subprocess.run(
             [
-                *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+                *("openssl", "req", "-x509", "-nodes", "-days", "2"),
+                *("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"),
                 *("-subj", "/CN=gaitid", "-addext"),
                 f"subjectAltName=IP:{self.network.address('proxy')}",
                 *("-keyout", str(key), "-out", str(self.certificate)),

@@ -13,7 +13,7 @@ cd "$folder"
 [ -s store_key ] || openssl rand -hex 24 > store_key
 [ -s encryption_keys ] || openssl rand -base64 32 | tr '+/' '-_' > encryption_keys
 if ! [ -s certificate.pem ]; then # signed by itself, for a trial: put yours and its key here
-  openssl req -x509 -newkey rsa:2048 -nodes -days 365 -subj /CN=localhost \
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 365 -subj /CN=localhost \
     -addext subjectAltName=DNS:localhost,IP:127.0.0.1 -keyout key.pem -out trusted.pem 2>/dev/null
   cat trusted.pem key.pem > certificate.pem
   rm key.pem
