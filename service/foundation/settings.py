@@ -27,6 +27,7 @@ S3_SCHEME = "s3://"
 
 _ROOT = Path(__file__).parents[2]
 _PREFIX = "GAITID_"
+_DATABASE = re.compile(r"(sqlite|postgres(ql)?)(\+\w+)?://")
 _SEGMENT = r"/[A-Za-z0-9_~-][A-Za-z0-9._~-]*"
 ROOT_PATH = f"({_SEGMENT})+"
 """A path under which a proxy shows the service, as a regular expression."""
@@ -77,7 +78,7 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(default=0.0, ge=0, le=3600)
     stop_seconds: PositiveFloat = 10.0
     # Under which path of a proxy the service is; a trusted proxy may say it in X-Forwarded-Prefix.
-    root_path: str = Field(default="", pattern=f"^({ROOT_PATH})?$")
+    root_path: str | None = Field(default=None, pattern=f"^{ROOT_PATH}$")
     # Origins whose pages may call the service from a browser, such as https://desk.example.
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     max_connections: PositiveInt = 1024  # half of them from one address; fewer with few descriptors
@@ -144,6 +145,13 @@ class Settings(BaseSettings):
     sweep_seconds: PositiveFloat = 3600.0  # between two looks for what is too old
     job_retention_days: PositiveInt = 30  # of an ended job's folder
     reserve_bytes: NonNegativeInt = 16 * 2**20  # of the disk, so that a full one can be erased from
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, value: str | None) -> str | None:
+        if value is not None and not _DATABASE.match(value):
+            raise ValueError("write postgresql://USER@HOST/DATABASE, or sqlite:///FILE")
+        return value
 
     @field_validator("rate_limit", "wrong_key_rate")
     @classmethod

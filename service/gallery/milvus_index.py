@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
+import logging.config
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,12 +19,19 @@ from typing import Any, NamedTuple, TypeVar
 import grpc
 import numpy as np
 from numpy.typing import NDArray
-from pymilvus import DataType, MilvusClient, MilvusException
 
 from service.foundation.errors import Unavailable
 from service.foundation.milvus_address import MilvusAddress
 from service.gallery.records import Metadata, Scalar
 from service.gallery.roster import ID_BYTES, Filter
+
+_configure = logging.config.dictConfig
+# At its import pymilvus closes every log handler.
+logging.config.dictConfig = lambda config: None  # noqa: ARG005 - the name is typed
+try:
+    from pymilvus import DataType, MilvusClient, MilvusException
+finally:
+    logging.config.dictConfig = _configure
 
 LISTS = 1024
 PROBED = 0.34  # of the lists, by a search

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +16,7 @@ from service.job_types.held_out_split import partition_of
 from service.job_types.requests import Dataset, GalleryDataset
 from service.jobs.job_type import JobRefused, Step, partial
 from service.jobs.scratch import scratch
-from service.storage.file_store import FileStore, open_store
+from service.storage.file_store import FileStore, StoreDamaged, open_store
 
 IN_STORE: Final = "datasets"
 _INDEX: Final = "index.json"
@@ -60,7 +61,11 @@ def drop_unused_packs(settings: Settings) -> None:
     store, cache = open_store(settings), settings.cache_dir / IN_STORE
     if store is None or not cache.is_dir():
         return
-    kept = {manifest.digest for key in store.keys(IN_STORE) if (manifest := store.find(key))}
+    kept = set()
+    for key in store.keys(IN_STORE):
+        with suppress(StoreDamaged):
+            manifest = store.find(key)
+            kept.add(None if manifest is None else manifest.digest)
     for folder in cache.iterdir():
         if folder.name not in kept or time.time() - folder.stat().st_mtime > _UNUSED_S:
             shutil.rmtree(folder, ignore_errors=True)  # another process may do it too

@@ -76,12 +76,14 @@ class Erasure:
             transactions.erase_gallery, gallery, keep=gallery == DEFAULT_GALLERY
         )
         self._galleries.drop(gallery_id)
-        await self._clear(receipt, self._clear_snapshots, self._clear_jobs)
+        await self._clear(receipt, self._clear_snapshots, self._clear_jobs, self._clear_files)
         return await self._clear_vectors(receipt, gallery_id)
 
     async def _erase_some(self, erase: Callable[..., ErasureReceipt], *what: str) -> ErasureReceipt:
         receipt = await self._erase(erase, *what)
-        await self._clear(receipt, self._clear_snapshots, self._forget, self._clear_jobs)
+        await self._clear(
+            receipt, self._clear_snapshots, self._forget, self._clear_jobs, self._clear_files
+        )
         if receipt.scene_dropped:  # out of memory as well
             await self._models.follow_now(receipt.gallery)
         return await self._clear_vectors(receipt, await asyncio.to_thread(self._id_of, receipt))
@@ -126,6 +128,8 @@ class Erasure:
     def _clear_jobs(self, receipt: ErasureReceipt) -> None:
         remove_scratch(self._jobs_dir, receipt.jobs)
         remove_scratch_of_ended(self._jobs, self._jobs_dir)
+
+    def _clear_files(self, receipt: ErasureReceipt) -> None:
         self._files.delete(receipt.jobs)
 
     def _forget(self, receipt: ErasureReceipt) -> None:

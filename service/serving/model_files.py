@@ -280,7 +280,7 @@ class StoredModels:
         self.tidy_cache()
         self._store.sweep(_IN_STORE, before)
         for key in list(self._store.keys(_IN_STORE, before)):
-            _, name, digest = key.split("/")
+            name, _, digest = key.removeprefix(f"{_IN_STORE}/").partition("/")
             if self.digest(name) != digest:
                 self._store.delete(key)
 

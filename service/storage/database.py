@@ -137,7 +137,7 @@ def open_database(
     match parsed.get_backend_name():
         case "sqlite":
             return _open_sqlite(parsed, synchronous, lock_wait_ms)
-        case "postgresql":
+        case "postgresql" | "postgres":
             return _open_postgresql(parsed, lock_wait_ms, connections, statement_seconds)
         case other:
             raise ValueError(f"GaitID keeps its data in SQLite or PostgreSQL, not in {other}")

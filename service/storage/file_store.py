@@ -178,8 +178,9 @@ class FileStore:
         """The first names below a prefix, again and again; of what was written since a moment."""
         _check(prefix)
         for listed in self._objects.list(prefix):
-            if since is None or listed.written >= since:
-                yield listed.key.removeprefix(f"{prefix}/").split("/", 1)[0]
+            first = listed.key.removeprefix(f"{prefix}/").split("/", 1)[0]
+            if re.fullmatch(_SEGMENT, first) and (since is None or listed.written >= since):
+                yield first
 
     def delete(self, prefix: str) -> None:
         """Delete a key, and all below it, unfinished puts too."""

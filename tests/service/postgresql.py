@@ -96,8 +96,8 @@ def binaries() -> Path | None:
 
 
 @contextmanager
-def running(programs: Path) -> Iterator[PostgreSQL]:
-    """Serve until the block ends, or this process does; nothing is left then."""
+def running(programs: Path, **changed: str) -> Iterator[PostgreSQL]:
+    """Serve, with changed settings, until the block ends, or this process does; nothing is left."""
     folder = Path(mkdtemp(prefix="gaitid-pg-"))
     data = folder / "data"
     as_other = _as_another_user(folder)
@@ -118,7 +118,7 @@ def running(programs: Path) -> Iterator[PostgreSQL]:
             check=True,
             stdout=subprocess.DEVNULL,
         )
-        options = [f"--{name}={value}" for name, value in _SETTINGS.items()]
+        options = [f"--{name}={value}" for name, value in {**_SETTINGS, **changed}.items()]
         server = [str(programs / "postgres"), "-D", str(data), "-k", str(folder), *options]
         started = subprocess.Popen(
             [*as_other, "--pdeathsig=INT", "--", *server], cwd=folder, stderr=subprocess.DEVNULL

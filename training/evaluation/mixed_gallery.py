@@ -43,6 +43,7 @@ class MixedGallery:
         draws: of people and views, by `seed`.
         enrolled: walks a view; the figures of those after the first are details.
         by_scene: whether scenes count instead of views.
+        views: in which each of the first half is enrolled, drawn too; None: all.
     """
 
     summary: str
@@ -52,6 +53,7 @@ class MixedGallery:
     enrolled: tuple[int, ...] = (2, 1)
     apart: float = 15
     by_scene: bool = False
+    views: int | None = None
     mirror: bool = False
     baselines: bool = True
 
@@ -161,7 +163,10 @@ class MixedGallery:
         for name in everywhere:
             own = rng.permutation(walks[name])
             views = sequences.views[own]
-            gallery += [own[views == view][:enrolled] for view in np.unique(views)]
+            shown = np.unique(views)
+            if self.views is not None and self.views < len(shown):
+                shown = rng.choice(shown, self.views, replace=False)
+            gallery += [own[views == view][:enrolled] for view in shown]
         probes: list[Indices] = []
         for name in chosen[len(everywhere) :]:
             own = rng.permutation(walks[name])

@@ -11,10 +11,12 @@ import json
 import secrets
 import threading
 from asyncio import get_running_loop
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from contextvars import copy_context
+from contextvars import Context, copy_context
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -51,6 +53,16 @@ _PAGE = 500
 _CONNECTIONS = 4  # one writes, the others read
 _TURN = "audit"
 _SETTLED = timedelta(minutes=10)  # an enrolment is recorded a moment before it is committed
+
+
+@dataclass(eq=False, slots=True)
+class _Reading:
+    """Something that was read and is to be recorded; `failed` if that could not be."""
+
+    entry: Entry
+    by: Actor
+    context: Context
+    failed: Exception | None = None
 
 
 class AuditRecord:
@@ -91,6 +103,7 @@ class AuditRecord:
         self._page = page
         self._lock = threading.Lock()  # waiting for each other here is faster than in the database
         self._thread = ThreadPoolExecutor(1, "audit")
+        self._waiting = deque[_Reading]()
 
     def close(self) -> None:
         """Finish what was begun, and close the database."""
@@ -109,11 +122,31 @@ class AuditRecord:
     # Writing
 
     async def answered(self, entry: Entry, by: Actor) -> None:
-        """Record that something was read, off the event loop; see `read`."""
-        context = copy_context()  # has the request's id
-        await get_running_loop().run_in_executor(
-            self._thread, lambda: context.run(self.read, entry, by)
-        )
+        """Record that something was read, off the event loop; see `read`.
+
+        What waits to be recorded at one moment is recorded in one transaction: servers on one
+        database take turns at the record, and each turn may wait for the disk.
+        """
+        if not self._enabled:
+            return
+        reading = _Reading(entry, by, copy_context())  # has the request's id
+        self._waiting.append(reading)
+        await get_running_loop().run_in_executor(self._thread, self._read_waiting, reading)
+
+    def _read_waiting(self, reading: _Reading) -> None:
+        """Record a reading, unless one before it has, with all that wait; on the only thread."""
+        if reading in self._waiting:
+            together = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            try:
+                with self._writing(self._engine) as connection:
+                    for one in together:
+                        one.context.run(self._add, connection, one.entry, one.by)
+            except Exception as error:
+                for one in together:
+                    one.failed = error
+        if reading.failed is not None:
+            raise reading.failed
+        self._forget_if_erased(reading.entry)
 
     def read(self, entry: Entry, by: Actor) -> None:
         """Record that something was read, such as a search, before it is answered.
@@ -121,9 +154,11 @@ class AuditRecord:
         A subject who is erased meanwhile is not named: the erasure forgets the lines before it, and
         after it the subject is found not to be enrolled.
         """
-        if not self._enabled:
-            return
-        self._append(self._engine, entry, by)
+        if self._enabled:
+            self._append(self._engine, entry, by)
+            self._forget_if_erased(entry)
+
+    def _forget_if_erased(self, entry: Entry) -> None:
         if (
             entry.subject_id is not None
             and entry.gallery is not None

@@ -28,10 +28,10 @@ class Prefix:
     """Finds a request's prefix: that of the settings, or what a trusted proxy says."""
 
     def __init__(
-        self, app: ASGIApp, root_path: str, trusted_proxies: Sequence[IPvAnyNetwork]
+        self, app: ASGIApp, root_path: str | None, trusted_proxies: Sequence[IPvAnyNetwork]
     ) -> None:
         self._app = app
-        self._root_path = root_path
+        self._root_path = root_path or ""
         self._trusted = trusted_proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

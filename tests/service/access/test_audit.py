@@ -17,13 +17,14 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import Engine
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Engine, event
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from service.access.audit import chain
 from service.access.audit.entries import COMMAND, SERVICE, Actor, Entry
 from service.access.audit.record import AuditRecord
 from service.access.keys import Scope, create_key
+from service.foundation.logs import request_id
 from service.foundation.settings import Settings
 from service.gallery.listing import is_enrolled
 from service.http.resources import open_engine
@@ -463,6 +464,48 @@ def test_turned_off_it_records_nothing_and_still_forgets(serve: Serve) -> None:
     assert actions(off) == [("enroll", "anna")]
     off.delete("/subjects/anna")
     assert actions(off) == [("enroll", None), ("forget_subjects", None)]
+
+
+async def _read_together(record: AuditRecord, many: int) -> list[BaseException | None]:
+    """Readings that are all there before the first of them is recorded."""
+    begin = threading.Event()
+    held = record._thread.submit(begin.wait)
+
+    async def read(number: int) -> None:
+        request_id.set(f"r{number}")
+        await record.answered(Entry("identify", "default"), COMMAND)
+
+    tasks = [asyncio.create_task(read(number)) for number in range(many)]
+    await asyncio.sleep(0)
+    begin.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert held.result()
+    return results
+
+
+def test_what_was_read_at_one_moment_is_recorded_in_one_transaction(record: AuditRecord) -> None:
+    commits: list[object] = []
+    event.listen(record._engine, "commit", commits.append)
+    assert asyncio.run(_read_together(record, 20)) == [None] * 20
+    assert len(commits) == 1
+    recorded = list(record.lines())
+    assert [line["request_id"] for line in recorded] == [f"r{number}" for number in range(20)]
+    assert chain.check(recorded).lines == 20
+
+
+def test_what_cannot_be_recorded_is_not_answered_and_the_next_reading_is(
+    record: AuditRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OperationalError("INSERT", None, Exception("full"))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(record, "_add", full)
+        failed = asyncio.run(_read_together(record, 3))
+    assert [type(error) for error in failed] == [OperationalError] * 3
+    assert list(record.lines()) == []
+    assert asyncio.run(_read_together(record, 2)) == [None, None]
+    assert chain.check(record.lines()).lines == 2
 
 
 @pytest.mark.timeout(120)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import numpy as np
 import pytest
-from pymilvus import MilvusClient, MilvusException
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
@@ -21,7 +21,7 @@ from service.gallery.active_model import renew_indexes
 from service.gallery.editing import Corrected, edit_sequence
 from service.gallery.index_collections import IndexCollections, Serves
 from service.gallery.milvus_index import Milvus, expression, facts
-from service.gallery.records import Embedding
+from service.gallery.records import Embedding, Metadata
 from service.gallery.shared_index import SharedIndex
 from service.gallery.store import GalleryStore
 from service.gallery.tables import GalleryRow, IndexCollectionRow
@@ -140,8 +140,8 @@ def test_what_was_corrected_is_found_as_what_it_is_now(replica: Replica) -> None
 
 
 def test_filters_are_those_of_json(replica: Replica) -> None:
-    people: tuple[dict[str, Any], ...] = ({"n": 1}, {"n": True}, {"n": "1"}, {"n": None}, {})
-    for person, said in enumerate(people):
+    every: list[Metadata] = [{"n": 1}, {"n": True}, {"n": "1"}, {"n": None}, {}]
+    for person, said in enumerate(every):
         one = made_walk(embedding(person), np.full((2, 64, 64), person, np.uint8))
         add(replica.store, "default", f"p{person}", [one], "d", said)
     replica.write()
@@ -315,10 +315,10 @@ def away(monkeypatch: pytest.MonkeyPatch) -> None:
     """Milvus is away until the test undoes it."""
 
     def refused(*_: Any, **__: Any) -> None:
-        raise MilvusException(code=2, message="Fail connecting to server")
+        raise import_module("pymilvus").MilvusException(code=2, message="Fail connecting to server")
 
     for call in ("search", "upsert", "delete", "drop_collection", "list_collections"):
-        monkeypatch.setattr(MilvusClient, call, refused)
+        monkeypatch.setattr(f"pymilvus.MilvusClient.{call}", refused)
     monkeypatch.setattr(milvus_index, "_REST_S", 0.05)
 
 

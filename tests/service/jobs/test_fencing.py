@@ -5,22 +5,26 @@ from __future__ import annotations
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, make_url, select
 
 from service.jobs.child import Child
 from service.jobs.job import Job, Status
 from service.jobs.kill_with_parent import Attempt
 from service.jobs.leases import LeaseKeeper
 from service.jobs.queue import JobQueue
+from service.jobs.tables import JobRow
 from service.storage.database import writing
 from tests.e2e.deployment import children, gone, until
 from tests.service.jobs.workers import leased
@@ -65,7 +69,7 @@ class Host:
     def pause(self, engine: Engine, *pids: int) -> None:
         """Stop processes of it, though not while they write: nobody else could."""
         with writing(engine).begin() as connection:
-            connection.exec_driver_sql("SELECT 1")
+            connection.execute(select(JobRow.id).with_for_update()).all()
             for pid in pids:
                 os.kill(pid, signal.SIGSTOP)
 
@@ -147,6 +151,71 @@ def test_a_worker_that_is_cut_off_ends_its_command_before_the_other_host_begins(
     after = hosts.queue.enqueue("fake", {})
     until(lambda: hosts.queue.get(after.id).status is Status.SUCCEEDED, "another job")
     assert hosts.first.run_of(after).exists()
+
+
+@dataclass
+class Way:
+    """A way to a server by its socket, on which nothing arrives any more once it is cut."""
+
+    socket_path: str
+    open: threading.Event = field(default_factory=threading.Event)
+    _listener: socket.socket = field(init=False)
+    _ends: list[socket.socket] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        self.open.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.open.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for end in self._ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    @property
+    def port(self) -> int:
+        port: int = self._listener.getsockname()[1]
+        return port
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:  # the end
+                return
+            server = socket.socket(socket.AF_UNIX)
+            server.connect(self.socket_path)
+            self._ends += [client, server]
+            for source, target in ((client, server), (server, client)):
+                threading.Thread(target=self._carry, args=(source, target), daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        with source, suppress(OSError):
+            while data := source.recv(65536):
+                self.open.wait()
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.postgresql
+def test_a_worker_without_a_way_to_the_server_ends_its_command_before_the_other_begins(
+    hosts: Hosts, database_url: str
+) -> None:
+    folder = make_url(database_url).query["host"]
+    with Way(f"{folder}/.s.PGSQL.5432") as way:
+        around = make_url(database_url).set(host="127.0.0.1", port=way.port, query={})
+        hosts.first.database_url = around.render_as_string(hide_password=False)
+        job = hosts.begin()
+        pid = hosts.first.pid_of(job)
+        way.open.clear()  # in the middle of whatever the worker says
+        until(lambda: hosts.queue.get(job.id).attempts == 2, "the second host's attempt")
+        assert gone(pid)
+        way.open.set()
+        hosts.require_one_at_a_time(job)
 
 
 def test_a_short_cut_costs_the_job_nothing(hosts: Hosts) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import OperationalError
 
 from service.foundation.settings import Settings
 from service.gallery.store import GalleryStore
@@ -113,6 +114,23 @@ def test_a_worker_that_gives_no_sign_of_life_is_taken_for_dead(engine: Engine) -
     Presence(engine, {}, lease_seconds=30)._say()
     with engine.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM worker")).scalar_one() == 1
+
+
+def test_metrics_count_the_workers_that_live_and_outlive_the_database(
+    serve: Serve, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = serve()
+    assert "gaitid_workers 0.0" in client.get("/metrics").text
+    with Presence(engine, {}, lease_seconds=30):
+        until(lambda: "gaitid_workers 1.0" in client.get("/metrics").text, "it is counted")
+
+    def away(*_: object, **__: object) -> None:
+        raise OperationalError("SELECT", None, Exception("away"))
+
+    monkeypatch.setattr("service.http.routes.health.living_workers", away)
+    text_of = client.get("/metrics").text
+    assert "gaitid_workers NaN" in text_of
+    assert "gaitid_ready 1.0" in text_of
 
 
 def test_a_job_over_http_says_what_it_needs_and_waits_for(serve: Serve) -> None:

@@ -212,8 +212,9 @@ def test_what_killed_processes_left_in_the_store_is_removed_a_day_later(
     save_tiny_model(tmp_path / "mine", seed=3)
     hosts.registries[0].add_uploaded("mine", tmp_path / "mine", lambda _: None)
     hosts.registries[0]._files.stage("never", "0" * 64, tmp_path / "mine", by="killed")
+    hosts.store.put("models/stray", tmp_path / "mine")
     files = open_model_files(hosts.settings[1], hosts.engine)
     files.tidy(now() - timedelta(days=1))
-    assert len(list(hosts.store.keys("models"))) == 2
+    assert len(list(hosts.store.keys("models"))) == 3
     files.tidy(now() + timedelta(minutes=1))
     assert [key.split("/")[1] for key in hosts.store.keys("models")] == ["mine"]

@@ -258,6 +258,44 @@ def test_a_few_bytes_are_kept_by_who_is_first(place: Place) -> None:
     assert kept[0] in offers
 
 
+def test_work_that_is_given_up_leaves_what_was_there_before(place: Place, tmp_path: Path) -> None:
+    place.store.put("datasets/d", folder_of(tmp_path / "old", a=b"1"))
+    source = folder_of(tmp_path / "new", a=os.urandom(LARGE))
+    begun: list[int] = []
+
+    def give_up() -> None:
+        begun.append(1)
+        if len(begun) > 10:
+            raise KeyError("given up")
+
+    with pytest.raises(Exception, match="given up"):
+        place.store.put("datasets/d", source, give_up)
+    place.store.fetch("datasets/d", tmp_path / "to")
+    assert content_of(tmp_path / "to") == {"a": b"1"}
+    place.store.put("datasets/d", source)
+    begun.clear()
+    with pytest.raises(KeyError):
+        place.store.fetch("datasets/d", tmp_path / "again", give_up)
+    assert not (tmp_path / "again").exists()
+    assert list(tmp_path.glob(".incoming-*")) == []
+
+
+def test_strange_objects_are_neither_keys_nor_in_the_way(place: Place, tmp_path: Path) -> None:
+    for key in (
+        "jobs/.x/y",
+        "jobs/a b/manifest.json",
+        "jobs/manifest.json",
+        "jobs/.x/manifest.json",
+    ):
+        place.objects.write(key, [b"{}"])
+    place.store.put("jobs/1/a", folder_of(tmp_path / "a", x=b"x"))
+    assert set(place.store.keys("jobs")) == {"jobs", "jobs/1/a"}
+    assert set(place.store.beginnings("jobs")) == {"1", "manifest.json"}
+    place.store.sweep("jobs", now() + timedelta(minutes=1))
+    place.store.delete("jobs")
+    assert all_keys(place.objects, "jobs") == []
+
+
 KILLED = """
 import sys
 from pathlib import Path

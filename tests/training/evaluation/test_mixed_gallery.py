@@ -187,3 +187,12 @@ def test_without_scenes_or_company_in_them_the_protocol_refuses() -> None:
         rule.split(LabelledSequences.of(["a", "a"], ["nm-01", "nm-02"], ["000", "090"]))
     with pytest.raises(ProtocolMismatch, match="two people filmed in the same scenes"):
         rule.split(filmed({"a": ("1", "2"), "b": ("3", "4"), "c": ("5", "6")}))
+
+
+def test_the_first_half_may_be_enrolled_in_fewer_views() -> None:
+    sequences = filmed({f"s{n}": ("a1", "a2", "a3") for n in range(6)})
+    two = MixedGallery("", draws=3, by_scene=True, views=2)
+    for draw in two.galleries(sequences, 1):
+        people, count = np.unique(sequences.subjects[draw.gallery], return_counts=True)
+        assert sorted(count.tolist()) == [1, 1, 1, 2, 2, 2]
+        assert len(people) == 6
