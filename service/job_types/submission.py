@@ -69,7 +69,11 @@ class RecipeCheck:
     def __call__(self, arguments: Sequence[str]) -> Sequence[Reason]:
         """Return what is wrong; raises `Unavailable` when there is no answer in time."""
         if not self._slots.acquire(timeout=self._timeout_s):
-            raise Unavailable("Too many recipes are being checked; try again.", retry_after=2.0)
+            raise Unavailable(
+                "Too many recipes are being checked; try again.",
+                slug="overloaded",
+                retry_after=2.0,
+            )
         try:
             answer = subprocess.run(
                 program("training", "validate", "--for", "distill", *arguments),
@@ -80,12 +84,18 @@ class RecipeCheck:
             )
         except subprocess.TimeoutExpired as error:
             raise Unavailable(
-                "The recipe could not be checked in time; try again.", retry_after=10.0
+                "The recipe could not be checked in time; try again.",
+                slug="overloaded",
+                retry_after=10.0,
             ) from error
         finally:
             self._slots.release()
         if answer.returncode == 0:
             return ()
+        if answer.returncode < 0:  # killed, perhaps because memory ran short
+            raise Unavailable(
+                "The check of the recipe was ended from outside; try again.", retry_after=2.0
+            )
         if answer.returncode != _BAD_INPUT:
             raise RuntimeError(f"the check of a recipe failed: {answer.stderr.decode()[-2000:]}")
         errors = json.loads(answer.stdout)["errors"]
