@@ -289,9 +289,24 @@ class Client(Connection):
         }
         return self._start("/jobs/distill", content)
 
-    def evaluate(self, *, model: str, dataset: Dataset, protocol: str = "cross-view") -> Job:
-        """Start the evaluation of a model."""
-        content = {"model": model, "dataset": dataset, "protocol": protocol}
+    def evaluate(
+        self,
+        *,
+        model: str,
+        dataset: Dataset,
+        protocol: str | None = None,
+        conditions: Mapping[str, Any] | None = None,
+    ) -> Job:
+        """Start the evaluation of a model, by a protocol or by conditions of one's own.
+
+        `conditions` has `enrolled` (patterns of names of conditions), `asked` (the same, by the
+        name that the figures get) and perhaps `apart` (degrees).
+        """
+        content: dict[str, Any] = {"model": model, "dataset": dataset}
+        if protocol is not None:
+            content["protocol"] = protocol
+        if conditions is not None:
+            content["conditions"] = dict(conditions)
         return self._start("/jobs/evaluate", content)
 
     def calibrate(self, *, gallery: str = "default", target_fpir: float = 0.01) -> Job:

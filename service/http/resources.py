@@ -101,7 +101,7 @@ def open_encoder(settings: Settings, name: str) -> Encoder:
     """Load the model called `name`; raises `NotFound` and what loading a checkpoint raises."""
     torch.set_num_threads(settings.embed_threads)
     keep_freed_memory()
-    return Encoder.open(resolve(settings, name), settings.device)
+    return Encoder.for_uploads(resolve(settings, name), settings.device)
 
 
 @asynccontextmanager
