@@ -312,6 +312,7 @@ class Runner:
             clip=recipe.data.clip,
             seed=seed,
             device=self._group.device,
+            pose=preparation.reads_pose,
         )
         clock = time.process_time if self._group.device.type == "cpu" else time.monotonic
         begin = min(trainer.step for trainer in trainers.values())

@@ -76,6 +76,7 @@ class RenderRecipe(_Section):
         walk_jitter: how differently one person walks from one walk to the next.
         severity: of the segmenter's faults; 0 none, 1 as old background subtraction.
         walks: the walks of one identity.
+        pose_maps: whether limbs and joints are drawn as well (see `training.rendering.pose`).
         mocap: folder of the recordings, when the command line names none.
     """
 
@@ -88,6 +89,7 @@ class RenderRecipe(_Section):
     walk_jitter: NonNegativeFloat = 1.0
     severity: NonNegativeFloat = 1.0
     walks: Walks = Walks()
+    pose_maps: bool = False
     mocap: Path | None = None
 
     @classmethod
@@ -103,7 +105,10 @@ class RenderRecipe(_Section):
     @property
     def digest(self) -> str:
         """Names all that decides what is drawn, but not how many or where the recordings lie."""
-        fixed = self.model_dump_json(exclude={"identities", "mocap"})
+        kept_out = {"identities", "mocap"}
+        if not self.pose_maps:  # recipes of before there were any keep their names
+            kept_out.add("pose_maps")
+        fixed = self.model_dump_json(exclude=kept_out)
         return hashlib.sha256(fixed.encode()).hexdigest()[:12]
 
     def uses(self, walker: str) -> bool:
