@@ -194,8 +194,8 @@ def test_a_model_that_reads_pose_maps_is_neither_taken_nor_activated(
     """Imported into the folder of models it is one, and may teach."""
     save_tiny_model(tmp_path / "posed", architecture="skeletongaitpp")
     client = serve()
-    files = [(tmp_path / "posed" / name).read_bytes() for name in (WEIGHTS, CARD)]
-    refused = problem(upload(client, *files, name="posed"), 422)
+    weights, card = ((tmp_path / "posed" / name).read_bytes() for name in (WEIGHTS, CARD))
+    refused = problem(upload(client, weights, card, "posed"), 422)
     assert refused["type"] == "/problems/checkpoint-invalid"
     assert "reads pose maps beside silhouettes, which no upload has" in refused["detail"]
     save_tiny_model(settings.models_dir / "posed", architecture="skeletongaitpp")

@@ -152,7 +152,7 @@ METHODS = {
     "asdt": ("distillation.period=2",),
     "patch-swap": (),
     "corsd": (),
-    "gkd": ("stages.0.steps=1", "stages.0.warm_up=0", "steps=1", "student.frozen_stages=4"),
+    "gkd": ("stages.0.steps=2", "stages.0.warm_up=0", "student.frozen_stages=4"),
     "gaitkd-corrected": (),
 }
 """Recipes, with what makes them small."""
