@@ -21,7 +21,7 @@ from models.card import CARD, MAX_CARD_BYTES, WEIGHTS
 from models.checkpoint import card_of
 from service.foundation.errors import Invalid
 from service.foundation.settings import Settings
-from service.http.resources import open_encoder
+from service.http.resources import open_encoder, open_engine
 from service.serving.registry import ModelRegistry
 from service.serving.uploading import add_checkpoint
 from tests.service.conftest import save_tiny_model
@@ -212,4 +212,4 @@ def test_a_deployment_does_not_start_with_a_model_that_reads_pose_maps(
 ) -> None:
     save_tiny_model(settings.models_dir / "posed", architecture="skeletongaitpp")
     with pytest.raises(ValueError, match="which no upload has"):
-        open_encoder(settings, "posed")
+        open_encoder(settings, open_engine(settings), "posed")
