@@ -43,7 +43,7 @@ from training.evaluation import (
     tested_walks,
 )
 from training.evaluation.bootstrap import Estimate, percentile_estimate, subject_weights
-from training.evaluation.protocols import EvaluationProtocol, Retrieval
+from training.evaluation.retrieval import EvaluationProtocol, Retrieval
 from training.objective.teachers import Teacher
 from training.process import provenance
 from training.recipe import Distillation, Problem, Recipe, RecipeError, load
@@ -191,6 +191,7 @@ def train(
         clip=base.data.clip,
         seed=seed,
         device=group.device,
+        pose=prepared[teaching][1].reads_pose,
     )
     meters = {arm: Meter(base.steps, 0, {}) for arm in prepared}
     for batch in source.iterate(start=0, stop=base.steps):

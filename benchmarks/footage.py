@@ -135,9 +135,8 @@ def enlarged(clip: Path) -> bytes:
         for picture in read_pictures(clip.read_bytes(), LIMITS):
             if picture.seconds > LARGE_S:
                 break
-            large = np.asarray(
-                cv2.resize(picture.image, LARGE, interpolation=cv2.INTER_CUBIC), np.uint8
-            )
+            resized = cv2.resize(picture.image, LARGE, interpolation=cv2.INTER_CUBIC)
+            large = np.asarray(resized, np.uint8)
             file.mux(stream.encode(av.VideoFrame.from_ndarray(large, format="bgr24")))
         file.mux(stream.encode(None))
     return target.getvalue()

@@ -10,13 +10,15 @@ A row is a shipped recipe, or one like it, in the network, batches, optimiser an
 All rows of a seed begin with the same weights. Rows that vary walks alike take their steps side by
 side on the very same clips, and each teacher is asked once for all of them; rows with views or
 stages of their own run by themselves. A killed run goes on where its rows were saved; finished rows
-are kept, and a folder of other rows is refused. A row that the teachers do not suit is named with
-the reason and left out.
+and what they made of the exams' walks are kept, so that processes can share seeds or rows out and
+one more make the table. A folder of other rows is refused. A row that the teachers do not suit is
+named with the reason and left out.
 
 A gain is paired: one draw of the test's people for both rows, mean over seeds. Its interval tells
 how it would move with other people, not with other seeds. `--validation` is for choices; nothing is
-chosen by a `--test`. The time of a step is that of the student's share of it, relative to the row
-without a teacher in the same loop; the teachers' share comes on top.
+chosen by a `--test`. The time of a step is that of the student's share of it (on a CPU, what it
+computes, not what it waits for), relative to the row without a teacher in the same loop; the
+teachers' share comes on top.
 """
 
 from __future__ import annotations
@@ -36,13 +38,15 @@ import torch
 from torch import Tensor
 
 from benchmarks import machine
-from benchmarks.distillation import Exam, finished, judge, over_seeds, shown
+from benchmarks.distillation import Exam, finished, over_seeds, shown
 from models import checkpoint
 from models.card import read_card
+from models.encoder import Encoder
 from training.data.batches import BatchSource
 from training.data.pack import Pack
-from training.evaluation import Resampling
+from training.evaluation import EmbeddedSequences, Resampling, embedded_by, labels_of
 from training.evaluation.bootstrap import percentile_estimate
+from training.evaluation.retrieval import Retrieval
 from training.objective.teachers import Teacher
 from training.process import provenance
 from training.process.events import SilentReporter
@@ -308,7 +312,9 @@ class Runner:
             clip=recipe.data.clip,
             seed=seed,
             device=self._group.device,
+            pose=preparation.reads_pose,
         )
+        clock = time.process_time if self._group.device.type == "cpu" else time.monotonic
         begin = min(trainer.step for trainer in trainers.values())
         for batch in source.iterate(start=begin, stop=recipe.steps):
             taught = trainers[teaching].teach(batch)
@@ -316,14 +322,14 @@ class Runner:
             learning = {name: t for name, t in trainers.items() if t.step == batch.step}
             for name, trainer in learning.items():
                 mine = _taught_by(taught, len(rows[name][0].teachers))
-                began = time.monotonic()
+                began = clock()
                 if not kept[name]:
                     with Kept() as keeping:
                         found = trainer.learn(mine)
                     kept[name] = keeping.megabytes
                 else:
                     found = trainer.learn(mine)
-                    spent[name] += time.monotonic() - began
+                    spent[name] += clock() - began
                 meters[name].add(*found, batch.labels)
             done = batch.step + 1
             if done % recipe.save_every == 0 or done == recipe.steps:
@@ -360,8 +366,34 @@ def _taught_by(taught: TaughtBatch, teachers: int) -> TaughtBatch:
     return taught._replace(teacher_outputs=taught.teacher_outputs[:teachers])
 
 
+def judged(folder: Path, exam: Exam, device: torch.device) -> Retrieval:
+    """What a row's checkpoint finds, compared as its card says.
+
+    Its embeddings of the exam's walks are kept beside it, for the next table and other protocols.
+    """
+    card = read_card(folder / CHECKPOINT)
+    walks, mirror = exam.walks, exam.rule.mirror
+    name = f"{card.digest[:12]}-{walks.content_hash[:12]}-{len(walks)}"
+    kept = folder / "embeddings" / f"{name}{'-mirrored' * mirror}.npz"
+    if not kept.exists():
+        encoder = Encoder.open(folder / CHECKPOINT, device=str(device), precision="float32")
+        made = embedded_by(encoder, walks, mirror=mirror)
+        arrays: dict[str, Any] = {"embeddings": made.embeddings}
+        if made.mirrored is not None:
+            arrays["mirrored"] = made.mirrored
+        kept.parent.mkdir(exist_ok=True)
+        whole = kept.with_suffix(".part.npz")
+        np.savez(whole, allow_pickle=False, **arrays)
+        whole.rename(kept)
+    with np.load(kept) as found:
+        method = EmbeddedSequences(
+            card.name, found["embeddings"], card.metric, found.get("mirrored"), digest=card.digest
+        )
+    return exam.rule.run(labels_of(walks), method)
+
+
 def table_of(
-    found: Mapping[str, Sequence[Any]], resampling: Resampling
+    found: Mapping[str, Sequence[Retrieval]], resampling: Resampling
 ) -> dict[str, dict[str, object]]:
     """Each row's rank-1, mean over seeds, and its gains over no teacher and over GaitKD."""
     draws = {name: over_seeds(retrievals, resampling) for name, retrievals in found.items()}
@@ -536,7 +568,7 @@ def results(
     resampling = Resampling()
     for label, exam in exams.items():
         found = {
-            name: [judge(runner.folder(name, seed) / CHECKPOINT, exam, device) for seed in seeds]
+            name: [judged(runner.folder(name, seed), exam, device) for seed in seeds]
             for name in names
         }
         yield (

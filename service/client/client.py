@@ -96,6 +96,7 @@ class Client(Connection):
         walk: Upload,
         *others: Upload,
         gallery: str = "default",
+        galleries: Sequence[str] = (),
         top_k: int = 5,
         threshold: float | None = None,
         filter: Filter | None = None,
@@ -112,10 +113,12 @@ class Client(Connection):
         where they were filmed, candidates say whether they are enrolled in it. With
         `include="metadata"` candidates have their display name and metadata. `input` says what is
         sent; of footage with several people, `track` chooses one, and of footage as images
-        `frame_rate` says how many are a second.
+        `frame_rate` says how many are a second. Up to ten `galleries` are searched instead of
+        `gallery`; candidates then name theirs.
         """
         return self._search(
-            Identification, "/identify", (walk, *others), gallery, threshold,
+            Identification, "/identify", (walk, *others), None if galleries else gallery, threshold,
+            galleries=",".join(galleries) or None,
             top_k=str(top_k), filter=_json(filter), explain="true" if explain else None,
             view=view, include=include, input=input, track=None if track is None else str(track),
             frame_rate=None if frame_rate is None else str(frame_rate),
@@ -283,9 +286,13 @@ class Client(Connection):
         overrides: Mapping[str, Any] | None = None,
         activate: str | None = None,
         activate_in: str | None = None,
+        needs: Mapping[str, float] | None = None,
     ) -> Job:
-        """Start a distillation; `activate` is `never` or `if_better`, `activate_in` a gallery."""
-        target = {"activate": activate, "gallery": activate_in}
+        """Start a distillation; `activate` is `never` or `if_better`, `activate_in` a gallery.
+
+        `needs` are labels that a worker must have to take the job.
+        """
+        target = {"activate": activate, "gallery": activate_in, "needs": needs}
         content = {
             "recipe": recipe,
             "name": name,
@@ -297,9 +304,25 @@ class Client(Connection):
         }
         return self._start("/jobs/distill", content)
 
-    def evaluate(self, *, model: str, dataset: Dataset, protocol: str = "cross-view") -> Job:
-        """Start the evaluation of a model."""
-        content = {"model": model, "dataset": dataset, "protocol": protocol}
+    def evaluate(
+        self,
+        *,
+        model: str,
+        dataset: Dataset,
+        protocol: str | None = None,
+        conditions: Mapping[str, Any] | None = None,
+        needs: Mapping[str, float] | None = None,
+    ) -> Job:
+        """Start the evaluation of a model, by a protocol or by conditions of one's own.
+
+        `conditions` has `enrolled` (patterns of names of conditions), `asked` (the same, by the
+        name that the figures get) and perhaps `apart` (degrees). `needs` as for `distill`.
+        """
+        content: dict[str, Any] = {"model": model, "dataset": dataset, **given({"needs": needs})}
+        if protocol is not None:
+            content["protocol"] = protocol
+        if conditions is not None:
+            content["conditions"] = dict(conditions)
         return self._start("/jobs/evaluate", content)
 
     def calibrate(self, *, gallery: str = "default", target_fpir: float = 0.01) -> Job:
@@ -414,7 +437,7 @@ class Client(Connection):
         answer: type[A],
         path: str,
         walks: Sequence[Upload],
-        gallery: str,
+        gallery: str | None,
         threshold: float | None,
         **fields: str | None,
     ) -> A:

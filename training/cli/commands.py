@@ -266,6 +266,10 @@ def discriminant(
     mixing_shrinkage: Annotated[
         float, typer.Option(min=0.0, help="The same of all parts together.")
     ] = 0.3,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Keep the head; let its parts explain one another once more."),
+    ] = False,
     sequences: Annotated[
         int | None, typer.Option(min=2, help="Only about so many walks, of whole people.")
     ] = None,
@@ -274,8 +278,19 @@ def discriminant(
 ) -> None:
     """Shorten embeddings to the directions that tell people apart (linear discriminants)."""
     with _reporting(as_json) as (reporter, _):
-        from training.derive.refinement import refine
+        from training.derive.refinement import refine, remix
 
+        if again:
+            remix(
+                checkpoint,
+                dataset,
+                out,
+                reporter,
+                mixing_shrinkage=mixing_shrinkage,
+                sequences=sequences,
+                device=device,
+            )
+            return
         refine(
             checkpoint,
             dataset,
@@ -406,6 +421,9 @@ def render(
     mocap: Annotated[Path | None, typer.Option(help="Folder of motion-capture recordings.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; one a core if not given.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only so many identities.")] = None,
+    pose_maps: Annotated[
+        bool, typer.Option("--pose-maps", help="Draw limbs and joints as well.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Render walkers into a packed dataset."""
@@ -413,7 +431,15 @@ def render(
         from training.rendering.command import render as render_walkers
 
         try:
-            render_walkers(recipe, out, mocap=mocap, workers=workers, limit=limit, json=as_json)
+            render_walkers(
+                recipe,
+                out,
+                mocap=mocap,
+                workers=workers,
+                limit=limit,
+                json=as_json,
+                pose_maps=pose_maps,
+            )
         except (FileNotFoundError, ValueError) as error:
             raise RecipeError([Problem("", str(error))]) from error
 

@@ -125,6 +125,11 @@ class Batch(Section):
 
     subjects: Annotated[int, Field(ge=2)] = 8
     sequences: Annotated[int, Field(ge=1)] = 4
+    same_scene: Annotated[int, Field(ge=1)] = Field(
+        default=1,
+        description="Subjects of a batch who are filmed in one scene, each with walks from other "
+        "scenes too; 1: scenes do not count.",
+    )
 
 
 class Distillation(Section):
@@ -201,6 +206,26 @@ class Evaluation(Section):
         default="auto", description="A protocol's name, or auto: the one that fits the walks."
     )
     every: NonNegativeInt = Field(default=0, description="Steps; 0 evaluates only at the end.")
+    enrolled: tuple[str, ...] = Field(
+        default=(), strict=False, description="Instead of a protocol: conditions, as patterns."
+    )
+    asked: dict[str, Annotated[tuple[str, ...], Field(strict=False)]] = Field(
+        default={}, description="And those that are asked, by the name that their figures get."
+    )
+    apart: Annotated[float, Field(ge=0, le=180)] = Field(
+        default=0.0, description="Degrees up to which views count as the same."
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Evaluation:
+        own = bool(self.enrolled) and bool(self.asked) and all(self.asked.values())
+        if (self.enrolled or self.asked) and not own:
+            raise ValueError("enrolled and asked belong together, each with a condition")
+        if own and self.protocol != "auto":
+            raise ValueError("give either a protocol, or enrolled and asked")
+        if self.apart and not own:
+            raise ValueError("apart belongs to enrolled and asked")
+        return self
 
 
 class Stage(Section):
@@ -230,6 +255,14 @@ class Recipe(Section):
     """The whole run."""
 
     description: str = ""
+    needs: dict[
+        Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")],
+        Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)],
+    ] = Field(
+        default={},
+        exclude=True,  # no part of what is learnt: a run goes on elsewhere
+        description="What a service's worker must have to run it: gpu, cpu, GiB of memory, …",
+    )
     seed: NonNegativeInt = 0
     steps: PositiveInt
     student: Student

@@ -7,7 +7,7 @@ are treated as one tall image, so each step is one call.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import cv2
@@ -136,6 +136,43 @@ def draw_faults(rng: np.random.Generator, *, frames: int, severity: float) -> Fa
     )
 
 
+def faults_again(
+    usual: Faults, usual_frames: int, rng: np.random.Generator, *, frames: int
+) -> Faults:
+    """The faults of one more walk where they are usually like this: of the same kinds, as strong.
+
+    Args:
+        usual: drawn for a walk of `usual_frames`.
+        usual_frames: what lasts as long is there all the way.
+        rng: source of every draw.
+        frames: length of this walk.
+    """
+
+    def near(value: float) -> float:
+        return float(value * np.exp(rng.normal(0.0, 0.2)))
+
+    def lasting(span: tuple[int, int]) -> tuple[int, int]:
+        length = frames if span[1] == usual_frames else min(span[1], frames)
+        return int(rng.integers(0, frames - length + 1)), length
+
+    return replace(
+        usual,
+        ragged=near(usual.ragged),
+        grow=usual.grow + float(rng.normal(0.0, 0.001)),
+        opening=near(usual.opening),
+        lost=near(usual.lost),
+        flicker=near(usual.flicker),
+        missing_frames=lasting(usual.missing_frames),
+        shadow=near(usual.shadow),
+        shadow_height=near(usual.shadow_height),
+        merged=near(usual.merged),
+        merged_frames=lasting(usual.merged_frames),
+        occluder=near(usual.occluder),
+        specks=min(near(usual.specks), 1.0),
+        dropped=min(near(usual.dropped), 0.5),
+    )
+
+
 def spoil(clean: Frames, faults: Faults, path: Floats, rng: np.random.Generator) -> Frames:
     """Segment a walk badly.
 
@@ -149,7 +186,20 @@ def spoil(clean: Frames, faults: Faults, path: Floats, rng: np.random.Generator)
         uint8 0/255 `[s, h, w]`: what a segmenter hands over, to be cleaned as any upload is. Frames
         may be fewer, and wider on both sides by what sticks out.
     """
-    frames, height = clean.shape[:2]
+    image = segmented(clean, faults, path, rng)
+    return image[handed_over(faults, len(image), rng)]
+
+
+def handed_over(faults: Faults, frames: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Which of so many frames a segmenter does not lose, in order."""
+    if not faults.dropped:
+        return np.arange(frames)
+    return np.flatnonzero(rng.random(frames) >= faults.dropped)
+
+
+def segmented(clean: Frames, faults: Faults, path: Floats, rng: np.random.Generator) -> Frames:
+    """As `spoil`, with all frames."""
+    height = clean.shape[1]
     top, bottom = _rows(clean)
     tall = (bottom - top).astype(np.float64)
     row = (np.arange(height)[None, :] - top[:, None]) / np.maximum(tall, 1.0)[:, None]  # [s, h]
@@ -184,8 +234,6 @@ def spoil(clean: Frames, faults: Faults, path: Floats, rng: np.random.Generator)
         image = _opened(image, opening)
     if faults.specks:
         image |= _specks(image.shape, faults, usual, rng)
-    if faults.dropped:
-        image = image[rng.random(frames) >= faults.dropped]
     return image
 
 

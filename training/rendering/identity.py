@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,22 @@ from training.rendering.clothing import (
     draw_coat,
     draw_outfit,
     dressed,
+    in_fashion,
     jittered_outfit,
 )
 from training.rendering.cycles import GaitCycle
-from training.rendering.faults import MARGIN, Faults, Frames, draw_faults, spoil
+from training.rendering.faults import (
+    MARGIN,
+    Faults,
+    Frames,
+    draw_faults,
+    handed_over,
+    segmented,
+)
 from training.rendering.gait import Arms, GaitStyle, draw_style, jittered, walk
+from training.rendering.pose import joints_of, pose_maps
 from training.rendering.recipe import Range, RenderRecipe
+from training.rendering.scenes import Scene, scenes_of
 from training.rendering.skeleton import Floats
 
 _SPLITS = ("train", "validation", "test")
@@ -88,10 +98,12 @@ class Footage:
     Attributes:
         outlines: true outlines, the person in the middle of each frame, uint8 0/255 `[s, h, w]`.
         middles: where the person's middle is in the whole image, pixels right and down `[s, 2]`.
+        joints: as `Camera.project` gives them, `[s, 17, 2]`, if wanted.
     """
 
     outlines: Frames
     middles: Floats
+    joints: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +117,7 @@ class RenderedWalk:
         silhouettes: the same cleaned and normalised as an upload would be, uint8 0/255
             `[s, 64, 64]`; the frames that cleaning drops are left out.
         metadata: how it was made.
+        pose_maps: of the same frames, limbs and joints, uint8 `[s, 2, 64, 64]`, if wanted.
     """
 
     condition: str
@@ -112,6 +125,7 @@ class RenderedWalk:
     frames: Frames
     silhouettes: Frames
     metadata: dict[str, Any]
+    pose_maps: NDArray[np.uint8] | None = None
 
 
 def draw_identity(
@@ -137,25 +151,34 @@ def render_walks(
     # Views spread over the whole circle, so that an identity is seen from nearly everywhere.
     start = rng.uniform(0.0, 360.0)
     azimuths = start + 360.0 * rng.permutation(len(conditions)) / len(conditions)
-    for (kind, take), azimuth in zip(conditions, azimuths, strict=True):
+    scenes = scenes_of(recipe, identity.number)
+    for number, ((kind, take), azimuth) in enumerate(zip(conditions, azimuths, strict=True)):
+        scene = scenes[number % len(scenes)] if scenes else None
         # Cameras at right angles and on the path are what people set up.
         usual = rng.choice([0.0, 45.0, 90.0, 135.0, 180.0, 225.0, 270.0, 315.0])
         at = usual + rng.normal(0.0, 6.0) if rng.random() < 0.4 else azimuth
         for _ in range(8):
-            rendered = _render(identity, recipe, rng, kind, take, float(at % 360.0))
+            rendered = _render(identity, recipe, rng, kind, take, float(at % 360.0), scene)
             if rendered is not None:
                 yield rendered
                 break
 
 
-def film(identity: Identity, shot: Shot, rng: np.random.Generator) -> Footage:
-    """Let an identity walk past a camera."""
+def film(
+    identity: Identity, shot: Shot, rng: np.random.Generator, *, joints: bool = False
+) -> Footage:
+    """Let an identity walk past a camera; `joints` are recorded too if wanted."""
     body = dressed(identity.body, shot.outfit, shot.carried)
+    count = len(body.vertices)
+    if joints:
+        body = body.with_parts([joints_of(identity.body)])
     arms = shot.carried.arms if shot.carried else Arms()
     stride = walk(shot.style, rng, frames=shot.frames, fps=shot.fps, arms=arms)
     ahead, sway = stride.ahead * body.leg_length, stride.sway * body.leg_length
     vertices = _on_path(posed(body, stride.pose), ahead, sway, shot.curve)
-    return _framed(shot.camera.project(vertices), body.faces, shot.tall)
+    points = shot.camera.project(vertices)
+    footage = _framed(points[:, :count], body.faces, shot.tall)
+    return replace(footage, joints=points[:, count:]) if joints else footage
 
 
 def _render(
@@ -165,27 +188,36 @@ def _render(
     kind: str,
     take: int,
     azimuth: float,
+    scene: Scene | None,
 ) -> RenderedWalk | None:
-    """One walk, or None if the segmenter left too little of it."""
+    """One walk, or None if the segmenter left too little of it; a scene has its own azimuth."""
     plan = recipe.walks
-    outfit, carried = _dress(identity, plan.unburdened, kind, rng)
+    worn = in_fashion(identity.outfit, scene.fashion, rng) if scene else identity.outfit
+    outfit, carried = _dress(worn, plan.unburdened, kind, rng)
     frames = round(_draw(rng, plan.frames))
     shot = Shot(
         style=jittered(identity.style, rng, amount=recipe.walk_jitter),
         outfit=outfit,
         carried=carried,
-        camera=draw_camera(rng, azimuth),
+        camera=scene.camera_of(rng) if scene else draw_camera(rng, azimuth),
         frames=frames,
-        fps=_draw(rng, plan.fps),
-        tall=_draw(rng, plan.tall),
+        fps=scene.fps if scene else _draw(rng, plan.fps),
+        tall=scene.tall if scene else _draw(rng, plan.tall),
         curve=float(rng.normal(0.0, 0.35)) if rng.random() < plan.turning else 0.0,
-        faults=draw_faults(rng, frames=frames, severity=recipe.severity),
+        faults=(
+            scene.faults_of(rng, frames=frames)
+            if scene
+            else draw_faults(rng, frames=frames, severity=recipe.severity)
+        ),
     )
-    footage = film(identity, shot, rng)
-    seen = spoil(footage.outlines, shot.faults, footage.middles[:, 0], rng)
-    silhouettes = _prepared(seen)
+    footage = film(identity, shot, rng, joints=recipe.pose_maps)
+    seen = segmented(footage.outlines, shot.faults, footage.middles[:, 0], rng)
+    handed = handed_over(shot.faults, len(seen), rng)
+    seen = seen[handed]
+    silhouettes, kept = _prepared(seen)
     if len(silhouettes) < min(_FEWEST_FRAMES, frames // 2):
         return None
+    azimuth = shot.camera.azimuth
     view = int(round(azimuth / _VIEW_STEP) * _VIEW_STEP) % 360
     return RenderedWalk(
         condition=f"{kind}-{take + 1:02d}",
@@ -199,19 +231,25 @@ def _render(
             "camera_height": round(shot.camera.height, 2),
             "fps": round(shot.fps, 2),
             "carried": carried.kind if carried else None,
+            **({"scene": scene.name} if scene else {}),
         },
+        pose_maps=None if footage.joints is None else pose_maps(footage.joints[handed[kept]]),
     )
 
 
-def _prepared(frames: Frames) -> Frames:
+def _prepared(frames: Frames) -> tuple[Frames, NDArray[np.int64]]:
+    """Silhouettes, and of which frames they are."""
+    cleaned = clean(list(frames))
     normalised = [
-        silhouette
-        for strip in clean(list(frames)).strips
+        (silhouette, place)
+        for strip, place in zip(cleaned.strips, cleaned.kept, strict=True)
         if (silhouette := normalise(strip)) is not None
     ]
     if not normalised:
-        return np.zeros((0, 64, 64), np.uint8)
-    return (np.stack(normalised) >= 128).astype(np.uint8) * np.uint8(255)
+        return np.zeros((0, 64, 64), np.uint8), np.zeros(0, np.int64)
+    silhouettes = np.stack([silhouette for silhouette, _ in normalised])
+    places = np.array([place for _, place in normalised])
+    return (silhouettes >= 128).astype(np.uint8) * np.uint8(255), places
 
 
 def _draw(rng: np.random.Generator, range_: Range) -> float:
@@ -219,9 +257,9 @@ def _draw(rng: np.random.Generator, range_: Range) -> float:
 
 
 def _dress(
-    identity: Identity, unburdened: float, kind: str, rng: np.random.Generator
+    usual: Outfit, unburdened: float, kind: str, rng: np.random.Generator
 ) -> tuple[Outfit, Carried | None]:
-    worn = jittered_outfit(identity.outfit, rng)
+    worn = jittered_outfit(usual, rng)
     if kind == "bg":
         return worn, draw_carried(rng)
     if kind == "cl":
