@@ -67,7 +67,7 @@ def test_photos_are_told_from_silhouettes_by_their_pixels(
     there, seen = crossing(way, frames=8), masks(way, frames=8)
     labels = [mask // 51 * np.array([1, 9, 30], np.uint8) + (np.arange(480) // 200 * 40)
               .astype(np.uint8)[None, :, None] for mask in seen]  # fmt: skip
-    pictures: Any = {
+    made: dict[str, list[Any]] = {
         "footage": there,
         "grey footage": [picture[..., :1].repeat(3, 2) for picture in there],
         "dark footage": [picture // 3 for picture in there],
@@ -81,7 +81,8 @@ def test_photos_are_told_from_silhouettes_by_their_pixels(
         "labels of a scene": labels,
         "opacity": [np.dstack([picture, mask[..., 0]])
                     for picture, mask in zip(there, seen, strict=True)],
-    }[name]  # fmt: skip
+    }  # fmt: skip
+    pictures = made[name]
     if name == "opacity":
         suffix = ".png"
     assert is_footage(photos(pictures, suffix), LIMITS) is expected
