@@ -191,6 +191,7 @@ def train(
         clip=base.data.clip,
         seed=seed,
         device=group.device,
+        pose=prepared[teaching][1].reads_pose,
     )
     meters = {arm: Meter(base.steps, 0, {}) for arm in prepared}
     for batch in source.iterate(start=0, stop=base.steps):

@@ -312,6 +312,7 @@ class Runner:
             clip=recipe.data.clip,
             seed=seed,
             device=self._group.device,
+            pose=preparation.reads_pose,
         )
         clock = time.process_time if self._group.device.type == "cpu" else time.monotonic
         begin = min(trainer.step for trainer in trainers.values())
@@ -377,7 +378,7 @@ def judged(folder: Path, exam: Exam, device: torch.device) -> Retrieval:
     if not kept.exists():
         encoder = Encoder.open(folder / CHECKPOINT, device=str(device), precision="float32")
         made = embedded_by(encoder, walks, mirror=mirror)
-        arrays = {"embeddings": made.embeddings}
+        arrays: dict[str, Any] = {"embeddings": made.embeddings}
         if made.mirrored is not None:
             arrays["mirrored"] = made.mirrored
         kept.parent.mkdir(exist_ok=True)

@@ -29,6 +29,8 @@ CARD: Final = "card.json"
 WEIGHTS: Final = "weights.safetensors"
 MAX_CARD_BYTES: Final = 1 << 20
 NAMED_FAULTS: Final = 8  # of a long list
+POSE_READERS: Final = frozenset({"skeletongaitpp"})
+"""Architectures that read pose maps: frames of `[3, h, w]`, limbs, joints and silhouette."""
 
 Metric = Literal["cosine", "euclidean"]
 """How embeddings are compared, see `models.comparison.similarity`."""
@@ -91,6 +93,11 @@ class Card(BaseModel):
     metrics: dict[str, JsonValue] = {}
     notes: Annotated[str, Field(max_length=10_000)] = ""
     digest: Annotated[str, Field(max_length=64)] = ""
+
+    @property
+    def reads_pose(self) -> bool:
+        """Whether walks need pose maps beside their silhouettes, which no upload has."""
+        return self.architecture in POSE_READERS
 
     @property
     def reference(self) -> ModelReference:

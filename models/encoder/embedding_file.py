@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from models import checkpoint
 from models.encoder import Encoder
+from models.encoder.encoder import NO_POSE
 from models.silhouettes import SequenceError, decode, prepare
 
 FRAMES_PER_CALL: Final = 64
@@ -29,7 +30,8 @@ def embed_prepared(checkpoint_dir: Path, in_npz: Path, out_npz: Path) -> int:
 
     Args:
         checkpoint_dir: the checkpoint.
-        in_npz: `silhouettes` uint8 `[n, s, h, w]`, h and w as the card's input (64 x 44).
+        in_npz: `silhouettes` uint8 `[n, s, h, w]`, h and w as the card's input (64 x 44), and, for
+            a network that reads them, `pose_maps` uint8 `[n, s, 2, h, w]`: limbs, joints.
         out_npz: gets `embeddings` float32 `[n, c, p]`, what the checkpoint compares, not
             normalised unless its configuration says so, and `logits` float32 `[n, k, p]` of the
             walks as they are, not mirrored.
@@ -43,12 +45,12 @@ def embed_prepared(checkpoint_dir: Path, in_npz: Path, out_npz: Path) -> int:
         OSError: a file can't be read or written.
     """
     network, card = checkpoint.load(checkpoint_dir)
-    silhouettes = _read_silhouettes(in_npz, (card.input.height, card.input.width))
+    walks = _read(in_npz, (card.input.height, card.input.width), pose=network.reads_pose)
     embeddings, logits = [], []
-    walks_per_call = max(1, FRAMES_PER_CALL // silhouettes.shape[1])
+    walks_per_call = max(1, FRAMES_PER_CALL // walks.shape[1])
     with torch.inference_mode():
-        for start in range(0, len(silhouettes), walks_per_call):
-            batch = torch.from_numpy(silhouettes[start : start + walks_per_call]).float() / 255
+        for start in range(0, len(walks), walks_per_call):
+            batch = torch.from_numpy(walks[start : start + walks_per_call]).float() / 255
             output = network(batch)
             compared = network.matching(output.embeddings)
             if card.mirror:
@@ -57,7 +59,7 @@ def embed_prepared(checkpoint_dir: Path, in_npz: Path, out_npz: Path) -> int:
             logits.append(output.logits.numpy())
     with out_npz.open("wb") as file:
         np.savez(file, embeddings=np.concatenate(embeddings), logits=np.concatenate(logits))
-    return len(silhouettes)
+    return len(walks)
 
 
 def embed_walks(checkpoint_dir: Path, walks: Sequence[Path], out_npz: Path) -> int:
@@ -73,13 +75,18 @@ def embed_walks(checkpoint_dir: Path, walks: Sequence[Path], out_npz: Path) -> i
         n.
 
     Raises:
-        EmbeddingFileError: no walk at all, or one that is refused; the message names it.
+        EmbeddingFileError: no walk at all, one that is refused (the message names it), or a network
+            that reads pose maps.
         CheckpointError: the checkpoint can't be read.
         OSError: a file can't be read or written.
     """
     if not walks:
         raise EmbeddingFileError("no walk to embed")
     encoder = Encoder.open(checkpoint_dir)
+    if encoder.reads_pose:
+        raise EmbeddingFileError(
+            f"{checkpoint_dir}: {NO_POSE}; `--normalised` takes pose maps and silhouettes"
+        )
     prepared = [_prepare(path) for path in walks]
     embeddings = encoder.encode(prepared).transpose(0, 2, 1)
     with out_npz.open("wb") as file:
@@ -99,21 +106,29 @@ def _prepare(path: Path) -> NDArray[np.uint8]:
         raise EmbeddingFileError(f"{path}: {error}") from error
 
 
-def _read_silhouettes(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+def _read(path: Path, size: tuple[int, int], *, pose: bool) -> NDArray[np.uint8]:
+    """Walks as the network takes them: uint8 `[n, s, h, w]`, with pose maps `[n, s, 3, h, w]`."""
+    names = ("silhouettes", "pose_maps")[: 1 + pose]
     try:
         # opened here, because numpy leaves a broken archive open
         with path.open("rb") as file:
-            silhouettes: NDArray[np.uint8] = NpzFile(file, allow_pickle=False)["silhouettes"]
+            archive = NpzFile(file, allow_pickle=False)
+            found: list[NDArray[np.uint8]] = [archive[name] for name in names]
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise EmbeddingFileError(f"{path} is not an .npz file with 'silhouettes'") from error
-    if (
-        silhouettes.dtype != np.uint8
-        or silhouettes.ndim != 4
-        or silhouettes.shape[2:] != size
-        or 0 in silhouettes.shape
-    ):
-        raise EmbeddingFileError(
-            f"{path}: 'silhouettes' must be uint8 [n, s, {size[0]}, {size[1]}], "
-            f"not {silhouettes.dtype} {list(silhouettes.shape)}"
-        )
-    return silhouettes
+        wanted = " and ".join(f"{name!r}" for name in names)
+        raise EmbeddingFileError(f"{path} is not an .npz file with {wanted}") from error
+    for name, array, axes in zip(names, found, (2, 3), strict=False):
+        form = size if axes == 2 else (2, *size)
+        if (
+            array.dtype != np.uint8
+            or array.ndim != 2 + axes
+            or array.shape[2:] != form
+            or array.shape[:2] != found[0].shape[:2]
+            or 0 in array.shape
+        ):
+            raise EmbeddingFileError(
+                f"{path}: {name!r} must be uint8 [n, s, {', '.join(map(str, form))}], "
+                f"not {array.dtype} {list(array.shape)}"
+            )
+    silhouettes, *maps = found
+    return np.concatenate([maps[0], silhouettes[:, :, None]], 2) if maps else silhouettes

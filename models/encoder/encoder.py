@@ -29,6 +29,10 @@ Backbone = Callable[[Tensor, Sequence[int]], Tensor]
 over time of each sequence's."""
 
 BFLOAT16_MAX_COSINE_ERROR: Final = 1e-3
+NO_POSE: Final = (
+    "it reads pose maps beside silhouettes, which no upload has; it can teach, and be evaluated on "
+    "a pack that has them"
+)
 
 
 class Encoder:
@@ -103,17 +107,36 @@ class Encoder:
         """
         return cls(*checkpoint.load(directory), device=device, precision=precision)
 
+    @classmethod
+    def for_uploads(cls, directory: Path, device: str = "auto") -> Self:
+        """As `open`, of what can embed an upload.
+
+        Raises:
+            CheckpointError: the checkpoint can't be read.
+            ValueError: it reads pose maps, or the device is not there.
+        """
+        encoder = cls.open(directory, device)
+        if encoder.reads_pose:
+            raise ValueError(NO_POSE)
+        return encoder
+
     @property
     def digest(self) -> str:
         """Digest of the checkpoint. Embeddings of different digests can't be compared."""
         return self.card.digest
+
+    @property
+    def reads_pose(self) -> bool:
+        """Whether walks are of pose maps and silhouettes, which no upload has."""
+        return self.card.reads_pose
 
     def encode(self, walks: Sequence[Walk]) -> NDArray[np.float32]:
         """Embeddings of walks, in their order.
 
         Args:
             walks: uint8 `[s, h, w]` each, s at least 1; h and w as the card's input, or w wider by
-                an even number of columns, which are cut off (64 x 64 becomes 64 x 44).
+                an even number of columns, which are cut off (64 x 64 becomes 64 x 44). Of a network
+                that reads pose maps `[s, 3, h, w]`: limbs, joints, silhouette.
 
         Returns:
             float32 `[n, p, c]`; what is compared, not normalised unless the network does it.
@@ -131,19 +154,20 @@ class Encoder:
 
     def _fit(self, walk: Walk, position: int) -> Walk:
         size = self.card.input
-        if walk.dtype != np.uint8 or walk.ndim != 3 or len(walk) == 0:
+        frame = self._network.frame_shape(size.height, size.width)
+        if walk.dtype != np.uint8 or walk.ndim != 1 + len(frame) or len(walk) == 0:
+            form = "[s, 3, h, w] (limbs, joints, silhouette)" if self.reads_pose else "[s, h, w]"
             raise ValueError(
-                f"walk {position} must be uint8 [s, h, w] with a frame at least, "
+                f"walk {position} must be uint8 {form} with a frame at least, "
                 f"not {walk.dtype} {list(walk.shape)}"
             )
-        _, height, width = walk.shape
-        margin, odd = divmod(width - size.width, 2)
-        if height != size.height or margin < 0 or odd:
+        margin, odd = divmod(walk.shape[-1] - size.width, 2)
+        if walk.shape[1:-1] != frame[:-1] or margin < 0 or odd:
             raise ValueError(
-                f"walk {position} has frames of {height} x {width}, "
-                f"the network wants {size.height} x {size.width}"
+                f"walk {position} has frames of {' x '.join(map(str, walk.shape[1:]))}, "
+                f"the network wants {' x '.join(map(str, frame))}"
             )
-        return walk[:, :, margin : width - margin]
+        return walk[..., margin : walk.shape[-1] - margin]
 
     def _rounds_unasked(self) -> bool:
         """On CPUs not: OpenVINO's bfloat16 moves a real walk's part by up to 7e-3."""
@@ -151,7 +175,8 @@ class Encoder:
 
     def _ready(self, *, bfloat16: bool, keeps_last_stage: bool = False) -> Backbone:
         backbone = self._network.backbone
-        if self.device.type == "cpu" and isinstance(backbone, FrameBackbone | ClipBackbone):
+        compiles = isinstance(backbone, FrameBackbone | ClipBackbone) and not self.reads_pose
+        if self.device.type == "cpu" and compiles:
             threads = torch.get_num_threads()
             return CompiledBackbone(backbone, self.card.input, bfloat16=bfloat16, threads=threads)
         return EagerBackbone(
@@ -173,7 +198,9 @@ class Encoder:
 
     def _error(self, rounded: Backbone) -> float:
         """The most that a part's cosine differs between `rounded` and the backbone in use."""
-        walk = torch.from_numpy(_trial_walk(self.card.input.height, self.card.input.width))
+        shape = self._network.frame_shape(self.card.input.height, self.card.input.width)
+        walk = torch.from_numpy(_trial_walk(*shape[-2:]))
+        walk = walk.view(-1, *[1] * (len(shape) - 2), *shape[-2:]).expand(-1, *shape)
         with torch.inference_mode():
             ours, theirs = (
                 self._embed(backbone, walk, [len(walk)]) for backbone in (rounded, self._backbone)

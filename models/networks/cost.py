@@ -42,7 +42,8 @@ def cost(network: GaitNetwork, *, frames: int = 30) -> Cost:
     )
     sketch = copy.deepcopy(network).to("meta").eval()
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        pooled = sketch.pool(torch.empty(1, frames, 64, 44, device="meta"))
+        frame = sketch.frame_shape(64, 44)
+        pooled = sketch.pool(torch.empty(1, frames, *frame, device="meta"))
         embeddings = sketch.head.projection(pooled)
         if sketch.head.mixing is not None:
             sketch.head.mixing(embeddings.flatten(1))

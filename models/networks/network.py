@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from models.card import POSE_READERS
 from models.networks.blocks import as_clips
 from models.networks.head import GaitOutput, PartHead
 from models.networks.pooling import (
@@ -187,9 +188,13 @@ class ClipBackbone(SequenceBackbone):
         self.frame_stage = first_stage
         self.clip_stages = nn.Sequential(*stages)
 
+    def frames_of(self, clips: Tensor) -> Tensor:
+        """All frames `[n * s, 1, h, w]` of clips."""
+        return clips.flatten(0, 1).unsqueeze(1)
+
     def forward(self, clips: Tensor) -> Tensor:
         """Feature maps `[n, c, s, h, w]` of clips `[n, s, h, w]`."""
-        frames = self.entry(clips.flatten(0, 1).unsqueeze(1))
+        frames = self.entry(self.frames_of(clips))
         frames = self.activation(self.stem(frames))
         maps: Tensor = self.clip_stages(as_clips(self.frame_stage(frames), clips.shape[1]))
         return maps
@@ -201,7 +206,7 @@ class ClipBackbone(SequenceBackbone):
 
     def stage_maps(self, silhouettes: Tensor) -> list[Tensor]:
         """Behind each stage the maps `[n, c, s, h', w']` of clips `[n, s, h, w]`."""
-        frames = torch.relu(self.stem(silhouettes.flatten(0, 1).unsqueeze(1)))
+        frames = torch.relu(self.stem(self.frames_of(silhouettes)))
         maps = as_clips(self.frame_stage(frames), silhouettes.shape[1])
         found = [maps]
         for stage in self.clip_stages:
@@ -264,6 +269,15 @@ class GaitNetwork(nn.Module):
         """Whether the order of frames matters."""
         return self.backbone.is_temporal
 
+    @property
+    def reads_pose(self) -> bool:
+        """Whether frames are `[3, h, w]`, two pose maps and a silhouette, and not `[h, w]`."""
+        return self.config.architecture in POSE_READERS
+
+    def frame_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """Of one frame of so many rows and columns."""
+        return (3, height, width) if self.reads_pose else (height, width)
+
     def forward(
         self, silhouettes: Tensor, lengths: Tensor | Sequence[int] | None = None
     ) -> GaitOutput:
@@ -271,7 +285,8 @@ class GaitNetwork(nn.Module):
 
         Args:
             silhouettes: float in [0, 1]; `[n, s, h, w]`, or `[sum(lengths), h, w]` for sequences
-                laid end to end.
+                laid end to end. Of a network that reads pose maps `[3, h, w]` for each `[h, w]`:
+                limbs, joints, silhouette.
             lengths: int64 `[n]` or ints, the frames of each sequence; only with the second form.
 
         Returns:
@@ -301,20 +316,23 @@ class GaitNetwork(nn.Module):
 
     def pool(self, silhouettes: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
         """What the head reads, `[n, c_in, p]`: features pooled over time and strips."""
+        frame = "3, h, w" if self.reads_pose else "h, w"
+        axes, shape = len(frame.split(",")), silhouettes.shape
+        if self.reads_pose and shape[-3:-2] != (3,):
+            raise ValueError(f"frames must be [3, h, w]: limbs, joints, silhouette; not {[*shape]}")
         if lengths is None:
-            if silhouettes.ndim != 4 or 0 in silhouettes.shape:
+            if silhouettes.ndim != 2 + axes or 0 in shape:
                 raise ValueError(
-                    "without lengths, silhouettes must be [n, s, h, w] and not empty, "
-                    f"not {list(silhouettes.shape)}"
+                    f"without lengths, silhouettes must be [n, s, {frame}] and not empty, "
+                    f"not {list(shape)}"
                 )
             count, frames = silhouettes.shape[:2]
             if self.windows([frames])[1] == [1]:
                 return self.strips(self.backbone.over_clips(silhouettes))
             silhouettes, lengths = silhouettes.flatten(0, 1), [frames] * count
-        if silhouettes.ndim != 3:
+        if silhouettes.ndim != 1 + axes:
             raise ValueError(
-                "with lengths, silhouettes must be [sum(lengths), h, w], "
-                f"not {list(silhouettes.shape)}"
+                f"with lengths, silhouettes must be [sum(lengths), {frame}], not {list(shape)}"
             )
         lengths = check_lengths(lengths, len(silhouettes))
         if self.config.window is None:

@@ -13,6 +13,7 @@ from models.networks.gaitpart import GaitPartConfig, build_gaitpart
 from models.networks.gaitset import GaitSetConfig, build_gaitset
 from models.networks.network import GaitNetwork, NetworkConfig
 from models.networks.quantised import make_room_for_whole_numbers
+from models.networks.skeletongaitpp import SkeletonGaitPPConfig, build_skeletongaitpp
 from models.networks.swingait import SwinGaitConfig, build_swingait
 
 C = TypeVar("C", bound=NetworkConfig)
@@ -48,6 +49,7 @@ ARCHITECTURES: Final[dict[str, Architecture[Any]]] = {
     "gaitpart": Architecture(GaitPartConfig, build_gaitpart),
     "gaitgl": Architecture(GaitGLConfig, build_gaitgl),
     "swingait": Architecture(SwinGaitConfig, build_swingait),
+    "skeletongaitpp": Architecture(SkeletonGaitPPConfig, build_skeletongaitpp),
 }
 
 

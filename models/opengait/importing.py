@@ -34,6 +34,7 @@ from models.opengait.gaitgl import GAITGL
 from models.opengait.gaitpart import GAITPART
 from models.opengait.gaitset import GAITSET
 from models.opengait.residual import DEEPGAITV2, GAITBASE
+from models.opengait.skeletongaitpp import SKELETONGAITPP
 from models.opengait.swingait import SWINGAIT
 
 _log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ FORMATS: Final = {
     "gaitpart": GAITPART,
     "gaitgl": GAITGL,
     "swingait": SWINGAIT,
+    "skeletongaitpp": SKELETONGAITPP,
 }
 
 
@@ -98,7 +100,7 @@ def import_opengait(
         with torch.device("meta"):
             network = build(architecture, config)
             # a trial without numbers: not every number of parts divides the rows of features
-            network.pool(torch.empty(1, 1, TRIAL.height, TRIAL.width))
+            network.pool(torch.empty(1, 1, *network.frame_shape(TRIAL.height, TRIAL.width)))
     except ValueError as error:
         raise OpenGaitError(
             f"{path}: {architecture} can't have these shapes: {_fault(error)}"

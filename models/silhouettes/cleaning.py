@@ -62,10 +62,11 @@ class Person(NamedTuple):
 
 
 class Cleaned(NamedTuple):
-    """The frames that remain, in order, and how many went for each reason."""
+    """The frames that remain, in order, how many went for each reason, and which remain."""
 
     strips: list[Frame]
     dropped: dict[str, int]
+    kept: list[int]
 
 
 def clean(frames: Sequence[Frame]) -> Cleaned:
@@ -76,15 +77,16 @@ def clean(frames: Sequence[Frame]) -> Cleaned:
 
     Returns:
         Strips as wide as their frames, ready for `normalise`; `dropped` counts `empty`, `border`,
-        `fragment` and `outlier`.
+        `fragment` and `outlier`, `kept` are places among `frames`.
     """
     found = [find_person(frame) for frame in frames]
     dropped = Counter(reason for reason in found if isinstance(reason, str))
-    people = [person for person in found if isinstance(person, Person)]
-    reasons = find_unsteady([person.size for person in people])
+    people = [(place, one) for place, one in enumerate(found) if isinstance(one, Person)]
+    reasons = find_unsteady([person.size for _, person in people])
     dropped.update(reason for reason in reasons if reason)
-    kept = [person.strip for person, reason in zip(people, reasons, strict=True) if not reason]
-    return Cleaned(kept, dict(dropped))
+    steady = [found for found, reason in zip(people, reasons, strict=True) if not reason]
+    strips = [person.strip for _, person in steady]
+    return Cleaned(strips, dict(dropped), [place for place, _ in steady])
 
 
 def find_unsteady(sizes: Sequence[Size]) -> list[str]:

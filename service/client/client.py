@@ -309,16 +309,20 @@ class Client(Connection):
         *,
         model: str,
         dataset: Dataset,
-        protocol: str = "cross-view",
+        protocol: str | None = None,
+        conditions: Mapping[str, Any] | None = None,
         needs: Mapping[str, float] | None = None,
     ) -> Job:
-        """Start the evaluation of a model; `needs` as for `distill`."""
-        content = {
-            "model": model,
-            "dataset": dataset,
-            "protocol": protocol,
-            **given({"needs": needs}),
-        }
+        """Start the evaluation of a model, by a protocol or by conditions of one's own.
+
+        `conditions` has `enrolled` (patterns of names of conditions), `asked` (the same, by the
+        name that the figures get) and perhaps `apart` (degrees). `needs` as for `distill`.
+        """
+        content: dict[str, Any] = {"model": model, "dataset": dataset, **given({"needs": needs})}
+        if protocol is not None:
+            content["protocol"] = protocol
+        if conditions is not None:
+            content["conditions"] = dict(conditions)
         return self._start("/jobs/evaluate", content)
 
     def calibrate(self, *, gallery: str = "default", target_fpir: float = 0.01) -> Job:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import grpc
 import numpy as np
@@ -26,8 +26,8 @@ from service.gallery.records import Metadata, Scalar
 from service.gallery.roster import ID_BYTES, Filter
 
 _configure = logging.config.dictConfig
-# At its import pymilvus closes every log handler.
-logging.config.dictConfig = lambda config: None  # noqa: ARG005 - the name is typed
+# At its import pymilvus closes every log handler that there is.
+logging.config.dictConfig = cast(Any, lambda _config: None)
 try:
     from pymilvus import DataType, MilvusClient, MilvusException
 finally:

@@ -112,7 +112,7 @@ def open_encoder(settings: Settings, engine: Engine, name: str) -> Encoder:
     """Load the model called `name`; raises what `resolve` and loading a checkpoint raise."""
     torch.set_num_threads(settings.embed_threads)
     keep_freed_memory()
-    return Encoder.open(resolve(settings, engine, name), settings.device)
+    return Encoder.for_uploads(resolve(settings, engine, name), settings.device)
 
 
 def open_collections(settings: Settings, engine: Engine) -> IndexCollections | None:

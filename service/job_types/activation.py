@@ -125,7 +125,7 @@ class Activation:
             )
         try:
             folder = resolve(self._settings, self._engine, request["name"])
-            encoder = Encoder.open(folder, self._settings.device)
+            encoder = Encoder.for_uploads(folder, self._settings.device)
         except ValueError as error:
             raise CannotActivate(f"the model cannot be loaded: {error}") from error
         new = ModelReference(request["name"], encoder.digest)

@@ -32,7 +32,7 @@ class EvaluateJob:
         before, pack = dataset_steps(self.settings, request.dataset, folder)
         command = program(
             "training", "evaluate", "--checkpoint", str(self._checkpoint(request.model)),
-            "--dataset", str(pack), "--protocol", request.protocol, "--json",
+            "--dataset", str(pack), *_protocol(request), "--json",
         )  # fmt: skip
         return (*before, Step("evaluation", command, environment=device(self.settings)))
 
@@ -41,10 +41,20 @@ class EvaluateJob:
         del folder
         request = EvaluateRequest.model_validate(job.request)
         digest = read_card(self._checkpoint(request.model)).digest
-        return Outcome({"model": request.model, "digest": digest, "protocol": request.protocol})
+        own = request.conditions
+        by = {"protocol": request.protocol} if own is None else {"conditions": own.model_dump()}
+        return Outcome({"model": request.model, "digest": digest, **by})
 
     def _checkpoint(self, name: str) -> Path:
         try:
             return resolve(self.settings, self.engine, name).absolute()
         except NotFound as error:
             raise JobRefused(f"the model {name!r} is no longer there") from error
+
+
+def _protocol(request: EvaluateRequest) -> list[str]:
+    own = request.conditions
+    if own is None:
+        return ["--protocol", request.protocol]
+    asked = [f"--asked={name}={','.join(patterns)}" for name, patterns in own.asked.items()]
+    return [f"--enrolled={','.join(own.enrolled)}", *asked, f"--apart={own.apart:g}"]

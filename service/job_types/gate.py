@@ -68,8 +68,8 @@ def compare_with_active(
     """
     row = models_of(engine, gallery)
     active = active_model(settings, engine, row)
-    new = Encoder.open(checkpoint, settings.device)
-    old = Encoder.open(resolve(settings, engine, active.name), settings.device)
+    new = Encoder.for_uploads(checkpoint, settings.device)
+    old = Encoder.for_uploads(resolve(settings, engine, active.name), settings.device)
     learnt = trained_on(pack)
     subjects = drawn_subjects(
         engine, row.gallery_id, among=lambda name: is_held_out(name) and name not in learnt

@@ -118,7 +118,7 @@ def reindex(settings: Settings, engine: Engine, gallery: str, progress: Progress
     row = models_of(engine, gallery)
     active = active_model(settings, engine, row)
     try:
-        encoder = Encoder.open(resolve(settings, engine, active.name), settings.device)
+        encoder = Encoder.for_uploads(resolve(settings, engine, active.name), settings.device)
     except ValueError as error:
         raise CannotReindex(f"the active model cannot be loaded: {error}") from error
     if encoder.digest != active.digest:

@@ -15,6 +15,7 @@ from pydantic import (
     JsonValue,
     Tag,
     WithJsonSchema,
+    model_validator,
 )
 
 from service.gallery.fields import GalleryName, storable
@@ -209,8 +210,31 @@ class DistillRequest(JobRequest):
         return [*self.teachers, *filter(None, [self.student])]
 
 
+Conditions = Annotated[
+    list[Annotated[str, Field(pattern=r"^[^,=\s\x00-\x1f\x7f]{1,64}$")]],
+    Field(min_length=1, max_length=64),
+]
+"""Patterns of names of conditions, with `*`, `?` and `[…]`."""
+
+
+class OwnConditions(Request):
+    """These conditions enrolled, those ask: a protocol of one's own.
+
+    Attributes:
+        asked: by the name that its figures get.
+        apart: degrees up to which views count as the same; identical ones always do.
+    """
+
+    enrolled: Conditions
+    asked: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")], Conditions],
+        Field(min_length=1, max_length=16, json_schema_extra={"additionalProperties": False}),
+    ]
+    apart: Annotated[float, Field(ge=0, le=180, strict=True, allow_inf_nan=False)] = 0
+
+
 class EvaluateRequest(JobRequest):
-    """Measure a registered model on a dataset by a protocol."""
+    """Measure a registered model on a dataset by a protocol, or by conditions of one's own."""
 
     job_type = "evaluate"
     model_config = _example(model="default", dataset={"gallery": "default"}, protocol="cross-view")
@@ -219,6 +243,13 @@ class EvaluateRequest(JobRequest):
     dataset: Dataset
     protocol: Protocol = "cross-view"
     needs: Needs = {}
+    conditions: OwnConditions | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> EvaluateRequest:
+        if self.conditions is not None and self.protocol != "cross-view":
+            raise ValueError("give either a protocol or conditions")
+        return self
 
 
 class GalleryChoice(Request):

@@ -47,7 +47,8 @@ from service.jobs.job_files import JobFiles
 from service.jobs.output import public_reason
 from service.jobs.queue import InTransaction, JobQueue
 from service.jobs.scratch import remove_folder
-from service.serving.registry import active_model, find_model, missing_model
+from service.serving.model_files import read_card
+from service.serving.registry import active_model, find_model, missing_model, resolve
 from service.storage.database import new_id
 from service.storage.objects import StoreUnavailable
 
@@ -193,9 +194,17 @@ class Submission:
     def activate(self, name: str, gallery: str, in_transaction: InTransaction | None = None) -> Job:
         """Queue the activation of a model in a gallery.
 
-        Raises what `submit` raises, and `Conflict` when the model is active there already.
+        Raises what `submit` raises, `Conflict` when the model is active there already, and
+        `Invalid` for one that no upload suits.
         """
         self._require_model(name, "name")
+        if read_card(resolve(self._settings, self._engine, name)).reads_pose:
+            raise Invalid(
+                f"The model {name!r} reads pose maps beside silhouettes, which no upload has. It "
+                "can be a teacher.",
+                Reason("name", "reads_pose"),
+                slug="model-reads-pose",
+            )
         active = active_model(self._settings, self._engine, models_of(self._engine, gallery))
         if find_model(self._settings, self._engine, name).digest == active.digest:
             raise Conflict(

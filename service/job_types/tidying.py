@@ -25,6 +25,7 @@ from service.serving.model_files import open_model_files
 from service.storage.database import now
 
 _OFTEN_S = 30.0
+_PATIENCE_S = 1.0
 _log = logging.getLogger(__name__)
 
 
@@ -46,13 +47,13 @@ def tidying(settings: Settings, engine: Engine, *, often_s: float = _OFTEN_S) ->
             if ended.wait(often_s):
                 return
 
-    thread = threading.Thread(target=run, name="tidying")
+    thread = threading.Thread(target=run, name="tidying", daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
-        thread.join()
+        thread.join(_PATIENCE_S)  # it may be waiting for a store that is away
 
 
 def tidy_often(settings: Settings, engine: Engine) -> None:

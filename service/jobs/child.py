@@ -64,7 +64,12 @@ class Child:
         return time.monotonic() >= self._deadline - self._grace_s
 
     def extend(self, deadline: float) -> None:
-        """Let the command run until `deadline`, by this machine's monotonic clock."""
+        """Let the command run until `deadline`, by this machine's monotonic clock.
+
+        Too late for one that was asked to end: it ends.
+        """
+        if self.overdue:
+            return
         try:
             os.write(self._input.fileno(), f"{deadline}\n".encode())
         except (BrokenPipeError, BlockingIOError):  # the watchdog has ended, or is paused

@@ -16,7 +16,7 @@ import numpy as np
 
 from models import checkpoint
 from models.card import CARD, MAX_CARD_BYTES, WEIGHTS, CheckpointError
-from models.encoder.encoder import Encoder, Walk
+from models.encoder.encoder import NO_POSE, Encoder, Walk
 from models.networks.cost import cost
 from service.foundation.errors import Invalid, Reason, TooLarge
 from service.foundation.settings import Settings
@@ -71,6 +71,8 @@ def _try(folder: Path, most_macs: float) -> None:
                 f"a frame takes {macs / 1e9:.0f} billion multiplications, at most "
                 f"{most_macs / 1e9:.0f} billion are taken"
             )
+        if card.reads_pose:
+            raise ValueError(NO_POSE)
         encoder = Encoder(network, card, device="cpu", precision="float32")
         one, other = encoder.encode(_two_walks())
     except CheckpointError as error:

@@ -157,9 +157,32 @@ def test_a_real_distillation_makes_a_model_that_can_be_evaluated(
     *_, last = client.follow(job.id)
     assert (last.data["status"], last.data["error"]) == ("succeeded", None)
     assert 0 <= client.job(job.id).metrics["rank1"] <= 1
+    own = {"enrolled": ["nm-01"], "asked": {"later": ["nm-0[56]"]}}
+    job = client.evaluate(model="mine", dataset={"gallery": "default"}, conditions=own)
+    *_, last = client.follow(job.id)
+    assert (last.data["status"], last.data["error"]) == ("succeeded", None)
+    job = client.job(job.id)
+    assert 0 <= job.metrics["later_rank1"] <= 1
+    assert job.result is not None
+    assert job.result["conditions"] == {**own, "apart": 0}
     job = client.evaluate(model="mine", dataset={"gallery": "default"}, protocol="gait3d")
     list(client.follow(job.id))
     assert "PROBE_SET" in str(client.job(job.id).error)  # says what the dataset lacks
+
+    small = {"batch.subjects": 4, "batch.sequences": 2, "data.clip.frames": 6, "data.clip.skip": 0}
+    job = client.distill(
+        recipe="gdkd",
+        name="method",
+        dataset={"gallery": "default"},
+        teachers=["default"],
+        overrides={**small, "steps": 2, "schedule.warm_up": 1, "terms.2.top": 1},
+    )
+    *_, last = client.follow(job.id)
+    assert (last.data["status"], last.data["error"]) == ("succeeded", None)
+    assert client.job(job.id).metrics["generalised"] >= 0
+    *_, last = client.follow(client.activate("method").id)
+    assert (last.data["status"], last.data["error"]) == ("succeeded", None)
+    assert client.identify(("probe.npz", walk(2, phase=0.3))).model.name == "method"
 
     with pytest.raises(Refused) as refusal:
         client.distill(

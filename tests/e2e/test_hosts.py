@@ -14,6 +14,7 @@ from service.client import Client
 from service.foundation.settings import Settings
 from service.storage.file_store import FileStore, open_store
 from tests.e2e.deployment import Deployment, until
+from tests.service import postgresql
 from tests.service.conftest import save_tiny_model
 from tests.service.storage.stores import new_bucket, s3_server, variables
 from tests.service.walkers import walk
@@ -34,14 +35,27 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileStore]:
 
 
 @pytest.fixture
-def add_host(store: FileStore, tmp_path: Path, shipped: Path) -> Iterator[AddHost]:
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of the hosts' database: a SQLite file that all reach, or a server."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        yield f"sqlite:///{tmp_path / 'common.sqlite'}"
+        return
+    programs = postgresql.binaries()
+    if programs is None:
+        pytest.skip("there is no PostgreSQL on this machine (Debian: apt-get install postgresql)")
+    with postgresql.running(programs) as server:
+        yield server.url(server.create())
+
+
+@pytest.fixture
+def add_host(store: FileStore, database: str, tmp_path: Path, shipped: Path) -> Iterator[AddHost]:
     """Makes a host; what runs on it ends with the test."""
     with ExitStack() as stack:
 
         def add(name: str) -> Deployment:
             (tmp_path / name).mkdir()
             host = Deployment(tmp_path / name, shipped)
-            host.set(GAITID_DATABASE_URL=f"sqlite:///{tmp_path / 'common.sqlite'}")
+            host.set(GAITID_DATABASE_URL=database)
             stack.callback(lambda: host.process is not None and host.stop())
             return host
 
@@ -87,6 +101,7 @@ def test_two_hosts_distil_on_one_and_serve_the_result_on_both(
         until(lambda: answered_by(client, 2) == ("default", "p2"), "the old model answers")  # noqa: B023
 
 
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 def test_a_distillation_whose_host_dies_goes_on_at_another_from_its_last_state(
     add_host: AddHost, store: FileStore
 ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.card import POSE_READERS
 from models.checkpoint import card_of, save
 from models.networks.registry import build
 from tests.training.walkers import make_pack
@@ -26,6 +27,20 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("packs") / "drawn.pack"
     make_pack(path, subjects=10, test_subjects=4)
     return path
+
+
+@pytest.fixture(scope="session")
+def posed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same walkers, with pose maps."""
+    path = tmp_path_factory.mktemp("packs") / "posed.pack"
+    make_pack(path, subjects=10, test_subjects=4, pose_maps=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def pack_for(pack: Path, posed: Path) -> Callable[[str], Path]:
+    """The walkers as a network of the name reads them."""
+    return lambda architecture: posed if architecture in POSE_READERS else pack
 
 
 @pytest.fixture(scope="session")

@@ -31,14 +31,23 @@ def draw_walk(subject: int, walk: int, frames: int) -> np.ndarray:
     return np.stack(shown).astype(np.uint8) * 255
 
 
-def make_pack(path: Path, *, subjects: int = 6, test_subjects: int = 0, frames: int = 14) -> Pack:
+def make_pack(
+    path: Path,
+    *,
+    subjects: int = 6,
+    test_subjects: int = 0,
+    frames: int = 14,
+    pose_maps: bool = False,
+) -> Pack:
     ids = [f"s{i:02d}" for i in range(subjects)]
     with PackWriter(path) as writer:
         for number, subject in enumerate(ids):
             for walk, condition in enumerate(CONDITIONS):
                 for view_number, view in enumerate(VIEWS):
                     silhouettes = draw_walk(number, 2 * walk + view_number, frames)
-                    writer.add(subject, condition, view, silhouettes)
+                    poses = np.stack([silhouettes // 2, silhouettes // 3], 1)
+                    maps = poses if pose_maps else None
+                    writer.add(subject, condition, view, silhouettes, pose_maps=maps)
         train = ids[: subjects - test_subjects]
         partition = Partition(train=tuple(train), test=tuple(ids[len(train) :]))
         return writer.finish(partition)

@@ -421,6 +421,9 @@ def render(
     mocap: Annotated[Path | None, typer.Option(help="Folder of motion-capture recordings.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; one a core if not given.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only so many identities.")] = None,
+    pose_maps: Annotated[
+        bool, typer.Option("--pose-maps", help="Draw limbs and joints as well.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Render walkers into a packed dataset."""
@@ -428,7 +431,15 @@ def render(
         from training.rendering.command import render as render_walkers
 
         try:
-            render_walkers(recipe, out, mocap=mocap, workers=workers, limit=limit, json=as_json)
+            render_walkers(
+                recipe,
+                out,
+                mocap=mocap,
+                workers=workers,
+                limit=limit,
+                json=as_json,
+                pose_maps=pose_maps,
+            )
         except (FileNotFoundError, ValueError) as error:
             raise RecipeError([Problem("", str(error))]) from error
 

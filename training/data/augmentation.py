@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.data.options import Augmentation, Masking, Swap
-from training.data.pack import SIDE
+from training.data.pack import POSE_MAPS, SIDE
 
 COLUMNS = 44
 """Columns of what networks see: the middle of 64."""
@@ -48,7 +48,10 @@ def generator(seed: int, step: int, rank: int = 0, stream: Stream = Stream.WEAK)
 
 
 def plain(silhouettes: Tensor) -> Tensor:
-    """Silhouettes uint8 [n, s, 64, 64] as networks see them: float32 [n, s, 64, 44] in [0, 1]."""
+    """Silhouettes uint8 [n, s, 64, 64] as networks see them: float32 [n, s, 64, 44] in [0, 1].
+
+    Or walks with pose maps, [n, s, 3, 64, 64].
+    """
     return silhouettes[..., _MARGIN : SIDE - _MARGIN].float().div_(255)
 
 
@@ -56,7 +59,7 @@ class Varied(NamedTuple):
     """Augmented clips.
 
     Attributes:
-        views: float32 [n, s, 64, 44] in [0, 1].
+        views: float32 [n, s, 64, 44] in [0, 1], or [n, s, 3, 64, 44].
         lost: bool [n, 64], the rows that a lost strip took from every frame.
     """
 
@@ -72,8 +75,12 @@ def augment(silhouettes: Tensor, augmentation: Augmentation, generator: torch.Ge
 def vary(silhouettes: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Varied:
     """Vary silhouettes and cut them to what networks see.
 
+    Pose maps are moved and turned with their silhouettes, and lose the same frames. A segmenter's
+    other faults are not theirs. What is drawn for silhouettes does not depend on them.
+
     Args:
-        silhouettes: uint8 [n, s, 64, 64]; not changed.
+        silhouettes: uint8 [n, s, 64, 64], or with pose maps [n, s, 3, 64, 64], the silhouette
+            last; not changed.
         augmentation: what is done, and how often.
         generator: on the host; its state decides everything that is drawn.
 
@@ -83,9 +90,10 @@ def vary(silhouettes: Tensor, augmentation: Augmentation, generator: torch.Gener
     Raises:
         ValueError: the silhouettes have another shape or dtype.
     """
-    if silhouettes.dtype != torch.uint8 or silhouettes.shape[2:] != (SIDE, SIDE):
+    forms = ((SIDE, SIDE), (1 + POSE_MAPS, SIDE, SIDE))
+    if silhouettes.dtype != torch.uint8 or silhouettes.shape[2:] not in forms:
         raise ValueError(
-            f"silhouettes must be uint8 [n, s, {SIDE}, {SIDE}], "
+            f"silhouettes must be uint8 [n, s, {SIDE}, {SIDE}] or [n, s, 3, {SIDE}, {SIDE}], "
             f"not {silhouettes.dtype} {list(silhouettes.shape)}"
         )
     options = augmentation
@@ -93,11 +101,17 @@ def vary(silhouettes: Tensor, augmentation: Augmentation, generator: torch.Gener
     views = plain(silhouettes)
     _warp(views, silhouettes, options, generator)
     _flip(views, options, generator)
-    _reshape_parts(views, options, generator)
-    _erase(views, options, generator)
-    lost = _lose_strips(views, options, generator)
-    _make_holes(views, options, generator)
+    seen = silhouettes_of(views)  # in place: a view of the same memory
+    _reshape_parts(seen, options, generator)
+    _erase(seen, options, generator)
+    lost = _lose_strips(seen, options, generator)
+    _make_holes(seen, options, generator)
     return Varied(views, lost.to(views.device))
+
+
+def silhouettes_of(walks: Tensor) -> Tensor:
+    """The silhouettes [n, s, h, w] of walks that may have pose maps [n, s, 3, h, w] before them."""
+    return walks[:, :, -1] if walks.ndim == 5 else walks
 
 
 # Between walks, and for the student alone ----------------------------------------------------
@@ -109,7 +123,7 @@ def swap_patches(
     """Let pairs of walks of one group exchange patches, the same in all frames.
 
     Args:
-        silhouettes: uint8 [n, s, 64, 64]; not changed.
+        silhouettes: uint8 [n, s, …, 64, 64]; not changed.
         groups: [n], equal for walks that may exchange: their subject, perhaps their view too.
         options: the grid and how much of it.
         generator: on the host; its state decides pairs and patches.
@@ -141,7 +155,7 @@ def swap_patches(
         chosen = (order < wanted.round().clamp(min=1)).reshape(-1, options.rows, options.columns)
         place = torch.arange(SIDE)
         grid = chosen[:, place * options.rows // SIDE][..., place * options.columns // SIDE]
-        grid = grid[:, None].to(device)
+        grid = grid.reshape(-1, *[1] * (silhouettes.ndim - 3), SIDE, SIDE).to(device)
         first, second = hit.to(device).unbind(1)
         swapped = silhouettes.clone()
         swapped[first] = torch.where(grid, silhouettes[second], silhouettes[first])
@@ -151,7 +165,7 @@ def swap_patches(
 
 
 def mask(views: Tensor, options: Masking, generator: torch.Generator) -> Tensor:
-    """Clips [n, s, 64, 44] of which some have lost strips, and some frames; `views` stay."""
+    """Clips [n, s, …, 64, 44] of which some have lost strips, and some frames; `views` stay."""
     hit = _hit(len(views), options.probability, generator)
     masked = views.clone()
     if len(hit):
@@ -160,7 +174,8 @@ def mask(views: Tensor, options: Masking, generator: torch.Generator) -> Tensor:
         frames = _chosen(len(hit), s, options.share, generator)
         of_frames = (torch.rand(len(hit), generator=generator) < 0.5)[:, None, None]
         rows = strips[:, torch.arange(SIDE) * options.rows // SIDE]
-        _clear(masked, hit, torch.where(of_frames, frames[:, :, None], rows[:, None, :])[..., None])
+        gone = torch.where(of_frames, frames[:, :, None], rows[:, None, :])[..., None]
+        _clear(masked, hit, gone if views.ndim == 4 else gone.unsqueeze(2))
     return masked
 
 
@@ -204,7 +219,9 @@ def _warp(
     if len(hit):
         device = views.device
         hit = hit.to(device)
-        views[hit] = warp(silhouettes[hit], homographies.to(device, torch.float32))
+        frames = silhouettes[hit].flatten(1, -3)  # pose maps are frames among others
+        warped = warp(frames, homographies.to(device, torch.float32))
+        views[hit] = warped.reshape(-1, *views.shape[1:])
 
 
 def draw_homographies(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from training.data.options import Clip
-from training.data.pack import SIDE, Encoding, Pack
+from training.data.pack import POSE_MAPS, SIDE, Encoding, Pack, PackError
 from training.data.sampling import Plan, Sampler
 
 
@@ -32,6 +32,7 @@ class Batch(NamedTuple):
         subjects: id of each sequence's subject.
         conditions: condition of each sequence.
         views: view of each sequence.
+        pose_maps: uint8 [n, s, 2, 64, 64] on the device, limbs and joints, where wanted.
     """
 
     step: int
@@ -42,6 +43,7 @@ class Batch(NamedTuple):
     subjects: tuple[str, ...]
     conditions: tuple[str, ...]
     views: tuple[str, ...]
+    pose_maps: Tensor | None = None
 
 
 class _Gathered(NamedTuple):
@@ -49,6 +51,7 @@ class _Gathered(NamedTuple):
     plan: Plan
     rows: Tensor  # [n, s, bytes of a frame], on the host
     labels: Tensor  # [n], on the host
+    pose: Tensor | None  # [n, s, bytes of a frame's pose maps], on the host
 
 
 class BatchSource:
@@ -67,6 +70,7 @@ class BatchSource:
         world_size: int = 1,
         device: torch.device | str = "cpu",
         prefetch: int = 2,
+        pose: bool = False,
     ) -> None:
         """Prepare, see `training.data.sampling.Sampler` for what is drawn and what is refused.
 
@@ -81,8 +85,10 @@ class BatchSource:
             world_size: number of processes.
             device: where the batches are wanted.
             prefetch: batches gathered ahead by `iterate`, at least 1.
+            pose: pose maps as well.
 
         Raises:
+            PackError: the pack has no pose maps.
             SamplingError: the pack cannot give such batches.
             ValueError: `prefetch` is less than 1.
         """
@@ -99,6 +105,9 @@ class BatchSource:
             world_size=world_size,
         )
         self._pack = pack
+        if pose and not pack.has_pose:
+            raise PackError(f"{pack.path} has no pose maps")
+        self._pose = pose
         self._device = torch.device(device)
         if self._device.type == "cuda" and self._device.index is None:
             # Fixed here: the current device belongs to a thread, and another one gathers ahead.
@@ -149,14 +158,20 @@ class BatchSource:
         where = pack.first_frames[sequences][:, None] + plan.frames.indices
         rows = torch.from_numpy(pack.rows(where))
         labels = torch.from_numpy(pack.labels[sequences])
+        pose = torch.from_numpy(pack.pose_rows(where)) if self._pose else None
         if self._device.type == "cuda":  # so that the copy does not make the host wait
             rows, labels = rows.pin_memory(), labels.pin_memory()
-        return _Gathered(step, plan, rows, labels)
+            pose = pose if pose is None else pose.pin_memory()
+        return _Gathered(step, plan, rows, labels, pose)
 
     def _deliver(self, gathered: _Gathered) -> Batch:
         rows = gathered.rows.to(self._device, non_blocking=True)
         sequences, lengths = gathered.plan.sequences, gathered.plan.frames.lengths
         records = [self._pack.sequences[i] for i in sequences]
+        pose = gathered.pose
+        if pose is not None:
+            pose = pose.to(self._device, non_blocking=True)
+            pose = pose.reshape(*pose.shape[:2], POSE_MAPS, SIDE, SIDE)
         return Batch(
             step=gathered.step,
             silhouettes=unpack(rows, self._pack.encoding),
@@ -166,6 +181,7 @@ class BatchSource:
             subjects=tuple(record.subject for record in records),
             conditions=tuple(record.condition for record in records),
             views=tuple(record.view for record in records),
+            pose_maps=pose,
         )
 
 
@@ -194,11 +210,11 @@ def join(views: Tensor, lengths: tuple[int, ...] | None) -> Tensor:
     """Lay sequences of different lengths end to end.
 
     Args:
-        views: [n, s, h, w].
+        views: [n, s, …].
         lengths: frames that count of each; None: all do.
 
     Returns:
-        [sum(lengths), h, w], or `views` as they are when `lengths` is None.
+        [sum(lengths), …], or `views` as they are when `lengths` is None.
     """
     if lengths is None:
         return views

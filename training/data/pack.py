@@ -5,13 +5,16 @@ A pack is a folder (by custom `NAME.pack`):
     frames.bin       every frame of every sequence, one after the other, 64 x 64 pixels each: one
                      bit a pixel when the pack is `binary` (512 bytes a frame, most significant bit
                      first, rows from the top), one byte a pixel when it is `grey` (4096 bytes)
-    index.json       encoding, number of frames, content hash, and one record a sequence
+    pose.bin         optional, frame by frame as those: a map of the limbs and one of the joints, 64
+                     x 64 pixels each, one byte a pixel (8192 bytes a frame)
+    index.json       encoding, number of frames, content hash, whether there are pose maps, and one
+                     record a sequence
     partition.json   optional, as the field has it: {"TRAIN_SET": [subject, …], "TEST_SET": […]},
                      for some datasets with {"PROBE_SET": ["subject-condition-view", …]} or
                      {"GALLERY_SET": […]}
 
 It is written beside its place and renamed into it when it is complete, so a folder that opens is
-whole. The content hash covers the frames and the records, not the partition.
+whole. The content hash covers the frames, pose maps and records, not the partition.
 """
 
 from __future__ import annotations
@@ -38,6 +41,10 @@ SIDE = 64
 
 Encoding = Literal["binary", "grey"]
 ROW_BYTES: dict[Encoding, int] = {"binary": SIDE * SIDE // 8, "grey": SIDE * SIDE}
+
+POSE_MAPS = 2
+"""Of each frame, where a pack has any: limbs, joints."""
+POSE_BYTES = POSE_MAPS * SIDE * SIDE
 
 _FORMAT = "gaitid-pack-1"
 _CHUNK_FRAMES = 4096
@@ -70,6 +77,7 @@ class _Index(BaseModel):
     format: Literal["gaitid-pack-1"]
     encoding: Encoding
     frames: PositiveInt
+    pose_maps: bool = False
     content_hash: str = Field(pattern=r"^[0-9a-f]{64}$")
     sequences: tuple[SequenceRecord, ...] = Field(min_length=1)
 
@@ -142,6 +150,7 @@ class Pack:
         first_frames: int64 [n], the row of each sequence's first frame.
         lengths: int64 [n], the number of frames of each sequence.
         content_hash: sha256 over frames and records of the whole file, also in a subset of it.
+        has_pose: whether every frame has pose maps.
         partition: train and test subjects, when the folder has them.
     """
 
@@ -153,6 +162,7 @@ class Pack:
         sequences: Sequence[SequenceRecord],
         content_hash: str,
         partition: Partition | None,
+        pose_rows: Bytes | None = None,
     ) -> None:
         self.path = path
         self.encoding = encoding
@@ -165,6 +175,8 @@ class Pack:
         self.first_frames: Indices = np.array([r.first_frame for r in self.sequences], np.int64)
         self.lengths: Indices = np.array([r.frames for r in self.sequences], np.int64)
         self._rows = rows
+        self._pose_rows = pose_rows
+        self.has_pose = pose_rows is not None
 
     @classmethod
     def open(cls, path: Path) -> Pack:
@@ -181,20 +193,24 @@ class Pack:
             index = _Index.model_validate_json(index_path.read_bytes())
         except ValidationError as error:
             raise PackError(f"{index_path}: {_first(error)}") from error
-        width = ROW_BYTES[index.encoding]
-        size = frames_path.stat().st_size
-        if size != index.frames * width:
-            raise PackError(
-                f"{frames_path}: {size} bytes, but the index says {index.frames} frames of {width}"
-            )
+        rows = _mapped(frames_path, index.frames, ROW_BYTES[index.encoding])
+        pose_rows = None
+        if index.pose_maps:
+            pose_rows = _mapped(path / "pose.bin", index.frames, POSE_BYTES)
         for record in index.sequences:
             if record.first_frame + record.frames > index.frames:
                 raise PackError(f"{index_path}: {_name(record)} ends after the last frame")
         partition_path = path / "partition.json"
         partition = Partition.load(partition_path) if partition_path.exists() else None
-        # A plain array over the map: numpy.memmap's own indexing costs more than the copy itself.
-        rows = np.asarray(np.memmap(frames_path, np.uint8, mode="r", shape=(index.frames, width)))
-        return cls(path, index.encoding, rows, index.sequences, index.content_hash, partition)
+        return cls(
+            path,
+            index.encoding,
+            rows,
+            index.sequences,
+            index.content_hash,
+            partition,
+            pose_rows,
+        )
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -208,6 +224,41 @@ class Pack:
     def rows(self, indices: Indices) -> Bytes:
         """Frames as they are stored, for rows of `frames.bin` [...]: uint8 [..., 512 or 4096]."""
         return self._rows[indices]
+
+    def pose_rows(self, indices: Indices) -> Bytes:
+        """Pose maps for rows of `frames.bin` [...]: uint8 [..., 8192].
+
+        Raises:
+            PackError: the pack has none.
+        """
+        if self._pose_rows is None:
+            raise PackError(f"{self.path} has no pose maps, which the network reads")
+        return self._pose_rows[indices]
+
+    def pose_maps(self, sequence: int) -> Bytes:
+        """Pose maps of a sequence, limbs and joints: uint8 [s, 2, 64, 64].
+
+        Raises:
+            IndexError: there is no such sequence.
+            PackError: the pack has none.
+        """
+        record = self.sequences[sequence]
+        rows = self.pose_rows(record.first_frame + np.arange(record.frames))
+        return rows.reshape(-1, POSE_MAPS, SIDE, SIDE)
+
+    def walk(self, sequence: int, *, pose: bool) -> Bytes:
+        """What a network reads of a sequence: uint8 [s, 64, 64].
+
+        With `pose` its maps, limbs and joints, are in front of each silhouette: [s, 3, 64, 64].
+
+        Raises:
+            IndexError: there is no such sequence.
+            PackError: pose maps are wanted, and the pack has none.
+        """
+        silhouettes = self.silhouettes(sequence)
+        if not pose:
+            return silhouettes
+        return np.concatenate([self.pose_maps(sequence), silhouettes[:, None]], axis=1)
 
     def silhouettes(self, sequence: int, frames: Sequence[int] | None = None) -> Bytes:
         """Silhouettes of a sequence, all or those named: uint8 [s, 64, 64], 0 to 255.
@@ -234,7 +285,15 @@ class Pack:
         chosen = [record for record in self.sequences if predicate(record)]
         if not chosen:
             raise PackError(f"{self.path}: no sequence is left by this selection")
-        return Pack(self.path, self.encoding, self._rows, chosen, self.content_hash, self.partition)
+        return Pack(
+            self.path,
+            self.encoding,
+            self._rows,
+            chosen,
+            self.content_hash,
+            self.partition,
+            self._pose_rows,
+        )
 
     def subset(self, subjects: Iterable[str]) -> Pack:
         """The sequences of these subjects; those the pack does not have are passed over.
@@ -260,7 +319,8 @@ class Pack:
             PackError: frames or records are not what was written.
         """
         index = _Index.model_validate_json((self.path / "index.json").read_bytes())
-        found = _content_hash(self.path / "frames.bin", index.encoding, index.sequences)
+        files = ["frames.bin", "pose.bin"] if index.pose_maps else ["frames.bin"]
+        found = _content_hash([self.path / f for f in files], index.encoding, index.sequences)
         if found != self.content_hash:
             raise PackError(f"{self.path}: content hash is {found}, not {self.content_hash}")
 
@@ -348,11 +408,21 @@ class PackWriter:
         view: str,
         silhouettes: Bytes,
         metadata: Mapping[str, Any] | None = None,
+        pose_maps: Bytes | None = None,
     ) -> None:
-        """Append one sequence: silhouettes uint8 [s, 64, 64], 0 is background and 255 the person.
+        """Append one sequence.
+
+        Args:
+            subject: whose walk.
+            condition: and in which condition.
+            view: from which.
+            silhouettes: uint8 [s, 64, 64], 0 is background and 255 the person.
+            metadata: JSON values.
+            pose_maps: uint8 [s, 2, 64, 64], limbs and joints; of all sequences or of none.
 
         Raises:
-            PackError: no frames, another shape or dtype, or an empty id.
+            PackError: no frames, another shape or dtype, an empty id, or pose maps where the other
+                sequences have none, or none where they have.
         """
         name = f"{subject}/{condition}/{view}"
         if not (subject and condition and view):
@@ -364,6 +434,14 @@ class PackWriter:
             )
         if not len(silhouettes):
             raise PackError(f"{name}: no frames")
+        if self._records and (pose_maps is not None) != self._has_pose:
+            raise PackError(f"{name}: all sequences of a pack have pose maps, or none")
+        form = (len(silhouettes), POSE_MAPS, SIDE, SIDE)
+        if pose_maps is not None and (pose_maps.dtype != np.uint8 or pose_maps.shape != form):
+            raise PackError(
+                f"{name}: pose maps uint8 {list(form)} expected, "
+                f"not {pose_maps.dtype} {list(pose_maps.shape)}"
+            )
         if self._requested == "auto" and self._encoding == "binary":
             levels = np.bincount(silhouettes.reshape(-1), minlength=256)
             if levels[1:255].any():
@@ -375,6 +453,9 @@ class PackWriter:
         # Frames first: a journal line is a promise that its frames are there.
         self._data.write(encode_frames(silhouettes, self._encoding).tobytes())
         self._data.flush()
+        if pose_maps is not None:
+            with self._pose_path.open("ab" if self._records else "wb") as file:
+                file.write(pose_maps.tobytes())
         self._journal.write(line)
         self._journal.flush()
         self._records.append(record)
@@ -392,11 +473,17 @@ class PackWriter:
         self._data.close()
         frames_path = self._partial / "frames.bin"
         self._data_path(self._encoding).rename(frames_path)
+        files = [frames_path]
+        if self._has_pose:
+            files.append(self._pose_path)
+            with self._pose_path.open("ab") as pose:
+                _sync(pose)
         head = {
             "format": _FORMAT,
             "encoding": self._encoding,
             "frames": self._frames,
-            "content_hash": _content_hash(frames_path, self._encoding, self._records),
+            **({"pose_maps": True} if self._has_pose else {}),
+            "content_hash": _content_hash(files, self._encoding, self._records),
         }
         # One record a line: a person can read it, and two packs can be compared with diff.
         records = b",\n".join(_line(record).rstrip() for record in self._records)
@@ -410,6 +497,14 @@ class PackWriter:
         (self.path / "lock").unlink()
         (self.path / self._journal_path(self._encoding).name).unlink()
         return Pack.open(self.path)
+
+    @property
+    def _pose_path(self) -> Path:
+        return self._partial / "pose.bin"
+
+    @property
+    def _has_pose(self) -> bool:
+        return bool(self._records) and self._pose_path.exists()
 
     def _data_path(self, encoding: Encoding) -> Path:
         return self._partial / f"{encoding}.bin"
@@ -436,6 +531,9 @@ class PackWriter:
             complete.rename(data)
         width = ROW_BYTES[encoding]
         available = data.stat().st_size // width if data.exists() else 0
+        pose = self._pose_path
+        if pose.exists():
+            available = min(available, pose.stat().st_size // POSE_BYTES)
         kept = 0
         with journal.open("rb") as lines:
             for line in lines:
@@ -450,12 +548,15 @@ class PackWriter:
         os.truncate(journal, kept)
         if data.exists():
             os.truncate(data, self._frames * width)
+        if pose.exists():
+            os.truncate(pose, self._frames * POSE_BYTES)
 
     def _remove_leftovers(self) -> None:
         """Remove what does not belong to the sequences that were taken over, or all there is."""
         kept = {"lock"}
         if self._records:
             kept |= {self._data_path(self._encoding).name, self._journal_path(self._encoding).name}
+            kept.add(self._pose_path.name)
         for file in self._partial.iterdir():
             if file.name not in kept:
                 file.unlink()
@@ -492,13 +593,25 @@ def _line(record: SequenceRecord) -> bytes:
         raise PackError(f"{_name(record)}: metadata must be JSON: {error}") from error
 
 
-def _content_hash(frames: Path, encoding: Encoding, records: Iterable[SequenceRecord]) -> str:
+def _mapped(path: Path, frames: int, width: int) -> Bytes:
+    """A file of so many rows, which is read where it is looked at."""
+    size = path.stat().st_size if path.is_file() else 0
+    if size != frames * width:
+        raise PackError(f"{path}: {size} bytes, but the index says {frames} frames of {width}")
+    # A plain array over the map: numpy.memmap's own indexing costs more than the copy itself.
+    return np.asarray(np.memmap(path, np.uint8, mode="r", shape=(frames, width)))
+
+
+def _content_hash(
+    files: Iterable[Path], encoding: Encoding, records: Iterable[SequenceRecord]
+) -> str:
     digest = hashlib.sha256(f"{_FORMAT} {encoding}\n".encode())
     for record in records:
         digest.update(_line(record))
-    with frames.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+    for path in files:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -87,7 +87,7 @@ def widened(network: GaitNetwork, times: int, seed: int = 0) -> GaitNetwork:
     Raises:
         ValueError: that is not wider, or wider than any network can be, or the network another.
     """
-    if not isinstance(network.backbone, FrameBackbone | ClipBackbone):
+    if not isinstance(network.backbone, FrameBackbone | ClipBackbone) or network.reads_pose:
         raise ValueError("only a GaitBase or a DeepGaitV2 can become wider")
     if times < 2:
         raise ValueError(f"{times} times as wide is not wider")

@@ -67,7 +67,7 @@ def quantise(network: GaitNetwork, dataset: Path) -> Quantised:
     """
     if network.config.quantised:
         raise RecipeError([Problem("--quantise", "the checkpoint is quantised already")])
-    if not isinstance(network.backbone, FrameBackbone | ClipBackbone):
+    if not isinstance(network.backbone, FrameBackbone | ClipBackbone) or network.reads_pose:
         reason = f"only GaitBase and DeepGaitV2 can be quantised, not {network.config.architecture}"
         raise RecipeError([Problem("--quantise", reason)])
     pack = Pack.open(dataset)

@@ -35,12 +35,12 @@ def embed_with_encoder(
 
     def embed(walks: list[Walk]) -> Embeddings:
         if mirror:
-            walks = [np.ascontiguousarray(walk[:, :, ::-1]) for walk in walks]
+            walks = [np.ascontiguousarray(walk[..., ::-1]) for walk in walks]
         return encoder.encode(walks)
 
     size = _SEQUENCES_AT_ONCE
     batches = (range(at, min(at + size, len(pack))) for at in range(0, len(pack), size))
-    return _embed(pack, embed, batches, progress)
+    return _embed(pack, encoder.reads_pose, embed, batches, progress)
 
 
 @torch.no_grad()
@@ -71,11 +71,12 @@ def embed_with_network(
         embeddings = [network.matching(output.embeddings.float()) for output in outputs]
         return torch.stack(embeddings).float().mean(0).cpu().numpy()
 
-    return _embed(pack, embed, _by_length(pack), progress)
+    return _embed(pack, network.reads_pose, embed, _by_length(pack), progress)
 
 
 def _embed(
     pack: Pack,
+    pose: bool,
     embed: Callable[[list[Walk]], Embeddings],
     batches: Iterable[Sequence[int]],
     progress: Progress | None,
@@ -83,7 +84,7 @@ def _embed(
     done, parts = 0, []
     order: list[int] = []
     for members in batches:
-        parts.append(embed([pack.silhouettes(i) for i in members]))
+        parts.append(embed([pack.walk(i, pose=pose) for i in members]))
         order.extend(members)
         done += len(members)
         if progress is not None:

@@ -76,15 +76,30 @@ def freeze(network: GaitNetwork) -> None:
     network.requires_grad_(False)
 
 
+def read_by(network: GaitNetwork, clips: Tensor, lengths: tuple[int, ...] | None) -> Tensor:
+    """What a network reads of clips: of those with pose maps the silhouettes, if it needs no maps.
+
+    Args:
+        network: a student or a teacher.
+        clips: `[n, s, h, w]`, or `[n, s, 3, h, w]` with pose maps; with lengths n and s as one.
+        lengths: frames of each clip where they differ, else None.
+    """
+    have_pose = clips.ndim == (5 if lengths is None else 4)
+    return clips[..., -1, :, :] if have_pose and not network.reads_pose else clips
+
+
 def run_teachers(
     teachers: Sequence[Teacher],
-    silhouettes: Tensor,
+    clips: Tensor,
     lengths: tuple[int, ...] | None,
     precision: MixedPrecision,
 ) -> tuple[GaitOutput, ...]:
     """Outputs of each teacher for the clips that the student sees, in float32."""
     with torch.no_grad(), precision.autocast():
-        outputs = [teacher.network(silhouettes, lengths) for teacher in teachers]
+        outputs = [
+            teacher.network(read_by(teacher.network, clips, lengths), lengths)
+            for teacher in teachers
+        ]
     return tuple(GaitOutput(o.embeddings.float(), o.logits.float()) for o in outputs)
 
 

@@ -206,6 +206,26 @@ class Evaluation(Section):
         default="auto", description="A protocol's name, or auto: the one that fits the walks."
     )
     every: NonNegativeInt = Field(default=0, description="Steps; 0 evaluates only at the end.")
+    enrolled: tuple[str, ...] = Field(
+        default=(), strict=False, description="Instead of a protocol: conditions, as patterns."
+    )
+    asked: dict[str, Annotated[tuple[str, ...], Field(strict=False)]] = Field(
+        default={}, description="And those that are asked, by the name that their figures get."
+    )
+    apart: Annotated[float, Field(ge=0, le=180)] = Field(
+        default=0.0, description="Degrees up to which views count as the same."
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Evaluation:
+        own = bool(self.enrolled) and bool(self.asked) and all(self.asked.values())
+        if (self.enrolled or self.asked) and not own:
+            raise ValueError("enrolled and asked belong together, each with a condition")
+        if own and self.protocol != "auto":
+            raise ValueError("give either a protocol, or enrolled and asked")
+        if self.apart and not own:
+            raise ValueError("apart belongs to enrolled and asked")
+        return self
 
 
 class Stage(Section):

@@ -37,6 +37,7 @@ class Sequence:
     view: str
     silhouettes: NDArray[np.uint8]
     metadata: dict[str, Any]
+    pose_maps: NDArray[np.uint8] | None
 
 
 def load_walkers(recipe: RenderRecipe, mocap: Path) -> dict[str, list[GaitCycle]]:
@@ -63,6 +64,7 @@ def render(
     limit: int | None = None,
     json: bool = False,
     mocap: Path | None = None,
+    pose_maps: bool = False,
 ) -> Pack:
     """Render a recipe into a pack, or finish one that was interrupted.
 
@@ -73,6 +75,7 @@ def render(
         limit: render only this many identities.
         json: write progress as JSON lines to stdout instead of text to stderr.
         mocap: folder of the recordings; the recipe's own if None.
+        pose_maps: draw limbs and joints as well, whatever the recipe says.
 
     Raises:
         FileNotFoundError: no recipe, or no recordings.
@@ -80,6 +83,8 @@ def render(
             named.
     """
     plan = RenderRecipe.load(_found(recipe))
+    if pose_maps:
+        plan = plan.model_copy(update={"pose_maps": True})
     folder = mocap or plan.mocap
     if folder is None:
         raise ValueError("name the folder of the recordings: --mocap DIR, or mocap in the recipe")
@@ -105,7 +110,14 @@ def render(
         for name, sequences in zip(names[first:], rendered, strict=True):
             for sequence in sequences[already.get(name, 0) :]:
                 metadata = {"recipe": plan.digest, **sequence.metadata}
-                writer.add(name, sequence.condition, sequence.view, sequence.silhouettes, metadata)
+                writer.add(
+                    name,
+                    sequence.condition,
+                    sequence.view,
+                    sequence.silhouettes,
+                    metadata,
+                    sequence.pose_maps,
+                )
             report.advance(sum(len(sequence.silhouettes) for sequence in sequences))
         subjects = tuple(names)
         train = plan.split == "train"
@@ -151,7 +163,7 @@ class _Renderer:
     def __call__(self, number: int) -> list[Sequence]:
         identity, rng = draw_identity(self._recipe, number, self._walkers, self._bodies)
         return [
-            Sequence(walk.condition, walk.view, walk.silhouettes, walk.metadata)
+            Sequence(walk.condition, walk.view, walk.silhouettes, walk.metadata, walk.pose_maps)
             for walk in render_walks(identity, self._recipe, rng)
         ]
 

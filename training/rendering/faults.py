@@ -186,7 +186,20 @@ def spoil(clean: Frames, faults: Faults, path: Floats, rng: np.random.Generator)
         uint8 0/255 `[s, h, w]`: what a segmenter hands over, to be cleaned as any upload is. Frames
         may be fewer, and wider on both sides by what sticks out.
     """
-    frames, height = clean.shape[:2]
+    image = segmented(clean, faults, path, rng)
+    return image[handed_over(faults, len(image), rng)]
+
+
+def handed_over(faults: Faults, frames: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Which of so many frames a segmenter does not lose, in order."""
+    if not faults.dropped:
+        return np.arange(frames)
+    return np.flatnonzero(rng.random(frames) >= faults.dropped)
+
+
+def segmented(clean: Frames, faults: Faults, path: Floats, rng: np.random.Generator) -> Frames:
+    """As `spoil`, with all frames."""
+    height = clean.shape[1]
     top, bottom = _rows(clean)
     tall = (bottom - top).astype(np.float64)
     row = (np.arange(height)[None, :] - top[:, None]) / np.maximum(tall, 1.0)[:, None]  # [s, h]
@@ -221,8 +234,6 @@ def spoil(clean: Frames, faults: Faults, path: Floats, rng: np.random.Generator)
         image = _opened(image, opening)
     if faults.specks:
         image |= _specks(image.shape, faults, usual, rng)
-    if faults.dropped:
-        image = image[rng.random(frames) >= faults.dropped]
     return image
 
 

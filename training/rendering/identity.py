@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,16 @@ from training.rendering.clothing import (
     jittered_outfit,
 )
 from training.rendering.cycles import GaitCycle
-from training.rendering.faults import MARGIN, Faults, Frames, draw_faults, spoil
+from training.rendering.faults import (
+    MARGIN,
+    Faults,
+    Frames,
+    draw_faults,
+    handed_over,
+    segmented,
+)
 from training.rendering.gait import Arms, GaitStyle, draw_style, jittered, walk
+from training.rendering.pose import joints_of, pose_maps
 from training.rendering.recipe import Range, RenderRecipe
 from training.rendering.scenes import Scene, scenes_of
 from training.rendering.skeleton import Floats
@@ -90,10 +98,12 @@ class Footage:
     Attributes:
         outlines: true outlines, the person in the middle of each frame, uint8 0/255 `[s, h, w]`.
         middles: where the person's middle is in the whole image, pixels right and down `[s, 2]`.
+        joints: as `Camera.project` gives them, `[s, 17, 2]`, if wanted.
     """
 
     outlines: Frames
     middles: Floats
+    joints: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,7 @@ class RenderedWalk:
         silhouettes: the same cleaned and normalised as an upload would be, uint8 0/255
             `[s, 64, 64]`; the frames that cleaning drops are left out.
         metadata: how it was made.
+        pose_maps: of the same frames, limbs and joints, uint8 `[s, 2, 64, 64]`, if wanted.
     """
 
     condition: str
@@ -114,6 +125,7 @@ class RenderedWalk:
     frames: Frames
     silhouettes: Frames
     metadata: dict[str, Any]
+    pose_maps: NDArray[np.uint8] | None = None
 
 
 def draw_identity(
@@ -152,14 +164,21 @@ def render_walks(
                 break
 
 
-def film(identity: Identity, shot: Shot, rng: np.random.Generator) -> Footage:
-    """Let an identity walk past a camera."""
+def film(
+    identity: Identity, shot: Shot, rng: np.random.Generator, *, joints: bool = False
+) -> Footage:
+    """Let an identity walk past a camera; `joints` are recorded too if wanted."""
     body = dressed(identity.body, shot.outfit, shot.carried)
+    count = len(body.vertices)
+    if joints:
+        body = body.with_parts([joints_of(identity.body)])
     arms = shot.carried.arms if shot.carried else Arms()
     stride = walk(shot.style, rng, frames=shot.frames, fps=shot.fps, arms=arms)
     ahead, sway = stride.ahead * body.leg_length, stride.sway * body.leg_length
     vertices = _on_path(posed(body, stride.pose), ahead, sway, shot.curve)
-    return _framed(shot.camera.project(vertices), body.faces, shot.tall)
+    points = shot.camera.project(vertices)
+    footage = _framed(points[:, :count], body.faces, shot.tall)
+    return replace(footage, joints=points[:, count:]) if joints else footage
 
 
 def _render(
@@ -191,9 +210,11 @@ def _render(
             else draw_faults(rng, frames=frames, severity=recipe.severity)
         ),
     )
-    footage = film(identity, shot, rng)
-    seen = spoil(footage.outlines, shot.faults, footage.middles[:, 0], rng)
-    silhouettes = _prepared(seen)
+    footage = film(identity, shot, rng, joints=recipe.pose_maps)
+    seen = segmented(footage.outlines, shot.faults, footage.middles[:, 0], rng)
+    handed = handed_over(shot.faults, len(seen), rng)
+    seen = seen[handed]
+    silhouettes, kept = _prepared(seen)
     if len(silhouettes) < min(_FEWEST_FRAMES, frames // 2):
         return None
     azimuth = shot.camera.azimuth
@@ -212,18 +233,23 @@ def _render(
             "carried": carried.kind if carried else None,
             **({"scene": scene.name} if scene else {}),
         },
+        pose_maps=None if footage.joints is None else pose_maps(footage.joints[handed[kept]]),
     )
 
 
-def _prepared(frames: Frames) -> Frames:
+def _prepared(frames: Frames) -> tuple[Frames, NDArray[np.int64]]:
+    """Silhouettes, and of which frames they are."""
+    cleaned = clean(list(frames))
     normalised = [
-        silhouette
-        for strip in clean(list(frames)).strips
+        (silhouette, place)
+        for strip, place in zip(cleaned.strips, cleaned.kept, strict=True)
         if (silhouette := normalise(strip)) is not None
     ]
     if not normalised:
-        return np.zeros((0, 64, 64), np.uint8)
-    return (np.stack(normalised) >= 128).astype(np.uint8) * np.uint8(255)
+        return np.zeros((0, 64, 64), np.uint8), np.zeros(0, np.int64)
+    silhouettes = np.stack([silhouette for silhouette, _ in normalised])
+    places = np.array([place for _, place in normalised])
+    return (silhouettes >= 128).astype(np.uint8) * np.uint8(255), places
 
 
 def _draw(rng: np.random.Generator, range_: Range) -> float:

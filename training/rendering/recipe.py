@@ -90,6 +90,7 @@ class RenderRecipe(_Section):
         walks: the walks of one identity.
         scenes: each walk is filmed in one of these; if None it has a camera, faults and season of
             its own.
+        pose_maps: whether limbs and joints are drawn as well (see `training.rendering.pose`).
         mocap: folder of the recordings, when the command line names none.
     """
 
@@ -103,6 +104,7 @@ class RenderRecipe(_Section):
     severity: NonNegativeFloat = 1.0
     walks: Walks = Walks()
     scenes: Scenes | None = None
+    pose_maps: bool = False
     mocap: Path | None = None
 
     @classmethod
@@ -118,10 +120,13 @@ class RenderRecipe(_Section):
     @property
     def digest(self) -> str:
         """Names all that decides what is drawn, but not how many or where the recordings lie."""
-        left_out = {"identities", "mocap"}
-        if self.scenes is None:  # recipes are named as they were before there were scenes
-            left_out.add("scenes")
-        fixed = self.model_dump_json(exclude=left_out)
+        kept_out = {"identities", "mocap"}
+        # Recipes of before there were scenes and pose maps keep their names.
+        if self.scenes is None:
+            kept_out.add("scenes")
+        if not self.pose_maps:
+            kept_out.add("pose_maps")
+        fixed = self.model_dump_json(exclude=kept_out)
         return hashlib.sha256(fixed.encode()).hexdigest()[:12]
 
     def uses(self, walker: str) -> bool:

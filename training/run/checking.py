@@ -44,7 +44,7 @@ def network_problems(name: str, config: Mapping[str, object]) -> Iterator[Proble
         thin = kind.config.model_validate(dict(config)).model_copy(update=_THIN)
         with torch.random.fork_rng(devices=()), torch.no_grad():
             sketch = kind.builder(thin).eval()
-            sketch.pool(torch.zeros(1, 1, size.height, size.width))
+            sketch.pool(torch.zeros(1, 1, *sketch.frame_shape(size.height, size.width)))
     except UnknownArchitecture as error:
         yield Problem("student.architecture", str(error))
     except ValidationError as error:

@@ -14,10 +14,12 @@ from training.evaluation import (
     Resampling,
     evaluate_embeddings,
     labels_of,
+    own_protocol,
 )
 from training.evaluation.embedding import embed_with_network
 from training.evaluation.protocols import (
     AUTO_PROTOCOL,
+    NamedProtocol,
     UnknownProtocol,
     protocol_for,
     suited,
@@ -31,7 +33,8 @@ class HeldOutEvaluator:
     """Evaluates a network on held-out walks by one protocol.
 
     With the protocol "auto" that is `cross-view` where the walks' conditions allow it; otherwise
-    the first sequence of every subject is enrolled and the others are searched for.
+    the first sequence of every subject is enrolled and the others are searched for. A recipe may
+    name conditions that are enrolled and asked instead.
 
     Args:
         settings: of the recipe.
@@ -48,9 +51,13 @@ class HeldOutEvaluator:
     ) -> None:
         self._pack = held_out
         self._metric, self._mirror = metric, mirror
-        self._protocol, self._labels = settings.protocol, None
+        wanted: str | NamedProtocol = settings.protocol
+        if settings.enrolled:
+            wanted = own_protocol(settings.enrolled, settings.asked, settings.apart)
+        self._protocol: str | NamedProtocol = wanted
+        self._labels: LabelledSequences | None = None
         if held_out is not None:
-            self._protocol, self._labels = _suited(settings.protocol, held_out)
+            self._protocol, self._labels = _suited(wanted, held_out)
 
     @property
     def possible(self) -> bool:
@@ -89,7 +96,9 @@ class HeldOutEvaluator:
         )
 
 
-def _suited(protocol: str, pack: Pack) -> tuple[str, LabelledSequences | None]:
+def _suited(
+    protocol: str | NamedProtocol, pack: Pack
+) -> tuple[str | NamedProtocol, LabelledSequences | None]:
     """The protocol to use and the labels it needs; no labels if no subject can be searched for."""
     labels = labels_of(pack)
     if protocol == AUTO_PROTOCOL:
@@ -99,5 +108,6 @@ def _suited(protocol: str, pack: Pack) -> tuple[str, LabelledSequences | None]:
     try:
         protocol_for(protocol, labels)
     except (UnknownProtocol, ProtocolMismatch) as error:
-        raise RecipeError([Problem("evaluation.protocol", str(error))]) from error
+        where = "evaluation.protocol" if isinstance(protocol, str) else "evaluation"
+        raise RecipeError([Problem(where, str(error))]) from error
     return protocol, labels

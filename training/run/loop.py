@@ -120,6 +120,7 @@ def run(
             rank=group.rank,
             world_size=group.size,
             device=group.device,
+            pose=preparation.reads_pose,
         )
         for batch in source.iterate(start=trainer.step, stop=part.steps):
             loss, student = trainer.train(batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,6 +49,11 @@ class Preparation:
     teachers: tuple[Teacher, ...]
     identities: str
     origin: str | None
+
+    @property
+    def reads_pose(self) -> bool:
+        """Whether a network of the run reads pose maps."""
+        return any(n.reads_pose for n in (self.student, *(t.network for t in self.teachers)))
 
     def run(self, recipe: Recipe) -> Run:
         """What makes this run the one it is."""
@@ -114,6 +119,8 @@ def prepare(
         check(part, teachers, student, identities)
     train = pack.subset(chosen.train)
     _require_scenes(recipe, train, "batch.same_scene")
+    packs = (*_of_stages(recipe, train), train)
+    _check_pose(student, teachers, packs)
     telling = reporter or SilentReporter()
     teachers = tuple(
         _with_classifier(
@@ -123,7 +130,7 @@ def prepare(
     )
     return Preparation(
         train=train,
-        packs=(*_of_stages(recipe, train), train),
+        packs=packs,
         held_out=pack.subset(chosen.held_out) if chosen.held_out else None,
         student=student.to(device),
         teachers=teachers,
@@ -159,6 +166,16 @@ def _require_scenes(recipe: Recipe, pack: Pack, where: str) -> None:
             meeting(pack, recipe.batch.subjects, recipe.batch.same_scene)
         except SamplingError as error:
             raise RecipeError([Problem(where, str(error))]) from error
+
+
+def _check_pose(student: GaitNetwork, teachers: Sequence[Teacher], packs: Sequence[Pack]) -> None:
+    """Refuse walks without pose maps if a network reads them."""
+    named = [("the student", student), *((f"teacher {t.name!r}", t.network) for t in teachers)]
+    readers = [name for name, network in named if network.reads_pose]
+    without = [pack for pack in packs if not pack.has_pose]
+    if readers and without:
+        reason = f"{readers[0]} reads pose maps, which {without[0].path} does not have"
+        raise RecipeError([Problem("data.dataset", reason)])
 
 
 def _student(recipe: Recipe, count: int, identities: str) -> tuple[GaitNetwork, str | None]:

@@ -21,7 +21,7 @@ from training.data.batches import Batch, join
 from training.objective.lesson import MASKED, PLAIN, STRONG, Networks
 from training.objective.objective import Loss, Objective
 from training.objective.student import ConnectedStudent, StudentOutput
-from training.objective.teachers import run_teachers
+from training.objective.teachers import read_by, run_teachers
 from training.recipe import Recipe
 from training.run.distributed import Group
 from training.run.optimisation import (
@@ -42,7 +42,8 @@ class TaughtBatch(NamedTuple):
 
     Attributes:
         clips: float32 in [0, 1], [v · n, s, 64, 44], view after view; [sum(lengths), 64, 44] if
-            frames differ in number.
+            frames differ in number. With pose maps [3, 64, 44] for each [64, 44], if the student
+            reads them.
         lengths: frames of each clip where they differ, else None.
         labels: int64 [n].
         teacher_outputs: of each teacher, embeddings [v' · n, c', p'] and logits [v' · n, k', p'].
@@ -162,6 +163,8 @@ class Trainer:
             return generator(self._recipe.seed, batch.step, self._group.rank, stream)
 
         silhouettes, partners = batch.silhouettes, None
+        if batch.pose_maps is not None:
+            silhouettes = torch.cat([batch.pose_maps, silhouettes.unsqueeze(2)], 2)
         if data.swap is not None:
             walkers: Sequence[object] = batch.subjects
             if data.swap.same_view:
@@ -181,6 +184,7 @@ class Trainer:
         if data.masked is not None:
             views[MASKED] = mask(views[PLAIN], data.masked, random(Stream.MASK))
             clips = torch.cat([seen, join(views[MASKED], batch.lengths)])
+        clips = read_by(self._student, clips, batch.lengths)
         self.seconds += time.monotonic() - began
         return TaughtBatch(
             clips,

@@ -128,3 +128,56 @@ def test_a_refused_walk_is_named_and_nothing_written(model: Path, tmp_path: Path
     with pytest.raises(EmbeddingFileError, match="no walk"):
         embed_walks(model, [], tmp_path / "out.npz")
     assert not (tmp_path / "out.npz").exists()
+
+
+@pytest.fixture
+def reads_pose(tmp_path: Path) -> Path:
+    network = small("skeletongaitpp", {})
+    checkpoint.save(tmp_path / "posed", network, card_of(network, name="m", metric="cosine"))
+    return tmp_path / "posed"
+
+
+def test_a_network_of_pose_maps_embeds_prepared_walks_that_have_them(
+    reads_pose: Path, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    silhouettes = rng.integers(0, 256, (2, 3, 64, 44), dtype=np.uint8)
+    maps = rng.integers(0, 256, (2, 3, 2, 64, 44), dtype=np.uint8)
+    np.savez(tmp_path / "in.npz", silhouettes=silhouettes, pose_maps=maps)
+    assert embed_prepared(reads_pose, tmp_path / "in.npz", tmp_path / "out.npz") == 2
+    found = read(tmp_path / "out.npz")["embeddings"].transpose(0, 2, 1)
+    walks = list(np.concatenate([maps, silhouettes[:, :, None]], 2))
+    encoder = Encoder.open(reads_pose, device="cpu", precision="float32")
+    np.testing.assert_allclose(encoder.encode(walks), found, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"\[s, 3, h, w\] \(limbs, joints, silhouette\)"):
+        encoder.encode(list(silhouettes))
+
+
+@pytest.mark.parametrize(
+    ("maps", "complaint"),
+    [
+        (None, "'silhouettes' and 'pose_maps'"),
+        (np.zeros((1, 2, 2, 64, 44), np.uint8), r"'pose_maps' must be uint8 \[n, s, 2, 64, 44\]"),
+        (np.zeros((1, 3, 2, 64, 64), np.uint8), "'pose_maps' must be"),
+        (np.zeros((1, 3, 2, 64, 44)), "not float64"),
+    ],
+)
+def test_prepared_walks_without_fitting_pose_maps_are_refused(
+    reads_pose: Path, tmp_path: Path, maps: Any, complaint: str
+) -> None:
+    arrays: dict[str, Any] = {"silhouettes": np.zeros((1, 3, 64, 44), np.uint8)}
+    if maps is not None:
+        arrays["pose_maps"] = maps
+    np.savez(tmp_path / "in.npz", **arrays)
+    with pytest.raises(EmbeddingFileError, match=complaint):
+        embed_prepared(reads_pose, tmp_path / "in.npz", tmp_path / "out.npz")
+
+
+def test_no_upload_is_embedded_by_a_network_that_reads_pose_maps(
+    reads_pose: Path, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "walk.npy", walker(20, 12.0))
+    with pytest.raises(EmbeddingFileError, match="pose maps beside silhouettes"):
+        embed_walks(reads_pose, [tmp_path / "walk.npy"], tmp_path / "out.npz")
+    with pytest.raises(ValueError, match="which no upload has"):
+        Encoder.for_uploads(reads_pose, "cpu")

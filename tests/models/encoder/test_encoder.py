@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from models import checkpoint
-from models.card import CheckpointError, InputSize
+from models.card import POSE_READERS, CheckpointError, InputSize
 from models.checkpoint import card_of
 from models.encoder import Encoder, compiled, eager, encoder
 from models.encoder.compiled import CompiledBackbone
@@ -25,9 +25,11 @@ Walks = list[NDArray[np.uint8]]
 LENGTHS = (7, 30, 1, 12, 45, 7)
 
 
-def some_walks(width: int = 44) -> Walks:
+def some_walks(width: int = 44, *, of: str = "gaitbase") -> Walks:
+    """What a network of the name takes."""
     rng = np.random.default_rng(0)
-    return [rng.integers(0, 256, (length, 64, width), np.uint8) for length in LENGTHS]
+    frame = (3, 64, width) if of in POSE_READERS else (64, width)
+    return [rng.integers(0, 256, (length, *frame), np.uint8) for length in LENGTHS]
 
 
 def prepare(
@@ -52,7 +54,7 @@ def plainly(network: GaitNetwork, walks: Walks) -> NDArray[np.float32]:
 @pytest.mark.parametrize(("name", "config"), NETWORKS + WINDOWED)
 def test_float32_embeddings_equal_the_plain_networks(name: str, config: dict[str, Any]) -> None:
     network, fast = prepare(name, config, precision="float32")
-    found, wanted = fast.encode(some_walks()), plainly(network, some_walks())
+    found, wanted = fast.encode(some_walks(of=name)), plainly(network, some_walks(of=name))
     assert found.dtype == np.float32
     assert found.shape == (6, network.parts, 5)
     assert found.flags.c_contiguous
@@ -70,7 +72,7 @@ def test_float32_is_not_rounded_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_bfloat16_embeddings_point_the_same_way(name: str, config: dict[str, Any]) -> None:
     network, fast = prepare(name, config, precision="bfloat16")
     assert fast.precision == "bfloat16"
-    found, wanted = fast.encode(some_walks()), plainly(network, some_walks())
+    found, wanted = fast.encode(some_walks(of=name)), plainly(network, some_walks(of=name))
     lengths = np.linalg.norm(found, axis=2) * np.linalg.norm(wanted, axis=2)
     assert ((found * wanted).sum(2) / lengths).mean() > 0.999
 
@@ -84,7 +86,10 @@ def test_how_many_frames_go_in_at_once_changes_nothing(
     monkeypatch.setattr(compiled, "FRAMES_PER_CALL", frames_per_call)
     network, fast = prepare(name, config, precision="float32")
     np.testing.assert_allclose(
-        fast.encode(some_walks()), plainly(network, some_walks()), rtol=1e-4, atol=1e-5
+        fast.encode(some_walks(of=name)),
+        plainly(network, some_walks(of=name)),
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
@@ -138,7 +143,7 @@ def test_a_backbone_gives_each_walks_maximum_over_time(
     monkeypatch.setattr(compiled, "FRAMES_PER_CALL", frames_per_call)
     monkeypatch.setattr(eager, "FRAMES_PER_CALL_ON_CPU", frames_per_call)
     network = small(name, config)
-    frames = torch.from_numpy(np.concatenate(some_walks()))
+    frames = torch.from_numpy(np.concatenate(some_walks(of=name)))
     with torch.inference_mode():
         found = ready(network)(frames, LENGTHS)
         for walk, own in zip(torch.split(frames, list(LENGTHS)), found, strict=True):
@@ -291,5 +296,5 @@ def test_a_gpu_gives_the_same_embeddings(name: str, config: dict[str, Any]) -> N
     network, _ = prepare(name, config)
     twin = small(name, config)
     fast = Encoder(twin, card_of(twin, name="small", metric="cosine"), device="cuda")
-    found, wanted = fast.encode(some_walks()), plainly(network, some_walks())
+    found, wanted = fast.encode(some_walks(of=name)), plainly(network, some_walks(of=name))
     assert np.linalg.norm(found - wanted) <= 0.02 * np.linalg.norm(wanted)

@@ -6,12 +6,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from models.networks.gaitgl import GlobalLocalBackbone
-from models.networks.gaitpart import PartBackbone
-from models.networks.gaitset import SetBackbone
-from models.networks.network import GaitNetwork
+from models.card import POSE_READERS
+from models.networks.network import GaitNetwork, SequenceBackbone
 from models.networks.registry import ARCHITECTURES, UnknownArchitecture, build
-from models.networks.swingait import WindowBackbone
 
 SMALL = {"channels": (2, 4, 6, 8), "layers": (1, 1, 1, 1), "embedding_channels": 5}
 NETWORKS: list[tuple[str, dict[str, Any]]] = [
@@ -27,6 +24,7 @@ NETWORKS: list[tuple[str, dict[str, Any]]] = [
     ("gaitgl", {"layers": (2, 2, 1, 2), "halving": 1, "parts": 16}),
     ("gaitgl", {"projection_norm": True, "classifier": "product"}),
     ("swingait", {"layers": (1, 1, 2, 2)}),
+    ("skeletongaitpp", {}),
 ]
 
 
@@ -38,6 +36,7 @@ COMPARED = {  # parts and channels of the published network
     "gaitpart": (16, 128),
     "gaitgl": (64, 128),
     "swingait": (15, 256),
+    "skeletongaitpp": (16, 256),
 }
 
 
@@ -54,8 +53,10 @@ WINDOWED: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def walks(count: int, frames: int, seed: int = 0) -> torch.Tensor:
-    return torch.rand(count, frames, 64, 44, generator=torch.Generator().manual_seed(seed))
+def walks(count: int, frames: int, seed: int = 0, *, of: str = "gaitbase") -> torch.Tensor:
+    """What a network of the name takes."""
+    frame = (3, 64, 44) if of in POSE_READERS else (64, 44)
+    return torch.rand(count, frames, *frame, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -103,7 +104,7 @@ def test_an_unknown_architecture_is_refused_with_the_known_names() -> None:
 @pytest.mark.parametrize(("name", "config"), NETWORKS)
 def test_outputs_have_the_shapes_that_are_promised(name: str, config: dict[str, Any]) -> None:
     network = small(name, config)
-    output = network(walks(2, 3))
+    output = network(walks(2, 3, of=name))
     assert output.embeddings.shape == (2, 5, network.parts)
     assert output.logits.shape == (2, 3, network.parts)
     if network.config.classifier == "cosine":
@@ -115,7 +116,7 @@ def test_without_identities_there_are_embeddings_and_no_logits(
     name: str, config: dict[str, Any]
 ) -> None:
     network = small(name, config, identities=0)
-    output = network(walks(2, 3))
+    output = network(walks(2, 3, of=name))
     assert output.logits.shape == (2, 0, network.parts)
     assert output.embeddings.shape == (2, 5, network.parts)
 
@@ -127,7 +128,7 @@ def test_a_walk_is_embedded_alike_alone_in_a_batch_and_laid_end_to_end(
 ) -> None:
     network = small(name, config)
     lengths = [4, 1, 6, 4]
-    sequences = [walks(1, length, seed)[0] for seed, length in enumerate(lengths)]
+    sequences = [walks(1, length, seed, of=name)[0] for seed, length in enumerate(lengths)]
     with torch.inference_mode():
         alone = torch.cat([network(sequence[None]).embeddings for sequence in sequences])
         joined = network(torch.cat(sequences), lengths).embeddings
@@ -141,7 +142,7 @@ def test_a_long_walks_embedding_is_the_mean_of_its_windows(
     name: str, config: dict[str, Any]
 ) -> None:
     network, whole = small(name, config), small(name, {**config, "window": None})
-    walk = walks(1, 11)
+    walk = walks(1, 11, of=name)
     with torch.inference_mode():
         parts = [whole(piece).embeddings for piece in torch.split(walk, [4, 4, 3], dim=1)]
         torch.testing.assert_close(network(walk).embeddings, torch.stack(parts).mean(0))
@@ -153,7 +154,7 @@ def test_what_one_sequence_holds_never_reaches_another(name: str, config: dict[s
     """Exactly: the gradient of one sequence's embedding is zero in all frames of the others."""
     network = small(name, config)
     lengths = [3, 6, 3]
-    frames = walks(1, sum(lengths))[0].requires_grad_()
+    frames = walks(1, sum(lengths), of=name)[0].requires_grad_()
     (gradient,) = torch.autograd.grad(network(frames, lengths).embeddings[1].sum(), frames)
     before, own, after = torch.split(gradient, lengths)
     assert not before.any()
@@ -166,7 +167,7 @@ def test_the_order_of_frames_matters_to_temporal_networks_alone(
     name: str, config: dict[str, Any]
 ) -> None:
     network = small(name, config)
-    walk = walks(1, 6)
+    walk = walks(1, 6, of=name)
     with torch.inference_mode():
         forwards = network(walk).embeddings
         shuffled = network(walk[:, [3, 0, 5, 2, 4, 1]]).embeddings
@@ -177,7 +178,7 @@ def test_the_order_of_frames_matters_to_temporal_networks_alone(
 @pytest.mark.parametrize(("name", "config"), NETWORKS + WINDOWED)
 def test_every_weight_learns(name: str, config: dict[str, Any]) -> None:
     network = small(name, config).train()
-    output = network(walks(1, 18)[0], torch.tensor([6, 6, 6]))
+    output = network(walks(1, 18, of=name)[0], torch.tensor([6, 6, 6]))
     (output.embeddings.square().sum() + output.logits.square().sum()).backward()
     still = [key for key, p in network.named_parameters() if p.grad is None]
     # which only imported networks have, whose logits leave the neck out
@@ -191,10 +192,10 @@ def test_embeddings_and_logits_are_float32_under_autocast(
 ) -> None:
     network = small(name, config)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        output = network(walks(2, 3))
+        output = network(walks(2, 3, of=name))
     assert output.embeddings.dtype == output.logits.dtype == torch.float32
     with torch.inference_mode():
-        exact = network(walks(2, 3))
+        exact = network(walks(2, 3, of=name))
     cosine = torch.cosine_similarity(output.embeddings, exact.embeddings, dim=1)
     assert cosine.min() > 0.99
 
@@ -206,7 +207,7 @@ def test_a_network_compiles_whole(name: str, config: dict[str, Any]) -> None:
     torch.compiler.reset()  # it counts the networks before as this one compiled again
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     with torch.inference_mode():
-        torch.testing.assert_close(compiled(walks(2, 3)), network(walks(2, 3)))
+        torch.testing.assert_close(compiled(walks(2, 3, of=name)), network(walks(2, 3, of=name)))
 
 
 @pytest.mark.slow
@@ -217,7 +218,7 @@ def test_ragged_frames_compile_whole_for_any_lengths(name: str) -> None:
     network = small(name, {"mode": "2d"} if name == "deepgaitv2" else {})
     compiled = torch.compile(network, backend="eager", fullgraph=True, dynamic=True)
     for lengths in ([3, 2], [1, 4, 2]):
-        frames, given = walks(1, sum(lengths))[0], torch.tensor(lengths)
+        frames, given = walks(1, sum(lengths), of=name)[0], torch.tensor(lengths)
         with torch.inference_mode():
             torch.testing.assert_close(compiled(frames, given), network(frames, given))
 
@@ -259,8 +260,8 @@ def test_the_neck_is_compared_where_the_configuration_says_so() -> None:
 def test_the_stages_maps_lead_to_what_is_pooled(name: str, config: dict[str, Any]) -> None:
     network = small(name, config)
     backbone = network.backbone
-    assert isinstance(backbone, SetBackbone | PartBackbone | GlobalLocalBackbone | WindowBackbone)
-    clips = walks(2, 4)
+    assert isinstance(backbone, SequenceBackbone)
+    clips = walks(2, 4, of=name)
     with torch.inference_mode():
         maps = backbone.stage_maps(clips)
         assert torch.equal(backbone.over_stages(maps), backbone.over_clips(clips))
@@ -275,6 +276,7 @@ def test_the_stages_maps_lead_to_what_is_pooled(name: str, config: dict[str, Any
         ("gaitset", {"parts": 31}, "62"),
         ("gaitset", {"quantised": "int8"}, "quantised"),
         ("swingait", {"quantised": "int8"}, "quantised"),
+        ("skeletongaitpp", {"quantised": "int8"}, "quantised"),
         ("gaitpart", {"parts": 15}, "16 rows of features can't be divided into 15"),
         ("gaitpart", {"halvings": (0, 6, 0, 0)}, "32 rows can't be divided into 64 equal strips"),
         ("gaitgl", {"halving": 6}, "32 rows can't be divided into 64 equal strips"),
@@ -287,7 +289,7 @@ def test_parts_strips_and_heads_that_do_not_fit_are_refused(
     name: str, config: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
-        small(name, config).pool(walks(1, 1))
+        small(name, config).pool(walks(1, 1, of=name))
 
 
 @pytest.mark.parametrize("frames", [1, 2])
@@ -317,3 +319,29 @@ def test_a_swingait_leaves_blocks_out_in_training_alone() -> None:
         network.backbone.last_stage.train()
         drawn = [network(walk).embeddings for _ in range(8)]
     assert any(not torch.equal(drawn[0], other) for other in drawn[1:])
+
+
+@pytest.mark.parametrize(
+    ("shape", "lengths", "complaint"),
+    [
+        ((1, 2, 64, 44), None, r"must be \[3, h, w\]: limbs, joints, silhouette"),
+        ((1, 2, 2, 64, 44), None, r"must be \[3, h, w\]"),
+        ((2, 3, 64, 44), None, r"\[n, s, 3, h, w\]"),
+        ((1, 2, 3, 64, 44), [2], r"\[sum\(lengths\), 3, h, w\]"),
+    ],
+)
+def test_a_network_that_reads_pose_maps_refuses_walks_without(
+    shape: Any, lengths: Any, complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        small("skeletongaitpp", {})(torch.zeros(shape), lengths)
+
+
+def test_a_network_that_reads_pose_maps_is_told_from_its_card() -> None:
+    assert {name for name in ARCHITECTURES if small(name, {}).reads_pose} == POSE_READERS
+    clip = walks(1, 4, of="skeletongaitpp")
+    other = clip.clone()
+    other[:, :, :2] = 0
+    network = small("skeletongaitpp", {})
+    with torch.inference_mode():
+        assert not torch.allclose(network(clip).embeddings, network(other).embeddings)

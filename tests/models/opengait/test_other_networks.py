@@ -1,8 +1,9 @@
-"""GaitSet, GaitPart, GaitGL and SwinGait: read from OpenGait's files, equal to it, or refused.
+"""OpenGait's other networks: read from its files, equal to it, or refused.
 
 `reference.npz` holds what OpenGait at commit 0efafd4 gives of one walk for the weights that
 `tests.models.goldens.weights` derives from the keys and shapes in `reference.json`: of the first 2
-and of 7 frames, every eighth channel of the embeddings and every fourth identity of the logits.
+and of 7 frames, every eighth channel of the embeddings and every fourth identity of the logits. Of
+SkeletonGait++ the walk is `POSED`, its maps as OpenGait's loader lays them before silhouettes.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from tests.models.opengait.test_opengait import convert_and_load, save_as_openga
 HERE = Path(__file__).parent
 REFERENCE: dict[str, dict[str, Any]] = json.loads((HERE / "reference.json").read_text())
 WALK = np.random.default_rng(3).integers(0, 2, (7, 64, 44)).astype(np.uint8) * 255
+POSES = np.random.default_rng(4).integers(0, 256, (7, 2, 64, 44)).astype(np.uint8)
+POSED = np.concatenate([POSES, WALK[:, None]], 1)
 INDEX = "relative_position_index"
 
 
@@ -62,8 +65,9 @@ def imported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.mark.parametrize("frames", [2, 7])
 def test_an_imported_network_gives_what_opengait_gives(imported: Any, frames: int) -> None:
     name, network, _ = imported
+    walk = POSED if network.reads_pose else WALK
     with torch.inference_mode():
-        output = network(torch.from_numpy(WALK[None, :frames]).float() / 255)
+        output = network(torch.from_numpy(walk[None, :frames]).float() / 255)
     wanted = expected(name, frames, "embeddings")
     assert goldens.relative_error(output.embeddings[0, ::8], wanted) <= goldens.TOLERANCE
     if network.identities:
@@ -74,7 +78,9 @@ def test_an_imported_network_gives_what_opengait_gives(imported: Any, frames: in
 @pytest.mark.slow
 def test_the_encoder_gives_what_opengait_gives_of_walks_of_any_lengths(imported: Any) -> None:
     name, _, folder = imported
-    found = Encoder.open(folder, device="cpu", precision="float32").encode([WALK, WALK[:2], WALK])
+    encoder = Encoder.open(folder, device="cpu", precision="float32")
+    seen = POSED if encoder.reads_pose else WALK
+    found = encoder.encode([seen, seen[:2], seen])
     for walk, frames in zip(found, (7, 2, 7), strict=True):
         wanted = expected(name, frames, "embeddings")
         assert goldens.relative_error(walk.T[::8], wanted) <= goldens.TOLERANCE
@@ -87,6 +93,7 @@ KIND = {
     "gaitgl_casiab": {"halving": 3, "classifier": "product", "projection_norm": True, "parts": 64},
     "gaitgl_grew_bnneck": {"halving": 1, "classifier": "cosine", "layers": (2, 2, 2, 2)},
     "swingait_b1122": {"layers": (1, 1, 2, 2), "parts": 15, "identities": 20},
+    "skeletongaitpp_ccpg": {"layers": (1, 1, 1, 1), "channels": (64, 128, 256, 512), "parts": 16},
 }
 
 
@@ -102,6 +109,7 @@ LAST_CONV = "Backbone.forward_block.feature.12.conv.weight"
 TIMES = "TFA.pooling_func.conv1d3x1.{}.0.conv.weight"
 GLOBAL = "GLConvA1.global_conv3d.conv3d.weight"
 PLACES = "transformer.layers.1.blocks.0.attn.relative_position_index"
+SECOND_STREAM = "map_layer0.forward_block.0.weight"
 PATCHES = "transformer.patch_embed.proj.weight"
 
 
@@ -149,6 +157,9 @@ PATCHES = "transformer.patch_embed.proj.weight"
             "15 rows of features can't be divided into 14",
         ),
         ("swingait_b1122", lambda _: state_of("gaitset_casiab"), "the blocks of stage 1"),
+        ("skeletongaitpp_ccpg", lambda s: without(s, SECOND_STREAM), f"'{SECOND_STREAM}' is miss"),
+        ("skeletongaitpp_ccpg", lambda s: {**s, SECOND_STREAM: torch.ones(64, 1, 3, 3)}, "shape"),
+        ("skeletongaitpp_ccpg", lambda _: state_of("swingait_b1122"), "the blocks of stage 1"),
     ],
 )
 def test_weights_that_do_not_fit_are_named(

@@ -117,4 +117,4 @@ def test_a_person_who_comes_nearer_is_not_an_outlier() -> None:
 
 
 def test_no_frames_at_all_are_no_error() -> None:
-    assert clean([]) == ([], {})
+    assert clean([]) == ([], {}, [])

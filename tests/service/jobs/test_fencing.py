@@ -1,4 +1,7 @@
-"""Workers on hosts that share nothing but the database: no job has two commands at once."""
+"""Workers on hosts that share nothing but the database: no job has two commands at once.
+
+Each test runs on one database, because each takes seconds; `fake_worker` can cut off SQLite's.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,13 @@ from pathlib import Path
 from typing import Self
 
 import pytest
-from sqlalchemy import Engine, make_url, select
+from sqlalchemy import Engine, make_url
 
 from service.jobs.child import Child
 from service.jobs.job import Job, Status
 from service.jobs.kill_with_parent import Attempt
 from service.jobs.leases import LeaseKeeper
 from service.jobs.queue import JobQueue
-from service.jobs.tables import JobRow
 from service.storage.database import writing
 from tests.e2e.deployment import children, gone, until
 from tests.service.jobs.workers import leased
@@ -69,7 +71,7 @@ class Host:
     def pause(self, engine: Engine, *pids: int) -> None:
         """Stop processes of it, though not while they write: nobody else could."""
         with writing(engine).begin() as connection:
-            connection.execute(select(JobRow.id).with_for_update()).all()
+            connection.exec_driver_sql("SELECT 1")
             for pid in pids:
                 os.kill(pid, signal.SIGSTOP)
 
@@ -113,6 +115,7 @@ def hosts(queue: JobQueue, database_url: str, tmp_path: Path) -> Iterator[Hosts]
         yield Hosts(queue, first, second)
 
 
+@pytest.mark.postgresql
 def test_a_job_whose_worker_is_killed_runs_on_the_other_host(hosts: Hosts) -> None:
     job = hosts.begin()
     pid = hosts.first.pid_of(job)
@@ -122,6 +125,7 @@ def test_a_job_whose_worker_is_killed_runs_on_the_other_host(hosts: Hosts) -> No
     assert hosts.second.run_of(job).exists()
 
 
+@pytest.mark.sqlite  # PostgreSQL ends what a paused worker holds only after its own timeout
 def test_a_paused_worker_s_command_ends_before_the_other_host_begins(
     hosts: Hosts, engine: Engine
 ) -> None:
@@ -134,6 +138,7 @@ def test_a_paused_worker_s_command_ends_before_the_other_host_begins(
     hosts.require_one_at_a_time(job)
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("how", ["refused", "hung"])
 def test_a_worker_that_is_cut_off_ends_its_command_before_the_other_host_begins(
     hosts: Hosts, how: str
@@ -218,6 +223,7 @@ def test_a_worker_without_a_way_to_the_server_ends_its_command_before_the_other_
         hosts.require_one_at_a_time(job)
 
 
+@pytest.mark.sqlite
 def test_a_short_cut_costs_the_job_nothing(hosts: Hosts) -> None:
     job = hosts.begin()
     hosts.first.cut("refused")
@@ -226,6 +232,7 @@ def test_a_short_cut_costs_the_job_nothing(hosts: Hosts) -> None:
     hosts.require_one_at_a_time(job, attempts=1)
 
 
+@pytest.mark.sqlite
 def test_a_worker_cut_off_alone_goes_on_with_its_job_at_no_attempt_s_cost(hosts: Hosts) -> None:
     job = hosts.begin()
     hosts.second.process.kill()
@@ -241,6 +248,7 @@ def test_a_worker_cut_off_alone_goes_on_with_its_job_at_no_attempt_s_cost(hosts:
     assert starts[-1] > 0  # from the saved state
 
 
+@pytest.mark.sqlite
 def test_a_group_that_was_paused_as_a_whole_ends_when_it_wakes(
     hosts: Hosts, engine: Engine
 ) -> None:
@@ -257,6 +265,7 @@ def test_a_group_that_was_paused_as_a_whole_ends_when_it_wakes(
     assert hosts.queue.events(job.id) == told
 
 
+@pytest.mark.sqlite
 def test_a_lease_is_certain_for_less_than_the_others_wait(queue: JobQueue) -> None:
     queue.enqueue("fake", {})
     lease = leased(queue)

@@ -23,12 +23,16 @@ from service.http import problems
 from service.http.listening import listen, url_of
 from service.http.routes import jobs, models
 from service.http.routes.known_fields import only_known_fields
+from service.job_types.evaluation import EvaluateJob
 from service.jobs.event_streams import EventStreams
 from service.jobs.events import Progress, Start
 from service.jobs.queue import JobQueue
 from service.serving.registry import ModelRegistry
 from tests.e2e.deployment import until
 from tests.service.jobs.workers import leased
+from training.cli.evaluating import chosen_protocol
+from training.evaluation import own_protocol
+from training.evaluation.protocols import NamedProtocol
 
 GOOD = {"recipe": "demo", "name": "mine", "dataset": "walks", "teachers": ["big"]}
 CARD = {
@@ -253,6 +257,49 @@ def test_an_evaluation_is_queued_and_refused_alike(http: httpx.Client) -> None:
     assert where(refused(http, "/jobs/evaluate", {**good, "model": "x"}, 404)) == ["model"]
     assert where(refused(http, "/jobs/evaluate", {**good, "dataset": "x"}, 404)) == ["dataset"]
     assert where(refused(http, "/jobs/evaluate", {**good, "protocol": "x"}, 422)) == ["protocol"]
+
+
+OWN: dict[str, Any] = {
+    "enrolled": ["nm-0[1-4]"],
+    "asked": {"NM": ["nm-05", "nm-06"], "coat": ["cl-*"]},
+}
+
+
+def test_an_evaluation_by_conditions_of_ones_own_is_asked_of_the_training_program(
+    http: httpx.Client, settings: Settings, engine: Engine
+) -> None:
+    asking = {"model": "big", "dataset": "walks", "conditions": {**OWN, "apart": 15.5}}
+    job = JobQueue.of(engine, settings).get(http.post("/jobs/evaluate", json=asking).json()["id"])
+    (step,) = EvaluateJob(settings, engine).steps(job, settings.jobs_dir / job.id)
+    given = dict(word.removeprefix("--").split("=", 1) for word in step.command if "=" in word)
+    asked = [word.removeprefix("--asked=") for word in step.command if "--asked" in word]
+    assert "--protocol" not in step.command
+    found = chosen_protocol(None, [given["enrolled"]], asked, float(given["apart"]))
+    wanted = own_protocol(["nm-0[1-4]"], {"NM": ["nm-05", "nm-06"], "coat": ["cl-*"]}, 15.5)
+    assert isinstance(found, NamedProtocol)
+    assert found.name == wanted.name
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"conditions": {**OWN, "enrolled": []}}, "conditions.enrolled"),
+        ({"conditions": {"enrolled": ["nm-01"]}}, "conditions.asked"),
+        ({"conditions": {**OWN, "asked": {}}}, "conditions.asked"),
+        ({"conditions": {**OWN, "asked": {"a=b": ["nm"]}}}, "conditions.asked"),
+        ({"conditions": {**OWN, "enrolled": ["nm-01,nm-02"]}}, "conditions.enrolled"),
+        ({"conditions": {**OWN, "enrolled": ["nm\x00"]}}, "conditions.enrolled"),
+        ({"conditions": {**OWN, "enrolled": ["nm\ud800"]}}, "conditions.enrolled"),
+        ({"conditions": {**OWN, "apart": -1}}, "conditions.apart"),
+        ({"conditions": {**OWN, "colour": "red"}}, "conditions.colour"),
+        ({"conditions": OWN, "protocol": "casia-b"}, ""),
+    ],
+)
+def test_conditions_that_the_training_program_could_not_read_are_refused(
+    http: httpx.Client, change: dict[str, Any], place: str
+) -> None:
+    problem = refused(http, "/jobs/evaluate", {"model": "big", "dataset": "walks", **change}, 422)
+    assert any(found.startswith(place) for found in where(problem)), problem
 
 
 @pytest.mark.parametrize("kind", ["calibrate", "reindex", "audit-gallery"])

@@ -21,6 +21,7 @@ from models.card import CARD, MAX_CARD_BYTES, WEIGHTS
 from models.checkpoint import card_of
 from service.foundation.errors import Invalid
 from service.foundation.settings import Settings
+from service.http.resources import open_encoder
 from service.serving.registry import ModelRegistry
 from service.serving.uploading import add_checkpoint
 from tests.service.conftest import save_tiny_model
@@ -185,3 +186,30 @@ def test_a_network_that_would_keep_everybody_waiting_is_refused(
     with pytest.raises(Invalid, match="multiplications"):
         add_checkpoint(settings, registry, "mine", weights, card, lambda _: None, most_macs=1000.0)
     assert nothing_is_left(settings)
+
+
+def test_a_model_that_reads_pose_maps_is_neither_taken_nor_activated(
+    serve: Serve, settings: Settings, tmp_path: Path
+) -> None:
+    """Imported into the folder of models it is one, and may teach."""
+    save_tiny_model(tmp_path / "posed", architecture="skeletongaitpp")
+    client = serve()
+    weights, card = ((tmp_path / "posed" / name).read_bytes() for name in (WEIGHTS, CARD))
+    refused = problem(upload(client, weights, card, "posed"), 422)
+    assert refused["type"] == "/problems/checkpoint-invalid"
+    assert "reads pose maps beside silhouettes, which no upload has" in refused["detail"]
+    save_tiny_model(settings.models_dir / "posed", architecture="skeletongaitpp")
+    assert client.get("/models/posed").json()["architecture"] == "skeletongaitpp"
+    refused = problem(client.post("/models/posed/activate"), 422)
+    assert refused["type"] == "/problems/model-reads-pose"
+    assert "can be a teacher" in refused["detail"]
+    assert client.get("/jobs").json()["items"] == []
+    assert identify(client, walk(1)).json()["model"]["name"] == "default"
+
+
+def test_a_deployment_does_not_start_with_a_model_that_reads_pose_maps(
+    settings: Settings,
+) -> None:
+    save_tiny_model(settings.models_dir / "posed", architecture="skeletongaitpp")
+    with pytest.raises(ValueError, match="which no upload has"):
+        open_encoder(settings, "posed")

@@ -373,3 +373,33 @@ def test_streams_of_a_step_differ_and_a_second_view_leaves_the_first_as_it_was()
     values = list(first.values())
     assert all(not torch.equal(a, b) for i, a in enumerate(values) for b in values[:i])
     assert torch.equal(first[Stream.WEAK], torch.rand(4, generator=generator(1, 2)))
+
+
+def test_pose_maps_move_with_their_silhouette_and_have_none_of_a_segmenters_faults(
+    silhouettes: Tensor,
+) -> None:
+    walks = torch.stack([silhouettes, silhouettes // 2, silhouettes], 2)
+    strong = Augmentation.strong()
+    alone = vary(silhouettes, strong, generator(0, 1))
+    beside = vary(walks, strong, generator(0, 1))
+    assert torch.equal(beside.views[:, :, 2], alone.views)
+    assert torch.equal(beside.lost, alone.lost)
+    moves = strong.model_copy(update={"dilate": 0.0, "blur": 0.0, "strips": 0.0})
+    moved = vary(walks, moves, generator(0, 1)).views
+    assert torch.equal(moved[:, :, 0], beside.views[:, :, 0])
+    assert not torch.equal(beside.views[:, :, 0], beside.views[:, :, 2])
+    torch.testing.assert_close(moved[:, :, 0], moved[:, :, 2])
+
+
+def test_walks_exchange_pose_maps_with_their_patches_and_lose_both(silhouettes: Tensor) -> None:
+    walks = torch.stack([silhouettes] * 3, 2)
+    groups = [n // 2 for n in range(len(walks))]
+    swapped, partners = swap_patches(walks, groups, Swap(probability=1.0), generator(0, 1))
+    alone, same = swap_patches(silhouettes, groups, Swap(probability=1.0), generator(0, 1))
+    assert torch.equal(partners, same)
+    assert all(torch.equal(swapped[:, :, stream], alone) for stream in range(3))
+    masked = mask(plain(walks), Masking(probability=1.0), generator(0, 1))
+    assert torch.equal(
+        masked[:, :, 0], mask(plain(silhouettes), Masking(probability=1.0), generator(0, 1))
+    )
+    assert torch.equal(masked[:, :, 0], masked[:, :, 2])

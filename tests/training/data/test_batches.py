@@ -9,7 +9,7 @@ import torch
 
 from training.data.batches import BatchSource, join, unpack
 from training.data.options import OrderedClip, RandomLengthClip
-from training.data.pack import Pack, PackWriter, decode_frames
+from training.data.pack import Pack, PackError, PackWriter, decode_frames
 from training.data.sampling import Plan, Sampler
 
 DEVICES = [
@@ -149,3 +149,23 @@ def test_grey_packs_give_their_levels(tmp_path: Path) -> None:
 def test_a_prefetch_of_nothing_is_refused(small_pack: Pack) -> None:
     with pytest.raises(ValueError, match="prefetch"):
         source(small_pack, prefetch=0)
+
+
+def test_pose_maps_are_those_of_the_frames(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    with PackWriter(tmp_path / "posed.pack") as writer:
+        for number in range(4):
+            silhouettes = rng.integers(0, 256, (12, 64, 64), dtype=np.uint8)
+            maps = np.stack([silhouettes ^ 1, silhouettes ^ 2], 1)
+            writer.add(f"s{number % 2}", f"nm-{number}", "090", silhouettes, None, maps)
+        pack = writer.finish()
+    batch = source(pack, subjects=2, sequences=2, pose=True).batch(3)
+    assert batch.pose_maps is not None
+    assert torch.equal(batch.pose_maps[:, :, 0], batch.silhouettes ^ 1)
+    assert torch.equal(batch.pose_maps[:, :, 1], batch.silhouettes ^ 2)
+    assert source(pack, subjects=2, sequences=2).batch(3).pose_maps is None
+
+
+def test_pose_maps_that_a_pack_lacks_are_refused_at_once(small_pack: Pack) -> None:
+    with pytest.raises(PackError, match="has no pose maps"):
+        source(small_pack, pose=True)

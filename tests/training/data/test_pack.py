@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -302,3 +303,83 @@ def test_a_broken_partition_is_refused_by_name(tmp_path: Path, text: str) -> Non
     path.write_text(text)
     with pytest.raises(PackError, match=r"partition\.json"):
         Partition.load(path)
+
+
+def poses(seed: int, frames: int) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (frames, 2, 64, 64), dtype=np.uint8)
+
+
+def with_poses(path: Path, walk: Walk, *, shift: int = 0) -> PackWriter:
+    writer = PackWriter(path)
+    for number in range(3):
+        writer.add(f"s{number}", "nm", "090", walk(number, 4), None, poses(number + shift, 4))
+    return writer
+
+
+def test_pose_maps_lie_beside_their_frames_in_the_pack_and_its_subsets(
+    tmp_path: Path, walk: Walk
+) -> None:
+    with with_poses(tmp_path / "x.pack", walk) as writer:
+        pack = writer.finish()
+    assert pack.has_pose
+    pack.verify()
+    part = pack.subset(["s2"])
+    np.testing.assert_array_equal(part.pose_maps(0), poses(2, 4))
+    seen = part.walk(0, pose=True)
+    np.testing.assert_array_equal(seen[:, :2], poses(2, 4))
+    np.testing.assert_array_equal(seen[:, 2], walk(2, 4))
+    np.testing.assert_array_equal(part.walk(0, pose=False), walk(2, 4))
+    with with_poses(tmp_path / "other.pack", walk, shift=1) as writer:
+        assert writer.finish().content_hash != pack.content_hash
+
+
+def test_a_pack_without_pose_maps_says_so(small_pack: Pack) -> None:
+    assert not small_pack.has_pose
+    assert "pose" not in (small_pack.path / "index.json").read_text()
+    with pytest.raises(PackError, match="has no pose maps"):
+        small_pack.walk(0, pose=True)
+
+
+def test_all_sequences_have_pose_maps_of_their_frames_or_none_has(
+    tmp_path: Path, walk: Walk
+) -> None:
+    with with_poses(tmp_path / "x.pack", walk) as writer:
+        with pytest.raises(PackError, match="all sequences of a pack have pose maps, or none"):
+            writer.add("s9", "nm", "090", walk(9, 4))
+        wrongs: tuple[Any, ...] = (poses(0, 3), poses(0, 4).astype(np.int16), poses(0, 4)[:, :1])
+        for wrong in wrongs:
+            with pytest.raises(PackError, match=r"pose maps uint8 \[4, 2, 64, 64\] expected"):
+                writer.add("s9", "nm", "090", walk(9, 4), None, wrong)
+        assert len(writer.finish()) == 3
+    with PackWriter(tmp_path / "y.pack") as writer:
+        writer.add("s0", "nm", "090", walk(0, 4))
+        with pytest.raises(PackError, match="or none"):
+            writer.add("s1", "nm", "090", walk(1, 4), None, poses(1, 4))
+
+
+def test_a_writer_of_pose_maps_that_was_killed_goes_on(tmp_path: Path, walk: Walk) -> None:
+    with with_poses(tmp_path / "whole.pack", walk) as writer:
+        whole = writer.finish()
+    with with_poses(tmp_path / "x.pack", walk):
+        pass
+    kept = tmp_path / ".x.pack.partial"
+    with (kept / "pose.bin").open("r+b") as file:  # the last sequence's maps were not all written
+        file.truncate(11 * 8192)
+    with PackWriter(tmp_path / "x.pack", resume=True) as writer:
+        assert [record.subject for record in writer.sequences] == ["s0", "s1"]
+        writer.add("s2", "nm", "090", walk(2, 4), None, poses(2, 4))
+        pack = writer.finish()
+    assert pack.content_hash == whole.content_hash
+    pack.verify()
+
+
+def test_a_pack_whose_pose_maps_are_cut_off_or_gone_is_refused(tmp_path: Path, walk: Walk) -> None:
+    with with_poses(tmp_path / "x.pack", walk) as writer:
+        pack = writer.finish()
+    file = pack.path / "pose.bin"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(PackError, match="the index says 12 frames of 8192"):
+        Pack.open(pack.path)
+    file.unlink()
+    with pytest.raises(PackError, match="0 bytes"):
+        Pack.open(pack.path)

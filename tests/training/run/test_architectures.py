@@ -19,6 +19,7 @@ from training.run.preparation import prepare
 
 CPU = torch.device("cpu")
 MakeTeacher = Callable[..., Path]
+PackFor = Callable[[str], Path]
 PARTS = {"gaitset": 62, "gaitgl": 16, "swingait": 5}  # of others 4
 
 
@@ -37,10 +38,10 @@ def progress(listener: Listener) -> list[Mapping[str, float]]:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_learns_and_is_saved(
-    pack: Path, tmp_path: Path, architecture: str, precision: str
+    pack_for: PackFor, tmp_path: Path, architecture: str, precision: str
 ) -> None:
     settings = (narrow(architecture), "steps=3", "log_every=1", f"precision={precision}")
-    listener = run(tiny("student-baseline", pack, *settings), tmp_path)
+    listener = run(tiny("student-baseline", pack_for(architecture), *settings), tmp_path)
     losses = [metrics["loss"] for metrics in progress(listener)]
     assert len(losses) == 3
     assert np.isfinite(losses).all()
@@ -52,7 +53,7 @@ def test_every_architecture_learns_and_is_saved(
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_teaches_a_student_of_other_parts_and_width(
-    pack: Path, make_teacher: MakeTeacher, tmp_path: Path, architecture: str
+    pack_for: PackFor, make_teacher: MakeTeacher, tmp_path: Path, architecture: str
 ) -> None:
     teacher = make_teacher(
         architecture=architecture,
@@ -61,6 +62,7 @@ def test_every_architecture_teaches_a_student_of_other_parts_and_width(
         embedding_channels=12,
         parts=PARTS.get(architecture, 2),
     )
+    pack = pack_for(architecture)
     recipe = tiny("gaitkd-corrected", pack, "steps=2", "log_every=1", teachers=(teacher,))
     before = checkpoint.load(teacher)[0].state_dict()
     (metrics, *_) = progress(run(recipe, tmp_path))
@@ -73,9 +75,10 @@ def test_every_architecture_teaches_a_student_of_other_parts_and_width(
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_clips_in_no_order_are_refused_where_a_teacher_reads_their_order(
-    pack: Path, make_teacher: MakeTeacher, architecture: str
+    pack_for: PackFor, make_teacher: MakeTeacher, architecture: str
 ) -> None:
     teacher = make_teacher(architecture=architecture, parts=PARTS.get(architecture, 4))
+    pack = pack_for(architecture)
     recipe = tiny("demo", pack, "data.clip={kind='unordered', frames=5}", teachers=(teacher,))
     if architecture in ("gaitbase", "gaitset"):
         assert prepare(recipe, CPU).teachers
@@ -130,12 +133,13 @@ def test_a_new_student_has_cosines(pack: Path) -> None:
 @pytest.mark.parametrize("method", ["ofa", "fuse-before-transfer", "corsd", "crld", "patch-swap"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_methods_that_read_stages_or_views_teach_every_architecture_or_are_refused(
-    pack: Path, make_teacher: MakeTeacher, tmp_path: Path, architecture: str, method: str
+    pack_for: PackFor, make_teacher: MakeTeacher, tmp_path: Path, architecture: str, method: str
 ) -> None:
+    pack = pack_for(architecture)
     teacher = make_teacher(architecture="deepgaitv2", layers=[1, 1, 1, 1], embedding_channels=12)
     teachers = () if method in ("corsd", "patch-swap") else (teacher,)
     recipe = tiny(method, pack, narrow(architecture), "steps=2", "log_every=1", teachers=teachers)
-    if method == "ofa" and architecture not in ("gaitbase", "deepgaitv2"):
+    if method == "ofa" and architecture not in ("gaitbase", "deepgaitv2", "skeletongaitpp"):
         with pytest.raises(RecipeError, match=f"not a {architecture}'s"):
             prepare(recipe, CPU)
         return
@@ -157,3 +161,23 @@ def test_what_a_swingait_leaves_out_by_chance_is_the_same_after_a_power_cut(
     whole, continued = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     for key, tensor in whole.items():
         assert torch.equal(tensor, continued[key]), key
+
+
+def test_a_network_that_reads_pose_maps_is_refused_walks_without(
+    pack: Path, make_teacher: MakeTeacher
+) -> None:
+    teacher = make_teacher(architecture="skeletongaitpp", layers=[1, 1, 1, 1])
+    with pytest.raises(RecipeError, match=r"teacher 't' reads pose maps, which .* does not have"):
+        prepare(tiny("gaitkd-corrected", pack, teachers=(teacher,)), CPU)
+    student = tiny("student-baseline", pack, narrow("skeletongaitpp"))
+    with pytest.raises(RecipeError, match="the student reads pose maps"):
+        prepare(student, CPU)
+
+
+def test_a_student_of_silhouettes_learns_the_same_beside_pose_maps_that_it_does_not_read(
+    pack: Path, posed: Path, tmp_path: Path
+) -> None:
+    for walks in (pack, posed):
+        run(tiny("student-baseline", walks, "steps=2", "save_every=2"), tmp_path / walks.name)
+    plain, beside = weights(tmp_path / pack.name), weights(tmp_path / posed.name)
+    assert all(torch.equal(tensor, beside[key]) for key, tensor in plain.items())

@@ -11,13 +11,15 @@ import torch
 from safetensors.torch import load_file
 
 from models.card import read_card
+from models.networks.registry import build
 from tests.training.runs import Listener, PowerCut, run, tiny, weights
 from tests.training.walkers import make_pack
 from training.data.augmentation import Stream, augment, generator, vary
 from training.data.batches import BatchSource
+from training.derive.export import export_checkpoint
 from training.objective.lesson import MASKED, PLAIN, STRONG
 from training.objective.teachers import run_teachers
-from training.process.events import Progressed, Started
+from training.process.events import Progressed, SilentReporter, Started
 from training.recipe import Recipe, RecipeError
 from training.run import state
 from training.run.distributed import Group
@@ -139,6 +141,40 @@ def test_a_run_of_alternating_teachers_killed_within_a_period_goes_on_with_the_r
     run(recipe, tmp_path / "cut")
     for key, tensor in weights(tmp_path / "whole").items():
         assert torch.equal(tensor, weights(tmp_path / "cut")[key]), key
+
+
+METHODS = {
+    "gdkd": ("terms.2.top=2",),
+    "dkd": (),
+    "crld": (),
+    "ofa": (),
+    "fuse-before-transfer": (),
+    "asdt": ("distillation.period=2",),
+    "patch-swap": (),
+    "corsd": (),
+    "gkd": ("stages.0.steps=2", "stages.0.warm_up=0", "student.frozen_stages=4"),
+    "gaitkd-corrected": (),
+}
+"""Recipes, with what makes them small."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_leaves_nothing_of_its_own_in_a_checkpoint(
+    pack: Path, make_teacher: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    count = {"patch-swap": 0, "corsd": 0, "asdt": 2}.get(name, 1)
+    teachers = tuple(make_teacher(seed=seed) for seed in range(count))
+    run(tiny(name, pack, "steps=2", *METHODS[name], teachers=teachers), tmp_path)
+    made = tmp_path / "checkpoint"
+    student = build("gaitbase", read_card(made).config).state_dict()
+    assert {key: t.shape for key, t in weights(tmp_path).items()} == {
+        key: t.shape for key, t in student.items()
+    }
+    export_checkpoint(made, tmp_path / "served", SilentReporter())
+    served = load_file(tmp_path / "served" / "weights.safetensors")
+    assert served.keys() == student.keys()
+    assert served["head.classifier.weight"].numel() == 0
 
 
 @pytest.mark.slow

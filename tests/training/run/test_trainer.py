@@ -327,6 +327,10 @@ def test_an_architecture_or_configuration_that_does_not_exist_is_named(pack: Pat
         ("batch.same_scene=2", "batch.same_scene"),
         ("data.validation=0.9", "data.validation"),
         ("evaluation.protocol=rank-1", "evaluation.protocol"),
+        ("evaluation.enrolled=['normal-*']", "enrolled and asked belong together"),
+        ("evaluation.apart=5.0", "apart belongs to enrolled and asked"),
+        ("evaluation={enrolled=['a'], asked={b=['c']}}", "evaluation: no condition is 'a'"),
+        ("evaluation={enrolled=['a'], asked={b=['c']}, protocol='grew'}", "either a protocol"),
     ):
         with pytest.raises(RecipeError, match=key):
             run(tiny("student-baseline", pack, settings), Path("unused"))
@@ -343,6 +347,13 @@ def test_walks_of_any_conditions_are_evaluated_and_none_are_no_error(tmp_path: P
     events = run(tiny("student-baseline", walks.path), tmp_path / "b").events
     assert isinstance(events[-1], Done)
     assert events[-1].metrics == {}
+
+
+def test_conditions_that_a_recipe_names_are_enrolled_and_asked(pack: Path, tmp_path: Path) -> None:
+    own = "evaluation={enrolled=['normal-01'], asked={later=['normal-02'], coat=['coat-*']}}"
+    *_, last = run(tiny("student-baseline", pack, own, "steps=2"), tmp_path).events
+    assert isinstance(last, Done)
+    assert {"rank1", "later_rank1", "coat_rank1"} <= last.metrics.keys()
 
 
 def test_the_moving_average_equals_its_formula() -> None:

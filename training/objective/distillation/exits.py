@@ -81,7 +81,8 @@ def stage_shapes(network: GaitNetwork) -> list[tuple[int, int, int]]:
     weight = next(network.parameters())
     network.eval()
     with torch.no_grad():
-        maps = network.backbone.stage_maps(torch.zeros(1, 1, 64, 44, device=weight.device))
+        frames = torch.zeros(1, 1, *network.frame_shape(64, 44), device=weight.device)
+        maps = network.backbone.stage_maps(frames)
     network.train(training)
     return [(found.shape[1], found.shape[3], found.shape[4]) for found in maps]
 
