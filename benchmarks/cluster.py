@@ -47,6 +47,9 @@ QUIET_S: Final = 25.0
 HEALED_S: Final = 15.0
 """After the end of a fault this long, what it took away is back: from then on no call may fail."""
 
+SWEEP_S: Final = 20.0
+"""What an erasure leaves whose answer was lost with the database, the next sweep removes."""
+
 _PREFIX: Final = "/gait"
 _APIS: Final = ("api1", "api2", "api3", "api4")
 _KEPT: Final = _APIS[:2]  # the other two only for the throughput
@@ -217,6 +220,7 @@ class Cluster:
             "GAITID_DECODE_WORKERS": "1",
             "GAITID_LEASE_SECONDS": "10",
             "GAITID_JOB_MAX_ATTEMPTS": "50",
+            "GAITID_SWEEP_SECONDS": f"{SWEEP_S:g}",
             "PROXY_BIND": f"{address('proxy')}:8443",
             "PROXY_CERTIFICATE": str(self.folder / "proxy.pem"),
             "AWS_ENDPOINT_URL": f"http://{address('store')}:5000",
@@ -387,7 +391,10 @@ def check(cluster: Cluster, load: Load, chaos: Chaos, watch: JobWatch) -> dict[s
                 books.violate("a job's events", job=job, ends=last, numbers=numbers)
     if len(active) != 1:
         books.violate("replicas answer by different models", models=sorted(active))
-    for where, names in _traces(cluster, gone):
+    deadline = time.monotonic() + 3 * SWEEP_S
+    while (named := list(_traces(cluster, gone))) and time.monotonic() < deadline:
+        time.sleep(5)
+    for where, names in named:
         books.violate("erased, but named", where=where, subjects=names)
     _judge_calls(books, chaos)
     for job, seconds in watch.together_s.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import ssl
 import threading
@@ -29,6 +30,8 @@ SAME: Final = 0.999
 _FRAMES: Final = 24
 _PATIENCE_S: Final = 90.0  # that a caller tries the same call again
 _MODELS: Final = ("default", "default-float")
+_CARRIED_OUT: Final = frozenset({"job-conflict", "model-active"})
+"""What is said to a call that was carried out before, but not answered."""
 
 T = TypeVar("T")
 State = Literal["enrolling", "enrolled", "erasing", "erased", "unknown"]
@@ -260,18 +263,21 @@ class Load:
 
     def distil(self, client: Client) -> None:
         """Distil a tiny student, and wait for it."""
-        with self.books.lock:
-            name = f"student-{len(self.books.jobs)}"
-        job = self._persist(
-            "distil",
-            lambda: client.distill(
+        names = (f"student-{number}" for number in itertools.count(len(self.books.calls)))
+        name = ""
+
+        def distil() -> Job:
+            nonlocal name
+            name = next(names)  # an earlier one may have been carried out, but not answered
+            return client.distill(
                 recipe="demo",
                 name=name,
                 dataset={"gallery": LEARNED},
                 teachers=["default-float"],
                 overrides={"steps": 12, "save_every": 4, "batch.sequences": 2},
-            ),
-        )
+            )
+
+        job = self._persist("distil", distil)
         if job and (ended := self._see_through(client, job)) and ended.status == "succeeded":
             with self.books.lock:
                 self._distilled.append(name)
@@ -317,6 +323,8 @@ class Load:
             return True
         if error.status in (429, 503, 504) or error.slug == "idempotency-key-in-flight":
             return True
+        if error.slug in _CARRIED_OUT:
+            return False
         self.books.violate(
             "refused", call=call, status=error.status, slug=error.slug, detail=error.detail
         )

@@ -527,12 +527,7 @@ class GalleryStore:
             self._sealing.require_current(session)
             if replace:
                 _drop_embeddings(session, digest, list(rows))
-            these = SequenceRow.id.in_(list(rows))
-            # First they are held: another process that embeds them has then written what it made.
-            session.scalars(
-                select(SequenceRow.id).where(these).order_by(SequenceRow.id).with_for_update()
-            ).all()
-            wanted = session.scalars(select(SequenceRow.id).where(these, lacks(digest)))
+            wanted = hold_without(session, digest, rows)
             session.add_all(rows[sequence_id] for sequence_id in wanted)
 
     def drop_embeddings(self, digest: str, sequence_ids: Sequence[str]) -> None:
@@ -627,6 +622,18 @@ def lacks(digest: str) -> ColumnElement[bool]:
     return ~exists().where(
         EmbeddingRow.sequence_id == SequenceRow.id, EmbeddingRow.digest == digest
     )
+
+
+def hold_without(session: Session, digest: str, sequence_ids: Collection[str]) -> Sequence[str]:
+    """Lock these sequences, and return which of them this checkpoint has not embedded.
+
+    First they are held: another process that embeds them has then written what it made.
+    """
+    these = SequenceRow.id.in_(list(sequence_ids))
+    session.scalars(
+        select(SequenceRow.id).where(these).order_by(SequenceRow.id).with_for_update()
+    ).all()
+    return session.scalars(select(SequenceRow.id).where(these, lacks(digest))).all()
 
 
 def _new_gallery(name: str, metadata: Metadata) -> GalleryRow:

@@ -60,8 +60,6 @@ if TYPE_CHECKING:  # what comes with an extra
 
 _log = logging.getLogger(__name__)
 
-_TIDY_SECONDS = 3600.0
-
 
 class MilvusTrouble(Exception):
     """Galleries cannot be searched in Milvus as the settings are; the text says what to do."""
@@ -226,7 +224,12 @@ async def open_resources(
         collections = wiring.collections
         retention = Retention(settings, store, writers, models.galleries, reserve, collections)
         await stack.enter_async_context(
-            _beside(warm_up.run(), retention.run(), retention.run_listings(), _tidy(audit))
+            _beside(
+                warm_up.run(),
+                retention.run(),
+                retention.run_listings(),
+                _tidy(audit, settings.sweep_seconds),
+            )
         )
         stack.callback(stopping.set)
         yield Resources(
@@ -295,11 +298,11 @@ def _decoders(settings: Settings) -> DecoderPool:
     )
 
 
-async def _tidy(audit: AuditRecord) -> None:
+async def _tidy(audit: AuditRecord, every_s: float) -> None:
     """Tidy the audit record at intervals; one failure does not end it."""
     while True:
         try:
             await asyncio.to_thread(audit.tidy)
         except Exception:
             _log.exception("the audit record could not be tidied")
-        await asyncio.sleep(_TIDY_SECONDS)
+        await asyncio.sleep(every_s)

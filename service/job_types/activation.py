@@ -46,7 +46,7 @@ from service.gallery.reading import drawn_subjects, read_pairs
 from service.gallery.records import Progress
 from service.gallery.scenes import plain_point
 from service.gallery.sealing import sealing_of
-from service.gallery.store import GalleryStore
+from service.gallery.store import GalleryStore, hold_without
 from service.job_types.calibration import NotEmbedded, measure
 from service.job_types.commands import EndedByItsCommand, Record
 from service.job_types.threshold_transfer import TARGET_FPIR, transfer_threshold
@@ -252,10 +252,13 @@ class Activation:
             sealing = sealing_of(self._engine)
             sealing.require_current(session)
             made = encoder.encode([silhouettes for _, silhouettes in late])
-            session.add_all(
-                sealing.seal_embedding(sequence_id, encoder.digest, embedding)
+            rows = {
+                sequence_id: sealing.seal_embedding(sequence_id, encoder.digest, embedding)
                 for (sequence_id, _), embedding in zip(late, made, strict=True)
-            )
+            }
+            # A process that served this model before may have embedded some of them meanwhile.
+            lacking = hold_without(session, encoder.digest, rows)
+            session.add_all(rows[sequence_id] for sequence_id in lacking)
 
 
 def roll_back(
