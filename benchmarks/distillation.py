@@ -43,7 +43,7 @@ from training.evaluation import (
     tested_walks,
 )
 from training.evaluation.bootstrap import Estimate, percentile_estimate, subject_weights
-from training.evaluation.protocols import EvaluationProtocol, Retrieval
+from training.evaluation.retrieval import EvaluationProtocol, Retrieval
 from training.objective.teachers import Teacher
 from training.process import provenance
 from training.recipe import Distillation, Problem, Recipe, RecipeError, load

@@ -18,7 +18,12 @@ DrawWalk = Callable[[np.random.Generator], npt.NDArray[np.uint8]]
 
 
 def fill(
-    data_dir: Path, sequences: int, digest: str, shape: tuple[int, int], walk: DrawWalk
+    data_dir: Path,
+    sequences: int,
+    digest: str,
+    shape: tuple[int, int],
+    walk: DrawWalk,
+    database_url: str | None = None,
 ) -> None:
     """Enrol sequences with random embeddings, four to a subject.
 
@@ -28,8 +33,9 @@ def fill(
         digest: of the checkpoint whose embeddings they pass for.
         shape: parts and channels of one.
         walk: draws the silhouettes of a sequence, uint8 `[s, 64, 64]`.
+        database_url: of its database, if that is no file in `data_dir`.
     """
-    engine = open_engine(Settings(data_dir=data_dir))
+    engine = open_engine(Settings(data_dir=data_dir, database_url=database_url))
     store = GalleryStore(engine)
     store.ensure("default")
     gallery_id = store.head("default").gallery_id

@@ -46,7 +46,7 @@ from training.data.batches import BatchSource
 from training.data.pack import Pack
 from training.evaluation import EmbeddedSequences, Resampling, embedded_by, labels_of
 from training.evaluation.bootstrap import percentile_estimate
-from training.evaluation.protocols import Retrieval
+from training.evaluation.retrieval import Retrieval
 from training.objective.teachers import Teacher
 from training.process import provenance
 from training.process.events import SilentReporter
@@ -383,7 +383,7 @@ def judged(folder: Path, exam: Exam, device: torch.device) -> Retrieval:
             arrays["mirrored"] = made.mirrored
         kept.parent.mkdir(exist_ok=True)
         whole = kept.with_suffix(".part.npz")
-        np.savez(whole, **arrays)
+        np.savez(whole, allow_pickle=False, **arrays)
         whole.rename(kept)
     with np.load(kept) as found:
         method = EmbeddedSequences(

@@ -5,7 +5,9 @@ in one. Every way learns from what a draw enrols, and from nothing else; the wal
 are never in it. Beside the protocol's probes, those who are enrolled in all views are searched
 too, so that nothing serves the one half at the other's cost. Found: rank-1 at a false-positive rate
 of 10 %, at each gallery's own threshold. EER: pairs of walks that are not enrolled. Intervals are
-drawn over people.
+drawn over people. Of walks that all name their scene, scenes count instead of views, and people
+are drawn from those who share theirs. Then, as served and as shipped, by the number of people, of
+views of those enrolled in several, and of walks a view; the others are as above.
 
     python -m benchmarks.scenes NAME=PACK [NAME=PACK …] [--prior PACK] [--people 20]
         [--checkpoint DIR] [--draws 30] [--out FILE.json]
@@ -13,8 +15,9 @@ drawn over people.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +33,27 @@ from training.data.pack import Pack
 from training.evaluation import LabelledSequences, Resampling, labels_of
 from training.evaluation.bootstrap import percentile_estimate, subject_weights
 from training.evaluation.embedding import embed_with_encoder
-from training.evaluation.protocols import Draw, MixedGallery
+from training.evaluation.mixed_gallery import Draw, MixedGallery
 from training.evaluation.verification import error_rates
 
 FOUND_AT = 0.1
 TOGETHER = (1, 2, 4)
 """Walks of one person that are searched as one."""
+
+BY_NUMBER: tuple[dict[str, int], ...] = (
+    {"people": 6},
+    {"people": 8},
+    {"people": 10},
+    {"people": 14},
+    {"people": 20},
+    {"views": 1},
+    {"views": 2},
+    {"views": 3},
+    {"walks": 1},
+    {"walks": 2},
+    {"walks": 3},
+)
+"""What is varied, one at a time."""
 
 Floats = NDArray[np.float64]
 Vectors = Callable[[Floats], Floats]
@@ -265,12 +283,14 @@ def measure(
     embeddings: NDArray[np.float32],
     prior: Floats | None,
     rule: MixedGallery,
+    ways: Mapping[str, tuple[Way, Scoring | None]] | None = None,
 ) -> dict[str, Any]:
-    """Every way on the same galleries, a row each."""
+    """Every way, or those given, on the same galleries, a row each."""
     vectors = index_vectors(embeddings).astype(np.float64)
     names, whose = np.unique(sequences.subjects, return_inverse=True)
     draws = rule.galleries(sequences, rule.enrolled[0])
-    ways = WAYS if prior is None else WAYS | WITH_PRIOR
+    if ways is None:
+        ways = WAYS if prior is None else WAYS | WITH_PRIOR
     rows: dict[str, Any] = {}
     compared: dict[tuple[Way, int], tuple[Floats, Vectors]] = {}
     for name, (way, scoring) in ways.items():
@@ -289,6 +309,36 @@ def measure(
             kind: tally.figures(len(names)) for kind, tally in tallies.items() if tally.searched
         }
         rows[name]["EER"] = round(100 * float(np.mean(errors)), 1)
+    return rows
+
+
+def by_number(
+    sequences: LabelledSequences, embeddings: NDArray[np.float32], rule: MixedGallery
+) -> dict[str, Any]:
+    """As served and as shipped, a row for each number that the data set has, and none twice."""
+    seen = sequences.views
+    if rule.by_scene and sequences.scenes is not None:
+        seen = sequences.scenes
+    labels = {(str(who), str(where)) for who, where in zip(sequences.subjects, seen, strict=True)}
+    counts = Counter(who for who, _ in labels)
+    groups = Counter(
+        tuple(sorted(where for who, where in labels if who == name)) for name in counts
+    )
+    people = min(rule.people, max(groups.values()) if rule.by_scene else len(counts))
+    views = max(counts.values())
+    ways = {name: WAYS[name] for name in ("as served", "shipped")}
+    rows: dict[str, Any] = {}
+    for size in BY_NUMBER:
+        if size.get("people", 0) > people or size.get("views", 0) > views:
+            continue
+        changed = replace(
+            rule,
+            people=size.get("people", people),
+            views=size.get("views"),
+            enrolled=(size.get("walks", rule.enrolled[0]),),
+        )
+        ((what, number),) = size.items()
+        rows[f"{what}: {number}"] = measure(sequences, embeddings, None, changed, ways)
     return rows
 
 
@@ -354,14 +404,21 @@ def main() -> None:
         pack = Pack.open(options.prior)
         vectors = index_vectors(embed_with_encoder(encoder, pack)).astype(np.float64)
         prior = within(vectors, np.unique(labels_of(pack).subjects, return_inverse=True)[1])
-    rule = MixedGallery("", people=options.people, draws=options.draws)
     rows: dict[str, Any] = {}
     content: dict[str, str] = {}
     for item in options.datasets:
         name, _, path = item.partition("=")
         pack = Pack.open(Path(path))
         content[name] = pack.content_hash[:12]
-        rows[name] = measure(labels_of(pack), embed_with_encoder(encoder, pack), prior, rule)
+        sequences, embeddings = labels_of(pack), embed_with_encoder(encoder, pack)
+        rule = MixedGallery(
+            "",
+            people=options.people,
+            draws=options.draws,
+            by_scene=sequences.scenes is not None,
+        )
+        rows[name] = measure(sequences, embeddings, prior, rule)
+        rows[f"{name}, by number"] = by_number(sequences, embeddings, rule)
     benchmark = f"mixed galleries of {options.people} people at most, per cent"
     publish(benchmark, encoder.card, options, content, rows)
 

@@ -5,7 +5,7 @@ within one, of the embeddings of a dataset. Without a dataset the spread is that
 checkpoint on 120 rendered people, in rough figures. Every structure has one thread and a shortlist
 of 100, which full embeddings rank. Milliseconds are of the processor, not of the clock.
 
-    python -m benchmarks.search [PACK] [--walks N | --million] [--hnsw] [--out FILE.json]
+    python -m benchmarks.search [PACK] [--walks N | --million] [--hnsw | --served] [--out FILE.json]
 """
 
 from __future__ import annotations
@@ -269,17 +269,20 @@ def main() -> None:
     parser.add_argument("--million", action="store_const", const=1_000_000, dest="walks")
     parser.add_argument("--probes", type=int, default=200)
     parser.add_argument("--hnsw", action="store_true", help="that too; it is slow to build")
+    parser.add_argument("--served", action="store_true", help="the service's own index alone")
+    parser.add_argument("--folder", type=Path, help="with room for 4 KB a walk")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     faiss.omp_set_num_threads(1)
     spread = rough()
     if options.pack is not None:
         spread = fitted(Pack.open(options.pack), Encoder.open(options.checkpoint, device="cpu"))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         path = Path(folder) / "gallery.npy"
         gallery, probes = draw(spread, options.walks, options.probes, path)
         rows = as_served(gallery, probes, Path(folder))
-        rows |= compare(gallery, probes, options.hnsw)
+        if not options.served:
+            rows |= compare(gallery, probes, options.hnsw)
     machine.publish(
         {
             "benchmark": f"searching {options.walks} walks",

@@ -140,7 +140,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         settings = Settings(data_dir=Path(folder))
         fill(settings, options.walks)
-        rows = {}
+        database = settings.database_file.stat().st_size / options.walks
+        rows: dict[str, Mapping[str, float]] = {"the database": {"bytes a walk": round(database)}}
         for name, keep in (("without a snapshot", True), ("with a snapshot", False)):
             spawned = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(1, mp_context=spawned) as process:

@@ -8,7 +8,9 @@ Imports no torch: a card can be read without the network that it describes.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -24,6 +26,7 @@ from pydantic import (
 )
 
 CARD: Final = "card.json"
+WEIGHTS: Final = "weights.safetensors"
 MAX_CARD_BYTES: Final = 1 << 20
 NAMED_FAULTS: Final = 8  # of a long list
 POSE_READERS: Final = frozenset({"skeletongaitpp"})
@@ -132,6 +135,20 @@ def read_fields(directory: Path) -> tuple[dict[str, object], Card]:
         return fields, Card.model_validate(fields)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a checkpoint's card: {error}") from error
+
+
+def digest_of(weights_sha256: bytes, fields: Mapping[str, object]) -> str:
+    """SHA-256 over that of the weights and over the card without its digest, in canonical JSON.
+
+    Over the fields as written, not as understood: a later version of `Card` with new optional
+    fields must still accept the digests of today.
+    """
+    canonical = json.dumps(
+        {key: value for key, value in fields.items() if key != "digest"},
+        sort_keys=True,
+        separators=(",", ":"),
+    )
+    return hashlib.sha256(weights_sha256 + canonical.encode()).hexdigest()
 
 
 def read_file(path: Path, limit: int) -> bytes:

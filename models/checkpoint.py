@@ -21,12 +21,14 @@ from torch import Tensor
 
 from models.card import (
     CARD,
+    WEIGHTS,
     Card,
     CardThreshold,
     CheckpointError,
     CheckpointMismatch,
     InputSize,
     Metric,
+    digest_of,
     read_fields,
     read_file,
     summary,
@@ -35,7 +37,6 @@ from models.files.disk import replace_folder
 from models.networks.network import GaitNetwork
 from models.networks.registry import UnknownArchitecture, build
 
-WEIGHTS: Final = "weights.safetensors"
 MAX_WEIGHTS_BYTES: Final = 1 << 30
 STORED_HALF: Final = (torch.float32, torch.float16)  # wanted, found
 _HEADER_BYTES: Final = 2**16  # of a weights file, for what it says besides its tensors,
@@ -103,7 +104,7 @@ def save(directory: Path, network: GaitNetwork, card: Card, *, half: bool = Fals
             )
     weights = serialise_tensors(_storable(network, half=half))
     fields = card.model_dump(mode="json", exclude={"digest"})
-    digest = _digest(weights, fields)
+    digest = digest_of(hashlib.sha256(weights).digest(), fields)
     text = json.dumps({**fields, "digest": digest}, indent=2, ensure_ascii=False, allow_nan=False)
     files = {WEIGHTS: weights, CARD: text.encode()}
     if directory.exists():
@@ -126,7 +127,7 @@ def load(directory: Path, device: str | torch.device = "cpu") -> tuple[GaitNetwo
     """
     fields, card = read_fields(directory)
     weights = read_file(directory / WEIGHTS, MAX_WEIGHTS_BYTES)
-    actual = _digest(weights, fields)
+    actual = digest_of(hashlib.sha256(weights).digest(), fields)
     if actual != card.digest:
         raise CheckpointMismatch(
             f"{directory}: the card's digest is {card.digest[:12]!r}, that of the files "
@@ -161,20 +162,6 @@ def load(directory: Path, device: str | torch.device = "cpu") -> tuple[GaitNetwo
     }
     network.load_state_dict(tensors, strict=True, assign=True)
     return network.to(device).eval(), card
-
-
-def _digest(weights: bytes, fields: Mapping[str, object]) -> str:
-    """SHA-256 over the weights and over the card without its digest, in canonical JSON.
-
-    Over the fields as written, not as understood: a later version of `Card` with new optional
-    fields must still accept the digests of today.
-    """
-    canonical = json.dumps(
-        {key: value for key, value in fields.items() if key != "digest"},
-        sort_keys=True,
-        separators=(",", ":"),
-    )
-    return hashlib.sha256(hashlib.sha256(weights).digest() + canonical.encode()).hexdigest()
 
 
 def _check_header(directory: Path, weights: bytes, network: GaitNetwork) -> None:

@@ -13,6 +13,7 @@ import torch
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from benchmarks import sizing
 from benchmarks.__main__ import BY_HAND
 from models.networks.cost import cost
 from models.networks.registry import ARCHITECTURES, build
@@ -219,6 +220,10 @@ def test_a_benchmark_that_is_asked_for_help_measures_nothing(
         module.main()
     assert leaving.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: {script}")
+
+
+def test_the_sizing_page_has_what_the_measurements_say() -> None:
+    assert sizing.page(sizing.Measured.read(), sizing.RATE) in page("sizing.md")
 
 
 def test_every_protocol_is_described() -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeAlias
 
 import av
@@ -18,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.silhouettes.budget import Budget, DecodeLimits
+from models.silhouettes.decode import decode_photos
 from models.silhouettes.errors import MalformedSequence, SequenceTooLarge, UnsupportedSequence
-from models.silhouettes.sniff import VIDEOS, sniff
+from models.silhouettes.quality import LEAST_FRAMES
+from models.silhouettes.sniff import ARCHIVES, STILLS, VIDEOS, Kind, sniff
 from models.silhouettes.video import decode_pictures
 
 Image: TypeAlias = NDArray[np.uint8]
@@ -30,7 +33,8 @@ CLOSEST_S: Final = 1 / 36
 
 _LARGEST_SIDE: Final = 1280  # pixels; people of a larger picture lose nothing that is used
 _UNTIMED_RATE: Final = 25.0  # pictures a second, of a file that does not say
-_SHORTEST_CLIP: Final = 2  # pictures
+_SHORTEST_CLIP: Final = 2  # pictures of a video
+_PHOTOS: Final = STILLS | ARCHIVES | {Kind.GIF}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +69,16 @@ class Picture:
     scale: float = 1.0
 
 
-def read_pictures(data: bytes | mmap.mmap, limits: FootageLimits) -> Iterator[Picture]:
-    """Read an MP4, AVI or WebM, turned upright as its metadata asks, in the order of time.
+def read_pictures(
+    data: bytes | mmap.mmap, limits: FootageLimits, frame_rate: float | None = None
+) -> Iterator[Picture]:
+    """Read a video, or a camera's frames as images, turned upright as their metadata ask.
 
     Args:
-        data: the file's bytes, or a mapped file.
+        data: the bytes, or a mapped file, of an MP4, AVI or WebM; the bytes of an archive of images
+            of one size, in natural order of names, or of an animation.
         limits: what it may cost.
+        frame_rate: images a second, 25 when None; a video says its own times.
 
     Raises:
         MalformedSequence: it is damaged, or holds no moving pictures.
@@ -78,35 +86,73 @@ def read_pictures(data: bytes | mmap.mmap, limits: FootageLimits) -> Iterator[Pi
         SequenceTooLarge: it is over a limit.
     """
     kind = sniff(bytes(data[:512]))
-    if kind not in VIDEOS:
-        raise UnsupportedSequence(f"{kind.value} is no footage; send an MP4, AVI or WebM video")
     decoding = DecodeLimits(
         max_frames=limits.max_pictures, max_side=limits.max_side, max_seconds=limits.max_seconds
     )
     budget = Budget(decoding)
+    if kind in VIDEOS:
+        source = _of_video(data, kind, budget, limits.max_seconds_long)
+    elif kind in _PHOTOS and isinstance(data, bytes):
+        source = _of_photos(data, budget, frame_rate or _UNTIMED_RATE)
+    else:
+        raise UnsupportedSequence(f"{kind.value} is no footage; send an MP4, AVI or WebM video")
     first: float | None = None
     due = -math.inf
-    count = 0
-    for number, frame in enumerate(decode_pictures(data, kind, budget, limits.max_seconds_long)):
-        budget.give_back(frame.height * frame.width)
-        count += 1
-        seconds = frame.time if frame.time is not None else number / _UNTIMED_RATE
-        first = seconds if first is None else first
-        seconds -= first
+    for at, picture in source:
+        first = at if first is None else first
+        seconds = at - first
         if seconds > limits.max_seconds_long:
             raise SequenceTooLarge(
-                f"the video lasts longer than the {limits.max_seconds_long:g} s that are read; "
+                f"the footage lasts longer than the {limits.max_seconds_long:g} s that are read; "
                 "cut it"
             )
         if seconds < due:
             continue
         due = seconds + CLOSEST_S
-        yield picture_of(frame, seconds)
+        yield picture(seconds)
+
+
+_Timed = Iterator[tuple[float, Callable[[float], Picture]]]
+"""When each picture is, and what makes it: most of a fast camera's are never made."""
+
+
+def _of_video(data: bytes | mmap.mmap, kind: Kind, budget: Budget, longest_s: float) -> _Timed:
+    count = 0
+    for number, frame in enumerate(decode_pictures(data, kind, budget, longest_s)):
+        budget.give_back(frame.height * frame.width)
+        count += 1
+        yield (
+            frame.time if frame.time is not None else number / _UNTIMED_RATE,
+            partial(picture_of, frame),
+        )
     if count < _SHORTEST_CLIP:
         raise MalformedSequence(
             "the video holds one picture; send footage of somebody walking"
             if count
             else "no picture of the video can be read; export it again"
+        )
+
+
+def _of_photos(data: bytes, budget: Budget, frame_rate: float) -> _Timed:
+    size: tuple[int, ...] | None = None
+    count = 0
+    for number, photo in enumerate(decode_photos(data, budget)):
+        if photo.ndim != 3:
+            raise UnsupportedSequence("arrays are no footage; send images or a video")
+        budget.give_back(photo.shape[0] * photo.shape[1])
+        count += 1
+        size = size or photo.shape
+        if photo.shape != size:
+            raise MalformedSequence(
+                f"image {count} is not as large as those before; send one camera's frames in an "
+                "archive, or a video"
+            )
+        yield number / frame_rate, partial(_picture_of_photo, photo)
+    if count < LEAST_FRAMES:
+        what = "one photo shows" if count == 1 else f"{count} photos show"
+        raise MalformedSequence(
+            f"{what} no gait; send a video of somebody walking, or a second or more of a camera's "
+            "frames as an archive of images"
         )
 
 
@@ -120,6 +166,15 @@ def picture_of(frame: av.VideoFrame, seconds: float) -> Picture:
     turns = round(frame.rotation / 90) % 4
     image = np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
     return Picture(seconds, np.asarray(image, np.uint8), scale)
+
+
+def _picture_of_photo(photo: Image, seconds: float) -> Picture:
+    rows, columns = photo.shape[:2]
+    scale = max(1.0, max(rows, columns) / _LARGEST_SIDE)
+    if scale > 1:
+        size = max(1, round(columns / scale)), max(1, round(rows / scale))
+        photo = np.asarray(cv2.resize(photo, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return Picture(seconds, photo, scale)
 
 
 def thumbnail(image: Image, side: int = 160) -> bytes:

@@ -9,18 +9,29 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
+import numpy as np
+
 from models.footage.finding import WalkFinder
-from models.footage.pictures import FootageLimits, Picture, read_pictures
+from models.footage.pictures import FootageLimits, Image, Picture, read_pictures
 from models.footage.segmentation import MaskSegmenter, Segmenter, SegmenterName
-from models.footage.walks import FoundWalk, Outcome
+from models.footage.walks import FoundWalk, Outcome, Outline
+from models.silhouettes.budget import Budget, DecodeLimits
+from models.silhouettes.decode import decode_photos
 from models.silhouettes.errors import PoorSequence, SequenceError
 from models.silhouettes.prepare import Prepared, prepare
 from models.silhouettes.sniff import VIDEOS, sniff
+
+MOST_OUTLINES: Final = 2000
+"""Of all tracks that a refusal lists: some 300 kB."""
 
 _LOOKED_AT: Final = 5  # pictures that tell footage from masks
 _EXTREME: Final = 40  # grey levels from black or white, where codecs smear
 _OF_MASKS: Final = 0.85  # of the pixels are black or white
 _BLACK: Final = 0.6  # or so many are black: a person in colours, cut out
+_EVEN: Final = 0.6  # of an image's border has one colour: somebody cut out, or labels
+_FEW_COLOURS: Final = 8  # that nearly all of an image has: labels
+_NEARLY_ALL: Final = 0.9
+_SAMPLED: Final = 2**16  # pixels
 _PURE: Final = 16  # the same for pictures that are said to be footage, which may be dark
 _OF_PURE: Final = 0.97
 
@@ -33,6 +44,8 @@ class SeenTrack:
         track: what to send to choose.
         from_s, to_s: when the person walks, in seconds of the clip.
         box: left, top, width and height where the walk begins, in pixels of the original.
+        outlines: the person's mask while walking, in every picture; in every second, third … one
+            where that would be many.
         thumbnail: the person, as a `data:` URL of a JPEG; nothing is kept for it.
     """
 
@@ -40,6 +53,7 @@ class SeenTrack:
     from_s: float
     to_s: float
     box: tuple[float, float, float, float]
+    outlines: tuple[Outline, ...]
     thumbnail: str
 
 
@@ -72,27 +86,51 @@ class NoWalker(SequenceError):
 
 
 def is_footage(data: bytes, limits: FootageLimits) -> bool:
-    """Whether a file is a video whose pictures are no masks.
+    """Whether a file is a video, or images, whose pictures are no masks.
 
     Raises:
-        SequenceError: a video that cannot be read.
+        SequenceError: it cannot be read.
     """
     if sniff(data) not in VIDEOS:
-        return False
+        return _are_photos(data, limits)
     pictures = read_pictures(data, replace(limits, max_seconds_long=math.inf))
-    shares = [_black_and_white(picture, _EXTREME) for picture in _first(pictures)]
+    shares = [_shares(picture.image, _EXTREME) for picture in _first(pictures)]
     masks = [black > _BLACK or black + white > _OF_MASKS for black, white in shares]
     return 2 * sum(masks) < len(masks)
+
+
+def _are_photos(data: bytes, limits: FootageLimits) -> bool:
+    """Whether images show a scene; one look is enough at a first one that shows none."""
+    budget = Budget(DecodeLimits(max_side=limits.max_side, max_seconds=limits.max_seconds))
+    photos = 0
+    for number, image in enumerate(itertools.islice(decode_photos(data, budget), _LOOKED_AT), 1):
+        photos += image.ndim == 3 and not _is_drawn(image)
+        if 2 * photos < number:
+            return False
+    return photos > 0
+
+
+def _is_drawn(image: Image) -> bool:
+    """Whether an image is a mask, somebody cut out, or labels: no camera's picture is so even."""
+    black, white = _shares(image, _EXTREME)
+    if black > _BLACK or black + white > _OF_MASKS:
+        return True
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    if (border == np.median(border, axis=0)).all(axis=1).mean() >= _EVEN:
+        return True
+    some = image.reshape(-1, 3)[:: max(1, image.size // 3 // _SAMPLED)].astype(np.int32)
+    _, counts = np.unique(some @ (1, 2**8, 2**16), return_counts=True)
+    return bool(np.sort(counts)[-_FEW_COLOURS:].sum() >= _NEARLY_ALL * len(some))
 
 
 def _first(pictures: Iterator[Picture]) -> Iterator[Picture]:
     return itertools.islice(pictures, _LOOKED_AT)
 
 
-def _black_and_white(picture: Picture, off: int) -> tuple[float, float]:
+def _shares(image: Image, off: int) -> tuple[float, float]:
     """Shares of pixels that are so many grey levels from black, and from white, at most."""
-    black = float((picture.image.max(axis=2) <= off).mean())
-    return black, float((picture.image.min(axis=2) >= 255 - off).mean())
+    black = float((image.max(axis=2) <= off).mean())
+    return black, float((image.min(axis=2) >= 255 - off).mean())
 
 
 def read_walk(
@@ -101,6 +139,7 @@ def read_walk(
     make: Callable[[], Segmenter],
     *,
     track: int | None = None,
+    frame_rate: float | None = None,
     clean: bool = True,
 ) -> tuple[Prepared, Origin]:
     """The best walk of the one person who walks in a clip, or of the track that is chosen.
@@ -111,6 +150,7 @@ def read_walk(
         make: makes the segmenter, once the first pictures have been read. Pictures that are masks
             already need none.
         track: of a former answer; the same clip has the same tracks.
+        frame_rate: as for `read_pictures`.
         clean: as for `prepare`.
 
     Raises:
@@ -120,14 +160,16 @@ def read_walk(
         SequenceError: as `read_pictures`.
         MissingWeights: `make` needs networks that were not installed.
     """
-    segmenter, pictures = choose_segmenter(read_pictures(data, limits), make)
+    segmenter, pictures = choose_segmenter(read_pictures(data, limits, frame_rate), make)
     finder = WalkFinder(segmenter)
     walks = list(finder.find(pictures))
     tracks = _by_track(walks)
     if not tracks:
         raise NoWalker(why_nobody(finder.people, finder.outcome))
     if track is None and len(tracks) > 1:
-        raise SeveralPeople(tuple(_listed(own) for own in tracks.values()))
+        outlines = sum(len(walk.outlines) for walk in walks)
+        each = math.ceil(outlines / MOST_OUTLINES)
+        raise SeveralPeople(tuple(_listed(own, each) for own in tracks.values()))
     own = tracks.get(next(iter(tracks)) if track is None else track)
     if own is None:
         listed = ", ".join(map(str, tracks))
@@ -143,7 +185,7 @@ def choose_segmenter(
     Those that are masks already need no segmenter of `make`'s.
     """
     first = list(_first(pictures))
-    pure = [sum(_black_and_white(picture, _PURE)) > _OF_PURE for picture in first]
+    pure = [sum(_shares(picture.image, _PURE)) > _OF_PURE for picture in first]
     segmenter = MaskSegmenter() if 2 * sum(pure) > len(pure) else make()
     return segmenter, itertools.chain(first, pictures)
 
@@ -173,14 +215,16 @@ def _by_track(walks: list[FoundWalk]) -> dict[int, list[FoundWalk]]:
     return tracks
 
 
-def _listed(walks: list[FoundWalk]) -> SeenTrack:
+def _listed(walks: list[FoundWalk], each: int) -> SeenTrack:
     first = walks[0]
+    outlines = [outline for walk in walks for outline in walk.outlines]
     picture = base64.b64encode(first.thumbnail).decode("ascii")
     return SeenTrack(
         track=first.track,
         from_s=first.from_s,
         to_s=walks[-1].to_s,
         box=(first.box.left, first.box.top, first.box.width, first.box.height),
+        outlines=tuple(outlines[::each]),
         thumbnail=f"data:image/jpeg;base64,{picture}",
     )
 

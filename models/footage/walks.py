@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.footage.background import Background
-from models.footage.boxes import Box
+from models.footage.boxes import SIDE, Box
 from models.footage.pictures import thumbnail
 from models.footage.tracking import Observation, Track
 from models.silhouettes.normalise import normalise
@@ -27,6 +27,7 @@ _GAP_S: Final = 0.45  # without a usable frame within a walk
 _STRIDE_S: Final = 0.5  # in which legs show that they walk
 _WALKING: Final = 0.22  # how far they come apart, over their own norm; 0.1 when one stands
 _TURN: Final = 0.25  # heights a second, to the other side
+_MOST_CORNERS: Final = 32
 _PAD: Final = 24  # columns beside a window, so that nobody seems cut by it
 
 
@@ -44,6 +45,20 @@ class Outcome(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Outline:
+    """Where a person's mask is in one picture.
+
+    Attributes:
+        at_s: when, in seconds of the clip.
+        points: column and row of each corner of a polygon, one after the other, in pixels of the
+            original; 32 corners at most.
+    """
+
+    at_s: float
+    points: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class FoundWalk:
     """One walk of one person of a clip.
 
@@ -52,6 +67,7 @@ class FoundWalk:
         from_s, to_s: when it was, in seconds of the clip.
         box: where the person is in its first picture, in pixels of the original.
         frames: silhouettes, uint8 `[160, 208]` each, as `prepare` takes them.
+        outlines: the same in the clip, for those who look at it.
         thumbnail: the person, as a JPEG.
     """
 
@@ -60,6 +76,7 @@ class FoundWalk:
     to_s: float
     box: Box
     frames: list[Frame]
+    outlines: list[Outline]
     thumbnail: bytes
 
 
@@ -84,13 +101,18 @@ def cut_walks(
             short += len(run)
             continue
         first = seen[run[0]]
+        binary = [_binary(masks[index]) for index in run]
         walks.append(
             FoundWalk(
                 track=track.number,
                 from_s=round(first.seconds, 3),
                 to_s=round(seen[run[-1]].seconds, 3),
                 box=Box(*(round(value * scale, 1) for value in first.box)),
-                frames=[np.pad(_binary(masks[index]), ((0, 0), (_PAD, _PAD))) for index in run],
+                frames=[np.pad(mask, ((0, 0), (_PAD, _PAD))) for mask in binary],
+                outlines=[
+                    _outline(mask, seen[index], scale)
+                    for mask, index in zip(binary, run, strict=True)
+                ],
                 thumbnail=thumbnail(first.pixels),
             )
         )
@@ -184,6 +206,19 @@ _NEAR: Final = (25, 25)
 
 def _binary(mask: NDArray[np.uint8]) -> Frame:
     return np.asarray(cv2.threshold(mask, 127, 255, cv2.THRESH_BINARY)[1], np.uint8)
+
+
+def _outline(mask: Frame, seen: Observation, scale: float) -> Outline:
+    """The largest piece of a mask as a polygon."""
+    pieces, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    corners = max(pieces, key=cv2.contourArea, default=np.zeros((0, 1, 2), np.int32))
+    off = 1.0
+    while len(corners) > _MOST_CORNERS:
+        corners, off = cv2.approxPolyDP(corners, off, closed=True), off * 1.5
+    place = (corners[:, 0] + 0.5) * (seen.window.width / SIDE) + seen.window[:2]
+    return Outline(
+        round(seen.seconds, 3), tuple(np.rint(place * scale).astype(int).ravel().tolist())
+    )
 
 
 def _walking(seen: Sequence[Observation], masks: Sequence[NDArray[np.uint8]]) -> list[bool]:

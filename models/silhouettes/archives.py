@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from models.silhouettes.arrays import decode_npy, decode_npz
 from models.silhouettes.budget import Budget
 from models.silhouettes.errors import MalformedSequence, SequenceTooLarge, UnsupportedSequence
-from models.silhouettes.images import decode_still
+from models.silhouettes.images import Pixels, Reading, as_silhouette, decode_still
 from models.silhouettes.members import (
     check_directory,
     read_zip_member,
@@ -23,7 +23,6 @@ from models.silhouettes.members import (
 )
 from models.silhouettes.quality import LEAST_FRAMES, refused
 from models.silhouettes.sniff import ARCHIVES, STILLS, Kind, sniff
-from models.silhouettes.types import Frame
 
 _CHUNK = 2**20
 _PIECE = 2**16
@@ -38,7 +37,7 @@ _DAMAGED_ZIP = "the archive is damaged or cut short; pack it again"
 _EMPTY = "the archive holds no images"
 
 
-def decode_zip(data: bytes, budget: Budget) -> Iterator[Frame]:
+def decode_zip(data: bytes, budget: Budget, read: Reading = as_silhouette) -> Iterator[Pixels]:
     """The images of a zip in natural order of names, or the array of an `.npz`."""
     check_directory(data, budget)
     with refusing(_DAMAGED_ZIP), zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -53,12 +52,12 @@ def decode_zip(data: bytes, budget: Budget) -> Iterator[Frame]:
         _refuse_several_walks([member.filename for member in members])
         for member in members:
             content = read_zip_member(archive, member, budget)
-            frame = _decode_member(content, budget, shown(member.filename))
+            frame = _decode_member(content, budget, shown(member.filename), read)
             budget.give_back(len(content))
             yield frame
 
 
-def decode_tar(data: bytes, budget: Budget) -> Iterator[Frame]:
+def decode_tar(data: bytes, budget: Budget, read: Reading = as_silhouette) -> Iterator[Pixels]:
     """The images of an uncompressed tar in natural order of names."""
     members = tar_members(data, budget)
     if not members:
@@ -66,17 +65,17 @@ def decode_tar(data: bytes, budget: Budget) -> Iterator[Frame]:
     _refuse_several_walks([member.name for member in members])
     for member in members:
         content = data[member.offset_data : member.offset_data + member.size]
-        yield _decode_member(content, budget, shown(member.name))
+        yield _decode_member(content, budget, shown(member.name), read)
 
 
-def decode_gzip(data: bytes, budget: Budget) -> Iterator[Frame]:
+def decode_gzip(data: bytes, budget: Budget, read: Reading = as_silhouette) -> Iterator[Pixels]:
     """A gzipped tar or zip."""
     content = _decompress(data, budget)
     kind = sniff(content)
     if kind is Kind.TAR:
-        return decode_tar(content, budget)
+        return decode_tar(content, budget, read)
     if kind is Kind.ZIP:
-        return decode_zip(content, budget)
+        return decode_zip(content, budget, read)
     if kind is Kind.PICKLE:
         raise UnsupportedSequence(PICKLED)
     raise UnsupportedSequence(
@@ -97,10 +96,10 @@ def _refuse_several_walks(names: list[str]) -> None:
         raise refused(("several_walks",), frames_in=len(names))
 
 
-def _decode_member(content: bytes, budget: Budget, where: str) -> Frame:
+def _decode_member(content: bytes, budget: Budget, where: str, read: Reading) -> Pixels:
     kind = sniff(content)
     if kind in STILLS:
-        return decode_still(content, kind, budget, where=where)
+        return decode_still(content, kind, budget, where=where, read=read)
     if kind is Kind.NPY:
         frames = decode_npy(content, budget, where=where, is_frame=True)
         frame = next(frames)

@@ -6,10 +6,12 @@ import functools
 import io
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import (
     BmpImagePlugin,
     ExifTags,
@@ -29,6 +31,12 @@ from models.silhouettes.members import refusing
 from models.silhouettes.sniff import Kind
 from models.silhouettes.tiff import check_pages
 from models.silhouettes.types import Frame
+
+Pixels: TypeAlias = NDArray[np.uint8]
+"""uint8 `[h, w]` of a silhouette, `[h, w, 3]` of a photo."""
+
+Reading: TypeAlias = Callable[[Image.Image, bool], Pixels]
+"""What becomes of a loaded image; the second argument is whether its format is a lossy one."""
 
 BRIGHT = 127
 """Above this a pixel is the person, unless the values of a sequence are labels."""
@@ -61,9 +69,27 @@ _MOST_PIECES = 250_000
 _LOSSY_TIFF = frozenset({"jpeg", "tiff_jpeg", "webp"})
 
 
-def decode_still(data: bytes, kind: Kind, budget: Budget, *, where: str) -> Frame:
+def as_silhouette(image: Image.Image, smeared: bool) -> Pixels:
+    """A loaded image as uint8 `[h, w]`, without what a lossy format leaves on black."""
+    values = _grey(image, smeared)
+    return without_noise(values) if smeared else values
+
+
+def as_photo(image: Image.Image, _smeared: bool) -> Pixels:
+    """A loaded image as uint8 `[h, w, 3]`, blue first; of one that is cut out, the opacity."""
+    if image.mode.startswith("I"):
+        return cv2.merge([_grey(image, False)] * 3)  # type: ignore[return-value]
+    rgba = np.asarray(image.convert("RGBA"))
+    if rgba[..., 3].min() < 255:
+        return np.repeat(rgba[..., 3:], 3, axis=2)
+    return np.ascontiguousarray(rgba[..., 2::-1])
+
+
+def decode_still(
+    data: bytes, kind: Kind, budget: Budget, *, where: str, read: Reading = as_silhouette
+) -> Pixels:
     """The one frame of an image out of an archive; an animation there is refused."""
-    frames = decode_image(data, kind, budget, where=where)
+    frames = decode_image(data, kind, budget, where=where, read=read)
     frame = next(frames)
     if next(frames, None) is not None:
         raise MalformedSequence(
@@ -73,7 +99,9 @@ def decode_still(data: bytes, kind: Kind, budget: Budget, *, where: str) -> Fram
     return frame
 
 
-def decode_image(data: bytes, kind: Kind, budget: Budget, *, where: str = "") -> Iterator[Frame]:
+def decode_image(
+    data: bytes, kind: Kind, budget: Budget, *, where: str = "", read: Reading = as_silhouette
+) -> Iterator[Pixels]:
     """Every frame of an animation, or the one frame of a still."""
     _quieten_pillow()
     broken = f"{kind.value} that is damaged or cut short; save it again"
@@ -90,8 +118,8 @@ def decode_image(data: bytes, kind: Kind, budget: Budget, *, where: str = "") ->
             _refuse_what_is_slow_or_wide(image, frame_name)
             image.load()
             smeared = lossy or image.info.get("compression") in _LOSSY_TIFF
-            values = turned(_grey(image, smeared), _orientation(image))
-        yield without_noise(values) if smeared else values
+            values = turned(read(image, smeared), _orientation(image))
+        yield values
         index += 1
         with refusing(broken, where=where or f"frame {index + 1}"):
             try:
@@ -205,10 +233,10 @@ def without_noise(values: Frame) -> Frame:
     return np.asarray(cv2.threshold(values, NOISE, 0, cv2.THRESH_TOZERO)[1], np.uint8)
 
 
-def turned(frame: Frame, orientation: int) -> Frame:
+def turned(frame: Pixels, orientation: int) -> Pixels:
     """A frame as a viewer shows it, by the orientation that Exif gives it: 1 to 8."""
     if orientation in (5, 6, 7, 8):
-        frame = frame.T
+        frame = frame.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
         frame = frame[:, ::-1]
     if orientation in (3, 4, 7, 8):

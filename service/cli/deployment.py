@@ -67,7 +67,7 @@ def database(settings: Settings) -> Iterator[Engine]:
     from sqlalchemy.exc import SQLAlchemyError
 
     from service.storage.data_folder import NotPrivate, open_data_folder
-    from service.storage.database import NewerSchema, migrate, open_database
+    from service.storage.database import NewerSchema, migrate, open_configured
     from service.storage.failures import storage_trouble
 
     try:
@@ -75,7 +75,7 @@ def database(settings: Settings) -> Iterator[Engine]:
             open_data_folder(settings)
     except OSError as error:
         raise CommandFailed(f"the data folder cannot be made: {error}") from error
-    engine = open_database(settings.resolved_database_url)
+    engine = open_configured(settings)
     is_open = False
     try:
         with failing_on(NewerSchema):

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
+from service.foundation.errors import Unavailable
+
 
 class CommandFailed(Exception):
     """The command cannot go on; the text is for the person who typed it."""
@@ -20,7 +22,7 @@ class WrongUsage(CommandFailed):
 
 
 class StorageRefused(CommandFailed):
-    """The database is busy, full or out of reach. Trying again may help; a job is tried again."""
+    """The database or the store is busy, full or out of reach; a job is tried again."""
 
     status = 75  # EX_TEMPFAIL, as `kill_with_parent` returns
 
@@ -31,4 +33,5 @@ def failing_on(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        raise CommandFailed(str(error)) from error
+        failed = StorageRefused if isinstance(error, Unavailable) else CommandFailed
+        raise failed(str(error)) from error

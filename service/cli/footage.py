@@ -134,6 +134,9 @@ async def _look(
     from service.recognition.load import Load
 
     store, metrics, stopping = GalleryStore(engine), Metrics(), Event()
+    if settings.milvus is not None and settings.milvus.folder is not None:
+        # The api process has the folder of milvus-lite, which is one process's at a time.
+        settings = settings.model_copy(update={"index": "faiss"})
 
     def identified(entry: Entry) -> None:
         record.changed(entry, SERVICE)
@@ -141,7 +144,7 @@ async def _look(
     def progress(done: int, total: int, left: float | None) -> None:
         report(event="progress", step=done, total_steps=total, eta_s=left)
 
-    encoder = open_encoder(settings, settings.model)
+    encoder = open_encoder(settings, engine, settings.model)
     async with open_models(settings, store, metrics, Load(1), stopping, encoder) as (_, models):
         try:
             search = Search(store, models, metrics)

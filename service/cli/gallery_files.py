@@ -87,7 +87,7 @@ def calibrate_gallery(
     from models.thresholds.calibration import CannotCalibrate
     from service.foundation.errors import NotFound
     from service.job_types.calibration import measure
-    from service.serving.registry import read_card
+    from service.serving.model_files import read_card
 
     with (
         galleries(settings_from(data_dir=data_dir)) as engine,
@@ -106,7 +106,7 @@ def audit_gallery(
     """Find what in a gallery attracts other people: an audit job's command."""
     from service.foundation.errors import NotFound
     from service.job_types.gallery_audit import CannotAudit, audit
-    from service.serving.registry import read_card
+    from service.serving.model_files import read_card
 
     with galleries(settings_from(data_dir=data_dir)) as engine, failing_on(NotFound, CannotAudit):
         audited = audit(engine, gallery, read_card(checkpoint), report_steps)

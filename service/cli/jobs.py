@@ -30,6 +30,13 @@ top = typer.Typer()
 """The commands that are no part of `gaitid jobs`."""
 
 Pack = Annotated[str | None, typer.Option(help="A pack of the deployment's.")]
+Needs = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME[=AMOUNT]",
+        help="What a worker must have, such as gpu or memory=64 (GiB); repeatable.",
+    ),
+]
 Enrolled = Annotated[str | None, typer.Option(help="Instead: what is enrolled in this gallery.")]
 
 
@@ -48,7 +55,7 @@ def show_all(
             "status": lambda item: item.status,
             "done": lambda item: f"{item.progress.fraction:.0%}",
             "created": lambda item: item.created_at,
-            "error": lambda item: item.error,
+            "error": lambda item: item.error or item.waiting_for,
         },
         as_json=as_json,
     )
@@ -98,6 +105,7 @@ def distill(
     activate_in: Annotated[
         str | None, typer.Option(help="In which gallery; the dataset's, else default.")
     ] = None,
+    needs: Needs = None,
     wait: Wait = False,
 ) -> None:
     """Train a student from teachers by a recipe."""
@@ -110,6 +118,7 @@ def distill(
         overrides=dict(map(_override, overrides or ())),
         activate=activate,
         activate_in=activate_in,
+        needs=_needs(needs),
     )
     _started(client, job, wait=wait)
 
@@ -121,11 +130,13 @@ def evaluate(
     dataset: Pack = None,
     gallery: Enrolled = None,
     protocol: Annotated[str, typer.Option(help="How it is measured.")] = "cross-view",
+    needs: Needs = None,
     wait: Wait = False,
 ) -> None:
     """Measure a model."""
     source = _source(dataset, gallery)
-    _started(client, client.evaluate(model=model, dataset=source, protocol=protocol), wait=wait)
+    job = client.evaluate(model=model, dataset=source, protocol=protocol, needs=_needs(needs))
+    _started(client, job, wait=wait)
 
 
 @asking(submit, "calibrate")
@@ -251,6 +262,15 @@ def _override(text: str) -> tuple[str, Any]:
         return key.strip(), json.loads(value, parse_constant=str)  # no request can carry NaN
     except ValueError:
         return key.strip(), value
+
+
+def _needs(texts: list[str] | None) -> dict[str, float] | None:
+    from service.jobs.labels import parse
+
+    try:
+        return parse(texts) if texts else None
+    except ValueError as error:
+        raise WrongUsage(f"--needs: {printable(str(error))}") from error
 
 
 def _started(client: Client, job: Job, *, wait: bool) -> None:

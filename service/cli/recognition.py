@@ -156,6 +156,9 @@ def identify(
     client: Client,
     walk: WalkFile,
     gallery: Gallery = "default",
+    galleries: Annotated[
+        str | None, typer.Option(help="Up to ten, with commas between, instead of --gallery.")
+    ] = None,
     top_k: Annotated[int, typer.Option(min=1, max=100, help="Candidates to name.")] = 5,
     threshold: Threshold = None,
     filter: Annotated[
@@ -165,8 +168,11 @@ def identify(
     as_json: AsJson = False,
 ) -> None:
     """Say who walks there."""
+    if galleries and gallery != "default":
+        raise WrongUsage("give --gallery or --galleries, not both")
     answer = client.identify(
-        walk, gallery=gallery, top_k=top_k, threshold=threshold,
+        walk, gallery=gallery, galleries=galleries.split(",") if galleries else (),
+        top_k=top_k, threshold=threshold,
         filter=json_object("--filter", filter), explain=explain, include="metadata",
     )  # fmt: skip
     if as_json:
@@ -174,11 +180,19 @@ def identify(
         return
     typer.echo(f"{answer.decision} (threshold {answer.threshold:.3f}, {answer.threshold_source})")
     named = any(candidate.display_name for candidate in answer.candidates)
-    columns = ["rank", "similarity", "subject", *(["name"] if named else []), "margin"]
+    columns = [
+        "rank",
+        *(["gallery"] if galleries else []),
+        "similarity",
+        "subject",
+        *(["name"] if named else []),
+        "margin",
+    ]
     columns += ["parts"] if explain else []
     rows = [
         [
             candidate.rank,
+            *([candidate.gallery] if galleries else []),
             f"{candidate.similarity:.3f}",
             candidate.subject_id,
             *([candidate.display_name] if named else []),

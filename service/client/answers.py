@@ -120,13 +120,16 @@ class Probe(ProbeSequence):
 class Candidate(Answer):
     """An enrolled subject who may be the probe; `parts`, head to feet, only when explained.
 
-    `display_name` and `metadata` only with `include="metadata"`.
+    `display_name` and `metadata` only with `include="metadata"`; `gallery` and its `threshold` only
+    where several galleries were searched.
     """
 
     rank: int
+    gallery: str | None = None
     subject_id: str
     similarity: float
     margin: float | None
+    threshold: float | None = None
     sequence_id: str
     seen_from_this_view: bool | None = None
     parts: list[float] | None = None
@@ -147,10 +150,25 @@ class Search(Answer):
     took_ms: float
 
 
+class SearchedGallery(Answer):
+    """One of several galleries that were searched, and what decides in it."""
+
+    gallery: str
+    threshold: float
+    threshold_source: Literal["request", "gallery", "model"]
+    operating_point: dict[str, Any] | None
+    model: ModelReference
+
+
 class Identification(Search):
-    """The answer to `identify`."""
+    """The answer to `identify`.
+
+    Of several galleries, `gallery`, its threshold and model are those of the first candidate, and
+    `galleries` lists all.
+    """
 
     decision: Literal["match", "no_match"]
+    galleries: list[SearchedGallery] = []
     candidates: list[Candidate]
 
 
@@ -250,7 +268,9 @@ class ErasureReceipt(Answer):
     """What was erased: `erased` counts subjects, sequences and embeddings.
 
     `models` learned from an erased subject; `jobs` were cancelled because they were about to.
-    `scene` is "dropped" if a scene transform was that those erased had a share in.
+    `scene` is "dropped" if a scene transform was that those erased had a share in. `vectors` says
+    what Milvus has of them, if galleries are searched there. `traces` in the database's files are
+    "cleared", or "left" until the next sweep.
     """
 
     receipt_id: str
@@ -262,6 +282,8 @@ class ErasureReceipt(Answer):
     models: list[str] = []
     jobs: list[str] = []
     scene: Literal["dropped"] | None = None
+    vectors: Literal["deleted", "pending"] | None = None
+    traces: Literal["cleared", "left"] = "left"
 
 
 class JobProgress(Answer):
@@ -279,6 +301,8 @@ class Job(Answer):
     id: str
     type: str
     status: Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
+    needs: dict[str, float] = {}
+    waiting_for: str | None = None
     progress: JobProgress
     metrics: dict[str, Any]
     result: dict[str, Any] | None

@@ -62,14 +62,16 @@ class Client(Connection):
         accept_conflict: bool = False,
         input: Input = "auto",
         track: int | None = None,
+        frame_rate: float | None = None,
         idempotency_key: str | None = None,
     ) -> Enrolment:
         """Enrol walks of one person: all of them, or none if one is refused.
 
         `walk` is the id of one that a footage job lists, instead of `walks`. With
         `accept_conflict` also walks that may be another person's. `input` says what is sent;
-        of footage with several people, `track` chooses one. Calls with equal walks and
-        an equal `idempotency_key` within 24 hours enrol them once.
+        of footage with several people, `track` chooses one, and of footage as images `frame_rate`
+        says how many are a second. Calls with equal walks and an equal `idempotency_key` within 24
+        hours enrol them once.
         """
         return self._ask(
             Enrolment,
@@ -83,6 +85,7 @@ class Client(Connection):
                 "accept_conflict": "true" if accept_conflict else None,
                 "input": None if walk else input,
                 "track": None if track is None else str(track),
+                "frame_rate": None if frame_rate is None else str(frame_rate),
             },
             files=[("sequence", walk) for walk in walks],
             key=idempotency_key,
@@ -93,6 +96,7 @@ class Client(Connection):
         walk: Upload,
         *others: Upload,
         gallery: str = "default",
+        galleries: Sequence[str] = (),
         top_k: int = 5,
         threshold: float | None = None,
         filter: Filter | None = None,
@@ -101,18 +105,23 @@ class Client(Connection):
         include: Include | None = None,
         input: Input = "auto",
         track: int | None = None,
+        frame_rate: float | None = None,
     ) -> Identification:
         """Find who walks; `filter` is metadata of candidates, and a list means any of its items.
 
         Other walks of the same person, up to nine, are fused with the first. Where `view` says from
         where they were filmed, candidates say whether they are enrolled in it. With
         `include="metadata"` candidates have their display name and metadata. `input` says what is
-        sent; of footage with several people, `track` chooses one.
+        sent; of footage with several people, `track` chooses one, and of footage as images
+        `frame_rate` says how many are a second. Up to ten `galleries` are searched instead of
+        `gallery`; candidates then name theirs.
         """
         return self._search(
-            Identification, "/identify", (walk, *others), gallery, threshold,
+            Identification, "/identify", (walk, *others), None if galleries else gallery, threshold,
+            galleries=",".join(galleries) or None,
             top_k=str(top_k), filter=_json(filter), explain="true" if explain else None,
             view=view, include=include, input=input, track=None if track is None else str(track),
+            frame_rate=None if frame_rate is None else str(frame_rate),
         )  # fmt: skip
 
     def verify(
@@ -126,12 +135,14 @@ class Client(Connection):
         include: Include | None = None,
         input: Input = "auto",
         track: int | None = None,
+        frame_rate: float | None = None,
     ) -> Verification:
         """Check whether the walk is this person's; see `identify` for the rest."""
         return self._search(
             Verification, "/verify", (walk, *others), gallery, threshold,
             subject_id=subject_id, view=view, include=include,
             input=input, track=None if track is None else str(track),
+            frame_rate=None if frame_rate is None else str(frame_rate),
         )  # fmt: skip
 
     # What is enrolled
@@ -275,9 +286,13 @@ class Client(Connection):
         overrides: Mapping[str, Any] | None = None,
         activate: str | None = None,
         activate_in: str | None = None,
+        needs: Mapping[str, float] | None = None,
     ) -> Job:
-        """Start a distillation; `activate` is `never` or `if_better`, `activate_in` a gallery."""
-        target = {"activate": activate, "gallery": activate_in}
+        """Start a distillation; `activate` is `never` or `if_better`, `activate_in` a gallery.
+
+        `needs` are labels that a worker must have to take the job.
+        """
+        target = {"activate": activate, "gallery": activate_in, "needs": needs}
         content = {
             "recipe": recipe,
             "name": name,
@@ -296,13 +311,14 @@ class Client(Connection):
         dataset: Dataset,
         protocol: str | None = None,
         conditions: Mapping[str, Any] | None = None,
+        needs: Mapping[str, float] | None = None,
     ) -> Job:
         """Start the evaluation of a model, by a protocol or by conditions of one's own.
 
         `conditions` has `enrolled` (patterns of names of conditions), `asked` (the same, by the
-        name that the figures get) and perhaps `apart` (degrees).
+        name that the figures get) and perhaps `apart` (degrees). `needs` as for `distill`.
         """
-        content: dict[str, Any] = {"model": model, "dataset": dataset}
+        content: dict[str, Any] = {"model": model, "dataset": dataset, **given({"needs": needs})}
         if protocol is not None:
             content["protocol"] = protocol
         if conditions is not None:
@@ -421,7 +437,7 @@ class Client(Connection):
         answer: type[A],
         path: str,
         walks: Sequence[Upload],
-        gallery: str,
+        gallery: str | None,
         threshold: float | None,
         **fields: str | None,
     ) -> A:

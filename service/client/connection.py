@@ -35,6 +35,7 @@ from service.client.failures import (
 
 T = TypeVar("T")
 A = TypeVar("A", bound=Answer)
+_Value = TypeVar("_Value")
 
 _CONNECT_S = 10.0
 _PIECE = 2**18  # bytes of a large file that are sent at once
@@ -330,7 +331,7 @@ def at(*segments: str) -> str:
     return "".join(f"/{quote(segment, safe='')}" for segment in segments)
 
 
-def given(values: Values | None) -> dict[str, str]:
+def given(values: Mapping[str, _Value | None] | None) -> dict[str, _Value]:
     """Return the values that are not None."""
     return {name: value for name, value in (values or {}).items() if value is not None}
 

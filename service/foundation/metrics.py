@@ -55,6 +55,10 @@ class Metrics:
             "Sequences being decoded or embedded, or waiting for it.",
             registry=self.registry,
         )
+        self.workers = Gauge(
+            "gaitid_workers", "Worker processes of the deployment that live.",
+            registry=self.registry,
+        )  # fmt: skip
         self.ready = Gauge(
             "gaitid_ready", "1 once model and indexes are loaded.", registry=self.registry
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,10 +20,18 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.foundation.milvus_address import MilvusAddress
 from service.foundation.rate import UNLIMITED, Rate
+
+S3_SCHEME = "s3://"
 
 _ROOT = Path(__file__).parents[2]
 _PREFIX = "GAITID_"
+_DATABASE = re.compile(r"(sqlite|postgres(ql)?)(\+\w+)?://")
+_SEGMENT = r"/[A-Za-z0-9_~-][A-Za-z0-9._~-]*"
+ROOT_PATH = f"({_SEGMENT})+"
+"""A path under which a proxy shows the service, as a regular expression."""
+_ORIGIN = r"https?://(\[[0-9a-f:]+\]|[a-z0-9.-]+)(:[0-9]{1,5})?"
 _OF_THE_CLIENT = frozenset({"URL", "API_KEY", "SOURCE", "WEBHOOK_SECRET"})
 
 
@@ -38,9 +47,18 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     data_dir: Path = Path("data")
     database_url: str | None = None  # default: sqlite file in data_dir
+    # Where hosts share files: s3://bucket/prefix, or the absolute path of a folder that all mount.
+    # Without it every file stays in data_dir.
+    store: str | None = None
+    # Of PostgreSQL. Eight are for writing; the audit record has four more.
+    database_connections: int = Field(default=15, ge=10)
+    database_statement_seconds: PositiveFloat = 60.0
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    index: Literal["faiss", "memory"] = "faiss"
+    index: str = "faiss"  # or memory, or where Milvus is
+    milvus_token: SecretStr | None = None  # USER:PASSWORD, or a key
+    # Milvus has vectors in plain. Somebody who encrypts the database has to say that they may be.
+    milvus_unencrypted: bool = False
     model: str = "default"  # the registered model that galleries start with
     max_models: int = Field(default=4, ge=3)  # loaded at once, for all galleries
     shipped_models_dir: Path = _ROOT / "models" / "checkpoints"
@@ -55,6 +73,14 @@ class Settings(BaseSettings):
 
     # Addresses and networks of proxies whose X-Forwarded-For says who calls. Nobody else's does.
     trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode] = ()
+    # After SIGTERM: that it still answers, for proxies to see that it is not ready any more, and
+    # then that what was begun has to end.
+    drain_seconds: float = Field(default=0.0, ge=0, le=3600)
+    stop_seconds: PositiveFloat = 10.0
+    # Under which path of a proxy the service is; a trusted proxy may say it in X-Forwarded-Prefix.
+    root_path: str | None = Field(default=None, pattern=f"^{ROOT_PATH}$")
+    # Origins whose pages may call the service from a browser, such as https://desk.example.
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     max_connections: PositiveInt = 1024  # half of them from one address; fewer with few descriptors
 
     # Requests that a key may send, unless it has a rate of its own; without keys, an address.
@@ -109,6 +135,8 @@ class Settings(BaseSettings):
     cohort: bool = False  # whether sums of walks of whoever passed may be added to a gallery
 
     # Jobs
+    # What this machine's worker has beside what it finds out by itself: gpu=2,memory=64,site-a.
+    worker_labels: Annotated[tuple[str, ...], NoDecode] = ()
     lease_seconds: PositiveFloat = 30.0
     job_max_attempts: PositiveInt = 3
     cancel_grace_seconds: PositiveFloat = 3.0
@@ -118,13 +146,42 @@ class Settings(BaseSettings):
     job_retention_days: PositiveInt = 30  # of an ended job's folder
     reserve_bytes: NonNegativeInt = 16 * 2**20  # of the disk, so that a full one can be erased from
 
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, value: str | None) -> str | None:
+        if value is not None and not _DATABASE.match(value):
+            raise ValueError("write postgresql://USER@HOST/DATABASE, or sqlite:///FILE")
+        return value
+
     @field_validator("rate_limit", "wrong_key_rate")
     @classmethod
     def _rate(cls, value: str) -> str:
         Rate.parse(value)
         return value
 
-    @field_validator("allowed_hosts", "trusted_proxies", mode="before")
+    @field_validator("index")
+    @classmethod
+    def _index(cls, value: str) -> str:
+        if value not in ("faiss", "memory"):
+            if not value.startswith("milvus"):
+                raise ValueError("write faiss, memory, or where Milvus is: milvus://HOST:PORT")
+            MilvusAddress.parse(value)
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not re.fullmatch(_ORIGIN, origin):
+                raise ValueError(
+                    f"{origin!r} is no origin: write each as https://name or https://name:port, in "
+                    "lower case; * is not allowed"
+                )
+        return value
+
+    @field_validator(
+        "allowed_hosts", "trusted_proxies", "cors_origins", "worker_labels", mode="before"
+    )
     @classmethod
     def _names(cls, value: object) -> object:
         """Read names from the environment: with commas between, or as a JSON list."""
@@ -136,6 +193,19 @@ class Settings(BaseSettings):
             except ValueError as error:
                 raise ValueError("write names with commas between, or a JSON list") from error
         return tuple(name.strip() for name in value.split(",") if name.strip())
+
+    @field_validator("store")
+    @classmethod
+    def _store(cls, value: str | None) -> str | None:
+        bucket = rf"{S3_SCHEME}[a-z0-9][a-z0-9.-]+(/[A-Za-z0-9_][A-Za-z0-9._-]*)*/?"
+        if value is None or re.fullmatch(bucket, value) or value.startswith("/"):
+            return value
+        raise ValueError("name s3://bucket/prefix, or the absolute path of a folder")
+
+    @property
+    def milvus(self) -> MilvusAddress | None:
+        """Where Milvus is; None unless galleries are searched there."""
+        return MilvusAddress.parse(self.index) if self.index.startswith("milvus") else None
 
     @property
     def resolved_database_url(self) -> str:
@@ -162,6 +232,11 @@ class Settings(BaseSettings):
     def models_dir(self) -> Path:
         """Where this deployment keeps the checkpoints it made or was given."""
         return self.data_dir / "models"
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where a host keeps what it fetched from the store."""
+        return self.data_dir / "cache"
 
     @property
     def indexes_dir(self) -> Path:

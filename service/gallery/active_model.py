@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import (
     Connection,
@@ -35,8 +35,10 @@ from service.gallery.tables import (
     SceneRow,
     SequenceRow,
 )
-from service.storage.database import writing
+from service.storage.database import take_turns, writing
 
+MODELS_IN_USE: Final = "models"
+"""At which those who put models to use, or remove them, take turns."""
 _PRUNED_AT_ONCE = 500  # embeddings a transaction: other writers wait for a moment only
 
 
@@ -143,6 +145,7 @@ def swap(
     `operating_point` is what is decided by under the new model; None leaves the old model's, which
     is stale then. The old model keeps its own in any case.
     """
+    take_turns(session, MODELS_IN_USE)
     row = session.get_one(GalleryRow, gallery_id)
     row.active_model, row.active_digest = new.name, new.digest
     row.previous_model, row.previous_digest = old.name, old.digest
@@ -160,6 +163,7 @@ def swap_back(session: Session, gallery: str) -> RolledBack:
     row = session.scalar(select(GalleryRow).where(GalleryRow.name == gallery).with_for_update())
     if row is None:
         raise missing_gallery(gallery)
+    take_turns(session, MODELS_IN_USE)
     active = gallery_model(row.active_model, row.active_digest)
     previous = gallery_model(row.previous_model, row.previous_digest)
     if active is None or previous is None:

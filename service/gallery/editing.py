@@ -27,7 +27,7 @@ from service.gallery.store import missing_sequence, raise_revision, sequence_rec
 from service.gallery.tables import ErasedSequenceRow, GalleryRow, SequenceRow, SubjectRow
 from service.storage.database import writing
 from service.storage.kept_answers import delete_answers_about
-from service.storage.vacuum import checkpoint_wal, mark_for_vacuum
+from service.storage.vacuum import clear_traces, mark_for_vacuum
 
 Record = TypeVar("Record", SequenceRecord, SubjectRecord)
 _AT_ONCE = 500  # names in one statement
@@ -111,7 +111,7 @@ def edit_sequence(
         corrected = Corrected(gallery, sequence_record(row, gallery), handover)
         _forget(session, {sequence_id, before, row.subject_id})
         in_transaction(session, corrected)
-    checkpoint_wal(engine)
+    clear_traces(engine)
     return corrected
 
 
@@ -179,7 +179,7 @@ def edit_subject(
         moved = () if handover is None else handover.sequence_ids
         _forget(session, {subject_id, remaining.subject_id, *moved})
         in_transaction(session, corrected)
-    checkpoint_wal(engine)
+    clear_traces(engine)
     return corrected
 
 

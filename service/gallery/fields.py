@@ -48,6 +48,17 @@ GalleryName = Annotated[
 ]
 
 
+_NAMES = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+MOST_GALLERIES = 10
+GalleryNames = Annotated[
+    str,
+    Field(
+        pattern=rf"^{_NAMES}(,{_NAMES}){{0,{MOST_GALLERIES - 1}}}$",
+        description=f"1 to {MOST_GALLERIES} names of different galleries, with commas between.",
+    ),
+]
+
+
 # No control characters, and none that end a line or turn the text beside them around.
 _NOT_IN_A_NAME = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
 _NAME = rf"^[^\s{_NOT_IN_A_NAME}][^{_NOT_IN_A_NAME}]*$"

@@ -13,23 +13,21 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy.exc import SQLAlchemyError
 
-from models.comparison.similarity import part_similarity
 from service.foundation.errors import Unavailable
 from service.gallery.growing_index import GrowingIndex
-from service.gallery.index import GalleryIndex, Hits, Keys
+from service.gallery.index import GalleryIndex, Keys
+from service.gallery.ranking import Candidate, Ranking, SearchedGallery
 from service.gallery.records import Changes, Embedding
 from service.gallery.roster import Filter, Roster, listed
-from service.gallery.scenes import Scene, scored
+from service.gallery.scenes import Scene
 from service.gallery.snapshots import Snapshot, Snapshots
 from service.gallery.store import GalleryStore
 
-_AT_FIRST = 100  # sequences that a search asks its index for, which ranks as many anyway
 _GROWN = 1.02  # times as many sequences: a snapshot is written anew
 _REST_S = 600.0  # between two snapshots: erasing people one by one must not write without end
 
@@ -37,25 +35,6 @@ _log = logging.getLogger(__name__)
 
 EmbedMissing = Callable[[Sequence[str]], Mapping[str, Embedding]]
 """Embeds stored sequences that this checkpoint has not embedded, and keeps the result."""
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A subject that resembles the probe; `sequence_id` is its most similar sequence.
-
-    `seen_from_this_view` says whether the subject has a sequence in the probe's view; None where
-    that view, or the view of some sequence, was not said.
-    """
-
-    subject_id: str
-    sequence_id: str
-    similarity: float
-    parts: tuple[float, ...] | None
-    seen_from_this_view: bool | None = None
-
-
-_Scores = dict[str, tuple[int, float]]
-"""Of subjects the key of the best sequence, and how alike they are."""
 
 
 class LiveIndex:
@@ -94,6 +73,7 @@ class LiveIndex:
         self._lock = threading.Lock()
         self._revision = 0
         self._roster = Roster() if roster is None else roster
+        self._ranking = Ranking(index, self._roster, store, digest, scene)
         self._snapshots = snapshots
         self._version = ""
         self._kept = 0  # sequences in the last snapshot
@@ -114,8 +94,10 @@ class LiveIndex:
         """How many subjects there are, as of the last revision that was applied."""
         return self._roster.subjects
 
-    def same_as(self, other: LiveIndex) -> bool:
+    def same_as(self, other: SearchedGallery) -> bool:
         """Whether both hold the same sequences; True as well if their revisions differ."""
+        if not isinstance(other, LiveIndex):
+            return False
         with self._lock:
             revision, held = self._revision, self._roster.sequence_ids()
         with other._lock:
@@ -141,23 +123,11 @@ class LiveIndex:
         view: str | None = None,
         explain: bool = False,
     ) -> list[Candidate]:
-        """The `subjects` most similar subjects, best first.
-
-        Without a scene transform by their best sequence, with one by all of them (`scenes.scored`):
-        of those subjects whose best sequence is among the nearest.
-
-        Args:
-            newest: a revision that the answer must include.
-            probes: a walk [p, c], or several of one person [m, p, c], which are fused.
-            subjects: how many are asked for.
-            where: restricts the search.
-            view: of the probes, for `Candidate.seen_from_this_view`.
-            explain: whether candidates are to have `parts`.
-        """
+        """See `SearchedGallery.search`."""
         with self._lock:
             self._follow(newest)
             among = None if not where else self._roster.matching(where)
-            return self._best(probes, subjects, among, view=view, explain=explain)
+            return self._ranking.best(probes, subjects, among, view=view, explain=explain)
 
     def compare(
         self, newest: int, probes: Embedding, subject_id: str, *, view: str | None = None
@@ -166,7 +136,7 @@ class LiveIndex:
         with self._lock:
             self._follow(newest)
             keys = self._roster.of_subject(subject_id)
-            return next(iter(self._best(probes, 1, keys, view=view, explain=False)), None)
+            return next(iter(self._ranking.best(probes, 1, keys, view=view)), None)
 
     def keep(self) -> None:
         """Write a snapshot of a large gallery, if there is none or it has grown; every so often."""
@@ -193,98 +163,6 @@ class LiveIndex:
         except (OSError, SQLAlchemyError, Unavailable) as error:  # a full disk, say
             _log.warning("the next start must do without a snapshot: %s", error)
 
-    def _best(
-        self,
-        probes: Embedding,
-        subjects: int,
-        among: Keys | None,
-        *,
-        view: str | None,
-        explain: bool,
-    ) -> list[Candidate]:
-        probes = probes[None] if probes.ndim == 2 else probes
-        seen = self._seen(probes)
-        nearest = [self._nearest(probe, subjects, among) for probe in seen]
-        if nearest[0] and (len(nearest) > 1 or self.scene is not None):
-            # Whom one probe resembles the others are compared with too, and by all sequences.
-            met = {subject_id for found in nearest for subject_id in found}
-            keys = np.concatenate([self._roster.of_subject(subject_id) for subject_id in met])
-            keys = keys if among is None else np.intersect1d(keys, among)
-            nearest = [self._scores(self._index.search(one, len(keys), keys)) for one in seen]
-        fused = {
-            subject_id: fuse([found[subject_id][1] for found in nearest])
-            for subject_id in nearest[0]
-            # Not everywhere: erased by another process while the probes were compared.
-            if all(subject_id in found for found in nearest)
-        }
-        candidates = []
-        for subject_id in sorted(fused, key=lambda one: -fused[one])[:subjects]:
-            keys_of = [found[subject_id][0] for found in nearest]
-            best = max(range(len(nearest)), key=lambda row: nearest[row][subject_id][1])
-            candidates.append(
-                Candidate(
-                    subject_id=subject_id,
-                    sequence_id=self._roster[keys_of[best]].sequence_id,
-                    similarity=fused[subject_id],
-                    parts=self._parts(probes, keys_of) if explain else None,
-                    seen_from_this_view=self._seen_from(subject_id, view),
-                )
-            )
-        return candidates
-
-    def _nearest(self, probe: Embedding, subjects: int, among: Keys | None) -> _Scores:
-        """At least so many subjects, if there are."""
-        reachable = len(self._index) if among is None else len(among)
-        subjects = (  # there may not be as many
-            min(subjects, self.subjects)
-            if among is None
-            else self._roster.count_subjects(among, subjects)
-        )
-        wanted = max(subjects, _AT_FIRST)
-        while True:
-            # Subjects with many sequences may fill a shortlist: widen it until there are enough.
-            scores = self._scores(self._index.search(probe, wanted, among))
-            if len(scores) >= subjects or wanted >= reachable:
-                return scores
-            wanted *= 4
-
-    def _scores(self, hits: Hits) -> _Scores:
-        keys = hits.keys.tolist()
-        whose = [self._roster[key].subject_id for key in keys]
-        found = scored(hits.similarities, whose, self.scene)
-        return {subject_id: (keys[row], score) for subject_id, (row, score) in found.items()}
-
-    def _parts(self, probes: Embedding, keys: Sequence[int]) -> tuple[float, ...] | None:
-        """The similarity of each part of probes [m, p, c] to m sequences, on average.
-
-        A scene transform mixes the parts, so with one they are compared as the checkpoint made
-        them. None if the sequences were erased a moment ago.
-        """
-        if self.scene is None:
-            alike = [
-                self._index.part_similarity(probe, np.array([key], np.int64))
-                for probe, key in zip(probes, keys, strict=True)
-            ]
-        else:
-            ids = [self._roster[key].sequence_id for key in keys]
-            stored = dict(self._store.embeddings(self._digest, ids))
-            alike = [
-                part_similarity(probe, stored[one][None], "cosine")
-                for probe, one in zip(probes, ids, strict=True)
-                if one in stored
-            ]
-        return tuple(np.concatenate(alike).mean(axis=0).tolist()) if alike else None
-
-    def _seen_from(self, subject_id: str, view: str | None) -> bool | None:
-        if view is None:
-            return None
-        views = self._roster.views_of(subject_id)
-        return True if view in views else (None if None in views else False)
-
-    def _seen(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Embeddings [n, p, c] as the index holds them."""
-        return embeddings if self.scene is None else self.scene.embeddings(embeddings)
-
     def _follow(self, newest: int) -> None:
         if self._revision == 0 < newest and self._snapshots is not None:
             self._begin(self._snapshots)
@@ -304,7 +182,9 @@ class LiveIndex:
         ]
         if embedded:
             keys = self._roster.add([item for item, _ in embedded])
-            self._index.add(keys, self._seen(np.stack([embedding for _, embedding in embedded])))
+            self._index.add(
+                keys, self._ranking.seen(np.stack([embedding for _, embedding in embedded]))
+            )
         self._revision = changes.revision
 
     def _drop(self, sequence_ids: Iterable[str]) -> None:
@@ -351,12 +231,3 @@ def stored_embeddings(
         embeddings[row] = embedding
     seen = embeddings if scene is None else scene.embeddings(embeddings)
     return np.array([named[sequence_id] for sequence_id, _ in found], np.int64), seen
-
-
-def fuse(similarities: Sequence[float]) -> float:
-    """How alike a subject is to several walks of one person: the mean of the similarities.
-
-    A stranger's walks seldom all resemble somebody, so the mean reaches a threshold that was found
-    for single walks no more often than one of them does.
-    """
-    return sum(similarities) / len(similarities)

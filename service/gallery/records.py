@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,6 +145,9 @@ class ErasureReceipt:
         models: names of the models that learned from an erased subject.
         jobs: ids of the jobs that were cancelled because they held walks of the gallery.
         scene_dropped: whether a transform that those erased had a share in was dropped.
+        vectors: what a vector database has of them: `deleted`, which it compacts in its own time;
+            `pending`, while it could not be reached or is being written; None: there is none.
+        traces_cleared: whether the database was rid of what deleted rows leave in it, too.
     """
 
     receipt_id: str
@@ -157,3 +160,5 @@ class ErasureReceipt:
     jobs: tuple[str, ...]
     scene_dropped: bool
     erased_at: datetime
+    vectors: Literal["deleted", "pending"] | None = None
+    traces_cleared: bool = False

@@ -25,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from service.gallery.records import Progress
-from service.gallery.sealing import SceneData, Sealing, sealing_of
+from service.gallery.sealing import KEYS_IN_USE, SceneData, Sealing, sealing_of
 from service.gallery.tables import (
     EmbeddingRow,
     EncryptionKeyRow,
@@ -34,9 +34,9 @@ from service.gallery.tables import (
     SceneRow,
     SequenceRow,
 )
-from service.storage.database import writing
+from service.storage.database import take_turns, writing
 from service.storage.encryption import KeyTrouble
-from service.storage.vacuum import checkpoint_wal
+from service.storage.vacuum import clear_traces
 
 _PIECE = 64  # rows: at 16 x 256 channels, 1 MB of embeddings
 
@@ -183,7 +183,7 @@ def reencrypt(engine: Engine, progress: Progress = lambda _done, _total: None) -
                 after = tuple(getattr(rows[-1], key.key) for key in kept.keys)
                 done += len(rows)
                 progress(done, max(done, total))
-    checkpoint_wal(engine)
+    clear_traces(engine)
     return done
 
 
@@ -220,8 +220,8 @@ def _seal_next(
 def _retire_others(engine: Engine, key_id: str) -> bool:
     """Forget every other key, unless something is still kept with one, or plain."""
     with Session(writing(engine)) as session, session.begin():
-        # Locks the keys: a transaction that writes with one of them ends before this, or waits.
-        session.scalars(select(EncryptionKeyRow).with_for_update()).all()
+        # A transaction that writes, with a key or without, ends before this, or waits.
+        take_turns(session, KEYS_IN_USE)
         for kept in _KEPT:
             column = kept.table.key_id
             left = select(column).where(kept.holds_data, column.is_distinct_from(key_id)).limit(1)

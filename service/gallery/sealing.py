@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from sqlalchemy import Engine, Row, select
@@ -21,13 +21,15 @@ from sqlalchemy.orm import Session
 from service.foundation.errors import Unavailable
 from service.gallery.records import Embedding, Silhouettes
 from service.gallery.tables import EmbeddingRow, EncryptionKeyRow
-from service.storage.database import now, writing
+from service.storage.database import now, take_turns, writing
 from service.storage.encryption import EncryptionKey, KeyTrouble, Tampered
 
 KeptEmbedding = EmbeddingRow | Row[*tuple[Any, ...]]
 """An embedding's row, or its columns."""
 
 SIDE = 64
+KEYS_IN_USE: Final = "encryption keys"
+"""At which writers of galleries, and who retires a key, take turns."""
 _OPTION = "sealing"  # of an engine
 _RESTART_S = 60.0  # what an operator needs at least: more than clients wait by themselves
 
@@ -103,8 +105,8 @@ class Sealing:
         For the transaction that writes: a process that was not restarted since the gallery was
         encrypted, or since its key was replaced, must not add to it.
         """
-        in_use = select(EncryptionKeyRow.key_id).with_for_update(read=True)
-        known = set(session.scalars(in_use))
+        take_turns(session, KEYS_IN_USE, shared=True)
+        known = set(session.scalars(select(EncryptionKeyRow.key_id)))
         if known if self._current is None else self.key_id not in known:
             raise Unavailable(
                 "This process has not got the encryption key that the gallery is written with. "

@@ -76,6 +76,7 @@ _HEAD = (  # read at every search
     )
     .where(GalleryRow.name == bindparam("name"))
 )
+_IDS_AT_ONCE = 4096
 _WALK = (SequenceRow.id, SequenceRow.silhouettes, SequenceRow.key_id, SequenceRow.content_hash)
 
 
@@ -402,15 +403,7 @@ class GalleryStore:
             )
             return Changes(
                 revision=newest,
-                added=tuple(
-                    AddedSequence(
-                        row.id,
-                        row.subject_id,
-                        row.details,
-                        None if row.EmbeddingRow is None else self._embedding(row.EmbeddingRow),
-                    )
-                    for row in added
-                ),
+                added=tuple(map(self._added, added)),
                 # An index that is built from nothing has nothing to forget.
                 erased=()
                 if since == 0
@@ -437,6 +430,62 @@ class GalleryStore:
         ).where(EmbeddingRow.digest == digest, EmbeddingRow.sequence_id.in_(sequence_ids))
         with Session(self.engine) as session:
             return [(row.sequence_id, self._embedding(row)) for row in session.execute(query)]
+
+    def enrolled(
+        self,
+        gallery_id: str,
+        digest: str,
+        *,
+        sequence_ids: Collection[str] = (),
+        subject_ids: Collection[str] = (),
+    ) -> list[AddedSequence]:
+        """Of these sequences, and these subjects' sequences, those that are in the gallery now.
+
+        In no order, with this checkpoint's embeddings.
+        """
+        query = sequences_under(digest, SequenceRow.details).where(
+            SequenceRow.gallery_id == gallery_id
+        )
+        found: dict[str, AddedSequence] = {}
+        with Session(self.engine) as session:
+            for column, ids in (
+                (SequenceRow.id, sequence_ids),
+                (SequenceRow.subject_id, subject_ids),
+            ):
+                names = list(ids)
+                for start in range(0, len(names), _IDS_AT_ONCE):
+                    some = query.where(column.in_(names[start : start + _IDS_AT_ONCE]))
+                    found |= {row.id: self._added(row) for row in session.execute(some)}
+        return list(found.values())
+
+    def count_newer(self, gallery_id: str, since: int, most: int) -> int:
+        """How many sequences came after revision `since`; `most` if they are more."""
+        some = (
+            select(SequenceRow.id)
+            .where(SequenceRow.gallery_id == gallery_id, SequenceRow.revision > since)
+            .limit(most)
+        )
+        with Session(self.engine) as session:
+            return session.scalar(select(func.count()).select_from(some.subquery())) or 0
+
+    def count_subjects(self, gallery_id: str) -> int:
+        """How many subjects the gallery has."""
+        query = select(func.count()).where(SubjectRow.gallery_id == gallery_id)
+        with Session(self.engine) as session:
+            return session.scalar(query) or 0
+
+    def views(self, gallery_id: str, subject_ids: Collection[str]) -> dict[str, set[str | None]]:
+        """The views of these subjects' sequences; None is among them if a sequence names none."""
+        query = (
+            select(SequenceRow.subject_id, SequenceRow.view)
+            .where(SequenceRow.gallery_id == gallery_id, SequenceRow.subject_id.in_(subject_ids))
+            .distinct()
+        )
+        found: dict[str, set[str | None]] = {}
+        with Session(self.engine) as session:
+            for subject_id, view in session.execute(query):
+                found.setdefault(subject_id, set()).add(view)
+        return found
 
     # Embeddings of another checkpoint
 
@@ -478,17 +527,25 @@ class GalleryStore:
             self._sealing.require_current(session)
             if replace:
                 _drop_embeddings(session, digest, list(rows))
-            wanted = session.scalars(
-                select(SequenceRow.id)
-                .where(SequenceRow.id.in_(list(rows)), lacks(digest))
-                .with_for_update()
-            )
+            these = SequenceRow.id.in_(list(rows))
+            # First they are held: another process that embeds them has then written what it made.
+            session.scalars(
+                select(SequenceRow.id).where(these).order_by(SequenceRow.id).with_for_update()
+            ).all()
+            wanted = session.scalars(select(SequenceRow.id).where(these, lacks(digest)))
             session.add_all(rows[sequence_id] for sequence_id in wanted)
 
     def drop_embeddings(self, digest: str, sequence_ids: Sequence[str]) -> None:
         """Forget what a checkpoint made of these sequences."""
         with Session(writing(self.engine)) as session, session.begin():
             _drop_embeddings(session, digest, sequence_ids)
+
+    def _added(self, row: Row[*tuple[Any, ...]]) -> AddedSequence:
+        """Of a row of `sequences_under`."""
+        kept = row.EmbeddingRow
+        return AddedSequence(
+            row.id, row.subject_id, row.details, None if kept is None else self._embedding(kept)
+        )
 
     def _embedding(self, row: KeptEmbedding) -> Embedding:
         try:

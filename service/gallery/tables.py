@@ -211,3 +211,31 @@ class ErasedSequenceRow(Table):
     revision: Mapped[int] = mapped_column(BigInteger)
 
     __table_args__ = (Index("ix_erased_sequence_revision", "gallery_id", "revision"),)
+
+
+class IndexCollectionRow(Table):
+    """A collection in the vector database, and how far it follows this one.
+
+    It has what was added up to `revision`, and nothing that was erased up to then, from the moment
+    `written` of the vector database's clock on. One process at a time writes it: `writer`, whose
+    `beat` rises as long as it lives. `serves` says what it is the collection of; null: it is to be
+    dropped. It has no foreign key, so that a gallery's end does not forget what is left to drop.
+    """
+
+    __tablename__ = "index_collection"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    serves: Mapped[str | None] = mapped_column(String(160), unique=True)
+    gallery_id: Mapped[str] = mapped_column(_ID)
+    digest: Mapped[str] = mapped_column(_DIGEST)
+    scene: Mapped[str | None] = mapped_column(_ID)
+    epoch: Mapped[int]
+    revision: Mapped[int] = mapped_column(BigInteger, default=0)
+    written: Mapped[int] = mapped_column(BigInteger, default=0)
+    erased: Mapped[int] = mapped_column(BigInteger, default=0)  # revision that deletions reach
+    holds_deleted: Mapped[bool] = mapped_column(default=False)  # until it is compacted
+    writer: Mapped[str | None] = mapped_column(_ID)
+    beat: Mapped[int] = mapped_column(BigInteger, default=0)
+    stale_at: Mapped[datetime | None]  # when it was first seen that nothing is searched in it
+
+    __table_args__ = (Index("ix_index_collection_gallery", "gallery_id"),)

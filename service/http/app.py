@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import Depends, FastAPI
 from starlette.middleware import Middleware
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from models.encoder.encoder import Encoder
 from service.access.keys import Scope
@@ -16,11 +17,14 @@ from service.foundation.logs import log_as_json
 from service.foundation.metrics import Metrics
 from service.foundation.settings import Settings
 from service.http import problems
+from service.http.draining import Draining
 from service.http.middleware.access import Access
 from service.http.middleware.audit import Audit
 from service.http.middleware.body import BodyGuard
+from service.http.middleware.cors import Cors
 from service.http.middleware.head import HeadAsGet
 from service.http.middleware.idempotency import Idempotency
+from service.http.middleware.prefix import Prefix
 from service.http.middleware.request_context import RequestContext
 from service.http.middleware.scopes import Scopes, requires
 from service.http.openapi import openapi, operation_id
@@ -58,6 +62,7 @@ def create_app(
     engine = open_engine(settings)
     metrics = Metrics()
     writers = Writers()
+    draining = Draining()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -71,11 +76,20 @@ def create_app(
 
     # The first one is the outermost: every request passes them in this order.
     layers = [
+        # Pages of other origins: outside of what answers errors, so that they can read those.
+        *([Middleware(Cors, origins=settings.cors_origins)] if settings.cors_origins else []),
+        # Under which path a proxy shows the service, before any layer looks at the path.
+        Middleware(Prefix, root_path=settings.root_path, trusted_proxies=settings.trusted_proxies),
+        # Whom a trusted proxy calls for: after the layer above, which asks who the proxy is.
+        Middleware(
+            ProxyHeadersMiddleware,
+            trusted_hosts=[str(network) for network in settings.trusted_proxies],
+        ),
         # HEAD is answered as GET is, by all that follows.
         Middleware(HeadAsGet),
         # An id, one log line and one measurement for every request; refusals by the layers below
         # become problem documents here.
-        Middleware(RequestContext, metrics=metrics),
+        Middleware(RequestContext, metrics=metrics, draining=draining),
         # Who calls, and how often: before anything of the body is read.
         Middleware(Access, engine=engine, settings=settings),
         # Whether the key has the scope of the route: before the body, too.
@@ -97,12 +111,15 @@ def create_app(
         version=version("gaitid"),
         lifespan=lifespan,
         middleware=layers,
-        docs_url=None,  # `service.http.routes.health` has a page that needs no other host
+        # `service.http.routes.health` has a page that needs no other host, and the document.
+        docs_url=None,
+        openapi_url=None,
         redoc_url=None,
         redirect_slashes=False,
         generate_unique_id_function=operation_id,
         dependencies=[Depends(only_known_fields)],
     )
+    app.state.draining = draining
     problems.install(app)
     with_own_scopes = (health, page, enroll, identify, galleries, portability, subjects, sequences)
     for module in (*with_own_scopes, audited):

@@ -18,28 +18,33 @@ from service.recognition.identification import Identified, Verified
 from service.serving.thresholds import ModelInUse, Threshold
 
 
-def identification(answer: Identified, *, top_k: int, filtered: bool) -> Entry:
-    """A search. Its subject is the first candidate, whatever the decision.
+def identification(answer: Identified, *, top_k: int, filtered: bool) -> list[Entry]:
+    """A search, an entry a gallery. Its subject is the gallery's first candidate in the answer.
 
-    The answer names that candidate in any case. If only matches were recorded, a search with a
-    threshold of 1 would leave no trace of whom it found.
+    That is so whatever the decision: the answer names that candidate in any case. If only matches
+    were recorded, a search with a threshold of 1 would leave no trace of whom it found. The
+    decision of several galleries is that of the one whose candidate comes first; in the others
+    nobody matches.
     """
-    first = answer.candidates[0].candidate if answer.candidates else None
-    return Entry(
-        "identify",
-        answer.gallery,
-        None if first is None else first.subject_id,
-        {
+    entries = []
+    for searched in answer.searched:
+        found = [one.candidate for one in answer.candidates if one.gallery == searched.gallery]
+        decided = answer.match and searched == answer.decided
+        details = {
             "search_id": answer.search_id,
             "sequences": len(answer.probes),
-            "decision": "match" if answer.match else "no_match",
-            "similarity": None if first is None else first.similarity,
-            "candidates": len(answer.candidates),
+            "decision": "match" if decided else "no_match",
+            "similarity": found[0].similarity if found else None,
+            "candidates": len(found),
             "top_k": top_k,
             "filtered": filtered,
-            **_decided_by(answer.threshold, answer.model, answer.seconds),
-        },
-    )
+            **_decided_by(searched.threshold, searched.model, answer.seconds),
+        }
+        if len(answer.searched) > 1:
+            details["galleries"] = len(answer.searched)
+        who = found[0].subject_id if found else None
+        entries.append(Entry("identify", searched.gallery, who, details))
+    return entries
 
 
 def verification(answer: Verified) -> Entry:

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import Event
+from typing import TYPE_CHECKING
 
 import torch
 from sqlalchemy import Engine
@@ -25,7 +26,7 @@ from service.foundation.settings import Settings
 from service.gallery.cache import GalleryCache
 from service.gallery.listing import is_enrolled
 from service.gallery.scenes import switch_off
-from service.gallery.sealing import unlock
+from service.gallery.sealing import sealing_of, unlock
 from service.gallery.snapshots import Snapshots
 from service.gallery.store import GalleryStore
 from service.http.model_wiring import ModelWiring
@@ -47,15 +48,23 @@ from service.serving.model_pool import ModelPool
 from service.serving.registry import ModelRegistry, resolve
 from service.serving.thresholds import ModelInUse
 from service.storage.data_folder import open_data_folder
-from service.storage.database import migrate, open_database
+from service.storage.database import migrate, open_configured
 from service.storage.encryption import read_keys
+from service.storage.file_store import open_store
 from service.storage.reserve import Reserve
 from service.storage.writers import Writers
 from service.transfer.portability import Portability
 
+if TYPE_CHECKING:  # what comes with an extra
+    from service.gallery.index_collections import IndexCollections
+
 _log = logging.getLogger(__name__)
 
 _TIDY_SECONDS = 3600.0
+
+
+class MilvusTrouble(Exception):
+    """Galleries cannot be searched in Milvus as the settings are; the text says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +100,45 @@ def open_engine(settings: Settings) -> Engine:
     """
     keys = read_keys(settings)
     open_data_folder(settings)
-    engine = open_database(settings.resolved_database_url)
-    migrate(engine)
-    unlock(engine, keys)
+    engine = open_configured(settings)
+    try:
+        migrate(engine)
+        unlock(engine, keys)
+    except BaseException:
+        engine.dispose()
+        raise
     return engine
 
 
-def open_encoder(settings: Settings, name: str) -> Encoder:
-    """Load the model called `name`; raises `NotFound` and what loading a checkpoint raises."""
+def open_encoder(settings: Settings, engine: Engine, name: str) -> Encoder:
+    """Load the model called `name`; raises what `resolve` and loading a checkpoint raise."""
     torch.set_num_threads(settings.embed_threads)
     keep_freed_memory()
-    return Encoder.for_uploads(resolve(settings, name), settings.device)
+    return Encoder.for_uploads(resolve(settings, engine, name), settings.device)
+
+
+def open_collections(settings: Settings, engine: Engine) -> IndexCollections | None:
+    """The collections of the vector database, if galleries are searched there; not connected yet.
+
+    Raises `MilvusTrouble` if it may not have what is encrypted here, or has no client here.
+    """
+    address = settings.milvus
+    if address is None:
+        return None
+    if sealing_of(engine).key_id is not None and not settings.milvus_unencrypted:
+        raise MilvusTrouble(
+            "this database is encrypted, and Milvus would have the galleries' vectors in plain: "
+            "set GAITID_INDEX=faiss, or GAITID_MILVUS_UNENCRYPTED=true if that may be"
+        )
+    try:
+        from service.gallery.index_collections import IndexCollections
+        from service.gallery.milvus_index import Milvus
+    except ImportError as error:
+        raise MilvusTrouble(
+            "GAITID_INDEX names Milvus, whose client is not installed: pip install 'gaitid[milvus]'"
+        ) from error
+    token = settings.milvus_token
+    return IndexCollections(engine, Milvus(address, token.get_secret_value() if token else ""))
 
 
 @asynccontextmanager
@@ -122,10 +159,13 @@ async def open_models(
     galleries = GalleryCache(max_bytes=settings.index_memory_bytes)
     async with AsyncExitStack() as stack:
         embedding = stack.enter_context(ThreadPoolExecutor(1, "encoder"))
-        wiring = ModelWiring(settings, store, metrics, load, embedding, stopping)
+        collections = open_collections(settings, store.engine)
+        if collections is not None:
+            stack.callback(collections.milvus.close)
+        wiring = ModelWiring(settings, store, metrics, load, embedding, stopping, collections)
         pool = await stack.enter_async_context(
             ModelPool(
-                lambda name: open_encoder(settings, name),
+                lambda name: open_encoder(settings, store.engine, name),
                 wiring.batcher,
                 own,
                 encoder,
@@ -135,7 +175,7 @@ async def open_models(
             )
         )
         models = await stack.enter_async_context(
-            ActiveModels(store, pool, galleries, wiring.live_index, metrics)
+            ActiveModels(store, pool, galleries, wiring.index, metrics)
         )
         yield wiring, models
 
@@ -157,7 +197,7 @@ async def open_resources(
     open to strangers, and what loading a checkpoint raises when that model cannot be loaded.
     """
     check_exposure(settings, engine)
-    encoder = encoder or open_encoder(settings, settings.model)
+    encoder = encoder or open_encoder(settings, engine, settings.model)
     store = GalleryStore(engine, lambda what: metrics.damaged.labels(what).inc())
     store.ensure(DEFAULT_GALLERY)
     if not settings.adapt:
@@ -166,7 +206,7 @@ async def open_resources(
     load = Load(settings.decode_workers)
     reserve = Reserve(settings.reserve_file, settings.reserve_bytes)
     registry = ModelRegistry(settings, engine)
-    record = TrainingRecord.of(settings.data_dir)
+    record = TrainingRecord.of(settings.data_dir, open_store(settings))
     stopping = Event()
     async with AsyncExitStack() as stack:
         audit = AuditRecord(settings, partial(is_enrolled, engine))
@@ -183,7 +223,8 @@ async def open_resources(
             max_wait=settings.max_wait_seconds,
         )
         warm_up = WarmUp(store, models, wiring.reembedding, readiness, stopping, retry_seconds)
-        retention = Retention(settings, store, writers, models.galleries, reserve)
+        collections = wiring.collections
+        retention = Retention(settings, store, writers, models.galleries, reserve, collections)
         await stack.enter_async_context(
             _beside(warm_up.run(), retention.run(), retention.run_listings(), _tidy(audit))
         )
@@ -202,7 +243,9 @@ async def open_resources(
             enrolment=Enrolment(store, writers, intake, models),
             cohort=Cohort(store, writers, intake, models),
             identification=Identification(store, models, intake, metrics),
-            erasure=Erasure(store, writers, models.galleries, models, record, reserve, settings),
+            erasure=Erasure(
+                store, writers, models.galleries, models, record, reserve, settings, collections
+            ),
             corrections=Corrections(
                 engine, writers, record, models.own, Snapshots(engine, settings.indexes_dir)
             ),

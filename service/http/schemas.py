@@ -24,8 +24,8 @@ from service.gallery.fields import (
     MaxAgeDays,
     SubjectId,
 )
-from service.gallery.live_index import Candidate
 from service.gallery.operating_point import OperatingPoint
+from service.gallery.ranking import Candidate
 from service.gallery.records import (
     Description,
     ErasureReceipt,
@@ -34,7 +34,7 @@ from service.gallery.records import (
     Walk,
 )
 from service.recognition.conflict import ConflictingWalk, ConflictReason
-from service.recognition.identification import Identified, Verified
+from service.recognition.identification import Identified, Searched, Verified
 from service.serving.thresholds import ModelInUse
 from service.transfer.importing import Imported
 
@@ -147,6 +147,15 @@ class EnrolConflictProblem(Problem):
     threshold: float | None = None
 
 
+class OutlineAnswer(Schema):
+    """Where a person's mask is in one picture of footage."""
+
+    at_s: float = Field(description="seconds of the footage")
+    points: list[int] = Field(
+        description="column and row of each corner of a polygon, one after the other, in pixels"
+    )
+
+
 class TrackAnswer(Schema):
     """One of several people in footage."""
 
@@ -155,6 +164,9 @@ class TrackAnswer(Schema):
     to_s: float
     box: tuple[float, float, float, float] = Field(
         description="left, top, width and height where the walk begins, in pixels"
+    )
+    outlines: list[OutlineAnswer] = Field(
+        description="the mask in each picture, or in every second, third … of many"
     )
     thumbnail: str = Field(description="a `data:` URL of a JPEG")
 
@@ -258,27 +270,57 @@ _SeenFromThisView = Annotated[
 class CandidateAnswer(Schema):
     """A subject, by its most similar sequence.
 
-    `parts` (head to feet) only when explained, `display_name` and `metadata` only when asked for.
+    `parts` (head to feet) only when explained, `display_name` and `metadata` only when asked for;
+    `gallery` and its `threshold` only where several galleries are searched.
     """
 
     rank: int
+    gallery: str | None = None
     subject_id: str
     display_name: str | None = None
     metadata: _FoundMetadata = {}
     similarity: float
     margin: float | None = Field(
-        description="similarity less that of the best other subject; null when there is none"
+        description="similarity less that of the gallery's best other subject; null when there is "
+        "none"
     )
+    threshold: float | None = Field(default=None, description="of this candidate's gallery")
     seen_from_this_view: _SeenFromThisView
     sequence_id: str
     parts: list[float] | None = None
 
 
+class SearchedGallery(Schema):
+    """One of several galleries that were searched, and what decides in it."""
+
+    gallery: str
+    threshold: float
+    threshold_source: Literal["request", "gallery", "model"]
+    operating_point: dict[str, Any] | None
+    model: ModelReference
+
+    @classmethod
+    def of(cls, searched: Searched) -> Self:
+        """Make it from the use case's."""
+        return cls(
+            gallery=searched.gallery,
+            threshold=searched.threshold.value,
+            threshold_source=searched.threshold.source,
+            operating_point=searched.threshold.operating_point,
+            model=ModelReference.of(searched.model),
+        )
+
+
 class IdentifyAnswer(Schema):
-    """Who the walk resembles, and whether that is a match."""
+    """Who the walk resembles, and whether that is a match.
+
+    Of several galleries, `gallery`, its threshold and model are those of the first candidate, and
+    `galleries` lists all.
+    """
 
     search_id: str
     gallery: str
+    galleries: list[SearchedGallery] = []
     decision: Literal["match", "no_match"]
     threshold: float
     threshold_source: Literal["request", "gallery", "model"]
@@ -291,14 +333,18 @@ class IdentifyAnswer(Schema):
     @classmethod
     def beside(cls, said: Mapping[str, Description], identified: Identified) -> Self:
         """Make it from the use case's result; `said` is what is said of sequences, by id."""
+        thresholds = {one.gallery: one.threshold.value for one in identified.searched}
         return cls(
             decision="match" if identified.match else "no_match",
+            galleries=[SearchedGallery.of(one) for one in identified.searched],
             candidates=[
                 CandidateAnswer(
                     rank=item.rank,
+                    gallery=item.gallery,
                     subject_id=item.candidate.subject_id,
                     similarity=item.candidate.similarity,
                     margin=item.margin,
+                    threshold=thresholds[item.gallery],
                     seen_from_this_view=item.candidate.seen_from_this_view,
                     sequence_id=item.candidate.sequence_id,
                     **_described(item.candidate, said),
@@ -608,6 +654,17 @@ class ReceiptAnswer(Schema):
         description="`dropped`: the gallery's scene transform, in which those erased had a share, "
         "is gone; a job fits another one of those who remain. null: there was none."
     )
+    vectors: Literal["deleted", "pending"] | None = Field(
+        default=None,
+        description="Of their vectors in Milvus. `deleted`: no search reads them, and its storage "
+        "lets go of them when it has compacted. `pending`: deleted as soon as it can be reached. "
+        "null: galleries are not searched there.",
+    )
+    traces: Literal["cleared", "left"] = Field(
+        description="`cleared`: the database was rid of what deleted rows leave in its files (the "
+        "write-ahead log of SQLite, dead rows of PostgreSQL). `left`: something older still reads "
+        "there; the next sweep does it."
+    )
     erased_at: Timestamp
 
     @classmethod
@@ -626,6 +683,8 @@ class ReceiptAnswer(Schema):
             models=list(receipt.models),
             jobs=list(receipt.jobs),
             scene="dropped" if receipt.scene_dropped else None,
+            vectors=receipt.vectors,
+            traces="cleared" if receipt.traces_cleared else "left",
             erased_at=receipt.erased_at,
         )
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -20,20 +23,24 @@ from models.encoder.encoder import Encoder
 from models.networks.device import find_device
 from service.access.audit.record import AuditRecord
 from service.access.exposure import Exposed, check_exposure
-from service.foundation.errors import NotFound
+from service.foundation import tracing
+from service.foundation.errors import NotFound, Unavailable
 from service.foundation.settings import Settings
 from service.gallery.listing import is_enrolled
 from service.http.app import create_app
 from service.http.connections import Connections, affordable
 from service.http.listening import url_of
 from service.http.protocol import BoundedHttp, Patience
-from service.http.resources import open_encoder, open_engine
+from service.http.resources import MilvusTrouble, open_collections, open_encoder, open_engine
 from service.job_types.commands import deployment, program
 from service.jobs.supervisor import WorkerSupervisor
 from service.serving.lineage import BrokenKey, TrainingRecord
 from service.storage.data_folder import NotPrivate
 from service.storage.database import NewerSchema
 from service.storage.encryption import KeyTrouble
+from service.storage.file_store import StoreUnusable, open_store
+
+_TICK_S = 0.05
 
 
 class CannotServe(Exception):
@@ -62,9 +69,18 @@ def _preflight(settings: Settings) -> Encoder:
         ) from error
     try:
         check_exposure(settings, engine)
-        TrainingRecord.of(settings.data_dir)
-        return open_encoder(settings, settings.model)
-    except (Exposed, NotFound, CheckpointError, BrokenKey) as error:
+        open_collections(settings, engine)
+        TrainingRecord.of(settings.data_dir, open_store(settings))
+        return open_encoder(settings, engine, settings.model)
+    except (
+        Exposed,
+        MilvusTrouble,
+        NotFound,
+        CheckpointError,
+        BrokenKey,
+        StoreUnusable,
+        Unavailable,
+    ) as error:
         raise CannotServe(str(error)) from error
     finally:
         engine.dispose()
@@ -73,7 +89,7 @@ def _preflight(settings: Settings) -> Encoder:
 def server_config(
     app: FastAPI, settings: Settings, patience: Patience | None = None
 ) -> uvicorn.Config:
-    """Return uvicorn's configuration: how many connections, and which proxies are trusted."""
+    """Return uvicorn's configuration: how many connections, and how they are read."""
     # A file of an upload goes to the disk from 1 MiB on, and so does a body with its key.
     files = settings.max_uploads * (settings.max_request_bytes // 2**20 + 2)
     among = Connections(affordable(settings.max_connections, files))
@@ -84,28 +100,61 @@ def server_config(
         access_log=False,
         log_config=None,
         server_header=False,
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=[str(network) for network in settings.trusted_proxies],
-        timeout_graceful_shutdown=10,
+        proxy_headers=False,  # a layer of the application reads them
+        timeout_graceful_shutdown=math.ceil(settings.stop_seconds),
     )
 
 
-class _Server(uvicorn.Server):
-    """Announces its address once it has started, and gives up slow uploads when it stops."""
+class Server(uvicorn.Server):
+    """Announces its address once it has started, and leaves without cutting anybody off.
 
-    def __init__(self, app: FastAPI, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+    Once told to stop it is not ready; it answers for `drain_seconds` more, then finishes what it
+    has within `stop_seconds` (give or take one), without slow uploads, and refuses what comes.
+    """
+
+    def __init__(
+        self, app: FastAPI, config: uvicorn.Config, settings: Settings, announce: Callable[[], None]
+    ) -> None:
         super().__init__(config)
         self._app = app
+        self._settings = settings
         self._announce = announce
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal: the service is not ready from now on."""
+        self._app.state.draining.leaving = True
+        super().handle_exit(sig, frame)
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say so."""
         await super().startup(sockets)
         if self.started:
             self._announce()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._app.state.resources.decoders.give_up_slow()
+        """Answer for a while, then finish, then end."""
+        draining, resources = self._app.state.draining, self._app.state.resources
+        draining.leaving = True
+        resources.readiness.leave()
+        resources.followers.end()
+        await self._until(lambda: False, self._settings.drain_seconds)
+        draining.refusing = True
+        resources.decoders.give_up_slow()
+        for connection in list(self.server_state.connections):
+            # To an idle one a request may be on its way, which gets an answer.
+            if isinstance(connection, BoundedHttp) and not connection.idle:
+                connection.shutdown()
+        began = time.monotonic()
+        await self._until(lambda: not draining.answering, self._settings.stop_seconds)
+        left = self._settings.stop_seconds - (time.monotonic() - began)
+        self.config.timeout_graceful_shutdown = max(1, math.ceil(left))
         await super().shutdown(sockets)
+
+    async def _until(self, holds: Callable[[], bool], seconds: float) -> None:
+        """Wait for something to hold, though not for longer, nor once told to stop at once."""
+        deadline = time.monotonic() + seconds
+        while not (holds() or self.force_exit) and time.monotonic() < deadline:
+            await asyncio.sleep(_TICK_S)
 
 
 def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -123,6 +172,10 @@ def serve(settings: Settings, listener: socket.socket, *, with_worker: bool) -> 
     # process before the worker was asked to stop.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
+    try:
+        tracing.set_up()
+    except tracing.CannotTrace as error:
+        raise CannotServe(str(error)) from error
     with ExitStack() as stack:
         stack.enter_context(listener)
         encoder = _preflight(settings)
@@ -135,4 +188,4 @@ def serve(settings: Settings, listener: socket.socket, *, with_worker: bool) -> 
                 grace_s=settings.cancel_grace_seconds + 5.0,
             )
             stack.enter_context(worker)
-        _Server(app, config, announce).run(sockets=[listener])
+        Server(app, config, settings, announce).run(sockets=[listener])

@@ -41,6 +41,10 @@ class Readiness:
         self._waiting_for = None
         self._metrics.ready.set(1)
 
+    def leave(self) -> None:
+        """Count as not ready from now on, because the service stops."""
+        self._metrics.ready.set(0)
+
     def require(self) -> None:
         """Raise `Unavailable`, saying what is being waited for, unless the service is ready."""
         if self._waiting_for is not None:
@@ -73,7 +77,7 @@ class WarmUp:
             self.readiness.done()
 
     async def _load_all(self) -> bool:
-        """Return False if the database is at fault: another process may be writing for long."""
+        """Return False if a database is at fault: another process may be writing for long."""
         try:
             for row in await asyncio.to_thread(every_gallery, self.store.engine):
                 self._say("The galleries are being loaded.")
@@ -84,6 +88,12 @@ class WarmUp:
                 raise
             _log.error("the galleries cannot be loaded now: %s", error)
             self._say(f"The galleries are being loaded. {trouble.detail}")
+            return False
+        except ShuttingDown:
+            raise
+        except Unavailable as error:  # the vector database, say
+            _log.error("the galleries cannot be loaded now: %s", error)
+            self._say(f"The galleries are being loaded. {error.detail}")
             return False
         return True
 

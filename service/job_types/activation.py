@@ -60,8 +60,9 @@ from service.jobs.queue import (
     require_running,
 )
 from service.serving.adaptation import queue_if_due
+from service.serving.model_files import read_card
 from service.serving.reembedding import Reembedding
-from service.serving.registry import active_model, find_model, read_card, resolve
+from service.serving.registry import active_model, find_model, resolve
 from service.serving.thresholds import queue_if_stale
 from service.storage.database import writing
 
@@ -117,13 +118,13 @@ class Activation:
     def _run(self, lease: Lease) -> None:
         request = lease.job.request
         row = models_of(self._engine, request["gallery"])
-        old = active_model(self._settings, row)
+        old = active_model(self._settings, self._engine, row)
         if request.get("instead_of") not in (None, old.digest):
             raise CannotActivate(
                 "the gallery has another model now than the one that this one was compared with"
             )
         try:
-            folder = resolve(self._settings, request["name"])
+            folder = resolve(self._settings, self._engine, request["name"])
             encoder = Encoder.for_uploads(folder, self._settings.device)
         except ValueError as error:
             raise CannotActivate(f"the model cannot be loaded: {error}") from error
@@ -185,7 +186,7 @@ class Activation:
         if pairs is None:
             return None
         try:
-            metric = read_card(resolve(self._settings, old.name)).metric
+            metric = read_card(resolve(self._settings, self._engine, old.name)).metric
         except NotFound:  # the old model is gone, which may be why another one is wanted
             return None
         return compare_rank1(
@@ -224,7 +225,7 @@ class Activation:
     ) -> OperatingPoint | None:
         """The old threshold for the new model, else searches would have none after the swap."""
         try:
-            model = read_card(resolve(self._settings, old.name))
+            model = read_card(resolve(self._settings, self._engine, old.name))
         except NotFound:
             return None
         with Session(self._engine) as session:
@@ -239,7 +240,7 @@ class Activation:
     def _figures(self, model: ModelReference) -> JsonObject:
         """What the model reached in the evaluations on its card."""
         try:
-            return figures(read_card(resolve(self._settings, model.name)).metrics)
+            return figures(read_card(resolve(self._settings, self._engine, model.name)).metrics)
         except NotFound:
             return {}
 
@@ -266,7 +267,7 @@ def roll_back(
     """
     with Session(writing(engine), expire_on_commit=False) as session, session.begin():
         done = swap_back(session, gallery)
-        if not _exists(settings, done.active):
+        if not _exists(settings, engine, done.active):
             raise Conflict(
                 f"The previous model {done.active.name!r} is no longer there, or was replaced. "
                 "Put it back, or activate another one.",
@@ -291,9 +292,9 @@ def shown(compared: PairedRank1) -> JsonObject:
     return {**asdict(compared), "interval": list(compared.interval)}
 
 
-def _exists(settings: Settings, model: ModelReference) -> bool:
+def _exists(settings: Settings, engine: Engine, model: ModelReference) -> bool:
     try:
-        return find_model(settings, model.name) == model
+        return find_model(settings, engine, model.name) == model
     except NotFound:
         return False
 

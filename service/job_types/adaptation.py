@@ -35,7 +35,8 @@ from service.job_types.scene_strangers import taught
 from service.job_types.threshold_transfer import TARGET_FPIR
 from service.jobs.job import JsonObject
 from service.jobs.queue import JobQueue, Lease, LeaseLost, require_running
-from service.serving.registry import active_model, read_card, resolve
+from service.serving.model_files import read_card
+from service.serving.registry import active_model, resolve
 
 _STEPS = 3  # the fit, and a calibration with the transform and one without
 _ATTEMPTS = 5
@@ -116,8 +117,8 @@ class Adaptation:
     def _run(self, lease: Lease) -> None:
         gallery = lease.job.request["gallery"]
         row = models_of(self._engine, gallery)
-        active = active_model(self._settings, row)
-        folder = resolve(self._settings, active.name)
+        active = active_model(self._settings, self._engine, row)
+        folder = resolve(self._settings, self._engine, active.name)
         card = read_card(folder)
         if card.digest != active.digest:
             raise CannotAdapt(f"the model {active.name!r} was replaced on disk; restart first")

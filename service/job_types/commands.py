@@ -69,6 +69,8 @@ def deployment(settings: Settings) -> Mapping[str, str]:
     }
     if settings.database_url is not None:
         environment["GAITID_DATABASE_URL"] = settings.database_url
+    if settings.store is not None:
+        environment["GAITID_STORE"] = settings.store
     return environment
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from models.files.gallery_file import exported_subjects
-from service.foundation.errors import NotFound, ServiceError
+from service.foundation.errors import Conflict, NotFound
 from service.foundation.settings import Settings
 from service.job_types.commands import deployment, device, program
 from service.job_types.datasets import dataset_steps, gallery_export
@@ -23,6 +24,7 @@ from service.jobs.scratch import scratch
 from service.jobs.tables import JobRow
 from service.serving.lineage import TrainingRecord, subjects_now
 from service.serving.registry import ModelRegistry, resolve
+from service.storage.file_store import open_store
 
 
 class DistillJob:
@@ -30,8 +32,9 @@ class DistillJob:
 
     def __init__(self, settings: Settings, engine: Engine) -> None:
         self._settings = settings
+        self._engine = engine
         self._models = ModelRegistry(settings, engine)
-        self._record = TrainingRecord.of(settings.data_dir)
+        self._record = TrainingRecord.of(settings.data_dir, open_store(settings))
 
     def steps(self, job: Job, folder: Path) -> Sequence[Step]:
         """Export and pack a gallery, train, export the checkpoint, compare it if asked to."""
@@ -40,7 +43,7 @@ class DistillJob:
             self._settings, request.dataset, folder, hold_out=request.holds_out
         )
         try:
-            what = run_arguments(self._settings, request, pack)
+            what = run_arguments(self._settings, self._engine, request, pack)
         except NotFound as error:
             raise JobRefused(f"{error} It was there when the job was queued.") from error
         model = _model(folder)
@@ -64,7 +67,12 @@ class DistillJob:
         )
         return (
             *before,
-            Step("training", train, environment=device(self._settings)),
+            Step(
+                "training",
+                train,
+                state=_run(folder) / "state.pt",
+                environment=device(self._settings),
+            ),
             Step("export", export, output=model, environment=device(self._settings)),
             *((comparison,) if request.holds_out else ()),
         )
@@ -90,7 +98,7 @@ class DistillJob:
             staged = self._models.stage_trained(
                 name, _model(folder), job_id=job.id, metrics=job.metrics
             )
-        except ServiceError as error:
+        except (Conflict, NotFound) as error:
             raise JobRefused(f"the model could not be registered: {error}") from error
         result: JsonObject = {"model": name, "digest": staged.row.digest}
         verdict: Verdict | None = None
@@ -104,9 +112,9 @@ class DistillJob:
             try:
                 _refuse_erased(session.scalar(select(JobRow.error).where(JobRow.id == job.id)))
             except JobRefused:
-                staged.withdraw()
+                staged.files.withdraw()
                 raise
-            staged.move_in()
+            staged.files.move_in()
             if verdict is not None and verdict.better:
                 _queue_activation(session, request, verdict, result)
 
@@ -144,16 +152,16 @@ def _queue_activation(
 
 
 def run_arguments(
-    settings: Settings, request: DistillRequest, pack: Path | None
+    settings: Settings, engine: Engine, request: DistillRequest, pack: Path | None
 ) -> tuple[str, ...]:
     """The arguments of `python -m training` for a request; raises `NotFound` for a model."""
     arguments = [str(recipe_path(settings, request.recipe))]
     if pack is not None:
         arguments += ["--dataset", str(pack)]
     for teacher in request.teachers:
-        arguments += ["--teacher", str(resolve(settings, teacher).absolute())]
+        arguments += ["--teacher", str(resolve(settings, engine, teacher).absolute())]
     if request.student is not None:
-        arguments += ["--student", str(resolve(settings, request.student).absolute())]
+        arguments += ["--student", str(resolve(settings, engine, request.student).absolute())]
     for key, value in request.overrides.items():
         arguments += ["--set", setting(key, value)]
     return tuple(arguments)
@@ -168,6 +176,17 @@ def recipe_names(settings: Settings) -> Sequence[str]:
 def recipe_path(settings: Settings, name: str) -> Path:
     """The file of the recipe called `name`, which may be missing."""
     return settings.recipes_dir.absolute() / f"{name}.toml"
+
+
+def recipe_needs(settings: Settings, name: str) -> dict[str, float]:
+    """What a recipe says that its run needs of a worker; its own file's table counts whole.
+
+    The training program, which checks the recipe, knows what such a table may hold.
+    """
+    content = tomllib.loads(recipe_path(settings, name).read_text("utf-8"))
+    if "needs" not in content and "like" in content:
+        return recipe_needs(settings, content["like"])
+    return {key: float(amount) for key, amount in content.get("needs", {}).items()}
 
 
 def setting(key: str, value: Override) -> str:

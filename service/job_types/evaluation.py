@@ -8,14 +8,15 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from service.foundation.errors import ServiceError
+from service.foundation.errors import NotFound
 from service.foundation.settings import Settings
 from service.job_types.commands import device, program
 from service.job_types.datasets import dataset_steps
 from service.job_types.requests import EvaluateRequest
 from service.jobs.job import Job
 from service.jobs.job_type import JobRefused, Outcome, Step
-from service.serving.registry import read_card, resolve
+from service.serving.model_files import read_card
+from service.serving.registry import resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,8 @@ class EvaluateJob:
 
     def _checkpoint(self, name: str) -> Path:
         try:
-            return resolve(self.settings, name).absolute()
-        except ServiceError as error:
+            return resolve(self.settings, self.engine, name).absolute()
+        except NotFound as error:
             raise JobRefused(f"the model {name!r} is no longer there") from error
 
 

@@ -67,9 +67,9 @@ def compare_with_active(
         ValueError: a checkpoint cannot be loaded, or `pack` is not a pack.
     """
     row = models_of(engine, gallery)
-    active = active_model(settings, row)
+    active = active_model(settings, engine, row)
     new = Encoder.for_uploads(checkpoint, settings.device)
-    old = Encoder.for_uploads(resolve(settings, active.name), settings.device)
+    old = Encoder.for_uploads(resolve(settings, engine, active.name), settings.device)
     learnt = trained_on(pack)
     subjects = drawn_subjects(
         engine, row.gallery_id, among=lambda name: is_held_out(name) and name not in learnt

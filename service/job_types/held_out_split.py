@@ -16,7 +16,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.jobs.tables import JobRow
-from service.serving.registry import ModelRow
+from service.serving.model_files import ModelRow
 
 _ONE_IN = 5
 

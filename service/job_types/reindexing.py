@@ -116,9 +116,9 @@ class ReindexJob:
 def reindex(settings: Settings, engine: Engine, gallery: str, progress: Progress) -> Reindexed:
     """Check and complete a gallery; raises `NotFound` for it or its model, and `CannotReindex`."""
     row = models_of(engine, gallery)
-    active = active_model(settings, row)
+    active = active_model(settings, engine, row)
     try:
-        encoder = Encoder.for_uploads(resolve(settings, active.name), settings.device)
+        encoder = Encoder.for_uploads(resolve(settings, engine, active.name), settings.device)
     except ValueError as error:
         raise CannotReindex(f"the active model cannot be loaded: {error}") from error
     if encoder.digest != active.digest:

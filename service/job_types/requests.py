@@ -20,8 +20,9 @@ from pydantic import (
 
 from service.gallery.fields import GalleryName, storable
 from service.jobs.findings import FOOTAGE
+from service.jobs.labels import LABEL_NAME
 from service.serving.adaptation import ADAPT, ADAPTATION_CLAIM
-from service.serving.registry import NAME
+from service.serving.model_files import NAME
 from service.serving.thresholds import CALIBRATE, CALIBRATION_CLAIM
 
 _PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -31,8 +32,8 @@ _KEY = r"^[a-z_]{1,40}(\.([a-z_]{1,40}|[0-9]{1,3})){0,5}$"
 MOST_MINUTES = 7 * 24 * 60
 """That a footage job's walks are kept, at most."""
 _EMBEDDINGS = "embeddings:{gallery}"  # one job at a time makes or prunes them
-# These say where files are, which is for the fields `dataset`, `teachers` and `student` to say.
-_PLACES = ("data.dataset", "student.checkpoint", "teachers")
+# These say where files are, and which worker may take it: the request's own fields say that.
+_PLACES = ("data.dataset", "student.checkpoint", "teachers", "needs")
 _PLACE_OF_STAGE = re.compile(r"stages\.[0-9]+(\.dataset(\..*)?)?")
 
 
@@ -42,7 +43,7 @@ def _not_a_place(key: str) -> str:
         or _PLACE_OF_STAGE.fullmatch(key)
         or any(key == place or key.startswith(f"{place}.") for place in _PLACES)
     ):
-        raise ValueError("use the fields dataset, teachers and student instead")
+        raise ValueError("use the fields dataset, teachers, student and needs instead")
     return key
 
 
@@ -102,12 +103,27 @@ Protocol = Literal[
     "grew",
     "hid",
     "mixed-gallery",
+    "mixed-scenes",
     "nine-pairs",
     "ou-mvlp",
     "ou-mvlp-mixed-gallery",
     "sustech1k",
 ]
 """The protocols of `python -m training evaluate`, which is another program: a test compares."""
+
+
+Needs = Annotated[
+    dict[
+        Annotated[str, Field(pattern=LABEL_NAME)],
+        Annotated[float, Field(ge=0, le=_LARGEST_NUMBER, allow_inf_nan=False, strict=True)],
+    ],
+    Field(
+        max_length=8,
+        description="Labels that a worker must have to take the job: `gpu`, `cpu`, GiB of "
+        "`memory`, or its operator's own.",
+        json_schema_extra={"additionalProperties": False},
+    ),
+]
 
 
 class Request(BaseModel):
@@ -170,6 +186,7 @@ class DistillRequest(JobRequest):
         dict[OverrideKey, Override],
         Field(max_length=64, json_schema_extra={"additionalProperties": False}),
     ] = {}
+    needs: Needs = {}
     activate: Literal["never", "if_better"] = "never"
     gallery: GalleryName | None = Field(
         default=None,
@@ -225,6 +242,7 @@ class EvaluateRequest(JobRequest):
     model: ModelName
     dataset: Dataset
     protocol: Protocol = "cross-view"
+    needs: Needs = {}
     conditions: OwnConditions | None = None
 
     @model_validator(mode="after")

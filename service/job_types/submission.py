@@ -7,6 +7,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -25,8 +26,8 @@ from service.foundation.errors import (
 from service.foundation.settings import Settings
 from service.gallery.active_model import models_of
 from service.job_types.commands import program
-from service.job_types.datasets import find_pack
-from service.job_types.distillation import recipe_names, run_arguments
+from service.job_types.datasets import find_pack, has_pack
+from service.job_types.distillation import recipe_names, recipe_needs, run_arguments
 from service.job_types.footage import clip_in
 from service.job_types.held_out_split import trained_on_all
 from service.job_types.requests import (
@@ -42,17 +43,14 @@ from service.job_types.requests import (
 )
 from service.jobs.findings import note_listing
 from service.jobs.job import Job
+from service.jobs.job_files import JobFiles
 from service.jobs.output import public_reason
 from service.jobs.queue import InTransaction, JobQueue
 from service.jobs.scratch import remove_folder
-from service.serving.registry import (
-    active_model,
-    find_model,
-    missing_model,
-    read_card,
-    resolve,
-)
+from service.serving.model_files import read_card
+from service.serving.registry import active_model, find_model, missing_model, resolve
 from service.storage.database import new_id
+from service.storage.objects import StoreUnavailable
 
 CheckRecipe = Callable[[Sequence[str]], Sequence[Reason]]
 """Takes the arguments of a run, returns what is wrong and where in the recipe."""
@@ -72,7 +70,11 @@ class RecipeCheck:
     def __call__(self, arguments: Sequence[str]) -> Sequence[Reason]:
         """Return what is wrong; raises `Unavailable` when there is no answer in time."""
         if not self._slots.acquire(timeout=self._timeout_s):
-            raise Unavailable("Too many recipes are being checked; try again.", retry_after=2.0)
+            raise Unavailable(
+                "Too many recipes are being checked; try again.",
+                slug="overloaded",
+                retry_after=2.0,
+            )
         try:
             answer = subprocess.run(
                 program("training", "validate", "--for", "distill", *arguments),
@@ -83,12 +85,18 @@ class RecipeCheck:
             )
         except subprocess.TimeoutExpired as error:
             raise Unavailable(
-                "The recipe could not be checked in time; try again.", retry_after=10.0
+                "The recipe could not be checked in time; try again.",
+                slug="overloaded",
+                retry_after=10.0,
             ) from error
         finally:
             self._slots.release()
         if answer.returncode == 0:
             return ()
+        if answer.returncode < 0:  # killed, perhaps because memory ran short
+            raise Unavailable(
+                "The check of the recipe was ended from outside; try again.", retry_after=2.0
+            )
         if answer.returncode != _BAD_INPUT:
             raise RuntimeError(f"the check of a recipe failed: {answer.stderr.decode()[-2000:]}")
         errors = json.loads(answer.stdout)["errors"]
@@ -105,6 +113,7 @@ class Submission:
         self._engine = engine
         self._queue = queue
         self._check_recipe = check_recipe
+        self._files = JobFiles.of(settings)
 
     def submit(
         self,
@@ -135,7 +144,8 @@ class Submission:
                 models_of(self._engine, request.gallery)  # it exists
         return self._queue.enqueue(
             request.job_type,
-            request.model_dump(mode="json"),
+            request.model_dump(mode="json", exclude={"needs"}),
+            needs=self._needs(request),
             claim=request.claim,
             claimed_by=request.claimed_by,
             job_id=job_id,
@@ -160,9 +170,12 @@ class Submission:
         try:
             clip_in(folder).parent.mkdir(mode=0o700, parents=True)
             self._copy(clip, clip_in(folder))
+            self._files.bring(job_id, folder, clip_in(folder))
             return self.submit(request, note_and_keep, job_id=job_id)
         except BaseException:
             remove_folder(folder)
+            with suppress(StoreUnavailable):  # a sweep deletes it
+                self._files.delete([job_id])
             raise
 
     def _copy(self, clip: IO[bytes], to: Path) -> None:
@@ -185,21 +198,30 @@ class Submission:
         `Invalid` for one that no upload suits.
         """
         self._require_model(name, "name")
-        if read_card(resolve(self._settings, name)).reads_pose:
+        if read_card(resolve(self._settings, self._engine, name)).reads_pose:
             raise Invalid(
                 f"The model {name!r} reads pose maps beside silhouettes, which no upload has. It "
                 "can be a teacher.",
                 Reason("name", "reads_pose"),
                 slug="model-reads-pose",
             )
-        active = active_model(self._settings, models_of(self._engine, gallery))
-        if find_model(self._settings, name).digest == active.digest:
+        active = active_model(self._settings, self._engine, models_of(self._engine, gallery))
+        if find_model(self._settings, self._engine, name).digest == active.digest:
             raise Conflict(
                 f"The model {name!r} is active in the gallery {gallery!r} already.",
                 Reason("name", "active"),
                 slug="model-active",
             )
         return self.submit(ActivateRequest(name=name, gallery=gallery), in_transaction)
+
+    def _needs(self, request: JobRequest) -> dict[str, float]:
+        """What a worker must have: what the recipe says, and the request in its place."""
+        if not isinstance(request, DistillRequest | EvaluateRequest):
+            return {}
+        needs = {"gpu": 1.0} if self._settings.device == "cuda" else {}
+        if isinstance(request, DistillRequest):
+            needs |= recipe_needs(self._settings, request.recipe)
+        return needs | request.needs
 
     def _check_distillation(self, request: DistillRequest) -> None:
         known = recipe_names(self._settings)
@@ -242,8 +264,8 @@ class Submission:
             )
 
     def _require_fitting(self, request: DistillRequest, pack: Path | None) -> None:
-        wrong = self._check_recipe(run_arguments(self._settings, request, pack))
-        if pack is None:  # a gallery: the recipe's own dataset is not used
+        wrong = self._check_recipe(run_arguments(self._settings, self._engine, request, pack))
+        if pack is None:  # it is there later: the recipe's own dataset is not used
             wrong = [reason for reason in wrong if reason.where != "data.dataset"]
         if wrong:
             raise Invalid(
@@ -253,29 +275,29 @@ class Submission:
             )
 
     def _require_dataset(self, dataset: Dataset) -> Path | None:
-        """The pack; None for a gallery, which is packed when the job runs."""
+        """The pack; None for what is there only when the job runs: a gallery, one in the store."""
         if isinstance(dataset, GalleryDataset):
             models_of(self._engine, dataset.gallery)
             return None
-        pack = find_pack(self._settings, dataset)
-        if pack is None:
+        if not has_pack(self._settings, dataset):
             raise NotFound(
                 f"There is no dataset {dataset!r}. Put a pack made by `python -m training pack` "
-                'into the folder "datasets" of the data folder, or use {"gallery": NAME}.',
+                'into the folder "datasets" of the data folder (and `gaitid share` it if hosts '
+                'share a store), or use {"gallery": NAME}.',
                 Reason("dataset", "not_found"),
                 slug="dataset-not-found",
             )
-        return pack
+        return None if self._settings.store else find_pack(self._settings, dataset)
 
     def _require_model(self, name: str, where: str) -> None:
         try:
-            resolve(self._settings, name)
+            find_model(self._settings, self._engine, name)
         except NotFound:
             raise missing_model(name, where) from None
 
     def _require_free(self, name: str) -> None:
         try:
-            resolve(self._settings, name)
+            find_model(self._settings, self._engine, name)
         except NotFound:
             return
         raise Conflict(

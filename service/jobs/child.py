@@ -45,6 +45,8 @@ class Child:
             pass_fds=[attempt.lock],
         )
         self._input = cast(IO[bytes], self._process.stdin)  # the watchdog waits for its end
+        os.set_blocking(self._input.fileno(), False)
+        self._deadline, self._grace_s = attempt.deadline, attempt.grace_s
         self._output = cast(IO[bytes], self._process.stdout)
         self._lines: queue.Queue[str] = queue.Queue(_MOST_PENDING_LINES)
         self._closing = threading.Event()
@@ -55,6 +57,24 @@ class Child:
     def pid(self) -> int:
         """Process id of the watchdog, which is also the process group."""
         return self._process.pid
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the watchdog has asked the command to end, because its time is over."""
+        return time.monotonic() >= self._deadline - self._grace_s
+
+    def extend(self, deadline: float) -> None:
+        """Let the command run until `deadline`, by this machine's monotonic clock.
+
+        Too late for one that was asked to end: it ends.
+        """
+        if self.overdue:
+            return
+        try:
+            os.write(self._input.fileno(), f"{deadline}\n".encode())
+        except (BrokenPipeError, BlockingIOError):  # the watchdog has ended, or is paused
+            return
+        self._deadline = deadline
 
     def lines(self, timeout_s: float) -> list[str]:
         """Return what was printed since the last call, waiting at most `timeout_s` for a line."""

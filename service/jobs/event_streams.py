@@ -44,14 +44,15 @@ class _Feed:
             return
         self._kept.extend(updates.events)
         self.newest, self.ended = updates.newest, updates.ended
-        self._wake()
+        self.wake()
 
     def fail(self) -> None:
         """Wake the streams, because nobody polls any more."""
         self.failed = True
-        self._wake()
+        self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Have the streams look what is new."""
         self.changed.set()
         self.changed = asyncio.Event()
 
@@ -81,6 +82,13 @@ class EventStreams:
         self._feeds: dict[str, _Feed] = {}
         self._reading = asyncio.Semaphore(_READERS)
         self._polling: asyncio.Task[None] | None = None
+        self.ended = False
+
+    def end(self) -> None:
+        """End all streams where they are, and new ones as they begin: the service stops."""
+        self.ended = True
+        for feed in self._feeds.values():
+            feed.wake()
 
     @contextmanager
     def slot(self, caller: str) -> Iterator[None]:
@@ -103,14 +111,16 @@ class EventStreams:
     async def follow(self, job_id: str, after: int) -> AsyncGenerator[JobEvent, None]:
         """Events after the number `after` as they come, until the job has ended.
 
-        Ends with the job also for a number that is higher than any event's. Raises `CutOff` when
-        polling failed.
+        Ends with the job also for a number that is higher than any event's, and before the job
+        once all streams were ended. Raises `CutOff` when polling failed.
         """
         feed = self._join(job_id)
         try:
             while True:
                 # Taken before reading: what comes meanwhile is found the next time round.
                 ended, changed = feed.ended, feed.changed
+                if self.ended:
+                    return
                 events = feed.after(after)
                 if events is None:
                     async with self._reading:

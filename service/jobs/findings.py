@@ -82,6 +82,7 @@ def forget_expired(session: Session, at: datetime) -> list[str]:
     query = select(JobRow).where(
         JobRow.findings_of.is_not(None), JobRow.type == FOOTAGE, JobRow.finished_at.is_not(None)
     )
+    query = query.order_by(JobRow.id).with_for_update()  # an erasure may be at them, too
     over = []
     for row in session.scalars(query).all():
         end = kept_until(row)
@@ -93,7 +94,8 @@ def forget_expired(session: Session, at: datetime) -> list[str]:
 
 def _naming(session: Session, gallery: str) -> Sequence[JobRow]:
     """The jobs that may name people of a gallery."""
-    return session.scalars(select(JobRow).where(JobRow.findings_of == gallery)).all()
+    named = select(JobRow).where(JobRow.findings_of == gallery)
+    return session.scalars(named.order_by(JobRow.id).with_for_update()).all()
 
 
 def _forget_audit(session: Session, row: JobRow, sequence_ids: Collection[str] | None) -> None:

@@ -14,6 +14,7 @@ A worker that waits for the processes of an earlier attempt to end has not begun
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -56,17 +57,22 @@ class JobProgress:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A snapshot of one job."""
+    """A snapshot of one job.
+
+    `needs` is what a worker must have to take it, `traceparent` the trace that it belongs to.
+    """
 
     id: str
     type: str
     status: Status
     request: JsonObject
+    needs: Mapping[str, float]
     progress: JobProgress
     metrics: JsonObject
     result: JsonObject | None
     error: str | None
     attempts: int
+    traceparent: str | None
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None

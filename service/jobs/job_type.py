@@ -18,6 +18,7 @@ class Step:
 
     A step with an `output` is skipped when that exists, so that a resumed job does not repeat it;
     its command writes to `partial(output)`, which is renamed when the command has succeeded.
+    `state` is a file that the command replaces whole, again and again, and goes on from.
     `prepare` is called in the worker before the command, each time it is run; it writes small files
     that the command reads, and raises `JobRefused`.
     """
@@ -25,6 +26,7 @@ class Step:
     name: str
     command: Sequence[str]
     output: Path | None = None
+    state: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     prepare: Callable[[], None] | None = None
 

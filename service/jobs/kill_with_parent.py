@@ -8,7 +8,10 @@ whole group, itself included. When the watchdog is killed, the kernel (Linux) ki
 
 The command of a job inherits the lock on the job's folder, and the watchdog keeps it until the
 command's output is in place. It also ends the command when the number of a later lease appears in
-the folder (see `service.jobs.lock`).
+the folder (see `service.jobs.lock`), and when the time is over until which the worker's lease is
+certain to hold: the worker writes a new one to the standard input with each renewal. So a worker
+that is paused, or cut off from the database, does not keep a command running that another host may
+have begun as well.
 
 Only the standard library is imported here: this must start fast and stay small.
 """
@@ -16,12 +19,14 @@ Only the standard library is imported here: this must start fast and stay small.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import select
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -35,13 +40,16 @@ class Attempt(NamedTuple):
     """The attempt at a job that a command is part of.
 
     `lock` is the descriptor of the folder's lock, `later_lease` the file in which the number of a
-    waiting lease, higher than `number`, may appear. When the command has succeeded, `partial` is
-    renamed to `output`; both are empty for a command without output.
+    waiting lease, higher than `number`, may appear. At `deadline`, by this machine's monotonic
+    clock, the command is killed; `grace_s` before that it is asked to end. When the command has
+    succeeded, `partial` is renamed to `output`; both are empty for a command without output.
     """
 
     lock: int
     later_lease: str
     number: int
+    deadline: float
+    grace_s: float
     partial: str = ""
     output: str = ""
 
@@ -54,12 +62,28 @@ def command_line(command: tuple[str, ...], attempt: Attempt | None = None) -> li
 
 
 def _kill_group_in_time(attempt: Attempt | None) -> None:
+    deadline = math.inf if attempt is None else attempt.deadline
+    written, asked = b"", False
     while True:
-        closed, _, _ = select.select([0], [], [], None if attempt is None else _LOOK_S)
-        if closed and not os.read(0, 4096):
+        due = deadline if attempt is None or asked else deadline - attempt.grace_s
+        patience = None if attempt is None else max(0.0, min(_LOOK_S, due - time.monotonic()))
+        readable, _, _ = select.select([0], [], [], patience)
+        if readable:
+            read = os.read(0, 4096)
+            if not read:
+                break
+            *lines, written = (written + read).split(b"\n")
+            if lines and not asked:  # what was asked to end, ends
+                deadline = float(lines[-1])
+        if attempt is None:
+            continue
+        if _number_in(attempt.later_lease) > attempt.number:
             break
-        if attempt is not None and _number_in(attempt.later_lease) > attempt.number:
+        if time.monotonic() >= deadline:
             break
+        if time.monotonic() >= deadline - attempt.grace_s and not asked:
+            asked = True
+            os.killpg(0, signal.SIGTERM)
     os.killpg(0, signal.SIGKILL)
 
 
@@ -94,8 +118,10 @@ def main(arguments: list[str]) -> NoReturn:
     options, command = arguments[:separator], arguments[separator + 1 :]
     attempt = None
     if options:
-        lock, later_lease, number, partial, output = options
-        attempt = Attempt(int(lock), later_lease, int(number), partial, output)
+        lock, later_lease, number, deadline, grace_s, partial, output = options
+        attempt = Attempt(
+            int(lock), later_lease, int(number), float(deadline), float(grace_s), partial, output
+        )
         os.nice(_NICENESS)
     # Signals are sent to the whole group: the command decides what they mean, the watchdog waits. A
     # handler, unlike SIG_IGN, is not inherited by the command.

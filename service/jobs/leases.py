@@ -2,41 +2,113 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Self
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from service.jobs.events import RunEvent
 from service.jobs.job import Status
-from service.jobs.queue import Heartbeat, JobQueue, Lease
+from service.jobs.queue import Heartbeat, JobQueue, Lease, LeaseLost
+
+_log = logging.getLogger(__name__)
 
 _RENEWALS = 3  # in the time after which a lease expires
+_TRIES = 30  # in that time, while the database does not answer
+_CERTAIN = 5 / 6  # of that time, after which nothing may run under a lease that was not renewed
 _LEAST_LOOKS = 10  # in that time
 
 
 class LeaseKeeper:
-    """Renews a lease whenever it is asked for the job's status and a third of its time is over."""
+    """Keeps a lease for as long as the block lasts: a thread of its own renews it.
+
+    A worker that cannot reach the database may have lost its lease without a word of it. Nobody
+    else takes the job within `lease_seconds` of a renewal's end (see `LeaseObserver`), so until
+    five sixths of them after a renewal's beginning the lease is certain to hold, by the monotonic
+    clock of this machine; the last sixth is for clocks that do not run alike, and for a child to
+    die. `ends_at` is that moment. It is infinite where the database is a file of this machine: what
+    keeps this worker from writing there keeps others from taking its job, and one attempt at a time
+    has the lock of the job's folder.
+    """
 
     def __init__(self, queue: JobQueue, lease: Lease) -> None:
         self._queue = queue
         self._lease = lease
-        self._renew_at = 0.0
+        self._ends_at = 0.0
+        self._tell: Callable[[float], None] | None = None
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._renew_on, name="lease-keeper", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    @property
+    def last_grace_s(self) -> float:
+        """The longest time that a command may have to end once the lease is not certain."""
+        return self._queue.lease_seconds * (1 - _CERTAIN)
+
+    @property
+    def ends_at(self) -> float:
+        """Until when the lease is certain to hold, by the monotonic clock."""
+        return self._ends_at if self._queue.several_hosts else math.inf
+
+    @contextmanager
+    def telling(self, tell: Callable[[float], None]) -> Iterator[None]:
+        """Call `tell` with `ends_at` after each renewal until the block ends."""
+        with self._lock:
+            self._tell = tell
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._tell = None
+
+    def renew(self) -> None:
+        """Renew the lease now; raises `LeaseLost`."""
+        begin = time.monotonic()
+        self._queue.heartbeat(self._lease)
+        self._renewed(begin)
 
     def status(self) -> Status:
-        """The job's status; renews the lease when it is time. Raises `LeaseLost`."""
-        if time.monotonic() >= self._renew_at:
-            self._queue.heartbeat(self._lease)
-            self._renewed()
+        """The job's status. Raises `LeaseLost`."""
         return self._queue.status(self._lease)
 
     def record(self, reported: Sequence[RunEvent]) -> None:
         """Record what was reported, which renews the lease too. Raises `LeaseLost`."""
+        begin = time.monotonic()
         self._queue.record(self._lease, reported)
-        self._renewed()
+        self._renewed(begin)
 
-    def _renewed(self) -> None:
-        self._renew_at = time.monotonic() + self._queue.lease_seconds / _RENEWALS
+    def _renewed(self, begin: float) -> None:
+        with self._lock:
+            self._ends_at = max(self._ends_at, begin + self._queue.lease_seconds * _CERTAIN)
+            if self._tell is not None:
+                self._tell(self.ends_at)
+
+    def _renew_on(self) -> None:
+        pause, silent = 0.0, False
+        while not self._done.wait(pause):
+            try:
+                self.renew()
+            except LeaseLost:  # which the worker finds, too
+                return
+            except SQLAlchemyError as error:
+                if not silent:
+                    _log.warning("job %s: the lease is not renewed: %s", self._lease.job.id, error)
+                pause, silent = self._queue.lease_seconds / _TRIES, True
+            else:
+                pause, silent = self._queue.lease_seconds / _RENEWALS, False
 
 
 class LeaseObserver:

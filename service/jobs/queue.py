@@ -23,6 +23,8 @@ from sqlalchemy.orm import Session
 
 from service.foundation.errors import Conflict, NotFound, Reason
 from service.foundation.settings import Settings
+from service.foundation.tracing import traceparent
+from service.jobs import labels
 from service.jobs.events import Done, Evaluation, Failed, Progress, RunEvent, Start
 from service.jobs.job import UNFINISHED, Job, JobEvent, JobProgress, JsonObject, Status
 from service.jobs.tables import JobEventRow, JobRow
@@ -30,7 +32,8 @@ from service.storage.database import Page, new_id, now, writing
 
 ERASED = "some of the walks that it was working on were erased; start it again"
 _AT_ONCE = 500  # names in one statement
-_AS_KEPT = tuple(one.name for one in fields(Job) if one.name not in ("status", "progress"))
+_AS_KEPT = tuple(one.name for one in fields(Job) if one.name not in ("status", "progress", "needs"))
+_NOTHING: Mapping[str, float] = {}
 _PROMPT_S = 1.0  # within which the write lock is got when nobody keeps it for long
 
 InTransaction = Callable[[Session, Job], None]
@@ -78,16 +81,29 @@ class Updates:
 class JobQueue:
     """Jobs in the database. Stateless: any number of processes may hold one on one database."""
 
-    def __init__(self, engine: Engine, *, lease_seconds: float, max_attempts: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        lease_seconds: float,
+        max_attempts: int,
+        several_hosts: bool = False,
+    ) -> None:
+        """Use the jobs in a database, which workers on `several_hosts` may reach."""
         self._engine = engine
+        self.several_hosts = several_hosts
         self.lease_seconds = lease_seconds
         self._max_attempts = max_attempts
 
     @classmethod
     def of(cls, engine: Engine, settings: Settings) -> Self:
         """The queue of a deployment."""
-        lease_seconds, max_attempts = settings.lease_seconds, settings.job_max_attempts
-        return cls(engine, lease_seconds=lease_seconds, max_attempts=max_attempts)
+        return cls(
+            engine,
+            lease_seconds=settings.lease_seconds,
+            max_attempts=settings.job_max_attempts,
+            several_hosts=engine.dialect.name != "sqlite",
+        )
 
     # For clients
 
@@ -99,11 +115,13 @@ class JobQueue:
         claim: str | None = None,
         claimed_by: str = "name",
         job_id: str | None = None,
+        needs: Mapping[str, float] = _NOTHING,
         in_transaction: InTransaction | None = None,
     ) -> Job:
         """Add a job of type `kind`, and call `in_transaction` in the same transaction.
 
-        `job_id` is of `new_id`, for who has put something into the job's folder already.
+        `job_id` is of `new_id`, for who has put something into the job's folder already. Only a
+        worker whose labels have what it `needs` leases it.
 
         `claim` names something that only one unfinished job may hold, such as the name of the model
         that it will make; raises `Conflict`, naming the field `claimed_by`, when another unfinished
@@ -111,7 +129,7 @@ class JobQueue:
         """
         try:
             with _writing(self._engine) as session:
-                job = _add(session, kind, request, claim, job_id)
+                job = _add(session, kind, request, claim, job_id, needs)
                 if in_transaction is not None:
                     in_transaction(session, job)
                 return job
@@ -199,18 +217,26 @@ class JobQueue:
 
     # For workers
 
-    def lease(self, job_class: JobClass | None = None) -> Lease | None:
+    def lease(
+        self, job_class: JobClass | None = None, has: labels.Labels | None = None
+    ) -> Lease | None:
         """Lease the oldest queued job, of one class or of any; None without one.
 
-        This is no attempt yet: `begin` counts it.
+        It is one whose needs the worker `has`; None has everything. This is no attempt yet: `begin`
+        counts it.
         """
         taken = [JobRow.status == Status.QUEUED]
         if job_class is not None:
             named = JobRow.type.in_(job_class.types)
             taken.append(named if job_class.only else ~named)
         with Session(self._engine) as session:  # without the write lock: asked many times a second
-            if session.scalars(select(JobRow.id).where(*taken).limit(1)).first() is None:
-                return None
+            needs = session.scalars(select(JobRow.needs).where(*taken).distinct()).all()
+        fitting = [
+            text for text in needs if has is None or labels.fits(labels.from_text(text), has)
+        ]
+        if not fitting:
+            return None
+        taken.append(JobRow.needs.in_(fitting))
         with _writing(self._engine) as session:
             row = session.scalars(
                 select(JobRow)
@@ -250,9 +276,6 @@ class JobQueue:
         """
         begin = time.monotonic()
         with _writing(self._engine) as session:
-            session.connection()  # waits for the lock
-            if time.monotonic() - begin >= _PROMPT_S:
-                return
             lost = session.scalars(
                 select(JobRow)
                 .where(_running(), JobRow.id == expired.job_id)
@@ -260,6 +283,8 @@ class JobQueue:
                 .where(JobRow.lease_renewals == expired.renewals)
                 .with_for_update(skip_locked=True)
             ).one_or_none()
+            if time.monotonic() - begin >= _PROMPT_S:
+                return
             if lost is not None:
                 self._requeue(session, lost, "the worker that ran it disappeared")
 
@@ -355,11 +380,11 @@ class JobQueue:
             self._requeue(session, row, reason)
             return _snapshot(row)
 
-    def release(self, lease: Lease) -> Job:
-        """Queue the job again because the worker stops; not counted as an attempt."""
+    def release(self, lease: Lease, reason: str = "the worker was stopped") -> Job:
+        """Queue the job again, which is not to blame; not counted as an attempt."""
         with self._holding(lease) as (session, row):
             row.attempts = lease.job.attempts
-            self._requeue(session, row, "the worker was stopped")
+            self._requeue(session, row, reason)
             return _snapshot(row)
 
     def known(self, among: Sequence[str]) -> frozenset[str]:
@@ -460,11 +485,17 @@ def cancel_jobs_using(session: Session, gallery: str) -> tuple[str, ...]:
 
 
 def _add(
-    session: Session, kind: str, request: JsonObject, claim: str | None, job_id: str | None = None
+    session: Session,
+    kind: str,
+    request: JsonObject,
+    claim: str | None,
+    job_id: str | None = None,
+    needs: Mapping[str, float] = _NOTHING,
 ) -> Job:
     row = JobRow(
         id=job_id or new_id(), type=kind, status=Status.QUEUED, request=request, claim=claim,
-        step=0, metrics={}, attempts=0, created_at=now(),
+        needs=labels.as_text(needs), traceparent=traceparent(), step=0, metrics={}, attempts=0,
+        created_at=now(),
     )  # fmt: skip
     session.add(row)
     session.flush()
@@ -554,6 +585,7 @@ def _snapshot(row: JobRow) -> Job:
         fraction = min(row.step / total, 1.0) if total else 0.0
     return Job(
         status=Status(row.status),
+        needs=labels.from_text(row.needs),
         progress=JobProgress(fraction, row.step, total, row.eta_s),
         **{name: getattr(row, name) for name in _AS_KEPT},
     )

@@ -1,4 +1,4 @@
-"""Jobs and their events in the database."""
+"""Jobs, their events and workers in the database."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ class JobRow(Table):
     type: Mapped[str] = mapped_column(String(32))
     status: Mapped[str] = mapped_column(String(16))
     request: Mapped[JsonObject] = mapped_column(JSON)
+    # What a worker must have to take it, as `service.jobs.labels.as_text` writes it.
+    needs: Mapped[str] = mapped_column(Text, default="{}", server_default="{}")
+    # The trace that it belongs to, as W3C Trace Context has it.
+    traceparent: Mapped[str | None] = mapped_column(String(64))
     # What only one unfinished job may claim ("model:NAME"); null once the job has ended.
     claim: Mapped[str | None] = mapped_column(String(128), unique=True)
     step: Mapped[int] = mapped_column(BigInteger, default=0)
@@ -41,6 +45,17 @@ class JobRow(Table):
         Index("ix_job_status_id", "status", "id"),
         Index("ix_job_findings", "findings_of"),
     )
+
+
+class WorkerRow(Table):
+    """One worker process; times are the database's."""
+
+    __tablename__ = "worker"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    labels: Mapped[str] = mapped_column(Text)
+    started_at: Mapped[datetime]
+    seen_at: Mapped[datetime]
 
 
 class JobEventRow(Table):

@@ -4,12 +4,13 @@ With its sequences go the kept answers, the findings of audits and the walks in 
 them, and the scene transform that they had a share in; jobs that work on copies of the gallery's
 walks are cancelled. SQLite overwrites what it deletes (`secure_delete`); the write-ahead log still
 holds older pages, so it is emptied into the database afterwards, and the next sweep rewrites the
-file.
+file. PostgreSQL's tables are vacuumed afterwards. The receipt says whether that was done.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, Engine, delete, func, select
@@ -31,7 +32,7 @@ from service.privacy.listings import forget_named
 from service.serving import adaptation
 from service.storage.database import new_id, now, writing
 from service.storage.kept_answers import delete_answers_about
-from service.storage.vacuum import checkpoint_wal, mark_for_vacuum
+from service.storage.vacuum import clear_traces, mark_for_vacuum
 
 ModelsOf = Callable[[Session, str, Sequence[str]], tuple[str, ...]]
 """The names of the models that learned from any of these subjects of a gallery."""
@@ -53,6 +54,7 @@ def erase_subject(
         sequence_ids, embeddings = _erase_sequences(session, gallery_id, revision, hers)
         _delete_subjects(session, gallery_id, [subject_id])
         forget_named(session, gallery, sequence_ids)
+        jobs = cancel_jobs_using(session, gallery)  # or they have ended, and made their models
         receipt = ErasureReceipt(
             receipt_id=new_id(),
             gallery=gallery,
@@ -61,12 +63,11 @@ def erase_subject(
             sequence_ids=sequence_ids,
             embeddings=embeddings,
             models=models_of(session, gallery, [subject_id]),
-            jobs=cancel_jobs_using(session, gallery),
+            jobs=jobs,
             scene_dropped=_drop_scene(session, gallery_id, gallery),
             erased_at=now(),
         )
-    checkpoint_wal(engine)
-    return receipt
+    return replace(receipt, traces_cleared=clear_traces(engine))
 
 
 def erase_sequence(
@@ -74,21 +75,22 @@ def erase_sequence(
 ) -> ErasureReceipt:
     """Erase a sequence, and its subject when it was the last one; raises `NotFound`."""
     with Session(writing(engine)) as session, session.begin():
-        where = session.execute(
-            select(GalleryRow.name, SequenceRow.subject_id)
-            .join(SequenceRow, SequenceRow.gallery_id == GalleryRow.id)
-            .where(SequenceRow.id == sequence_id)
-        ).one_or_none()
-        if where is None:
-            raise missing_sequence(sequence_id)
-        gallery, subject_id = where
-        gallery_id, revision = raise_revision(session, gallery)
         this = SequenceRow.id == sequence_id
-        sequence_ids, embeddings = _erase_sequences(session, gallery_id, revision, this)
-        if not sequence_ids:  # erased while we waited for our turn
+        gallery = session.scalar(
+            select(GalleryRow.name)
+            .join(SequenceRow, SequenceRow.gallery_id == GalleryRow.id)
+            .where(this)
+        )
+        if gallery is None:
             raise missing_sequence(sequence_id)
+        gallery_id, revision = raise_revision(session, gallery)
+        subject_id = session.scalar(select(SequenceRow.subject_id).where(this))
+        if subject_id is None:  # erased while we waited for our turn
+            raise missing_sequence(sequence_id)
+        sequence_ids, embeddings = _erase_sequences(session, gallery_id, revision, this)
         vanished = _delete_subjects_without_sequences(session, gallery_id, {subject_id})
         forget_named(session, gallery, sequence_ids)
+        jobs = cancel_jobs_using(session, gallery)  # or they have ended, and made their models
         receipt = ErasureReceipt(
             receipt_id=new_id(),
             gallery=gallery,
@@ -97,12 +99,11 @@ def erase_sequence(
             sequence_ids=sequence_ids,
             embeddings=embeddings,
             models=models_of(session, gallery, [subject_id]),
-            jobs=cancel_jobs_using(session, gallery),
+            jobs=jobs,
             scene_dropped=_drop_scene(session, gallery_id, gallery),
             erased_at=now(),
         )
-    checkpoint_wal(engine)
-    return receipt
+    return replace(receipt, traces_cleared=clear_traces(engine))
 
 
 def erase_gallery(
@@ -139,6 +140,7 @@ def erase_gallery(
                     created_at=now(),
                 )
             )
+        jobs = cancel_jobs_using(session, gallery)
         receipt = ErasureReceipt(
             receipt_id=new_id(),
             gallery=gallery,
@@ -147,12 +149,11 @@ def erase_gallery(
             sequence_ids=sequence_ids,
             embeddings=embeddings,
             models=models_of(session, gallery, subject_ids),
-            jobs=cancel_jobs_using(session, gallery),
+            jobs=jobs,
             scene_dropped=scene_dropped,
             erased_at=now(),
         )
-    checkpoint_wal(engine)
-    return receipt
+    return replace(receipt, traces_cleared=clear_traces(engine))
 
 
 def erase_older(engine: Engine, gallery_id: str, at: datetime, most: int) -> tuple[int, int]:

@@ -12,29 +12,34 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from service.access.keys import keys_that_expire
-from service.foundation.errors import NotFound
+from service.foundation.errors import NotFound, Unavailable
 from service.foundation.settings import Settings
 from service.gallery.cache import GalleryCache
 from service.gallery.snapshots import Snapshots
 from service.gallery.store import GalleryStore
 from service.gallery.tables import GalleryRow
+from service.jobs.job_files import JobFiles
 from service.jobs.queue import JobQueue
 from service.jobs.scratch import remove_old_folders, remove_scratch_of_ended
 from service.privacy.erasure_transactions import erase_older
 from service.privacy.listings import forget_old
-from service.serving.registry import remove_unfinished
+from service.serving.model_files import open_model_files
 from service.storage.database import now
 from service.storage.kept_answers import delete_expired_answers
+from service.storage.objects import StoreUnavailable
 from service.storage.reserve import Reserve
-from service.storage.vacuum import checkpoint_wal, vacuum
+from service.storage.vacuum import clear_traces, vacuum
 from service.storage.writers import Writers
+
+if TYPE_CHECKING:  # what comes with an extra
+    from service.gallery.index_collections import IndexCollections
 
 _ARRIVED: Final = timedelta(days=1)  # by when an upload is whole, or its process died
 _SEQUENCES_AT_ONCE: Final = 200  # in one transaction, so that enrolments get their turn
@@ -65,6 +70,7 @@ class Retention:
         writers: Writers,
         galleries: GalleryCache,
         reserve: Reserve,
+        collections: IndexCollections | None = None,
         clock: Callable[[], datetime] = now,
         sequences_at_once: int = _SEQUENCES_AT_ONCE,
         answers_at_once: int = _ANSWERS_AT_ONCE,
@@ -75,6 +81,7 @@ class Retention:
         self._galleries = galleries
         self._snapshots = Snapshots(store.engine, settings.indexes_dir)
         self._reserve = reserve
+        self._collections = collections
         self._clock = clock
         self._sequences_at_once = sequences_at_once
         self._answers_at_once = answers_at_once
@@ -86,7 +93,7 @@ class Retention:
             try:
                 swept = await self.sweep()
                 await asyncio.to_thread(self._announce_keys)
-            except (OSError, SQLAlchemyError):  # a full disk, say: the next one may succeed
+            except (OSError, SQLAlchemyError, StoreUnavailable):  # the next one may succeed
                 _log.exception("the sweep was cut short")
             else:
                 if swept != Swept():
@@ -98,15 +105,17 @@ class Retention:
         while True:
             try:
                 await self.forget_listings()
+                files = open_model_files(self._settings, self._store.engine)
+                await asyncio.to_thread(files.tidy_cache)  # of what another host has removed
             except (OSError, SQLAlchemyError):
-                _log.exception("walks in footage could not be forgotten")
+                _log.exception("walks in footage could not be forgotten, or copies of models")
             await asyncio.sleep(min(_LISTINGS_S, self._settings.sweep_seconds))
 
     async def forget_listings(self) -> None:
         """Forget every listing, with its walks, whose time is over."""
         forget = partial(forget_old, self._store.engine, self._clock())
         if await self._writers.run(self._reserve.spend, forget):
-            await self._writers.run(checkpoint_wal, self._store.engine)
+            await self._writers.run(clear_traces, self._store.engine)
 
     async def sweep(self) -> Swept:
         """Remove everything that is too old now."""
@@ -119,10 +128,11 @@ class Retention:
             if erased:
                 await asyncio.to_thread(self._follow, gallery_id, name)
         await asyncio.to_thread(self._snapshots.sweep)
+        await asyncio.to_thread(self._tidy_collections)
         answers = await self._delete_answers(at)
         await self._writers.run(vacuum, self._store.engine)
         # Always: an erasure's process may have died before it did, or had to leave it.
-        await self._writers.run(checkpoint_wal, self._store.engine)
+        await self._writers.run(clear_traces, self._store.engine)
         folders = await asyncio.to_thread(self._tidy_jobs, at)
         return Swept(sequences, subjects, folders, answers)
 
@@ -175,11 +185,20 @@ class Retention:
         except NotFound:  # erased meanwhile
             self._galleries.drop(gallery_id)
 
+    def _tidy_collections(self) -> None:
+        if self._collections is None:
+            return
+        try:
+            self._collections.tidy()
+        except Unavailable as error:  # the rest must be swept; the next sweep does it
+            _log.error("the vector database could not be tidied: %s", error)
+
     def _tidy_jobs(self, at: datetime) -> int:
         queue = JobQueue.of(self._store.engine, self._settings)
         folders = self._settings.jobs_dir
         remove_scratch_of_ended(queue, folders)
-        remove_unfinished(self._settings.models_dir, at - _ARRIVED)
+        JobFiles.of(self._settings).sweep(queue)
+        open_model_files(self._settings, self._store.engine).tidy(at - _ARRIVED)
         self._reserve.fill()  # if an erasure has used it and could not
         oldest = at - timedelta(days=self._settings.job_retention_days)
         return remove_old_folders(queue, folders, oldest)

@@ -71,10 +71,12 @@ class Asked:
     Attributes:
         input: what it is; `auto` is told by its content.
         track: whose walk, of the tracks in footage.
+        frame_rate: images a second, of footage that is sent as images.
     """
 
     input: Literal["auto", "silhouettes", "footage"] = "auto"
     track: int | None = None
+    frame_rate: float | None = None
 
 
 UNSAID: Final = Asked()
@@ -126,7 +128,7 @@ _REFUSALS: Final = {
     kind.__name__: kind
     for kind in (MalformedSequence, NoWalker, SequenceTooLarge, UnsupportedSequence)
 }
-_LONGEST_HEADER: Final = 1024 * 1024  # with a picture of each track
+_LONGEST_HEADER: Final = 2 * MEBIBYTE  # with a picture and outlines of each track
 _PICTURE: Final = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/]+=*")
 
 

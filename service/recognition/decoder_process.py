@@ -177,12 +177,13 @@ def _answer(
     *,
     input: str,
     track: int | None,
+    frame_rate: float | None,
 ) -> tuple[Mapping[str, Any], bytes]:
     origin: Origin | None = None
     try:
         if input == "footage" or (input == "auto" and _is_footage(data, limits.footage)):
             connection.sendall(_IS_FOOTAGE)
-            prepared, origin = _read_footage(data, limits, track)
+            prepared, origin = _read_footage(data, limits, track, frame_rate)
         else:
             prepared = prepare_upload(data, limits.silhouettes, clean=limits.clean)
     except SequenceError as error:
@@ -212,12 +213,21 @@ def _is_footage(data: bytes, limits: FootageLimits) -> bool:
         return False  # what reads silhouettes says what is wrong with it
 
 
-def _read_footage(data: bytes, limits: _Limits, track: int | None) -> tuple[Prepared, Origin]:
+def _read_footage(
+    data: bytes, limits: _Limits, track: int | None, frame_rate: float | None
+) -> tuple[Prepared, Origin]:
     allow_memory(limits.memory + FOR_FOOTAGE)
     allow_time(limits.footage.max_seconds * THREADS)
     make = _network if limits.segmenter == "network" else BackgroundSegmenter
     try:
-        return read_walk(data, limits.footage, make, track=track, clean=limits.clean)
+        return read_walk(
+            data,
+            limits.footage,
+            make,
+            track=track,
+            frame_rate=frame_rate,
+            clean=limits.clean,
+        )
     except MissingWeights as error:
         raise UnsupportedSequence(str(error)) from error
     except MemoryError as error:

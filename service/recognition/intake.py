@@ -31,6 +31,7 @@ from service.foundation.errors import (
     UnsupportedMedia,
 )
 from service.foundation.metrics import Metrics
+from service.foundation.tracing import span
 from service.gallery.records import Walk
 from service.recognition.decoder_pool import UNSAID, Asked, Decoded, DecoderPool, Read, Turn
 from service.recognition.load import Load
@@ -131,7 +132,7 @@ class Intake:
             self._metrics.pending.set(self._pending)
 
     async def _prepare(self, turn: Turn, upload: Upload) -> Decoded:
-        with self._under_way():
+        with self._under_way(), span("decode"):
             decoded = await turn.prepare(upload.read, upload.asked)
         self._metrics.decode_seconds.observe(decoded.seconds)
         if not turn.is_slow and decoded.origin is None:

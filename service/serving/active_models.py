@@ -23,7 +23,7 @@ from service.foundation.errors import NotFound, Unavailable
 from service.foundation.metrics import Metrics
 from service.gallery.active_model import GalleryModels, models_by_id, models_of
 from service.gallery.cache import GalleryCache
-from service.gallery.live_index import LiveIndex
+from service.gallery.ranking import SearchedGallery
 from service.gallery.scenes import versions
 from service.gallery.store import GalleryStore
 from service.serving.model_pool import LoadedModel, ModelPool, ModelUnavailable
@@ -53,7 +53,7 @@ class ActiveModels:
         store: GalleryStore,
         pool: ModelPool,
         galleries: GalleryCache,
-        follow: Callable[[str, LoadedModel], LiveIndex],
+        follow: Callable[[str, LoadedModel], SearchedGallery],
         metrics: Metrics,
     ) -> None:
         """`follow` makes a new and empty index of a gallery, by id, under a model."""
@@ -111,7 +111,7 @@ class ActiveModels:
             self._exchange(row.gallery_id)
         return serving.loaded
 
-    def index(self, gallery_id: str, loaded: LoadedModel) -> LiveIndex:
+    def index(self, gallery_id: str, loaded: LoadedModel) -> SearchedGallery:
         """The index of what this model made of a gallery. From any thread."""
         return self.galleries.get(
             gallery_id, loaded.digest, lambda: self._follow(gallery_id, loaded)

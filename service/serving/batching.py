@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.foundation.errors import Unavailable
+from service.foundation.tracing import past
 from service.gallery.records import Embedding, Silhouettes
 
 Encode = Callable[[Sequence[Silhouettes]], NDArray[np.float32]]  # [n, p, c]
@@ -25,6 +26,7 @@ class _Waiting:
     silhouettes: Silhouettes
     result: asyncio.Future[Embedding]
     since: float = field(default_factory=perf_counter)
+    taken: float = 0.0
 
 
 class FrameBatcher:
@@ -96,7 +98,10 @@ class FrameBatcher:
         waiting = _Waiting(silhouettes, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._arrived.set()
-        return await waiting.result
+        embedding = await waiting.result
+        past("queue", waiting.since, waiting.taken)
+        past("embed", waiting.taken, perf_counter())
+        return embedding
 
     async def _serve(self) -> None:
         while True:
@@ -136,6 +141,7 @@ class FrameBatcher:
     async def _run(self, batch: list[_Waiting]) -> None:
         started = perf_counter()
         for waiting in batch:
+            waiting.taken = started
             self._observe_queue(started - waiting.since)
         loop = asyncio.get_running_loop()
         try:

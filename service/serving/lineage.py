@@ -2,7 +2,8 @@
 
 The record must still answer after a person was erased, perhaps several times, and must not say by
 itself who that was. So it holds, for each model, keyed hashes of the gallery's name and the
-subject's id, unordered; the key lies beside the database, in the data folder (`receipts.key`). With
+subject's id, unordered; the key lies beside the database, in the data folder (`receipts.key`), and
+in the store of hosts that share one, so that all have the same. With
 both one can try ids one by one; without the key nothing can be learned from the hashes.
 
 A hash of another key, one that was lost, cannot be compared. Its model then counts as having
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 import secrets
 from collections.abc import Collection, Iterable, Sequence
@@ -24,10 +26,14 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from service.gallery.tables import SequenceRow
 from service.storage.database import Table
+from service.storage.file_store import FileStore
+from service.storage.objects import StoreUnavailable
 
 _KEY_FILE: Final = "receipts.key"
 _KEY_BYTES: Final = 32
+_IN_STORE: Final = "keys/receipts"
 _AT_ONCE: Final = 500
+_log = logging.getLogger(__name__)
 
 
 class TrainedSubjectRow(Table):
@@ -57,13 +63,19 @@ class TrainingRecord:
         self._key_id = hashlib.sha256(b"key id\0" + key).hexdigest()[:16]
 
     @classmethod
-    def of(cls, data_dir: Path) -> Self:
-        """The deployment's, with a new key if it has none; raises `BrokenKey`."""
+    def of(cls, data_dir: Path, store: FileStore | None = None) -> Self:
+        """The deployment's, with a new key if it has none; raises `BrokenKey`.
+
+        The first host with a store gives it its key. One that is away raises `StoreUnavailable`
+        only where the data folder has no key yet.
+        """
         path = data_dir / _KEY_FILE
+        if store is not None:
+            _share_key(path, store)
         try:
             key = path.read_bytes()
         except FileNotFoundError:
-            _make_key(path)
+            _make_key(path, secrets.token_bytes(_KEY_BYTES))
             key = path.read_bytes()
         if len(key) != _KEY_BYTES:
             raise BrokenKey(
@@ -143,13 +155,32 @@ def subjects_now(session: Session, sequence_ids: Sequence[str]) -> set[str]:
     return subjects
 
 
-def _make_key(path: Path) -> None:
+def _share_key(path: Path, store: FileStore) -> None:
+    """Make the key's file of what the store has, which it has of the first; raises `BrokenKey`."""
+    here = path.read_bytes() if path.exists() else None
+    try:
+        shared = store.keep_first(_IN_STORE, here or secrets.token_bytes(_KEY_BYTES))
+    except StoreUnavailable:
+        if here is None:
+            raise
+        _log.warning("%s is not compared with that of the store", _KEY_FILE)
+        return
+    if here is None:
+        _make_key(path, shared)
+    elif here != shared:
+        raise BrokenKey(
+            f"{_KEY_FILE} in the data folder is another than the store's. Remove the one that is "
+            "not the deployment's; receipts will name every model recorded with it."
+        )
+
+
+def _make_key(path: Path, key: bytes) -> None:
     """Make the key's file, whole from the moment it is there; another process may be faster."""
     draft = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
     try:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(_KEY_BYTES))
+            file.write(key)
             file.flush()
             os.fsync(file.fileno())
         try:

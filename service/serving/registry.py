@@ -1,37 +1,43 @@
 """The models of a deployment, by name: shipped with it, trained or uploaded.
 
-A model is a checkpoint folder (`weights.safetensors`, `card.json`) of its name. The folders are the
-truth; a row in the database adds which job made one. No torch is imported here: a card is JSON.
+Those that ship are folders of the installation; where the others are, `service.serving.model_files`
+knows. No torch is imported here: a card is JSON.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 
-from sqlalchemy import JSON, Engine, ForeignKey, String, delete, or_, select
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy import Engine, delete, or_, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
-import models.card
-from models.card import CARD, Card, CheckpointError, ModelReference
-from models.files.disk import sync
+from models.card import CARD, Card, ModelReference
 from service.foundation.errors import Conflict, NotFound, Reason
 from service.foundation.settings import Settings
-from service.gallery.active_model import GalleryModels, models_of
+from service.gallery.active_model import MODELS_IN_USE, GalleryModels, models_of
 from service.gallery.tables import GalleryRow
 from service.jobs.job import UNFINISHED, JsonObject
 from service.jobs.tables import JobRow
-from service.storage.database import Table, new_id, now, writing
+from service.serving.model_files import (
+    NAME,
+    ModelFiles,
+    ModelRow,
+    StagedFiles,
+    UnreadableCard,
+    folders_with_cards,
+    open_model_files,
+    read_card,
+)
+from service.storage.database import new_id, now, take_turns, writing
 
 _log = logging.getLogger(__name__)
-
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 RecordDigest = Callable[[str], None]
 """Told a model's digest before the model is added; what it raises prevents that."""
@@ -43,18 +49,6 @@ class Source(StrEnum):
     SHIPPED = "shipped"
     TRAINED = "trained"
     IMPORTED = "imported"
-
-
-class ModelRow(Table):
-    """What is known of a model besides its card."""
-
-    __tablename__ = "model"
-
-    name: Mapped[str] = mapped_column(String(64), primary_key=True)
-    digest: Mapped[str] = mapped_column(String(64))
-    job_id: Mapped[str | None] = mapped_column(ForeignKey("job.id"))
-    metrics: Mapped[JsonObject] = mapped_column(JSON)
-    created_at: Mapped[datetime]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,53 +65,42 @@ class RegisteredModel(ModelReference):
 
 @dataclass(frozen=True, slots=True)
 class StagedModel:
-    """A trained model in a folder beside the models, and the row that is to be added for it."""
+    """A trained model whose files are where they are to be, and the row that is to be added."""
 
     row: ModelRow
-    _incoming: Path
-    _target: Path
-
-    def move_in(self) -> None:
-        """Move it among the models, if it is not there; in the transaction that adds its row."""
-        if not self._target.exists():
-            _move_in(self._incoming, self._target)
-
-    def withdraw(self) -> None:
-        """Remove it, also where an attempt that was killed moved it in."""
-        for folder in (self._incoming, self._target):
-            if folder.exists():
-                shutil.rmtree(folder)
+    files: StagedFiles
 
 
-class UnreadableCard(NotFound):
-    """A folder among the models whose card is not one, so there is no such model."""
+def resolve(settings: Settings, engine: Engine, name: str) -> Path:
+    """The folder, on this host, of the model called `name`; raises `NotFound`.
 
-    slug = "model-unreadable"
-
-
-def resolve(settings: Settings, name: str) -> Path:
-    """The folder of the model called `name`; raises `NotFound`."""
-    if re.fullmatch(NAME, name):
-        for folder in (settings.shipped_models_dir, settings.models_dir):
-            if (folder / name / CARD).is_file():
-                return folder / name
-    raise missing_model(name, "name")
+    Of a model in the store, which may have to be fetched, also `StoreUnavailable` and
+    `StoreDamaged`.
+    """
+    folder = _shipped(settings, name) or _own(settings, engine, name).folder(name)
+    if folder is None:
+        raise missing_model(name, "name")
+    return folder
 
 
-def find_model(settings: Settings, name: str) -> ModelReference:
-    """The model called `name`, with the digest on its card; raises `NotFound`."""
-    return ModelReference(name, read_card(resolve(settings, name)).digest)
+def find_model(settings: Settings, engine: Engine, name: str) -> ModelReference:
+    """The model called `name`, with its digest; raises `NotFound`."""
+    shipped = _shipped(settings, name)
+    digest = read_card(shipped).digest if shipped else _own(settings, engine, name).digest(name)
+    if digest is None:
+        raise missing_model(name, "name")
+    return ModelReference(name, digest)
 
 
-def active_model(settings: Settings, row: GalleryModels) -> ModelReference:
+def active_model(settings: Settings, engine: Engine, row: GalleryModels) -> ModelReference:
     """A gallery's active model; raises `NotFound` when the deployment's own does not exist."""
-    return row.active or find_model(settings, settings.model)
+    return row.active or find_model(settings, engine, settings.model)
 
 
 def active_checkpoint(settings: Settings, engine: Engine, gallery: str) -> Path:
     """The absolute folder of a gallery's active model; raises `NotFound` for either."""
     active = models_of(engine, gallery).active
-    return resolve(settings, settings.model if active is None else active.name).absolute()
+    return resolve(settings, engine, settings.model if active is None else active.name).absolute()
 
 
 def missing_model(name: str, where: str) -> NotFound:
@@ -130,36 +113,20 @@ def missing_model(name: str, where: str) -> NotFound:
     )
 
 
-def read_card(folder: Path) -> Card:
-    """Read the card of a model's folder; raises `UnreadableCard`."""
-    try:
-        card = models.card.read_card(folder)
-    except CheckpointError as error:
-        raise UnreadableCard(f"The card of the model {folder.name!r} cannot be read.") from error
-    if not card.digest:
-        raise UnreadableCard(f"The model {folder.name!r} has a card without a digest.")
-    return card
-
-
-def remove_unfinished(models: Path, before: datetime) -> None:
-    """Remove folders that a process that died before a moment left half written or removed."""
-    for pattern in (".incoming-*", ".removed-*"):
-        for folder in models.glob(pattern):
-            if folder.stat().st_ctime < before.timestamp():
-                shutil.rmtree(folder)
-
-
 class ModelRegistry:
-    """Models by name, over the checkpoint folders and the database."""
+    """Models by name, over their checkpoints and the database."""
 
     def __init__(self, settings: Settings, engine: Engine) -> None:
         self._settings = settings
         self._engine = engine
+        self._files = open_model_files(settings, engine)
 
     def all(self) -> list[RegisteredModel]:
-        """Every model, by name; a folder whose card cannot be read is left out, and logged."""
+        """Every model, by name; one whose card cannot be read is left out, and logged."""
         models = []
-        for name in sorted(set(self._names())):
+        for name in sorted(
+            {*folders_with_cards(self._settings.shipped_models_dir), *self._files.names()}
+        ):
             try:
                 models.append(self.show(name))
             except UnreadableCard as error:
@@ -168,7 +135,7 @@ class ModelRegistry:
 
     def show(self, name: str) -> RegisteredModel:
         """One model; raises `NotFound`, or `UnreadableCard` when its folder is broken."""
-        path = resolve(self._settings, name)
+        path = resolve(self._settings, self._engine, name)
         card = read_card(path)
         with Session(self._engine) as session:
             row = session.get(ModelRow, name)
@@ -190,52 +157,43 @@ class ModelRegistry:
     def stage_trained(
         self, name: str, checkpoint: Path, *, job_id: str, metrics: JsonObject
     ) -> StagedModel:
-        """Copy a checkpoint beside the models, to be moved among them in one rename.
+        """Copy a checkpoint to where the models' are, to be one in the transaction of its row.
 
         Idempotent for the same checkpoint; another model of that name raises `Conflict`.
         """
-        target = self._settings.models_dir / name
         digest = read_card(checkpoint).digest
         with Session(self._engine) as session:
-            taken = session.scalar(select(ModelRow.name).where(ModelRow.name == name)) is not None
-        if taken or (self._settings.shipped_models_dir / name).exists():
+            taken = session.get(ModelRow, name) is not None
+        if taken or self._shipped_or_other(name, digest):
             raise _taken(name)
-        if target.exists() and read_card(target).digest != digest:
-            raise _taken(name)
-        # Of attempts that were killed; one that was only paused finds its copy gone and fails.
-        for left in self._settings.models_dir.glob(f".incoming-{job_id}-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        incoming = self._settings.models_dir / f".incoming-{job_id}-{new_id()}"
-        if not target.exists():
-            incoming.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(checkpoint, incoming)
-            _sync_whole(incoming)
         return StagedModel(
             ModelRow(name=name, digest=digest, job_id=job_id, metrics=metrics, created_at=now()),
-            incoming,
-            target,
+            self._files.stage(name, digest, checkpoint, by=job_id),
         )
 
     def add_uploaded(self, name: str, checkpoint: Path, record: RecordDigest) -> RegisteredModel:
-        """Move a checkpoint folder on the same file system among the models; raises `Conflict`.
+        """Add a checkpoint as a model; raises `Conflict`.
 
-        The folder appears in one rename, complete. `record` is called within the transaction.
+        Others see it whole or not at all. `record` is called within the transaction.
         """
-        target = self._settings.models_dir / name
-        with Session(writing(self._engine)) as session, session.begin():  # one upload at a time
-            if (
-                session.get(ModelRow, name) is not None
-                or target.exists()
-                or (self._settings.shipped_models_dir / name).exists()
-                or session.scalar(select(JobRow.id).where(JobRow.claim == f"model:{name}"))
-            ):
-                raise _taken(name)
-            digest = read_card(checkpoint).digest
-            session.add(ModelRow(name=name, digest=digest, metrics={}, created_at=now()))
-            session.flush()
-            record(digest)
-            _sync_whole(checkpoint)
-            _move_in(checkpoint, target)
+        digest = read_card(checkpoint).digest
+        with Session(self._engine) as session:
+            self._require_free(session, name)  # before anything is copied
+        staged = self._files.stage(name, digest, checkpoint, by=new_id())
+        try:
+            with Session(writing(self._engine)) as session, session.begin():
+                take_turns(session, MODELS_IN_USE)
+                self._require_free(session, name)
+                session.add(ModelRow(name=name, digest=digest, metrics={}, created_at=now()))
+                try:
+                    session.flush()
+                except IntegrityError as error:  # PostgreSQL: a job's model of that name ends now
+                    raise _taken(name) from error
+                record(digest)
+                staged.move_in()
+        except BaseException:
+            staged.discard()
+            raise
         return self.show(name)
 
     def remove(self, name: str, record: Callable[[], None]) -> None:
@@ -244,12 +202,15 @@ class ModelRegistry:
         Raises `NotFound`, and `Conflict` for one that ships with the program, with which galleries
         start, that is active or previous in a gallery, or that an unfinished job names.
         """
-        path = resolve(self._settings, name)
-        if path.parent == self._settings.shipped_models_dir:
+        if _shipped(self._settings, name):
             raise _in_use(name, "it ships with the program")
+        if name not in self._files.names():
+            raise missing_model(name, "name")
         if name == self._settings.model:
             raise _in_use(name, "galleries start with it (GAITID_MODEL)")
+        remove_files = self._files.removing(name)
         with Session(writing(self._engine)) as session, session.begin():
+            take_turns(session, MODELS_IN_USE)
             gallery = session.scalar(
                 select(GalleryRow.name).where(
                     or_(GalleryRow.active_model == name, GalleryRow.previous_model == name)
@@ -261,14 +222,24 @@ class ModelRegistry:
                 raise _in_use(name, "a job that has not ended uses it")
             session.execute(delete(ModelRow).where(ModelRow.name == name))
             record()
-        # Not before: a row without a folder could neither be removed nor replaced. A folder without
+        # Not before: a row without files could neither be removed nor replaced. A folder without
         # a row is an imported model, which can be removed again.
-        gone = path.with_name(f".removed-{new_id()}")
         try:
-            path.rename(gone)
+            remove_files()
         except FileNotFoundError as error:
             raise missing_model(name, "name") from error  # another request was faster
-        shutil.rmtree(gone)
+
+    def _require_free(self, session: Session, name: str) -> None:
+        if (
+            session.get(ModelRow, name) is not None
+            or self._shipped_or_other(name, None)
+            or session.scalar(select(JobRow.id).where(JobRow.claim == f"model:{name}"))
+        ):
+            raise _taken(name)
+
+    def _shipped_or_other(self, name: str, digest: str | None) -> bool:
+        shipped = (self._settings.shipped_models_dir / name).exists()
+        return shipped or self._files.holds_other(name, digest)
 
     @staticmethod
     def _named_by_jobs(session: Session) -> set[str]:
@@ -280,22 +251,17 @@ class ModelRegistry:
             }
         return named
 
-    def _names(self) -> Iterator[str]:
-        for folder in (self._settings.shipped_models_dir, self._settings.models_dir):
-            if folder.is_dir():
-                for entry in folder.iterdir():
-                    if re.fullmatch(NAME, entry.name) and (entry / CARD).is_file():
-                        yield entry.name
+
+def _shipped(settings: Settings, name: str) -> Path | None:
+    folder = settings.shipped_models_dir / name
+    return folder if re.fullmatch(NAME, name) and (folder / CARD).is_file() else None
 
 
-def _sync_whole(folder: Path) -> None:
-    for path in (*folder.iterdir(), folder):
-        sync(path)
-
-
-def _move_in(folder: Path, target: Path) -> None:
-    folder.rename(target)
-    sync(target.parent)
+def _own(settings: Settings, engine: Engine, name: str) -> ModelFiles:
+    """The files of the deployment's own models; raises `NotFound` for what is no name."""
+    if not re.fullmatch(NAME, name):
+        raise missing_model(name, "name")
+    return open_model_files(settings, engine)
 
 
 def _taken(name: str) -> Conflict:

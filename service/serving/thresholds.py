@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session
 from models.card import Metric, ModelReference
 from service.foundation.errors import Invalid, Reason
 from service.gallery.active_model import lock_gallery
-from service.gallery.live_index import LiveIndex
 from service.gallery.operating_point import OperatingPoint, Rerun
+from service.gallery.ranking import SearchedGallery
 from service.gallery.scenes import version_in
 from service.gallery.store import Head
 from service.gallery.tables import GalleryRow, SubjectRow
@@ -46,7 +46,7 @@ class Threshold:
 
 
 def threshold_for(
-    requested: float | None, head: Head, index: LiveIndex, model: ModelInUse
+    requested: float | None, head: Head, index: SearchedGallery, model: ModelInUse
 ) -> Threshold:
     """`choose_threshold` for what an index of this gallery, under this model, compares.
 
@@ -127,9 +127,9 @@ def queue_if_stale(session: Session, gallery: str, digest: str) -> None:
     is not tried again before the gallery has grown by another fifth or the model is another.
     """
     row = session.execute(
-        select(GalleryRow.id, GalleryRow.operating_point, GalleryRow.active_digest).where(
-            GalleryRow.name == gallery
-        )
+        select(GalleryRow.id, GalleryRow.operating_point, GalleryRow.active_digest)
+        .where(GalleryRow.name == gallery)
+        .with_for_update()
     ).one_or_none()
     point = None if row is None else OperatingPoint.of(row.operating_point)
     if row is None or point is None:

@@ -15,8 +15,7 @@ from typing import IO
 import numpy as np
 
 from models import checkpoint
-from models.card import CARD, MAX_CARD_BYTES, CheckpointError
-from models.checkpoint import WEIGHTS
+from models.card import CARD, MAX_CARD_BYTES, WEIGHTS, CheckpointError
 from models.encoder.encoder import NO_POSE, Encoder, Walk
 from models.networks.cost import cost
 from service.foundation.errors import Invalid, Reason, TooLarge

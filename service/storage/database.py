@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Generic, Literal, TypeVar, cast
+from typing import Final, Generic, Literal, TypeVar
+from typing import cast as typed
 
 import uuid_utils
 from alembic import command
 from alembic.config import Config
 from alembic.util.exc import CommandError
 from sqlalchemy import (
+    URL,
+    BigInteger,
     Connection,
     DateTime,
     Dialect,
     Engine,
     ExceptionContext,
     TypeDecorator,
+    cast,
     create_engine,
     event,
+    func,
     make_url,
+    select,
 )
-from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.orm import DeclarativeBase, Session
 
+from service.foundation.settings import Settings
+from service.storage import postgresql
 from service.storage.database_files import (
     DatabaseDamaged,
     DatabaseFiles,
@@ -33,6 +42,9 @@ from service.storage.database_files import (
 )
 
 _LOCK_WAIT_MS: Final = 10_000  # for another process that writes; a request then says 503
+_CONNECTIONS: Final = 15
+_STATEMENT_S: Final = 60.0
+_MIGRATIONS: Final = "migrations"
 
 
 class NewerSchema(Exception):
@@ -100,32 +112,72 @@ def open_database(
     *,
     synchronous: Literal["FULL", "NORMAL"] = "FULL",
     lock_wait_ms: int | None = None,
+    connections: int = _CONNECTIONS,
+    statement_seconds: float = _STATEMENT_S,
 ) -> Engine:
-    """Connect and set what every connection needs.
+    """Connect and set what every connection needs. A writer waits for another for `lock_wait_ms`.
 
     SQLite runs in WAL mode (readers never wait for the writer), with `synchronous=FULL` so that a
     commit that was acknowledged survives a power cut, foreign keys on, and `secure_delete` so that
     erased biometric data is overwritten in the file. A transaction takes the write lock when it
     begins with `BEGIN IMMEDIATE` (see `writing`), never half-way. With `synchronous="NORMAL"` a
-    commit survives the end of the process but not a power cut. A writer waits for another process
-    for `lock_wait_ms`.
+    commit survives the end of the process but not a power cut.
 
     Once a file of the database is removed or replaced, every use raises `DatabaseGone`; once the
     database was found to be damaged, every write raises `DatabaseDamaged`.
 
+    PostgreSQL (`service.storage.postgresql`) is given at most `connections` at once, and statements
+    of at most `statement_seconds`; how it commits is the server's own setting. A commit during
+    which the connection is lost raises `CommitUnknown`.
+
     Errors carry no parameters: they would bring subject ids into logs.
     """
     parsed = make_url(url)
-    is_sqlite = parsed.get_backend_name() == "sqlite"
-    path = parsed.database if is_sqlite and parsed.database != ":memory:" else None
+    lock_wait_ms = lock_wait_ms or _LOCK_WAIT_MS
+    match parsed.get_backend_name():
+        case "sqlite":
+            return _open_sqlite(parsed, synchronous, lock_wait_ms)
+        case "postgresql" | "postgres":
+            return _open_postgresql(parsed, lock_wait_ms, connections, statement_seconds)
+        case other:
+            raise ValueError(f"GaitID keeps its data in SQLite or PostgreSQL, not in {other}")
+
+
+def open_configured(settings: Settings) -> Engine:
+    """Open a deployment's database; see `open_database`."""
+    return open_database(
+        settings.resolved_database_url,
+        connections=settings.database_connections,
+        statement_seconds=settings.database_statement_seconds,
+    )
+
+
+def _open_postgresql(
+    url: URL, lock_wait_ms: int, connections: int, statement_seconds: float
+) -> Engine:
+    engine = create_engine(
+        url.set(drivername=postgresql.DRIVER),
+        hide_parameters=True,
+        isolation_level=postgresql.READING,
+        pool_pre_ping=True,  # after a restart or a fail-over the first use finds new connections
+        pool_size=connections,
+        max_overflow=0,
+        pool_timeout=lock_wait_ms / 1000,
+        connect_args=postgresql.connect_args(url, lock_wait_ms, round(statement_seconds * 1000)),
+    )
+    postgresql.watch_errors(engine)
+    return engine
+
+
+def _open_sqlite(url: URL, synchronous: str, lock_wait_ms: int) -> Engine:
+    path = url.database if url.database != ":memory:" else None
     engine = create_engine(
         url,
         pool_pre_ping=not path,  # a file has no connection that could break; `_watch` looks at it
         hide_parameters=True,
         connect_args={"factory": WatchedConnection} if path else {},
     )
-    if is_sqlite:
-        _set_up_sqlite(engine, synchronous, lock_wait_ms or _LOCK_WAIT_MS)
+    _set_up_sqlite(engine, synchronous, lock_wait_ms)
     if path:
         _watch(engine, DatabaseFiles(path))
     return engine
@@ -184,12 +236,31 @@ def _watch(engine: Engine, files: DatabaseFiles) -> None:
 
 
 def _watched(connection: Connection) -> WatchedConnection:
-    return cast(WatchedConnection, connection.connection.dbapi_connection)
+    return typed(WatchedConnection, connection.connection.dbapi_connection)
 
 
 def writing(engine: Engine) -> Engine:
-    """An engine on the same connections whose transactions begin with the write lock."""
-    return engine.execution_options(write=True)
+    """An engine on the same connections whose transactions write.
+
+    SQLite's begin with the write lock, so there is one at a time. PostgreSQL's run beside each
+    other: each locks the rows that it depends on, or calls `take_turns`.
+    """
+    if engine.dialect.name == "sqlite":
+        return engine.execution_options(write=True)
+    return engine.execution_options(write=True, isolation_level=postgresql.WRITING)
+
+
+def take_turns(connection: Connection | Session, at: str, *, shared: bool = False) -> None:
+    """Wait, in a transaction that writes, for all others that take turns at the same.
+
+    For what no row stands for. Those with `shared` wait for none of their kind. SQLite has but one
+    writer, which has had its turn already.
+    """
+    on = connection.connection() if isinstance(connection, Session) else connection
+    if on.dialect.name != "sqlite":
+        key = int.from_bytes(hashlib.sha256(at.encode()).digest()[:8], "big", signed=True)
+        lock = func.pg_advisory_xact_lock_shared if shared else func.pg_advisory_xact_lock
+        on.execute(select(lock(cast(key, BigInteger))))
 
 
 def migrate(engine: Engine, what: Literal["galleries", "audit"] = "galleries") -> None:
@@ -206,6 +277,10 @@ def migrate(engine: Engine, what: Literal["galleries", "audit"] = "galleries") -
         config.set_main_option("version_locations", str(folder / "audit_versions"))
         config.attributes["version_table"] = "audit_version"
     with writing(engine).begin() as connection:
+        if connection.dialect.name != "sqlite":
+            for limit in ("lock_timeout", "statement_timeout"):  # it may take as long as it takes
+                connection.exec_driver_sql(f"SET LOCAL {limit} = 0")
+        take_turns(connection, _MIGRATIONS)
         config.attributes["connection"] = connection
         try:
             command.upgrade(config, "head")

@@ -11,6 +11,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from service.foundation.errors import ServiceError, StorageFull, Unavailable
 from service.storage.database_files import DatabaseDamaged, DatabaseGone, is_damage
+from service.storage.postgresql import CommitUnknown, state_of
 
 _SQLITE_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _SQLITE_OUT_OF_REACH = frozenset(
@@ -20,6 +21,14 @@ _FILES_OUT_OF_REACH = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
 )
 _POSTGRESQL_DISK_FULL = "53100"
+_POSTGRESQL_ROLLED_BACK = frozenset({"40001", "40P01"})  # others were changing the same; a deadlock
+_POSTGRESQL_BUSY = _POSTGRESQL_ROLLED_BACK | {
+    "53200",  # out of memory
+    "53300",  # too many connections
+    "55P03",  # waited too long for a lock
+    "57014",  # a statement took too long
+}
+_POSTGRESQL_READ_ONLY = "25006"  # a former primary
 
 
 def storage_trouble(error: Exception) -> ServiceError | None:
@@ -43,13 +52,9 @@ def storage_trouble(error: Exception) -> ServiceError | None:
         case PoolTimeoutError():
             return _busy()
         case DatabaseGone(committed=True):
-            return Unavailable(
-                "The database's files were removed or replaced while this was written, and it is "
-                "not known whether it was kept. The service's log says what to do; ask then for "
-                "what you sent.",
-                slug="database-unavailable",
-                retry_after=10.0,
-            )
+            return _unknown("database's files were removed or replaced")
+        case CommitUnknown():
+            return _unknown("connection to the database was lost")
         case DatabaseGone():
             return _out_of_reach()
         case DatabaseDamaged():
@@ -58,11 +63,19 @@ def storage_trouble(error: Exception) -> ServiceError | None:
             return _damaged()
         case DBAPIError(orig=sqlite3.OperationalError() as cause):
             return _sqlite_trouble(cause)
-        case OperationalError(orig=cause):
-            full = getattr(cause, "sqlstate", None) == _POSTGRESQL_DISK_FULL
-            return _full() if full else _out_of_reach()
+        case DBAPIError(orig=cause) if (state := state_of(cause)) is not None:
+            return _postgresql_trouble(state, operational=isinstance(error, OperationalError))
+        case OperationalError():  # there is no connection
+            return _out_of_reach()
+        case DBAPIError(connection_invalidated=True):
+            return _out_of_reach()
         case _:
             return None
+
+
+def was_rolled_back(error: Exception) -> bool:
+    """Whether PostgreSQL ended a transaction because of others, so that it may be run again."""
+    return isinstance(error, DBAPIError) and state_of(error.orig) in _POSTGRESQL_ROLLED_BACK
 
 
 def _in_temporary_folder(error: BaseException) -> bool:
@@ -83,6 +96,24 @@ def _sqlite_trouble(cause: sqlite3.OperationalError) -> ServiceError | None:
     if code == sqlite3.SQLITE_FULL:
         return _full()
     return _out_of_reach() if code in _SQLITE_OUT_OF_REACH else None  # else our own mistake
+
+
+def _postgresql_trouble(state: str, *, operational: bool) -> ServiceError | None:
+    if state == _POSTGRESQL_DISK_FULL:
+        return _full()
+    if state in _POSTGRESQL_BUSY:
+        return _busy()
+    # Else a statement is wrong, or what it was given: our own mistake.
+    return _out_of_reach() if operational or state == _POSTGRESQL_READ_ONLY else None
+
+
+def _unknown(what: str) -> ServiceError:
+    return Unavailable(
+        f"The {what} while this was written, and it is not known whether it was kept. The "
+        "service's log says what to do; ask then for what you sent.",
+        slug="database-unavailable",
+        retry_after=10.0,
+    )
 
 
 def _busy() -> ServiceError:

@@ -25,7 +25,7 @@ from service.gallery.sealing import packed, sealing_of
 from service.gallery.store import gallery_exists
 from service.gallery.tables import EmbeddingRow, GalleryRow, SequenceRow, SubjectRow
 from service.serving import adaptation
-from service.storage.database import new_id, writing
+from service.storage.database import new_id, take_turns, writing
 from service.transfer.export_file import (
     DAMAGED,
     BrokenExport,
@@ -34,6 +34,7 @@ from service.transfer.export_file import (
     ExportFile,
 )
 
+_TURN: Final = "imports"
 _AT_ONCE: Final = 256  # rows that are in memory; also what one revision adds
 _LENGTH = struct.Struct("<I")
 Item = TypeVar("Item")
@@ -133,7 +134,6 @@ class GalleryImport:
                     Reason(sequence_id, "not_listed"),
                 )
             self._embeddings_left += digest is not None and digest not in self._models
-        self._spool.rewind()
 
     def _spool_sequence(self, sequence: ExportedSequence) -> None:
         silhouettes = self._export.silhouettes(sequence)
@@ -153,7 +153,9 @@ class GalleryImport:
         """
         about = self._export.about
         point = about.operating_point
+        self._spool.rewind()
         with Session(writing(self._engine)) as session, session.begin():
+            take_turns(session, _TURN)  # two of one file would find its ids free
             gallery = GalleryRow(
                 id=new_id(),
                 name=name,

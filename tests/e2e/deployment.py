@@ -12,6 +12,7 @@ from typing import IO, Any, cast
 
 from service.client import Client
 
+_SERVE = (sys.executable, "-m", "service", "serve", "--port", "0")
 QUICK_TRAINING = Path(__file__).parent / "quick_training"
 
 
@@ -41,11 +42,11 @@ class Deployment:
         """Change the environment that the service is started with."""
         self._environment |= settings
 
-    def start(self) -> Client:
+    def start(self, *options: str) -> Client:
         """Start the service and return a client once it is ready."""
         with (self._folder / "service.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "service", "serve", "--port", "0", "--data-dir", self.data],
+                [*_SERVE, "--data-dir", str(self.data), *options],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=self._environment,

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -207,20 +208,37 @@ def film(data: bytes, name: str = "hall.mp4", kind: str = "video/mp4") -> FilePa
     return {"name": name, "mimeType": kind, "buffer": data}
 
 
+@cache
+def people_crossing() -> list[np.ndarray]:
+    """Pictures of two people who are never near each other."""
+    return list(crossing((1, -60.0, 400.0), (3, 540.0, 80.0), frames=90))
+
+
 def two_people() -> bytes:
-    """Who are never near each other."""
-    return encode(crossing((1, -60.0, 400.0), (3, 540.0, 80.0), frames=90))
+    return encode(people_crossing())
 
 
-def white_pixels(canvas: Locator, box: tuple[float, float, float, float]) -> int:
-    """How many pixels along a box's upper edge are as white as a box is drawn."""
-    left, top, width, _ = (round(edge) for edge in box)
-    count = canvas.evaluate(
-        "(canvas, [x, y, w]) => [...canvas.getContext('2d').getImageData(x, y, w, 1).data]"
-        ".filter((value, i) => i % 4 === 0 && value === 255).length",
-        [left, max(top, 0), width],
+def pixels(canvas: Locator) -> np.ndarray:
+    """What a canvas shows, uint8 `[h, w, 3]`, red first."""
+    data, rows, columns = canvas.evaluate(
+        "canvas => [[...canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height)"
+        ".data], canvas.height, canvas.width]"
     )
-    return int(count)
+    return np.array(data, np.uint8).reshape(rows, columns, 4)[..., :3]
+
+
+def is_drawn(canvas: Locator, track: dict[str, Any], colour: tuple[int, int, int]) -> bool:
+    """Whether a person is shown where the walk begins: a box, a mask, both in a colour."""
+    shown = pixels(canvas).astype(int)
+    corners = np.array(track["outlines"][0]["points"], np.int32).reshape(-1, 2)
+    left, right, bottom = corners[:, 0].min(), corners[:, 0].max(), corners[:, 1].max()
+    box = (np.abs(shown[bottom, left:right] - colour).max(axis=1) < 3).mean()
+    mask = cv2.fillPoly(np.zeros(shown.shape[:2], np.uint8), [corners], 255)
+    inside = cv2.erode(mask, np.ones((7, 7), np.uint8)) > 0
+    inside[: corners[:, 1].min() + 6] = False  # the number is there
+    before = people_crossing()[round(track["from_s"] * 25)][..., ::-1].astype(int)
+    off = np.abs(shown - (0.55 * before + 0.45 * np.array(colour)))[inside].mean()
+    return bool(box > 0.9 and off < 8)
 
 
 def test_of_several_people_in_a_video_one_is_chosen_enrolled_and_recognised(
@@ -242,10 +260,28 @@ def test_of_several_people_in_a_video_one_is_chosen_enrolled_and_recognised(
         expect(item).to_contain_text(f"{track['from_s']:.1f} to {track['to_s']:.1f} s")
         thumbnail = item.get_by_alt_text(f"Person {number} in the footage")
         expect(thumbnail).to_have_js_property("naturalWidth", 160)
-        begins = result.get_by_role("img", name=f"Person {number} where the walk begins")
+        item.get_by_role("button", name=f"Show person {number} in the footage").click()
+        expect(item).to_have_attribute("aria-current", "true")
+        begins = result.get_by_role(
+            "img", name=re.compile(f"{track['from_s']:.1f} s: .*n {number}")
+        )
         expect(begins).to_be_visible()
-        assert white_pixels(begins, track["box"]) > track["box"][2] * 0.9
+        assert is_drawn(begins, track, ((76, 201, 240), (255, 183, 3))[number - 1])
     assert list(client.subjects(gallery=gallery)) == []
+    canvas = result.locator(".footage canvas")
+    left, top, width, height = tracks[1]["box"]
+    place = canvas.bounding_box()
+    assert place is not None
+    scale = place["width"] / COLUMNS
+    canvas.click(position={"x": (left + width / 2) * scale, "y": (top + height / 2) * scale})
+    expect(result.get_by_role("button", name="Choose person 2")).to_be_focused()
+    result.get_by_role("button", name="Play the footage").click()
+    time = result.get_by_role("slider", name="Time in the footage")
+    before = time.input_value()
+    expect(time).not_to_have_value(before)
+    result.get_by_role("button", name="Pause the footage").click()
+    time.press("Home")
+    expect(result.get_by_role("img", name="The footage at 0.0 s: nobody walks")).to_be_visible()
     result.get_by_role("button", name="Choose person 1").click()
     expect(result.get_by_role("heading", name="anna", exact=True)).to_be_visible()
     expect(result.locator(".verdict")).to_have_text("Enrolled")
@@ -276,9 +312,75 @@ def test_a_video_that_no_browser_plays_still_shows_its_people(
     people = section.locator(".people img")
     expect(people).to_have_count(2)
     expect(people.first).to_have_js_property("naturalWidth", 160)
-    expect(section.locator(".scenes")).to_contain_text("This browser does not play the footage")
+    expect(section.locator(".scene")).to_contain_text("This browser does not play the footage")
     section.get_by_role("button", name="Choose person 2").click()
     expect(section.locator(".decision")).to_contain_text("In the footage")
+
+
+def test_a_job_s_walks_are_a_timeline_from_which_one_is_enrolled(
+    page: Page, served: Deployment, client: Client, gallery: str
+) -> None:
+    client.enroll("anna", [("a.mp4", encode(crossing((1, -60.0, 540.0), frames=75)))],
+                  gallery=gallery)  # fmt: skip
+    first = crossing((1, -60.0, 540.0), frames=75)
+    clip = encode([*first, *[scene()] * 15, *crossing((3, -60.0, 540.0), frames=75)])
+    section = opened(page, served, "jobs", gallery)
+    section.get_by_text("Look through a long clip").click()
+    form = section.locator("#footage-form")
+    form.get_by_label("Clip", exact=True).set_input_files(film(clip))
+    expect(form.get_by_label("Gallery to search")).to_have_value(gallery)
+    form.get_by_role("button", name="Start").click()
+    detail = section.locator("#job-detail")
+    expect(detail.locator(".badge")).to_have_text("succeeded", timeout=120_000)
+    expect(detail).to_contain_text("2 walks in 0:00:06")
+    rows = detail.locator(".tracks > li")
+    expect(rows).to_have_count(2)
+    bars = detail.locator(".strip button")
+    names = [bar.get_attribute("aria-label") or "" for bar in bars.all()]
+    assert re.fullmatch(r"Track 1, 0:00:0\d\.\d to 0:00:0\d\.\d: anna", names[0])
+    starts = [bar.evaluate("bar => bar.getBoundingClientRect().left") for bar in bars.all()]
+    strip = rows.first.locator(".strip").bounding_box()
+    assert strip is not None
+    for bar, left in zip(bars.all(), starts, strict=True):
+        from_s = float(bar.evaluate("bar => bar.style.getPropertyValue('--from')"))
+        assert abs(left - strip["x"] - strip["width"] * from_s / 6.6) < 0.02 * strip["width"]
+
+    bars.first.focus()
+    page.keyboard.press("ArrowDown")
+    expect(bars.nth(1)).to_be_focused()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    chosen = detail.locator(".decision").first
+    expect(chosen.locator(".verdict")).to_have_text("Match")
+    expect(chosen.locator(".candidate h3")).to_have_text(["1. anna"])
+    expect(chosen.get_by_label("Subject")).to_have_value("anna")
+    page.keyboard.press("Tab")
+    bars.nth(1).click()
+    chosen.get_by_label("Subject").fill("berta")
+    chosen.get_by_role("button", name="Enrol this walk").click()
+    again = chosen.get_by_role("button", name="Enrol anyway")
+    enrolled = chosen.get_by_role("heading", name="berta")
+    expect(again.or_(enrolled)).to_be_visible()
+    if again.is_visible():
+        again.click()
+    expect(enrolled).to_be_visible()
+    expect(chosen.get_by_role("button", name="Enrol this walk")).to_be_hidden()
+    expect(bars.nth(1)).to_have_class(re.compile("enrolled"))
+    assert {one.subject_id for one in client.subjects(gallery=gallery)} == {"anna", "berta"}
+
+
+def test_a_clip_that_a_job_cannot_read_says_why(
+    page: Page, served: Deployment, gallery: str
+) -> None:
+    section = opened(page, served, "jobs", gallery)
+    section.get_by_text("Look through a long clip").click()
+    section.locator("#footage-form").get_by_label("Clip", exact=True).set_input_files(
+        film(b"no film")
+    )
+    section.locator("#footage-form").get_by_role("button", name="Start").click()
+    detail = section.locator("#job-detail")
+    expect(detail.locator(".badge")).to_have_text("failed", timeout=120_000)
+    expect(detail.get_by_role("alert")).to_contain_text("no footage")
 
 
 def test_footage_that_cannot_be_answered_says_what_to_do(

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from models import checkpoint
 from models.card import (
     CARD,
+    WEIGHTS,
     Card,
     CardThreshold,
     CheckpointError,
@@ -21,7 +22,7 @@ from models.card import (
     ModelReference,
     read_card,
 )
-from models.checkpoint import WEIGHTS, card_of
+from models.checkpoint import card_of
 from models.networks.network import GaitNetwork
 from tests.models.networks.test_registry import NETWORKS, small, walks
 

@@ -35,7 +35,7 @@ def fill(
     model: str = "default",
 ) -> None:
     """Enrol people by their embeddings, under the views' names."""
-    digest = find_model(settings, model).digest
+    digest = find_model(settings, engine, model).digest
     store = GalleryStore(engine)
     for number, walks in enumerate(people, first):
         for view, embedding in zip(VIEWS, walks, strict=True):

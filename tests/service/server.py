@@ -13,12 +13,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
-import uvicorn
 
 from service.foundation.settings import Settings
 from service.http.app import create_app
 from service.http.protocol import Patience
-from service.http.serve import server_config
+from service.http.serve import Server, server_config
 from service.http.upload_slots import UploadSlots
 
 Serve = Callable[..., httpx.Client]
@@ -33,6 +32,7 @@ def settings_for(data_dir: Path, models: Path, **changes: Any) -> Settings:
             "shipped_models_dir": models,
             "device": "cpu",
             "reserve_bytes": 4096,
+            "stop_seconds": 5.0,
             **changes,
         }
     )
@@ -58,8 +58,7 @@ def serving(
     app.openapi_schema = openapi_document()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = server_config(app, settings, patience)
-        config.timeout_graceful_shutdown = 5
-        server = uvicorn.Server(config)
+        server = Server(app, config, settings, lambda: None)
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         port = listener.getsockname()[1]

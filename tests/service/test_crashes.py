@@ -76,7 +76,7 @@ def enrol_until_it_dies(address: str, who: str, acknowledged: set[str], tried: s
 
 @pytest.mark.timeout(120)
 def test_after_kill_9_every_acknowledged_enrolment_is_found_and_nothing_half_done(
-    tmp_path: Path, models: Path
+    tmp_path: Path, models: Path, database: str | None
 ) -> None:
     acknowledged: set[str] = set()
     in_flight: set[str] = set()
@@ -104,7 +104,10 @@ def test_after_kill_9_every_acknowledged_enrolment_is_found_and_nothing_half_don
     assert acknowledged
     assert len(in_flight) <= 6  # one a client and life
 
-    with process(tmp_path, models) as (_, address), httpx.Client(base_url=address) as client:
+    with (
+        process(tmp_path, models) as (_, address),
+        httpx.Client(base_url=address) as client,
+    ):
         found = contents(client)
         subjects = set(found) - {""}
         # An enrolment that was committed but not answered before the kill may be there, whole.
@@ -138,7 +141,7 @@ def correct_until_it_dies(address: str, sequence: str, answered: list[str]) -> N
 
 @pytest.mark.timeout(120)
 def test_after_kill_9_a_correction_was_made_whole_or_not_at_all(
-    tmp_path: Path, models: Path
+    tmp_path: Path, models: Path, database: str | None
 ) -> None:
     with process(tmp_path, models) as (running, address):
         with httpx.Client(base_url=address) as client:
@@ -155,7 +158,10 @@ def test_after_kill_9_a_correction_was_made_whole_or_not_at_all(
         running.send_signal(signal.SIGKILL)
         corrections.join(20)
 
-    with process(tmp_path, models) as (_, address), httpx.Client(base_url=address) as client:
+    with (
+        process(tmp_path, models) as (_, address),
+        httpx.Client(base_url=address) as client,
+    ):
         found = contents(client)
         assert found.pop("")["sequences"] == 3
         (named,) = set(found) - {"other"}
@@ -217,7 +223,8 @@ def test_an_import_killed_in_the_middle_of_its_transaction_leaves_nothing(
     with engine.connect() as connection:
         sequences = connection.exec_driver_sql("SELECT count(*) FROM sequence").scalar_one()
         assert sequences == 400
-        assert connection.exec_driver_sql("PRAGMA integrity_check").scalar_one() == "ok"
+        if engine.dialect.name == "sqlite":
+            assert connection.exec_driver_sql("PRAGMA integrity_check").scalar_one() == "ok"
     assert import_it(after=800) == 0
     assert store.gallery("copy").sequences == 400
 

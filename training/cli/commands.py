@@ -266,6 +266,10 @@ def discriminant(
     mixing_shrinkage: Annotated[
         float, typer.Option(min=0.0, help="The same of all parts together.")
     ] = 0.3,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Keep the head; let its parts explain one another once more."),
+    ] = False,
     sequences: Annotated[
         int | None, typer.Option(min=2, help="Only about so many walks, of whole people.")
     ] = None,
@@ -274,8 +278,19 @@ def discriminant(
 ) -> None:
     """Shorten embeddings to the directions that tell people apart (linear discriminants)."""
     with _reporting(as_json) as (reporter, _):
-        from training.derive.refinement import refine
+        from training.derive.refinement import refine, remix
 
+        if again:
+            remix(
+                checkpoint,
+                dataset,
+                out,
+                reporter,
+                mixing_shrinkage=mixing_shrinkage,
+                sequences=sequences,
+                device=device,
+            )
+            return
         refine(
             checkpoint,
             dataset,

@@ -29,8 +29,8 @@ The signatures in short (n sequences, s frames); each has its own docstring:
         .finish(partition=None) -> Pack
     pack_dataset(source, out, format="auto", *, encoding="auto", partition=None, silhouettes=None,
                  workers=1, progress=None, left_out=None) -> Pack
-    BatchSource(pack, *, subjects, sequences, clip, seed, rank=0, world_size=1, device="cpu",
-                prefetch=2)
+    BatchSource(pack, *, subjects, sequences, clip, seed, same_scene=1, rank=0, world_size=1,
+                device="cpu", prefetch=2)
         .batch(step) -> Batch               a pure function of the arguments and the step
         .iterate(start=0, stop=None) -> Iterator[Batch]
     Batch(step, silhouettes uint8 [n, s, 64, 64], labels int64 [n], lengths, sequences, subjects,

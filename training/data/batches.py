@@ -65,6 +65,7 @@ class BatchSource:
         sequences: int,
         clip: Clip,
         seed: int,
+        same_scene: int = 1,
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | str = "cpu",
@@ -79,6 +80,7 @@ class BatchSource:
             sequences: K.
             clip: which frames of a sequence are taken.
             seed: of everything drawn.
+            same_scene: subjects who are filmed in one scene.
             rank: of this process.
             world_size: number of processes.
             device: where the batches are wanted.
@@ -98,6 +100,7 @@ class BatchSource:
             sequences=sequences,
             clip=clip,
             seed=seed,
+            same_scene=same_scene,
             rank=rank,
             world_size=world_size,
         )

@@ -46,6 +46,10 @@ class Sampler:
     A subject with fewer than K sequences gives some of them more than once. With several ranks each
     gets P / ranks whole subjects, so that a triplet has its positives whether or not embeddings are
     gathered.
+
+    Where scenes count, subjects come in groups who are filmed in one scene, and each gives a walk
+    from there and others from as many other scenes as it has, in an order that the group shares:
+    strangers are seen alike, and a person's own walks are not.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Sampler:
         sequences: int,
         clip: Clip,
         seed: int,
+        same_scene: int = 1,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -67,12 +72,15 @@ class Sampler:
             sequences: K.
             clip: which frames of a sequence are taken.
             seed: of everything drawn; not negative.
+            same_scene: subjects who are filmed in one scene, as the metadata `scene` of the walks
+                says; 1: scenes do not count.
             rank: of this process.
             world_size: number of processes.
 
         Raises:
             SamplingError: the pack has fewer than P subjects, P is not a multiple of
-                `world_size`, or a number is out of range.
+                `world_size` or of `same_scene`, so many subjects meet in no scene, or a number is
+                out of range.
         """
         if subjects < 1 or sequences < 1:
             raise SamplingError(f"{subjects} subjects x {sequences} sequences: both at least 1")
@@ -95,6 +103,9 @@ class Sampler:
         self._lengths = pack.lengths
         order = np.argsort(pack.labels, kind="stable")
         self._by_label = np.split(order, np.cumsum(np.bincount(pack.labels))[:-1])
+        self._meeting: Meeting | None = None
+        if same_scene != 1:
+            self._meeting = meeting(pack, subjects, same_scene)
         share = subjects // world_size * sequences
         self._mine = slice(rank * share, (rank + 1) * share)
 
@@ -102,19 +113,96 @@ class Sampler:
         """This rank's part of the batch of a step."""
         # All ranks draw the whole batch and keep their part: it costs microseconds.
         rng = np.random.default_rng([self.seed, step, _SEQUENCES])
-        labels = rng.choice(len(self._by_label), self.subjects, replace=False)
-        sequences = np.concatenate(
-            [
-                rng.choice(own, self.sequences, replace=len(own) < self.sequences)
-                for own in (self._by_label[label] for label in labels)
-            ]
-        )
+        if self._meeting is None:
+            labels = rng.choice(len(self._by_label), self.subjects, replace=False)
+            sequences = np.concatenate(
+                [
+                    rng.choice(own, self.sequences, replace=len(own) < self.sequences)
+                    for own in (self._by_label[label] for label in labels)
+                ]
+            )
+        else:
+            sequences = self._meeting.draw(self._by_label, self.subjects, self.sequences, rng)
         rng = np.random.default_rng([self.seed, step, _FRAMES])
         indices, lengths = draw_frames(self.clip, self._lengths[sequences], rng)
         mine = self._mine
         return Plan(
             sequences[mine], Frames(indices[mine], None if lengths is None else lengths[mine])
         )
+
+
+class Meeting(NamedTuple):
+    """Who is filmed with whom.
+
+    Attributes:
+        scene: of each sequence, a number [n].
+        people: labels of those filmed in each scene in which enough of them meet.
+        together: how many are drawn from one scene.
+    """
+
+    scene: Indices
+    people: dict[int, Indices]
+    together: int
+
+    def draw(
+        self,
+        by_label: list[Indices],
+        subjects: int,
+        sequences: int,
+        rng: np.random.Generator,
+    ) -> Indices:
+        """Sequences of so many subjects, group after group, subject after subject."""
+        left = np.ones(len(by_label), np.bool_)
+        drawn: list[Indices] = []
+        for first in rng.permutation(list(self.people)):
+            if len(drawn) == subjects:
+                break
+            here = self.people[int(first)]
+            here = here[left[here]]
+            if len(here) < self.together:
+                continue
+            chosen = rng.choice(here, self.together, replace=False)
+            left[chosen] = False
+            order = rng.permutation(int(self.scene.max()) + 1)
+            order[first] = -1  # before all others
+            drawn += [self._walks(by_label[one], order, sequences, rng) for one in chosen]
+        # Where scenes share people, none may be left with enough of them.
+        rest = rng.choice(np.flatnonzero(left), subjects - len(drawn), replace=False)
+        order = rng.permutation(int(self.scene.max()) + 1)
+        drawn += [self._walks(by_label[one], order, sequences, rng) for one in rest]
+        return np.concatenate(drawn)
+
+    def _walks(self, own: Indices, order: Indices, count: int, rng: np.random.Generator) -> Indices:
+        """Walks of one subject, from its scenes in this order, again and again."""
+        own = rng.permutation(own)
+        scenes = self.scene[own]
+        turn = np.array([(scenes[:at] == scene).sum() for at, scene in enumerate(scenes)])
+        walks = own[np.lexsort((order[scenes], turn))][:count]
+        return np.concatenate([walks, rng.choice(own, count - len(walks))])
+
+
+def meeting(pack: Pack, subjects: int, together: int) -> Meeting:
+    """Who meets in a pack's scenes, to draw so many subjects, so many of them from one scene.
+
+    Raises:
+        SamplingError: that cannot be.
+    """
+    if together < 1 or subjects % together:
+        raise SamplingError(
+            f"{subjects} subjects a batch are no groups of {together} from one scene"
+        )
+    names = [str(record.metadata.get("scene", "")) for record in pack.sequences]
+    if not all(names):
+        raise SamplingError(f"not every walk of {pack.path} says its scene")
+    scene = np.unique(names, return_inverse=True)[1].astype(np.int64)
+    people = {
+        number: who
+        for number in range(int(scene.max()) + 1)
+        if len(who := np.unique(pack.labels[scene == number])) >= together
+    }
+    if not people:
+        raise SamplingError(f"no {together} subjects of {pack.path} are filmed in one scene")
+    return Meeting(scene, people, together)
 
 
 def draw_frames(clip: Clip, available: Indices, rng: np.random.Generator) -> Frames:

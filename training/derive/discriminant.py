@@ -14,6 +14,10 @@ What varies within a person varies in many parts at once: a coat widens all of t
 changes every strip. So the same is done once more with all parts as one vector, whose discriminants
 tell what of a part the other parts explain. Of all matrices that give the same comparison the
 symmetric one is taken, which leaves every part in its place.
+
+People who are filmed in the same scenes have those in common. Where scenes are known, people are
+told from those who share theirs: else a scene, which is in the mean of all walks of all of them,
+would count as what tells people apart, while every search of a gallery has to see through it.
 """
 
 from __future__ import annotations
@@ -60,6 +64,7 @@ def discriminant(
     channels: int,
     *,
     shrinkage: float,
+    sharing: NDArray[np.integer] | None = None,
 ) -> Discriminant:
     """Find each part's discriminants.
 
@@ -69,19 +74,21 @@ def discriminant(
         channels: how many directions to keep of each part's c.
         shrinkage: share of the mean variance added to each direction's variance within an identity,
             so that what few walks happened not to vary in does not count as certain.
+        sharing: `[n]`, which set of scenes each walk's identity is filmed in; None: not known.
 
     Raises:
         ValueError: fewer identities or embedding channels than directions, or no identity with two
             walks.
     """
     count, parts, width = embeddings.shape
-    require_enough(labels, width, channels)
+    require_enough(labels, width, channels, sharing)
     identities, own = np.unique(labels, return_inverse=True)
     walks = np.bincount(own)
     means = np.zeros((len(identities), parts, width))
     np.add.at(means, own, embeddings)
     means /= walks[:, None, None]
     centre = embeddings.mean(axis=0, dtype=np.float64)
+    apart = means - (centre if sharing is None else _of_company(means, own, sharing))
     matrices = np.empty((parts, width, channels))
     by_chance = np.mean(1.0 / walks)  # how far the mean of a few walks lies from the person's own
     for part in range(parts):
@@ -91,36 +98,58 @@ def discriminant(
         variances, axes = np.linalg.eigh(within)
         # Floored: a part in which nothing ever varies must not divide by zero.
         white = axes / np.sqrt(np.maximum(variances, 1e-12 * max(variances[-1], 1.0)))
-        between = (means[:, part] - centre[part]) @ white
+        between = apart[:, part] @ white
         _, spread, directions = np.linalg.svd(between, full_matrices=False)
         ratio = np.maximum(spread[:channels] ** 2 / len(identities) - by_chance, _LEAST)
         matrices[part] = white @ directions[:channels].T * np.sqrt(ratio / (0.5 + ratio))
     return Discriminant(matrices, centre)
 
 
-def require_enough(labels: NDArray[np.integer], width: int, channels: int) -> None:
+def _of_company(means: Floats, own: NDArray[np.intp], sharing: NDArray[np.integer]) -> Floats:
+    """The mean of the identities `[k, p, c]` who share their scenes with each."""
+    company = np.empty(len(means), np.int64)
+    company[own] = np.unique(sharing, return_inverse=True)[1]
+    sums = np.zeros((int(company.max()) + 1, *means.shape[1:]))
+    np.add.at(sums, company, means)
+    together: Floats = sums / np.bincount(company)[:, None, None]
+    return together[company]
+
+
+def require_enough(
+    labels: NDArray[np.integer],
+    width: int,
+    channels: int,
+    sharing: NDArray[np.integer] | None = None,
+) -> None:
     """Tell what walks `[n]` of these labels cannot show, before anybody embeds them.
 
     Args:
         labels: `[n]`, whose.
         width: channels of the embeddings.
         channels: how many directions are to be found.
+        sharing: see `discriminant`.
 
     Raises:
         ValueError: as `discriminant` would.
     """
     identities = len(np.unique(labels))
-    if channels > min(width, identities - 1):
+    places = 1 if sharing is None else len(np.unique(sharing))
+    if channels > min(width, identities - places):
+        more = "" if places == 1 else f" in {places} sets of scenes"
         raise ValueError(
-            f"{channels} directions need at least {channels} channels and {channels + 1} "
-            f"identities; there are {width} and {identities}"
+            f"{channels} directions need at least {channels} channels and {channels + places} "
+            f"identities{more}; there are {width} and {identities}"
         )
     if len(labels) == identities:
         raise ValueError("no identity has two walks, so nothing says what varies within one")
 
 
 def mixing(
-    embeddings: NDArray[np.floating], labels: NDArray[np.integer], *, shrinkage: float
+    embeddings: NDArray[np.floating],
+    labels: NDArray[np.integer],
+    *,
+    shrinkage: float,
+    sharing: NDArray[np.integer] | None = None,
 ) -> Floats:
     """The discriminants of all parts together, as a symmetric matrix.
 
@@ -128,6 +157,7 @@ def mixing(
         embeddings: `[n, p, d]`, centred, of more than p · d identities with several walks each.
         labels: `[n]`, whose.
         shrinkage: see `discriminant`.
+        sharing: see `discriminant`.
 
     Returns:
         float64 `[p, d, p, d]`: of a part and channel of the result and of what is multiplied.
@@ -137,7 +167,9 @@ def mixing(
     """
     count, parts, width = embeddings.shape
     rows = embeddings.reshape(count, 1, parts * width)
-    (together,) = discriminant(rows, labels, parts * width, shrinkage=shrinkage).matrices
+    (together,) = discriminant(
+        rows, labels, parts * width, shrinkage=shrinkage, sharing=sharing
+    ).matrices
     # Their products of coordinates are those of this root: what is compared stays, but for which
     # part holds it.
     values, axes = np.linalg.eigh(together @ together.T)
@@ -189,9 +221,51 @@ def folded(network: GaitNetwork, found: Discriminant, mixed: Floats | None) -> G
         {**head.neck.state_dict(), "running_mean": centre.flatten()}  # it only centres
     )
     if head.mixing is not None and mixed is not None:
-        rows = len(head.mixing.weight)
-        head.mixing.weight.copy_(torch.from_numpy(mixed.transpose(1, 0, 3, 2).reshape(rows, rows)))
+        head.mixing.weight.copy_(_as_weight(mixed))
     return shorter.eval()
+
+
+@torch.no_grad()
+def compared(network: GaitNetwork, pooled: NDArray[np.floating]) -> Floats:
+    """What a network compares, `[n, p, c]`, but for the lengths of parts.
+
+    Args:
+        network: compares behind its neck.
+        pooled: features that `unprojected` gave, `[n, p, c_in]`.
+    """
+    head = network.eval().head
+    rows = head.projection(torch.from_numpy(pooled.swapaxes(1, 2).astype(np.float32)))
+    flat = head.neck(rows.flatten(1))
+    if head.mixing is not None:
+        flat = head.mixing(flat)
+    found: Floats = flat.view_as(rows).numpy().swapaxes(1, 2).astype(np.float64)
+    return found
+
+
+@torch.no_grad()
+def mixed_again(network: GaitNetwork, mixed: Floats) -> GaitNetwork:
+    """A copy of the network whose parts read one another once more, without a classifier.
+
+    Args:
+        network: compares behind its neck; it stays as it is.
+        mixed: what `mixing` gave for what the network compares.
+    """
+    second = _with_new_head(network, mixing=True)
+    head = second.head
+    head.projection.load_state_dict(network.head.projection.state_dict())
+    head.neck.load_state_dict(network.head.neck.state_dict())
+    weight = _as_weight(mixed)
+    if network.head.mixing is not None:
+        weight = weight @ network.head.mixing.weight.double()
+    if head.mixing is not None:
+        head.mixing.weight.copy_(weight)
+    return second.eval()
+
+
+def _as_weight(mixed: Floats) -> torch.Tensor:
+    """A matrix of parts and channels as the head has it, a channel's parts side by side."""
+    rows = mixed.shape[0] * mixed.shape[1]
+    return torch.from_numpy(mixed.transpose(1, 0, 3, 2).reshape(rows, rows))
 
 
 def _with_new_head(network: GaitNetwork, **head: object) -> GaitNetwork:

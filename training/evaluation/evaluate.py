@@ -19,13 +19,7 @@ from training.evaluation.baselines import (
 )
 from training.evaluation.bootstrap import Resampling
 from training.evaluation.open_set import search
-from training.evaluation.protocols import (
-    EvaluationProtocol,
-    NamedProtocol,
-    Retrieval,
-    TableOfCells,
-    protocol_for,
-)
+from training.evaluation.protocols import NamedProtocol, protocol_for
 from training.evaluation.result import (
     Difference,
     EvaluationResult,
@@ -33,6 +27,7 @@ from training.evaluation.result import (
     ReportedTable,
     Row,
 )
+from training.evaluation.retrieval import EvaluationProtocol, Retrieval, TableOfCells
 from training.evaluation.scores import subject_scores
 from training.evaluation.sequences import EmbeddedSequences, LabelledSequences, Role
 from training.evaluation.trials import Figure
@@ -189,7 +184,7 @@ def tested_walks(pack: Pack) -> Pack:
 
 
 def labels_of(pack: Pack) -> LabelledSequences:
-    """The labels of a pack's sequences, with the field's list of probes where it has one.
+    """The labels of a pack's sequences, with scenes and the field's list of probes if it has them.
 
     Where it lists the gallery alone, everything else is a probe.
     """
@@ -207,6 +202,7 @@ def labels_of(pack: Pack) -> LabelledSequences:
         [record.condition for record in records],
         [record.view for record in records],
         listed,
+        scenes if all(scenes := [str(r.metadata.get("scene", "")) for r in records]) else None,
     )
 
 

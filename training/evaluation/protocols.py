@@ -6,10 +6,9 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,81 +25,26 @@ from training.evaluation.conditions import (
     own_conditions,
     rendered_conditions,
 )
-from training.evaluation.conditions import kind as _kind
-from training.evaluation.conditions import natural as _natural
 from training.evaluation.metrics import Ranking, rank
+from training.evaluation.mixed_gallery import MixedGallery
+from training.evaluation.retrieval import (
+    EvaluationProtocol,
+    Retrieval,
+    Split,
+    TableOfCells,
+    names_of,
+    near,
+)
 from training.evaluation.sequences import EmbeddedSequences, Indices, LabelledSequences
-from training.evaluation.trials import Cell, Figure, Trials, TrialsBuilder
+from training.evaluation.trials import Cell, Figure, TrialsBuilder
 
 AUTO_PROTOCOL: Final = "auto"
 """Stands in a recipe for whichever protocol the walks allow."""
 _FIELD_DECIMALS = 2
-_FALSE_POSITIVE_RATES = (0.1, 0.01)
-_MOST_PAIRS = 3_000_000
 
 
 class UnknownProtocol(ValueError):
     """No protocol has that name; the text says which there are."""
-
-
-class Split(NamedTuple):
-    """Indices of the sequences that are asked, and of those that are enrolled."""
-
-    probes: Indices
-    gallery: Indices
-
-
-@dataclass(frozen=True, slots=True)
-class TableOfCells:
-    """How to lay a measure out as a table: each entry is the mean of some cells, maybe none."""
-
-    name: str
-    measure: str
-    row_label: str
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    cells: tuple[tuple[tuple[int, ...], ...], ...]
-    decimals: int | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Retrieval:
-    """What a protocol found for one method. The first figure is the headline."""
-
-    trials: Trials
-    figures: tuple[Figure, ...]
-    tables: tuple[TableOfCells, ...] = ()
-
-
-class EvaluationProtocol(Protocol):
-    """What the registry holds."""
-
-    @property
-    def summary(self) -> str:
-        """One sentence for people."""
-
-    @property
-    def mirror(self) -> bool:
-        """Whether probes are tried mirrored as well unless the caller says otherwise."""
-
-    @property
-    def baselines(self) -> bool:
-        """Whether baseline rows are printed unless the caller says otherwise."""
-
-    def split(self, sequences: LabelledSequences) -> Split:
-        """Probes and gallery for verification and open-set search.
-
-        Raises:
-            ProtocolMismatch: the data set lacks what the protocol needs, as when one of the two
-                would be empty: it is asked before anything is embedded or trained.
-        """
-
-    def run(self, sequences: LabelledSequences, method: EmbeddedSequences) -> Retrieval:
-        """Every trial of the protocol.
-
-        Raises:
-            ProtocolMismatch: as `split`.
-        """
 
 
 PlaceRule = Callable[[str], str | None]
@@ -220,7 +164,7 @@ class MixedViewGallery:
     def run(self, sequences: LabelledSequences, method: EmbeddedSequences) -> Retrieval:
         """One cell for each condition and probe view."""
         self.split(sequences)
-        views = _names(sequences.views)
+        views = names_of(sequences.views)
         builder = TrialsBuilder(sequences.subjects, ("rank-1", "mAP"))
         figures: list[Figure] = []
         for name, members, enrolled in self.questions(sequences.conditions):
@@ -285,8 +229,8 @@ class OtherViews:
             if not (len(probes) and len(gallery)):
                 continue
             distances = method.distances(probes, gallery)
-            near = _near(sequences.views[probes], sequences.views[gallery], self.apart)
-            for kind, excluded in (("other views", near), ("any view", None)):
+            alike = near(sequences.views[probes], sequences.views[gallery], self.apart)
+            for kind, excluded in (("other views", alike), ("any view", None)):
                 ranking = _rank(sequences, distances, probes, gallery, excluded)
                 hits = [np.where(ranking.has_mate, ranking.hits(k), np.nan) for k in (1, 5)]
                 outcome = [*hits, ranking.average_precision]
@@ -432,13 +376,13 @@ class EachWalkEnrolled:
         several = walks[1][np.isin(walks[0], subjects[count > 1])]
         if not len(several):
             raise ProtocolMismatch("one walk a subject: there is nobody left to ask")
-        first = sequences.conditions == _names(several)[0]
+        first = sequences.conditions == names_of(several)[0]
         return Split(np.flatnonzero(~first), np.flatnonzero(first))
 
     def run(self, sequences: LabelledSequences, method: EmbeddedSequences) -> Retrieval:
         """One cell for each walk, probe view and gallery view."""
         self.split(sequences)
-        walks, views = _names(sequences.conditions), _names(sequences.views)
+        walks, views = names_of(sequences.conditions), names_of(sequences.views)
         everything = np.arange(len(sequences))
         distances = method.distances(everything, everything)
         builder = TrialsBuilder(sequences.subjects, ("rank-1",))
@@ -468,226 +412,6 @@ class EachWalkEnrolled:
         ]
         table = _view_table("rank-1", views, layout, None)
         return Retrieval(builder.build(), tuple(figures), (table,))
-
-
-@dataclass(frozen=True, slots=True)
-class MixedGallery:
-    """One gallery as people have it: half of them enrolled in all views, half in one.
-
-    People are drawn again and again. Of the first half up to two walks in each view are enrolled;
-    of the second half up to two walks in one view, drawn too, and all their other walks are asked.
-    A view is the same if it is within `apart` degrees of one in which the probe's subject is
-    enrolled (the identical one where views are not numbers). Where some conditions are `normal` or
-    `nm`, only those count.
-
-    Found at FPIR: rank-1, and above the threshold that this share of the same probes reach when
-    their own subject is not enrolled; one threshold for all draws, which the interval takes as
-    given. Error of all pairs: every walk of those drawn with every other; of a walk, half the share
-    of its genuine pairs below one threshold and half the share of its impostor pairs above it, at
-    the threshold where the means of both meet: the equal error rate.
-
-    Attributes:
-        people: drawn at most each time, so that data sets of any size compare.
-        draws: of people and views, by `seed`.
-        enrolled: walks a view; the figures of those after the first are details.
-    """
-
-    summary: str
-    people: int = 20
-    draws: int = 30
-    seed: int = 0
-    enrolled: tuple[int, ...] = (2, 1)
-    apart: float = 15
-    mirror: bool = False
-    baselines: bool = True
-
-    def split(self, sequences: LabelledSequences) -> Split:
-        """Probes and gallery of the first draw."""
-        first = dataclasses.replace(self, draws=1).galleries(sequences, self.enrolled[0])[0]
-        return Split(first.probes, first.gallery)
-
-    def galleries(self, sequences: LabelledSequences, enrolled: int) -> list[Draw]:
-        """Every draw, of so many walks a view.
-
-        Raises:
-            ProtocolMismatch: as `split`.
-        """
-        walks = self._walks_of(sequences)
-        rng = np.random.default_rng(self.seed)
-        return [self._draw(sequences, walks, enrolled, rng) for _ in range(self.draws)]
-
-    def run(self, sequences: LabelledSequences, method: EmbeddedSequences) -> Retrieval:
-        """Cells: probes seen otherwise and alike, for each number enrolled; then all pairs."""
-        found_at = [f"found at FPIR {rate:.0%}" for rate in _FALSE_POSITIVE_RATES]
-        measures = ("rank-1", *found_at, "EER")
-        builder = TrialsBuilder(sequences.subjects, measures)
-        figures: list[Figure] = []
-        for number in self.enrolled:
-            detail = number != self.enrolled[0]
-            draws = self.galleries(sequences, number)
-            searches = _Searches.joined([_search(sequences, method, draw) for draw in draws])
-            thresholds = [_above(searches.stranger, rate) for rate in _FALSE_POSITIVE_RATES]
-            outcomes = [searches.hit, *(searches.hit_above(least) for least in thresholds)]
-            for name, chosen in (("another view", ~searches.alike), ("same view", searches.alike)):
-                counted = [outcome[chosen] for outcome in outcomes]
-                unknown = np.full(int(chosen.sum()), np.nan)
-                cell = Cell(f"{number} enrolled", name)
-                index = builder.add(cell, searches.probes[chosen], [*counted, unknown])
-                figures += [
-                    Figure(
-                        f"{name} {measure}" + (f", {number} enrolled" if detail else ""),
-                        measure,
-                        (index,),
-                        detail=detail,
-                    )
-                    for measure in measures[:-1]
-                ]
-            if not detail:
-                members, errors = _errors_of_pairs(sequences, method, [d.walks for d in draws])
-                unknown = np.full(len(members), np.nan)
-                index = builder.add(
-                    Cell("all pairs"), members, [*[unknown] * (len(measures) - 1), errors]
-                )
-                figures.append(Figure("EER, all pairs", "EER", (index,)))
-        return Retrieval(builder.build(), tuple(figures))
-
-    def _walks_of(self, sequences: LabelledSequences) -> dict[str, Indices]:
-        """The walks that count of each person who can be asked in two views."""
-        if len(_names(sequences.views)) < 2:
-            raise ProtocolMismatch(
-                f"two views or more are needed, found {', '.join(_names(sequences.views))}"
-            )
-        kinds = np.asarray([_kind(str(condition)) for condition in sequences.conditions])
-        normal = np.isin(kinds, ("normal", "nm"))
-        counted = np.flatnonzero(normal if normal.any() else np.ones(len(kinds), np.bool_))
-        subjects = sequences.subjects[counted]
-        walks = {str(name): counted[subjects == name] for name in np.unique(subjects)}
-        several = {n: own for n, own in walks.items() if len(np.unique(sequences.views[own])) > 1}
-        if len(several) < 2:
-            raise ProtocolMismatch(
-                f"two people with walks in two views are needed, found {len(several)}"
-            )
-        return several
-
-    def _draw(
-        self,
-        sequences: LabelledSequences,
-        walks: Mapping[str, Indices],
-        enrolled: int,
-        rng: np.random.Generator,
-    ) -> Draw:
-        chosen = rng.permutation(sorted(walks))[: self.people]
-        everywhere = chosen[: len(chosen) // 2]
-        gallery: list[Indices] = []
-        for name in everywhere:
-            own = rng.permutation(walks[name])
-            views = sequences.views[own]
-            gallery += [own[views == view][:enrolled] for view in np.unique(views)]
-        probes: list[Indices] = []
-        for name in chosen[len(everywhere) :]:
-            own = rng.permutation(walks[name])
-            view = rng.choice(np.unique(sequences.views[own]))
-            once = own[sequences.views[own] == view][:enrolled]
-            gallery.append(once)
-            probes.append(np.setdiff1d(own, once))
-        asked, listed = np.concatenate(probes), np.concatenate(gallery)
-        near = _near(sequences.views[asked], sequences.views[listed], self.apart)
-        mates = sequences.subjects[asked][:, None] == sequences.subjects[listed][None, :]
-        everything = np.concatenate([walks[name] for name in chosen])
-        return Draw(asked, listed, (near & mates).any(axis=1), everything)
-
-
-class Draw(NamedTuple):
-    """One mixed gallery.
-
-    Attributes:
-        probes: walks that are asked, of people enrolled in one view [n].
-        gallery: walks that are enrolled [g].
-        alike: whether the probe's subject is enrolled in its view [n].
-        walks: all walks that count of all people drawn, enrolled or not.
-    """
-
-    probes: Indices
-    gallery: Indices
-    alike: NDArray[np.bool_]
-    walks: Indices
-
-
-class _Searches(NamedTuple):
-    """Searches of probes [n]: their mate's similarity, the best stranger's."""
-
-    probes: Indices
-    alike: NDArray[np.bool_]
-    mate: NDArray[np.float64]
-    stranger: NDArray[np.float64]
-
-    @classmethod
-    def joined(cls, several: Sequence[_Searches]) -> _Searches:
-        """All of several, one after another."""
-        return cls(*(np.concatenate(parts) for parts in zip(*several, strict=True)))
-
-    @property
-    def hit(self) -> NDArray[np.float64]:
-        """1 where the mate is in front."""
-        return (self.mate > self.stranger).astype(np.float64)
-
-    def hit_above(self, threshold: float | None) -> NDArray[np.float64]:
-        """1 where the mate is in front and above a threshold; NaN if there is none."""
-        if threshold is None:
-            return np.full(len(self.mate), np.nan)
-        return self.hit * (self.mate > threshold)
-
-
-def _search(sequences: LabelledSequences, method: EmbeddedSequences, draw: Draw) -> _Searches:
-    distances = method.distances(draw.probes, draw.gallery).astype(np.float64)
-    own = sequences.subjects[draw.probes][:, None] == sequences.subjects[draw.gallery][None, :]
-    return _Searches(
-        draw.probes,
-        draw.alike,
-        -np.where(own, distances, np.inf).min(axis=1),
-        -np.where(own, np.inf, distances).min(axis=1),
-    )
-
-
-def _above(strangers: NDArray[np.float64], rate: float) -> float | None:
-    """What at most this share exceeds; None if they are too few to show it."""
-    if len(strangers) * rate < 1:
-        return None
-    return float(np.sort(strangers)[len(strangers) - 1 - int(len(strangers) * rate)])
-
-
-def _errors_of_pairs(
-    sequences: LabelledSequences, method: EmbeddedSequences, draws: Sequence[Indices]
-) -> tuple[Indices, NDArray[np.float64]]:
-    """The walks of as many draws as are compared, and what each adds to the equal error rate."""
-    rows, compared = 0, 0
-    distances: list[NDArray[np.float32]] = []
-    weights: list[NDArray[np.float64]] = []  # a walk's genuine pairs make 1, its impostor pairs -1
-    owners: list[NDArray[np.int64]] = []
-    for walks in draws:
-        if compared and compared + len(walks) ** 2 > _MOST_PAIRS:
-            break
-        compared += len(walks) ** 2
-        same = sequences.subjects[walks][:, None] == sequences.subjects[walks][None, :]
-        mates = same & ~np.eye(len(walks), dtype=np.bool_)
-        share = mates / mates.sum(1, keepdims=True) - ~same / (~same).sum(1, keepdims=True)
-        pairs = share != 0
-        distances.append(method.distances(walks, walks)[pairs])
-        weights.append(share[pairs])
-        owners.append(rows + np.nonzero(pairs)[0])
-        rows += len(walks)
-    distance, weight = np.concatenate(distances), np.concatenate(weights)
-    owner = np.concatenate(owners)
-    order = np.argsort(distance, kind="stable")
-    accepted = np.cumsum(weight[order])  # matched mates less matched strangers
-    mean_genuine = np.cumsum(np.maximum(weight[order], 0))
-    # FNMR = 1 - genuine / rows and FMR = (genuine - accepted) / rows are nearest to each other at
-    last = order[np.argmin(np.abs(rows - 2 * mean_genuine + accepted))]
-    matches = distance <= distance[last]
-    wrong = np.where(weight > 0, ~matches, matches)
-    errors: NDArray[np.float64] = np.zeros(rows)
-    np.add.at(errors, owner, np.abs(weight) * wrong / 2)
-    return np.concatenate(draws)[:rows], errors
 
 
 PROTOCOLS: Final[dict[str, EvaluationProtocol]] = {
@@ -772,6 +496,11 @@ PROTOCOLS: Final[dict[str, EvaluationProtocol]] = {
     "mixed-gallery": MixedGallery(
         "people enrolled in one view, among as many enrolled in all views, asked in the same view "
         "and in others; 30 draws of up to 20 people"
+    ),
+    "mixed-scenes": MixedGallery(
+        "people enrolled in one scene, among as many enrolled in all scenes in which they are "
+        "filmed, asked in the same scene and in others; 30 draws of up to 20 people",
+        by_scene=True,
     ),
 }
 
@@ -877,19 +606,6 @@ def _where(
     return np.flatnonzero(members)
 
 
-def _near(probes: NDArray[np.str_], gallery: NDArray[np.str_], apart: float) -> NDArray[np.bool_]:
-    """Pairs of views that are identical, or at most `apart` degrees from each other [n, m]."""
-    names, index = np.unique(np.r_[probes, gallery], return_inverse=True)
-    if all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in names):
-        degrees = names.astype(np.float64)
-        gap = (degrees[:, None] - degrees[None, :]) % 360
-        near = np.minimum(gap, 360 - gap) <= apart
-    else:
-        near = np.eye(len(names), dtype=np.bool_)
-    pairs: NDArray[np.bool_] = near[np.ix_(index[: len(probes)], index[len(probes) :])]
-    return pairs
-
-
 def _placed(sequences: LabelledSequences, place: PlaceRule) -> LabelledSequences:
     """The sequences with what counts as their view; empty for those that are left out."""
     names, index = np.unique(sequences.views, return_inverse=True)
@@ -898,7 +614,7 @@ def _placed(sequences: LabelledSequences, place: PlaceRule) -> LabelledSequences
 
 
 def _places(sequences: LabelledSequences) -> tuple[str, ...]:
-    return tuple(view for view in _names(sequences.views) if view)
+    return tuple(view for view in names_of(sequences.views) if view)
 
 
 def _own_view(sequences: LabelledSequences, probes: Indices, gallery: Indices) -> NDArray[np.bool_]:
@@ -969,7 +685,3 @@ def _view_table(
 
 def _join(groups: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
     return tuple(cell for group in groups for cell in group)
-
-
-def _names(labels: NDArray[np.str_]) -> tuple[str, ...]:
-    return tuple(sorted({str(label) for label in labels}, key=_natural))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.evaluation.distances import to_similarity
-from training.evaluation.protocols import Split
+from training.evaluation.retrieval import Split
 from training.evaluation.sequences import EmbeddedSequences, LabelledSequences
 
 

@@ -25,17 +25,18 @@ class LabelledSequences:
         conditions: under what condition, or which walk it is [n].
         views: from where [n].
         probes: where the data set itself says which sequences are probes [n], else None.
+        scenes: in which scene each was filmed [n]; None where it is not known of all.
     """
 
     subjects: NDArray[np.str_]
     conditions: NDArray[np.str_]
     views: NDArray[np.str_]
     probes: NDArray[np.bool_] | None = None
+    scenes: NDArray[np.str_] | None = None
 
     def __post_init__(self) -> None:
         lengths = {len(self.subjects), len(self.conditions), len(self.views)}
-        if self.probes is not None:
-            lengths.add(len(self.probes))
+        lengths |= {len(one) for one in (self.probes, self.scenes) if one is not None}
         if len(lengths) != 1:
             raise ValueError(f"labels of different lengths: {sorted(lengths)}")
 
@@ -46,6 +47,7 @@ class LabelledSequences:
         conditions: Sequence[str],
         views: Sequence[str],
         probes: Sequence[bool] | None = None,
+        scenes: Sequence[str] | None = None,
     ) -> LabelledSequences:
         """Labels from plain lists."""
         return cls(
@@ -53,6 +55,7 @@ class LabelledSequences:
             np.asarray(conditions, np.str_),
             np.asarray(views, np.str_),
             None if probes is None else np.asarray(probes, np.bool_),
+            None if scenes is None else np.asarray(scenes, np.str_),
         )
 
     def __len__(self) -> int:

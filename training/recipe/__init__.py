@@ -125,6 +125,11 @@ class Batch(Section):
 
     subjects: Annotated[int, Field(ge=2)] = 8
     sequences: Annotated[int, Field(ge=1)] = 4
+    same_scene: Annotated[int, Field(ge=1)] = Field(
+        default=1,
+        description="Subjects of a batch who are filmed in one scene, each with walks from other "
+        "scenes too; 1: scenes do not count.",
+    )
 
 
 class Distillation(Section):
@@ -250,6 +255,14 @@ class Recipe(Section):
     """The whole run."""
 
     description: str = ""
+    needs: dict[
+        Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")],
+        Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)],
+    ] = Field(
+        default={},
+        exclude=True,  # no part of what is learnt: a run goes on elsewhere
+        description="What a service's worker must have to run it: gpu, cpu, GiB of memory, …",
+    )
     seed: NonNegativeInt = 0
     steps: PositiveInt
     student: Student

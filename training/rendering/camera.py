@@ -20,12 +20,19 @@ class Camera:
         distance: metres to the walker in the middle of the walk.
         height: metres above the ground.
         roll: degrees by which the camera is tilted sideways.
+        aim: metres above the ground of what the camera looks at, in the middle of the walk.
+        lens: by how much of itself a direction whose slope is 1 is bent outwards (below 0:
+            inwards, as wide lenses do); it grows with the square of the slope.
+        width: of a pixel for a height of 1.
     """
 
     azimuth: float
     distance: float
     height: float
     roll: float = 0.0
+    aim: float = 0.9
+    lens: float = 0.0
+    width: float = 1.0
 
     def project(self, vertices: NDArray[np.float32]) -> NDArray[np.float32]:
         """Image positions, in a scale in which a metre where the camera looks is 1.
@@ -38,7 +45,7 @@ class Camera:
         """
         angle = np.deg2rad(self.azimuth)
         eye = np.array([np.cos(angle) * self.distance, np.sin(angle) * self.distance, self.height])
-        forward = np.array([0.0, 0.0, 0.9]) - eye
+        forward = np.array([0.0, 0.0, self.aim]) - eye
         reach = float(np.linalg.norm(forward))
         forward /= reach
         right = np.cross(forward, [0.0, 0.0, 1.0])
@@ -52,7 +59,14 @@ class Camera:
         axes = np.stack([right, -up, forward], axis=1).astype(np.float32)
         seen = (vertices - eye.astype(np.float32)) @ axes
         depth = np.maximum(seen[..., 2:], 0.3)  # nobody walks into the lens
-        return np.asarray(seen[..., :2] / depth * np.float32(reach))
+        slopes = seen[..., :2] / depth
+        if self.lens:
+            bent = 1 + self.lens * (slopes**2).sum(axis=-1, keepdims=True)
+            # Far outside of the image the formula would fold people over.
+            slopes = slopes * np.clip(bent, 0.5, 2.0).astype(np.float32)
+        if self.width != 1.0:
+            slopes = slopes / np.array([self.width, 1.0], np.float32)
+        return np.asarray(slopes * np.float32(reach))
 
 
 def draw_camera(rng: np.random.Generator, azimuth: float) -> Camera:

@@ -90,6 +90,59 @@ class Carried:
                 return Arms(swing=(0.25, 0.25), lift=(-0.15, -0.15), bend=(0.7, 0.7))
 
 
+@dataclass(frozen=True)
+class Fashion:
+    """What everybody in one place and season has in common, in metres unless it says otherwise.
+
+    Attributes:
+        warm: by how much shirts and sleeves stand off more than the person's usual ones.
+        wide: the same of trousers.
+        boots: the same of shoes.
+        long: least length of what hangs from the waist, in leg lengths.
+        collar: least thickness of a scarf or collar.
+        hood: least volume of a hood or cap, of those who cover their head here.
+        covered: share of people who do.
+    """
+
+    warm: float
+    wide: float
+    boots: float
+    long: float
+    collar: float
+    hood: float
+    covered: float
+
+
+def draw_fashion(rng: np.random.Generator) -> Fashion:
+    """From a summer in shirts to a winter in coats."""
+    cold = rng.random()
+    return Fashion(
+        warm=float(0.035 * cold + rng.normal(0.0, 0.006) - 0.012),
+        wide=float(rng.normal(0.003, 0.006)),
+        boots=float(max(0.0, rng.normal(0.01, 0.008)) * cold),
+        long=float(rng.uniform(0.1, 0.5) if rng.random() < 0.5 * cold else 0.0),
+        collar=float(rng.uniform(0.01, 0.03) if rng.random() < 0.6 * cold else 0.0),
+        hood=float(rng.uniform(0.01, 0.03)),
+        covered=float(rng.random() * 0.5 * cold),
+    )
+
+
+def in_fashion(worn: Outfit, fashion: Fashion, rng: np.random.Generator) -> Outfit:
+    """These clothes as somebody wears them in this place and season."""
+    hood = fashion.hood if rng.random() < fashion.covered else 0.0
+    return replace(
+        worn,
+        shirt=max(0.002, worn.shirt + fashion.warm),
+        sleeves=max(0.0, worn.sleeves + 0.8 * fashion.warm),
+        trousers=max(0.004, worn.trousers + fashion.wide),
+        legs=max(0.008, worn.legs + 1.5 * fashion.wide),
+        shoes=worn.shoes + fashion.boots,
+        skirt=max(worn.skirt, fashion.long),
+        collar=max(worn.collar, fashion.collar),
+        hood=max(worn.hood, hood),
+    )
+
+
 def draw_outfit(rng: np.random.Generator) -> Outfit:
     """Everyday clothes: shirt or jacket, trousers narrow to wide, now and then a skirt."""
     jacket = rng.random() < 0.55

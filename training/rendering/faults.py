@@ -7,7 +7,7 @@ are treated as one tall image, so each step is one call.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import cv2
@@ -133,6 +133,43 @@ def draw_faults(rng: np.random.Generator, *, frames: int, severity: float) -> Fa
         occluder=float(rng.uniform(0.02, 0.12)) if happens(0.06) else 0.0,
         specks=float(rng.uniform(0.05, 0.6)) if happens(0.3) else 0.0,
         dropped=float(rng.uniform(0.03, 0.2)) if happens(0.25) else 0.0,
+    )
+
+
+def faults_again(
+    usual: Faults, usual_frames: int, rng: np.random.Generator, *, frames: int
+) -> Faults:
+    """The faults of one more walk where they are usually like this: of the same kinds, as strong.
+
+    Args:
+        usual: drawn for a walk of `usual_frames`.
+        usual_frames: what lasts as long is there all the way.
+        rng: source of every draw.
+        frames: length of this walk.
+    """
+
+    def near(value: float) -> float:
+        return float(value * np.exp(rng.normal(0.0, 0.2)))
+
+    def lasting(span: tuple[int, int]) -> tuple[int, int]:
+        length = frames if span[1] == usual_frames else min(span[1], frames)
+        return int(rng.integers(0, frames - length + 1)), length
+
+    return replace(
+        usual,
+        ragged=near(usual.ragged),
+        grow=usual.grow + float(rng.normal(0.0, 0.001)),
+        opening=near(usual.opening),
+        lost=near(usual.lost),
+        flicker=near(usual.flicker),
+        missing_frames=lasting(usual.missing_frames),
+        shadow=near(usual.shadow),
+        shadow_height=near(usual.shadow_height),
+        merged=near(usual.merged),
+        merged_frames=lasting(usual.merged_frames),
+        occluder=near(usual.occluder),
+        specks=min(near(usual.specks), 1.0),
+        dropped=min(near(usual.dropped), 0.5),
     )
 
 

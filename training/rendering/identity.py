@@ -22,6 +22,7 @@ from training.rendering.clothing import (
     draw_coat,
     draw_outfit,
     dressed,
+    in_fashion,
     jittered_outfit,
 )
 from training.rendering.cycles import GaitCycle
@@ -36,6 +37,7 @@ from training.rendering.faults import (
 from training.rendering.gait import Arms, GaitStyle, draw_style, jittered, walk
 from training.rendering.pose import joints_of, pose_maps
 from training.rendering.recipe import Range, RenderRecipe
+from training.rendering.scenes import Scene, scenes_of
 from training.rendering.skeleton import Floats
 
 _SPLITS = ("train", "validation", "test")
@@ -149,12 +151,14 @@ def render_walks(
     # Views spread over the whole circle, so that an identity is seen from nearly everywhere.
     start = rng.uniform(0.0, 360.0)
     azimuths = start + 360.0 * rng.permutation(len(conditions)) / len(conditions)
-    for (kind, take), azimuth in zip(conditions, azimuths, strict=True):
+    scenes = scenes_of(recipe, identity.number)
+    for number, ((kind, take), azimuth) in enumerate(zip(conditions, azimuths, strict=True)):
+        scene = scenes[number % len(scenes)] if scenes else None
         # Cameras at right angles and on the path are what people set up.
         usual = rng.choice([0.0, 45.0, 90.0, 135.0, 180.0, 225.0, 270.0, 315.0])
         at = usual + rng.normal(0.0, 6.0) if rng.random() < 0.4 else azimuth
         for _ in range(8):
-            rendered = _render(identity, recipe, rng, kind, take, float(at % 360.0))
+            rendered = _render(identity, recipe, rng, kind, take, float(at % 360.0), scene)
             if rendered is not None:
                 yield rendered
                 break
@@ -184,21 +188,27 @@ def _render(
     kind: str,
     take: int,
     azimuth: float,
+    scene: Scene | None,
 ) -> RenderedWalk | None:
-    """One walk, or None if the segmenter left too little of it."""
+    """One walk, or None if the segmenter left too little of it; a scene has its own azimuth."""
     plan = recipe.walks
-    outfit, carried = _dress(identity, plan.unburdened, kind, rng)
+    worn = in_fashion(identity.outfit, scene.fashion, rng) if scene else identity.outfit
+    outfit, carried = _dress(worn, plan.unburdened, kind, rng)
     frames = round(_draw(rng, plan.frames))
     shot = Shot(
         style=jittered(identity.style, rng, amount=recipe.walk_jitter),
         outfit=outfit,
         carried=carried,
-        camera=draw_camera(rng, azimuth),
+        camera=scene.camera_of(rng) if scene else draw_camera(rng, azimuth),
         frames=frames,
-        fps=_draw(rng, plan.fps),
-        tall=_draw(rng, plan.tall),
+        fps=scene.fps if scene else _draw(rng, plan.fps),
+        tall=scene.tall if scene else _draw(rng, plan.tall),
         curve=float(rng.normal(0.0, 0.35)) if rng.random() < plan.turning else 0.0,
-        faults=draw_faults(rng, frames=frames, severity=recipe.severity),
+        faults=(
+            scene.faults_of(rng, frames=frames)
+            if scene
+            else draw_faults(rng, frames=frames, severity=recipe.severity)
+        ),
     )
     footage = film(identity, shot, rng, joints=recipe.pose_maps)
     seen = segmented(footage.outlines, shot.faults, footage.middles[:, 0], rng)
@@ -207,6 +217,7 @@ def _render(
     silhouettes, kept = _prepared(seen)
     if len(silhouettes) < min(_FEWEST_FRAMES, frames // 2):
         return None
+    azimuth = shot.camera.azimuth
     view = int(round(azimuth / _VIEW_STEP) * _VIEW_STEP) % 360
     return RenderedWalk(
         condition=f"{kind}-{take + 1:02d}",
@@ -220,6 +231,7 @@ def _render(
             "camera_height": round(shot.camera.height, 2),
             "fps": round(shot.fps, 2),
             "carried": carried.kind if carried else None,
+            **({"scene": scene.name} if scene else {}),
         },
         pose_maps=None if footage.joints is None else pose_maps(footage.joints[handed[kept]]),
     )
@@ -245,9 +257,9 @@ def _draw(rng: np.random.Generator, range_: Range) -> float:
 
 
 def _dress(
-    identity: Identity, unburdened: float, kind: str, rng: np.random.Generator
+    usual: Outfit, unburdened: float, kind: str, rng: np.random.Generator
 ) -> tuple[Outfit, Carried | None]:
-    worn = jittered_outfit(identity.outfit, rng)
+    worn = jittered_outfit(usual, rng)
     if kind == "bg":
         return worn, draw_carried(rng)
     if kind == "cl":

@@ -63,6 +63,18 @@ class Walks(_Section):
     unburdened: float = Field(default=0.93, ge=0, le=1)
 
 
+class Scenes(_Section):
+    """Places in which several people are filmed alike.
+
+    Attributes:
+        people: how many people, one after another by number, are filmed in the same scenes.
+        each: scenes in which each of them is filmed, the walks of each kind in turn.
+    """
+
+    people: PositiveInt = 20
+    each: PositiveInt = 5
+
+
 class RenderRecipe(_Section):
     """A rendered dataset.
 
@@ -76,6 +88,8 @@ class RenderRecipe(_Section):
         walk_jitter: how differently one person walks from one walk to the next.
         severity: of the segmenter's faults; 0 none, 1 as old background subtraction.
         walks: the walks of one identity.
+        scenes: each walk is filmed in one of these; if None it has a camera, faults and season of
+            its own.
         pose_maps: whether limbs and joints are drawn as well (see `training.rendering.pose`).
         mocap: folder of the recordings, when the command line names none.
     """
@@ -89,6 +103,7 @@ class RenderRecipe(_Section):
     walk_jitter: NonNegativeFloat = 1.0
     severity: NonNegativeFloat = 1.0
     walks: Walks = Walks()
+    scenes: Scenes | None = None
     pose_maps: bool = False
     mocap: Path | None = None
 
@@ -106,7 +121,10 @@ class RenderRecipe(_Section):
     def digest(self) -> str:
         """Names all that decides what is drawn, but not how many or where the recordings lie."""
         kept_out = {"identities", "mocap"}
-        if not self.pose_maps:  # recipes of before there were any keep their names
+        # Recipes of before there were scenes and pose maps keep their names.
+        if self.scenes is None:
+            kept_out.add("scenes")
+        if not self.pose_maps:
             kept_out.add("pose_maps")
         fixed = self.model_dump_json(exclude=kept_out)
         return hashlib.sha256(fixed.encode()).hexdigest()[:12]

@@ -47,6 +47,26 @@ class Group:
         dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self.control)
         return bool(flags.item())
 
+    def newest(self, saved: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The state that is furthest among those of all processes; all must bring theirs, or None.
+
+        Processes of several hosts may have folders of their own, and torchrun may give the first
+        place to another host than before.
+        """
+        if self.size == 1:
+            return saved
+        reached = torch.tensor(
+            [-1, -1] if saved is None else [saved.get("stage", 0), saved["step"]]
+        )
+        everyone = [torch.empty_like(reached) for _ in range(self.size)]
+        dist.all_gather(everyone, reached, group=self.control)
+        steps = [tuple(one.tolist()) for one in everyone]
+        if len(set(steps)) == 1:
+            return saved
+        found = [saved]
+        dist.broadcast_object_list(found, src=steps.index(max(steps)), group=self.control)
+        return found[0]
+
     def wait(self) -> None:
         """Return when all processes are here."""
         if self.size > 1:

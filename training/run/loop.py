@@ -80,7 +80,7 @@ def run(
     """
     out.mkdir(parents=True, exist_ok=True)
     this = preparation.run(recipe)
-    saved = state.load(out, run=this)
+    saved = group.newest(state.load(out, run=this))
     parts = recipe.in_stages()
     reached = 0 if saved is None else saved.get("stage", 0)
     before = sum(part.steps for part in parts[:reached])
@@ -116,6 +116,7 @@ def run(
             sequences=part.batch.sequences,
             clip=part.data.clip,
             seed=part.seed,
+            same_scene=part.batch.same_scene,
             rank=group.rank,
             world_size=group.size,
             device=group.device,

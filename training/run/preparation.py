@@ -17,6 +17,7 @@ from models.networks.network import GaitNetwork
 from models.networks.registry import build
 from training.data.identities import identity_hash, split
 from training.data.pack import Pack
+from training.data.sampling import SamplingError, meeting
 from training.derive.prototypes import with_prototypes
 from training.evaluation.operating_points import threshold_at
 from training.objective.teachers import Teacher, check, classifies, freeze
@@ -117,6 +118,7 @@ def prepare(
     for part in recipe.in_stages():
         check(part, teachers, student, identities)
     train = pack.subset(chosen.train)
+    _require_scenes(recipe, train, "batch.same_scene")
     packs = (*_of_stages(recipe, train), train)
     _check_pose(student, teachers, packs)
     telling = reporter or SilentReporter()
@@ -153,7 +155,17 @@ def _of_stages(recipe: Recipe, train: Pack) -> Iterator[Pack]:
         if recipe.batch.subjects > len(pack.subjects):
             reason = f"{recipe.batch.subjects} subjects a batch, but it has {len(pack.subjects)}"
             raise RecipeError([Problem(where, reason)])
+        _require_scenes(recipe, pack, where)
         yield pack
+
+
+def _require_scenes(recipe: Recipe, pack: Pack, where: str) -> None:
+    """Raise `RecipeError` if batches of people who meet in scenes cannot be drawn from a pack."""
+    if recipe.batch.same_scene > 1:
+        try:
+            meeting(pack, recipe.batch.subjects, recipe.batch.same_scene)
+        except SamplingError as error:
+            raise RecipeError([Problem(where, str(error))]) from error
 
 
 def _check_pose(student: GaitNetwork, teachers: Sequence[Teacher], packs: Sequence[Pack]) -> None:

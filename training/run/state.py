@@ -78,12 +78,29 @@ def load(directory: Path, *, run: Run) -> dict[str, Any] | None:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise StateError(f"{path} is damaged; remove it to start again: {error}") from error
-    if _run(state) != run:
+    saved = _run(state)
+    if saved is None or _identity(saved) != _identity(run):
         raise StateError(
             f"{directory} holds a run of another recipe, dataset or teacher; choose another "
             f"folder, or remove {path} to start again"
         )
     return state
+
+
+def _identity(run: Run) -> Run:
+    """A run without where its files lie, which hashes name: it may go on on another machine."""
+    recipe = run.recipe
+    nowhere = {"dataset": None}
+    plain = recipe.model_copy(
+        update={
+            "needs": {},
+            "teachers": (),
+            "data": recipe.data.model_copy(update=nowhere),
+            "student": recipe.student.model_copy(update={"checkpoint": None}),
+            "stages": tuple(stage.model_copy(update=nowhere) for stage in recipe.stages),
+        }
+    )
+    return run.model_copy(update={"recipe": plain})
 
 
 def _run(state: dict[str, Any]) -> Run | None:

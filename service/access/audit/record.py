@@ -11,10 +11,12 @@ import json
 import secrets
 import threading
 from asyncio import get_running_loop
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import copy_context
+from contextlib import contextmanager, nullcontext
+from contextvars import Context, copy_context
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -27,22 +29,40 @@ from sqlalchemy import (
     func,
     insert,
     select,
-    text,
     update,
 )
 from sqlalchemy.engine import Row
 
 from service.access.audit.chain import BEGINNING, FORGETTING, canonical, commitment, line_hash
 from service.access.audit.entries import SERVICE, Actor, Entry, forgotten
-from service.access.audit.tables import AuditRow
+from service.access.audit.tables import AuditRow, AuditTable
 from service.foundation.logs import request_id
 from service.foundation.settings import Settings
-from service.storage.database import check_sound, migrate, now, open_database, writing
-from service.storage.vacuum import checkpoint_wal, mark_for_vacuum, vacuum
+from service.storage.database import (
+    check_sound,
+    migrate,
+    now,
+    open_database,
+    take_turns,
+    writing,
+)
+from service.storage.vacuum import clear_traces, mark_for_vacuum, vacuum
 
 _LAST = select(AuditRow.number, AuditRow.hash).order_by(AuditRow.number.desc()).limit(1)
 _PAGE = 500
+_CONNECTIONS = 4  # one writes, the others read
+_TURN = "audit"
 _SETTLED = timedelta(minutes=10)  # an enrolment is recorded a moment before it is committed
+
+
+@dataclass(eq=False, slots=True)
+class _Reading:
+    """Something that was read and is to be recorded; `failed` if that could not be."""
+
+    entry: Entry
+    by: Actor
+    context: Context
+    failed: Exception | None = None
 
 
 class AuditRecord:
@@ -63,9 +83,16 @@ class AuditRecord:
         name a subject whose enrolment is not committed yet. Lines are read `page` at a time.
         """
         url = settings.resolved_audit_url
-        self._engine = open_database(url, synchronous="NORMAL")
+        self._engine = open_database(
+            url,
+            synchronous="NORMAL",
+            connections=_CONNECTIONS,
+            statement_seconds=settings.database_statement_seconds,
+        )
         migrate(self._engine, "audit")
-        self._flushing = open_database(url)  # the same database; its commits wait for the disk
+        self._flushing = self._engine
+        if self._engine.dialect.name == "sqlite":
+            self._flushing = open_database(url)  # the same one; its commits wait for the disk
         check_sound(self._flushing)  # so that it, too, knows the files from the beginning
         self._enabled = settings.audit
         days = settings.audit_max_age_days
@@ -76,6 +103,7 @@ class AuditRecord:
         self._page = page
         self._lock = threading.Lock()  # waiting for each other here is faster than in the database
         self._thread = ThreadPoolExecutor(1, "audit")
+        self._waiting = deque[_Reading]()
 
     def close(self) -> None:
         """Finish what was begun, and close the database."""
@@ -94,11 +122,31 @@ class AuditRecord:
     # Writing
 
     async def answered(self, entry: Entry, by: Actor) -> None:
-        """Record that something was read, off the event loop; see `read`."""
-        context = copy_context()  # has the request's id
-        await get_running_loop().run_in_executor(
-            self._thread, lambda: context.run(self.read, entry, by)
-        )
+        """Record that something was read, off the event loop; see `read`.
+
+        What waits to be recorded at one moment is recorded in one transaction: servers on one
+        database take turns at the record, and each turn may wait for the disk.
+        """
+        if not self._enabled:
+            return
+        reading = _Reading(entry, by, copy_context())  # has the request's id
+        self._waiting.append(reading)
+        await get_running_loop().run_in_executor(self._thread, self._read_waiting, reading)
+
+    def _read_waiting(self, reading: _Reading) -> None:
+        """Record a reading, unless one before it has, with all that wait; on the only thread."""
+        if reading in self._waiting:
+            together = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            try:
+                with self._writing(self._engine) as connection:
+                    for one in together:
+                        one.context.run(self._add, connection, one.entry, one.by)
+            except Exception as error:
+                for one in together:
+                    one.failed = error
+        if reading.failed is not None:
+            raise reading.failed
+        self._forget_if_erased(reading.entry)
 
     def read(self, entry: Entry, by: Actor) -> None:
         """Record that something was read, such as a search, before it is answered.
@@ -106,9 +154,11 @@ class AuditRecord:
         A subject who is erased meanwhile is not named: the erasure forgets the lines before it, and
         after it the subject is found not to be enrolled.
         """
-        if not self._enabled:
-            return
-        self._append(self._engine, entry, by)
+        if self._enabled:
+            self._append(self._engine, entry, by)
+            self._forget_if_erased(entry)
+
+    def _forget_if_erased(self, entry: Entry) -> None:
         if (
             entry.subject_id is not None
             and entry.gallery is not None
@@ -135,7 +185,7 @@ class AuditRecord:
             if lines := connection.execute(change.values(subject_id=None, salt=None)).rowcount:
                 mark_for_vacuum(connection)
                 self._add(connection, forgotten(gallery, lines), SERVICE)
-        checkpoint_wal(self._flushing)
+        clear_traces(self._flushing, AuditTable.metadata)
 
     def tidy(self) -> None:
         """Forget subjects who are not enrolled any more, and drop lines over the age limit.
@@ -148,9 +198,11 @@ class AuditRecord:
                 self.forget(gallery, subject_id)
         if self._max_age is not None:
             self._drop(self._clock() - self._max_age)
-        with self._lock:
-            vacuum(self._flushing)
-        checkpoint_wal(self._flushing)  # what died, or had to wait, before it did
+        alone = self._lock if self._engine.dialect.name == "sqlite" else nullcontext()
+        with alone:
+            vacuum(self._flushing, tables=AuditTable.metadata)
+        # What died, or had to wait, before it did.
+        clear_traces(self._flushing, AuditTable.metadata)
 
     # Reading
 
@@ -212,7 +264,7 @@ class AuditRecord:
                 mark_for_vacuum(connection)
         if gone:
             self._append(self._flushing, Entry("drop_old_lines", details={"lines": gone}), SERVICE)
-            checkpoint_wal(self._flushing)
+            clear_traces(self._flushing, AuditTable.metadata)
 
     def _append(self, engine: Engine, entry: Entry, by: Actor) -> None:
         with self._writing(engine) as connection:
@@ -245,8 +297,7 @@ class AuditRecord:
     @contextmanager
     def _writing(self, engine: Engine) -> Iterator[Connection]:
         with self._lock, writing(engine).begin() as connection:
-            if engine.dialect.name == "postgresql":  # SQLite has but one writer
-                connection.execute(text("LOCK TABLE audit IN EXCLUSIVE MODE"))
+            take_turns(connection, _TURN)  # not the table's lock: a vacuum would be in its way
             yield connection
 
 

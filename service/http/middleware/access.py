@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.access.exposure import is_loopback
 from service.access.keys import ApiKey, any_key, find_key, hash_of
-from service.access.rates import RateLimiter, Standing, network_of
+from service.access.rates import Standing, network_of, rate_limiter
 from service.foundation.errors import (
     Forbidden,
     Malformed,
@@ -49,9 +49,10 @@ class Access:
         self._rate_limit = settings.rate_limit
         self._has_keys = False  # once true for good: a revoked key remains
         self._allowed_hosts = frozenset(host.lower() for host in settings.allowed_hosts)
-        self._requests = RateLimiter()
+        self._cors_origins = frozenset(settings.cors_origins)
+        self._requests = rate_limiter(engine, "requests")
         self._wrong_key_rate = Rate.parse(settings.wrong_key_rate)
-        self._wrong_keys = RateLimiter()
+        self._wrong_keys = rate_limiter(engine, "wrong keys")
         self._right_keys: OrderedDict[str, None] = OrderedDict()  # hashes, latest last
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,7 +73,7 @@ class Access:
             else:
                 self._guard_open_service(scope, headers)
                 scope[CALLER] = None
-            standing = self._standing(scope)
+            standing = await self._standing(scope)
             if standing is not None:
                 await self._serve_within(standing, scope, receive, send)
                 return
@@ -86,11 +87,11 @@ class Access:
             return None
         key = None
         if kind.lower() == "bearer" and token:
-            self._refuse_guessing(scope, token)
+            await self._refuse_guessing(scope, token)
             key = await asyncio.to_thread(find_key, self._engine, token, now())
         if key is None:
             if token and self._wrong_key_rate is not None:
-                self._wrong_keys.take(_caller_address(scope), self._wrong_key_rate)
+                await self._wrong_keys.take(_caller_address(scope), self._wrong_key_rate)
             raise Unauthenticated(
                 "Send `Authorization: Bearer <key>` with a key that `gaitid keys add` made and "
                 "that was not revoked.",
@@ -99,7 +100,7 @@ class Access:
         self._remember(token)
         return key
 
-    def _refuse_guessing(self, scope: Scope, token: str) -> None:
+    async def _refuse_guessing(self, scope: Scope, token: str) -> None:
         """Refuse to look at another key from an address that sent too many wrong ones.
 
         A key that was right before is exempt: a stranger behind the same proxy must not lock its
@@ -107,7 +108,7 @@ class Access:
         """
         if self._wrong_key_rate is None or hash_of(token) in self._right_keys:
             return
-        standing = self._wrong_keys.peek(_caller_address(scope), self._wrong_key_rate)
+        standing = await self._wrong_keys.peek(_caller_address(scope), self._wrong_key_rate)
         if standing.retry_in is not None:
             raise RateLimited(
                 "Too many wrong API keys came from this address. Try again later.",
@@ -122,7 +123,7 @@ class Access:
         if len(self._right_keys) > _MOST_REMEMBERED:
             self._right_keys.popitem(last=False)
 
-    def _standing(self, scope: Scope) -> Standing | None:
+    async def _standing(self, scope: Scope) -> Standing | None:
         """Count this request; returns None if it has no limit."""
         key: ApiKey | None = scope[CALLER]
         if key is None and _is_open(scope["path"]):
@@ -130,7 +131,7 @@ class Access:
         rate = Rate.parse(self._rate_limit if key is None or key.rate is None else key.rate)
         if rate is None:
             return None
-        return self._requests.take(caller_of(scope), rate)
+        return await self._requests.take(caller_of(scope), rate)
 
     async def _serve_within(
         self, standing: Standing, scope: Scope, receive: Receive, send: Send
@@ -165,8 +166,8 @@ class Access:
                 Reason("Host", "unknown_host"),
                 slug="unknown-host",
             )
-        if scope["method"] not in READING:
-            origin = headers.get("origin")
+        origin = headers.get("origin")
+        if scope["method"] not in READING and origin not in self._cors_origins:
             foreign = origin is not None and origin.partition("://")[2].lower() != host.lower()
             if foreign or headers.get("sec-fetch-site") in ("cross-site", "same-site"):
                 raise Forbidden(

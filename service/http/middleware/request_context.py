@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 import re
 from asyncio import CancelledError
+from contextlib import ExitStack
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import uuid_utils
 from starlette.datastructures import Headers, MutableHeaders
@@ -19,8 +21,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.foundation.errors import CutOff, ServiceError, Unavailable
 from service.foundation.logs import request_id
 from service.foundation.metrics import Metrics
+from service.foundation.tracing import span
+from service.http.draining import Draining
 from service.http.problems import internal_error, render, render_http
 from service.storage.failures import storage_trouble
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 _log = logging.getLogger(__name__)
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -34,11 +41,15 @@ _CLIENT_CLOSED = 499  # for the log only; there is nobody left to answer
 
 
 class RequestContext:
-    """Gives each request an id (its X-Request-ID, if that is acceptable), and logs it."""
+    """Gives each request an id (its X-Request-ID, if that is acceptable), and logs it.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    Refuses what comes when the service takes nothing new any more.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, draining: Draining | None = None) -> None:
         self._app = app
         self._metrics = metrics
+        self._draining = draining or Draining()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -62,10 +73,18 @@ class RequestContext:
                 headers["Cross-Origin-Opener-Policy"] = "same-origin"
                 headers.setdefault("Content-Security-Policy", _NO_PAGE)
                 headers.setdefault("Cache-Control", "no-store")
+                if self._draining.leaving:
+                    headers["Connection"] = "close"
             await send(message)
 
+        method = _method(scope["method"])
+        ending = ExitStack()
+        parent = Headers(scope=scope).get("traceparent")
+        traced = ending.enter_context(span(method, parent=parent, server=True))
         try:
-            await self._app(scope, receive, send_with_id)
+            self._draining.require_open(scope["path"])
+            with self._draining.begun():
+                await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
             status = status or _CLIENT_CLOSED
         except CancelledError:  # by the server, which has waited as long as it may and ends
@@ -87,20 +106,41 @@ class RequestContext:
             await answer(scope, receive, send_with_id)
         finally:
             seconds = perf_counter() - started
-            route = getattr(scope.get("route"), "path", "unmatched")
+            route = _route(scope)
             self._metrics.request_seconds.labels(
-                _method(scope["method"]), route, str(status or _CLIENT_CLOSED)
+                method, route, str(status or _CLIENT_CLOSED)
             ).observe(seconds)
             _log.info(
                 "request",
                 extra={
-                    "method": _method(scope["method"]),
+                    "method": method,
                     "route": route,
                     "status": status,
                     "ms": round(seconds * 1000, 1),
                 },
             )
+            if traced is not None:
+                _describe(traced, method, route, status or _CLIENT_CLOSED)
+            ending.close()
             request_id.reset(token)
+
+
+def _route(scope: Scope) -> str:
+    """The template of the address, which names nobody."""
+    route: str = getattr(scope.get("route"), "path", "unmatched")
+    return route
+
+
+def _describe(traced: Span, method: str, route: str, status: int) -> None:
+    """Tell a request's span what is in its log line."""
+    traced.update_name(f"{method} {route}")
+    traced.set_attributes(
+        {
+            "http.request.method": method,
+            "http.route": route,
+            "http.response.status_code": status,
+        }
+    )
 
 
 def _method(name: str) -> str:

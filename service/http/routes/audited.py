@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Annotated, Literal
 
@@ -16,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from service.access.audit.entries import Actor, Entry
 from service.access.keys import Scope
-from service.foundation.errors import Reason, StorageFull
+from service.foundation.errors import Reason, StorageFull, Unavailable
 from service.gallery.editing import Corrected, Record
 from service.gallery.fields import GalleryName, Moment
 from service.gallery.records import ErasureReceipt
@@ -41,6 +43,8 @@ class ErasureUnrecorded(StorageFull):
 router = APIRouter(prefix="/audit", tags=["audit"], dependencies=[Depends(requires(Scope.ADMIN))])
 MEDIA_TYPE = "application/x-ndjson"
 _PIECE = 500  # lines
+_RECORDED_WITHIN_S = 10.0  # that an erasure waits for the database that is to record it
+_PAUSE_S = 0.3
 _log = logging.getLogger(__name__)
 
 
@@ -83,7 +87,7 @@ async def record_erasure(
 ) -> None:
     """Record an erasure that was committed, and forget its subjects; works on a full disk, too.
 
-    Raises `ErasureUnrecorded`.
+    Waits some seconds for a database that is away. Raises `ErasureUnrecorded`.
     """
     audit, reserve = resources_of(request).audit, resources_of(request).reserve
 
@@ -94,18 +98,29 @@ async def record_erasure(
             audit.forget(receipt.gallery, receipt.subject_id)
         audit.changed(recorded.erasure(what, receipt), _caller(request))
 
+    deadline = time.monotonic() + _RECORDED_WITHIN_S
+    while not await _recorded(partial(reserve.spend, forget_and_record), receipt, deadline):
+        await asyncio.sleep(_PAUSE_S)
+    request.scope[RECORDED] = True
+
+
+async def _recorded(record: Callable[[], None], receipt: ErasureReceipt, deadline: float) -> bool:
+    """Whether it could be recorded; not because of what may pass before the deadline, if False."""
     try:
-        await asyncio.to_thread(reserve.spend, forget_and_record)
+        await asyncio.to_thread(record)
     except (OSError, SQLAlchemyError) as error:
-        if storage_trouble(error) is None:
+        trouble = storage_trouble(error)
+        if trouble is None:
             raise
+        if isinstance(trouble, Unavailable) and time.monotonic() < deadline:
+            return False
         raise ErasureUnrecorded(
             f"Erased for good, with {len(receipt.sequence_ids)} sequences, but the audit record "
             f"could not be written to say so: note the receipt {receipt.receipt_id}, free space "
             "where the service keeps its data, and do not send the request again.",
             Reason("audit", "not_recorded"),
         ) from error
-    request.scope[RECORDED] = True
+    return True
 
 
 async def correct(

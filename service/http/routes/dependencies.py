@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from service.foundation.errors import Reason, TooLarge
 from service.gallery.fields import FILTER_SCHEMA, json_in_a_string
 from service.http.resources import Resources
-from service.recognition.decoder_pool import Asked
+from service.recognition.decoder_pool import UNSAID, Asked
 from service.recognition.intake import Upload
 
 Result = TypeVar("Result")
@@ -51,6 +51,16 @@ Track = Annotated[
 ]
 
 
+FrameRate = Annotated[
+    float | None,
+    Form(
+        gt=0,
+        le=1000,
+        description="Images a second, of footage that is sent as images; 25 if it is not said.",
+    ),
+]
+
+
 FilterField = Annotated[
     str | None,
     Form(
@@ -62,22 +72,20 @@ FilterField = Annotated[
 ]
 
 
-def upload(file: UploadFile, kind: Input, track: int | None, position: int | None = None) -> Upload:
+def upload(file: UploadFile, asked: Asked, position: int | None = None) -> Upload:
     """A file of a request, named by its field, its position and what the client calls it."""
     field = "sequence" if position is None else f"sequence[{position}]"
     name = f"{field} {file.filename}" if file.filename else field
-    return Upload(name, file.read, Asked(kind, track))
+    return Upload(name, file.read, asked)
 
 
-def uploads(
-    files: Sequence[UploadFile], most: int, kind: Input = "auto", track: int | None = None
-) -> list[Upload]:
+def uploads(files: Sequence[UploadFile], most: int, asked: Asked = UNSAID) -> list[Upload]:
     """The files of a request that takes at most so many; raises `TooLarge`."""
     if len(files) > most:
         raise TooLarge(
             f"Send at most {most} sequences in a request.", Reason("sequence", "too_many")
         )
-    return [upload(file, kind, track, position) for position, file in enumerate(files)]
+    return [upload(file, asked, position) for position, file in enumerate(files)]
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

@@ -23,6 +23,7 @@ from service.http import recorded
 from service.http.middleware.scopes import requires
 from service.http.routes.audited import keep_change
 from service.http.routes.dependencies import (
+    FrameRate,
     Input,
     ReadyResources,
     Track,
@@ -32,6 +33,7 @@ from service.http.routes.dependencies import (
 from service.http.schemas import REFUSED_FOOTAGE, EnrolAnswer, EnrolConflictProblem
 from service.jobs.queue import JobQueue
 from service.privacy.erasure import DEFAULT_GALLERY
+from service.recognition.decoder_pool import Asked
 from service.recognition.enrolment import Enrolled
 from service.recognition.found_walks import kept_walk
 from service.recognition.intake import Upload
@@ -66,6 +68,7 @@ async def enroll(
     gallery: Annotated[GalleryName, Form()] = DEFAULT_GALLERY,
     kind: Input = "auto",
     track: Track = None,
+    frame_rate: FrameRate = None,
     metadata: Annotated[
         str | None,
         Form(
@@ -86,7 +89,8 @@ async def enroll(
     details = parse_metadata(metadata)
     sent: Sequence[Upload] | FoundWalk
     if sequence is not None:
-        sent = uploads(sequence, resources.settings.max_sequences_per_request, kind, track)
+        most = resources.settings.max_sequences_per_request
+        sent = uploads(sequence, most, Asked(kind, track, frame_rate))
     else:
         queue = JobQueue.of(resources.engine, resources.settings)
         sent = await asyncio.to_thread(kept_walk, resources.engine, queue, str(walk), now())

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import math
+from typing import Any
+
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from sqlalchemy.exc import SQLAlchemyError
 
 from service.http.documentation import POLICY, documentation_page
+from service.http.middleware.prefix import PREFIX
 from service.http.routes.dependencies import AppResources
 from service.http.schemas import ModelReference, Schema
+from service.jobs.presence import living_workers
+
+_log = logging.getLogger(__name__)
 
 router = APIRouter(tags=["health"])
 
@@ -44,9 +53,24 @@ def ready(resources: AppResources) -> Ready:
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 def metrics(resources: AppResources) -> Response:
     """Metrics for Prometheus."""
+    lease_seconds = resources.settings.lease_seconds
+    try:
+        living = float(len(living_workers(resources.engine, lease_seconds=lease_seconds)))
+    except SQLAlchemyError as error:  # the other metrics are wanted all the more
+        _log.warning("workers cannot be counted: %s", error)
+        living = math.nan
+    resources.metrics.workers.set(living)
     return Response(
         generate_latest(resources.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
     )
+
+
+@router.get("/openapi.json", include_in_schema=False)
+async def description(request: Request) -> JSONResponse:
+    """Give the OpenAPI document, for the path under which it was asked for."""
+    document: dict[str, Any] = request.app.openapi()
+    prefix: str = request.scope[PREFIX]
+    return JSONResponse({**document, "servers": [{"url": prefix}]} if prefix else document)
 
 
 @router.get("/docs", include_in_schema=False)

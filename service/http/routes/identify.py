@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile
 
 from service.access.keys import Scope
+from service.foundation.errors import Invalid, Reason
 from service.gallery.fields import (
     GalleryName,
+    GalleryNames,
     SubjectId,
     ThresholdField,
     ViewField,
@@ -24,6 +26,7 @@ from service.http.resources import Resources
 from service.http.routes.audited import record_answer
 from service.http.routes.dependencies import (
     FilterField,
+    FrameRate,
     Input,
     ReadyResources,
     Track,
@@ -33,6 +36,7 @@ from service.http.routes.dependencies import (
 )
 from service.http.schemas import REFUSED_FOOTAGE, IdentifyAnswer, VerifyAnswer
 from service.privacy.erasure import DEFAULT_GALLERY
+from service.recognition.decoder_pool import Asked
 from service.recognition.intake import Upload
 
 router = APIRouter(tags=["recognition"], dependencies=[Depends(requires(Scope.IDENTIFY))])
@@ -59,8 +63,10 @@ async def identify(
     resources: ReadyResources,
     sequence: Probes,
     gallery: Annotated[GalleryName, Form()] = DEFAULT_GALLERY,
+    galleries: Annotated[GalleryNames | None, Form()] = None,
     kind: Input = "auto",
     track: Track = None,
+    frame_rate: FrameRate = None,
     top_k: Annotated[int, Form(ge=1, le=100)] = 5,
     threshold: Annotated[ThresholdField | None, Form()] = None,
     where: FilterField = None,
@@ -68,26 +74,33 @@ async def identify(
     view: View = None,
     include: Include = None,
 ) -> Response:
-    """Say who in the gallery walks like this, if anybody."""
+    """Say who in the gallery, or in several `galleries`, walks like this, if anybody."""
+    first, *others = [gallery] if galleries is None else await _several(request, galleries)
     identified = await unless_disconnected(
         request,
         resources.identification.identify(
-            gallery,
-            _probes(sequence, kind, track),
+            first,
+            _probes(sequence, Asked(kind, track, frame_rate)),
             top_k=top_k,
             threshold=threshold,
             where=parse_filter(where),
             explain=explain,
             view=view,
+            others=others,
         ),
     )
-    entry = recorded.identification(identified, top_k=top_k, filtered=where is not None)
-    await record_answer(request, entry)
+    for entry in recorded.identification(identified, top_k=top_k, filtered=where is not None):
+        await record_answer(request, entry)
     found = (item.candidate.sequence_id for item in identified.candidates)
     answer = IdentifyAnswer.beside(await _said(resources, include, *found), identified)
     # What was not asked for is left out; everything else that is null is said to be.
     unasked = (set() if explain else {"parts"}) | (set() if include else _DESCRIBED)
-    body = answer.model_dump_json(exclude={"candidates": {"__all__": unasked}})
+    if galleries is None:
+        left_out: dict[str, Any] = {"galleries": True}
+        unasked |= {"gallery", "threshold"}
+    else:
+        left_out = {}
+    body = answer.model_dump_json(exclude=left_out | {"candidates": {"__all__": unasked}})
     return Response(body, media_type="application/json")
 
 
@@ -100,6 +113,7 @@ async def verify(
     gallery: Annotated[GalleryName, Form()] = DEFAULT_GALLERY,
     kind: Input = "auto",
     track: Track = None,
+    frame_rate: FrameRate = None,
     threshold: Annotated[ThresholdField | None, Form()] = None,
     view: View = None,
     include: Include = None,
@@ -108,7 +122,11 @@ async def verify(
     verified = await unless_disconnected(
         request,
         resources.identification.verify(
-            gallery, subject_id, _probes(sequence, kind, track), threshold=threshold, view=view
+            gallery,
+            subject_id,
+            _probes(sequence, Asked(kind, track, frame_rate)),
+            threshold=threshold,
+            view=view,
         ),
     )
     await record_answer(request, recorded.verification(verified))
@@ -118,10 +136,28 @@ async def verify(
     return Response(body, media_type="application/json")
 
 
-def _probes(sequence: list[UploadFile], kind: Input, track: int | None) -> list[Upload]:
+async def _several(request: Request, galleries: str) -> list[str]:
+    """The galleries that are named; raises `Invalid`."""
+    names = galleries.split(",")
+    if "gallery" in await request.form():
+        raise Invalid(
+            "Send either `gallery` or `galleries`.",
+            Reason("galleries", "beside_gallery"),
+            slug="invalid-field",
+        )
+    if len(set(names)) < len(names):
+        raise Invalid(
+            "Name each gallery in `galleries` once.",
+            Reason("galleries", "named_twice"),
+            slug="invalid-field",
+        )
+    return names
+
+
+def _probes(sequence: list[UploadFile], asked: Asked) -> list[Upload]:
     if len(sequence) == 1:
-        return [upload(sequence[0], kind, track)]
-    return uploads(sequence, _MOST_PROBES, kind, track)
+        return [upload(sequence[0], asked)]
+    return uploads(sequence, _MOST_PROBES, asked)
 
 
 async def _said(

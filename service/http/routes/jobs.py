@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, suppress
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -19,6 +19,7 @@ from fastapi import (
     Response,
     UploadFile,
 )
+from pydantic import Field
 from sqlalchemy.orm import Session
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
@@ -36,6 +37,7 @@ from service.gallery.fields import (
 from service.http import recorded
 from service.http.middleware.access import caller_of
 from service.http.middleware.scopes import requires
+from service.http.resources import Resources
 from service.http.routes.audited import keep_change
 from service.http.routes.dependencies import AppResources, FilterField
 from service.http.schemas import Schema, Timestamp
@@ -52,12 +54,17 @@ from service.job_types.requests import (
 from service.job_types.submission import CheckRecipe, RecipeCheck, Submission
 from service.jobs.event_streams import EventStreams
 from service.jobs.job import Job, JobEvent, Status
+from service.jobs.job_files import JobFiles
+from service.jobs.presence import waiting_for
 from service.jobs.queue import InTransaction, JobQueue
 from service.jobs.scratch import remove_scratch
+from service.storage.objects import StoreUnavailable
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 _PING_S = 10
+_FAREWELL_S = 2.0  # that a stream has to end when the service stops
+_RECONNECT_MS = 1000
 _LARGEST_SEQUENCE = 2**31 - 1
 _LAST_EVENT_ID = Header(
     description="`id` of the last event that was received.",
@@ -80,6 +87,10 @@ class JobAnswer(Schema):
     id: str
     type: str
     status: Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
+    needs: dict[str, float]
+    waiting_for: str | None = Field(
+        default=None, description="Why no worker can take the queued job, asked by GET."
+    )
     progress: ProgressAnswer
     metrics: dict[str, Any]
     result: dict[str, Any] | None
@@ -211,6 +222,7 @@ def footage(
 
 @router.get("")
 def list_jobs(
+    resources: AppResources,
     queue: Queue,
     status: Status | None = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
@@ -218,15 +230,23 @@ def list_jobs(
 ) -> JobPage:
     """List jobs, newest first."""
     page = queue.page(status=status, limit=limit, cursor=decode_cursor(cursor))
-    return JobPage(
-        items=[JobAnswer.of(job) for job in page.items], next_cursor=encode_cursor(page.next_key)
-    )
+    return JobPage(items=_shown(resources, page.items), next_cursor=encode_cursor(page.next_key))
 
 
 @router.get("/{job_id}")
-def show_job(queue: Queue, job_id: str) -> JobAnswer:
+def show_job(resources: AppResources, queue: Queue, job_id: str) -> JobAnswer:
     """Show one job."""
-    return JobAnswer.of(queue.get(job_id))
+    (job,) = _shown(resources, [queue.get(job_id)])
+    return job
+
+
+def _shown(resources: Resources, jobs: Sequence[Job]) -> list[JobAnswer]:
+    """Jobs as they stand, with what those wait for that no worker can take."""
+    lease_seconds = resources.settings.lease_seconds
+    waiting = waiting_for(resources.engine, jobs, lease_seconds=lease_seconds)
+    return [
+        JobAnswer.of(job).model_copy(update={"waiting_for": waiting.get(job.id)}) for job in jobs
+    ]
 
 
 @router.post("/{job_id}/cancel")
@@ -235,6 +255,8 @@ def cancel_job(resources: AppResources, queue: Queue, job_id: str) -> JobAnswer:
     job = queue.cancel(job_id)
     if job.status.final:  # no worker will remove what it has not begun with
         remove_scratch(resources.settings.jobs_dir, [job.id])
+        with suppress(StoreUnavailable):  # a sweep deletes it
+            JobFiles.of(resources.settings).delete([job.id])
     return JobAnswer.of(job)
 
 
@@ -267,13 +289,20 @@ class _Stream(EventSourceResponse):
         self._followers = followers
         self._caller = caller
         self._events = followers.follow(job_id, after)
-        super().__init__((_sent(event) async for event in self._events), ping=_PING_S)
+        super().__init__(self._told(), ping=_PING_S, shutdown_grace_period=_FAREWELL_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve it; raises `Unavailable`."""
         with self._followers.slot(self._caller):
             async with aclosing(self._events):
                 await super().__call__(scope, receive, send)
+
+    async def _told(self) -> AsyncIterator[ServerSentEvent]:
+        """The events, and when the service stops before the last one, to connect again soon."""
+        async for event in self._events:
+            yield _sent(event)
+        if self._followers.ended:
+            yield ServerSentEvent(retry=_RECONNECT_MS, comment="stopping: connect again")
 
 
 def _sent(event: JobEvent) -> ServerSentEvent:

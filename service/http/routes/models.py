@@ -12,8 +12,7 @@ from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFil
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
 
-from models.card import ModelReference
-from models.checkpoint import WEIGHTS
+from models.card import WEIGHTS, ModelReference
 from service.access.audit import entries
 from service.access.audit.entries import Entry
 from service.access.keys import Scope
@@ -28,7 +27,8 @@ from service.http.schemas import Schema, Timestamp
 from service.job_types.activation import roll_back
 from service.job_types.requests import GalleryChoice
 from service.jobs.job import Job
-from service.serving.registry import NAME, RegisteredModel, Source
+from service.serving.model_files import NAME
+from service.serving.registry import RegisteredModel, Source
 from service.serving.uploading import add_checkpoint
 
 router = APIRouter(prefix="/models", tags=["models"])

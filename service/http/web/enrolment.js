@@ -26,7 +26,7 @@ export function startEnrolment() {
     event.preventDefault();
     const button = form.querySelector(".primary");
     button.disabled = true;
-    await enrol(fields(form, file.files), () => {
+    await enrol(fields(form, file.files), byId("enrol-result"), () => {
       file.value = "";
       byId("enrol-preview").replaceChildren();
     });
@@ -36,10 +36,9 @@ export function startEnrolment() {
 
 /**
  * Send what was filled in, and once more where conflicts are accepted or one of several people is
- * chosen; `done` when it is enrolled.
+ * chosen; the answer goes to `place`, and `done` is called when it is enrolled.
  */
-async function enrol(sent, done) {
-  const place = byId("enrol-result");
+export async function enrol(sent, place, done) {
   await showing(place, async () => {
     try {
       const answer = await call("POST", "/enroll", { body: sent });
@@ -48,11 +47,11 @@ async function enrol(sent, done) {
     } catch (error) {
       if (error.type?.endsWith("/enrolment-conflict")) {
         sent.set("accept_conflict", "true");
-        place.replaceChildren(conflictNotice(error, () => enrol(sent, done)));
+        place.replaceChildren(conflictNotice(error, () => enrol(sent, place, done)));
       } else if (areSeveral(error) && sent.getAll("sequence").length === 1) {
         place.replaceChildren(peopleOf(error, sent.get("sequence"), (track) => {
           sent.set("track", track);
-          return enrol(sent, done);
+          return enrol(sent, place, done);
         }));
       } else {
         throw error;

@@ -117,7 +117,8 @@ function found({ from_s, to_s, track, segmenter }) {
   return `${span(from_s, to_s)}, track ${track}; silhouettes by ${SEGMENTERS[segmenter] ?? segmenter}`;
 }
 
-function candidate(one, threshold) {
+/** One candidate: how alike, and the enrolled walk. */
+export function candidate(one, threshold) {
   const film = element("div", { class: "film" });
   const play = element("button", {
     type: "button", class: "quiet", "aria-label": `Play the walk of ${one.subject_id}`,

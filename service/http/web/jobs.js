@@ -7,10 +7,12 @@ import { outcomeOf } from "./outcome.js";
 import { problemNotice, showing } from "./problem.js";
 import { chartOf } from "./progress.js";
 import { FINAL } from "./running.js";
+import { timelineOf } from "./timeline.js";
 import { allowed, at, gallery, has, keepAddress, knownGalleries, offer } from "./service.js";
 
 const PAGE = 10;
 const CALIBRATE = "/jobs/calibrate"; // not every version of the service has it
+const OF_BYTES = (step, total) => (total ? `${Math.floor(100 * step / total)} % of the clip` : "");
 let watching = new AbortController();
 let older = null;
 
@@ -33,6 +35,7 @@ export function startJobs() {
     gallery: elements.gallery.value,
     target_fpir: Number((elements.target.value / 100).toPrecision(12)),
   }));
+  submits(byId("footage-form"), "/jobs/footage", (form) => new FormData(form));
   byId("refresh-jobs").addEventListener("click", () => listJobs());
   byId("more-jobs").addEventListener("click", () => listJobs(older));
 }
@@ -41,7 +44,7 @@ export function startJobs() {
 export async function showJobs() {
   const galleries = knownGalleries().map((one) => one.name);
   byId("calibrate-card").hidden = !has("POST", CALIBRATE);
-  for (const form of ["distill-form", "evaluate-form", "calibrate-form"]) {
+  for (const form of ["footage-form", "distill-form", "evaluate-form", "calibrate-form"]) {
     offer(byId(form).elements.gallery, galleries.length ? galleries : ["default"], gallery());
   }
   offer(byId("evaluate-form").elements.protocol, allowed("EvaluateRequest", "protocol"), "cross-view");
@@ -69,7 +72,8 @@ function submits(form, to, request) {
     const button = form.querySelector(".primary");
     button.disabled = true;
     await showing(byId("jobs-problem"), async () => {
-      const job = await call("POST", to, { json: request(form) });
+      const asked = request(form);
+      const job = await call("POST", to, asked instanceof FormData ? { body: asked } : { json: asked });
       byId("jobs-problem").replaceChildren();
       announce("The job is queued");
       keepAddress("jobs", job.id);
@@ -132,7 +136,10 @@ async function watch(job) {
   const state = element("span", {}, badge(job.status));
   const remark = element("p", { class: "hint" });
   const outcome = element("div");
-  const chart = chartOf();
+  const footage = job.type === "footage";
+  const chart = chartOf(footage ? OF_BYTES : undefined);
+  let result = job.result;
+  const walks = footage ? timelineOf(() => result?.gallery ?? gallery()) : null;
   const cancel = element("button", { type: "button", class: "danger", hidden: FINAL.has(job.status),
     onclick: async () => {
       cancel.disabled = true;
@@ -142,7 +149,7 @@ async function watch(job) {
   const heading = element("h2", { tabindex: -1 }, `${job.type[0].toUpperCase()}${job.type.slice(1)} `, state);
   byId("job-detail").replaceChildren(element("div", { class: "card" },
     element("div", { class: "heading" }, heading, cancel),
-    element("p", { class: "hint" }, "Job ", element("code", {}, job.id)), chart.node, remark, outcome));
+    element("p", { class: "hint" }, "Job ", element("code", {}, job.id)), chart.node, remark, outcome, walks?.node ?? ""));
   heading.focus({ preventScroll: true });
   bringIntoView(heading);
   try {
@@ -151,12 +158,15 @@ async function watch(job) {
     for await (const event of follow(path`/jobs/${job.id}/events`, { signal: mine.signal, ended, lost })) {
       remark.textContent = "";
       chart.take(event);
+      walks?.take(event);
       if (event.kind === "status") {
         state.replaceChildren(badge(event.data.status));
         announce(`The job is ${event.data.status}`);
         if (event.data.reason) remark.textContent = event.data.reason;
         if (ended(event)) {
           cancel.hidden = true;
+          result = event.data.result ?? null;
+          walks?.ended(result);
           outcome.replaceChildren(...outcomeOf(job.type, event.data));
         }
         const now = await call("GET", path`/jobs/${job.id}`, { signal: mine.signal });

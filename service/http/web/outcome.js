@@ -6,6 +6,7 @@ import { comparisonOf } from "./comparison.js";
 import { element } from "./dom.js";
 import { failure } from "./running.js";
 import { at } from "./service.js";
+import { footageOf } from "./timeline.js";
 import { thresholdCurve } from "./thresholds.js";
 
 const SHOWN = {
@@ -13,6 +14,7 @@ const SHOWN = {
   "audit-gallery": (result) => [auditOf(result)],
   calibrate: calibrated,
   distill: (result) => ("better" in result ? judged(result) : [made(result)]),
+  footage: footageOf,
   rollback: (result) => [activated(result)],
 };
 

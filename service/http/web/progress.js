@@ -5,8 +5,11 @@ import { drawn, element } from "./dom.js";
 import { short } from "./figures.js";
 import { offer } from "./service.js";
 
-/** A chart that takes a job's events as they come: `{node, take(event)}`. */
-export function chartOf() {
+/**
+ * A chart that takes a job's events as they come: `{node, take(event)}`. `steps(step, total)` says
+ * how far it is.
+ */
+export function chartOf(steps = (step, total) => (total ? `step ${step} of ${total}` : `step ${step}`)) {
   const curves = new Map(); // of points [step, value], by metric
   let total = null;
   let chosen = null;
@@ -32,7 +35,7 @@ export function chartOf() {
     total = total_steps ?? total;
     if (total) bar.value = step / total;
     const eta = eta_s ? `, about ${duration(eta_s)} left` : "";
-    left.textContent = total ? `step ${step} of ${total}${eta}` : `step ${step}`;
+    left.textContent = `${steps(step, total)}${total ? eta : ""}`;
   };
   const take = (event) => {
     const metrics = numbers(event.data.metrics);

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import tarfile
+import zipfile
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from functools import cache
@@ -148,4 +150,26 @@ def encode(
             frame.pts, frame.time_base = round(seconds / base), base
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
+    return target.getvalue()
+
+
+def still(picture: Pixels, suffix: str = ".jpg") -> bytes:
+    """One picture as the bytes of an image."""
+    return cv2.imencode(suffix, picture)[1].tobytes()
+
+
+def photos(pictures: Iterable[Pixels], suffix: str = ".jpg", *, as_tar: bool = False) -> bytes:
+    """Pictures as images in a zip, or a tar."""
+    target = io.BytesIO()
+    images = [still(picture, suffix) for picture in pictures]
+    if as_tar:
+        with tarfile.open(fileobj=target, mode="w:gz") as tar:
+            for number, image in enumerate(images):
+                member = tarfile.TarInfo(f"{number}{suffix}")
+                member.size = len(image)
+                tar.addfile(member, io.BytesIO(image))
+        return target.getvalue()
+    with zipfile.ZipFile(target, "w") as archive:
+        for number, image in enumerate(images):
+            archive.writestr(f"{number}{suffix}", image)
     return target.getvalue()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import struct
 import wave
+import zipfile
 
 import av
 import numpy as np
@@ -15,7 +16,7 @@ from models.silhouettes import (
     SequenceTooLarge,
     UnsupportedSequence,
 )
-from tests.models.footage.clips import encode, scene
+from tests.models.footage.clips import encode, photos, scene, still
 
 
 def blank(count: int, rows: int = 48, columns: int = 64) -> list[np.ndarray]:
@@ -121,3 +122,60 @@ def test_a_clip_of_more_pictures_than_are_read_is_refused() -> None:
 def test_the_time_that_reading_takes_is_bounded() -> None:
     with pytest.raises(SequenceTooLarge, match="took longer"):
         list(read_pictures(encode(blank(40)), FootageLimits(max_seconds=0.0)))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tiff"])
+@pytest.mark.parametrize("as_tar", [False, True])
+def test_a_camera_s_frames_in_an_archive_are_read_in_colour(suffix: str, as_tar: bool) -> None:
+    picture = np.full((48, 64, 3), (200, 60, 20), np.uint8)
+    read = list(read_pictures(photos([picture] * 8, suffix, as_tar=as_tar), FootageLimits()))
+    assert [picture.seconds for picture in read] == pytest.approx(np.arange(8) / 25)
+    assert np.abs(read[0].image.astype(int) - picture).mean() < 6
+
+
+@pytest.mark.parametrize(("rate", "kept"), [(10.0, 40), (50.0, 20), (None, 40)])
+def test_the_rate_of_images_is_what_is_said(rate: float | None, kept: int) -> None:
+    read = list(read_pictures(photos(blank(40)), FootageLimits(), rate))
+    assert len(read) == pytest.approx(kept, abs=1)
+    assert read[-1].seconds == pytest.approx(39 / (rate or 25), abs=2 / (rate or 25))
+
+
+def test_large_photos_are_made_smaller_and_turned_as_a_viewer_would() -> None:
+    from PIL import Image
+
+    target = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = np.zeros((1500, 2000, 3), np.uint8)
+    picture[:, :200] = 255
+    Image.fromarray(picture).save(target, "JPEG", exif=exif)
+    eight = io.BytesIO()
+    with zipfile.ZipFile(eight, "w") as archive:
+        for number in range(8):
+            archive.writestr(f"{number}.jpg", target.getvalue())
+    (first, *_) = read_pictures(eight.getvalue(), FootageLimits())
+    assert first.image.shape == (1280, 960, 3)
+    assert first.scale == pytest.approx(2000 / 1280)
+    assert first.image[:100].mean() > 240  # what was at the left is at the top
+    assert first.image[200:].mean() < 5
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (still(scene()), "one photo shows no gait; send a video"),
+        (photos([scene()]), "one photo shows no gait"),
+        (photos([scene()] * 5), "5 photos show no gait"),
+        (photos([*[scene()] * 8, scene()[:-10]]), "image 9 is not as large as those before"),
+        (photos([scene()] * 8)[:-400], "damaged or cut short"),
+        (photos(blank(8, 8, 4200)), "over the limit of 4096"),
+    ],
+)
+def test_images_that_are_no_footage_are_refused_with_what_to_send(data: bytes, reason: str) -> None:
+    with pytest.raises(SequenceError, match=reason):
+        list(read_pictures(data, FootageLimits()))
+
+
+def test_images_may_not_last_longer_than_a_video() -> None:
+    with pytest.raises(SequenceTooLarge, match="2 s that are read"):
+        list(read_pictures(photos(blank(30)), FootageLimits(max_seconds_long=2.0), 10.0))

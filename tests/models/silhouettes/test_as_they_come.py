@@ -98,6 +98,7 @@ def turned(frames: Sequence[Frame], orientation: int, turns: int) -> bytes:
 RESTORED: dict[str, tuple[Callable[[], bytes], tuple[str, ...], float]] = {
     "a matte": (lambda: zipped(images(list(map(soft, WALK)))), (), 6),
     "a matte as JPEG": (lambda: zipped(images(list(map(soft, WALK)), "JPEG")), (), 6),
+    "a dim matte": (lambda: zipped(images([soft(one) // 3 for one in WALK])), (), 6),
     "a matte of fractions": (lambda: npy(np.stack(list(map(soft, WALK))) / 255), (), 6),
     "36 rows": (
         lambda: zipped(images([scaled(one, 0.3) for one in WALK])),

@@ -17,13 +17,14 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import Engine
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Engine, event
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from service.access.audit import chain
 from service.access.audit.entries import COMMAND, SERVICE, Actor, Entry
 from service.access.audit.record import AuditRecord
 from service.access.keys import Scope, create_key
+from service.foundation.logs import request_id
 from service.foundation.settings import Settings
 from service.gallery.listing import is_enrolled
 from service.http.resources import open_engine
@@ -191,6 +192,7 @@ def test_a_long_record_is_read_in_pieces_and_is_one_chain(
     assert chain.check(found) == chain.Checked(50, 1, 50, found[-1]["hash"])
 
 
+@pytest.mark.sqlite
 def test_who_is_erased_is_not_named_any_more_and_the_chain_still_holds(
     serve: Serve, tmp_path: Path
 ) -> None:
@@ -253,6 +255,7 @@ def test_what_an_erasure_had_no_time_to_forget_is_forgotten_later(
         assert len(list(later.lines())) == 2  # nobody forgotten is nothing told
 
 
+@pytest.mark.sqlite
 def test_the_database_refuses_to_change_the_record(settings: Settings, record: AuditRecord) -> None:
     for number in range(3):
         record.changed(Entry("enroll", "default", f"s{number}"), COMMAND)
@@ -302,6 +305,7 @@ def test_who_is_forgotten_while_the_record_is_read_is_accounted_for(
     assert chain.check(read).lines == 7
 
 
+@pytest.mark.sqlite
 def test_a_gallery_s_lines_are_read_in_order_by_an_index(record: AuditRecord) -> None:
     for number in range(6):
         record.changed(Entry("enroll", f"g{number % 2}", f"s{number}"), COMMAND)
@@ -318,6 +322,7 @@ def test_a_gallery_s_lines_are_read_in_order_by_an_index(record: AuditRecord) ->
             ]
 
 
+@pytest.mark.sqlite
 def test_who_was_forgotten_before_there_were_lines_of_it_is_accounted_for_by_the_migration(
     settings: Settings,
 ) -> None:
@@ -351,6 +356,7 @@ def test_who_was_forgotten_before_there_were_lines_of_it_is_accounted_for_by_the
         ("UPDATE audit SET number = 4 WHERE number = 3", "line 4 does not follow line 2"),
     ],
 )
+@pytest.mark.sqlite
 def test_whoever_changes_the_record_past_its_triggers_breaks_the_chain(
     settings: Settings, record: AuditRecord, tampering: str, complaint: str
 ) -> None:
@@ -458,6 +464,48 @@ def test_turned_off_it_records_nothing_and_still_forgets(serve: Serve) -> None:
     assert actions(off) == [("enroll", "anna")]
     off.delete("/subjects/anna")
     assert actions(off) == [("enroll", None), ("forget_subjects", None)]
+
+
+async def _read_together(record: AuditRecord, many: int) -> list[BaseException | None]:
+    """Readings that are all there before the first of them is recorded."""
+    begin = threading.Event()
+    held = record._thread.submit(begin.wait)
+
+    async def read(number: int) -> None:
+        request_id.set(f"r{number}")
+        await record.answered(Entry("identify", "default"), COMMAND)
+
+    tasks = [asyncio.create_task(read(number)) for number in range(many)]
+    await asyncio.sleep(0)
+    begin.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert held.result()
+    return results
+
+
+def test_what_was_read_at_one_moment_is_recorded_in_one_transaction(record: AuditRecord) -> None:
+    commits: list[object] = []
+    event.listen(record._engine, "commit", commits.append)
+    assert asyncio.run(_read_together(record, 20)) == [None] * 20
+    assert len(commits) == 1
+    recorded = list(record.lines())
+    assert [line["request_id"] for line in recorded] == [f"r{number}" for number in range(20)]
+    assert chain.check(recorded).lines == 20
+
+
+def test_what_cannot_be_recorded_is_not_answered_and_the_next_reading_is(
+    record: AuditRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OperationalError("INSERT", None, Exception("full"))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(record, "_add", full)
+        failed = asyncio.run(_read_together(record, 3))
+    assert [type(error) for error in failed] == [OperationalError] * 3
+    assert list(record.lines()) == []
+    assert asyncio.run(_read_together(record, 2)) == [None, None]
+    assert chain.check(record.lines()).lines == 2
 
 
 @pytest.mark.timeout(120)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import httpx
 import pytest
 from pydantic import ValidationError
 from sqlalchemy import Engine
 
 from service.access.keys import Scope, create_key
-from service.access.rates import RateLimiter, network_of
+from service.access.rates import LocalRates, RateLimiter, SharedRates, Standing, network_of
 from service.foundation.rate import Rate
 from service.foundation.settings import Settings
 from tests.service.access.test_access import bearer
@@ -34,36 +38,92 @@ def test_anything_else_is_no_rate(text: str) -> None:
         Settings(rate_limit=text)
 
 
-def test_a_bucket_is_used_up_at_once_and_fills_evenly() -> None:
-    clock = Clock()
-    limiter = RateLimiter(clock=clock)
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def limiter(engine: Engine, clock: Clock) -> RateLimiter:
+    if engine.dialect.name == "sqlite":
+        return LocalRates(clock=clock)
+    return SharedRates(engine, "requests", clock=clock)
+
+
+def take(limiter: RateLimiter, who: str, rate: Rate) -> Standing:
+    return asyncio.run(limiter.take(who, rate))
+
+
+def peek(limiter: RateLimiter, who: str, rate: Rate) -> Standing:
+    return asyncio.run(limiter.peek(who, rate))
+
+
+def test_a_bucket_is_used_up_at_once_and_fills_evenly(limiter: RateLimiter, clock: Clock) -> None:
     rate = Rate(3, 60)
-    assert [limiter.take("a", rate).remaining for _ in range(3)] == [2, 1, 0]
-    refused = limiter.take("a", rate)
+    assert [take(limiter, "a", rate).remaining for _ in range(3)] == [2, 1, 0]
+    refused = take(limiter, "a", rate)
     assert refused.retry_in == pytest.approx(20)
     assert refused.full_in == pytest.approx(60)
-    assert limiter.take("b", rate).retry_in is None  # somebody else's is full
+    assert take(limiter, "b", rate).retry_in is None  # somebody else's is full
     clock.now += 19
-    assert limiter.take("a", rate).retry_in == pytest.approx(1)
+    assert take(limiter, "a", rate).retry_in == pytest.approx(1)
     clock.now += 1
-    assert limiter.take("a", rate).retry_in is None
+    assert take(limiter, "a", rate).retry_in is None
     clock.now += 1000
-    assert limiter.take("a", rate).remaining == 2  # it never holds more than it can
+    assert take(limiter, "a", rate).remaining == 2  # it never holds more than it can
 
 
-def test_peeking_uses_nothing_up() -> None:
-    limiter = RateLimiter(clock=Clock())
+@pytest.mark.postgresql
+def test_a_clock_that_is_set_back_neither_fills_nor_empties_a_bucket(
+    limiter: RateLimiter, clock: Clock
+) -> None:
+    take(limiter, "a", Rate(2, 60))
+    clock.now -= 1000
+    assert take(limiter, "a", Rate(2, 60)).remaining == 0
+    assert take(limiter, "a", Rate(2, 60)).retry_in == pytest.approx(30)
+
+
+def test_peeking_uses_nothing_up(limiter: RateLimiter) -> None:
     for _ in range(5):
-        assert limiter.peek("a", Rate(1, 60)).remaining == 1
+        assert peek(limiter, "a", Rate(1, 60)).remaining == 1
+    take(limiter, "a", Rate(1, 60))
+    assert peek(limiter, "a", Rate(1, 60)).retry_in == pytest.approx(60)
 
 
 def test_however_many_callers_there_are_memory_is_bounded() -> None:
-    limiter = RateLimiter(clock=Clock(), most=100)
+    limiter = LocalRates(clock=Clock(), most=100)
     for number in range(1000):
-        limiter.take(str(number), Rate(2, 60))
+        take(limiter, str(number), Rate(2, 60))
     assert len(limiter._buckets) == 100
-    assert limiter.peek("999", Rate(2, 60)).remaining == 1
-    assert limiter.peek("0", Rate(2, 60)).remaining == 2
+    assert peek(limiter, "999", Rate(2, 60)).remaining == 1
+    assert peek(limiter, "0", Rate(2, 60)).remaining == 2
+
+
+@pytest.mark.postgresql
+def test_buckets_in_a_database_are_removed_once_they_are_full(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.access.rates._TIDIED_AFTER", 3)
+    limiter = SharedRates(engine, "requests")
+    for who in ("quick", "slow"):
+        take(limiter, who, Rate(10_000, 1) if who == "quick" else Rate(1, 86400))
+    time.sleep(0.01)
+    take(limiter, "other", Rate(1, 86400))
+    with engine.connect() as connection:
+        kept = connection.exec_driver_sql("SELECT count(*) FROM rate_bucket").scalar_one()
+    assert kept == 2
+
+
+@pytest.mark.postgresql
+def test_several_servers_on_one_database_have_one_limit_and_many_at_once_are_counted(
+    engine: Engine,
+) -> None:
+    limits = [SharedRates(engine, "requests") for _ in range(2)]
+    with ThreadPoolExecutor(8) as callers:
+        standings = callers.map(lambda n: take(limits[n % 2], "a", Rate(20, 86400)), range(40))
+    allowed = [one for one in standings if one.retry_in is None]
+    assert sorted(one.remaining for one in allowed) == list(range(20))
+    assert peek(SharedRates(engine, "wrong keys"), "a", Rate(20, 86400)).remaining == 20
 
 
 def test_the_addresses_of_one_ipv6_host_count_as_one() -> None:

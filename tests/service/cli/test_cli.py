@@ -438,6 +438,11 @@ def test_people_are_enrolled_identified_and_verified(
     best = out.splitlines()[2].split()
     assert best[2] == "cli-1"
     assert len(best) == 4 + 4  # a similarity for each of the tiny model's parts
+    out = at("identify", walks(1, 0.3), "--galleries", "default", "--top-k", "1")[1]
+    assert out.splitlines()[2].split()[:2] == ["1", "default"]
+    refused(
+        at("identify", walks(1), "--gallery", "lab", "--galleries", "default"), "not both", status=2
+    )
     assert ["cli-2", "2"] in [row.split()[:2] for row in at("subjects", "list")[1].splitlines()]
     assert at("verify", "cli-1", walks(1, 0.3))[0] == 0
     refused(at("verify", "nobody", walks(1)), "nobody")

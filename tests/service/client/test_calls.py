@@ -27,7 +27,13 @@ ARGUMENTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "enroll": (("anna", [WALK]), {"metadata": {"view": "090"}}),
     "identify": (
         (WALK,),
-        {"filter": {"view": ["000"]}, "threshold": 0.5, "explain": True, "include": "metadata"},
+        {
+            "filter": {"view": ["000"]},
+            "threshold": 0.5,
+            "explain": True,
+            "include": "metadata",
+            "galleries": ["default", "lab"],
+        },
     ),
     "verify": (("anna", WALK), {"threshold": 0.5, "include": "metadata"}),
     "galleries": ((), {}),

@@ -99,6 +99,7 @@ def test_the_files_hold_no_walk_and_everything_can_still_be_read(
     engine.dispose()
 
 
+@pytest.mark.sqlite
 def test_without_encryption_the_same_search_of_the_files_finds_every_walk(
     settings: Settings,
 ) -> None:
@@ -117,7 +118,8 @@ def test_a_large_gallery_has_no_file_of_embeddings_if_the_database_is_encrypted(
         wiring = ModelWiring(
             settings, GalleryStore(engine), Metrics(), Load(1), thread, threading.Event()
         )
-        index = wiring._index(Encoder.open(models / "default", device="cpu"), None, Roster())
+        encoder = Encoder.open(models / "default", device="cpu")
+        index = wiring._index(encoder, (4, 16), "cosine", None, Roster())
     assert isinstance(index, GrowingIndex)
     assert index._folder == (None if secrets else settings.data_dir)
     engine.dispose()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pytest
 from PIL import Image, ImageSequence
 
 from models.silhouettes.normalise import gait_energy_image
@@ -146,6 +147,7 @@ def test_an_erased_gallery_is_gone_but_default_remains_empty(serve: Serve) -> No
     assert [item["subject_id"] for item in found] == ["carl"]
 
 
+@pytest.mark.sqlite
 def test_nothing_of_an_erased_subject_is_left_in_the_files(serve: Serve, tmp_path: Path) -> None:
     client = serve()
     name = "a-very-peculiar-name"

@@ -23,6 +23,8 @@ from service.gallery.faiss_index import GPU_SCRATCH, FaissIndex
 from service.gallery.growing_index import GrowingIndex
 from service.gallery.index import GalleryIndex, Hits
 from service.gallery.memory_index import MemoryIndex
+from service.gallery.milvus_index import Milvus
+from tests.service.searched import MilvusIndex
 
 PARTS, CHANNELS = 4, 6
 
@@ -115,8 +117,11 @@ class GpuResources:
         self.pinned = size
 
 
-@pytest.fixture(params=[*INDEXES, "faiss with the copy it keeps on a GPU"])
+@pytest.fixture(params=[*INDEXES, "faiss with the copy it keeps on a GPU", "milvus"])
 def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Make:
+    if request.param == "milvus":
+        milvus: Milvus = request.getfixturevalue("milvus")
+        return lambda metric: MilvusIndex(milvus, PARTS, CHANNELS, metric)
     return INDEXES[request.param] if request.param in INDEXES else _on_fake_gpu(monkeypatch)
 
 

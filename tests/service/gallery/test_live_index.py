@@ -14,11 +14,13 @@ from service.gallery.cache import GalleryCache
 from service.gallery.index import Hits, Keys
 from service.gallery.live_index import LiveIndex
 from service.gallery.memory_index import MemoryIndex
+from service.gallery.ranking import SearchedGallery
 from service.gallery.records import Embedding, Walk
 from service.gallery.store import GalleryStore
 from service.privacy.erasure_transactions import erase_gallery, erase_sequence, erase_subject
 from service.serving.reembedding import Reembedding
 from tests.service.jobs.galleries import add, made_walk
+from tests.service.searched import both, searched_gallery
 
 PARTS, CHANNELS = 2, 3
 
@@ -52,9 +54,9 @@ class Process:
             self.embedded += sequence_ids
             return reembedding.some(sequence_ids)
 
-        def make(gallery_id: str) -> LiveIndex:
-            index = MemoryIndex(PARTS, CHANNELS, "cosine")
-            return LiveIndex(gallery_id, digest, index, self.store, embed)
+        def make(gallery_id: str) -> SearchedGallery:
+            shape = (PARTS, CHANNELS)
+            return searched_gallery(gallery_id, digest, shape, "cosine", self.store, embed)
 
         self.digest = digest
         self.make = make
@@ -67,6 +69,7 @@ class Process:
         return [candidate.subject_id for candidate in found]
 
 
+@both
 def test_every_process_sees_every_enrolment_and_erasure_at_its_next_search(
     engine: Engine,
 ) -> None:
@@ -84,6 +87,7 @@ def test_every_process_sees_every_enrolment_and_erasure_at_its_next_search(
     assert one.finds(2) == two.finds(2) == late.finds(2) == ["anna"]
 
 
+@both
 def test_a_gallery_made_anew_is_another_one(engine: Engine) -> None:
     process = Process(engine)
     enrol(process.store, "anna", 1)
@@ -94,6 +98,7 @@ def test_a_gallery_made_anew_is_another_one(engine: Engine) -> None:
     assert process.finds(1) == ["bert"]
 
 
+@both
 def test_what_another_model_embedded_is_embedded_once_by_this_one(engine: Engine) -> None:
     enrol(GalleryStore(engine), "anna", 1, 2, digest="old")
     process = Process(engine, digest="new")
@@ -130,6 +135,7 @@ def test_embeddings_of_a_sequence_erased_meanwhile_are_not_kept(engine: Engine) 
     store.add_embeddings("new", {left: embedding(2)}.items())  # twice is once
 
 
+@both
 def test_an_enrolment_that_fails_at_its_end_leaves_nothing(engine: Engine) -> None:
     process = Process(engine)
     enrol(process.store, "anna", 1)
@@ -155,7 +161,7 @@ def test_the_cache_drops_what_was_not_searched_for_longest(engine: Engine) -> No
     cache = GalleryCache(max_bytes=2 * size)
     ids = {name: store.head(name)[0] for name in ("a", "b", "c")}
 
-    def get(name: str, digest: str = "d") -> LiveIndex:
+    def get(name: str, digest: str = "d") -> SearchedGallery:
         return cache.get(
             ids[name],
             digest,
@@ -178,6 +184,7 @@ def test_the_cache_drops_what_was_not_searched_for_longest(engine: Engine) -> No
     assert len(cache) == 0
 
 
+@both
 def test_a_long_history_is_followed_in_pieces(engine: Engine) -> None:
     process = Process(engine, piece=4)
     first = enrol(process.store, "anna", 1)
@@ -193,6 +200,7 @@ def test_a_long_history_is_followed_in_pieces(engine: Engine) -> None:
     assert process.finds(33)[0] == "crowd"
 
 
+@both
 def test_a_tie_between_sequences_of_one_subject_is_one_candidate(engine: Engine) -> None:
     process = Process(engine)
     enrol(process.store, "anna", 1, 1, 1)

@@ -19,9 +19,8 @@ from service import storage
 from service.foundation.errors import Conflict, NotFound
 from service.foundation.settings import Settings
 from service.gallery import scenes
-from service.gallery.live_index import LiveIndex
-from service.gallery.memory_index import MemoryIndex
 from service.gallery.operating_point import OperatingPoint
+from service.gallery.ranking import SearchedGallery
 from service.gallery.reencryption import holdings, reencrypt
 from service.gallery.sealing import DamagedScene
 from service.gallery.store import GalleryStore
@@ -32,6 +31,7 @@ from service.serving.thresholds import ModelInUse, choose_threshold
 from service.storage.database import writing
 from tests.service.gallery.test_encryption import NEW, OLD, files, names, with_keys
 from tests.service.jobs.galleries import add, made_walk
+from tests.service.searched import both, searched_gallery
 
 PARTS, CHANNELS = 2, 3
 DIGEST = "d"
@@ -80,15 +80,13 @@ def enrol(store: GalleryStore, subject: str, walks: NDArray[np.float32], **said:
         add(store, "default", subject, [made_walk(walk, frames)], DIGEST, dict(said))
 
 
-def live(store: GalleryStore) -> LiveIndex:
+def live(store: GalleryStore) -> SearchedGallery:
     """An index as a process makes it now."""
     gallery_id, newest, _ = store.head("default")
     scene = in_use(store.engine)
     seen, metric = scenes.compared(embeddings(1), "euclidean", scene)
     _, parts, channels = seen.shape
-    index = LiveIndex(
-        gallery_id, DIGEST, MemoryIndex(parts, channels, metric), store, lambda _: {}, scene=scene
-    )
+    index = searched_gallery(gallery_id, DIGEST, (parts, channels), metric, store, scene=scene)
     index.follow(newest)
     return index
 
@@ -160,6 +158,7 @@ def test_without_a_plain_threshold_of_its_own_the_former_one_comes_back(engine: 
     assert point == found(0.33).kept()
 
 
+@both
 def test_an_index_searches_by_its_own_transform_whatever_the_rows_say_by_now(
     store: GalleryStore,
 ) -> None:
@@ -189,6 +188,7 @@ def test_an_index_searches_by_its_own_transform_whatever_the_rows_say_by_now(
     assert newer.search(0, probe, 1)[0].similarity != pytest.approx(hits[0].similarity, abs=1e-3)
 
 
+@both
 def test_parts_are_those_of_the_stored_embeddings(store: GalleryStore) -> None:
     walks = embeddings(2)
     enrol(store, "anna", walks)
@@ -199,6 +199,7 @@ def test_parts_are_those_of_the_stored_embeddings(store: GalleryStore) -> None:
     assert best.parts in known
 
 
+@both
 def test_conflicts_are_judged_by_transformed_similarities_and_their_threshold(
     store: GalleryStore,
 ) -> None:
@@ -287,6 +288,7 @@ def sealed_traces(engine: Engine, settings: Settings) -> int:
     return sum(trace in within for trace in traces)
 
 
+@pytest.mark.sqlite
 def test_both_are_sealed_as_embeddings_are_and_change_keys_with_them(settings: Settings) -> None:
     engine = open_engine(settings)
     GalleryStore(engine).ensure("default")

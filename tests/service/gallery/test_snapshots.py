@@ -312,6 +312,7 @@ def test_a_snapshot_made_through_another_scene_transform_is_removed_and_never_us
     assert not kept.exists()
 
 
+@pytest.mark.sqlite
 def test_a_database_from_a_backup_does_not_take_the_snapshot_of_what_came_after(
     engine: Engine, start: Start, settings: Settings, folder: Path
 ) -> None:

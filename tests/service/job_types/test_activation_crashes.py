@@ -26,7 +26,8 @@ from service.job_types.calibration import Measured, measure
 from service.jobs.job import Job, Status
 from service.jobs.queue import JobQueue, Lease
 from service.privacy.erasure_transactions import erase_gallery
-from service.serving.registry import find_model, read_card, resolve
+from service.serving.model_files import read_card
+from service.serving.registry import find_model, resolve
 from service.serving.thresholds import keep
 from service.storage.database import writing
 from tests.e2e.deployment import Deployment, until
@@ -139,7 +140,7 @@ def test_killed_before_the_swap_the_old_model_stays_and_the_job_resumes_with_wha
             run(settings, engine, lease)
     assert active(engine) == "default"
     assert queue.get(lease.job.id).status is Status.RUNNING
-    digest = find_model(settings, "other").digest
+    digest = find_model(settings, engine, "other").digest
     assert GalleryStore(engine).count_without(digest) == SEQUENCES - kept
 
     queue.retry(lease, "its lease ran out")
@@ -184,7 +185,7 @@ def test_what_is_enrolled_before_the_swap_is_embedded_with_it(
     lease = begin(queue)
     run(settings, engine, lease)
     assert len(swaps) == (1 if late == 4 else 2)
-    digest = find_model(settings, "other").digest
+    digest = find_model(settings, engine, "other").digest
     assert GalleryStore(engine).count_without(digest) == 0
     result = queue.get(lease.job.id).result
     assert result is not None
@@ -271,7 +272,7 @@ def test_only_embeddings_of_the_two_last_models_are_kept(
     settings: Settings, engine: Engine, queue: JobQueue
 ) -> None:
     digest = save_tiny_model(settings.models_dir / "third", seed=3).digest
-    other = find_model(settings, "other").digest
+    other = find_model(settings, engine, "other").digest
     run(settings, engine, begin(queue))
     queue.enqueue("activate", {"name": "third", "gallery": "default", "instead_of": None})
     lease = leased(queue)
@@ -286,7 +287,7 @@ def test_who_is_enrolled_while_the_models_are_compared_costs_no_gallery_its_cali
     engine: Engine, settings: Settings, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def calibration_of(name: str) -> Measured:
-        model = read_card(resolve(settings, name))
+        model = read_card(resolve(settings, engine, name))
         return measure(engine, "default", model, 0.3)  # observed: no shape is asked of the tail
 
     with Session(writing(engine)) as session, session.begin():
@@ -301,7 +302,7 @@ def test_who_is_enrolled_while_the_models_are_compared_costs_no_gallery_its_cali
     monkeypatch.setattr(activation, "compare_rank1", enrol_meanwhile)
     lease = begin(queue)
     run(settings, engine, lease)
-    other = find_model(settings, "other").digest
+    other = find_model(settings, engine, "other").digest
     kept = GalleryStore(engine).head("default", other).point_for(other, None)
     assert kept is not None
     expected = calibration_of("other").operating_point
@@ -338,7 +339,7 @@ def test_kill_9_of_worker_and_server_in_an_activation_loses_nothing(
 ) -> None:
     """Real processes: the deployment dies with its worker and child, twice, and ends the job."""
     fill(engine, settings, 800, first=SEQUENCES, frames=40)
-    digest = find_model(settings, "other").digest
+    digest = find_model(settings, engine, "other").digest
     deployment = Deployment(tmp_path, models, quick_training=False)
     try:
         deployment.start()

@@ -61,7 +61,7 @@ def run(settings: Settings, engine: Engine, queue: JobQueue, lease: Lease) -> li
 
 def require_sealed_and_right(engine: Engine, settings: Settings, name: str) -> int:
     """How many embeddings of a model there are, each sealed and what the model makes."""
-    encoder = Encoder.open(resolve(settings, name), "cpu")
+    encoder = Encoder.open(resolve(settings, engine, name), "cpu")
     sealing, store = sealing_of(engine), GalleryStore(engine)
     assert sealing.key_id is not None
     with Session(engine) as session:
@@ -103,8 +103,8 @@ def test_without_the_key_a_gallery_is_not_given_another_model(
 
 def test_both_models_are_compared_on_what_is_sealed(settings: Settings, engine: Engine) -> None:
     queue, lease = begin(engine, settings)
-    own = find_model(settings, "default").digest
-    encoder = Encoder.open(resolve(settings, "default"), "cpu")
+    own = find_model(settings, engine, "default").digest
+    encoder = Encoder.open(resolve(settings, engine, "default"), "cpu")
     store = GalleryStore(engine)
     missing = store.some_without(own, 100)
     made = encoder.encode([silhouettes for _, silhouettes in missing])
@@ -119,7 +119,7 @@ def test_a_new_model_is_judged_on_walks_that_are_sealed(
     settings: Settings, engine: Engine, tmp_path: Path
 ) -> None:
     (tmp_path / "index.json").write_text(json.dumps({"sequences": [{"subject": "stranger"}]}))
-    checkpoint = resolve(settings, "other")
+    checkpoint = resolve(settings, engine, "other")
     verdict = compare_with_active(
         settings, engine, "default", checkpoint, tmp_path, lambda *_: None
     )

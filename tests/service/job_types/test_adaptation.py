@@ -75,7 +75,7 @@ def scene(engine: Engine, settings: Settings, model: str = "default") -> Scene |
     """The transform that the gallery `default` uses under a model."""
     with Session(engine) as session:
         gallery_id = session.scalars(select(GalleryRow.id)).one()
-        return scene_in(session, gallery_id, find_model(settings, model).digest)
+        return scene_in(session, gallery_id, find_model(settings, engine, model).digest)
 
 
 def point(engine: Engine) -> OperatingPoint | None:
@@ -171,7 +171,9 @@ def test_the_threshold_is_what_people_left_out_of_the_fit_show(
     assert used is not None
     assert found is not None
     assert (found.scene, found.method) == (used.version, "extrapolated")
-    whole = read_gallery(engine, "default", find_model(settings, "default").digest).sequences
+    whole = read_gallery(
+        engine, "default", find_model(settings, engine, "default").digest
+    ).sequences
     _, whose = whole.subjects()
     everybody = np.ones(len(whose), np.bool_)
     strangers = strangers_left_out(whole, everybody, None, fit_part(whole, everybody, None))
@@ -512,7 +514,9 @@ def test_erasing_one_walk_drops_the_transform(
     run_in_process(settings, engine)
     with Session(engine) as session:
         sequence_id = session.execute(select(GalleryRow.id)).scalar_one()
-    changes = GalleryStore(engine).changes(sequence_id, 0, find_model(settings, "default").digest)
+    changes = GalleryStore(engine).changes(
+        sequence_id, 0, find_model(settings, engine, "default").digest
+    )
     receipt = erase_sequence(engine, changes.added[0].sequence_id)
     assert receipt.scene_dropped
     assert scene(engine, settings) is None

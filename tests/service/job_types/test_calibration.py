@@ -23,7 +23,8 @@ from service.job_types.calibration import measure
 from service.jobs.job import Job, Status
 from service.privacy.erasure_transactions import erase_gallery, erase_subject
 from service.serving import thresholds
-from service.serving.registry import UnreadableCard, read_card, resolve
+from service.serving.model_files import UnreadableCard, read_card
+from service.serving.registry import resolve
 from service.storage.database import writing
 from tests.service.jobs.galleries import enrol_embeddings
 from tests.service.jobs.workers import Workers, run_job, worker_of
@@ -234,7 +235,7 @@ def test_a_tiny_gallery_takes_the_threshold_of_a_card_that_has_one(
     serve()
     fill(engine, settings, make_people(1))
     known = CardThreshold(target_fpir=0.01, gallery_subjects=1, threshold=0.8)
-    own = read_card(resolve(settings, settings.model))
+    own = read_card(resolve(settings, engine, settings.model))
     card = own.model_copy(update={"thresholds": (known,)})
     found = measure(engine, "default", card, 0.01).operating_point
     assert (found.threshold, found.interval, found.method) == (0.8, None, "background")
@@ -280,7 +281,7 @@ def test_subjects_erased_while_a_gallery_is_measured_do_no_harm(
     serve()
     people = make_people(40)
     fill(engine, settings, people)
-    model = read_card(resolve(settings, settings.model))
+    model = read_card(resolve(settings, engine, settings.model))
 
     def erase() -> None:
         for number in range(15):
@@ -322,7 +323,7 @@ def test_a_missing_gallery_and_a_folder_without_a_card_are_said(
     serve: Serve, settings: Settings, engine: Engine, tmp_path: Path
 ) -> None:
     serve()
-    model = read_card(resolve(settings, settings.model))
+    model = read_card(resolve(settings, engine, settings.model))
     with pytest.raises(NotFound, match="no gallery 'none'"):
         measure(engine, "none", model, 0.1)
     (tmp_path / "card.json").write_text('{"digest": "d", "metric": "guess"}')

@@ -16,7 +16,8 @@ from service.jobs.scratch import remove_scratch
 from service.jobs.worker import Worker
 from service.privacy.erasure_transactions import erase_subject
 from service.serving.lineage import TrainedSubjectRow, TrainingRecord
-from service.serving.registry import ModelRegistry, ModelRow, Source
+from service.serving.model_files import ModelRow
+from service.serving.registry import ModelRegistry, Source
 from tests.e2e.deployment import until
 from tests.service.jobs.galleries import enrol
 from tests.service.jobs.workers import worker_of

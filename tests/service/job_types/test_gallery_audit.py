@@ -32,7 +32,8 @@ from service.jobs.job import Job, Status
 from service.jobs.queue import JobQueue
 from service.jobs.tables import JobRow
 from service.privacy.erasure_transactions import erase_gallery, erase_sequence, erase_subject
-from service.serving.registry import read_card, resolve
+from service.serving.model_files import read_card
+from service.serving.registry import resolve
 from service.storage.database import writing
 from tests.service.jobs.galleries import enrol_embeddings
 from tests.service.jobs.workers import Workers, run_job, worker_of
@@ -62,8 +63,8 @@ def enter(
     return enrol_embeddings(engine, settings, subject, embeddings, **fields)
 
 
-def model_of(settings: Settings) -> Card:
-    return read_card(resolve(settings, settings.model))
+def model_of(settings: Settings, engine: Engine) -> Card:
+    return read_card(resolve(settings, engine, settings.model))
 
 
 def run(settings: Settings, engine: Engine, meanwhile: Callable[[], object] = lambda: None) -> Job:
@@ -117,7 +118,7 @@ def test_a_hub_is_what_attracts_more_subjects_than_chance_would(
     for number in range(40):
         lean = 2 * rng.standard_normal((4, 16)).astype(np.float32)
         enter(engine, settings, f"p{number:02}", centre + lean)
-    found = audit(engine, "default", model_of(settings)).audit
+    found = audit(engine, "default", model_of(settings, engine)).audit
     assert [one.sequence_id for one in found.hubs] == [hub]
     assert found.hubs[0].attracts > 20
     assert found.hubs[0].attracts_above_threshold == 0
@@ -128,7 +129,7 @@ def test_a_gallery_of_different_people_has_nothing_to_list(
 ) -> None:
     for axis in range(8):
         enter(engine, settings, f"p{axis}", direction(axis), direction(axis))
-    totals = audit(engine, "default", model_of(settings)).audit.totals
+    totals = audit(engine, "default", model_of(settings, engine)).audit.totals
     assert (totals.nearer_to_another, totals.pairs, totals.poor) == (0, 0, 0)
 
 
@@ -137,7 +138,7 @@ def test_poor_sequences_are_listed_worst_first(engine: Engine, settings: Setting
     (first,) = enter(engine, settings, "anna", direction(0), quality=short)
     (second,) = enter(engine, settings, "bert", direction(1), quality=replace(GOOD, score=0.3))
     enter(engine, settings, "carl", direction(2))
-    poor = audit(engine, "default", model_of(settings)).audit.poor
+    poor = audit(engine, "default", model_of(settings, engine)).audit.poor
     assert [one.sequence_id for one in poor] == [second, first]
     assert poor[1].issues == ("too_few_frames",)
 
@@ -150,8 +151,8 @@ def test_lists_are_bounded_and_in_the_same_order_every_time(
         one = rng.standard_normal((4, 16)).astype(np.float32)
         enter(engine, settings, f"a{number}", one)
         enter(engine, settings, f"b{number}", one)
-    first = audit(engine, "default", model_of(settings)).audit
-    again = audit(engine, "default", model_of(settings)).audit
+    first = audit(engine, "default", model_of(settings, engine)).audit
+    again = audit(engine, "default", model_of(settings, engine)).audit
     assert first.model_copy(update={"audited_at": again.audited_at}) == again
     assert (first.totals.nearer_to_another, first.totals.pairs) == (120, 60)
     assert len(first.nearer_to_another) == len(first.pairs) == MOST_LISTED
@@ -289,7 +290,7 @@ def test_one_audit_of_a_gallery_at_a_time(serve: Serve) -> None:
 
 
 def test_an_audit_that_cannot_be_made_says_what_to_do(settings: Settings, engine: Engine) -> None:
-    model = model_of(settings)
+    model = model_of(settings, engine)
     with pytest.raises(NotFound, match="no gallery 'none'"):
         audit(engine, "none", model)
     job = run(settings, engine)

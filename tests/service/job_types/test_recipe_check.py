@@ -8,6 +8,8 @@ import pytest
 
 import training
 from models.card import CARD
+from service.foundation.errors import Unavailable
+from service.job_types import submission
 from service.job_types.distillation import setting
 from service.job_types.submission import RecipeCheck, _place
 
@@ -59,3 +61,20 @@ def test_a_student_whose_card_cannot_be_read_is_refused_without_its_folder(tmp_p
     (reason,) = RecipeCheck(timeout_s=120)(asked)
     assert _place(reason, {}) == "recipe.student.checkpoint"
     assert str(tmp_path) not in reason.reason
+
+
+@pytest.mark.parametrize(
+    ("command", "slug", "says"),
+    [
+        (("sh", "-c", "kill -9 $$"), "unavailable", "ended from outside"),
+        (("sleep", "60"), "overloaded", "in time"),
+    ],
+)
+def test_a_check_that_is_killed_or_takes_too_long_is_asked_for_again(
+    command: tuple[str, ...], slug: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submission, "program", lambda *_: command)
+    with pytest.raises(Unavailable, match=says) as refused:
+        RecipeCheck(timeout_s=0.2 if slug == "overloaded" else 60)(["recipe"])
+    assert refused.value.problem_slug == slug
+    assert refused.value.retry_after

@@ -1,10 +1,13 @@
 """A tiny stand-in for `python -m training`: counts steps, keeps its state, resumes, reports.
 
-usage: fake_run.py OUT [--steps N] [--seconds S] [--behave HOW]
+usage: fake_run.py OUT [--steps N] [--seconds S] [--behave HOW] [--witness FILE]
+
+No two runs with one witness may be at work at once: the second one says so in FILE.
 """
 
 # ruff: noqa: T201
 import argparse
+import fcntl
 import json
 import os
 import signal
@@ -18,7 +21,15 @@ arguments.add_argument("out", type=Path)
 arguments.add_argument("--steps", type=int, default=3)
 arguments.add_argument("--seconds", type=float, default=0.01, help="of one step")
 arguments.add_argument("--behave", default="well")
+arguments.add_argument("--witness", type=Path)
 options = arguments.parse_args()
+if options.witness:
+    witness = options.witness.open("a")
+    try:
+        fcntl.flock(witness, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        witness.write("two at once\n")
+        witness.flush()
 
 
 def say(event: str, **content: object) -> None:

@@ -1,10 +1,19 @@
-"""A real worker over the fake run, in a process that a test may kill: fake_worker.py DB FOLDERS."""
+"""A real worker over the fake run, in a process that a test may kill.
+
+fake_worker.py DB FOLDERS [CUT]: with CUT it is one of several hosts, and while the file CUT exists
+its database is away: `refused` at once, or `hung`, as the file says.
+"""
 
 import signal
+import sqlite3
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 
 from service.jobs.job import Job
 from service.jobs.job_type import JobType, Outcome, Step
@@ -23,7 +32,8 @@ class FakeJob:
         if job.request.get("behave") == "bug":
             raise KeyError("a bug of ours")
         options = [part for key, value in job.request.items() for part in (f"--{key}", str(value))]
-        return [Step("run", (sys.executable, str(RUN), str(folder / "run"), *options))]
+        run = (sys.executable, str(RUN), str(folder / "run"), *options)
+        return [Step("run", run, state=folder / "run" / "state")]
 
     def complete(self, job: Job, folder: Path) -> Outcome:
         return Outcome({"finished": job.id})
@@ -37,8 +47,23 @@ def fake_worker(
     return Worker(queue, types, folders=folders, grace_s=0.5, poll_s=0.05, **options)
 
 
-def main(database: str, folders: str) -> None:
-    queue = JobQueue(open_database(database), lease_seconds=1.0, max_attempts=3)
+def main(database: str, folders: str, cut: str = "") -> None:
+    engine = open_database(database)
+    queue = JobQueue(
+        engine, lease_seconds=1.5 if cut else 1.0, max_attempts=3, several_hosts=bool(cut)
+    )
+    if cut:
+        file = Path(cut)
+
+        @event.listens_for(engine, "checkout")
+        def fail(*_: object) -> None:
+            while file.exists():
+                if file.read_text() == "refused":
+                    away = sqlite3.OperationalError("the host cannot be reached")
+                    away.sqlite_errorcode = sqlite3.SQLITE_IOERR
+                    raise OperationalError("BEGIN", None, away)
+                time.sleep(0.05)
+
     worker = fake_worker(queue, Path(folders))
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     worker.run()

@@ -64,7 +64,7 @@ def enrol_embeddings(
     gallery: str = "default",
 ) -> Sequence[str]:
     """Enrol by embeddings of the deployment's own model; returns the ids."""
-    digest = find_model(settings, settings.model).digest
+    digest = find_model(settings, engine, settings.model).digest
     walks = [
         made_walk(embedding, walk, quality)
         for embedding, walk in zip(embeddings, silhouettes, strict=False)

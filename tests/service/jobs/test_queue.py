@@ -10,8 +10,8 @@ from service.foundation.errors import Conflict, NotFound
 from service.jobs.events import Evaluation, Progress, Start
 from service.jobs.job import Job, Status
 from service.jobs.queue import JobQueue, LeaseLost
-from service.storage.database import now, open_database, writing
-from tests.service.jobs.workers import leased
+from service.storage.database import now, open_database
+from tests.service.jobs.workers import leased, write_lock
 from tests.service.statements import plans
 
 OpenQueue = Callable[..., JobQueue]
@@ -46,6 +46,7 @@ def test_many_workers_at_once_never_lease_one_job_twice(
     assert sorted(taken) == sorted(jobs)
 
 
+@pytest.mark.sqlite
 def test_which_jobs_ended_long_ago_is_asked_by_id_and_only_of_some(
     queue: JobQueue, engine: Engine
 ) -> None:
@@ -107,9 +108,8 @@ def test_a_reclaim_that_waited_for_the_lock_leaves_leases_that_could_not_be_rene
     queue.enqueue("fake", {})
     lease = leased(queue)
     (silent,) = queue.heartbeats()
-    with ThreadPoolExecutor(1) as pool, writing(engine).connect() as connection:
-        with connection.begin():
-            connection.exec_driver_sql("SELECT 1")
+    with ThreadPoolExecutor(1) as pool:
+        with write_lock(engine):
             look = pool.submit(queue.reclaim, silent)
             time.sleep(1.3)
         look.result(10)

@@ -145,7 +145,8 @@ def test_a_distillation_is_queued_and_its_location_answers(
     assert job["progress"] == {"fraction": 0.0, "step": 0, "total_steps": None, "eta_s": None}
     assert (job["metrics"], job["result"], job["error"]) == ({}, None, None)
     assert job["created_at"].endswith("Z")
-    assert http.get(answer.headers["location"]).json() == job
+    waiting = {"waiting_for": "No worker runs; start one with `gaitid worker`."}
+    assert http.get(answer.headers["location"]).json() == job | waiting
     (arguments,) = check.asked
     assert arguments[0] == str(settings.recipes_dir / "demo.toml")
     assert "batch.subjects=4" in arguments

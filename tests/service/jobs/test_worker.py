@@ -18,9 +18,9 @@ from service.jobs.output import last_error_line, public_reason
 from service.jobs.queue import JobQueue
 from service.jobs.tables import JobRow
 from service.jobs.worker import Worker
-from service.storage.database import writing
 from tests.e2e.deployment import children, gone, until
 from tests.service.jobs.fake_worker import fake_worker
+from tests.service.jobs.workers import write_lock
 
 OpenQueue = Callable[..., JobQueue]
 FAKE_WORKER = Path(__file__).parent / "fake_worker.py"
@@ -162,14 +162,6 @@ def test_files_that_cannot_be_removed_do_not_take_the_worker_along(
     assert run(worker, queue).status is Status.SUCCEEDED
 
 
-@contextmanager
-def write_lock(engine: Engine) -> Iterator[None]:
-    """Somebody who writes for long, such as an import."""
-    with writing(engine).connect() as connection, connection.begin():
-        connection.exec_driver_sql("SELECT 1")
-        yield
-
-
 @pytest.mark.usefixtures("impatient")
 def test_a_database_that_is_busy_for_long_costs_a_running_job_nothing(
     worker: Worker, queue: JobQueue, engine: Engine, folders: Path
@@ -292,6 +284,7 @@ def processes_of(worker: subprocess.Popen[bytes]) -> list[int]:
 @pytest.mark.parametrize("whole", [False, True], ids=["the worker", "its children, too"])
 def test_a_worker_that_was_only_paused_costs_the_job_no_attempt_that_did_not_run(
     queue: JobQueue,
+    engine: Engine,
     folders: Path,
     start_worker: Callable[[], subprocess.Popen[bytes]],
     whole: bool,
@@ -302,8 +295,9 @@ def test_a_worker_that_was_only_paused_costs_the_job_no_attempt_that_did_not_run
     paused = processes_of(first)
     assert len(paused) == 3
     start_worker()
-    for pid in paused if whole else paused[:1]:
-        os.kill(pid, signal.SIGSTOP)
+    with write_lock(engine):  # not while it writes itself: then nobody else could
+        for pid in paused if whole else paused[:1]:
+            os.kill(pid, signal.SIGSTOP)
     try:
         if whole:  # the other one takes over and waits for the folder
             until((folders / job.id / "lease").exists, "the other worker waits")

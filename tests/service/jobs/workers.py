@@ -13,11 +13,13 @@ from sqlalchemy import Engine
 from service.foundation.settings import Settings
 from service.job_types.registry import JOB_CLASSES, job_types
 from service.jobs.job import Job
+from service.jobs.job_files import JobFiles
 from service.jobs.job_type import JobType, Outcome, Step
 from service.jobs.leases import LeaseObserver
 from service.jobs.queue import JobClass, JobQueue, Lease
 from service.jobs.worker import Worker
 from service.jobs.worker_pool import WorkerPool
+from service.storage.database import writing
 
 Workers = Callable[[], AbstractContextManager[None]]
 """The fixture `workers`: what `gaitid worker` runs, until the block ends."""
@@ -40,6 +42,7 @@ def worker_of(
         grace_s=0.5,
         poll_s=0.05,
         job_class=job_class,
+        files=JobFiles.of(settings),
     )
 
 
@@ -93,3 +96,12 @@ def run_job(
     interrupted = {kind: _Interrupted(types[kind], meanwhile)}
     assert worker_of(settings, engine, types=interrupted).run_one()
     return queue.get(job.id)
+
+
+@contextmanager
+def write_lock(engine: Engine) -> Iterator[None]:
+    """Somebody who writes for long, such as an import."""
+    with writing(engine).connect() as connection, connection.begin():
+        held = engine.dialect.name == "sqlite"  # since the transaction began
+        connection.exec_driver_sql("SELECT 1" if held else "LOCK TABLE job IN EXCLUSIVE MODE")
+        yield

@@ -81,6 +81,7 @@ def merge(client: httpx.Client, _walks: list[str]) -> None:
 
 
 @pytest.mark.parametrize("correct", [rename, move_all, merge])
+@pytest.mark.sqlite
 def test_nothing_is_left_under_either_name(
     serve: Serve,
     data: Path,

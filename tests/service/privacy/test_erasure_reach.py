@@ -108,6 +108,7 @@ def begun(queue: JobQueue, engine: Engine, data: Path, name: str) -> Lease:
 
 
 @pytest.mark.parametrize("by", ["sequence", "subject", "gallery"])
+@pytest.mark.sqlite
 def test_nothing_of_an_erased_person_is_left_in_any_file(
     serve: Serve, data: Path, engine: Engine, caplog: pytest.LogCaptureFixture, by: str
 ) -> None:
@@ -227,6 +228,7 @@ def test_after_the_key_was_lost_a_receipt_names_too_many_models_rather_than_too_
         TrainingRecord.of(data)
 
 
+@pytest.mark.sqlite
 def test_what_an_erasure_asks_of_the_record_is_found_by_indexes_and_once(
     engine: Engine, learning: Learning
 ) -> None:
@@ -256,6 +258,7 @@ def test_the_record_keeps_no_order_and_one_row_a_subject(learning: Learning) -> 
 
 
 @pytest.mark.parametrize("by", ["subject", "sequence", "gallery", "age"])
+@pytest.mark.sqlite
 def test_a_database_that_was_erased_from_is_rewritten_by_the_next_sweep(
     serve: Serve, engine: Engine, data: Path, by: str
 ) -> None:

@@ -31,7 +31,7 @@ def post(client: httpx.Client, *walks: bytes, **headers: str) -> httpx.Response:
 def sums(engine: Engine, settings: Settings) -> SceneSums | None:
     with Session(engine) as session:
         gallery_id = session.scalars(select(GalleryRow.id)).one()
-        return cohort_in(session, gallery_id, find_model(settings, "default").digest)
+        return cohort_in(session, gallery_id, find_model(settings, engine, "default").digest)
 
 
 def test_nothing_of_who_passes_is_taken_unless_the_operator_says_so(

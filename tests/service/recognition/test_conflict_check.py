@@ -16,8 +16,6 @@ from sqlalchemy.orm import Session
 
 from service.gallery.coverage import coverage, labels_in_use
 from service.gallery.editing import edit_sequence
-from service.gallery.live_index import LiveIndex
-from service.gallery.memory_index import MemoryIndex
 from service.gallery.records import Embedding, Silhouettes
 from service.gallery.sealing import Sealing
 from service.gallery.store import GalleryChanged, GalleryStore
@@ -30,6 +28,7 @@ from service.serving.thresholds import ModelInUse
 from service.storage.database import migrate, new_id, now, open_database, writing
 from tests.service.jobs.galleries import BLANK, add, made_walk
 from tests.service.requests import contents, enrol, problem
+from tests.service.searched import both, searched_gallery
 from tests.service.server import Serve
 from tests.service.statements import instructions_of_writes
 from tests.service.walkers import npz as packed
@@ -319,8 +318,7 @@ class Check:
 
     def look(self) -> Comparison:
         head = self.store.head("default")
-        index = MemoryIndex(2, 4, "cosine")
-        live = LiveIndex(head.gallery_id, "d", index, self.store, lambda _: {})
+        live = searched_gallery(head.gallery_id, "d", (2, 4), "cosine", self.store)
         self.seen = self.check.compare(head, live)
         return self.seen
 
@@ -342,6 +340,7 @@ def direction(axis: int) -> Embedding:
     return embedding
 
 
+@both
 def test_what_was_enrolled_after_the_look_counts_in_the_turn(store: GalleryStore) -> None:
     bert = Check(store, "bert", direction(0), 1)
     assert bert.look().walks[0].other is None
@@ -352,6 +351,7 @@ def test_what_was_enrolled_after_the_look_counts_in_the_turn(store: GalleryStore
     assert store.gallery("default").sequences == 1
 
 
+@both
 def test_own_walks_enrolled_after_the_look_count_too(store: GalleryStore) -> None:
     near = direction(0) + np.float32(0.3) * direction(1)
     Check(store, "anna", near, 1).look_and_enter()
@@ -365,6 +365,7 @@ def test_own_walks_enrolled_after_the_look_count_too(store: GalleryStore) -> Non
     assert second.enter().added == (second.sequence,)
 
 
+@both
 def test_what_changes_hands_after_the_look_is_looked_at_again(
     store: GalleryStore, engine: Engine
 ) -> None:
@@ -382,6 +383,7 @@ def test_what_changes_hands_after_the_look_is_looked_at_again(
     assert (walk.other.subject_id, walk.other.sequence_id) == ("carl", moved)
 
 
+@both
 @pytest.mark.parametrize("erase", ["sequence", "subject", "gallery"])
 def test_what_is_erased_after_the_look_is_not_named(
     store: GalleryStore, engine: Engine, erase: str

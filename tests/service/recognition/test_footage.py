@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.footage.weights import installed
-from tests.models.footage.clips import COLUMNS, crossing, encode, scene
+from tests.models.footage.clips import COLUMNS, crossing, encode, photos, scene, still
 from tests.service.requests import enrol, identify, verify
 from tests.service.server import Serve
 
@@ -52,7 +52,15 @@ def test_several_people_are_listed_and_one_of_them_can_be_chosen(serve: Serve) -
     assert isinstance(tracks, list)
     assert len(tracks) == 2
     for track in tracks:
-        assert set(track) == {"track", "from_s", "to_s", "box", "thumbnail"}
+        assert set(track) == {"track", "from_s", "to_s", "box", "outlines", "thumbnail"}
+        times = [outline["at_s"] for outline in track["outlines"]]
+        assert times == sorted(times)
+        assert (times[0], times[-1]) == (track["from_s"], track["to_s"])
+        corners = np.array(track["outlines"][0]["points"]).reshape(-1, 2)
+        assert 8 < len(corners) <= 32
+        ends = np.array([*corners.min(axis=0), *corners.max(axis=0)])
+        left, top, width, height = track["box"]
+        assert np.abs(ends - (left, top, left + width, top + height)).max() < 6
         kind, _, picture = track["thumbnail"].partition(",")
         assert kind == "data:image/jpeg;base64"
         pixels = np.frombuffer(base64.b64decode(picture), np.uint8)
@@ -63,6 +71,23 @@ def test_several_people_are_listed_and_one_of_them_can_be_chosen(serve: Serve) -
     assert left["from_s"] <= chosen["probe"]["from_s"] < chosen["probe"]["to_s"] <= left["to_s"]
     missing = refused(identify(client, both, track="99"), 422, "no-walker")
     assert "track 99 is not in the footage" in str(missing["detail"])
+
+
+def test_a_camera_s_frames_in_a_zip_are_footage_and_single_photos_are_refused(
+    serve: Serve,
+) -> None:
+    client = serve(segmenter="background")
+    there = crossing((1, *THROUGH), frames=75)
+    assert enrol(client, "anna", photos(there)).status_code == 201
+    body = identify(client, photos(there[::2]), frame_rate="12.5").json()
+    assert body["candidates"][0]["subject_id"] == "anna"
+    probe = body["probe"]
+    assert (probe["input"], probe["segmenter"]) == ("footage", "background")
+    assert 2.0 < probe["to_s"] < 3.0
+    for sent in (still(there[30]), photos(there[30:35])):
+        refusal = refused(identify(client, sent), 400, "malformed-sequence")
+        assert "no gait; send a video" in str(refusal["detail"])
+    assert identify(client, photos(there), frame_rate="0").status_code == 422
 
 
 def test_footage_without_a_walker_says_what_was_seen(serve: Serve) -> None:

@@ -11,12 +11,12 @@ import pytest
 from sqlalchemy import Engine
 
 from service.client import Client
-from service.gallery.live_index import LiveIndex
-from service.gallery.memory_index import MemoryIndex
+from service.gallery.ranking import SearchedGallery
 from service.gallery.records import Embedding
 from service.gallery.store import GalleryStore
 from tests.service.jobs.galleries import add, made_walk
 from tests.service.requests import enrol, problem
+from tests.service.searched import both, searched_gallery
 from tests.service.server import Serve
 from tests.service.walkers import walk
 
@@ -27,7 +27,7 @@ def embedding(seed: int) -> Embedding:
     return np.random.default_rng(seed).normal(size=(2, 8)).astype(np.float32)
 
 
-def filled(store: GalleryStore, *, views: bool = False) -> LiveIndex:
+def filled(store: GalleryStore, *, views: bool = False) -> SearchedGallery:
     """Two walks each of many subjects, as `embedding` has them."""
     for number in range(MANY):
         for part in range(2):
@@ -35,7 +35,7 @@ def filled(store: GalleryStore, *, views: bool = False) -> LiveIndex:
             one = [made_walk(embedding(2 * number + part))]
             add(store, "default", f"p{number}", one, "d", dict(said))
     gallery_id = store.head("default").gallery_id
-    return LiveIndex(gallery_id, "d", MemoryIndex(2, 8, "cosine"), store, lambda _: {})
+    return searched_gallery(gallery_id, "d", (2, 8), "cosine", store)
 
 
 def by_hand(probes: Embedding) -> dict[str, float]:
@@ -48,6 +48,7 @@ def by_hand(probes: Embedding) -> dict[str, float]:
     return {f"p{number}": float(value) for number, value in enumerate(fused)}
 
 
+@both
 def test_several_probes_are_ranked_by_the_mean_over_them(store: GalleryStore) -> None:
     index = filled(store)
     probes = np.stack([embedding(1000 + number) for number in range(4)])
@@ -64,6 +65,7 @@ def test_several_probes_are_ranked_by_the_mean_over_them(store: GalleryStore) ->
     assert compared.similarity == pytest.approx(expected["p7"], abs=1e-5)
 
 
+@both
 def test_the_sequence_named_is_the_one_that_any_probe_is_nearest_to(store: GalleryStore) -> None:
     index = filled(store)
     probes = np.stack([embedding(1000), embedding(6)])  # the second is p3's first walk
@@ -74,6 +76,7 @@ def test_the_sequence_named_is_the_one_that_any_probe_is_nearest_to(store: Galle
     assert compared.sequence_id == first.sequence_id
 
 
+@both
 def test_a_filter_restricts_several_probes_too(store: GalleryStore) -> None:
     index = filled(store, views=True)
     probes = np.stack([embedding(6), embedding(7)])
@@ -84,6 +87,7 @@ def test_a_filter_restricts_several_probes_too(store: GalleryStore) -> None:
     assert index.search(revision, probes, 5, where={"view": "180"}) == []
 
 
+@both
 def test_two_walks_of_a_person_find_who_one_of_them_misses(store: GalleryStore) -> None:
     index = filled(store)
     revision = store.head("default").revision
@@ -94,6 +98,7 @@ def test_two_walks_of_a_person_find_who_one_of_them_misses(store: GalleryStore) 
     assert together[0].subject_id == "p10"
 
 
+@both
 @pytest.mark.parametrize(
     ("view", "expected"), [("000", True), ("045", False), (None, None), ("0", False)]
 )

@@ -54,7 +54,13 @@ def swap_row(engine: Engine, settings: Settings, gallery: str, new: ModelReferen
     """What an activation's last transaction does; nothing is embedded before."""
     with Session(writing(engine)) as session, session.begin():
         row = models_of(engine, gallery)
-        swap(session, row.gallery_id, new, row.active or find_model(settings, "default"), None)
+        swap(
+            session,
+            row.gallery_id,
+            new,
+            row.active or find_model(settings, engine, "default"),
+            None,
+        )
 
 
 def until_answered_by(client: httpx.Client, name: str, gallery: str = "default") -> None:
@@ -69,11 +75,11 @@ def held_up(monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[threading.Event
     loading, go_on = threading.Event(), threading.Event()
     load = resources.open_encoder
 
-    def slowly(settings: Settings, wanted: str) -> Encoder:
+    def slowly(settings: Settings, engine: Engine, wanted: str) -> Encoder:
         if wanted == name:
             loading.set()
             assert go_on.wait(20)
-        return load(settings, wanted)
+        return load(settings, engine, wanted)
 
     monkeypatch.setattr(resources, "open_encoder", slowly)
     return loading, go_on
@@ -85,7 +91,7 @@ def test_the_old_model_answers_while_the_new_one_loads_and_nobody_waits(
     loading, go_on = held_up(monkeypatch, "one")
     client = serve()
     enrol(client, "anna", walk(1))
-    swap_row(engine, settings, "default", find_model(settings, "one"))
+    swap_row(engine, settings, "default", find_model(settings, engine, "one"))
     try:
         assert loading.wait(10)  # noticed without a search
         for _ in range(3):
@@ -121,7 +127,7 @@ def test_more_models_than_are_held_at_once_answer_all_the_same(
     for name in NAMES[1:]:
         client.post("/galleries", json={"name": name})
         enrol(client, f"in-{name}", walk(1), gallery=name)
-        swap_row(engine, settings, name, find_model(settings, name))
+        swap_row(engine, settings, name, find_model(settings, engine, name))
     for name in NAMES[1:]:
         until_answered_by(client, name, name)
     for _ in range(2):
@@ -135,9 +141,9 @@ def test_more_models_than_are_held_at_once_answer_all_the_same(
 
 
 def test_a_model_that_was_loaded_before_the_start_is_not_loaded_again(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoder = resources.open_encoder(settings, settings.model)
+    encoder = resources.open_encoder(settings, engine, settings.model)
 
     def load(*_: object) -> None:
         raise AssertionError("loaded twice")
@@ -158,7 +164,7 @@ def test_a_model_that_was_loaded_before_the_start_is_not_loaded_again(
     assert asyncio.run(start()) == encoder.digest
 
 
-async def use_pool(settings: Settings, check: Callable[..., object]) -> None:
+async def use_pool(settings: Settings, engine: Engine, check: Callable[..., object]) -> None:
     """A pool of at most 3 models, its own included."""
     dropped: list[str] = []
     with ThreadPoolExecutor(1) as executor:
@@ -168,9 +174,9 @@ async def use_pool(settings: Settings, check: Callable[..., object]) -> None:
                 encoder.encode, executor, max_frames=100, max_wait=0.0, max_pending=9
             )
 
-        encoder = resources.open_encoder(settings, "default")
+        encoder = resources.open_encoder(settings, engine, "default")
         async with ModelPool(
-            lambda name: resources.open_encoder(settings, name),
+            lambda name: resources.open_encoder(settings, engine, name),
             batcher,
             ModelInUse("default", encoder.digest, None, encoder.card.metric),
             encoder,
@@ -183,21 +189,22 @@ async def use_pool(settings: Settings, check: Callable[..., object]) -> None:
 
 def test_the_least_recently_used_model_makes_room_and_its_last_user_may_finish(
     settings: Settings,
+    engine: Engine,
 ) -> None:
     walk = np.full((8, 64, 64), 255, np.uint8)
 
     async def check(pool: ModelPool, dropped: list[str]) -> None:
-        one = await pool.get(find_model(settings, "one"))
-        assert one is await pool.get(find_model(settings, "one"))
-        await pool.get(find_model(settings, "two"))
+        one = await pool.get(find_model(settings, engine, "one"))
+        assert one is await pool.get(find_model(settings, engine, "one"))
+        await pool.get(find_model(settings, engine, "two"))
         with pool.lease(one):
-            await pool.get(find_model(settings, "three"))
+            await pool.get(find_model(settings, engine, "three"))
             assert dropped == ["two"]  # one is in use, the own one stays
             pool.drop(one.digest)
             assert dropped == ["two", "one"]
             assert (await one.batcher.submit(walk)).shape == (4, 16)
         await asyncio.sleep(0)
-        again: LoadedModel = await pool.get(find_model(settings, "one"))
+        again: LoadedModel = await pool.get(find_model(settings, engine, "one"))
         assert again is not one
         assert (await again.batcher.submit(walk)).shape == (4, 16)
         pool.drop(pool.own.digest)
@@ -205,11 +212,11 @@ def test_the_least_recently_used_model_makes_room_and_its_last_user_may_finish(
         with pytest.raises(ModelUnavailable):
             await pool.get(ModelReference("nowhere", "0" * 64))
 
-    asyncio.run(use_pool(settings, check))
+    asyncio.run(use_pool(settings, engine, check))
 
 
 def test_a_model_that_the_device_has_no_room_for_is_unavailable(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def check(pool: ModelPool, _dropped: list[str]) -> None:
         def no_room(*_: object) -> Encoder:
@@ -217,9 +224,9 @@ def test_a_model_that_the_device_has_no_room_for_is_unavailable(
 
         monkeypatch.setattr(resources, "open_encoder", no_room)
         with pytest.raises(ModelUnavailable):
-            await pool.get(find_model(settings, "one"))
+            await pool.get(find_model(settings, engine, "one"))
 
-    asyncio.run(use_pool(settings, check))
+    asyncio.run(use_pool(settings, engine, check))
 
 
 def use_resources(
@@ -277,7 +284,7 @@ def test_a_request_that_read_the_row_before_a_swap_does_not_bring_the_old_model_
 ) -> None:
     async def check(opened: resources.Resources) -> None:
         late = models_of(opened.engine, "default")
-        swap_row(opened.engine, settings, "default", find_model(settings, "one"))
+        swap_row(opened.engine, settings, "default", find_model(settings, opened.engine, "one"))
         await opened.models.follow_now("default")
         row = models_of(opened.engine, "default")
         assert (await opened.models.model_of(row)).model.name == "one"
@@ -290,9 +297,9 @@ def test_a_request_that_read_the_row_before_a_swap_does_not_bring_the_old_model_
 
 
 def test_following_a_rollback_does_not_end_with_the_exchange_that_was_under_way(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, default = find_model(settings, "one"), find_model(settings, "default")
+    one, default = find_model(settings, engine, "one"), find_model(settings, engine, "default")
     loading, go_on = held_up(monkeypatch, "one")
 
     async def check(opened: resources.Resources) -> None:
@@ -318,9 +325,9 @@ def test_a_previous_model_that_was_replaced_on_disk_is_not_loaded_again_and_agai
     loaded: list[str] = []
     load = resources.open_encoder
 
-    def counted(settings: Settings, name: str) -> Encoder:
+    def counted(settings: Settings, engine: Engine, name: str) -> Encoder:
         loaded.append(name)
-        return load(settings, name)
+        return load(settings, engine, name)
 
     monkeypatch.setattr(resources, "open_encoder", counted)
 
@@ -330,7 +337,7 @@ def test_a_previous_model_that_was_replaced_on_disk_is_not_loaded_again_and_agai
             swap(
                 session,
                 gallery_id,
-                find_model(settings, "one"),
+                find_model(settings, opened.engine, "one"),
                 ModelReference("two", "0" * 64),
                 None,
             )
@@ -355,7 +362,7 @@ def test_a_model_that_is_loaded_while_others_are_looked_after_is_kept(
 
     async def check(opened: resources.Resources) -> None:
         opened.store.ensure("new")
-        swap_row(opened.engine, settings, "new", find_model(settings, "one"))
+        swap_row(opened.engine, settings, "new", find_model(settings, opened.engine, "one"))
         with monkeypatch.context() as patch:
             patch.setattr(active_models, "models_by_id", slowly)
             looking = asyncio.create_task(opened.models.look_for_swaps())

@@ -9,13 +9,8 @@ from models.card import Card
 from service.foundation.errors import Conflict, NotFound
 from service.foundation.settings import Settings
 from service.jobs.queue import JobQueue
-from service.serving.registry import (
-    ModelRegistry,
-    ModelRow,
-    Source,
-    UnreadableCard,
-    resolve,
-)
+from service.serving.model_files import ModelRow, UnreadableCard
+from service.serving.registry import ModelRegistry, Source, resolve
 from service.storage.database import now
 
 
@@ -46,7 +41,7 @@ def make(folder: Path, digest: str = "d1") -> Path:
 
 
 def test_models_come_from_the_shipped_folder_and_the_deployments_own(
-    settings: Settings, registry: ModelRegistry
+    settings: Settings, engine: Engine, registry: ModelRegistry
 ) -> None:
     make(settings.shipped_models_dir / "default")
     make(settings.models_dir / "teacher")
@@ -54,18 +49,20 @@ def test_models_come_from_the_shipped_folder_and_the_deployments_own(
         ("default", Source.SHIPPED),
         ("teacher", Source.IMPORTED),
     ]
-    assert resolve(settings, "default") == settings.shipped_models_dir / "default"
+    assert resolve(settings, engine, "default") == settings.shipped_models_dir / "default"
     assert registry.show("default").metrics == {"rank1": 0.5}
 
 
 @pytest.mark.parametrize(
     "name", ["nope", "..", ".", "", "a/b", "../shipped/default", "default\n", ".incoming-1"]
 )
-def test_no_name_leads_out_of_the_folders_of_models(settings: Settings, name: str) -> None:
+def test_no_name_leads_out_of_the_folders_of_models(
+    settings: Settings, engine: Engine, name: str
+) -> None:
     make(settings.shipped_models_dir / "default")
     make(settings.models_dir / ".incoming-1")
     with pytest.raises(NotFound):
-        resolve(settings, name)
+        resolve(settings, engine, name)
 
 
 def test_a_broken_card_does_not_hide_the_other_models(
@@ -95,7 +92,7 @@ def test_a_trained_model_appears_whole_and_names_its_job(
     assert "mine" not in [model.name for model in registry.all()]
     with Session(engine) as session, session.begin():
         session.add(staged.row)
-        staged.move_in()
+        staged.files.move_in()
     model = registry.show("mine")
     assert (model.source, model.job_id, model.digest) == (Source.TRAINED, job_id, "d1")
     assert model.metrics == {"rank1": 0.5, "loss": 1.0}
@@ -109,10 +106,10 @@ def test_registering_twice_after_a_crash_is_the_same_as_once(
     checkpoint = make(tmp_path / "run" / "checkpoint")
     make(settings.models_dir / f".incoming-{job_id}-1", digest="half")  # killed while copying
     first = registry.stage_trained("mine", checkpoint, job_id=job_id, metrics={})
-    first.move_in()
+    first.files.move_in()
     again = registry.stage_trained("mine", checkpoint, job_id=job_id, metrics={})  # before its row
-    again.move_in()
-    again.move_in()  # the transaction was tried again
+    again.files.move_in()
+    again.files.move_in()  # the transaction was tried again
     assert first.row.digest == again.row.digest
     assert [path.name for path in settings.models_dir.iterdir()] == ["mine"]
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from sqlalchemy import Engine
 
-from models.card import CARD, MAX_CARD_BYTES
-from models.checkpoint import WEIGHTS, card_of
+from models.card import CARD, MAX_CARD_BYTES, WEIGHTS
+from models.checkpoint import card_of
 from service.foundation.errors import Invalid
 from service.foundation.settings import Settings
 from service.http.resources import open_encoder

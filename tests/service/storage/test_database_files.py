@@ -17,7 +17,7 @@ from sqlalchemy.exc import DatabaseError
 from service.storage.database import check_sound, open_database, writing
 from service.storage.database_files import DatabaseDamaged, DatabaseGone, is_damage
 from service.storage.failures import storage_trouble
-from service.storage.vacuum import checkpoint_wal, mark_for_vacuum, vacuum
+from service.storage.vacuum import clear_traces, mark_for_vacuum, vacuum
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def _nothing(_database: Engine, _path: Path) -> None:
 
 
 def _checkpoint(database: Engine, _path: Path) -> None:
-    checkpoint_wal(database)
+    clear_traces(database)
 
 
 def _vacuum(database: Engine, _path: Path) -> None:
@@ -266,7 +266,7 @@ def test_what_empties_the_log_and_rewrites_the_file_survives_damage_and_tells_of
     database.dispose()
     smash(path, "t")
     vacuum(database)
-    checkpoint_wal(database)
+    clear_traces(database)
     with pytest.raises(DatabaseDamaged):
         check_sound(database)
 

@@ -258,6 +258,7 @@ def keep_answer(engine: Engine, store: IdempotencyStore, key: str, **body: Any) 
         keep(session, lock, Answer(201, {}, json.dumps(body)))
 
 
+@pytest.mark.sqlite
 def test_no_statement_reads_answers_but_by_an_index(
     store: IdempotencyStore, engine: Engine
 ) -> None:
@@ -284,6 +285,7 @@ def test_no_statement_reads_answers_but_by_an_index(
     assert step.startswith("SEARCH")
 
 
+@pytest.mark.sqlite
 def test_what_an_erasure_costs_does_not_grow_with_the_answers_about_others(
     store: IdempotencyStore, engine: Engine
 ) -> None:
@@ -365,7 +367,16 @@ def test_texts_of_answers_name_nobody_outside_the_fields_that_are_looked_at(
     }
     assert {name for name in found if not name.endswith("_at")} == {
         *("subject_id", "sequence_id", "search_id", "id", "job_id", "gallery", "name", "digest"),
-        *("type", "error", "where", "issues", "active_in", "previous_in", "architecture"),
+        *(
+            "type",
+            "error",
+            "waiting_for",
+            "where",
+            "issues",
+            "active_in",
+            "previous_in",
+            "architecture",
+        ),
         *("views", "conditions", "missing_views", "missing_conditions"),
         "display_name",  # stands beside the subject_id by which an erasure finds the answer
     }

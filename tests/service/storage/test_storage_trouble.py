@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ from starlette.exceptions import HTTPException
 from service.client import Client, StorageFull
 from service.foundation.settings import Settings
 from service.http.problems import render_http
+from service.http.routes import audited
 from service.http.serve import CannotServe
 from service.http.serve import serve as serve_forever
 from service.storage.reserve import Reserve
@@ -163,8 +165,9 @@ def test_the_space_reserved_for_erasures_is_also_for_what_the_record_has_of_them
 
 @pytest.mark.parametrize("code", [sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL])
 def test_an_erasure_that_cannot_be_recorded_is_said_to_be_made_and_is_not_sent_again(
-    serve: Serve, code: int
+    serve: Serve, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(audited, "_RECORDED_WITHIN_S", 0.5)
     client = serve()
     enrol(client, "anna", walk(1))
 
@@ -177,6 +180,17 @@ def test_an_erasure_that_cannot_be_recorded_is_said_to_be_made_and_is_not_sent_a
     assert refusal.value.slug == "erasure-unrecorded"
     assert "1 sequences" in refusal.value.detail
     assert client.get("/subjects/anna").status_code == 404
+
+
+def test_an_erasure_waits_for_a_record_that_is_away_for_a_moment(serve: Serve) -> None:
+    client = serve()
+    enrol(client, "anna", walk(1))
+    tries = itertools.count()
+    with refusing("INSERT INTO audit", sqlite3.SQLITE_BUSY, lambda: next(tries) < 2):
+        assert client.delete("/subjects/anna").status_code == 200
+    assert next(tries) > 2
+    lines = [json.loads(line) for line in client.get("/audit").text.splitlines()]
+    assert [line["action"] for line in lines].count("erase_subject") == 1
 
 
 @pytest.mark.parametrize("code", [sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL])

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine
 
 from service.storage.database import open_database, writing
-from service.storage.vacuum import checkpoint_wal, mark_for_vacuum, vacuum
+from service.storage.vacuum import clear_traces, mark_for_vacuum, vacuum
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_nothing_that_was_deleted_is_left_in_a_file_that_was_rewritten(
             connection.exec_driver_sql("INSERT INTO t VALUES (?, ?)", row)
         mark_for_vacuum(connection)
     vacuum(database)
-    checkpoint_wal(database)
+    clear_traces(database)
     content = (tmp_path / "t.sqlite").read_bytes()
     assert [name for name in gone if name.encode() in content] == []
     assert all(name.encode() in content for name in there)

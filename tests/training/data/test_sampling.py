@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.data.options import Clip, OrderedClip, RandomLengthClip, UnorderedClip
-from training.data.pack import Pack
+from training.data.pack import Pack, PackWriter
 from training.data.sampling import Sampler, SamplingError, draw_frames
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=8)
@@ -162,3 +162,78 @@ def test_the_options_need_no_torch() -> None:
     code = "import sys, training.data, training.data.sampling; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parents[3]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def scenes_pack(tmp_path: Path, scenes_of: dict[str, str], walks: int = 3) -> Pack:
+    """People with so many walks in each of the scenes that their letters name."""
+    with PackWriter(tmp_path / "scenes.pack", "binary") as writer:
+        for subject, scenes in scenes_of.items():
+            for scene in scenes:
+                for walk in range(walks):
+                    frames = np.zeros((12, 64, 64), np.uint8)
+                    writer.add(subject, f"nm-{walk}", "090", frames, {"scene": scene})
+        return writer.finish()
+
+
+TWO_PLACES = {f"s{n}": "abcd" if n < 5 else "efgh" for n in range(10)}
+
+
+def test_groups_of_a_batch_are_filmed_in_the_same_scenes_and_each_person_in_several(
+    tmp_path: Path,
+) -> None:
+    pack = scenes_pack(tmp_path, TWO_PLACES)
+    shapes = set()
+    for step in range(40):
+        drawn = sampler(pack, 6, 3, same_scene=3).plan(step).sequences.reshape(6, 3)
+        labels = pack.labels[drawn]
+        assert (labels == labels[:, :1]).all()
+        assert len(set(labels[:, 0].tolist())) == 6
+        scenes = np.array(
+            [[pack.sequences[one].metadata["scene"] for one in row] for row in drawn]
+        ).reshape(2, 3, 3)
+        for group in scenes:
+            assert len(set(group[0])) == 3  # a person's walks are from other scenes
+            assert {tuple(row) for row in group} == {
+                tuple(group[0])
+            }  # strangers' are from them too
+        shapes.add(tuple(scenes[:, 0, 0]))
+    assert len(shapes) > 10
+
+
+def test_more_walks_than_scenes_take_scenes_again_and_too_few_walks_come_twice(
+    tmp_path: Path,
+) -> None:
+    pack = scenes_pack(tmp_path, {"s0": "ab", "s1": "ab"}, walks=2)
+    drawn = sampler(pack, 2, 6, same_scene=2).plan(0).sequences.reshape(2, 6)
+    for row in drawn:
+        scenes = [pack.sequences[one].metadata["scene"] for one in row[:4]]
+        assert sorted(scenes) == ["a", "a", "b", "b"]
+        assert len(set(row[:4].tolist())) == 4
+
+
+def test_where_groups_run_out_others_fill_the_batch(tmp_path: Path) -> None:
+    pack = scenes_pack(tmp_path, {"s0": "a", "s1": "a", "s2": "a", "s3": "b", "s4": "c"})
+    for step in range(10):
+        labels = pack.labels[sampler(pack, 4, 2, same_scene=2).plan(step).sequences][::2]
+        assert len(set(labels.tolist())) == 4
+        assert set(labels[:2].tolist()) <= {0, 1, 2}
+
+
+def test_scenes_are_drawn_as_a_pure_function_of_seed_and_step(tmp_path: Path) -> None:
+    pack = scenes_pack(tmp_path, TWO_PLACES)
+    one, two = (sampler(pack, 6, 3, same_scene=3, seed=seed) for seed in (0, 1))
+    again = sampler(pack, 6, 3, same_scene=3)
+    assert one.plan(4).sequences.tolist() == again.plan(4).sequences.tolist()
+    assert one.plan(4).sequences.tolist() != two.plan(4).sequences.tolist()
+
+
+def test_a_pack_without_such_scenes_is_refused(tmp_path: Path, small_pack: Pack) -> None:
+    with pytest.raises(SamplingError, match="says its scene"):
+        sampler(small_pack, 4, same_scene=2)
+    pack = scenes_pack(tmp_path, TWO_PLACES)
+    with pytest.raises(SamplingError, match="no groups of 4"):
+        sampler(pack, 6, same_scene=4)
+    with pytest.raises(SamplingError, match="no groups of 0"):
+        sampler(pack, 6, same_scene=0)
+    with pytest.raises(SamplingError, match="no 6 subjects"):
+        sampler(pack, 6, same_scene=6)

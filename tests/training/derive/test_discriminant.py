@@ -13,9 +13,18 @@ from models.networks.gaitgl import GeneralisedMean
 from models.networks.network import GaitNetwork
 from models.networks.registry import build
 from tests.training.walkers import make_pack
+from training.data.pack import Pack, PackWriter
 from training.derive import refinement
-from training.derive.discriminant import discriminant, folded, mixing
-from training.derive.refinement import refine
+from training.derive.discriminant import (
+    Discriminant,
+    compared,
+    discriminant,
+    folded,
+    mixed_again,
+    mixing,
+    unprojected,
+)
+from training.derive.refinement import refine, remix
 from training.process.events import SilentReporter
 from training.recipe import RecipeError
 
@@ -229,3 +238,145 @@ def test_the_command_writes_a_shorter_checkpoint_that_says_how_it_was_made(
     with pytest.raises(RecipeError, match=r"--channels: .*identit"):
         refined(14, "other")
     assert not (tmp_path / "other").exists()
+
+
+def in_scenes(
+    places: int, people: int, scenes: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Walks of people, two in each scene of their place, whose scenes weigh more than they do.
+
+    Returns:
+        Embeddings [n, PARTS, 4], labels, places and scenes [n]. A scene moves the second pair of
+        channels and the first by half, a person the first pair.
+    """
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(places * people), 2 * scenes)
+    place = labels // people
+    scene = place * scenes + np.tile(np.repeat(np.arange(scenes), 2), places * people)
+    who = rng.normal(size=(places * people, PARTS, 4)) * np.array([1, 1, 0.1, 0.1])
+    where = 3.0 * rng.normal(size=(places * scenes, PARTS, 4)) * np.array([0.2, 0.2, 1, 1])
+    noise = 0.2 * rng.normal(size=(len(labels), PARTS, 4))
+    return who[labels] + where[scene] + noise, labels, place, scene
+
+
+def found_elsewhere(
+    embeddings: np.ndarray, labels: np.ndarray, place: np.ndarray, scene: np.ndarray
+) -> float:
+    """How often the nearest walk of other scenes, or of strangers in the same one, is one's own."""
+    unit = embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True)
+    alike = np.einsum("apc,bpc->ab", unit, unit)
+    own = labels[:, None] == labels[None, :]
+    alike[(own & (scene[:, None] == scene[None, :])) | (place[:, None] != place[None, :])] = -np.inf
+    return float(np.mean(labels[alike.argmax(axis=1)] == labels))
+
+
+def test_people_are_found_in_other_scenes_by_being_told_from_those_who_share_theirs() -> None:
+    # Few scenes, so that the mean of a person's walks is much of where they were filmed.
+    embeddings, labels, place, _ = in_scenes(places=12, people=5, scenes=2, seed=0)
+    plain = discriminant(embeddings, labels, 2, shrinkage=0.1)
+    told = discriminant(embeddings, labels, 2, shrinkage=0.1, sharing=place)
+    gains = []
+    for seed in range(1, 6):
+        others, who, there, scene = in_scenes(places=6, people=8, scenes=2, seed=seed)
+        after, before = (
+            found_elsewhere(one.of(others), who, there, scene) for one in (told, plain)
+        )
+        gains.append(after - before)
+    assert np.mean(gains) > 0.03
+
+
+def test_one_place_for_all_changes_nothing() -> None:
+    embeddings, labels = people(walks=5, identities=30)
+    here = np.zeros(len(labels), np.int64)
+    one, other = (
+        discriminant(embeddings, labels, 4, shrinkage=0.1, sharing=sharing)
+        for sharing in (None, here)
+    )
+    # But for the mean of all walks and that of all people, which are equal here.
+    np.testing.assert_allclose(one.matrices, other.matrices, atol=1e-9)
+
+
+def test_as_many_people_more_are_needed_as_there_are_places() -> None:
+    embeddings, labels = people(walks=3, identities=12)
+    discriminant(embeddings, labels, 8, shrinkage=0.1, sharing=labels // 3)
+    with pytest.raises(ValueError, match="in 6 sets of scenes"):
+        discriminant(embeddings, labels, 8, shrinkage=0.1, sharing=labels // 2)
+
+
+def test_parts_mixed_again_read_what_the_network_compared() -> None:
+    network = folded(small(identities=5), *_some_discriminants())
+    walks = torch.rand(6, 3, 64, 44)
+    with torch.no_grad():
+        bare = unprojected(network)
+        pooled = bare.matching(bare(walks).embeddings).numpy()
+        before = network.matching(network(walks).embeddings).numpy()
+    seen = compared(network, pooled)
+    np.testing.assert_allclose(
+        seen / np.linalg.norm(seen, axis=2, keepdims=True), before, atol=1e-5
+    )
+    rng = np.random.default_rng(3)
+    mixed = rng.normal(size=(4, 3, 4, 3))
+    second = mixed_again(network, mixed)
+    with torch.no_grad():
+        after = second.matching(second(walks).embeddings).numpy()
+    expected = np.einsum("npc,qdpc->nqd", seen, mixed)
+    expected /= np.linalg.norm(expected, axis=2, keepdims=True)
+    np.testing.assert_allclose(after, expected, atol=1e-5)
+
+
+def _some_discriminants() -> tuple[Discriminant, np.ndarray]:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(20), 4)
+    embeddings = rng.normal(size=(80, 4, WIDTH)).astype(np.float32)
+    found = discriminant(embeddings, labels, 3, shrinkage=0.1)
+    return found, mixing(found.of(embeddings), labels, shrinkage=0.1)
+
+
+def scenes_pack(path: Path, places: int, people: int) -> Pack:
+    rng = np.random.default_rng(0)
+    with PackWriter(path, "binary") as writer:
+        for number in range(places * people):
+            for walk in range(3):
+                frames = (rng.random((6, 64, 64)) < 0.3).astype(np.uint8) * np.uint8(255)
+                told = {"scene": f"scene-{number // people}-{walk % 2}"}
+                writer.add(f"s{number:02d}", f"nm-{walk}", "090", frames, told)
+        return writer.finish()
+
+
+def test_the_command_mixes_again_by_scenes_and_keeps_what_each_part_reads(tmp_path: Path) -> None:
+    network = folded(small(identities=5), *_some_discriminants())
+    card = card_of(network, name="short", metric="cosine", threshold=0.5, training={"seed": 7})
+    checkpoint.save(tmp_path / "short", network, card)
+    pack = scenes_pack(tmp_path / "scenes.pack", places=4, people=5)
+    written = remix(
+        tmp_path / "short", pack.path, tmp_path / "again", SilentReporter(), mixing_shrinkage=1.0
+    )
+    step = written.training["mixed_again"]
+    assert isinstance(step, dict)
+    assert (step["subjects"], step["sequences"], step["sets_of_scenes"]) == (20, 60, 4)
+    assert step["checkpoint"] == checkpoint.load(tmp_path / "short", "cpu")[1].digest
+    assert written.training["seed"] == 7
+    assert written.threshold is None
+    second, _ = checkpoint.load(tmp_path / "again", "cpu")
+    torch.testing.assert_close(second.head.projection.weight, network.head.projection.weight)
+    assert second.head.mixing is not None
+    assert network.head.mixing is not None
+    assert not torch.allclose(second.head.mixing.weight, network.head.mixing.weight)
+
+
+def test_what_can_not_be_mixed_again_is_refused(tmp_path: Path) -> None:
+    pack = scenes_pack(tmp_path / "scenes.pack", places=4, people=3)
+    for name, network, reason in (
+        ("long", small(identities=5), "not compared behind its neck"),
+        ("short", folded(small(identities=5), *_some_discriminants()), "identities in 4 sets"),
+    ):
+        checkpoint.save(tmp_path / name, network, card_of(network, name=name, metric="cosine"))
+        with pytest.raises(RecipeError, match=reason):
+            remix(
+                tmp_path / name,
+                pack.path,
+                tmp_path / "out",
+                SilentReporter(),
+                mixing_shrinkage=1.0,
+            )
+    assert not (tmp_path / "out").exists()

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from training.evaluation import EmbeddedSequences, LabelledSequences, ProtocolMismatch
-from training.evaluation.protocols import PROTOCOLS, Retrieval
+from training.evaluation.protocols import PROTOCOLS
+from training.evaluation.retrieval import Retrieval
 
 Walks = tuple[LabelledSequences, EmbeddedSequences]
 Chosen = Callable[[str], bool]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from training.evaluation import PROTOCOLS, EmbeddedSequences, LabelledSequences, ProtocolMismatch
-from training.evaluation.protocols import MixedGallery
+from training.evaluation.mixed_gallery import MixedGallery
 from training.evaluation.verification import error_rates
 
 RULE = PROTOCOLS["mixed-gallery"]
@@ -136,3 +136,63 @@ def test_data_without_people_in_two_views_are_refused_with_the_reason(
 ) -> None:
     with pytest.raises(ProtocolMismatch, match=reason):
         RULE.split(LabelledSequences.of(*zip(*labels, strict=True)))
+
+
+def filmed(scenes_of: dict[str, tuple[str, ...]], walks: int = 4) -> LabelledSequences:
+    labels = [
+        (name, f"nm-{walk:02d}", "090", scene)
+        for name, scenes in scenes_of.items()
+        for scene in scenes
+        for walk in range(walks)
+    ]
+    subjects, conditions, views, scenes = zip(*labels, strict=True)
+    return LabelledSequences.of(subjects, conditions, views, scenes=scenes)
+
+
+def test_by_scene_strangers_in_a_gallery_are_filmed_where_those_sought_are() -> None:
+    here, there = ("a1", "a2", "a3"), ("b1", "b2", "b3")
+    sequences = filmed({f"s{n}": here if n < 4 else there for n in range(8)})
+    rule = MixedGallery("", draws=4, by_scene=True)
+    draws = rule.galleries(sequences, 2)
+    assert sequences.scenes is not None
+    for number, draw in enumerate(draws):
+        place = "a" if number % 2 == 0 else "b"
+        assert {scene[0] for scene in sequences.scenes[draw.walks].tolist()} == {place}
+        people = sequences.subjects[draw.gallery]
+        enrolled_in = sorted(
+            len(set(sequences.scenes[draw.gallery][people == name].tolist()))
+            for name in np.unique(people)
+        )
+        assert enrolled_in == [1, 1, 3, 3]
+        assert int(draw.alike.sum()) == 2 * 2
+        assert len(draw.probes) == 2 * (2 + 8)
+
+
+def test_a_method_that_knows_only_the_scene_finds_nobody_in_another() -> None:
+    sequences = filmed({f"s{n}": ("a1", "a2") for n in range(6)})
+    assert sequences.scenes is not None
+    seen = (sequences.scenes == "a1").astype(np.float32)[:, None]
+    noise = np.random.default_rng(0).standard_normal((len(seen), 1)).astype(np.float32)
+    embeddings = np.concatenate([seen, 1 - seen, 0.01 * noise], axis=1)[:, None]
+    rule = PROTOCOLS["mixed-scenes"]
+    retrieval = rule.run(sequences, EmbeddedSequences("scene", embeddings, "cosine"))
+    figures = {figure.name: retrieval.trials.value(figure) for figure in retrieval.figures}
+    assert figures["another scene rank-1"] == 0
+    assert "same scene found at FPIR 10%" in figures
+
+
+def test_without_scenes_or_company_in_them_the_protocol_refuses() -> None:
+    rule = PROTOCOLS["mixed-scenes"]
+    with pytest.raises(ProtocolMismatch, match="do not say in which scene"):
+        rule.split(LabelledSequences.of(["a", "a"], ["nm-01", "nm-02"], ["000", "090"]))
+    with pytest.raises(ProtocolMismatch, match="two people filmed in the same scenes"):
+        rule.split(filmed({"a": ("1", "2"), "b": ("3", "4"), "c": ("5", "6")}))
+
+
+def test_the_first_half_may_be_enrolled_in_fewer_views() -> None:
+    sequences = filmed({f"s{n}": ("a1", "a2", "a3") for n in range(6)})
+    two = MixedGallery("", draws=3, by_scene=True, views=2)
+    for draw in two.galleries(sequences, 1):
+        people, count = np.unique(sequences.subjects[draw.gallery], return_counts=True)
+        assert sorted(count.tolist()) == [1, 1, 1, 2, 2, 2]
+        assert len(people) == 6

@@ -6,7 +6,8 @@ import pytest
 
 from training.evaluation import EmbeddedSequences, LabelledSequences, ProtocolMismatch
 from training.evaluation.conditions import Question, rendered_conditions
-from training.evaluation.protocols import PROTOCOLS, Retrieval, TableOfCells, protocol_named
+from training.evaluation.protocols import PROTOCOLS, protocol_named
+from training.evaluation.retrieval import Retrieval, TableOfCells
 from training.evaluation.trials import Figure
 
 

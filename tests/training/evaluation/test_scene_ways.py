@@ -6,10 +6,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.scenes import WAYS, WITH_PRIOR, Floats, Gallery, Vectors, measure, within
+from benchmarks.scenes import (
+    WAYS,
+    WITH_PRIOR,
+    Floats,
+    Gallery,
+    Vectors,
+    by_number,
+    measure,
+    within,
+)
 from models.comparison.similarity import index_vectors
 from training.evaluation import LabelledSequences
-from training.evaluation.protocols import MixedGallery
+from training.evaluation.mixed_gallery import MixedGallery
 
 RULE = MixedGallery("", people=12, draws=3)
 
@@ -70,3 +79,16 @@ def test_walks_that_are_not_enrolled_are_never_learnt_from() -> None:
     for enrolled, draw in zip(seen, RULE.galleries(sequences, 2), strict=True):
         np.testing.assert_array_equal(enrolled, vectors[draw.gallery])
         assert not set(draw.gallery.tolist()) & set(draw.probes.tolist())
+
+
+def test_more_people_views_and_walks_are_rows_of_their_own() -> None:
+    sequences, embeddings = scene()
+    rows = by_number(sequences, embeddings, MixedGallery("", people=20, draws=2))
+    assert list(rows) == [
+        *(f"people: {n}" for n in (6, 8, 10)),
+        *(f"views: {n}" for n in (1, 2, 3)),
+        *(f"walks: {n}" for n in (1, 2, 3)),
+    ]
+    for row in rows.values():
+        assert list(row) == ["as served", "shipped"]
+    assert rows["views: 3"] == rows["walks: 2"]

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,6 +28,12 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
         timeout=200, check=False,
     )  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
 
 
 def test_a_run_in_float32_is_not_rounded_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,4 +78,38 @@ def test_two_processes_distil_one_student_and_one_of_them_reports(
     assert [event["event"] for event in events].count("done") == 1
     assert [e["step"] for e in events if e["event"] == "progress"] == [2, 4, 6]
     _, card = checkpoint.load(Path(events[-1]["checkpoint"]), "cpu")
+    assert card.training["processes"] == 2
+
+
+def test_two_hosts_with_folders_of_their_own_train_one_network_by_one_command(
+    pack: Path, tmp_path: Path
+) -> None:
+    settings = [f"--set={setting}" for setting in (*TINY, "batch.subjects=4")]
+    rendezvous = (
+        "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=run",
+        f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--local-addr=127.0.0.1",
+    )  # fmt: skip
+    hosts = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        shutil.copytree(pack, tmp_path / name / "walks.pack")
+        hosts.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "torch.distributed.run", *rendezvous, "-m", "training",
+                 "train", "student-baseline", "--out", "run", "--dataset", "walks.pack", "--json",
+                 *settings],
+                cwd=tmp_path / name,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+        )  # fmt: skip
+    told = []
+    for host in hosts:
+        output, errors = host.communicate(timeout=200)
+        assert host.returncode == 0, errors
+        told.append([json.loads(line) for line in output.splitlines()])
+    (leader,) = [number for number, events in enumerate(told) if events]  # the other is silent
+    assert [e["step"] for e in told[leader] if e["event"] == "progress"] == [2, 4, 6]
+    folder = tmp_path / ("one", "two")[leader]
+    _, card = checkpoint.load(folder / told[leader][-1]["checkpoint"], "cpu")
     assert card.training["processes"] == 2

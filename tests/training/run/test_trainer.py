@@ -324,6 +324,7 @@ def test_an_architecture_or_configuration_that_does_not_exist_is_named(pack: Pat
         ("student={architecture='gaitbase', config={quantised='int8'}}", "cannot be trained"),
         ("student.config.parts=15", "student.config.parts: 16 rows"),
         ("batch.subjects=50", "batch.subjects"),
+        ("batch.same_scene=2", "batch.same_scene"),
         ("data.validation=0.9", "data.validation"),
         ("evaluation.protocol=rank-1", "evaluation.protocol"),
         ("evaluation.enrolled=['normal-*']", "enrolled and asked belong together"),

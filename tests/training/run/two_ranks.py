@@ -42,8 +42,16 @@ def main() -> None:
     if group.leads:
         torch.save(found, Path(sys.argv[1]))
     flags = [group.any(False), group.any(group.rank == group.size - 1)]
+    # Only the last process's host has a state; then each has one, the first an older one.
+    weights = torch.arange(3.0)
+    kept = {"step": 5, "weights": weights} if group.rank == group.size - 1 else None
+    moved = group.newest(kept)
+    further = group.newest({"stage": 1, "step": group.rank})
+    nothing = group.newest(None)
     group.close()
-    sys.exit(flags != [False, True])
+    shared = moved is not None and moved["step"] == 5 and moved["weights"].equal(weights)
+    newer = further is not None and further["step"] == group.size - 1
+    sys.exit(flags != [False, True] or not shared or not newer or nothing is not None)
 
 
 if __name__ == "__main__":

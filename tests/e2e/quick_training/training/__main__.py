@@ -44,7 +44,7 @@ match command:
         out = Path(option("--out"))
         out.mkdir(parents=True, exist_ok=True)
         (out / "pid").write_text(str(os.getpid()))
-        state = out / "state"
+        state = out / "state.pt"
         step = int(state.read_text()) if state.exists() else 0
         total = int(settings.get("steps", "5"))
         say("start", total_steps=total, step=step)
