@@ -11,7 +11,9 @@ from service.cli.failure import WrongUsage, failing_on
 
 app = typer.Typer()
 
-ARCHITECTURES = "gaitbase, deepgaitv2[-2d|-p3d|-3d], gaitset, gaitpart, gaitgl or swingait."
+ARCHITECTURES = (
+    "gaitbase, deepgaitv2[-2d|-p3d|-3d], gaitset, gaitpart, gaitgl, swingait or skeletongaitpp."
+)
 
 
 @app.command("import-opengait")

@@ -182,7 +182,8 @@ def test_a_real_distillation_makes_a_model_that_can_be_evaluated(
     assert client.job(job.id).metrics["generalised"] >= 0
     *_, last = client.follow(client.activate("method").id)
     assert (last.data["status"], last.data["error"]) == ("succeeded", None)
-    assert client.identify(("probe.npz", walk(2, phase=0.3))).model.name == "method"
+    probe = ("probe.npz", walk(2, phase=0.3))
+    until(lambda: client.identify(probe).model.name == "method", "the new model answers")
 
     with pytest.raises(Refused) as refusal:
         client.distill(
