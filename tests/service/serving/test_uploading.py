@@ -208,7 +208,7 @@ def test_a_model_that_reads_pose_maps_is_neither_taken_nor_activated(
 
 
 def test_a_deployment_does_not_start_with_a_model_that_reads_pose_maps(
-    settings: Settings,
+    settings: Settings, engine: Engine
 ) -> None:
     save_tiny_model(settings.models_dir / "posed", architecture="skeletongaitpp")
     with pytest.raises(ValueError, match="which no upload has"):
