@@ -237,7 +237,14 @@ class EvaluateRequest(JobRequest):
     """Measure a registered model on a dataset by a protocol, or by conditions of one's own."""
 
     job_type = "evaluate"
-    model_config = _example(model="default", dataset={"gallery": "default"}, protocol="cross-view")
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"model": "default", "dataset": {"gallery": "default"}, "protocol": "cross-view"}
+            ],
+            "not": {"required": ["protocol", "conditions"]},
+        }
+    )
 
     model: ModelName
     dataset: Dataset
@@ -247,7 +254,7 @@ class EvaluateRequest(JobRequest):
 
     @model_validator(mode="after")
     def _one_way(self) -> EvaluateRequest:
-        if self.conditions is not None and self.protocol != "cross-view":
+        if {"protocol", "conditions"} <= self.model_fields_set:
             raise ValueError("give either a protocol or conditions")
         return self
 

@@ -69,7 +69,9 @@ def test_a_network_survives_a_round_trip(tmp_path: Path, name: str, config: dict
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [CARD, WEIGHTS]
     assert not restored.training
     with torch.inference_mode():
-        torch.testing.assert_close(restored(walks(2, 3)), network(walks(2, 3)), rtol=0, atol=0)
+        torch.testing.assert_close(
+            restored(walks(2, 3, of=name)), network(walks(2, 3, of=name)), rtol=0, atol=0
+        )
 
 
 @pytest.mark.slow

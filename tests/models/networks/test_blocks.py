@@ -95,12 +95,12 @@ def test_folding_batch_normalisation_changes_no_embedding(
 ) -> None:
     network = small(name, config).train()
     with torch.no_grad():
-        network(walks(4, 3, seed=1))  # statistics that are not the identity
+        network(walks(4, 3, seed=1, of=name))  # statistics that are not the identity
     folded = copy.deepcopy(network).eval()
     fold_batch_norm(folded)
     fold_batch_norm(folded)  # a second time changes nothing
     with torch.inference_mode():
-        found, wanted = (n(walks(2, 3)).embeddings for n in (folded, network.eval()))
+        found, wanted = (n(walks(2, 3, of=name)).embeddings for n in (folded, network.eval()))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     assert not any("norm.running" in key for key in folded.backbone.state_dict())
 

@@ -59,7 +59,7 @@ def test_a_crew_ends_when_one_of_its_workers_fails(
 ) -> None:
     lease = JobQueue.lease
 
-    def fail_in_one(self: JobQueue, job_class: object = None) -> object:
+    def fail_in_one(self: JobQueue, job_class: object = None, *_labels: object) -> object:
         if job_class is JOB_CLASSES[0]:
             raise OSError("the database is gone")
         return lease(self, JOB_CLASSES[1])
