@@ -28,7 +28,7 @@ from tests.service.walkers import walk
 
 ROOT = Path(__file__).parents[3]
 _LEAST_CASES = 600
-_LEAST_LINKS = 5
+_LEAST_LINKS = 2  # of those from one answer to the next call; with keys few calls succeed by chance
 _FRUITFUL = {
     "enroll", "identify", "verify", "create_gallery", "import_gallery", "export_gallery",
     "erase_gallery", "job_distill", "job_calibrate", "job_audit-gallery", "job_reindex",
