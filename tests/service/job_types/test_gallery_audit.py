@@ -242,7 +242,10 @@ def test_an_erasure_finds_the_audit_that_names_people_by_an_index_and_no_other_o
     with plans(engine) as found:
         erase_sequence(engine, ids["bert"][1])
     (plan,) = (plan for statement, plan in found.items() if "job.findings_of = ?" in statement)
-    assert plan[0] == "SEARCH job USING INDEX ix_job_findings (findings_of=?)"
+    assert plan == [
+        "SEARCH job USING INDEX ix_job_findings (findings_of=?)",
+        "USE TEMP B-TREE FOR ORDER BY",  # rows are locked in one order
+    ]
     for statement, plan in found.items():
         assert not [step for step in plan if step.startswith("SCAN")], (statement, plan)
     erase_gallery(engine, "default", keep=True)
