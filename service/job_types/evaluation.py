@@ -41,9 +41,9 @@ class EvaluateJob:
         del folder
         request = EvaluateRequest.model_validate(job.request)
         digest = read_card(self._checkpoint(request.model)).digest
-        own = request.conditions
-        by = {"protocol": request.protocol} if own is None else {"conditions": own.model_dump()}
-        return Outcome({"model": request.model, "digest": digest, **by})
+        by = request.by()
+        how = {"protocol": by} if isinstance(by, str) else {"conditions": by.model_dump()}
+        return Outcome({"model": request.model, "digest": digest, **how})
 
     def _checkpoint(self, name: str) -> Path:
         try:
@@ -53,8 +53,8 @@ class EvaluateJob:
 
 
 def _protocol(request: EvaluateRequest) -> list[str]:
-    own = request.conditions
-    if own is None:
-        return ["--protocol", request.protocol]
-    asked = [f"--asked={name}={','.join(patterns)}" for name, patterns in own.asked.items()]
-    return [f"--enrolled={','.join(own.enrolled)}", *asked, f"--apart={own.apart:g}"]
+    by = request.by()
+    if isinstance(by, str):
+        return ["--protocol", by]
+    asked = [f"--asked={name}={','.join(patterns)}" for name, patterns in by.asked.items()]
+    return [f"--enrolled={','.join(by.enrolled)}", *asked, f"--apart={by.apart:g}"]

@@ -234,7 +234,11 @@ class OwnConditions(Request):
 
 
 class EvaluateRequest(JobRequest):
-    """Measure a registered model on a dataset by a protocol, or by conditions of one's own."""
+    """Measure a registered model on a dataset by a protocol, or by conditions of one's own.
+
+    Attributes:
+        protocol: `cross-view` where neither is given.
+    """
 
     job_type = "evaluate"
     model_config = ConfigDict(
@@ -242,21 +246,28 @@ class EvaluateRequest(JobRequest):
             "examples": [
                 {"model": "default", "dataset": {"gallery": "default"}, "protocol": "cross-view"}
             ],
-            "not": {"required": ["protocol", "conditions"]},
+            "not": {  # both; a job keeps what it was asked with null for the one not given
+                "required": ["protocol", "conditions"],
+                "properties": {"protocol": {"type": "string"}, "conditions": {"type": "object"}},
+            },
         }
     )
 
     model: ModelName
     dataset: Dataset
-    protocol: Protocol = "cross-view"
+    protocol: Protocol | None = None
     needs: Needs = {}
     conditions: OwnConditions | None = None
 
     @model_validator(mode="after")
     def _one_way(self) -> EvaluateRequest:
-        if {"protocol", "conditions"} <= self.model_fields_set:
+        if self.protocol and self.conditions:
             raise ValueError("give either a protocol or conditions")
         return self
+
+    def by(self) -> Protocol | OwnConditions:
+        """How the model is measured."""
+        return self.conditions or self.protocol or "cross-view"
 
 
 class GalleryChoice(Request):
