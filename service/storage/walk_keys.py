@@ -268,7 +268,7 @@ class WalkKeys:
         wrapped = _wrapped(self._current, row.walk_id, secret)
         return {"of": row.walk_id, "by": row.key_id, "wrapped": wrapped}
 
-    def _read(self, query: Select[Any]) -> dict[str, bytes]:
+    def _read(self, query: Select[*tuple[Any, ...]]) -> dict[str, bytes]:
         """The keys that a query finds and this process can open; they are kept in memory."""
         with self._engine.connect() as connection:
             rows = connection.execute(query).all()

@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
@@ -119,19 +119,16 @@ def dump(engine: Engine) -> list[tuple[Any, Any]]:
 
 def readable(engine: Engine, copied: list[tuple[Any, Any]]) -> set[str]:
     """Whose walks in a copy can be read with the keys that this engine has now."""
+    sealing = sealing_of(engine)
     found = set()
     for one, vector in copied:
-        sealing = sealing_of(engine)
         tried = 0
-        for read in (
-            lambda s=sealing, o=one: s.silhouettes(o.id, o.silhouettes, o.key_id),
-            lambda s=sealing, v=vector: s.embedding(v),
-        ):
-            try:
-                read()
-                tried += 1
-            except ErasedWalk:
-                continue
+        with suppress(ErasedWalk):
+            sealing.silhouettes(one.id, one.silhouettes, one.key_id)
+            tried += 1
+        with suppress(ErasedWalk):
+            sealing.embedding(vector)
+            tried += 1
         assert tried in (0, 2)
         if tried:
             found.add(one.subject_id)
