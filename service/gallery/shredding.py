@@ -22,6 +22,7 @@ from service.storage.database import writing
 from service.storage.walk_keys import STORE, WalkKeys
 
 _IN_FLIGHT = timedelta(days=1)  # no walk is added so long after its key was made
+_AT_ONCE = 1000  # names in one statement
 _log = logging.getLogger(__name__)
 
 Shredded = Literal["ended", "pending"]
@@ -51,8 +52,9 @@ def shred(engine: Engine) -> Shredded | None:
             if not walk_keys.end(ended):
                 return "pending"
             with Session(writing(engine)) as session, session.begin():
-                for walk_id in ended:
-                    session.execute(delete(EndedWalkRow).where(EndedWalkRow.walk_id == walk_id))
+                for start in range(0, len(ended), _AT_ONCE):
+                    these = EndedWalkRow.walk_id.in_(ended[start : start + _AT_ONCE])
+                    session.execute(delete(EndedWalkRow).where(these))
     except (OSError, SQLAlchemyError):
         _log.exception("keys of erased walks are left until the next sweep")
         return "pending"
@@ -65,8 +67,11 @@ def sweep(engine: Engine, at: datetime) -> None:
     if walk_keys is None:
         return
     shred(engine)
-    walk_keys.settle(at - _IN_FLIGHT, lambda ids: _kept(engine, ids))
-    walk_keys.tidy()
+    try:
+        walk_keys.settle(at - _IN_FLIGHT, lambda ids: _kept(engine, ids))
+        walk_keys.tidy()
+    except (OSError, SQLAlchemyError):  # the rest must be swept
+        _log.exception("keys of walks could not be tidied")
 
 
 def erased_before(engine: Engine) -> Iterator[set[str]]:
@@ -83,7 +88,7 @@ def unreadable(engine: Engine, walk_keys: WalkKeys) -> Iterator[set[str]]:
         select(SequenceRow.id)
         .where(SequenceRow.key_id == walk_keys.name)
         .order_by(SequenceRow.id)
-        .limit(1000)
+        .limit(_AT_ONCE)
     )
     after = ""
     while True:
