@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -77,11 +78,14 @@ def test_an_activation_is_queued_by_the_card_alone(
 ) -> None:
     card = save_tiny_model(tmp_path / "sent", seed=3)
     hosts.registries[0].add_uploaded("mine", tmp_path / "sent", lambda _: None)
-    settings, read = hosts.settings[1], []
-    objects = FolderObjects.read
-    monkeypatch.setattr(
-        FolderObjects, "read", lambda self, key: (read.append(key), objects(self, key))[1]
-    )
+    settings = hosts.settings[1]
+    objects, read = FolderObjects.read, list[str]()
+
+    def reading(self: FolderObjects, key: str) -> Iterator[bytes]:
+        read.append(key)
+        return objects(self, key)
+
+    monkeypatch.setattr(FolderObjects, "read", reading)
     queue = JobQueue.of(hosts.engine, settings)
     job = Submission(settings, hosts.engine, queue, lambda _: ()).activate("mine", "default")
     assert job.request["name"] == "mine"
