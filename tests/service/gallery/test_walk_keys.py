@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import Engine, create_engine, func, select
+from sqlalchemy import Engine, create_engine, event, func, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -513,6 +513,41 @@ def test_an_embedding_of_a_walk_that_was_erased_meanwhile_is_skipped(opened: Eng
     store.add_embeddings("another", made)
     ids = [one.sequence_id for one in anna + bert]
     assert [one for one, _ in store.embeddings("another", ids)] == [bert[0].sequence_id]
+
+
+def test_what_a_search_reads_asks_the_store_nothing_once_its_index_is_loaded(
+    opened: Engine, sealed: Sealed
+) -> None:
+    people = [fill(opened, f"person-{number}", 5) for number in range(10)]
+    fresh = open_engine(sealed(OLD))
+    asked: list[str] = []
+    event.listen(
+        keys_of(fresh)._engine, "before_cursor_execute", lambda *given: asked.append(given[2])
+    )
+    store = GalleryStore(fresh)
+    gallery_id, newest, _ = store.head("default")
+    assert len(store.changes(gallery_id, 0, "digest").added) == 50
+    statements = [one for one in asked if one.startswith("SELECT")]
+    assert len(statements) == 1  # all keys at once
+    assert_whole(fresh, [walk for person in people for walk in person])
+    assert store.changes(gallery_id, newest, "digest").added == ()
+    assert [one for one in asked if one.startswith("SELECT")] == statements
+    fresh.dispose()
+
+
+def test_a_process_forgets_the_key_of_whom_another_has_erased(
+    opened: Engine, sealed: Sealed
+) -> None:
+    anna, bert = fill(opened, "anna"), fill(opened, "bert")
+    other = open_engine(sealed(OLD))
+    store = GalleryStore(other)
+    gallery_id, newest, _ = store.head("default")
+    store.changes(gallery_id, 0, "digest")
+    erase_subject(opened, "default", "anna")
+    store.changes(gallery_id, newest, "digest")
+    held = keys_of(other)._secrets
+    assert [one.sequence_id in held for one in anna + bert] == [False] * 3 + [True] * 3
+    other.dispose()
 
 
 @pytest.mark.sqlite
