@@ -207,6 +207,7 @@ def reconcile(engine: Engine) -> tuple[int, int]:
         raise KeyTrouble("there is no store of walk keys; GAITID_WALK_KEYS_URL names one")
     erased = sum(_erase_by_id(engine, ids) for ids in unreadable(engine, walk_keys))
     strays = end_strays(engine, walk_keys)
+    shred(engine)
     clear_traces(engine)
     return erased, strays
 
