@@ -394,6 +394,26 @@ def test_what_is_not_packed_is_named_in_text_and_in_json(tmp_path: Path) -> None
     assert Pack.open(tmp_path / "plain.pack").silhouettes(0).max() == 255
 
 
+def test_heat_maps_are_packed_by_command(tmp_path: Path) -> None:
+    source, maps, out = (tmp_path / name for name in ("silhouettes", "maps", "out.pack"))
+    frames = np.full((6, 64, 64), 255, np.uint8)
+    for place, content in ((source, frames), (maps, np.stack([frames, frames], axis=1))):
+        file = place / "001/nm/090/090.pkl"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(pickle.dumps(content))
+    (maps / "002/nm/090").mkdir(parents=True)
+    nowhere = ("pack", source, "--out", out, "--pose-maps", tmp_path / "nowhere", "--json")
+    status, events = call(*nowhere)
+    assert (status, events[-1]["event"]) == (2, "failed")
+    assert "nowhere: no folder of pose maps" in events[-1]["reason"]
+    status, events = call("pack", source, "--out", out, "--pose-maps", maps, "--json")
+    assert status == 0, events
+    skipped = [(e["name"], e["reason"]) for e in events if e["event"] == "skipped"]
+    reason = "no .pkl in it, where one of pose maps is"
+    assert skipped == [(str(maps / "002/nm/090"), reason)]
+    assert Pack.open(out).has_pose
+
+
 def test_a_checkpoint_is_evaluated_by_command(
     pack: Path, make_teacher: Callable[..., Path], tmp_path: Path
 ) -> None:
