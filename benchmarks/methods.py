@@ -64,6 +64,8 @@ GAITKD: Final = "GaitKD as published"
 _TRIPLET: Final = "{kind='triplet'}"
 _LABELS: Final = f"{_TRIPLET}, {{kind='cross-entropy'}}"
 _HALVED: Final = f"{_TRIPLET}, {{kind='cross-entropy', weight=0.5}}"
+_TENTH: Final = f"{_TRIPLET}, {{kind='cross-entropy', weight=0.1}}"
+_STANDARDISED: Final = "{kind='logit', standardise=true, temperature=2.0, weight=9.0}"
 _INFORMATIVE: Final = "temperature={gap=0.8}"
 _RANKING: Final = "{kind='ranking'}"
 _SWAP: Final = "data.swap={probability=0.5}"
@@ -92,10 +94,7 @@ ROWS: Final[Mapping[str, Row]] = {
     "CORSD": Row("corsd", teachers=0),
     "KD, T = 4": _like_corrected(_LABELS, "{kind='logit'}"),
     "KD, informative T": _like_corrected(_HALVED, f"{{kind='logit', {_INFORMATIVE}}}"),
-    "LSKD": _like_corrected(
-        f"{_TRIPLET}, {{kind='cross-entropy', weight=0.1}}",
-        "{kind='logit', standardise=true, temperature=2.0, weight=9.0}",
-    ),
+    "LSKD": _like_corrected(_TENTH, _STANDARDISED),
     "DIST": _like_corrected(_LABELS, "{kind='correlation'}"),
     "DKD, β = 8": Row("dkd"),
     "GDKD": Row("gdkd"),
@@ -118,6 +117,7 @@ ROWS: Final[Mapping[str, Row]] = {
     "GDKD and ranking": _like_corrected(
         _HALVED, f"{{kind='generalised', {_INFORMATIVE}}}", _RANKING
     ),
+    "LSKD and ranking": _like_corrected(_TENTH, _STANDARDISED, _RANKING),
     "GaitKD corrected and patch swap": Row("gaitkd-corrected", (_SWAP,)),
     "GaitKD as published, two teachers": Row("gaitkd", ("distillation.prototypes=true",), 2),
     "GaitKD corrected, two teachers": Row("gaitkd-corrected", teachers=2),
