@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any, Final, Literal
 
 import numpy as np
-from sqlalchemy import Engine, Row, event, select
+from sqlalchemy import Engine, Row, event, make_url, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -387,6 +387,10 @@ def unlock(engine: Engine, keys: Sequence[EncryptionKey], walk_keys_url: str | N
 
 def _open_walk_keys(engine: Engine, keys: Sequence[EncryptionKey], url: str) -> WalkKeys:
     """The store that the database names; the first time it is made, and named."""
+    if make_url(url).set(drivername="any") == engine.url.set(drivername="any"):
+        raise KeyTrouble(
+            "GAITID_WALK_KEYS_URL is the galleries' own database, whose copies would have the keys"
+        )
     names = select(EncryptionKeyRow.key_id).where(EncryptionKeyRow.key_id.startswith(STORE))
     with Session(engine) as session:
         named = session.scalar(names)

@@ -393,6 +393,11 @@ def test_a_store_that_has_walks_is_not_given_to_another_database(
         open_engine(another)
 
 
+def test_the_galleries_own_database_is_no_store(sealed: Sealed) -> None:
+    with pytest.raises(KeyTrouble, match="the galleries' own database"):
+        open_engine(sealed(OLD, url=sealed(OLD).resolved_database_url))
+
+
 def test_an_encrypted_deployment_gets_keys_for_its_walks_and_an_old_process_writes_no_more(
     sealed: Sealed,
 ) -> None:
