@@ -377,7 +377,8 @@ def _gains(
                 for row, mapped in enumerate(scatter.mapped(vectors[rows], strengths)):
                     after = _told_apart(_units(mapped), whose[rows], len(enrolled))
                     gains[which, row, taking_part] += (after - before)[taking_part]
-    return gains[..., measured] / rounds[measured]
+    mean: Floats = gains[..., measured] / rounds[measured]
+    return mean
 
 
 def _told_apart(vectors: Floats, whose: NDArray[np.intp], enrolled: int) -> Floats:
@@ -395,14 +396,14 @@ def _told_apart(vectors: Floats, whose: NDArray[np.intp], enrolled: int) -> Floa
     """
     seen, listed = vectors[:enrolled], whose[:enrolled]
     counts = np.bincount(listed)
-    weights = 1 / counts[listed] / max(1, np.count_nonzero(counts) - 1)
+    weights: Floats = 1 / (counts[listed] * max(1, int((counts > 0).sum()) - 1))
     mate_of = np.zeros(len(counts), np.intp)
     mate_of[listed] = np.arange(enrolled)
     shares = np.empty(len(whose) - enrolled)
     for start in range(0, len(shares), _BLOCK):
         asked = slice(enrolled + start, enrolled + start + _BLOCK)
-        alike = vectors[asked] @ seen.T
-        mates = np.take_along_axis(alike, mate_of[whose[asked], None], axis=1)
+        alike: Floats = vectors[asked] @ seen.T
+        mates = alike[np.arange(len(alike)), mate_of[whose[asked]]][:, None]
         shares[start : start + _BLOCK] = (mates > alike) @ weights
     searches = np.bincount(whose[enrolled:], minlength=len(counts))
     sums = np.bincount(whose[enrolled:], shares, len(counts))
@@ -412,7 +413,8 @@ def _told_apart(vectors: Floats, whose: NDArray[np.intp], enrolled: int) -> Floa
 def _units(vectors: Floats) -> Floats:
     """At unit length; what has none stays zero."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+    units: Floats = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+    return units
 
 
 def _intervals(gains: Floats, confidence: float) -> Floats:
