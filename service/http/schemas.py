@@ -433,12 +433,12 @@ class GalleryChange(Schema):
 class GainAnswer(Schema):
     """How much more often people are told apart rightly who took no part in a fit.
 
-    That is: a walk is nearer to another one of the person's than to all of another person's.
+    That is: a walk is nearer to one other walk of the person's than to a walk of somebody else.
     """
 
     value: float
     interval: tuple[float, float] = Field(
-        description="at 90 % (95 % of more than 16 people), by drawing people"
+        description="at 80 % (95 % of more than 16 people), by drawing people"
     )
 
 
