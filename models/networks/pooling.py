@@ -141,5 +141,6 @@ def strip_pool(maps: Tensor, parts: int) -> Tensor:
     if rows % parts:
         raise ValueError(f"{rows} rows of features can't be divided into {parts} equal parts")
     # Where channels are last the gradient lies as the maps do.
-    strips = maps.movedim(1, -1).unflatten(1, (parts, -1)).flatten(2, 3)
+    count, channels = maps.shape[:2]
+    strips = maps.movedim(1, -1).reshape(count, parts, -1, channels)
     return (strips.amax(2) + strips.mean(2)).transpose(1, 2)
