@@ -195,7 +195,7 @@ def test_walks_embedded_mirrored_are_not_embedded_again_as_they_are(
 ) -> None:
     make_teacher().rename(tmp_path / CHECKPOINT)
     exam = Exam.parse(f"drawn={pack}:cross-view")
-    both = replace(exam, rule=replace(exam.rule, mirror=True))
+    both = replace(exam, rule=replace(exam.rule, mirror=True))  # type: ignore[type-var]
     alone = judged(tmp_path, exam, GROUP.device)
     (tmp_path / "embeddings").rename(tmp_path / "before")
     mirrored = judged(tmp_path, both, GROUP.device)
