@@ -665,6 +665,12 @@ class ReceiptAnswer(Schema):
         "write-ahead log of SQLite, dead rows of PostgreSQL). `left`: something older still reads "
         "there; the next sweep does it."
     )
+    keys: Literal["ended", "pending"] | None = Field(
+        default=None,
+        description="Of their walks' own keys. `ended`: silhouettes and embeddings of them in "
+        "backups, replicas and logs of the database cannot be read any more. `pending`: the next "
+        "sweep ends them. null: walks are not sealed with keys of their own.",
+    )
     erased_at: Timestamp
 
     @classmethod
@@ -685,6 +691,7 @@ class ReceiptAnswer(Schema):
             scene="dropped" if receipt.scene_dropped else None,
             vectors=receipt.vectors,
             traces="cleared" if receipt.traces_cleared else "left",
+            keys=receipt.keys,
             erased_at=receipt.erased_at,
         )
 

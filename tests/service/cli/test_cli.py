@@ -261,6 +261,7 @@ def test_a_database_that_is_busy_is_said_in_a_sentence(
         ("keys", "revoke", "x"),
         ("encryption", "status"),
         ("encryption", "rotate"),
+        ("encryption", "reconcile"),
         ("export-gallery", "default", "out.zip"),
     ],
     ids=" ".join,
@@ -412,6 +413,28 @@ def test_a_gallery_is_encrypted_and_its_key_replaced(
     for command in (("worker",), ("export-gallery", "default", tmp_path / "other.zip")):
         err = refused(here(*command), "the galleries are encrypted with the key")
         assert err.count("\n") == 1
+
+
+def test_walks_get_keys_of_their_own_and_what_has_none_is_reconciled(
+    gaitid: Gaitid, here: Gaitid, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve().post("/enroll", data={"subject_id": "a"}, files={"sequence": ("a", walk(1))})
+    monkeypatch.setenv("GAITID_ENCRYPTION_KEYS", gaitid("encryption", "new-key")[1].strip())
+    refused(here("encryption", "reconcile"), "GAITID_WALK_KEYS_URL names one")
+    keys = tmp_path / "keys.sqlite"
+    monkeypatch.setenv("GAITID_WALK_KEYS_URL", f"sqlite:///{keys}")
+    assert here("encryption", "rotate")[1] == "2 silhouettes and embeddings encrypted\n"
+    status = here("encryption", "status")[1]
+    assert "keys of their own in walks-" in status
+    assert ": 1 walks, 1 embeddings  (written with)" in status
+    for lost in (0, 1):
+        with closing(sqlite3.connect(keys, isolation_level=None)) as opened:
+            if lost:
+                opened.execute("DELETE FROM walk_key")
+        said = here("encryption", "reconcile")[1]
+        assert said == f"{lost} walks erased that had no key, 0 keys ended that had no walk\n"
+    monkeypatch.delenv("GAITID_WALK_KEYS_URL")
+    refused(here("encryption", "status"), "say where it is in GAITID_WALK_KEYS_URL")
 
 
 def test_a_rotation_that_another_one_overtakes_ends_in_a_sentence(
