@@ -29,7 +29,7 @@ from service.gallery.index import Hits, Keys
 from service.gallery.records import Embedding
 
 LISTS = 512
-PROBED = 0.4  # of the lists, by a search of all keys for a few
+PROBED = 0.35  # of the lists, by a search of all keys for a few
 FILTERED = 0.5  # of the lists, by one of many keys: their nearest lie further away
 BITS = 2
 SAMPLE = 160 * LISTS  # vectors that centres are made of, if there are so many
