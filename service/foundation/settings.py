@@ -121,8 +121,8 @@ class Settings(BaseSettings):
     clean_silhouettes: bool = True
 
     # Embedding
-    # A small student is fastest on one core: several would wait for each other in every layer.
-    embed_threads: PositiveInt = 1
+    # Each embeds frames of its own, so that none waits for another in every layer.
+    embed_threads: PositiveInt = 2
     batch_frames: PositiveInt = 512  # frames embedded in one batch
     batch_wait_ms: float = Field(default=2.0, ge=0)
     max_pending: PositiveInt = 64  # sequences being decoded or embedded before 503
