@@ -141,7 +141,8 @@ class Idempotency:
             await self._app(scope, receive, send_and_keep)
         finally:
             if not settled:
-                await asyncio.shield(self._writers.run(self._store.release, lock))
+                with suppress(SQLAlchemyError):  # then before the next key is locked
+                    await asyncio.shield(self._writers.run(self._store.release, lock))
 
 
 async def _read(receive: Receive, body: IO[bytes], digest: BodyHash) -> None:
