@@ -196,6 +196,14 @@ def queue(engine: Engine, settings: Settings) -> JobQueue:
 
 
 @pytest.fixture
+def store_folder(tmp_path: Path) -> Path:
+    """An empty folder that hosts have in common: what GAITID_STORE says."""
+    folder = tmp_path / "store"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
 def quick_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training runs end at once: jobs find a stand-in for `python -m training`."""
     monkeypatch.setenv("PYTHONPATH", str(QUICK_TRAINING), prepend=os.pathsep)
