@@ -81,6 +81,8 @@ def was_rolled_back(error: Exception) -> bool:
 
 def is_away(error: BaseException | None) -> bool:
     """Whether PostgreSQL cannot be reached or written: its engine logs that, once for all."""
+    if isinstance(error, CommitUnknown):
+        return True
     if not isinstance(error, DBAPIError) or isinstance(error.orig, sqlite3.Error):
         return False
     trouble = storage_trouble(error)

@@ -35,6 +35,8 @@ class _Outage:
                 _log.warning("the database is away: %s", context.original_exception)
 
     def end(self, *_: object) -> None:
+        if self._since is None:
+            return
         with self._lock:
             if self._since is not None:
                 _log.warning("the database is back after %.1f s", time.monotonic() - self._since)
@@ -45,7 +47,7 @@ def watch_outages(engine: Engine) -> None:
     """Log when an engine's database goes away, and when it is back."""
     outage = _outage_of(engine.url)
     event.listen(engine, "handle_error", outage.begin)
-    event.listen(engine, "connect", outage.end)  # all connections are made anew after an outage
+    event.listen(engine, "checkout", outage.end)  # of a connection that has just answered
 
 
 @cache
