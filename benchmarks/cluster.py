@@ -2,15 +2,16 @@
 
     python -m benchmarks.cluster [--minutes 10] [--seed 1] [--folder FOLDER] [--out FILE.json]
 
-Every host is a network namespace of this machine: PostgreSQL, an S3 server, two apis, two workers,
-HAProxy with this repository's configuration, and who calls. Rounds of faults (`FAULTS_S`, one after
-another) and quiet (`QUIET_S`) alternate. Then everything heals, and what was acknowledged is looked
-for in every replica, the database and all files. Exit status 1 if anything was seen that must not
-be. At the end, searches a second through the proxy with 1, 2 and 4 replicas, in turns.
+Every host is a network namespace of this machine: PostgreSQL, a standby without which nothing is
+acknowledged, an S3 server, two apis, two workers, HAProxy with this repository's configuration, and
+who calls. Rounds of faults (`FAULTS_S`, one after another) and quiet (`QUIET_S`) alternate. Then
+everything heals, and what was acknowledged is looked for in every replica, the database and all
+files. Exit status 1 if anything was seen that must not be. At the end, searches a second through
+the proxy with 1, 2 and 4 replicas, in turns.
 
-It needs Linux, root, PostgreSQL's and HAProxy's programs, `ip`, `iptables`, `openssl`, and the
-extras `postgres`, `s3` and `dev`. The S3 server keeps its objects in memory: it is frozen and cut
-off, but not killed.
+It needs Linux, root, PostgreSQL's and HAProxy's programs, `ip`, `tc`, `iptables`, `openssl`, and
+the extras `postgres`, `s3` and `dev`. The S3 server keeps its objects in memory: it is frozen and
+cut off, but not killed.
 """
 
 from __future__ import annotations
@@ -54,12 +55,19 @@ _PREFIX: Final = "/gait"
 _APIS: Final = ("api1", "api2", "api3", "api4")
 _KEPT: Final = _APIS[:2]  # the other two only for the throughput
 _WORKERS: Final = ("worker1", "worker2")
-_HOSTS: Final = ("database", "store", *_APIS, *_WORKERS, "proxy", "caller")
+_DATABASES: Final = ("database1", "database2")
+_DATABASE: Final = "database"
+"""Whichever of the two is the primary."""
+
+_HOSTS: Final = (*_DATABASES, "store", *_APIS, *_WORKERS, "proxy", "caller")
 _TALKS: Final = (
-    *((api, other) for api in _KEPT for other in ("database", "store", "proxy")),
-    *((worker, other) for worker in _WORKERS for other in ("database", "store")),
+    *((api, other) for api in _KEPT for other in (_DATABASE, "store", "proxy")),
+    *((worker, other) for worker in _WORKERS for other in (_DATABASE, "store")),
+    _DATABASES,
 )
 """Who talks to whom: a cut between others changes nothing."""
+
+_AS_POSTGRES: Final = ("setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups")
 
 _FULL: Final = frozenset({"overloaded", "database-busy"})
 """What a machine says that has more to do than it can, without any fault."""
@@ -86,26 +94,22 @@ class Cluster:
         self.certificate = folder / "certificate.pem"
         self._make_certificate()
         self._replicas(_KEPT)
-        database = folder / "database"
-        shutil.rmtree(database, ignore_errors=True)
-        database.mkdir()
-        shutil.chown(database, "postgres", "postgres")
-        as_postgres = ("setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups")
+        self.primary, self.standby = _DATABASES
+        for name in _DATABASES:
+            self._empty(name)
         trust = ("--auth=trust", "--username=gaitid", "--encoding=UTF8", "--no-locale")
-        subprocess.run(
-            [*as_postgres, _postgres("initdb"), "-D", str(database), *trust],
-            check=True,
-            capture_output=True,
-            cwd="/",
-        )
-        with (database / "pg_hba.conf").open("a") as rules:
-            rules.write("host all all 10.77.0.0/24 trust\n")
-        served = (
-            *("-c", f"listen_addresses={network.address('database')}"),
-            *("-c", f"unix_socket_directories={database}"),
-        )
+        self._as_postgres("initdb", "-D", str(self._data(self.primary)), *trust)
+        with (self._data(self.primary) / "pg_hba.conf").open("a") as rules:
+            rules.write("host all,replication all 10.77.0.0/24 trust\n")
         commands = {
-            "database": [*as_postgres, _postgres("postgres"), "-D", str(database), *served],
+            **{
+                name: [
+                    *(*_AS_POSTGRES, _postgres("postgres"), "-D", str(self._data(name))),
+                    *("-c", f"listen_addresses={network.address(name)}"),
+                    *("-c", "unix_socket_directories="),
+                ]
+                for name in _DATABASES
+            },
             "store": [
                 *(sys.executable, "-m", "moto.server"),
                 *("-H", network.address("store"), "-p", "5000"),
@@ -132,8 +136,10 @@ class Cluster:
     def running(self) -> Iterator[None]:
         """Run everything but the replicas that only the throughput needs."""
         with ExitStack() as stack:
-            for name in ("database", "store"):
+            for name in (self.primary, "store"):
                 stack.enter_context(self._started(name))
+            stack.callback(lambda: self.hosts[self.standby].stop())
+            self._add_standby()
             self._wait_for(f"http://{self.network.address('store')}:5000/", "the store")
             httpx.put(f"http://{self.network.address('store')}:5000/gaitid").raise_for_status()
             for name in (*_WORKERS, *_KEPT, "proxy"):
@@ -172,10 +178,63 @@ class Cluster:
         """The address of one replica, past the proxy."""
         return f"http://{self.network.address(replica)}:8000"
 
+    def host(self, name: str) -> str:
+        """The name of a host; of the primary now for `database`."""
+        return self.primary if name == _DATABASE else name
+
+    def fail_over(self) -> str:
+        """Let the primary die and the standby take its place, then make a new one of the dead."""
+        self._until("SELECT sync_state FROM pg_stat_replication", "sync")
+        self.hosts[self.primary].stop()
+        self.primary, self.standby = self.standby, self.primary
+        # Until it has a standby of its own it must not wait for one.
+        self._execute("ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()")
+        self._execute("SELECT pg_promote()")
+        self._add_standby()
+        return f"{self.standby} to {self.primary}"
+
+    def _add_standby(self) -> None:
+        self._until("SELECT pg_is_in_recovery()", "f")
+        self._empty(self.standby)
+        source = ("-h", self.network.address(self.primary), "-U", "gaitid")
+        target = ("-D", str(self._data(self.standby)), "--write-recovery-conf", "-c", "fast")
+        self._as_postgres("pg_basebackup", *source, *target)
+        self.hosts[self.standby].start()
+        self._execute("ALTER SYSTEM SET synchronous_standby_names = '*'", "SELECT pg_reload_conf()")
+        self._until("SELECT sync_state FROM pg_stat_replication", "sync")
+
+    def _data(self, host: str) -> Path:
+        return self.folder / f"{host}-data"
+
+    def _empty(self, host: str) -> None:
+        shutil.rmtree(self._data(host), ignore_errors=True)
+        self._data(host).mkdir(mode=0o700)
+        shutil.chown(self._data(host), "postgres", "postgres")
+
+    def _as_postgres(self, program: str, *arguments: str) -> None:
+        command = [*_AS_POSTGRES, _postgres(program), *arguments]
+        subprocess.run(command, check=True, capture_output=True, cwd="/")
+
+    def _execute(self, *statements: str) -> str:
+        each = [part for statement in statements for part in ("-c", statement)]
+        return self.sql("psql", "-At", *each).strip()
+
+    def _until(self, query: str, answer: str) -> None:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                if self._execute(query) == answer:
+                    return
+            except subprocess.CalledProcessError:  # it does not answer yet
+                pass
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not within a minute: {query} is {answer}")
+            time.sleep(0.2)
+
     def sql(self, *arguments: str) -> str:
         """Run a client program of PostgreSQL from where this thread is."""
         program, *rest = arguments
-        at = ("-h", self.network.address("database"), "-U", "gaitid", "-d", "postgres")
+        at = ("-h", self.network.address(self.primary), "-U", "gaitid", "-d", "postgres")
         return subprocess.run(
             [_postgres(program), *at, *rest], check=True, capture_output=True, text=True
         ).stdout
@@ -203,6 +262,7 @@ class Cluster:
 
     def _environment(self, own: Path) -> dict[str, str]:
         address = self.network.address
+        databases = ",".join(address(name) for name in _DATABASES)
         return {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(
@@ -210,7 +270,7 @@ class Cluster:
             ),
             "OMP_NUM_THREADS": "1",
             "GAITID_DATA_DIR": str(own),
-            "GAITID_DATABASE_URL": f"postgresql+psycopg://gaitid@{address('database')}/postgres",
+            "GAITID_DATABASE_URL": f"postgresql://gaitid@/postgres?host={databases}",
             "GAITID_STORE": "s3://gaitid/files",
             "GAITID_ALLOW_UNAUTHENTICATED": "true",
             "GAITID_TRUSTED_PROXIES": address("proxy"),
@@ -276,7 +336,15 @@ class Chaos:
             time.sleep(QUIET_S)
 
     def _one(self) -> None:
-        kinds = {"kill": 5, "restart": 1, "cut": 4, "lossy": 2, "freeze": 2}
+        kinds = {
+            "kill": 5,
+            "restart": 1,
+            "fail_over": 1,
+            "cut": 4,
+            "lossy": 2,
+            "slow": 2,
+            "freeze": 2,
+        }
         kind = self._random.choices(list(kinds), list(kinds.values()))[0]
         at = time.time()
         where = getattr(self, f"_{kind}")()
@@ -285,7 +353,7 @@ class Chaos:
 
     def _kill(self) -> str:
         """Kill -9 of one process of a host, whichever it is."""
-        victims = ("database", *_KEPT, *_WORKERS, "proxy")
+        victims = (*_DATABASES, *_KEPT, *_WORKERS, "proxy")
         host = self._cluster.hosts[self._random.choice(victims)]
         processes = host.processes()
         if not processes:
@@ -297,23 +365,36 @@ class Chaos:
 
     def _restart(self) -> str:
         """A fast shutdown of the database, which is started again."""
-        self._cluster.hosts["database"].signal(signal.SIGINT)
-        return "database"
+        self._cluster.hosts[self._cluster.primary].signal(signal.SIGINT)
+        return self._cluster.primary
+
+    def _fail_over(self) -> str:
+        """The primary dies, the standby takes over."""
+        return self._cluster.fail_over()
 
     def _cut(self) -> str:
-        one, other = self._random.choice(_TALKS)
+        one, other = map(self._cluster.host, self._random.choice(_TALKS))
         with self._cluster.network.cut(one, other):
             time.sleep(5)
         return f"{one} and {other}"
 
     def _lossy(self) -> str:
-        host = self._random.choice(("database", "store", *_KEPT, *_WORKERS))
+        host = self._any_host()
         with self._cluster.network.lossy(host, 0.25):
             time.sleep(5)
         return host
 
+    def _slow(self) -> str:
+        host = self._any_host()
+        with self._cluster.network.slow(host, "512kbit"):
+            time.sleep(5)
+        return host
+
+    def _any_host(self) -> str:
+        return self._random.choice((*_DATABASES, "store", *_KEPT, *_WORKERS))
+
     def _freeze(self) -> str:
-        host = self._random.choice(("database", "store", *_KEPT, *_WORKERS))
+        host = self._any_host()
         with self._cluster.hosts[host].frozen():
             time.sleep(5)
         return host
@@ -368,6 +449,8 @@ def check(cluster: Cluster, load: Load, chaos: Chaos, watch: JobWatch) -> dict[s
     active = set()
     for replica in _KEPT:
         with load.client(cluster.direct(replica)) as client:
+            # First: while one runs, it may still change the model.
+            ends = {job: _ends(client, job) for job in books.jobs}
             listed = {subject.subject_id: subject.sequences for subject in client.subjects()}
             for rule, wrong in (
                 ("acknowledged, but not listed", there - listed.keys()),
@@ -385,7 +468,6 @@ def check(cluster: Cluster, load: Load, chaos: Chaos, watch: JobWatch) -> dict[s
                     next(iter(books.people.values())).walk(), threshold=0.5
                 ).model.digest
             )
-            ends = {job: _ends(client, job) for job in books.jobs}
         for job, (numbers, last) in ends.items():
             if last != 1 or numbers != list(range(1, len(numbers) + 1)):
                 books.violate("a job's events", job=job, ends=last, numbers=numbers)

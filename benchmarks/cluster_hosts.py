@@ -1,6 +1,6 @@
 """Hosts of a cluster on one machine: each is a network namespace with an address of its own.
 
-Needs Linux, root, and the programs `ip` and `iptables`.
+Needs Linux, root, and the programs `ip`, `tc` and `iptables`.
 """
 
 from __future__ import annotations
@@ -95,6 +95,23 @@ class Network:
             yield
 
     @contextmanager
+    def slow(self, host: str, rate: str) -> Iterator[None]:
+        """Let packets to and from a host wait in a queue that is emptied at a rate.
+
+        Linux delays packets by `netem`, which not every kernel has; a token bucket has a full queue
+        behind each upload, so that whatever comes next is up to a second late.
+        """
+        bucket = ("root", "tbf", "rate", rate, "burst", "4kb", "latency", "1s")
+        ends = ((host, "eth0"), ("switch", f"to{self._hosts[host]}"))
+        for name, device in ends:
+            _run(*self.command(name, "tc", "qdisc", "add", "dev", device, *bucket))
+        try:
+            yield
+        finally:
+            for name, device in ends:
+                _run(*self.command(name, "tc", "qdisc", "del", "dev", device, "root"))
+
+    @contextmanager
     def _filtered(self, host: str, *rule: str) -> Iterator[None]:
         with self._cuts:
             _run(*self.command(host, "iptables", "-A", "INPUT", *rule))
@@ -125,11 +142,12 @@ class Host:
         self._environment = dict(environment)
         self._wanted = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
-        self._keeper = threading.Thread(target=self._keep, daemon=True)
+        self._keeper: threading.Thread | None = None
 
     def start(self) -> None:
         """Start the program, and keep it."""
         self._wanted.set()
+        self._keeper = threading.Thread(target=self._keep, daemon=True)
         self._keeper.start()
 
     def stop(self) -> None:
@@ -139,7 +157,8 @@ class Host:
             for process in processes:
                 self.kill(process)
             time.sleep(0.1)
-        self._keeper.join()
+        if self._keeper is not None:
+            self._keeper.join()
 
     def processes(self) -> list[int]:
         """Process ids of everything that runs here."""

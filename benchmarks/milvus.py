@@ -32,7 +32,7 @@ from service.gallery.faiss_index import FaissIndex
 from service.gallery.index_collections import IndexCollections, Serves
 from service.gallery.live_index import LiveIndex
 from service.gallery.milvus_index import Milvus
-from service.gallery.ranking import SearchedGallery
+from service.gallery.ranking import GallerySearch
 from service.gallery.shared_index import SharedIndex
 from service.gallery.store import GalleryStore
 from service.gallery.tables import SequenceRow
@@ -44,7 +44,7 @@ TURNS = 3
 NOISE = 0.7  # length of what is added to a walk, which has length 1, to make a probe
 
 
-def begun(index: SearchedGallery, newest: int) -> dict[str, float]:
+def begun(index: GallerySearch, newest: int) -> dict[str, float]:
     """What following the gallery takes."""
     before, began = resident(), time.process_time()
     index.follow(newest)
@@ -142,7 +142,7 @@ def measure(settings: Settings, address: MilvusAddress, walks: int) -> tuple[dic
                 )
             ).all()
 
-    def searching(one: SearchedGallery) -> Callable[[int], Any]:
+    def searching(one: GallerySearch) -> Callable[[int], Any]:
         return lambda number: one.search(head.revision, several[number], 10)
 
     ids = [patiently(shortlist, number) for number in range(PROBES)]

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
-from service.gallery.ranking import SearchedGallery
+from service.gallery.ranking import GallerySearch
 
 
 class GalleryCache:
@@ -20,11 +20,9 @@ class GalleryCache:
     def __init__(self, *, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._galleries: OrderedDict[tuple[str, str], SearchedGallery] = OrderedDict()
+        self._galleries: OrderedDict[tuple[str, str], GallerySearch] = OrderedDict()
 
-    def get(
-        self, gallery_id: str, digest: str, make: Callable[[], SearchedGallery]
-    ) -> SearchedGallery:
+    def get(self, gallery_id: str, digest: str, make: Callable[[], GallerySearch]) -> GallerySearch:
         """The index of a gallery under a checkpoint; if there is none, a new and empty one."""
         with self._lock:
             gallery = self._galleries.get((gallery_id, digest))
@@ -36,14 +34,14 @@ class GalleryCache:
             self._make_room()
             return gallery
 
-    def replace(self, gallery_id: str, digest: str, gallery: SearchedGallery) -> None:
+    def replace(self, gallery_id: str, digest: str, gallery: GallerySearch) -> None:
         """Keep this index from now on, in the place of the one that there is."""
         with self._lock:
             self._galleries[gallery_id, digest] = gallery
             self._galleries.move_to_end((gallery_id, digest))  # not what makes room for itself
             self._make_room()
 
-    def held(self, gallery_id: str) -> dict[str, SearchedGallery]:
+    def held(self, gallery_id: str) -> dict[str, GallerySearch]:
         """A gallery's indexes by digest; asking does not count as use."""
         with self._lock:
             return {
@@ -52,7 +50,7 @@ class GalleryCache:
                 if held_id == gallery_id
             }
 
-    def has_room_for(self, galleries: Iterable[SearchedGallery]) -> bool:
+    def has_room_for(self, galleries: Iterable[GallerySearch]) -> bool:
         """Whether as much as these take could be kept as well."""
         wanted = sum(gallery.nbytes for gallery in galleries)
         with self._lock:

@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from service.foundation.errors import Unavailable
 from service.gallery.growing_index import GrowingIndex
 from service.gallery.index import GalleryIndex, Keys
-from service.gallery.ranking import Candidate, Ranking, SearchedGallery
+from service.gallery.ranking import Candidate, GallerySearch, Ranking
 from service.gallery.records import Changes, Embedding
 from service.gallery.roster import Filter, Roster, listed
 from service.gallery.scenes import Scene
@@ -94,7 +94,7 @@ class LiveIndex:
         """How many subjects there are, as of the last revision that was applied."""
         return self._roster.subjects
 
-    def same_as(self, other: SearchedGallery) -> bool:
+    def same_as(self, other: GallerySearch) -> bool:
         """Whether both hold the same sequences; True as well if their revisions differ."""
         if not isinstance(other, LiveIndex):
             return False
@@ -123,7 +123,7 @@ class LiveIndex:
         view: str | None = None,
         explain: bool = False,
     ) -> list[Candidate]:
-        """See `SearchedGallery.search`."""
+        """See `GallerySearch.search`."""
         with self._lock:
             self._follow(newest)
             among = None if not where else self._roster.matching(where)

@@ -38,7 +38,7 @@ Scores = Mapping[str, tuple[int, float]]
 """Of subjects the key of the best sequence, and how alike they are."""
 
 
-class SearchedGallery(Protocol):
+class GallerySearch(Protocol):
     """One gallery under one checkpoint and one scene transform, or none, as requests search it.
 
     Each search names the revision of the database that its answer must include. From any thread.
@@ -60,7 +60,7 @@ class SearchedGallery(Protocol):
     def subjects(self) -> int:
         """How many subjects there are, as of the last revision that was applied."""
 
-    def same_as(self, other: SearchedGallery) -> bool:
+    def same_as(self, other: GallerySearch) -> bool:
         """Whether both hold the same sequences; True as well if their revisions differ."""
 
     def follow(self, newest: int) -> None:
@@ -129,7 +129,7 @@ class Ranking:
         view: str | None = None,
         explain: bool = False,
     ) -> list[Candidate]:
-        """The `subjects` most similar subjects, best first; see `SearchedGallery.search`."""
+        """The `subjects` most similar subjects, best first; see `GallerySearch.search`."""
         probes = probes[None] if probes.ndim == 2 else probes
         seen = self.seen(probes)
         nearest = [self._nearest(probe, subjects, among) for probe in seen]

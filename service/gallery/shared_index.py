@@ -32,7 +32,7 @@ from service.gallery.index_collections import (
 from service.gallery.live_index import EmbedMissing
 from service.gallery.memory_index import MemoryIndex
 from service.gallery.milvus_index import CollectionGone
-from service.gallery.ranking import AT_FIRST, Candidate, Ranking, SearchedGallery, seen_from
+from service.gallery.ranking import AT_FIRST, Candidate, GallerySearch, Ranking, seen_from
 from service.gallery.records import AddedSequence, Changes, Embedding
 from service.gallery.roster import Filter, Roster
 from service.gallery.scenes import Scene
@@ -135,7 +135,7 @@ class SharedIndex:
             self._subjects = (revision, time.monotonic(), count)
         return count
 
-    def same_as(self, other: SearchedGallery) -> bool:
+    def same_as(self, other: GallerySearch) -> bool:
         """Whether both collections have as many rows; True as well if their revisions differ."""
         if not isinstance(other, SharedIndex):
             return False
@@ -181,7 +181,7 @@ class SharedIndex:
         view: str | None = None,
         explain: bool = False,
     ) -> list[Candidate]:
-        """See `SearchedGallery.search`; raises `Unavailable` while the collection is far behind."""
+        """See `GallerySearch.search`; raises `Unavailable` while the collection is far behind."""
         probes = probes[None] if probes.ndim == 2 else probes
         try:
             found = self._found(newest, probes, subjects, where)

@@ -24,7 +24,7 @@ from service.gallery.growing_index import GrowingIndex
 from service.gallery.index import GalleryIndex
 from service.gallery.live_index import LiveIndex, stored_embeddings
 from service.gallery.memory_index import MemoryIndex
-from service.gallery.ranking import SearchedGallery
+from service.gallery.ranking import GallerySearch
 from service.gallery.records import Silhouettes
 from service.gallery.roster import Roster
 from service.gallery.scenes import Scene, compared, scene_in
@@ -88,7 +88,7 @@ class ModelWiring:
 
         return Reembedding(self.store, encode, loaded.digest)
 
-    def index(self, gallery_id: str, loaded: LoadedModel) -> SearchedGallery:
+    def index(self, gallery_id: str, loaded: LoadedModel) -> GallerySearch:
         """Make the index of a gallery under a model and its scene transform, still empty.
 
         Raises what `scene_in` raises.

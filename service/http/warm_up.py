@@ -20,7 +20,7 @@ from service.serving.active_models import ActiveModels
 from service.serving.model_pool import LoadedModel, ModelUnavailable
 from service.serving.reembedding import Reembedding
 from service.serving.thresholds import queue_stale
-from service.storage.failures import storage_trouble
+from service.storage.failures import is_away, storage_trouble
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +86,8 @@ class WarmUp:
             trouble = storage_trouble(error)
             if trouble is None:
                 raise
-            _log.error("the galleries cannot be loaded now: %s", error)
+            if not is_away(error):
+                _log.error("the galleries cannot be loaded now: %s", error)
             self._say(f"The galleries are being loaded. {trouble.detail}")
             return False
         except ShuttingDown:

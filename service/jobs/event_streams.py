@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from service.foundation.errors import CutOff, Unavailable
 from service.jobs.job import JobEvent, Status
 from service.jobs.queue import JobQueue, Updates
+from service.storage.failures import is_away
 
 _log = logging.getLogger(__name__)
 
@@ -165,7 +166,8 @@ class EventStreams:
         try:
             updates = await asyncio.to_thread(self._queue.updates, seen)
         except SQLAlchemyError as error:  # busy, or out of reach: the streams wait
-            _log.warning("no news of jobs: %s", error)
+            if not is_away(error):
+                _log.warning("no news of jobs: %s", error)
             return
         for job_id, new in updates.items():
             feed = self._feeds.get(job_id)

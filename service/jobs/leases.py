@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
@@ -10,13 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from service.jobs.events import RunEvent
 from service.jobs.job import Status
 from service.jobs.queue import Heartbeat, JobQueue, Lease, LeaseLost
-
-_log = logging.getLogger(__name__)
+from service.jobs.repeating import Repeating
 
 _RENEWALS = 3  # in the time after which a lease expires
 _TRIES = 30  # in that time, while the database does not answer
@@ -42,16 +38,20 @@ class LeaseKeeper:
         self._ends_at = 0.0
         self._tell: Callable[[float], None] | None = None
         self._lock = threading.Lock()
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._renew_on, name="lease-keeper", daemon=True)
+        self._renewing = Repeating(
+            "lease-keeper",
+            self._renew_unless_lost,
+            every_s=queue.lease_seconds / _RENEWALS,
+            retry_s=queue.lease_seconds / _TRIES,
+            failed=f"job {lease.job.id}: the lease is not renewed",
+        )
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._renewing.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
+        self._renewing.__exit__()
 
     @property
     def last_grace_s(self) -> float:
@@ -96,19 +96,11 @@ class LeaseKeeper:
             if self._tell is not None:
                 self._tell(self.ends_at)
 
-    def _renew_on(self) -> None:
-        pause, silent = 0.0, False
-        while not self._done.wait(pause):
-            try:
-                self.renew()
-            except LeaseLost:  # which the worker finds, too
-                return
-            except SQLAlchemyError as error:
-                if not silent:
-                    _log.warning("job %s: the lease is not renewed: %s", self._lease.job.id, error)
-                pause, silent = self._queue.lease_seconds / _TRIES, True
-            else:
-                pause, silent = self._queue.lease_seconds / _RENEWALS, False
+    def _renew_unless_lost(self) -> None:
+        try:
+            self.renew()
+        except LeaseLost:  # which the worker finds, too
+            self._renewing.stop()
 
 
 class LeaseObserver:

@@ -7,7 +7,6 @@ are the database's, so that the clocks of hosts do not matter.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from service.jobs.job import Job, Status
 from service.jobs.labels import Labels, as_text, fits, from_text, in_words
+from service.jobs.repeating import Repeating
 from service.jobs.tables import WorkerRow
 from service.storage.database import UtcDateTime, new_id, writing
 
@@ -45,31 +45,26 @@ class Presence:
         self._engine = engine
         self._id = new_id()
         self._labels = as_text(labels)
-        self._pause_s = lease_seconds / _SIGNS
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._say_on, name="presence", daemon=True)
+        pause_s = lease_seconds / _SIGNS
+        self._saying = Repeating(
+            "presence",
+            self._say,
+            every_s=pause_s,
+            retry_s=pause_s,
+            failed="this worker's sign of life is not told",
+        )
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._saying.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
+        self._saying.__exit__()
         try:
             with writing(self._engine).begin() as connection:
                 connection.execute(delete(WorkerRow).where(WorkerRow.id == self._id))
         except SQLAlchemyError as error:  # then it is taken for dead a little later
             _log.warning("this worker's end is not told: %s", error)
-
-    def _say_on(self) -> None:
-        while True:
-            try:
-                self._say()
-            except SQLAlchemyError as error:
-                _log.warning("this worker's sign of life is not told: %s", error)
-            if self._done.wait(self._pause_s):
-                return
 
     def _say(self) -> None:
         now = _now()

@@ -33,7 +33,7 @@ from service.jobs.lock import later_lease_file, try_lock, write_later_lease
 from service.jobs.output import ChildOutput, last_error_line, public_reason
 from service.jobs.queue import JobClass, JobQueue, Lease, LeaseLost
 from service.jobs.scratch import remove_folder, remove_scratch_of_ended, scratch
-from service.storage.failures import storage_trouble
+from service.storage.failures import is_away, storage_trouble
 from service.storage.objects import StoreUnavailable
 
 _log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class Worker:
 
     def run(self) -> None:
         """Run jobs until `stop` is called."""
-        remove_scratch_of_ended(self._queue, self._folders)
+        self._wait_for_database(remove_scratch_of_ended, self._queue, self._folders)
         while not self._stop.is_set():
             if not self.run_one():
                 self._stop.wait(self._poll_s)
@@ -121,7 +121,8 @@ class Worker:
         except SQLAlchemyError as error:
             if storage_trouble(error) is None:
                 raise
-            _log.warning("no job can be leased: %s", error)
+            if not is_away(error):
+                _log.warning("no job can be leased: %s", error)
             # Workers that run a job renew first: their leases may have expired meanwhile.
             self._stop.wait(self._queue.lease_seconds / 3)
             return False
@@ -211,7 +212,7 @@ class Worker:
             except SQLAlchemyError as error:
                 if storage_trouble(error) is None or self._stop.is_set():
                     raise
-                if not waiting:
+                if not waiting and not is_away(error):
                     _log.warning("waiting for the database: %s", error)
                 waiting = True
                 self._stop.wait(self._poll_s)

@@ -34,6 +34,7 @@ from service.privacy.erasure_transactions import erase_older
 from service.privacy.listings import forget_old
 from service.serving.model_files import open_model_files
 from service.storage.database import now
+from service.storage.failures import is_away
 from service.storage.kept_answers import delete_expired_answers
 from service.storage.objects import StoreUnavailable
 from service.storage.reserve import Reserve
@@ -95,8 +96,9 @@ class Retention:
             try:
                 swept = await self.sweep()
                 await asyncio.to_thread(self._announce_keys)
-            except (OSError, SQLAlchemyError, StoreUnavailable):  # the next one may succeed
-                _log.exception("the sweep was cut short")
+            except (OSError, SQLAlchemyError, StoreUnavailable) as error:  # the next may succeed
+                if not is_away(error):
+                    _log.exception("the sweep was cut short")
             else:
                 if swept != Swept():
                     _log.info("swept", extra=asdict(swept))
@@ -109,8 +111,9 @@ class Retention:
                 await self.forget_listings()
                 files = open_model_files(self._settings, self._store.engine)
                 await asyncio.to_thread(files.tidy_cache)  # of what another host has removed
-            except (OSError, SQLAlchemyError):
-                _log.exception("walks in footage could not be forgotten, or copies of models")
+            except (OSError, SQLAlchemyError) as error:
+                if not is_away(error):
+                    _log.exception("walks in footage could not be forgotten, or copies of models")
             await asyncio.sleep(min(_LISTINGS_S, self._settings.sweep_seconds))
 
     async def forget_listings(self) -> None:

@@ -17,7 +17,7 @@ from sqlalchemy import select
 
 from models.comparison.similarity import similarity
 from service.foundation.errors import Invalid
-from service.gallery.ranking import Candidate, SearchedGallery
+from service.gallery.ranking import Candidate, GallerySearch
 from service.gallery.records import AddedSequence, Embedding
 from service.gallery.scenes import Scene, compared, scored
 from service.gallery.store import (
@@ -89,7 +89,7 @@ class ConflictCheck:
         self._subject_id = subject_id
         self._sequences = sequences
 
-    def compare(self, head: Head, index: SearchedGallery) -> Comparison:
+    def compare(self, head: Head, index: GallerySearch) -> Comparison:
         """Compare the walks with the gallery as it is at its `head`."""
         walks = []
         for sequence in self._sequences:

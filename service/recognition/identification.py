@@ -15,7 +15,7 @@ import numpy as np
 from service.foundation.metrics import Metrics
 from service.foundation.tracing import span
 from service.gallery.listing import missing_subject, require_subject
-from service.gallery.ranking import Candidate, SearchedGallery
+from service.gallery.ranking import Candidate, GallerySearch
 from service.gallery.records import Walk
 from service.gallery.roster import Filter
 from service.gallery.store import GalleryStore
@@ -178,7 +178,7 @@ class Search:
         gallery: str,
         loaded: LoadedModel,
         threshold: float | None,
-        search: Callable[[SearchedGallery, int], Found],
+        search: Callable[[GallerySearch, int], Found],
     ) -> tuple[Threshold, Found]:
         """What a search of a gallery finds, and the threshold that decides it."""
         with self._metrics.search_seconds.time(), span("search"):
@@ -252,7 +252,7 @@ class Identification:
             walks = await self._intake.embed(uploads, loaded.batcher)
             probes = np.stack([walk.embedding for walk in walks])
 
-            def compare(index: SearchedGallery, revision: int) -> Candidate:
+            def compare(index: GallerySearch, revision: int) -> Candidate:
                 closest = index.compare(revision, probes, subject_id, view=view)
                 if closest is None:  # erased while the walk was embedded
                     raise missing_subject(gallery, subject_id)

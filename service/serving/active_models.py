@@ -23,11 +23,12 @@ from service.foundation.errors import NotFound, Unavailable
 from service.foundation.metrics import Metrics
 from service.gallery.active_model import GalleryModels, models_by_id, models_of
 from service.gallery.cache import GalleryCache
-from service.gallery.ranking import SearchedGallery
+from service.gallery.ranking import GallerySearch
 from service.gallery.scenes import versions
 from service.gallery.store import GalleryStore
 from service.serving.model_pool import LoadedModel, ModelPool, ModelUnavailable
 from service.serving.thresholds import ModelInUse
+from service.storage.failures import is_away
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class ActiveModels:
         store: GalleryStore,
         pool: ModelPool,
         galleries: GalleryCache,
-        follow: Callable[[str, LoadedModel], SearchedGallery],
+        follow: Callable[[str, LoadedModel], GallerySearch],
         metrics: Metrics,
     ) -> None:
         """`follow` makes a new and empty index of a gallery, by id, under a model."""
@@ -111,7 +112,7 @@ class ActiveModels:
             self._exchange(row.gallery_id)
         return serving.loaded
 
-    def index(self, gallery_id: str, loaded: LoadedModel) -> SearchedGallery:
+    def index(self, gallery_id: str, loaded: LoadedModel) -> GallerySearch:
         """The index of what this model made of a gallery. From any thread."""
         return self.galleries.get(
             gallery_id, loaded.digest, lambda: self._follow(gallery_id, loaded)
@@ -215,8 +216,9 @@ class ActiveModels:
             await asyncio.sleep(pause_s)
             try:
                 await work()
-            except Exception:  # the database may be out of reach; requests report that
-                _log.exception("the galleries' models could not be looked after")
+            except Exception as error:
+                if not is_away(error):
+                    _log.exception("the galleries' models could not be looked after")
 
     async def look_for_swaps(self) -> None:
         """Begin the exchanges that rows ask for and drop unused models; run every second."""
@@ -243,8 +245,9 @@ class ActiveModels:
                 continue
             except Unavailable as error:
                 _log.error("an index in memory cannot be kept current: %s", error)
-            except Exception:  # the other galleries must be kept current
-                _log.exception("an index in memory cannot be kept current")
+            except Exception as error:  # the other galleries must be kept current
+                if not is_away(error):
+                    _log.exception("an index in memory cannot be kept current")
 
     async def _keep_up_one(self, row: GalleryModels) -> None:
         await self._open_previous(row)

@@ -13,7 +13,7 @@ from models.card import Metric, ModelReference
 from service.foundation.errors import Invalid, Reason
 from service.gallery.active_model import lock_gallery
 from service.gallery.operating_point import OperatingPoint, Rerun
-from service.gallery.ranking import SearchedGallery
+from service.gallery.ranking import GallerySearch
 from service.gallery.scenes import version_in
 from service.gallery.store import Head
 from service.gallery.tables import GalleryRow, SubjectRow
@@ -46,7 +46,7 @@ class Threshold:
 
 
 def threshold_for(
-    requested: float | None, head: Head, index: SearchedGallery, model: ModelInUse
+    requested: float | None, head: Head, index: GallerySearch, model: ModelInUse
 ) -> Threshold:
     """`choose_threshold` for what an index of this gallery, under this model, compares.
 

@@ -40,6 +40,7 @@ from service.storage.database_files import (
     DatabaseGone,
     WatchedConnection,
 )
+from service.storage.outages import watch_outages
 
 _LOCK_WAIT_MS: Final = 10_000  # for another process that writes; a request then says 503
 _CONNECTIONS: Final = 15
@@ -166,6 +167,8 @@ def _open_postgresql(
         connect_args=postgresql.connect_args(url, lock_wait_ms, round(statement_seconds * 1000)),
     )
     postgresql.watch_errors(engine)
+    postgresql.NewestPrimary(engine)
+    watch_outages(engine)
     return engine
 
 

@@ -29,6 +29,7 @@ _POSTGRESQL_BUSY = _POSTGRESQL_ROLLED_BACK | {
     "57014",  # a statement took too long
 }
 _POSTGRESQL_READ_ONLY = "25006"  # a former primary
+_OUT_OF_REACH = "database-unavailable"
 
 
 def storage_trouble(error: Exception) -> ServiceError | None:
@@ -78,6 +79,16 @@ def was_rolled_back(error: Exception) -> bool:
     return isinstance(error, DBAPIError) and state_of(error.orig) in _POSTGRESQL_ROLLED_BACK
 
 
+def is_away(error: BaseException | None) -> bool:
+    """Whether PostgreSQL cannot be reached or written: its engine logs that, once for all."""
+    if isinstance(error, CommitUnknown):
+        return True
+    if not isinstance(error, DBAPIError) or isinstance(error.orig, sqlite3.Error):
+        return False
+    trouble = storage_trouble(error)
+    return trouble is not None and trouble.problem_slug == _OUT_OF_REACH
+
+
 def _in_temporary_folder(error: BaseException) -> bool:
     """Whether the error comes from a temporary file of Python's: an upload that is being read.
 
@@ -111,7 +122,7 @@ def _unknown(what: str) -> ServiceError:
     return Unavailable(
         f"The {what} while this was written, and it is not known whether it was kept. The "
         "service's log says what to do; ask then for what you sent.",
-        slug="database-unavailable",
+        slug=_OUT_OF_REACH,
         retry_after=10.0,
     )
 
@@ -135,7 +146,7 @@ def _out_of_reach(what: str = "database") -> ServiceError:
     return Unavailable(
         f"The {what} cannot be written or reached, and nothing was changed. The service's log "
         "says why.",
-        slug="database-unavailable",
+        slug=_OUT_OF_REACH,
         retry_after=10.0,
     )
 

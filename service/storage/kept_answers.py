@@ -42,7 +42,7 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from service.foundation.errors import Conflict, Invalid, Reason
@@ -123,19 +123,25 @@ class IdempotencyStore:
     def __init__(self, engine: Engine, all_enrolled: AllEnrolled) -> None:
         self._engine = engine
         self._all_enrolled = all_enrolled
+        self._left: set[KeyLock] = set()  # what may be locked because the database went away
 
     def acquire(self, caller: str, key: str, fingerprint: str) -> KeyLock | Answer:
         """Lock the key, or return the answer to replay.
 
         Raises `Conflict` while another request has the key locked, and `Invalid` when the key was
-        used for another request.
+        used for another request. Unlocks first what could not be unlocked before.
         """
+        for left in tuple(self._left):
+            self.release(left)
         lock = KeyLock(hashlib.sha256(f"{caller}\0{key}".encode()).hexdigest(), new_id())
         try:
             with writing(self._engine).begin() as connection:
                 return _acquire(connection, lock, fingerprint)
         except IntegrityError as error:  # PostgreSQL: two requests insert the key at once
             raise _in_flight() from error
+        except SQLAlchemyError:  # which may have been thrown after it was committed
+            self._left.add(lock)
+            raise
 
     def keep(self, lock: KeyLock, answer: Answer, lifetime: timedelta = ANSWER_LIFETIME) -> None:
         """Keep an answer that no transaction has kept; does nothing once the lock is lost.
@@ -153,9 +159,14 @@ class IdempotencyStore:
                 session.execute(delete(IdempotencyRow).where(*_locked_by(lock)))
 
     def release(self, lock: KeyLock) -> None:
-        """Unlock the key without an answer: the request was refused or failed."""
+        """Unlock the key without an answer: the request was refused or failed.
+
+        If the database does not take it, the next `acquire` of any key does it.
+        """
+        self._left.add(lock)
         with Session(writing(self._engine)) as session, session.begin():
             session.execute(delete(IdempotencyRow).where(*_locked_by(lock)))
+        self._left.discard(lock)
 
 
 def keep(session: Session, lock: KeyLock | None, answer: Answer) -> None:

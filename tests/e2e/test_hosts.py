@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,12 +12,11 @@ import pytest
 
 from models.card import CARD, WEIGHTS
 from service.client import Client
-from service.foundation.settings import Settings
-from service.storage.file_store import FileStore, open_store
+from service.storage.file_store import FileStore
 from tests.e2e.deployment import Deployment, until
 from tests.service import postgresql
 from tests.service.conftest import save_tiny_model
-from tests.service.storage.stores import new_bucket, s3_server, variables
+from tests.service.storage.stores import new_bucket, opened, s3_server, variables
 from tests.service.walkers import walk
 
 AddHost = Callable[[str], Deployment]
@@ -29,9 +29,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileStore]:
         for name, value in variables(port).items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("GAITID_STORE", f"s3://{new_bucket(port)}/gaitid")
-        opened = open_store(Settings())
-        assert opened is not None
-        yield opened
+        yield opened(os.environ["GAITID_STORE"])
 
 
 @pytest.fixture

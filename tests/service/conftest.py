@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from sqlalchemy import Engine, Pool, event
+from sqlalchemy import Engine
 
 from models import checkpoint
 from models.card import Card
@@ -94,12 +94,18 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgreSQL]:
-    """A server of the tests' own, with a database `migrated` to make copies of."""
+def postgres_programs() -> Path:
+    """Where PostgreSQL's programs are; the test is skipped without them."""
     programs = postgresql.binaries()
     if programs is None:
         pytest.skip("there is no PostgreSQL on this machine (Debian: apt-get install postgresql)")
-    with postgresql.running(programs) as server:
+    return programs
+
+
+@pytest.fixture(scope="session")
+def postgres(postgres_programs: Path) -> Iterator[PostgreSQL]:
+    """A server of the tests' own, with a database `migrated` to make copies of."""
+    with postgresql.running(postgres_programs) as server:
         engine = open_database(server.url(server.create(name="migrated")))
         migrate(engine)
         migrate(engine, "audit")
@@ -114,8 +120,7 @@ def database(
 ) -> Iterator[str | None]:
     """The URL of a new database for the test, or None: a SQLite file in its data folder.
 
-    It is the default of settings, also of child processes. Connections that are left open are
-    closed at the end: only PostgreSQL's complain if they are not.
+    It is the default of settings, also of child processes.
     """
     if getattr(request, "param", "sqlite") == "sqlite":
         yield None
@@ -123,16 +128,8 @@ def database(
     server: PostgreSQL = request.getfixturevalue("postgres")
     name = server.create("migrated")
     monkeypatch.setenv("GAITID_DATABASE_URL", server.url(name))
-    opened: list[Any] = []
-
-    def connected(connection: Any, _record: object) -> None:
-        opened.append(connection)
-
-    event.listen(Pool, "connect", connected)
-    yield server.url(name)
-    event.remove(Pool, "connect", connected)
-    for connection in opened:
-        connection.close()
+    with postgresql.connections_closed():
+        yield server.url(name)
     server.drop(name)
 
 
@@ -197,6 +194,14 @@ def store(engine: Engine) -> GalleryStore:
 def queue(engine: Engine, settings: Settings) -> JobQueue:
     """The jobs of the deployment."""
     return JobQueue.of(engine, settings)
+
+
+@pytest.fixture
+def store_folder(tmp_path: Path) -> Path:
+    """An empty folder that hosts have in common: what GAITID_STORE says."""
+    folder = tmp_path / "store"
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture

@@ -9,13 +9,17 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import psycopg
+from sqlalchemy import Pool, event
+
+from tests.e2e.deployment import children
 
 _DEBIAN = Path("/usr/lib/postgresql")
 _USERS = ("postgres", "nobody")  # whose server it is when the tests run as root
@@ -32,16 +36,53 @@ _SETTINGS = {
 
 
 class PostgreSQL:
-    """A running server; its databases are made as copies of others."""
+    """A server in a folder; its databases are made as copies of others."""
 
-    def __init__(self, folder: Path, started: subprocess.Popen[bytes]) -> None:
-        self._folder = folder
-        self._started = started
+    def __init__(self, programs: Path, folder: Path, settings: Mapping[str, str]) -> None:
+        self.folder = folder
+        self._as_other = _as_another_user(folder)
+        self._programs = programs
+        self._settings = {**_SETTINGS, **settings}
+        self._started: subprocess.Popen[bytes] | None = None
         self._names = (f"test_{number}" for number in count())
 
-    def url(self, database: str) -> str:
-        """What GAITID_DATABASE_URL says for one of its databases."""
-        return f"postgresql://gaitid@/{database}?host={self._folder}"
+    def run(self, program: str, *arguments: object) -> None:
+        """Run one of PostgreSQL's programs as the user whose server it is."""
+        subprocess.run(
+            [*self._as_other, "--", self._programs / program, *map(str, arguments)],
+            cwd=self.folder,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        options = [f"--{name}={value}" for name, value in self._settings.items()]
+        server = (self._programs / "postgres", "-D", self.folder / "data", "-k", self.folder)
+        self._started = subprocess.Popen(
+            [*self._as_other, "--pdeathsig=INT", "--", *server, *options],
+            cwd=self.folder,
+            stderr=subprocess.DEVNULL,
+        )
+        self._wait(self._started)
+
+    def stop(self) -> None:
+        """Stop it without waiting for who is connected, if it runs."""
+        if self._started is not None:
+            self._started.send_signal(signal.SIGINT)
+            self._started.wait(30)
+
+    def kill(self) -> None:
+        """End all its processes as `kill -9` does, as when its machine dies."""
+        assert self._started is not None
+        for process in [self._started.pid, *children(self._started.pid)]:
+            os.kill(process, signal.SIGKILL)
+        self._started.wait(30)
+
+    def url(self, database: str, *others: PostgreSQL) -> str:
+        """What GAITID_DATABASE_URL says for a database of it, and of others that may follow it."""
+        hosts = ",".join(str(server.folder) for server in (self, *others))
+        return f"postgresql://gaitid@/{database}?host={hosts}"
 
     def execute(self, statement: str) -> list[tuple[object, ...]]:
         """Run a statement outside of any transaction, as the server's superuser."""
@@ -67,14 +108,13 @@ class PostgreSQL:
         """Remove a database, also while somebody is connected to it."""
         self.execute(f"DROP DATABASE {database} WITH (FORCE)")
 
-    def wait(self) -> None:
-        """Return once it answers."""
+    def _wait(self, started: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + 60
         while True:
             try:
                 self._connect().close()
             except psycopg.OperationalError:
-                if self._started.poll() is not None or time.monotonic() > deadline:
+                if started.poll() is not None or time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)
             else:
@@ -82,14 +122,14 @@ class PostgreSQL:
 
     def _connect(self) -> psycopg.Connection[tuple[object, ...]]:
         return psycopg.connect(
-            host=str(self._folder), user="postgres", dbname="postgres", autocommit=True
+            host=str(self.folder), user="postgres", dbname="postgres", autocommit=True
         )
 
 
 def binaries() -> Path | None:
     """Where the programs of the newest PostgreSQL on this machine are; None without one."""
     if (found := shutil.which("initdb")) is not None:
-        return Path(found).parent
+        return Path(found).resolve().parent
     installed = [path for path in _DEBIAN.glob("*/bin/initdb") if re.search(r"/\d+/", str(path))]
     newest = max(installed, key=lambda path: int(path.parts[-3]), default=None)
     return None if newest is None else newest.parent
@@ -98,39 +138,48 @@ def binaries() -> Path | None:
 @contextmanager
 def running(programs: Path, **changed: str) -> Iterator[PostgreSQL]:
     """Serve, with changed settings, until the block ends, or this process does; nothing is left."""
+    with _removed_at_the_end(programs, changed) as server:
+        account = ("-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8")
+        server.run("initdb", "--no-sync", *account, "-D", server.folder / "data")
+        server.start()
+        server.execute("CREATE ROLE gaitid LOGIN")
+        yield server
+
+
+@contextmanager
+def standby(programs: Path, primary: PostgreSQL) -> Iterator[PostgreSQL]:
+    """A copy of another server that follows it, until it is promoted."""
+    with _removed_at_the_end(programs, {}) as server:
+        copied = ("-h", primary.folder, "-U", "postgres", "-D", server.folder / "data")
+        server.run("pg_basebackup", *copied, "--write-recovery-conf", "--checkpoint=fast")
+        server.start()
+        yield server
+
+
+@contextmanager
+def connections_closed() -> Iterator[None]:
+    """Close what is connected in the block and left open: connections complain if nobody does."""
+    opened: list[Any] = []
+
+    def connected(connection: Any, _record: object) -> None:
+        opened.append(connection)
+
+    event.listen(Pool, "connect", connected)
+    yield
+    event.remove(Pool, "connect", connected)
+    for connection in opened:
+        connection.close()
+
+
+@contextmanager
+def _removed_at_the_end(programs: Path, settings: Mapping[str, str]) -> Iterator[PostgreSQL]:
     folder = Path(mkdtemp(prefix="gaitid-pg-"))
-    data = folder / "data"
-    as_other = _as_another_user(folder)
     try:
-        initdb = [
-            str(programs / "initdb"),
-            "--no-sync",
-            "-A",
-            "trust",
-            "-U",
-            "postgres",
-            "-E",
-            "UTF8",
-        ]
-        subprocess.run(
-            [*as_other, "--", *initdb, "--locale=C.UTF-8", "-D", str(data)],
-            cwd=folder,
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-        options = [f"--{name}={value}" for name, value in {**_SETTINGS, **changed}.items()]
-        server = [str(programs / "postgres"), "-D", str(data), "-k", str(folder), *options]
-        started = subprocess.Popen(
-            [*as_other, "--pdeathsig=INT", "--", *server], cwd=folder, stderr=subprocess.DEVNULL
-        )
+        server = PostgreSQL(programs, folder, settings)
         try:
-            serving = PostgreSQL(folder, started)
-            serving.wait()
-            serving.execute("CREATE ROLE gaitid LOGIN")
-            yield serving
+            yield server
         finally:
-            started.send_signal(signal.SIGINT)  # without waiting for who is connected
-            started.wait(30)
+            server.stop()
     finally:
         shutil.rmtree(folder)
 

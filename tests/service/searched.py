@@ -23,7 +23,7 @@ from service.gallery.index_collections import IndexCollections, Serves
 from service.gallery.live_index import EmbedMissing, LiveIndex
 from service.gallery.memory_index import MemoryIndex
 from service.gallery.milvus_index import Milvus
-from service.gallery.ranking import Candidate, SearchedGallery
+from service.gallery.ranking import Candidate, GallerySearch
 from service.gallery.records import Embedding
 from service.gallery.scenes import Scene
 from service.gallery.shared_index import SharedIndex
@@ -55,7 +55,7 @@ def searched_gallery(
     *,
     scene: Scene | None = None,
     index: GalleryIndex | None = None,
-) -> SearchedGallery:
+) -> GallerySearch:
     """A gallery as a process that starts now searches it; in memory by `index`."""
     if in_milvus is None:
         index = MemoryIndex(*shape, metric) if index is None else index

@@ -24,7 +24,8 @@ from service.foundation.metrics import Metrics
 from service.foundation.tracing import span
 from service.http.draining import Draining
 from service.http.problems import internal_error, render, render_http
-from service.storage.failures import storage_trouble
+from service.storage.failures import is_away, storage_trouble
+from service.storage.postgresql import CommitUnknown
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -99,7 +100,8 @@ class RequestContext:
             await render_http(error)(scope, receive, send_with_id)
         except Exception as error:
             trouble = storage_trouble(error)
-            _log.exception("unexpected exception" if trouble is None else trouble.problem_slug)
+            if not is_away(error) or isinstance(error, CommitUnknown):  # somebody has to look
+                _log.exception("unexpected exception" if trouble is None else trouble.problem_slug)
             if status is not None:  # too late for another answer: cut the connection
                 raise
             answer = internal_error(current) if trouble is None else render(trouble)

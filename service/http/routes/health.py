@@ -16,6 +16,7 @@ from service.http.middleware.prefix import PREFIX
 from service.http.routes.dependencies import AppResources
 from service.http.schemas import ModelReference, Schema
 from service.jobs.presence import living_workers
+from service.storage.failures import is_away
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +58,8 @@ def metrics(resources: AppResources) -> Response:
     try:
         living = float(len(living_workers(resources.engine, lease_seconds=lease_seconds)))
     except SQLAlchemyError as error:  # the other metrics are wanted all the more
-        _log.warning("workers cannot be counted: %s", error)
+        if not is_away(error):
+            _log.warning("workers cannot be counted: %s", error)
         living = math.nan
     resources.metrics.workers.set(living)
     return Response(

@@ -14,7 +14,7 @@ from service.gallery.cache import GalleryCache
 from service.gallery.index import Hits, Keys
 from service.gallery.live_index import LiveIndex
 from service.gallery.memory_index import MemoryIndex
-from service.gallery.ranking import SearchedGallery
+from service.gallery.ranking import GallerySearch
 from service.gallery.records import Embedding, Walk
 from service.gallery.store import GalleryStore
 from service.privacy.erasure_transactions import erase_gallery, erase_sequence, erase_subject
@@ -54,7 +54,7 @@ class Process:
             self.embedded += sequence_ids
             return reembedding.some(sequence_ids)
 
-        def make(gallery_id: str) -> SearchedGallery:
+        def make(gallery_id: str) -> GallerySearch:
             shape = (PARTS, CHANNELS)
             return searched_gallery(gallery_id, digest, shape, "cosine", self.store, embed)
 
@@ -161,7 +161,7 @@ def test_the_cache_drops_what_was_not_searched_for_longest(engine: Engine) -> No
     cache = GalleryCache(max_bytes=2 * size)
     ids = {name: store.head(name)[0] for name in ("a", "b", "c")}
 
-    def get(name: str, digest: str = "d") -> SearchedGallery:
+    def get(name: str, digest: str = "d") -> GallerySearch:
         return cache.get(
             ids[name],
             digest,

@@ -20,7 +20,7 @@ from service.foundation.errors import Conflict, NotFound
 from service.foundation.settings import Settings
 from service.gallery import scenes
 from service.gallery.operating_point import OperatingPoint
-from service.gallery.ranking import SearchedGallery
+from service.gallery.ranking import GallerySearch
 from service.gallery.reencryption import holdings, reencrypt
 from service.gallery.sealing import DamagedScene
 from service.gallery.store import GalleryStore
@@ -80,7 +80,7 @@ def enrol(store: GalleryStore, subject: str, walks: NDArray[np.float32], **said:
         add(store, "default", subject, [made_walk(walk, frames)], DIGEST, dict(said))
 
 
-def live(store: GalleryStore) -> SearchedGallery:
+def live(store: GalleryStore) -> GallerySearch:
     """An index as a process makes it now."""
     gallery_id, newest, _ = store.head("default")
     scene = in_use(store.engine)

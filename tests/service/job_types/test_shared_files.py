@@ -21,7 +21,7 @@ from service.jobs.queue import JobQueue
 from service.jobs.scratch import scratch
 from service.serving.lineage import BrokenKey, TrainingRecord
 from service.serving.registry import ModelRegistry, resolve
-from service.storage.file_store import FileStore, open_store
+from service.storage.file_store import FileStore
 from service.storage.objects import StoreUnavailable
 from tests.e2e.deployment import until
 from tests.models.footage.clips import COLUMNS, crossing, encode
@@ -30,6 +30,7 @@ from tests.service.jobs.galleries import enrol
 from tests.service.jobs.workers import worker_of
 from tests.service.requests import identify, problem
 from tests.service.server import Serve
+from tests.service.storage.stores import opened
 from tests.service.walkers import walk
 
 DISTIL = {"recipe": "demo", "name": "mine", "dataset": {"gallery": "default"},
@@ -37,16 +38,9 @@ DISTIL = {"recipe": "demo", "name": "mine", "dataset": {"gallery": "default"},
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    root = tmp_path / "store"
-    root.mkdir()
-    return root
-
-
-@pytest.fixture
-def settings(settings: Settings, root: Path) -> Settings:
+def settings(settings: Settings, store_folder: Path) -> Settings:
     """Of the host with the api, whose data folder has the database."""
-    return settings.model_copy(update={"store": str(root)})
+    return settings.model_copy(update={"store": str(store_folder)})
 
 
 @pytest.fixture
@@ -60,10 +54,8 @@ def other(settings: Settings, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def files(settings: Settings) -> FileStore:
-    opened = open_store(settings)
-    assert opened is not None
-    return opened
+def files(store_folder: Path) -> FileStore:
+    return opened(store_folder)
 
 
 def make_pack(settings: Settings, name: str, index: str = "{}") -> Path:
@@ -132,7 +124,7 @@ def test_a_pack_that_is_put_anew_is_another_and_one_that_is_gone_leaves_every_ho
 
 
 def test_every_host_has_the_key_of_the_first(
-    settings: Settings, other: Settings, files: FileStore, root: Path, tmp_path: Path
+    settings: Settings, other: Settings, files: FileStore, store_folder: Path, tmp_path: Path
 ) -> None:
     key = settings.data_dir / "receipts.key"
     settings.data_dir.mkdir()
@@ -142,12 +134,12 @@ def test_every_host_has_the_key_of_the_first(
     TrainingRecord.of(other.data_dir, files)
     assert (other.data_dir / "receipts.key").read_bytes() == key.read_bytes() == made
     assert (other.data_dir / "receipts.key").stat().st_mode & 0o077 == 0
-    root.rename(tmp_path / "away")
+    store_folder.rename(tmp_path / "away")
     TrainingRecord.of(other.data_dir, files)
     key.unlink()
     with pytest.raises(StoreUnavailable):
         TrainingRecord.of(settings.data_dir, files)
-    (tmp_path / "away").rename(root)
+    (tmp_path / "away").rename(store_folder)
     key.write_bytes(b"k" * 32)
     with pytest.raises(BrokenKey, match="another than the store's"):
         TrainingRecord.of(settings.data_dir, files)
@@ -187,18 +179,18 @@ def test_an_erasure_leaves_nothing_of_a_jobs_walks_in_the_store_or_at_its_host(
     store: GalleryStore,
     queue: JobQueue,
     serve: Serve,
-    root: Path,
+    store_folder: Path,
     quick_training: None,
 ) -> None:
     enrol(store, "default", "erased-person", 1)
-    client = serve(store=str(root))
+    client = serve(store=str(store_folder))
     job = queue.enqueue("distill", {**DISTIL, "overrides": {"steps": 1000, "seconds": 0.05}})
     worker = worker_of(other, engine)
     running = threading.Thread(target=worker.run_one)
     running.start()
     try:
         until(lambda: queue.get(job.id).progress.step > 2, "the training has begun")
-        parts = {path.name for path in (root / "jobs" / job.id / "1" / "scratch").iterdir()}
+        parts = {path.name for path in (store_folder / "jobs" / job.id / "1" / "scratch").iterdir()}
         assert parts == {"gallery.zip", "dataset.pack"}
         assert client.delete("/subjects/erased-person").json()["jobs"] == [job.id]
     finally:
@@ -206,7 +198,9 @@ def test_an_erasure_leaves_nothing_of_a_jobs_walks_in_the_store_or_at_its_host(
         running.join()
     assert queue.get(job.id).status is Status.CANCELLED
     assert not scratch(other.jobs_dir / job.id).exists()
-    assert [path for path in root.rglob("*") if path.is_file() and "keys" not in path.parts] == []
+    assert [
+        path for path in store_folder.rglob("*") if path.is_file() and "keys" not in path.parts
+    ] == []
 
 
 def test_an_erasure_reaches_the_walks_of_a_job_that_waits_for_another_host(
@@ -216,11 +210,11 @@ def test_an_erasure_reaches_the_walks_of_a_job_that_waits_for_another_host(
     store: GalleryStore,
     queue: JobQueue,
     serve: Serve,
-    root: Path,
+    store_folder: Path,
     quick_training: None,
 ) -> None:
     enrol(store, "default", "erased-person", 1)
-    client = serve(store=str(root))
+    client = serve(store=str(store_folder))
     job = queue.enqueue("distill", {**DISTIL, "overrides": {"steps": 1000, "seconds": 0.05}})
     worker = worker_of(other, engine)
     running = threading.Thread(target=worker.run_one)
@@ -228,16 +222,16 @@ def test_an_erasure_reaches_the_walks_of_a_job_that_waits_for_another_host(
     until(lambda: queue.get(job.id).progress.step > 2, "the training has begun")
     worker.stop()
     running.join()
-    assert (root / "jobs" / job.id / "1" / "scratch" / "gallery.zip").exists()
+    assert (store_folder / "jobs" / job.id / "1" / "scratch" / "gallery.zip").exists()
     client.delete("/subjects/erased-person").raise_for_status()
-    assert not (root / "jobs").exists()
+    assert not (store_folder / "jobs").exists()
     tidy_often(other, engine)
     assert not scratch(other.jobs_dir / job.id).exists()
 
 
 @pytest.fixture
-def films(serve: Serve, root: Path, engine: Engine) -> httpx.Client:
-    return serve(segmenter="background", store=str(root))
+def films(serve: Serve, store_folder: Path, engine: Engine) -> httpx.Client:
+    return serve(segmenter="background", store=str(store_folder))
 
 
 def send(client: httpx.Client, **fields: str) -> httpx.Response:
@@ -251,7 +245,7 @@ def test_a_clip_that_one_host_takes_is_read_at_another(
     other: Settings,
     engine: Engine,
     files: FileStore,
-    root: Path,
+    store_folder: Path,
 ) -> None:
     queued = send(films).json()["id"]
     assert not (settings.jobs_dir / queued).exists()
@@ -261,24 +255,24 @@ def test_a_clip_that_one_host_takes_is_read_at_another(
     job = films.get(f"/jobs/{queued}").json()
     assert (job["status"], job["error"]) == ("succeeded", None)
     assert len(job["result"]["walks"]) == 1
-    assert not (root / "jobs").exists()
+    assert not (store_folder / "jobs").exists()
 
 
 def test_a_clip_whose_job_is_refused_or_cancelled_leaves_nothing_in_the_store(
-    films: httpx.Client, root: Path
+    films: httpx.Client, store_folder: Path
 ) -> None:
     assert send(films, gallery="nope").status_code == 404
-    assert not (root / "jobs").exists()
+    assert not (store_folder / "jobs").exists()
     queued = send(films).json()["id"]
     films.post(f"/jobs/{queued}/cancel").raise_for_status()
-    assert not (root / "jobs").exists()
+    assert not (store_folder / "jobs").exists()
 
 
 def test_while_the_store_is_away_what_needs_it_is_refused_and_the_rest_goes_on(
     films: httpx.Client,
     settings: Settings,
     engine: Engine,
-    root: Path,
+    store_folder: Path,
     tmp_path: Path,
 ) -> None:
     films.post(
@@ -286,7 +280,7 @@ def test_while_the_store_is_away_what_needs_it_is_refused_and_the_rest_goes_on(
         data={"subject_id": "anna"},
         files={"sequence": ("walk.npz", walk(1))},
     ).raise_for_status()
-    root.rename(tmp_path / "away")
+    store_folder.rename(tmp_path / "away")
     save_tiny_model(tmp_path / "sent", seed=3)
     sent = {
         name: (path.name, path.read_bytes())
@@ -303,5 +297,5 @@ def test_while_the_store_is_away_what_needs_it_is_refused_and_the_rest_goes_on(
     assert films.get("/readyz").status_code == 200
     assert films.delete("/subjects/anna").status_code == 200
     assert list(films.get("/jobs").json()["items"]) == []
-    (tmp_path / "away").rename(root)
+    (tmp_path / "away").rename(store_folder)
     assert films.post("/models", data={"name": "mine"}, files=sent).status_code == 201

@@ -24,20 +24,18 @@ from service.jobs.queue import JobQueue
 from service.jobs.scratch import scratch
 from service.storage.database import new_id
 from service.storage.encryption import new_secret
-from service.storage.file_store import FileStore, open_store
+from service.storage.file_store import FileStore
 from tests.e2e.deployment import until
 from tests.service.jobs.fake_worker import fake_worker
 from tests.service.jobs.workers import leased
+from tests.service.storage.stores import opened
 
 OpenQueue = Callable[..., JobQueue]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> FileStore:
-    (tmp_path / "store").mkdir()
-    opened = open_store(Settings(store=str(tmp_path / "store")))
-    assert opened is not None
-    return opened
+def store(store_folder: Path) -> FileStore:
+    return opened(store_folder)
 
 
 @pytest.fixture

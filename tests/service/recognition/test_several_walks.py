@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine
 
 from service.client import Client
-from service.gallery.ranking import SearchedGallery
+from service.gallery.ranking import GallerySearch
 from service.gallery.records import Embedding
 from service.gallery.store import GalleryStore
 from tests.service.jobs.galleries import add, made_walk
@@ -27,7 +27,7 @@ def embedding(seed: int) -> Embedding:
     return np.random.default_rng(seed).normal(size=(2, 8)).astype(np.float32)
 
 
-def filled(store: GalleryStore, *, views: bool = False) -> SearchedGallery:
+def filled(store: GalleryStore, *, views: bool = False) -> GallerySearch:
     """Two walks each of many subjects, as `embedding` has them."""
     for number in range(MANY):
         for part in range(2):

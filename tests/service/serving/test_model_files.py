@@ -45,10 +45,8 @@ class Hosts:
 
 
 @pytest.fixture
-def hosts(settings: Settings, engine: Engine, tmp_path: Path) -> Hosts:
-    root = tmp_path / "store"
-    root.mkdir()
-    return Hosts(settings, engine, root)
+def hosts(settings: Settings, engine: Engine, store_folder: Path) -> Hosts:
+    return Hosts(settings, engine, store_folder)
 
 
 def held(folder: Path) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""An S3 server for tests, in a process of its own, and a way to it that can be cut."""
+"""Stores of tests: a folder, or an S3 server of their own and a way to it that can be cut."""
 
 from __future__ import annotations
 
@@ -9,13 +9,23 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import httpx
 
+from service.foundation.settings import Settings
 from service.storage.database import new_id
+from service.storage.file_store import FileStore, open_store
 
 SECRET = "wJalrXUtnFEMI/K7MDENG"  # noqa: S105
 _PATIENCE_S = 60.0
+
+
+def opened(where: Path | str) -> FileStore:
+    """The store that hosts have in common whose GAITID_STORE says this."""
+    store = open_store(Settings(store=str(where)))
+    assert store is not None
+    return store
 
 
 @contextmanager

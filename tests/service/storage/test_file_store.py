@@ -21,7 +21,7 @@ from service.foundation.settings import Settings
 from service.storage.database import now
 from service.storage.file_store import FileStore, StoreDamaged, open_store
 from service.storage.objects import NotStored, Objects, StoreUnavailable
-from tests.service.storage.stores import SECRET, Wire, new_bucket, s3_server, variables
+from tests.service.storage.stores import SECRET, Wire, new_bucket, opened, s3_server, variables
 
 LARGE = 20 << 20  # more than two parts of an upload
 
@@ -46,16 +46,15 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     if request.param == "folder":
         root = tmp_path / "shared"
         root.mkdir()
-        return opened(str(root))
+        return placed(str(root))
     port: int = request.getfixturevalue("s3_port")
     for name, value in variables(port).items():
         monkeypatch.setenv(name, value)
-    return opened(f"s3://{new_bucket(port)}/of-tests")
+    return placed(f"s3://{new_bucket(port)}/of-tests")
 
 
-def opened(setting: str) -> Place:
-    store = open_store(Settings(store=setting))
-    assert store is not None
+def placed(setting: str) -> Place:
+    store = opened(setting)
     return Place(store, store._objects, setting)
 
 
@@ -353,7 +352,7 @@ def test_a_store_that_is_away_for_a_moment_is_waited_for(
     wire = Wire(s3_port)
     for name, value in variables(wire.port).items():
         monkeypatch.setenv(name, value)
-    store = opened(f"s3://{new_bucket(s3_port)}").store
+    store = opened(f"s3://{new_bucket(s3_port)}")
     source = folder_of(tmp_path / "a", x=os.urandom(LARGE))
     wire.cut()
     threading.Timer(0.4, wire.mend).start()
@@ -385,7 +384,7 @@ def test_a_store_that_stays_away_is_unavailable_and_says_no_secret(
     where: Callable[[Path, pytest.MonkeyPatch], str],
 ) -> None:
     monkeypatch.setattr("service.storage.s3._RETRIES", 1)
-    store = opened(where(tmp_path, monkeypatch)).store
+    store = opened(where(tmp_path, monkeypatch))
     source = folder_of(tmp_path / "a", x=b"x")
     for use in (
         lambda: store.put("models/m", source),

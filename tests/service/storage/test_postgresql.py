@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -12,25 +13,28 @@ from threading import Barrier
 
 import pytest
 from pydantic import ValidationError
-from sqlalchemy import Engine, insert, make_url, select
+from sqlalchemy import Connection, Engine, event, insert, make_url, select
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from service.access.audit import chain
 from service.access.audit.entries import SERVICE, Entry
 from service.access.audit.record import AuditRecord
-from service.foundation.errors import Unavailable
+from service.foundation.errors import Conflict, Unavailable
 from service.foundation.settings import Settings
+from service.gallery.listing import all_enrolled
 from service.gallery.store import GalleryStore
 from service.gallery.tables import GalleryRow, SequenceRow, SubjectRow
 from service.http.resources import open_engine
 from service.privacy.erasure_transactions import erase_subject
 from service.storage.database import now, open_database, take_turns, writing
 from service.storage.failures import storage_trouble
+from service.storage.kept_answers import IdempotencyStore, KeyLock
 from service.storage.postgresql import CommitUnknown, connect_args
 from service.storage.vacuum import clear_traces
 from service.storage.writers import Writers
 from tests.service.jobs.galleries import enrol as enrol_some
+from tests.service.jobs.workers import Workers
 from tests.service.postgresql import PostgreSQL
 from tests.service.requests import enrol, identify, problem
 from tests.service.server import Serve, serving, settings_for
@@ -307,6 +311,68 @@ def test_a_service_goes_on_when_its_database_comes_back(
     assert enrol(client, "bert", walk(2)).status_code == 201
     assert identify(client, walk(1)).json()["candidates"][0]["subject_id"] == "anna"
     assert client.get("/readyz").status_code == 200
+
+
+def test_of_an_outage_the_log_says_when_it_began_and_when_it_is_over(
+    serve: Serve,
+    workers: Workers,
+    postgres: PostgreSQL,
+    database: str | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    client = serve()
+    enrol(client, "anna", walk(1))
+    name = name_of(database)
+    with workers():
+        caplog.clear()
+        postgres.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        cut_off(postgres, database)
+        for _ in range(3):
+            problem(identify(client, walk(1)), 503)
+            time.sleep(1)  # each process looks for other models every second
+        postgres.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        assert identify(client, walk(1)).status_code == 200
+        lines = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
+    assert [line.partition(":")[0].rpartition(" after ")[0] for line in lines] == [
+        "", "the database is back",
+    ]  # fmt: skip
+    assert lines[0].startswith("the database is away: ")
+
+
+def test_a_key_that_could_not_be_unlocked_is_free_once_the_database_is_back(
+    engine: Engine, postgres: PostgreSQL, database: str | None
+) -> None:
+    name = name_of(database)
+    here, there = (IdempotencyStore(engine, all_enrolled) for _ in range(2))
+    lock = here.acquire("", "key", "f")
+    assert isinstance(lock, KeyLock)
+    postgres.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+    cut_off(postgres, database)
+    with pytest.raises(OperationalError):
+        here.release(lock)
+    postgres.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    with pytest.raises(Conflict):
+        there.acquire("", "key", "f")
+    here.acquire("", "another", "f")
+    there.acquire("", "key", "f")
+
+
+def test_a_key_whose_lock_was_committed_as_the_connection_broke_is_free_again(
+    engine: Engine,
+) -> None:
+    here, there = (IdempotencyStore(engine, all_enrolled) for _ in range(2))
+
+    def committed_and_lost(connection: Connection) -> None:
+        connection.connection.commit()
+        raise CommitUnknown("the connection was lost during a commit")
+
+    event.listen(engine, "commit", committed_and_lost, once=True)
+    with pytest.raises(CommitUnknown):
+        here.acquire("", "key", "f")
+    with pytest.raises(Conflict):
+        there.acquire("", "key", "f")
+    here.acquire("", "another", "f")
+    there.acquire("", "key", "f")
 
 
 @pytest.fixture
