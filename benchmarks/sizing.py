@@ -99,8 +99,7 @@ class Measured:
             start_at=at["start"],
             shared_ms=milvus["Milvus, a search"]["least_ms"],
             shared_at=at["milvus"],
-            identified=identify["now"]["a second, 8 clients"]
-            / found["identify"]["machine"]["cores"],
+            identified=1000 / identify["now"]["processor"]["ms, 8 clients"],
             identify_at=at["identify"],
         )
 
