@@ -59,7 +59,20 @@ class Shortcut(ConvNorm):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Convolve and normalise what is kept of frames or clips."""
-        return super().forward(maps[..., :: self.stride, :: self.stride])
+        step = slice(None, None, self.stride)
+        if self.training:  # picked where channels are last, so that the gradient lies as maps do
+            kept = maps.movedim(1, -1)[..., step, step, :].movedim(-1, 1)
+        else:  # for that OpenVINO would move the maps themselves
+            kept = maps[..., step, step]
+        return super().forward(kept)
+
+
+def of_silhouettes(silhouettes: Tensor) -> Tensor:
+    """See silhouettes `[f, h, w]` as frames `[f, 1, h, w]`, and clips likewise, channels last.
+
+    Of one channel only the strides say that, and convolutions go by them.
+    """
+    return silhouettes.unsqueeze(-1).movedim(-1, 1)
 
 
 def as_clips(frames: Tensor, clip_length: int) -> Tensor:
@@ -70,6 +83,15 @@ def as_clips(frames: Tensor, clip_length: int) -> Tensor:
 def as_frames(clips: Tensor) -> Tensor:
     """See clips `[n, c, s, h, w]` as frames `[n*s, c, h, w]`."""
     return clips.transpose(1, 2).flatten(0, 1)
+
+
+def max_over_time(clips: Tensor) -> Tensor:
+    """Maximum over the frames of clips: `[n, c, s, h, w]` to `[n, c, h, w]`.
+
+    Equal maxima share the gradient evenly. Taken where channels are last, so that it and the
+    gradient lie as the clips do.
+    """
+    return clips.movedim(1, -1).amax(1).movedim(-1, 1)
 
 
 def conv2d(channels_in: int, channels_out: int, *, stride: int = 1) -> ConvNorm:

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.networks.blocks import of_silhouettes
 from models.networks.network import Depth, GaitNetwork, NetworkConfig, SequenceBackbone, Width
 from models.networks.plain import from_strips, into_strips
 
@@ -95,7 +96,7 @@ class GlobalLocalBackbone(SequenceBackbone):
     def stage_maps(self, silhouettes: Tensor) -> list[Tensor]:
         """Behind each stage the maps `[n, c, s // 3, h', w']` of clips `[n, s, h, w]`."""
         frames = silhouettes.shape[1]
-        maps = self.stem(silhouettes.repeat(1, -(-3 // frames), 1, 1).unsqueeze(1))
+        maps = self.stem(of_silhouettes(silhouettes.repeat(1, -(-3 // frames), 1, 1)))
         found = []
         for stage in self.stages:
             maps = stage(maps)

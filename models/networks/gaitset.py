@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from models.networks.blocks import max_over_time
 from models.networks.network import Depth, GaitNetwork, NetworkConfig, SequenceBackbone, Width
 from models.networks.plain import STAGES, frame_stage_maps, plain_stages, plain_stem
 from models.networks.pooling import PYRAMID, strip_pool
@@ -58,7 +59,7 @@ class SetBackbone(SequenceBackbone):
 
     def over_stages(self, maps: list[Tensor]) -> Tensor:
         """`stage_maps` to the frames' maximum and, below it, the set's map: `[n, c, 2h, w]`."""
-        first, second, _, last = (stage.amax(2) for stage in maps)
+        first, second, _, last = map(max_over_time, maps)
         of_set = self.set_stages[0](first) + second
         of_set = self.set_stages[2](self.set_stages[1](of_set)) + last
         return torch.cat((last, of_set.to(last.dtype)), dim=2)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from models.card import POSE_READERS
-from models.networks.blocks import as_clips
+from models.networks.blocks import as_clips, max_over_time, of_silhouettes
 from models.networks.head import GaitOutput, PartHead
 from models.networks.pooling import (
     check_lengths,
@@ -87,7 +87,7 @@ class FrameBackbone(nn.Module):
 
     def stage_maps(self, silhouettes: Tensor) -> list[Tensor]:
         """Behind each stage the maps `[n, c, s, h', w']` of clips `[n, s, h, w]`."""
-        maps = torch.relu(self.stem(silhouettes.flatten(0, 1).unsqueeze(1)))
+        maps = torch.relu(self.stem(of_silhouettes(silhouettes.flatten(0, 1))))
         found = []
         for stage in self.stages:
             maps = stage(maps)
@@ -96,24 +96,24 @@ class FrameBackbone(nn.Module):
 
     def over_stages(self, maps: list[Tensor]) -> Tensor:
         """`stage_maps` to the maximum over time of the last, `[n, c, h, w]`."""
-        return maps[-1].amax(2)
+        return max_over_time(maps[-1])
 
     def over_clip(self, silhouettes: Tensor) -> Tensor:
         """Maximum over time of the maps of one clip `[s, h, w]`: `[c, h, w]`."""
-        maps: Tensor = self(silhouettes.unsqueeze(1))
+        maps: Tensor = self(of_silhouettes(silhouettes))
         return maps.amax(0)
 
     def over_clips(self, silhouettes: Tensor) -> Tensor:
         """Maximum over time of the maps of clips `[n, s, h, w]`: `[n, c, h, w]`."""
-        maps: Tensor = self(silhouettes.flatten(0, 1).unsqueeze(1))
-        return maps.reshape(*silhouettes.shape[:2], *maps.shape[1:]).amax(1)
+        maps: Tensor = self(of_silhouettes(silhouettes.flatten(0, 1)))
+        return max_over_time(as_clips(maps, silhouettes.shape[1]))
 
     def over_sequences(self, silhouettes: Tensor, lengths: Tensor) -> Tensor:
         """Maximum over time of the maps of sequences laid end to end, `[sum(lengths), h, w]`.
 
         No padding; returns `[n, c, h, w]`.
         """
-        maps: Tensor = self(silhouettes.unsqueeze(1))
+        maps: Tensor = self(of_silhouettes(silhouettes))
         return max_over_sequences(maps, lengths)
 
 
@@ -146,7 +146,7 @@ class SequenceBackbone(nn.Module, ABC):
 
     def over_stages(self, maps: list[Tensor]) -> Tensor:
         """`stage_maps` to what strips are pooled of, `[n, c, h, w]`: the maximum over time."""
-        return maps[-1].amax(2)
+        return max_over_time(maps[-1])
 
     def over_clips(self, silhouettes: Tensor) -> Tensor:
         """As `over_stages`, of clips `[n, s, h, w]`."""
@@ -190,7 +190,7 @@ class ClipBackbone(SequenceBackbone):
 
     def frames_of(self, clips: Tensor) -> Tensor:
         """All frames `[n * s, 1, h, w]` of clips."""
-        return clips.flatten(0, 1).unsqueeze(1)
+        return of_silhouettes(clips.flatten(0, 1))
 
     def forward(self, clips: Tensor) -> Tensor:
         """Feature maps `[n, c, s, h, w]` of clips `[n, s, h, w]`."""
@@ -217,7 +217,7 @@ class ClipBackbone(SequenceBackbone):
     def over_clips(self, silhouettes: Tensor) -> Tensor:
         """Maximum over time of the maps of clips `[n, s, h, w]`: `[n, c, h, w]`."""
         maps: Tensor = self(silhouettes)
-        return maps.amax(2)
+        return max_over_time(maps)
 
 
 class GaitNetwork(nn.Module):

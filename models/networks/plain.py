@@ -8,7 +8,7 @@ from typing import Final
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.networks.blocks import as_clips
+from models.networks.blocks import as_clips, of_silhouettes
 from models.networks.network import NetworkConfig
 
 STAGES: Final = 4
@@ -90,7 +90,7 @@ def plain_stages(config: NetworkConfig, halvings: tuple[int, ...]) -> list[nn.Mo
 
 def frame_stage_maps(stem: nn.Module, stages: nn.ModuleList, silhouettes: Tensor) -> list[Tensor]:
     """Behind each stage the maps `[n, c, s, h', w']` of clips `[n, s, h, w]`, frame by frame."""
-    maps = stem(silhouettes.flatten(0, 1).unsqueeze(1))
+    maps = stem(of_silhouettes(silhouettes.flatten(0, 1)))
     found = []
     for stage in stages:
         maps = stage(maps)

@@ -140,5 +140,7 @@ def strip_pool(maps: Tensor, parts: int) -> Tensor:
     rows = maps.shape[2]
     if rows % parts:
         raise ValueError(f"{rows} rows of features can't be divided into {parts} equal parts")
-    strips = maps.reshape(*maps.shape[:2], parts, -1)
-    return strips.amax(-1) + strips.mean(-1)
+    # Where channels are last the gradient lies as the maps do.
+    count, channels = maps.shape[:2]
+    strips = maps.movedim(1, -1).reshape(count, parts, -1, channels)
+    return (strips.amax(2) + strips.mean(2)).transpose(1, 2)

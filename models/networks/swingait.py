@@ -19,6 +19,7 @@ from models.networks.blocks import (
     as_clips,
     as_frames,
     conv2d,
+    of_silhouettes,
     stage,
 )
 from models.networks.network import Depth, GaitNetwork, NetworkConfig, SequenceBackbone
@@ -265,7 +266,7 @@ class WindowBackbone(SequenceBackbone):
 
     def stage_maps(self, silhouettes: Tensor) -> list[Tensor]:
         """Behind each stage the maps `[n, c, s, h', w']` of clips `[n, s, h, w]`."""
-        frames = torch.relu(self.stem(silhouettes.flatten(0, 1).unsqueeze(1)))
+        frames = torch.relu(self.stem(of_silhouettes(silhouettes.flatten(0, 1))))
         maps = as_clips(self.stages[0](frames), silhouettes.shape[1])
         found = [maps]
         for following in list(self.stages)[1:]:

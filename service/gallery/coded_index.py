@@ -1,12 +1,13 @@
 """The index of a large gallery: two bits a number find a shortlist, full embeddings rank it.
 
-Index vectors lie in lists around centres, each number coded in two bits (RaBitQ, as FAISS has it):
-156 bytes for a walk of 512 numbers. A search reads the nearest lists. Its shortlist is ranked by
+Index vectors are seen from the three quarters of all directions in which they differ most. They
+lie in lists around centres, each number coded in two bits (RaBitQ, as FAISS has it): 124 bytes for
+a walk of 512 numbers. A search reads the nearest lists. Its shortlist is ranked by
 the embeddings themselves. These are the database's; a file without a name repeats those that came
 or were asked for, because it is quicker. The page cache has what is used of it, and it is gone with
 the process.
 
-How lists, bits and share were chosen: `python -m benchmarks.search`, docs/benchmarks.md.
+How lists, bits, directions and share were chosen: `benchmarks.search`, docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -42,14 +43,14 @@ Stored = Callable[[Keys], tuple[Keys, NDArray[np.float32]]]
 
 
 class Lists(NamedTuple):
-    """How vectors of d numbers are coded, in l lists.
+    """How vectors of v numbers are coded, as d numbers in l lists.
 
     Attributes:
-        rotation: of vectors before they are coded, float32 [d, d]: evenly spread numbers lose less.
-        centres: of the lists, rotated, float32 [l, d].
+        directions: of unit length, float32 [v, d], from which vectors are seen.
+        centres: of the lists, so seen, float32 [l, d].
     """
 
-    rotation: NDArray[np.float32]
+    directions: NDArray[np.float32]
     centres: NDArray[np.float32]
 
 
@@ -108,11 +109,11 @@ class CodedIndex:
         self._held = np.zeros(0, np.bool_)  # by key
         self._count = 0
         self._how = lists
-        self._lists, vector = lists.centres.shape
-        self._quantizer = faiss.IndexFlatL2(vector)  # of vectors of one length: as by cosine
+        self._lists, numbers = lists.centres.shape
+        self._quantizer = faiss.IndexFlatL2(numbers)  # of vectors of one length: as by cosine
         self._quantizer.add(lists.centres)
         self._codes: Any = faiss.IndexIVFRaBitQFastScan(
-            self._quantizer, vector, self._lists, faiss.METRIC_INNER_PRODUCT, _BLOCK, True, BITS
+            self._quantizer, numbers, self._lists, faiss.METRIC_INNER_PRODUCT, _BLOCK, True, BITS
         )
         self._codes.is_trained = True
         invlists: Any = self._codes.invlists
@@ -133,9 +134,10 @@ class CodedIndex:
 
         Its file is empty, so what is asked for first is read from the database.
         """
-        rotation, centres = codes.lists
+        directions, centres = codes.lists
         vector = shape[0] * shape[1]
-        if rotation.shape != (vector, vector) or centres.shape != (len(codes.sizes), vector):
+        numbers = _coded(vector)
+        if directions.shape != (vector, numbers) or centres.shape != (len(codes.sizes), numbers):
             raise ValueError("the lists are of other vectors")
         index = cls(metric, shape, codes.lists, stored, shortlist=shortlist, folder=folder)
         index._fill(codes)
@@ -178,7 +180,7 @@ class CodedIndex:
             self._rows.write(keys, embeddings)
         self._make_room(int(keys.max()))
         faiss.omp_set_num_threads(1)
-        self._codes.add_with_ids(_rotated(embeddings, self._how.rotation), keys)
+        self._codes.add_with_ids(_seen(embeddings, self._how.directions), keys)
         self._held[keys] = True
         self._count += len(keys)
 
@@ -232,7 +234,7 @@ class CodedIndex:
             selector: Any = faiss.IDSelectorBitmap
             parameters.sel = selector(np.packbits(mask, bitorder="little"))
         faiss.omp_set_num_threads(1)
-        query = _rotated(probe[None], self._how.rotation)
+        query = _seen(probe[None], self._how.directions)
         found = self._codes.search(query, count, params=parameters)[1][0]
         return np.asarray(found[found >= 0], np.int64)
 
@@ -325,24 +327,37 @@ class CodedIndex:
 
 def lists_for(sample: NDArray[np.float32]) -> Lists:
     """Lists that suit a sample of embeddings [k, p, c], k > 0."""
-    vector = sample.shape[1] * sample.shape[2]
-    noise = np.random.default_rng(0).standard_normal((vector, vector))
-    rotation = np.linalg.qr(noise)[0].astype(np.float32)
+    directions = _directions(index_vectors(sample))
     kmeans: Any = faiss.Kmeans(
-        vector,
+        directions.shape[1],
         max(1, min(LISTS, len(sample) // _TRAINING)),
         niter=_ROUNDS,
         min_points_per_centroid=1,  # or FAISS writes a warning to the terminal
         max_points_per_centroid=len(sample),
     )
     faiss.omp_set_num_threads(1)
-    kmeans.train(_rotated(sample, rotation))
-    return Lists(rotation, np.asarray(kmeans.centroids, np.float32))
+    kmeans.train(_seen(sample, directions))
+    return Lists(directions, np.asarray(kmeans.centroids, np.float32))
 
 
-def _rotated(embeddings: NDArray[np.float32], rotation: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Index vectors [k, p * c] of embeddings [k, p, c], as they are coded."""
-    return np.asarray(index_vectors(embeddings) @ rotation, np.float32)
+def _directions(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Those [v, d] from which vectors [k, v] look longest, turned at random.
+
+    Turned because numbers that are evenly spread lose less when they are coded.
+    """
+    longest = np.linalg.eigh(vectors.T @ vectors)[1][:, -_coded(vectors.shape[1]) :]
+    noise = np.random.default_rng(0).standard_normal((longest.shape[1],) * 2)
+    return np.asarray(longest @ np.linalg.qr(noise)[0], np.float32)
+
+
+def _coded(numbers: int) -> int:
+    """How many numbers are coded of vectors of so many."""
+    return -(-3 * numbers // 4)
+
+
+def _seen(embeddings: NDArray[np.float32], directions: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Index vectors of embeddings [k, p, c] from directions [p * c, d]: [k, d]."""
+    return np.asarray(index_vectors(embeddings) @ directions, np.float32)
 
 
 class _Rows:

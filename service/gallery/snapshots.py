@@ -35,7 +35,7 @@ from service.gallery.scenes import version_in
 from service.gallery.sealing import sealing_of
 from service.gallery.tables import ErasedSequenceRow, GalleryRow, SequenceRow
 
-_FORMAT = 1
+_FORMAT = 2
 _END = ".npz"
 _LONGEST_MARK = 4096  # bytes
 _UNREADABLE = (
@@ -227,7 +227,7 @@ def _arrays(mark: _Mark, snapshot: Snapshot) -> dict[str, npt.NDArray[Any]]:
         "subjects": _text(listing.subjects),
         "kind_of": listing.kind_of,
         "kinds": _text(listing.kinds),
-        "rotation": codes.lists.rotation,
+        "directions": codes.lists.directions,
         "centres": codes.lists.centres,
         "sizes": codes.sizes,
         "keys": codes.keys,
@@ -257,7 +257,7 @@ def _read(file: zipfile.ZipFile, mark: _Mark) -> Snapshot:
     )
     codes = Codes(
         Lists(
-            _array(file, "rotation", np.float32, None, None),
+            _array(file, "directions", np.float32, None, None),
             _array(file, "centres", np.float32, None, None),
         ),
         _array(file, "sizes", np.int64, None),

@@ -3,11 +3,13 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.networks.blocks import (
     ResidualBlock,
@@ -17,7 +19,9 @@ from models.networks.blocks import (
     as_clips,
     as_frames,
     fold_batch_norm,
+    max_over_time,
 )
+from models.networks.device import lay_out_for_convolution
 from tests.models.networks.test_registry import NETWORKS, small, walks
 
 
@@ -87,6 +91,49 @@ def test_a_narrow_block_trains_in_channels_last_on_several_threads() -> None:
         [sys.executable, "-c", TRAIN_A_NARROW_BLOCK], capture_output=True, text=True, check=False
     )
     assert (child.stdout, child.returncode) == ("trained\n", 0), child.stderr
+
+
+def test_equal_maxima_over_time_share_the_gradient() -> None:
+    clips = torch.tensor([1.0, 3.0, 3.0, 2.0]).view(1, 1, 4, 1, 1).requires_grad_()
+    most = max_over_time(clips)
+    (gradient,) = torch.autograd.grad(most.sum(), clips)
+    assert most.tolist() == [[[[3.0]]]]
+    assert gradient.flatten().tolist() == [0, 0.5, 0.5, 0]
+
+
+class Layouts(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Strides of gradients beside those of what they are the gradients of."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.pairs: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, _types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        aten = torch.ops.aten
+        rectified = aten.threshold_backward.default
+        if func in (rectified, aten.native_batch_norm_backward.default):
+            gradient, maps = args[:2]
+            self.pairs.append((gradient.stride(), maps.stride()))
+        return func(*args, **(kwargs or {}))
+
+
+DEEP = [one for one in NETWORKS if one[0] in ("gaitbase", "deepgaitv2")]
+
+
+@pytest.mark.parametrize(("name", "config"), DEEP)
+def test_gradients_lie_in_memory_as_maps_do(name: str, config: dict[str, object]) -> None:
+    # where they do not, a CPU takes ten times as long over them
+    network = small(name, config).train()
+    lay_out_for_convolution(network)
+    with Layouts() as layouts:
+        with torch.autocast("cpu", torch.bfloat16):
+            output = network(walks(4, 3, of=name))
+        loss = output.embeddings.float().mean() + output.logits.float().mean()
+        loss.backward()
+    assert len(layouts.pairs) > 20
+    assert all(gradient == maps for gradient, maps in layouts.pairs)
 
 
 @pytest.mark.parametrize(("name", "config"), NETWORKS)

@@ -366,7 +366,7 @@ def test_codes_take_a_fraction_of_the_memory(tmp_path: Path) -> None:
         "cosine", (16, 32), lists, lambda _: (keys(), sample[:0]), shortlist=100, folder=tmp_path
     )
     index.add(np.arange(2000), sample)
-    assert index.nbytes < sample.nbytes / 10
+    assert index.nbytes < sample.nbytes / 14
 
 
 def test_zeros_are_written_over_what_is_removed(tmp_path: Path) -> None:
@@ -417,7 +417,7 @@ def test_codes_that_do_not_fit_together_are_refused(coded: Enrolled, wrong: str)
         "sizes": kept._replace(sizes=-kept.sizes),
         "keys": kept._replace(keys=np.zeros_like(kept.keys)),
         "blocks": kept._replace(blocks=kept.blocks[:-32]),
-        "lists": kept._replace(lists=kept.lists._replace(rotation=np.eye(3, dtype=np.float32))),
+        "lists": kept._replace(lists=kept.lists._replace(directions=np.eye(3, dtype=np.float32))),
     }[wrong]
     with pytest.raises(ValueError, match=r"list|vectors"):
         CodedIndex.restored(

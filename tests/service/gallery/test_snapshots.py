@@ -368,7 +368,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "huge keys": {"keys": np.arange(2 * PEOPLE) + 2**61},
     "other numbers": {"centres": np.zeros((3, 8), np.float64)},
     "no numbers": {"centres": np.full((1, 8), np.nan, np.float32)},
-    "other vectors": {"rotation": np.eye(9, dtype=np.float32)},
+    "other vectors": {"directions": np.eye(9, dtype=np.float32)},
     "sizes that wrap around": {"sizes": np.array([2**62], np.int64)},
     "a subject too many": {"subjects": text([f"s{number}" for number in range(PEOPLE + 1)])},
     "one subject twice": {"subjects": text(["s0"] * PEOPLE)},
