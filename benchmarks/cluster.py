@@ -136,9 +136,10 @@ class Cluster:
     def running(self) -> Iterator[None]:
         """Run everything but the replicas that only the throughput needs."""
         with ExitStack() as stack:
-            for name in (self.primary, "store"):
-                stack.enter_context(self._started(name))
-            stack.callback(lambda: self.hosts[self.standby].stop())
+            for name in _DATABASES:  # whichever is what at the end
+                stack.callback(self.hosts[name].stop)
+            self.hosts[self.primary].start()
+            stack.enter_context(self._started("store"))
             self._add_standby()
             self._wait_for(f"http://{self.network.address('store')}:5000/", "the store")
             httpx.put(f"http://{self.network.address('store')}:5000/gaitid").raise_for_status()
