@@ -4,9 +4,10 @@ The service as it is, as it was at another commit, and a plain handler (`benchma
 serve the same walk of 40 raw frames at the same time and are asked in turns, so that all of them
 share the machine's noise. Each has 10,000 walks enrolled, with random embeddings: those are as slow
 to search exactly as any other. Every service has its own default model; the handler has the one of
-before, in torch.
+before, in torch. Beside what clients see there is the processor time that a request takes of all of
+a server's processes: what others do on the machine changes that least.
 
-    python -m benchmarks.identify [--before COMMIT] [--out FILE.json]
+    python -m benchmarks.identify [--before COMMIT] [--bulk N] [--out FILE.json]
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import httpx
 import numpy as np
+import psutil  # type: ignore[import-untyped]
 
 from benchmarks import machine
 from benchmarks.front_half import FRAMES, zipped
@@ -43,7 +45,9 @@ SECONDS = 4.0  # of a measurement with several clients
 ROUNDS = 2
 LOAD = 0.8
 PACED_S = 12.0
-BULK = 200  # walks that are enrolled by `gaitid enroll`
+REFUSED_S = 0.05  # until one is sent again that was refused because too much was waiting
+LISTENING: Final = psutil.CONN_LISTEN
+BULK = 1000  # walks that are enrolled by `gaitid enroll`
 _FILL = """
 import sys
 from pathlib import Path
@@ -106,8 +110,34 @@ def alone(contenders: Mapping[str, httpx.Client], request: Request) -> dict[str,
     return {name: machine.milliseconds(times) for name, times in seconds.items()}
 
 
-def throughput(client: httpx.Client, request: Request, clients: int) -> float:
-    """Identifications a second that so many clients get, each sending one after the other."""
+class Served(NamedTuple):
+    """What a server did for so many clients, each sending one identification after the other."""
+
+    answered: int
+    seconds: float
+    processor_s: float
+
+    @property
+    def rate(self) -> float:
+        """Identifications a second."""
+        return self.answered / self.seconds
+
+
+def processor_s(client: httpx.Client) -> float:
+    """Processor time of a server so far, and of the processes that it has started."""
+    port = client.base_url.port
+    (server,) = [
+        child
+        for child in psutil.Process().children()
+        if any(port == at.laddr.port for at in child.net_connections() if at.status == LISTENING)
+    ]
+    # the sum is of what they took themselves, and those that have ended below them
+    return sum(sum(one.cpu_times()[:4]) for one in (server, *server.children(recursive=True)))
+
+
+def throughput(client: httpx.Client, request: Request, clients: int) -> Served:
+    """Identifications that so many clients get, each sending one after the other."""
+    before = processor_s(client)
     until = time.perf_counter() + SECONDS
     counts = [0] * clients
 
@@ -116,7 +146,7 @@ def throughput(client: httpx.Client, request: Request, clients: int) -> float:
             while time.perf_counter() < until:
                 answer = request.send(mine)
                 if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
-                    time.sleep(0.05)  # refused at once, because too much is waiting
+                    time.sleep(REFUSED_S)
                     continue
                 answer.raise_for_status()
                 counts[number] += 1
@@ -127,7 +157,8 @@ def throughput(client: httpx.Client, request: Request, clients: int) -> float:
         thread.start()
     for thread in threads:
         thread.join()
-    return sum(counts) / (time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return Served(sum(counts), seconds, processor_s(client) - before)
 
 
 def paced(client: httpx.Client, request: Request, rate: float) -> dict[str, float]:
@@ -137,7 +168,9 @@ def paced(client: httpx.Client, request: Request, rate: float) -> dict[str, floa
 
     def ask(due: float) -> None:
         time.sleep(max(0.0, due - time.perf_counter()))
-        request.send(client).raise_for_status()
+        while (answer := request.send(client)).status_code == httpx.codes.SERVICE_UNAVAILABLE:
+            time.sleep(REFUSED_S)
+        answer.raise_for_status()
         seconds.append(time.perf_counter() - due)
 
     with ThreadPoolExecutor(32) as pool:
@@ -145,9 +178,9 @@ def paced(client: httpx.Client, request: Request, rate: float) -> dict[str, floa
     return machine.milliseconds(seconds)
 
 
-def write_walks(folder: Path, walks: Sequence[Path]) -> None:
+def write_walks(folder: Path, walks: Sequence[Path], count: int) -> None:
     """Walks to enrol: those of the demonstration, each begun at another frame."""
-    for number in range(BULK):
+    for number in range(count):
         frames = decode(walks[number % len(walks)].read_bytes())[:FRAMES]
         first = number // len(walks) % len(frames)
         person = folder / f"p{number // 4:04}"
@@ -155,8 +188,8 @@ def write_walks(folder: Path, walks: Sequence[Path]) -> None:
         (person / f"{number % 4}.zip").write_bytes(zipped(frames[first:] + frames[:first]))
 
 
-def bulk_enrolment(client: httpx.Client, walks: Path, tree: Path) -> float:
-    """Walks a second of `gaitid enroll FOLDER`, as a whole."""
+def bulk_enrolment(client: httpx.Client, walks: Path, count: int, tree: Path) -> float:
+    """Walks a second of `gaitid enroll FOLDER`, as a whole, of a folder of so many."""
     command = [sys.executable, "-m", "service", "enroll", str(walks), "--accept-conflict"]
     began = time.perf_counter()
     subprocess.run(
@@ -167,10 +200,10 @@ def bulk_enrolment(client: httpx.Client, walks: Path, tree: Path) -> float:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    return BULK / (time.perf_counter() - began)
+    return count / (time.perf_counter() - began)
 
 
-def measure(before: str) -> dict[str, object]:
+def measure(before: str, bulk: int) -> dict[str, object]:
     """Everything, as rows of a table."""
     demo = sorted(WALKS.glob("**/*.zip"))
     request = Request(zipped(decode(demo[0].read_bytes())[:FRAMES]))
@@ -188,17 +221,24 @@ def measure(before: str) -> dict[str, object]:
         rows: dict[str, dict[str, Any]] = {
             which: {"one client": latency} for which, latency in alone(contenders, request).items()
         }
+        served: dict[str, dict[int, list[Served]]] = {which: {} for which in contenders}
         for clients, which in _in_rounds(contenders):
-            rate = throughput(contenders[which], request, clients)
-            rows[which].setdefault(f"a second, {clients} clients", []).append(rate)
+            one = throughput(contenders[which], request, clients)
+            served[which].setdefault(clients, []).append(one)
         for which, row in rows.items():
-            rates = {title: max(row[title]) for title in row if title.startswith("a second")}
+            rates = {number: max(one.rate for one in of) for number, of in served[which].items()}
             rate = LOAD * max(rates.values())
-            row |= {title: round(one, 1) for title, one in rates.items()}
+            row |= {f"a second, {number} clients": round(one, 1) for number, one in rates.items()}
+            row["processor"] = {
+                f"ms, {number} clients": round(
+                    min(1000 * a.processor_s / a.answered for a in of), 1
+                )
+                for number, of in served[which].items()
+            }
             row[f"at {LOAD:.0%} load"] = paced(contenders[which], request, rate)
-        write_walks(folder / "walks", demo)
+        write_walks(folder / "walks", demo, bulk)
         for which, tree in trees.items():
-            rate = bulk_enrolment(contenders[which], folder / "walks", tree)
+            rate = bulk_enrolment(contenders[which], folder / "walks", bulk, tree)
             rows[which]["enrolled a second"] = round(rate, 1)
     return {
         "benchmark": f"identify over HTTP, {FRAMES} raw frames, {ENROLLED:,} enrolled",
@@ -232,9 +272,10 @@ def main() -> None:
     """Measure and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--before", default=BEFORE, help="the commit to compare with")
+    parser.add_argument("--bulk", type=int, default=BULK, help="walks to enrol")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    machine.publish(measure(options.before), options.out)
+    machine.publish(measure(options.before, options.bulk), options.out)
 
 
 if __name__ == "__main__":

@@ -61,12 +61,23 @@ from training.run.trainer import TaughtBatch, Trainer, require_finite
 
 ALONE: Final = "no teacher"
 GAITKD: Final = "GaitKD as published"
+SHIPS: Final = "GaitKD corrected"
 _TRIPLET: Final = "{kind='triplet'}"
 _LABELS: Final = f"{_TRIPLET}, {{kind='cross-entropy'}}"
 _HALVED: Final = f"{_TRIPLET}, {{kind='cross-entropy', weight=0.5}}"
+_TENTH: Final = f"{_TRIPLET}, {{kind='cross-entropy', weight=0.1}}"
+_STANDARDISED: Final = "{kind='logit', standardise=true, temperature=2.0, weight=9.0}"
 _INFORMATIVE: Final = "temperature={gap=0.8}"
 _RANKING: Final = "{kind='ranking'}"
 _SWAP: Final = "data.swap={probability=0.5}"
+
+
+AGAINST: Final = {
+    "gain over no teacher": ALONE,
+    "gain over GaitKD": GAITKD,
+    "gain over what ships": SHIPS,
+}
+COLOURS: Final = ("#777777", "#0b6fb8", "#c7541b", "#3a8f3a", "#8a3ab8")
 
 
 @dataclass(frozen=True)
@@ -92,10 +103,7 @@ ROWS: Final[Mapping[str, Row]] = {
     "CORSD": Row("corsd", teachers=0),
     "KD, T = 4": _like_corrected(_LABELS, "{kind='logit'}"),
     "KD, informative T": _like_corrected(_HALVED, f"{{kind='logit', {_INFORMATIVE}}}"),
-    "LSKD": _like_corrected(
-        f"{_TRIPLET}, {{kind='cross-entropy', weight=0.1}}",
-        "{kind='logit', standardise=true, temperature=2.0, weight=9.0}",
-    ),
+    "LSKD": _like_corrected(_TENTH, _STANDARDISED),
     "DIST": _like_corrected(_LABELS, "{kind='correlation'}"),
     "DKD, β = 8": Row("dkd"),
     "GDKD": Row("gdkd"),
@@ -114,10 +122,11 @@ ROWS: Final[Mapping[str, Row]] = {
         "gaitkd-corrected", (_terms(_HALVED, f"{{kind='logit', {_INFORMATIVE}}}"), _SWAP)
     ),
     GAITKD: Row("gaitkd", ("distillation.prototypes=true",)),
-    "GaitKD corrected": Row("gaitkd-corrected"),
+    SHIPS: Row("gaitkd-corrected"),
     "GDKD and ranking": _like_corrected(
         _HALVED, f"{{kind='generalised', {_INFORMATIVE}}}", _RANKING
     ),
+    "LSKD and ranking": _like_corrected(_TENTH, _STANDARDISED, _RANKING),
     "GaitKD corrected and patch swap": Row("gaitkd-corrected", (_SWAP,)),
     "GaitKD as published, two teachers": Row("gaitkd", ("distillation.prototypes=true",), 2),
     "GaitKD corrected, two teachers": Row("gaitkd-corrected", teachers=2),
@@ -374,7 +383,9 @@ def judged(folder: Path, exam: Exam, device: torch.device) -> Retrieval:
     card = read_card(folder / CHECKPOINT)
     walks, mirror = exam.walks, exam.rule.mirror
     name = f"{card.digest[:12]}-{walks.content_hash[:12]}-{len(walks)}"
-    kept = folder / "embeddings" / f"{name}{'-mirrored' * mirror}.npz"
+    kept, both = (folder / "embeddings" / f"{name}{end}.npz" for end in ("", "-mirrored"))
+    if mirror or both.exists():  # which has them as they are, too
+        kept = both
     if not kept.exists():
         encoder = Encoder.open(folder / CHECKPOINT, device=str(device), precision="float32")
         made = embedded_by(encoder, walks, mirror=mirror)
@@ -387,7 +398,11 @@ def judged(folder: Path, exam: Exam, device: torch.device) -> Retrieval:
         whole.rename(kept)
     with np.load(kept) as found:
         method = EmbeddedSequences(
-            card.name, found["embeddings"], card.metric, found.get("mirrored"), digest=card.digest
+            card.name,
+            found["embeddings"],
+            card.metric,
+            found["mirrored"] if mirror else None,
+            digest=card.digest,
         )
     return exam.rule.run(labels_of(walks), method)
 
@@ -395,7 +410,7 @@ def judged(folder: Path, exam: Exam, device: torch.device) -> Retrieval:
 def table_of(
     found: Mapping[str, Sequence[Retrieval]], resampling: Resampling
 ) -> dict[str, dict[str, object]]:
-    """Each row's rank-1, mean over seeds, and its gains over no teacher and over GaitKD."""
+    """Each row's rank-1, mean over seeds, and its gains over no teacher, GaitKD and what ships."""
     draws = {name: over_seeds(retrievals, resampling) for name, retrievals in found.items()}
     rows: dict[str, dict[str, object]] = {}
     for name, (values, replicates) in draws.items():
@@ -404,7 +419,7 @@ def table_of(
             "rank1": shown(percentile_estimate(mean, replicates, resampling.confidence)),
             "seeds": [round(100 * value, 1) for value in values],
         }
-        for key, other in (("gain over no teacher", ALONE), ("gain over GaitKD", GAITKD)):
+        for key, other in AGAINST.items():
             if other in draws and other != name:
                 theirs, their_replicates = draws[other]
                 gain = percentile_estimate(
@@ -451,12 +466,14 @@ def markdown(result: Mapping[str, Any]) -> str:
     head = "| rank-1 %, gain over no teacher [95 %] | " + " | ".join(
         f"{name} | gain" for name in exams
     )
-    lines = [head + " | step | kept, MB |", "|---" * (2 * len(exams) + 3) + "|"]
+    head += f" | gain over {SHIPS}, validation | step | kept, MB |"
+    lines = [head, "|---" * (2 * len(exams) + 4) + "|"]
     for name in order:
         cells = [name]
         for exam in exams.values():
             row = exam["rows"][name]
             cells += [f"{row['rank1'][0]:.1f}", _interval(row.get("gain over no teacher"))]
+        cells.append(_interval(chosen[name].get("gain over what ships")))
         cost = result["costs"].get(name, {})
         cells += [str(cost.get("step, relative") or ""), str(cost.get("kept_mb", ""))]
         lines.append(f"| {' | '.join(cells)} |")
@@ -481,12 +498,9 @@ def figure(result: Mapping[str, Any]) -> str:
     )
     gains = [
         (index, colour, name, exam["rows"][name]["gain over no teacher"])
-        for (exam, colour, index) in zip(
-            exams.values(), ("#777777", "#0b6fb8", "#c7541b", "#3a8f3a"), range(len(exams)),
-            strict=False,
-        )
+        for exam, colour, index in zip(exams.values(), COLOURS, range(len(exams)), strict=False)
         for name in order
-    ]  # fmt: skip
+    ]
     bounds = [bound for *_, gain in gains for bound in gain]
     low, high = float(min(*bounds, 0.0)), float(max(*bounds, 0.0))
     left, wide, tall = 250, 460, 10 + 6 * len(exams)
@@ -502,10 +516,10 @@ def figure(result: Mapping[str, Any]) -> str:
         f'<line x1="{across(0):.1f}" x2="{across(0):.1f}" y1="24" y2="{height - 20}" '
         'stroke="black"/>',
     ]
-    for place, (name, colour) in enumerate(
-        zip(exams, ("#777777", "#0b6fb8", "#c7541b", "#3a8f3a"), strict=False)
-    ):
-        drawn.append(f'<text x="{left + 130 * place}" y="14" fill="{colour}">{name}</text>')
+    place = 10
+    for name, colour in zip(exams, COLOURS, strict=False):
+        drawn.append(f'<text x="{place}" y="14" fill="{colour}">{name}</text>')
+        place += 20 + 7 * len(name)
     for line, name in enumerate(order):
         drawn.append(
             f'<text x="{left - 10}" y="{30 + tall * line + tall / 2}" text-anchor="end">'

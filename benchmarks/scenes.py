@@ -155,9 +155,9 @@ def within_whitened(gallery: Gallery) -> tuple[Floats, Vectors]:
 
 
 def within_inverted(gallery: Gallery) -> tuple[Floats, Vectors]:
-    """Two-covariance model, people differing alike in all directions; 0.08 of the scene."""
+    """Two-covariance model, people differing alike in all directions; 0.04 of the scene."""
     covariance = within(gallery.vectors, gallery.whose)
-    return _mapped(gallery, _power(_shrunk(covariance, 0.08), -1))
+    return _mapped(gallery, _power(_shrunk(covariance, 0.04), -1))
 
 
 def within_inverted_with_prior(gallery: Gallery) -> tuple[Floats, Vectors]:
@@ -356,8 +356,14 @@ def _search(
     listed = whose[draw.gallery]
     scores = scoring(probes @ entries.T, listed, people)
     own = np.eye(people, dtype=np.bool_)[whose]
-    stranger = np.where(own, -np.inf, scores).max(axis=1)
-    threshold = float(np.quantile(stranger[draw.probes], 1 - FOUND_AT, method="higher"))
+    others_alone = np.where(own, -np.inf, scores)
+    stranger = others_alone.max(axis=1)
+    # A stranger is not enrolled, so no score of theirs is normalised by walks of their own.
+    for person in np.unique(whose[draw.probes]):
+        mine, rest = draw.probes[whose[draw.probes] == person], listed != person
+        others_alone[mine] = scoring(probes[mine] @ entries[rest].T, listed[rest], people)
+    absent = others_alone[draw.probes].max(axis=1)
+    threshold = float(np.quantile(absent, 1 - FOUND_AT, method="higher"))
     mate = scores[np.arange(len(whose)), whose]
     for kind, walks in (
         ("another view", draw.probes[~draw.alike]),
@@ -369,19 +375,21 @@ def _search(
             tally.add(whose[walks], mate[walks] > stranger[walks], mate[walks] > threshold)
     elsewhere = np.random.default_rng(0).permutation(draw.probes[~draw.alike])
     for together in TOGETHER[1:]:
-        asked, scored = [], []
+        asked, scored, absent_as = [], [], []
         for person in np.unique(whose[elsewhere]):
             walks = elsewhere[whose[elsewhere] == person]
             for at in range(0, len(walks) - together + 1, together):
                 asked.append(person)
                 scored.append(fused(scores[walks[at : at + together]]))
+                absent_as.append(fused(others_alone[walks[at : at + together]]))
         if not asked:
             continue
         several, persons = np.asarray(scored), np.asarray(asked)
         mates = several[np.arange(len(persons)), persons]
         several[np.arange(len(persons)), persons] = -np.inf
         strangers = several.max(axis=1)
-        least = float(np.quantile(strangers, 1 - FOUND_AT, method="higher"))
+        absent = np.asarray(absent_as).max(axis=1)
+        least = float(np.quantile(absent, 1 - FOUND_AT, method="higher"))
         tally = tallies.setdefault(f"another view, {together} walks as one", Tally())
         tally.add(persons, mates > strangers, mates > least)
 

@@ -17,7 +17,6 @@ import io
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
 from typing import Final, Self
 
 import numpy as np
@@ -30,15 +29,17 @@ LEAST_SUBJECTS: Final = 5
 """Fewer persons with several walks show nothing about anybody else."""
 
 _CONFIDENCE: Final = 0.95  # where several strengths are tried
-_STRENGTHS: Final = (0.04, 0.08, 0.16, 0.32)
-_CONFIDENCE_OF_FEW: Final = 0.9
-_STRENGTH_OF_FEW: Final = (0.08,)  # few people choose among several by chance
+_STRENGTHS: Final = (0.02, 0.04, 0.08, 0.16)
+_CONFIDENCE_OF_FEW: Final = 0.8
+_STRENGTH_OF_FEW: Final = (0.04,)  # few people choose among several by chance
 _REPLICATES: Final = 2000
 _FEW: Final = 16  # persons
-_FOLDS: Final = 5
+_ROUNDS: Final = 6  # walks of a person by which they are enrolled, one after another, at most
 _ENOUGH_MEASURED: Final = 100  # persons, in all rounds
+_GROUPS, _GROUPS_OF_MANY = 20, 5  # of persons who take no part in a fit at the same time
 _MOST_MEASURED: Final = 1000  # persons,
-_MOST_WALKS: Final = 12  # and walks of each
+_MOST_WALKS: Final = 12  # and walks of each that are searched
+_BLOCK: Final = 512  # walks that are searched at once
 _MAX_BYTES: Final = 1 << 26
 
 Floats = NDArray[np.float64]
@@ -178,10 +179,10 @@ class SceneFit:
 
     Attributes:
         transform: to compare with; None: compare as without any, which is not shown to be worse.
-        gain: in how often a walk is nearer to another of the same person than to all walks of one
-            other person, neither of whom took part in the fit; in [-1, 1], 0 if there was nothing
-            to measure.
-        interval: of the gain, by drawing persons, at 90 % (95 % of more than 16 persons).
+        gain: in how often a walk is nearer to one other walk of its person than to a walk of
+            somebody else, its person having taken no part in the fit; in [-1, 1], 0 if there was
+            nothing to measure.
+        interval: of the gain, by drawing persons, at 80 % (95 % of more than 16 persons).
         strength: share of the scene in what is inverted, the rest being the floor; in [0, 1]. Of
             more than 16 persons the one that is most surely a gain, also without a transform.
         anonymous: whether anonymous walks take part, chosen with the strength.
@@ -206,10 +207,13 @@ def fit(
 ) -> SceneFit:
     """The scene transform of a gallery; the same walks in the same order give the same.
 
-    Of few people every two are left out in turn, of many a fifth. Who is measured, and who they are
-    measured against, is left out of the fit: people who took part are told from others too easily.
-    The strength, and whether anonymous walks take part, is what serves those left out most surely
-    (the lower end of the interval of their gain); unless that lies above 0 there is no transform.
+    What galleries are for is imitated: a person is enrolled by one walk alone, which teaches a fit
+    nothing, and the others are searched among all that is enrolled, as without a transform and with
+    one; in turn by every walk, of many people a fifth at once. A walk is compared with single walks
+    only, so that how many somebody has neither helps nor harms: of walks without any pattern
+    nothing is gained on average. The strength, and whether anonymous walks take part, is what
+    serves most surely (the lower end of the gain's interval); unless that lies above 0 there is no
+    transform.
 
     Args:
         embeddings: of all walks [n, p, c].
@@ -227,11 +231,11 @@ def fit(
     cohorts = [None, anonymous] if anonymous.count >= 2 else [None]
     few = persons <= _FEW
     strengths = _STRENGTH_OF_FEW if few else _STRENGTHS
-    compared, gains = _gains(vectors, whose, counts, cohorts, strengths)
-    intervals = _intervals(compared, gains, _CONFIDENCE_OF_FEW if few else _CONFIDENCE)
+    gains = _gains(vectors, whose, counts, cohorts, strengths)
+    intervals = _intervals(gains, _CONFIDENCE_OF_FEW if few else _CONFIDENCE)
     which, row = divmod(int(intervals[..., 0].argmax()), len(strengths))
     low, high = intervals[which, row].tolist()
-    gain, strength = float(gains[which, row].sum() / compared.sum()), strengths[row]
+    gain, strength = float(gains[which, row].mean()), strengths[row]
     transform = None
     if low > 0:
         transform = _Scatter.of(vectors, whose, cohorts[which]).transform(strength)
@@ -341,75 +345,84 @@ def _gains(
     counts: NDArray[np.intp],
     cohorts: Sequence[SceneSums | None],
     strengths: Sequence[float],
-) -> tuple[Floats, Floats]:
-    """What persons with several walks gain against each other, summed over rounds.
+) -> Floats:
+    """What m persons with several walks gain, each by how much more they are told from all others.
+
+    All walks but one of those who are measured together are out of the gallery and of the fit, and
+    are searched; in the next round another one stays.
 
     Returns:
-        How often each was compared with each [m, m]; gains [cohorts, strengths, m, m].
+        [cohorts, strengths, m].
     """
     rng = np.random.default_rng(0)
-    measured = np.sort(rng.permutation(np.flatnonzero(counts >= 2))[:_MOST_MEASURED])
-    walks_of = [rng.permutation(np.flatnonzero(whose == p))[:_MOST_WALKS] for p in measured]
-    compared = np.zeros((len(measured), len(measured)))
-    gains = np.zeros((len(cohorts), len(strengths), *compared.shape))
-    for members in _left_out_together(len(measured), rng):
-        pairs = np.ix_(members, members)
-        left_out = np.isin(whose, measured[members])
-        asked = np.concatenate([walks_of[member] for member in members])
-        compared[pairs] += 1 - np.eye(len(members))
-        before = _nearer_own(vectors[asked], whose[asked])
-        for which, cohort in enumerate(cohorts):
-            scatter = _Scatter.of(vectors[~left_out], whose[~left_out], cohort)
-            for row, mapped in enumerate(scatter.mapped(vectors[asked], strengths)):
-                gains[which, row][pairs] += _nearer_own(mapped, whose[asked]) - before
-    return compared, gains
+    measured = rng.permutation(np.flatnonzero(counts >= 2))[:_MOST_MEASURED]
+    walks_of = {person: rng.permutation(np.flatnonzero(whose == person)) for person in measured}
+    many = len(measured) > _ENOUGH_MEASURED
+    groups = np.array_split(measured, _GROUPS_OF_MANY if many else min(len(measured), _GROUPS))
+    rounds = np.zeros(len(counts))
+    gains = np.zeros((len(cohorts), len(strengths), len(counts)))
+    for number in range(min(_ROUNDS, max(1, _ENOUGH_MEASURED // len(measured)))):
+        for members in groups:
+            taking_part = members[counts[members] > number]
+            if not len(taking_part):
+                continue
+            others = [np.delete(walks_of[person], number) for person in taking_part]
+            enrolled = np.setdiff1d(np.arange(len(whose)), np.concatenate(others))
+            asked = np.concatenate([walks[:_MOST_WALKS] for walks in others])
+            rows = np.concatenate([enrolled, asked])
+            rounds[taking_part] += 1
+            before = _told_apart(vectors[rows], whose[rows], len(enrolled))
+            for which, cohort in enumerate(cohorts):
+                scatter = _Scatter.of(vectors[enrolled], whose[enrolled], cohort)
+                for row, mapped in enumerate(scatter.mapped(vectors[rows], strengths)):
+                    after = _told_apart(_units(mapped), whose[rows], len(enrolled))
+                    gains[which, row, taking_part] += (after - before)[taking_part]
+    mean: Floats = gains[..., measured] / rounds[measured]
+    return mean
 
 
-def _left_out_together(count: int, rng: np.random.Generator) -> Iterator[NDArray[np.intp]]:
-    """Groups of `count` persons: of few people every two, so that nearly all take part in a fit."""
-    if count <= _FEW:
-        for two in combinations(range(count), 2):
-            yield np.array(two, np.intp)
-        return
-    for _ in range(max(1, _ENOUGH_MEASURED // count)):
-        fold_of = rng.permutation(count) % _FOLDS
-        for fold in range(_FOLDS):
-            yield np.flatnonzero(fold_of == fold)
+def _told_apart(vectors: Floats, whose: NDArray[np.intp], enrolled: int) -> Floats:
+    """How often searched walks are nearer to their person's walk than to one of somebody else.
 
-
-def _nearer_own(vectors: Floats, whose: NDArray[np.intp]) -> Floats:
-    """How often two walks of a person are nearer than the first is to any of another person.
+    Everybody else counts alike, however many walks they have.
 
     Args:
-        vectors: of walks, person by person.
-        whose: they are, two of each person at least.
+        vectors: of unit length, those enrolled first [n, d]; of who is searched one is enrolled.
+        whose: they are [n].
+        enrolled: how many are enrolled.
 
     Returns:
-        Share for each person, in this order, and each other one [m, m]; 0 for themselves.
+        Share for each person [max(whose) + 1]; 0 for those who are not searched.
     """
+    seen, listed = vectors[:enrolled], whose[:enrolled]
+    counts = np.bincount(listed)
+    weights: Floats = 1 / (counts[listed] * max(1, int((counts > 0).sum()) - 1))
+    mate_of = np.zeros(len(counts), np.intp)
+    mate_of[listed] = np.arange(enrolled)
+    shares = np.empty(len(whose) - enrolled)
+    for start in range(0, len(shares), _BLOCK):
+        asked = slice(enrolled + start, enrolled + start + _BLOCK)
+        alike: Floats = vectors[asked] @ seen.T
+        mates = alike[np.arange(len(alike)), mate_of[whose[asked]]][:, None]
+        shares[start : start + _BLOCK] = (mates > alike) @ weights
+    searches = np.bincount(whose[enrolled:], minlength=len(counts))
+    sums = np.bincount(whose[enrolled:], shares, len(counts))
+    return np.asarray(sums / np.maximum(searches, 1))
+
+
+def _units(vectors: Floats) -> Floats:
+    """At unit length; what has none stays zero."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    units = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
-    alike = units @ units.T
-    starts = np.flatnonzero(np.r_[True, whose[1:] != whose[:-1]])
-    nearest = np.maximum.reduceat(alike, starts, axis=1)  # of each walk and person
-    shares = np.zeros((len(starts), len(starts)))
-    for row, (start, end) in enumerate(pairwise([*starts, len(whose)])):
-        own = alike[start:end, start:end]
-        mates = own[~np.eye(len(own), dtype=np.bool_)].reshape(len(own), -1)
-        shares[row] = (mates[:, :, None] > nearest[start:end, None, :]).mean(axis=(0, 1))
-    np.fill_diagonal(shares, 0)
-    return shares
+    units: Floats = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+    return units
 
 
-def _intervals(compared: Floats, gains: Floats, confidence: float) -> Floats:
-    """Of each gain, by drawing persons as those sought and as those taken for them [..., 2]."""
-    count = len(compared)
-    rng = np.random.default_rng(0)
-    drawn = rng.multinomial(count, np.full(count, 1 / count), _REPLICATES).astype(np.float64)
-    asked = ((drawn @ compared) * drawn).sum(axis=1)
-    gained = ((drawn @ gains) * drawn).sum(axis=-1)
+def _intervals(gains: Floats, confidence: float) -> Floats:
+    """Of the mean gain of persons [..., m], by drawing them [..., 2]."""
+    count = gains.shape[-1]
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), _REPLICATES)
+    means = gains @ (drawn.T / count)
     tail = (1 - confidence) / 2
-    means = gained[..., asked > 0] / asked[asked > 0]
     return np.moveaxis(np.quantile(means, [tail, 1 - tail], axis=-1), 0, -1)
 
 

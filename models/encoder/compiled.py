@@ -45,6 +45,7 @@ class CompiledBackbone:
         threads: int,
     ) -> None:
         self._most = None if backbone.takes_whole_sequences else max(1, FRAMES_PER_CALL // threads)
+        self._threads = threads
         settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
             "INFERENCE_NUM_THREADS": threads,
@@ -62,7 +63,7 @@ class CompiledBackbone:
         pieces: list[NDArray[np.uint8]] = []
         counts = []
         for walk in np.split(frames.numpy(), np.cumsum(lengths)[:-1]):
-            own = -(-len(walk) // (self._most or len(walk)))
+            own = self._pieces_of(len(walk))
             pieces += np.array_split(walk, own)
             counts.append(own)
         found: list[Any] = [None] * len(pieces)
@@ -71,6 +72,12 @@ class CompiledBackbone:
         self._calls.wait_all()
         maps = torch.from_numpy(np.stack(found))
         return max_over_sequences(maps, torch.tensor(counts))
+
+    def _pieces_of(self, frames: int) -> int:
+        """How many pieces a walk is cut into: as many for each thread."""
+        if self._most is None:
+            return 1
+        return min(frames, -(-frames // (self._most * self._threads)) * self._threads)
 
 
 class _OfBytes(nn.Module):

@@ -45,13 +45,13 @@ def decode_zip(data: bytes, budget: Budget, read: Reading = as_silhouette) -> It
         if any(member.filename.endswith("/data.pkl") for member in members):
             raise UnsupportedSequence(PICKLED)  # what torch.save writes
         if members and all(_is_array(archive, member) for member in members):
-            yield from decode_npz(archive, members, budget)
+            yield from decode_npz(data, archive, members, budget)
             return
         if not members:
             raise MalformedSequence(_EMPTY)
         _refuse_several_walks([member.filename for member in members])
         for member in members:
-            content = read_zip_member(archive, member, budget)
+            content = read_zip_member(data, archive, member, budget)
             frame = _decode_member(content, budget, shown(member.filename), read)
             budget.give_back(len(content))
             yield frame

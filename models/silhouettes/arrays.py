@@ -62,12 +62,12 @@ def decode_npy(
 
 
 def decode_npz(
-    archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], budget: Budget
+    data: bytes, archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], budget: Budget
 ) -> Iterator[Frame]:
     """Read the array `silhouettes`, or the only one of frames, or an array for each frame."""
     chosen = _to_read(archive, members)
     for member in chosen:
-        content = read_zip_member(archive, member, budget)
+        content = read_zip_member(data, archive, member, budget)
         where = shown(member.filename)
         yield from decode_npy(content, budget, where=where, is_frame=len(chosen) > 1)
         budget.give_back(len(content))

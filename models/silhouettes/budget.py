@@ -19,7 +19,7 @@ class DecodeLimits:
         max_frames: frames in the sequence.
         max_side: rows or columns of a frame, in pixels.
         max_decoded_bytes: bytes of what is unpacked and held at once, archives and frames together.
-            `prepare_upload` holds one frame at a time, `decode` all.
+            `prepare_upload` holds a few frames at a time, `decode` all.
         max_decoder_bytes: bytes that a video's decoder keeps beside those: of pictures, of the
             file's index.
         max_seconds: wall-clock seconds of decoding and preparing.

@@ -28,6 +28,7 @@ from models.silhouettes.budget import Budget
 from models.silhouettes.colours import from_colours, from_opacity, narrowed
 from models.silhouettes.errors import MalformedSequence, SequenceTooLarge, UnsupportedSequence
 from models.silhouettes.members import refusing
+from models.silhouettes.png import PlainPng
 from models.silhouettes.sniff import Kind
 from models.silhouettes.tiff import check_pages
 from models.silhouettes.types import Frame
@@ -35,8 +36,9 @@ from models.silhouettes.types import Frame
 Pixels: TypeAlias = NDArray[np.uint8]
 """uint8 `[h, w]` of a silhouette, `[h, w, 3]` of a photo."""
 
-Reading: TypeAlias = Callable[[Image.Image, bool], Pixels]
-"""What becomes of a loaded image; the second argument is whether its format is a lossy one."""
+Reading: TypeAlias = Callable[[Image.Image | Frame, bool], Pixels]
+"""What becomes of a loaded image, or of the frame that it holds; the second argument is whether its
+format is a lossy one."""
 
 BRIGHT = 127
 """Above this a pixel is the person, unless the values of a sequence are labels."""
@@ -69,15 +71,15 @@ _MOST_PIECES = 250_000
 _LOSSY_TIFF = frozenset({"jpeg", "tiff_jpeg", "webp"})
 
 
-def as_silhouette(image: Image.Image, smeared: bool) -> Pixels:
+def as_silhouette(image: Image.Image | Frame, smeared: bool) -> Pixels:
     """A loaded image as uint8 `[h, w]`, without what a lossy format leaves on black."""
     values = _grey(image, smeared)
     return without_noise(values) if smeared else values
 
 
-def as_photo(image: Image.Image, _smeared: bool) -> Pixels:
+def as_photo(image: Image.Image | Frame, _smeared: bool) -> Pixels:
     """A loaded image as uint8 `[h, w, 3]`, blue first; of one that is cut out, the opacity."""
-    if image.mode.startswith("I"):
+    if isinstance(image, np.ndarray) or image.mode.startswith("I"):
         return cv2.merge([_grey(image, False)] * 3)  # type: ignore[return-value]
     rgba = np.asarray(image.convert("RGBA"))
     if rgba[..., 3].min() < 255:
@@ -103,6 +105,13 @@ def decode_image(
     data: bytes, kind: Kind, budget: Budget, *, where: str = "", read: Reading = as_silhouette
 ) -> Iterator[Pixels]:
     """Every frame of an animation, or the one frame of a still."""
+    plain = PlainPng.of(data) if kind is Kind.PNG else None
+    if plain is not None:
+        budget.take_frame(plain.rows, plain.columns, where=where)
+        pixels = plain.unpack()
+        if pixels is not None:
+            yield read(pixels, False)
+            return
     _quieten_pillow()
     broken = f"{kind.value} that is damaged or cut short; save it again"
     _check_header(data, kind, budget, where, broken)
@@ -113,7 +122,8 @@ def decode_image(
     while True:
         # The sides come from headers; nothing has been decoded yet.
         frame_name = where or (f"frame {index + 1}" if index else "")
-        budget.take_frame(image.height, image.width, where=frame_name)
+        if plain is None or index:  # else it was taken above
+            budget.take_frame(image.height, image.width, where=frame_name)
         with refusing(broken, where=frame_name):
             _refuse_what_is_slow_or_wide(image, frame_name)
             image.load()
@@ -254,8 +264,10 @@ def _orientation(image: ImageFile.ImageFile) -> int:
     return int(exif.get(ExifTags.Base.Orientation, 1))
 
 
-def _grey(image: Image.Image, smeared: bool) -> Frame:
+def _grey(image: Image.Image | Frame, smeared: bool) -> Frame:
     """One loaded image as uint8 `[h, w]`; `colours` says what becomes of colours and opacity."""
+    if isinstance(image, np.ndarray):
+        return image
     if image.mode in ("L", "1"):
         return np.array(image if image.mode == "L" else image.convert("L"))
     if image.mode.startswith("I"):

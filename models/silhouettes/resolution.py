@@ -37,10 +37,12 @@ def enlarged(window: Frame, chosen: Frame, body: Box) -> Frame | None:
     """
     columns = slice(max(0, body.left - _AROUND), body.right + _AROUND)
     rows = slice(max(0, body.top - _AROUND), body.bottom + _AROUND)
-    chosen = chosen[rows, columns]
+    window, chosen = window[rows, columns], chosen[rows, columns]
+    if body.height >= _ENOUGH_HARD_ROWS and not _has_greys(window):
+        return None  # as below, sooner
     around = np.asarray(cv2.dilate(chosen, _AREA), np.uint8)
-    person = np.asarray(cv2.bitwise_and(window[rows, columns], around), np.uint8)
-    has_greys = cv2.countNonZero(np.asarray(cv2.inRange(person, 1, 254), np.uint8)) > 0
+    person = np.asarray(cv2.bitwise_and(window, around), np.uint8)
+    has_greys = _has_greys(person)
     if not has_greys and body.height >= _ENOUGH_HARD_ROWS:
         return None
     times = -(-ENOUGH_ROWS // body.height)
@@ -51,3 +53,7 @@ def enlarged(window: Frame, chosen: Frame, body: Box) -> Frame | None:
     hard = np.asarray(cv2.threshold(large, 127, 255, cv2.THRESH_BINARY)[1], np.uint8)
     _, top, _, height = cv2.boundingRect(hard)
     return hard[top : top + height] if height else None
+
+
+def _has_greys(window: Frame) -> bool:
+    return cv2.countNonZero(np.asarray(cv2.inRange(window, 1, 254), np.uint8)) > 0

@@ -10,8 +10,11 @@ FOLDER/SUBJECT/CONDITION/VIEW/*.png   condition and view become metadata
 Without WALK.json a name VIEW_CONDITION gives `view` and `condition`, as in `python -m training
 pack`. Names that start with a dot are ignored.
 
-Nothing is remembered here. A walk's Idempotency-Key is a hash of what is sent, so the service
-answers a second request for the same walk with what the first one enrolled. Nothing is enrolled
+Walks of a person that follow each other and have the same metadata go in one request, a few of
+them; if it is refused, each goes on its own.
+
+Nothing is remembered here. A request's Idempotency-Key is a hash of what is sent, so the service
+answers a second request for the same walks with what the first one enrolled. Nothing is enrolled
 twice if this process or the service is killed, or if two processes enrol the same folder at once.
 """
 
@@ -23,11 +26,11 @@ import json
 import re
 import zipfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +49,8 @@ _SUBJECT = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
 _VIEW_CONDITION = re.compile(r"(?P<view>[^_.][^_]*)_(?P<condition>[^_.]+)")
 _COMPRESSED = (".gz", ".bz2", ".xz")
 _LARGEST_SIDE_FILE = 64 * 2**10
+_MOST_TOGETHER = 8  # walks of a request
+_MOST_BYTES = 8 * 2**20  # of them
 _EARLIEST = (1980, 1, 1, 0, 0, 0)  # of a zip's times: the same frames make the same file
 _REFUSALS = (BadRequest, Conflict, Invalid, TooLarge, UnsupportedMedia)
 """Errors of one walk; any other would be raised for every walk, and ends the enrolment."""
@@ -163,25 +168,25 @@ def enrol_all(
     in_flight: int,
     accept_conflict: bool = False,
 ) -> Iterator[Outcome]:
-    """Enrol walks, `in_flight` at once, and yield the outcome of each, in order.
+    """Enrol walks, by `in_flight` requests at once, and yield the outcome of each, in order.
 
     Raises:
         ClientError: what would fail for all that follow, such as a missing gallery or a service
             that does not come back. Walks in flight may be enrolled; repeat the call.
     """
-    waiting = iter(walks)
-    under_way: deque[Future[Outcome]] = deque()
+    waiting = _together(walks)
+    under_way: deque[Future[list[Outcome]]] = deque()
     enrol = partial(_enrol, client, gallery=gallery, accept_conflict=accept_conflict)
     with ThreadPoolExecutor(in_flight, "enrol") as pool:
         try:
             # Twice as many: while the first is awaited, those behind it keep the threads busy.
-            for walk in islice(waiting, 2 * in_flight):
-                under_way.append(pool.submit(enrol, walk))
+            for group in islice(waiting, 2 * in_flight):
+                under_way.append(pool.submit(enrol, group))
             while under_way:
-                outcome = under_way.popleft().result()
-                for walk in islice(waiting, 1):
-                    under_way.append(pool.submit(enrol, walk))
-                yield outcome
+                outcomes = under_way.popleft().result()
+                for group in islice(waiting, 1):
+                    under_way.append(pool.submit(enrol, group))
+                yield from outcomes
         finally:
             for future in under_way:
                 future.cancel()
@@ -228,36 +233,92 @@ def content_of(walk: WalkOnDisk) -> bytes:
     return archive.getvalue()
 
 
-def _enrol(client: Client, walk: WalkOnDisk, *, gallery: str, accept_conflict: bool) -> Outcome:
+def _together(walks: Iterable[WalkOnDisk]) -> Iterator[list[WalkOnDisk]]:
+    """Walks that may go in one request, a few at a time."""
+    for _, group in groupby(walks, lambda walk: (walk.subject_id, _said_of(walk))):
+        together: list[WalkOnDisk] = []
+        size = 0
+        for walk in group:
+            own = _size_of(walk)
+            if together and (len(together) == _MOST_TOGETHER or size + own > _MOST_BYTES):
+                yield together
+                together, size = [], 0
+            together.append(walk)
+            size += own
+        yield together
+
+
+def _said_of(walk: WalkOnDisk) -> str | None:
+    """A walk's metadata; None if it has none that can be read."""
     try:
-        metadata, content = metadata_of(walk), content_of(walk)
-        enrolment = client.enroll(
-            walk.subject_id,
-            # The key goes with the whole request, so the file's own name may not be in it.
-            [("walk", content)],
-            gallery=gallery,
-            metadata=metadata,
-            accept_conflict=accept_conflict,
-            idempotency_key=_key(gallery, walk.subject_id, metadata, content, accept_conflict),
+        return json.dumps(metadata_of(walk))
+    except (UnusableWalk, OSError):
+        return None
+
+
+def _size_of(walk: WalkOnDisk) -> int:
+    """Bytes of a walk on the disk; 0 if it cannot be read."""
+    files = _visible(walk.path) if walk.path.is_dir() else [walk.path]
+    try:
+        return sum(path.stat().st_size for path in files)
+    except OSError:
+        return 0
+
+
+def _enrol(
+    client: Client, walks: list[WalkOnDisk], *, gallery: str, accept_conflict: bool
+) -> list[Outcome]:
+    """Enrol walks of one person with the same metadata: together, or each on its own."""
+    enrol = partial(_enrol, client, gallery=gallery, accept_conflict=accept_conflict)
+    try:
+        metadata = metadata_of(walks[0])
+        contents = [content_of(walk) for walk in walks]
+        return _send(
+            client, walks, contents, metadata, gallery=gallery, accept_conflict=accept_conflict
         )
-    except (UnusableWalk, OSError) as error:
-        return Outcome(walk, refused=str(error))
-    except _REFUSALS as error:
-        return Outcome(walk, refused=_reason(error))
-    (sequence,) = enrolment.sequences
-    known = enrolment.replayed or sequence.already_enrolled
-    return Outcome(walk, sequence.sequence_id, known=known)
+    except (UnusableWalk, OSError, *_REFUSALS) as error:
+        if len(walks) == 1:
+            reason = _reason(error) if isinstance(error, Refused) else str(error)
+            return [Outcome(walks[0], refused=reason)]
+    return [outcome for walk in walks for outcome in enrol([walk])]
+
+
+def _send(
+    client: Client,
+    walks: Sequence[WalkOnDisk],
+    contents: Sequence[bytes],
+    metadata: dict[str, Any],
+    *,
+    gallery: str,
+    accept_conflict: bool,
+) -> list[Outcome]:
+    """Send walks of one person in one request; raises what the client raises."""
+    subject_id = walks[0].subject_id
+    enrolment = client.enroll(
+        subject_id,
+        # The key goes with the whole request, so the files' own names may not be in it.
+        [("walk", content) for content in contents],
+        gallery=gallery,
+        metadata=metadata,
+        accept_conflict=accept_conflict,
+        idempotency_key=_key(gallery, subject_id, metadata, contents, accept_conflict),
+    )
+    return [
+        Outcome(walk, sequence.sequence_id, enrolment.replayed or sequence.already_enrolled)
+        for walk, sequence in zip(walks, enrolment.sequences, strict=True)
+    ]
 
 
 def _key(
     gallery: str,
     subject_id: str,
     metadata: dict[str, Any],
-    content: bytes,
+    contents: Sequence[bytes],
     accept_conflict: bool,
 ) -> str:
     described = json.dumps([gallery, subject_id, metadata, accept_conflict]).encode()
-    return f"walk-{hashlib.sha256(described + hashlib.sha256(content).digest()).hexdigest()}"
+    digests = b"".join(hashlib.sha256(content).digest() for content in contents)
+    return f"walk-{hashlib.sha256(described + digests).hexdigest()}"
 
 
 def _reason(error: Refused) -> str:

@@ -110,7 +110,7 @@ def galleries(settings: Settings) -> Iterator[Engine]:
     with failing_on(KeyTrouble, Unavailable):  # a damaged row, a key that was replaced meanwhile
         keys = read_keys(settings)
         with database(settings) as engine:
-            unlock(engine, keys)
+            unlock(engine, keys, settings.walk_keys_url)
             yield engine
 
 

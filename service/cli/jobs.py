@@ -129,13 +129,38 @@ def evaluate(
     model: str,
     dataset: Pack = None,
     gallery: Enrolled = None,
-    protocol: Annotated[str, typer.Option(help="How it is measured.")] = "cross-view",
+    protocol: Annotated[
+        str | None, typer.Option(help="How it is measured; cross-view if not given.")
+    ] = None,
+    enrolled: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION,…",
+            help="Instead of a protocol: conditions that are enrolled, as 'nm-0[1-4]'; repeatable.",
+        ),
+    ] = None,
+    asked: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]CONDITION,…",
+            help="Conditions that are asked of them, reported as NAME; repeatable.",
+        ),
+    ] = None,
+    apart: Annotated[
+        float | None,
+        typer.Option(min=0, max=180, help="Degrees up to which views count as the same view."),
+    ] = None,
     needs: Needs = None,
     wait: Wait = False,
 ) -> None:
-    """Measure a model."""
-    source = _source(dataset, gallery)
-    job = client.evaluate(model=model, dataset=source, protocol=protocol, needs=_needs(needs))
+    """Measure a model, by a protocol or by conditions of one's own."""
+    job = client.evaluate(
+        model=model,
+        dataset=_source(dataset, gallery),
+        protocol=protocol,
+        conditions=_conditions(protocol, enrolled or [], asked or [], apart),
+        needs=_needs(needs),
+    )
     _started(client, job, wait=wait)
 
 
@@ -251,6 +276,34 @@ def _source(dataset: str | None, gallery: str | None) -> str | dict[str, str]:
     if (dataset is None) == (gallery is None):
         raise WrongUsage("give --dataset or --gallery, and not both")
     return dataset if dataset is not None else {"gallery": str(gallery)}
+
+
+def _conditions(
+    protocol: str | None, enrolled: list[str], asked: list[str], apart: float | None
+) -> dict[str, Any] | None:
+    """What is enrolled and what is asked, as `python -m training evaluate` takes it."""
+    if not enrolled and not asked:
+        if apart is not None:
+            raise WrongUsage("--apart belongs to --enrolled and --asked")
+        return None
+    if protocol is not None:
+        raise WrongUsage("give --protocol, or --enrolled and --asked, and not both")
+    questions: dict[str, list[str]] = {}
+    for text in asked:
+        name, equals, patterns = text.partition("=")
+        if not equals and set(text) & set("*?[],"):
+            raise WrongUsage(
+                f"--asked {printable(text)}: give it a name, as NAME={printable(text)}"
+            )
+        questions.setdefault(name, []).extend(_patterns(patterns if equals else name))
+    gallery = [pattern for text in enrolled for pattern in _patterns(text)]
+    if not gallery or not questions or not all(questions.values()):
+        raise WrongUsage("--enrolled and --asked each name a condition")
+    return {"enrolled": gallery, "asked": questions, "apart": apart or 0}
+
+
+def _patterns(text: str) -> list[str]:
+    return [pattern.strip() for pattern in text.split(",") if pattern.strip()]
 
 
 def _override(text: str) -> tuple[str, Any]:

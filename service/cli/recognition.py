@@ -50,7 +50,7 @@ def enroll(
         bool, typer.Option("--accept-conflict", help="Also walks that may be another person's.")
     ] = False,
     in_flight: Annotated[
-        int, typer.Option(min=1, max=32, help="Walks of a folder that are sent at once.")
+        int, typer.Option(min=1, max=32, help="Requests at once, of a few walks of a folder.")
     ] = 4,
     url: Url = LOCAL,
     api_key: ApiKey = None,

@@ -270,7 +270,8 @@ class ErasureReceipt(Answer):
     `models` learned from an erased subject; `jobs` were cancelled because they were about to.
     `scene` is "dropped" if a scene transform was that those erased had a share in. `vectors` says
     what Milvus has of them, if galleries are searched there. `traces` in the database's files are
-    "cleared", or "left" until the next sweep.
+    "cleared", or "left" until the next sweep. `keys` of their walks are "ended", or "pending" until
+    the next sweep, where walks have keys of their own.
     """
 
     receipt_id: str
@@ -284,6 +285,7 @@ class ErasureReceipt(Answer):
     scene: Literal["dropped"] | None = None
     vectors: Literal["deleted", "pending"] | None = None
     traces: Literal["cleared", "left"] = "left"
+    keys: Literal["ended", "pending"] | None = None
 
 
 class JobProgress(Answer):

@@ -95,6 +95,9 @@ class Settings(BaseSettings):
     # first one is written with, all are read with. The file holds the same, for a mounted secret.
     encryption_keys: SecretStr | None = None
     encryption_keys_file: Path | None = None
+    # A small database with a key for each walk, sealed with the first of those: to end it is to
+    # erase the walk from backups, too. It must not be backed up with the galleries' database.
+    walk_keys_url: str | None = None
 
     # Uploads
     max_request_bytes: PositiveInt = 64 * 2**20
@@ -118,8 +121,8 @@ class Settings(BaseSettings):
     clean_silhouettes: bool = True
 
     # Embedding
-    # A small student is fastest on one core: several would wait for each other in every layer.
-    embed_threads: PositiveInt = 1
+    # Each embeds frames of its own, so that none waits for another in every layer.
+    embed_threads: PositiveInt = 2
     batch_frames: PositiveInt = 512  # frames embedded in one batch
     batch_wait_ms: float = Field(default=2.0, ge=0)
     max_pending: PositiveInt = 64  # sequences being decoded or embedded before 503
@@ -146,7 +149,7 @@ class Settings(BaseSettings):
     job_retention_days: PositiveInt = 30  # of an ended job's folder
     reserve_bytes: NonNegativeInt = 16 * 2**20  # of the disk, so that a full one can be erased from
 
-    @field_validator("database_url")
+    @field_validator("database_url", "walk_keys_url")
     @classmethod
     def _known_database(cls, value: str | None) -> str | None:
         if value is not None and not _DATABASE.match(value):

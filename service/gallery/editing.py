@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from types import EllipsisType
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Engine, delete, func, insert, select, update
+from sqlalchemy import Engine, and_, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from service.foundation.errors import Conflict, NotFound, Reason
 from service.gallery.coverage import label
 from service.gallery.listing import missing_subject
 from service.gallery.records import Metadata, SequenceRecord, SubjectRecord
+from service.gallery.shredding import mark_ended, shred
 from service.gallery.store import missing_sequence, raise_revision, sequence_record, subject_record
 from service.gallery.tables import ErasedSequenceRow, GalleryRow, SequenceRow, SubjectRow
 from service.storage.database import writing
@@ -111,6 +112,7 @@ def edit_sequence(
         corrected = Corrected(gallery, sequence_record(row, gallery), handover)
         _forget(session, {sequence_id, before, row.subject_id})
         in_transaction(session, corrected)
+    shred(engine)
     clear_traces(engine)
     return corrected
 
@@ -179,6 +181,7 @@ def edit_subject(
         moved = () if handover is None else handover.sequence_ids
         _forget(session, {subject_id, remaining.subject_id, *moved})
         in_transaction(session, corrected)
+    shred(engine)
     clear_traces(engine)
     return corrected
 
@@ -215,6 +218,7 @@ def _hand_over(
     erased = tuple(
         session.scalars(select(SequenceRow.id).where(*theirs, twins).order_by(SequenceRow.id))
     )
+    mark_ended(session, SequenceRow, and_(*theirs, twins))
     for change in (
         delete(SequenceRow).where(*theirs, twins),
         update(SequenceRow).where(*theirs).values(subject_id=to.subject_id, revision=revision),

@@ -113,7 +113,7 @@ class FaissIndex:
         """The embeddings [k, p, c] held under `keys`, but for rounding."""
         if len(keys) == 0:
             return np.empty((0, self._parts, self._channels), np.float32)
-        vectors = np.stack([self._index.reconstruct(int(key)) for key in keys])
+        vectors = self._index.reconstruct_batch(keys)
         lengths = np.stack([self._lengths[int(key)] for key in keys])
         # Index vectors carry parts of length 1 / sqrt(p).
         scale = lengths[..., None] * np.float32(np.sqrt(self._parts))

@@ -13,6 +13,7 @@ from models.silhouettes.types import Quality
 from service.foundation.errors import NotFound, Reason
 from service.gallery.records import Silhouettes
 from service.gallery.sealing import sealing_of
+from service.gallery.shredding import mark_ended
 from service.gallery.tables import FoundWalkRow
 from service.storage.database import now
 from service.storage.vacuum import mark_for_vacuum
@@ -42,11 +43,12 @@ class FoundWalk:
 def sealed(engine: Engine, walk: FoundWalk) -> FoundWalkRow:
     """The row that keeps a walk; making it takes too long for a lock."""
     sealing = sealing_of(engine)
+    sealing.begin([walk.walk_id])
     return FoundWalkRow(
         id=walk.walk_id,
         job_id=walk.job_id,
         silhouettes=sealing.seal_silhouettes(walk.walk_id, walk.silhouettes),
-        key_id=sealing.key_id,
+        key_id=sealing.walks_key_id,
         quality=asdict(walk.quality),
         origin=asdict(walk.origin),
         created_at=now(),
@@ -70,6 +72,7 @@ def take(session: Session, walk_id: str) -> None:
     row = session.get(FoundWalkRow, walk_id, with_for_update=True)
     if row is None:
         raise missing_walk(walk_id)
+    mark_ended(session, FoundWalkRow, FoundWalkRow.id == walk_id)
     session.delete(row)
 
 
@@ -89,6 +92,7 @@ def _remove(session: Session, column: InstrumentedAttribute[str], ids: Collectio
     listed = list(ids)
     for start in range(0, len(listed), _AT_ONCE):
         some = column.in_(listed[start : start + _AT_ONCE])
+        mark_ended(session, FoundWalkRow, some)
         session.execute(delete(FoundWalkRow).where(some))
     mark_for_vacuum(session.connection())
 

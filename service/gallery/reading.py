@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from service.gallery.operating_point import OperatingPoint
 from service.gallery.scenes import Scene, scene_in
-from service.gallery.sealing import sealing_of
+from service.gallery.sealing import ErasedWalk, sealing_of
 from service.gallery.store import missing_gallery, sequences_under
 from service.gallery.tables import GalleryRow, SequenceRow
 
@@ -118,7 +118,10 @@ def _read(
             if kept is None:
                 missing += 1
                 continue
-            vectors += sealing.embedding(kept).astype("<f4").tobytes()
+            try:
+                vectors += sealing.embedding(kept).astype("<f4").tobytes()
+            except ErasedWalk:  # since the statement began
+                continue
             shape = (kept.parts, kept.channels)
             ids.append(row.id)
             whose.append(row.subject_id)

@@ -148,6 +148,9 @@ class ErasureReceipt:
         vectors: what a vector database has of them: `deleted`, which it compacts in its own time;
             `pending`, while it could not be reached or is being written; None: there is none.
         traces_cleared: whether the database was rid of what deleted rows leave in it, too.
+        keys: `ended`, if no copy of what was sealed of them can be read any more; `pending`, while
+            the keys' store could not be reached or still has traces; None: they had none of their
+            own.
     """
 
     receipt_id: str
@@ -162,3 +165,4 @@ class ErasureReceipt:
     erased_at: datetime
     vectors: Literal["deleted", "pending"] | None = None
     traces_cleared: bool = False
+    keys: Literal["ended", "pending"] | None = None

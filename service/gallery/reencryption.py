@@ -3,12 +3,14 @@
 This works in pieces, while the service runs. Finished rows carry the first key's name, so the next
 run continues one that was interrupted. Silhouettes and embeddings never change otherwise, so a
 piece is read and sealed without a lock; a row that another process sealed meanwhile is left alone.
-So is a scene transform that was exchanged meanwhile.
+So is a scene transform that was exchanged meanwhile. Where walks have keys of their own, those are
+sealed anew, and the walks that had them already stay as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from service.gallery.records import Progress
-from service.gallery.sealing import KEYS_IN_USE, SceneData, Sealing, sealing_of
+from service.gallery.sealing import KEYS_IN_USE, ErasedWalk, SceneData, Sealing, sealing_of
 from service.gallery.tables import (
     EmbeddingRow,
     EncryptionKeyRow,
@@ -39,7 +41,7 @@ from service.storage.encryption import KeyTrouble
 from service.storage.vacuum import clear_traces
 
 _PIECE = 64  # rows: at 16 x 256 channels, 1 MB of embeddings
-
+_IDLE = 3  # times that there is something left, and nothing can be done
 
 _Row = Any  # of the columns that were read
 _Columns = tuple[InstrumentedAttribute[Any], ...]
@@ -55,6 +57,7 @@ class _Sealed(NamedTuple):
         anew: those of a row that change.
         exchanged: differs in a row that was written meanwhile.
         holds_data: which rows hold any.
+        walk: of the columns, what names the walk; None where a row is of a whole gallery.
         large: whether one may be megabytes.
     """
 
@@ -64,7 +67,12 @@ class _Sealed(NamedTuple):
     anew: Callable[[Sealing, _Row], dict[str, Any]]
     exchanged: InstrumentedAttribute[Any]
     holds_data: ColumnElement[bool] = true()
+    walk: str | None = "id"
     large: bool = False
+
+    def key_id(self, sealing: Sealing) -> str | None:
+        """What rows carry that are sealed now."""
+        return sealing.key_id if self.walk is None else sealing.walks_key_id
 
 
 def _walk(sealing: Sealing, row: _Row) -> dict[str, Any]:
@@ -103,6 +111,7 @@ _KEPT = (
         (EmbeddingRow.parts, EmbeddingRow.vector, EmbeddingRow.checksum),
         _embedding,
         exchanged=EmbeddingRow.key_id,
+        walk="sequence_id",
     ),
     _Sealed(
         SceneRow,
@@ -110,6 +119,7 @@ _KEPT = (
         (SceneRow.transform,),
         _scene("transform"),
         exchanged=SceneRow.transform,
+        walk=None,
         holds_data=SceneRow.version.is_not(None),
         large=True,
     ),
@@ -119,6 +129,7 @@ _KEPT = (
         (SceneCohortRow.sums,),
         _scene("sums"),
         exchanged=SceneCohortRow.sums,
+        walk=None,
         large=True,
     ),
     _Sealed(
@@ -171,18 +182,25 @@ def reencrypt(engine: Engine, progress: Progress = lambda _done, _total: None) -
         raise KeyTrouble("there is no key in GAITID_ENCRYPTION_KEYS to encrypt with")
     done = 0
     total = sum(
-        held.sequences + held.embeddings + held.scenes
+        (held.sequences + held.embeddings) * (held.key_id != sealing.walks_key_id)
+        + held.scenes * (held.key_id != sealing.key_id)
         for held in holdings(engine)
-        if held.key_id != sealing.key_id
     )
     # Again until nothing is left: a process that was not restarted yet may still add to it.
-    while not _retire_others(engine, sealing.key_id):
+    idle = 0
+    while not _retire_others(engine, sealing):
+        before = done
+        if sealing.walk_keys is not None:
+            sealing.walk_keys.rewrap()
         for kept in _KEPT:
             after: tuple[str, ...] = ("",) * len(kept.keys)
             while rows := _seal_next(engine, sealing, kept, after):
                 after = tuple(getattr(rows[-1], key.key) for key in kept.keys)
                 done += len(rows)
                 progress(done, max(done, total))
+        idle = idle + 1 if done == before else 0
+        if idle == _IDLE:
+            raise KeyTrouble("some keys of walks are sealed with a key that is not here")
     clear_traces(engine)
     return done
 
@@ -194,21 +212,29 @@ def _seal_next(
     table, key_id = kept.table, kept.table.key_id
     query = (
         select(*kept.keys, key_id, *kept.columns)
-        .where(tuple_(*kept.keys) > after, kept.holds_data, key_id.is_distinct_from(sealing.key_id))
+        .where(
+            tuple_(*kept.keys) > after,
+            kept.holds_data,
+            key_id.is_distinct_from(kept.key_id(sealing)),
+        )
         .order_by(*kept.keys)
         .limit(1 if kept.large else _PIECE)
     )
     with Session(engine) as session:
         rows = session.execute(query).all()
-    changes = [
-        update(table)
-        .where(
-            *(key == getattr(row, key.key) for key in kept.keys),
-            kept.exchanged.is_not_distinct_from(getattr(row, kept.exchanged.key)),
-        )
-        .values(kept.anew(sealing, row) | {"key_id": sealing.key_id})
-        for row in rows
-    ]
+    if kept.walk is not None:
+        sealing.begin({getattr(row, kept.walk) for row in rows})
+    changes = []
+    for row in rows:
+        with suppress(ErasedWalk):  # meanwhile
+            changes.append(
+                update(table)
+                .where(
+                    *(key == getattr(row, key.key) for key in kept.keys),
+                    kept.exchanged.is_not_distinct_from(getattr(row, kept.exchanged.key)),
+                )
+                .values(kept.anew(sealing, row) | {"key_id": kept.key_id(sealing)})
+            )
     if changes:
         with Session(writing(engine)) as session, session.begin():
             sealing.require_current(session)
@@ -217,15 +243,19 @@ def _seal_next(
     return rows
 
 
-def _retire_others(engine: Engine, key_id: str) -> bool:
+def _retire_others(engine: Engine, sealing: Sealing) -> bool:
     """Forget every other key, unless something is still kept with one, or plain."""
     with Session(writing(engine)) as session, session.begin():
         # A transaction that writes, with a key or without, ends before this, or waits.
         take_turns(session, KEYS_IN_USE)
         for kept in _KEPT:
             column = kept.table.key_id
-            left = select(column).where(kept.holds_data, column.is_distinct_from(key_id)).limit(1)
+            other = column.is_distinct_from(kept.key_id(sealing))
+            left = select(column).where(kept.holds_data, other).limit(1)
             if session.execute(left).first() is not None:
                 return False
-        session.execute(delete(EncryptionKeyRow).where(EncryptionKeyRow.key_id != key_id))
+        if sealing.walk_keys is not None and sealing.walk_keys.needs_others():
+            return False
+        in_use = [sealing.key_id, sealing.walks_key_id]
+        session.execute(delete(EncryptionKeyRow).where(EncryptionKeyRow.key_id.not_in(in_use)))
         return True

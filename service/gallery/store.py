@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -48,6 +48,7 @@ from service.gallery.records import (
 from service.gallery.sealing import (
     DamagedEmbedding,
     DamagedSilhouettes,
+    ErasedWalk,
     KeptEmbedding,
     sealing_of,
 )
@@ -299,11 +300,22 @@ class GalleryStore:
     # Enrolment
 
     def seal(self, walk: Walk, metadata: Metadata, digest: str) -> NewSequence:
-        """Make a walk ready for an enrolment; it takes too long for an event loop or a lock.
+        """Make a walk ready for an enrolment; see `seal_all`."""
+        return self.seal_all([walk], metadata, digest)[0]
 
-        `digest` is of the checkpoint that embedded it.
+    def seal_all(self, walks: Sequence[Walk], metadata: Metadata, digest: str) -> list[NewSequence]:
+        """Make walks ready for an enrolment; it takes too long for an event loop or a lock.
+
+        `digest` is of the checkpoint that embedded them.
         """
-        sequence_id = new_id()
+        sequence_ids = [new_id() for _ in walks]
+        self._sealing.begin(sequence_ids)
+        return [
+            self._sealed(sequence_id, walk, metadata, digest)
+            for sequence_id, walk in zip(sequence_ids, walks, strict=True)
+        ]
+
+    def _sealed(self, sequence_id: str, walk: Walk, metadata: Metadata, digest: str) -> NewSequence:
         hashes = self._sealing.content_hashes(walk.silhouettes)
         quality = asdict(walk.quality)
         del quality["frames_used"]  # the row's `frames`
@@ -311,7 +323,7 @@ class GalleryStore:
             id=sequence_id,
             frames=len(walk.silhouettes),
             silhouettes=self._sealing.seal_silhouettes(sequence_id, walk.silhouettes),
-            key_id=self._sealing.key_id,
+            key_id=self._sealing.walks_key_id,
             content_hash=hashes[0],
             quality=quality,
             details=metadata,
@@ -401,11 +413,9 @@ class GalleryStore:
                 )
                 .order_by(SequenceRow.revision, SequenceRow.id)
             )
-            return Changes(
-                revision=newest,
-                added=tuple(map(self._added, added)),
-                # An index that is built from nothing has nothing to forget.
-                erased=()
+            # An index that is built from nothing has nothing to forget.
+            erased = (
+                ()
                 if since == 0
                 else tuple(
                     session.scalars(
@@ -415,8 +425,10 @@ class GalleryStore:
                             ErasedSequenceRow.revision <= newest,
                         )
                     )
-                ),
+                )
             )
+            self._sealing.forget(erased)
+            return Changes(newest, tuple(self._each_added(added)), erased)
 
     def embeddings(self, digest: str, sequence_ids: Collection[str]) -> list[tuple[str, Embedding]]:
         """What a checkpoint made of these sequences, in no order; without those that are gone."""
@@ -429,7 +441,13 @@ class GalleryStore:
             EmbeddingRow.key_id,
         ).where(EmbeddingRow.digest == digest, EmbeddingRow.sequence_id.in_(sequence_ids))
         with Session(self.engine) as session:
-            return [(row.sequence_id, self._embedding(row)) for row in session.execute(query)]
+            rows = session.execute(query).all()
+        self._sealing.fetch(row.sequence_id for row in rows)
+        found = []
+        for row in rows:
+            with suppress(ErasedWalk):
+                found.append((row.sequence_id, self._embedding(row)))
+        return found
 
     def enrolled(
         self,
@@ -455,7 +473,9 @@ class GalleryStore:
                 names = list(ids)
                 for start in range(0, len(names), _IDS_AT_ONCE):
                     some = query.where(column.in_(names[start : start + _IDS_AT_ONCE]))
-                    found |= {row.id: self._added(row) for row in session.execute(some)}
+                    found |= {
+                        one.sequence_id: one for one in self._each_added(session.execute(some))
+                    }
         return list(found.values())
 
     def count_newer(self, gallery_id: str, since: int, most: int) -> int:
@@ -519,10 +539,7 @@ class GalleryStore:
 
         Skips sequences that were erased, or embedded by another process, meanwhile.
         """
-        rows = {
-            sequence_id: self._sealing.seal_embedding(sequence_id, digest, embedding)
-            for sequence_id, embedding in made
-        }
+        rows = self._sealing.seal_embeddings(digest, made)
         with Session(writing(self.engine)) as session, session.begin():
             self._sealing.require_current(session)
             if replace:
@@ -535,12 +552,13 @@ class GalleryStore:
         with Session(writing(self.engine)) as session, session.begin():
             _drop_embeddings(session, digest, sequence_ids)
 
-    def _added(self, row: Row[*tuple[Any, ...]]) -> AddedSequence:
-        """Of a row of `sequences_under`."""
-        kept = row.EmbeddingRow
-        return AddedSequence(
-            row.id, row.subject_id, row.details, None if kept is None else self._embedding(kept)
-        )
+    def _each_added(self, rows: Iterable[Row[*tuple[Any, ...]]]) -> Iterator[AddedSequence]:
+        """Of rows of `sequences_under`, without those that are being erased."""
+        for row in rows:
+            kept = row.EmbeddingRow
+            with suppress(ErasedWalk):
+                embedding = None if kept is None else self._embedding(kept)
+                yield AddedSequence(row.id, row.subject_id, row.details, embedding)
 
     def _embedding(self, row: KeptEmbedding) -> Embedding:
         try:

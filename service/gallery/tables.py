@@ -191,12 +191,20 @@ class FoundWalkRow(Table):
 
 
 class EncryptionKeyRow(Table):
-    """A key that something of a gallery is sealed with, by its name; the key is elsewhere."""
+    """A key, or a store of walk keys, that something is sealed with, by name; it is elsewhere."""
 
     __tablename__ = "encryption_key"
 
     key_id: Mapped[str] = mapped_column(_KEY, primary_key=True)
     created_at: Mapped[datetime]
+
+
+class EndedWalkRow(Table):
+    """A walk that was erased, and whose key is still to be ended."""
+
+    __tablename__ = "ended_walk"
+
+    walk_id: Mapped[str] = mapped_column(_ID, primary_key=True)
 
 
 class ErasedSequenceRow(Table):

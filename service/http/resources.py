@@ -35,6 +35,7 @@ from service.jobs.event_streams import EventStreams
 from service.jobs.queue import JobQueue
 from service.privacy.corrections import Corrections
 from service.privacy.erasure import DEFAULT_GALLERY, Erasure
+from service.privacy.erasure_transactions import erase_restored
 from service.privacy.retention import Retention
 from service.recognition.cohort import Cohort
 from service.recognition.decoder_pool import DecoderPool
@@ -101,7 +102,7 @@ def open_engine(settings: Settings) -> Engine:
     engine = open_configured(settings)
     try:
         migrate(engine)
-        unlock(engine, keys)
+        unlock(engine, keys, settings.walk_keys_url)
     except BaseException:
         engine.dispose()
         raise
@@ -198,6 +199,8 @@ async def open_resources(
     encoder = encoder or open_encoder(settings, engine, settings.model)
     store = GalleryStore(engine, lambda what: metrics.damaged.labels(what).inc())
     store.ensure(DEFAULT_GALLERY)
+    if erased := erase_restored(engine):
+        _log.warning("sequences of a restored database were erased again: %d", erased)
     if not settings.adapt:
         switch_off(engine)
     readiness = Readiness(metrics)

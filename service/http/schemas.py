@@ -433,12 +433,12 @@ class GalleryChange(Schema):
 class GainAnswer(Schema):
     """How much more often people are told apart rightly who took no part in a fit.
 
-    That is: a walk is nearer to another one of the person's than to all of another person's.
+    That is: a walk is nearer to one other walk of the person's than to a walk of somebody else.
     """
 
     value: float
     interval: tuple[float, float] = Field(
-        description="at 90 % (95 % of more than 16 people), by drawing people"
+        description="at 80 % (95 % of more than 16 people), by drawing people"
     )
 
 
@@ -665,6 +665,12 @@ class ReceiptAnswer(Schema):
         "write-ahead log of SQLite, dead rows of PostgreSQL). `left`: something older still reads "
         "there; the next sweep does it."
     )
+    keys: Literal["ended", "pending"] | None = Field(
+        default=None,
+        description="Of their walks' own keys. `ended`: silhouettes and embeddings of them in "
+        "backups, replicas and logs of the database cannot be read any more. `pending`: the next "
+        "sweep ends them. null: walks are not sealed with keys of their own.",
+    )
     erased_at: Timestamp
 
     @classmethod
@@ -685,6 +691,7 @@ class ReceiptAnswer(Schema):
             scene="dropped" if receipt.scene_dropped else None,
             vectors=receipt.vectors,
             traces="cleared" if receipt.traces_cleared else "left",
+            keys=receipt.keys,
             erased_at=receipt.erased_at,
         )
 

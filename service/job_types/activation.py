@@ -252,10 +252,8 @@ class Activation:
             sealing = sealing_of(self._engine)
             sealing.require_current(session)
             made = encoder.encode([silhouettes for _, silhouettes in late])
-            rows = {
-                sequence_id: sealing.seal_embedding(sequence_id, encoder.digest, embedding)
-                for (sequence_id, _), embedding in zip(late, made, strict=True)
-            }
+            ids = [sequence_id for sequence_id, _ in late]
+            rows = sealing.seal_embeddings(encoder.digest, zip(ids, made, strict=True))
             # A process that served this model before may have embedded some of them meanwhile.
             lacking = hold_without(session, encoder.digest, rows)
             session.add_all(rows[sequence_id] for sequence_id in lacking)

@@ -30,7 +30,7 @@ from service.gallery.active_model import (
     renew_indexes,
 )
 from service.gallery.records import Embedding, Progress, Silhouettes
-from service.gallery.sealing import DamagedEmbedding, DamagedSilhouettes, sealing_of
+from service.gallery.sealing import DamagedEmbedding, DamagedSilhouettes, ErasedWalk, sealing_of
 from service.gallery.store import GalleryStore
 from service.gallery.tables import EmbeddingRow, SequenceRow
 from service.job_types.commands import deployment, program
@@ -183,11 +183,13 @@ class _Check:
         to_embed: list[_ToEmbed] = []
         hopeless: list[str] = []
         for sequence, kept, stored in walks:
-            before = None if stored is None else self._open(stored)
             try:
+                before = None if stored is None else self._open(stored)
                 silhouettes = self._sealing.silhouettes(
                     sequence.id, kept, sequence.key_id, hashed=sequence.content_hash
                 )
+            except ErasedWalk:  # since the page was read
+                continue
             except DamagedSilhouettes as error:
                 self.damaged_walks += 1
                 _log.error("%s", error)

@@ -47,8 +47,7 @@ from service.jobs.job_files import JobFiles
 from service.jobs.output import public_reason
 from service.jobs.queue import InTransaction, JobQueue
 from service.jobs.scratch import remove_folder
-from service.serving.model_files import read_card
-from service.serving.registry import active_model, find_model, missing_model, resolve
+from service.serving.registry import active_model, card_of, find_model, missing_model
 from service.storage.database import new_id
 from service.storage.objects import StoreUnavailable
 
@@ -198,7 +197,7 @@ class Submission:
         `Invalid` for one that no upload suits.
         """
         self._require_model(name, "name")
-        if read_card(resolve(self._settings, self._engine, name)).reads_pose:
+        if card_of(self._settings, self._engine, name).reads_pose:
             raise Invalid(
                 f"The model {name!r} reads pose maps beside silhouettes, which no upload has. It "
                 "can be a teacher.",

@@ -5,7 +5,8 @@
 The number of the lease is in the name, so that a worker that was presumed dead overwrites nothing
 of its successor's; of each part the newest lease's counts. Parts are put when they are whole: what
 a request brought (lease 0), the output of a step, a step's state each time it is replaced. All of
-it is deleted when the job has ended. Without a store none of this happens.
+it is deleted when the job has ended. They hold walks, so they are sealed with the deployment's key
+if there is one. Without a store none of this happens.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from service.foundation.settings import Settings
 from service.jobs.queue import JobQueue, Lease
 from service.jobs.scratch import remove_folder, scratch
 from service.storage.database import now
+from service.storage.encryption import read_keys
 from service.storage.file_store import FileStore, open_store
 
 _IN_STORE = "jobs"
@@ -43,8 +45,8 @@ class JobFiles:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """The deployment's."""
-        return cls(open_store(settings))
+        """The deployment's; raises `KeyTrouble` if its keys cannot be read any more."""
+        return cls(open_store(settings, read_keys(settings)))
 
     def bring(self, job_id: str, folder: Path, part: Path) -> None:
         """Put what a request brought, before its job is queued, and remove the host's own copy."""

@@ -4,7 +4,8 @@ With its sequences go the kept answers, the findings of audits and the walks in 
 them, and the scene transform that they had a share in; jobs that work on copies of the gallery's
 walks are cancelled. SQLite overwrites what it deletes (`secure_delete`); the write-ahead log still
 holds older pages, so it is emptied into the database afterwards, and the next sweep rewrites the
-file. PostgreSQL's tables are vacuumed afterwards. The receipt says whether that was done.
+file. PostgreSQL's tables are vacuumed afterwards. The receipt says whether that was done, and
+whether the keys of the walks, where they have keys of their own, were ended.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Engine, delete, func, select
+from sqlalchemy import ColumnElement, Engine, Row, delete, func, select
 from sqlalchemy.orm import Session
 
 from service.gallery.editing import mark_gone
 from service.gallery.listing import missing_subject
 from service.gallery.records import ErasureReceipt
 from service.gallery.scenes import drop
+from service.gallery.sealing import sealing_of
+from service.gallery.shredding import end_strays, erased_before, mark_ended, shred, unreadable
 from service.gallery.store import missing_gallery, missing_sequence, raise_revision
 from service.gallery.tables import (
     EmbeddingRow,
@@ -31,6 +34,7 @@ from service.jobs.queue import cancel_jobs_using
 from service.privacy.listings import forget_named
 from service.serving import adaptation
 from service.storage.database import new_id, now, writing
+from service.storage.encryption import KeyTrouble
 from service.storage.kept_answers import delete_answers_about
 from service.storage.vacuum import clear_traces, mark_for_vacuum
 
@@ -67,7 +71,7 @@ def erase_subject(
             scene_dropped=_drop_scene(session, gallery_id, gallery),
             erased_at=now(),
         )
-    return replace(receipt, traces_cleared=clear_traces(engine))
+    return _cleared(engine, receipt)
 
 
 def erase_sequence(
@@ -103,7 +107,7 @@ def erase_sequence(
             scene_dropped=_drop_scene(session, gallery_id, gallery),
             erased_at=now(),
         )
-    return replace(receipt, traces_cleared=clear_traces(engine))
+    return _cleared(engine, receipt)
 
 
 def erase_gallery(
@@ -124,6 +128,7 @@ def erase_gallery(
         embeddings = _count_embeddings(session, all_of_it)
         max_age_days = row.max_age_days
         scene_dropped = drop(session, row.id)
+        mark_ended(session, SequenceRow, all_of_it)
         session.execute(delete(GalleryRow).where(GalleryRow.id == row.id))
         delete_answers_about(session, [*subject_ids, *sequence_ids, f"/galleries/{gallery}"])
         forget_named(session, gallery)
@@ -153,7 +158,7 @@ def erase_gallery(
             scene_dropped=scene_dropped,
             erased_at=now(),
         )
-    return replace(receipt, traces_cleared=clear_traces(engine))
+    return _cleared(engine, receipt)
 
 
 def erase_older(engine: Engine, gallery_id: str, at: datetime, most: int) -> tuple[int, int]:
@@ -179,14 +184,73 @@ def erase_older(engine: Engine, gallery_id: str, at: datetime, most: int) -> tup
         ).all()
         if not rows:
             return 0, 0
-        _, revision = raise_revision(session, gallery.name)
-        old = SequenceRow.id.in_([row.id for row in rows])
-        sequence_ids, _ = _erase_sequences(session, gallery_id, revision, old)
-        subject_ids = {row.subject_id for row in rows}
-        vanished = _delete_subjects_without_sequences(session, gallery_id, subject_ids)
-        forget_named(session, gallery.name, sequence_ids)
-        _drop_scene(session, gallery_id, gallery.name)
+        vanished = _erase_rows(session, gallery, rows)
         return len(rows), vanished
+
+
+def erase_restored(engine: Engine) -> int:
+    """Erase again what was erased after the database was copied that this one was restored from.
+
+    Those are the sequences whose keys ended; returns how many. Call it before anything is served.
+    """
+    return sum(_erase_by_id(engine, sequence_ids) for sequence_ids in erased_before(engine))
+
+
+def reconcile(engine: Engine) -> tuple[int, int]:
+    """Make a database and a store of walk keys fit that are of different moments.
+
+    Erases sequences that have no key there, which nobody can read, and ends keys that have no
+    walk; returns how many. Nobody may enrol meanwhile. Raises `KeyTrouble` without such a store.
+    """
+    walk_keys = sealing_of(engine).walk_keys
+    if walk_keys is None:
+        raise KeyTrouble("there is no store of walk keys; GAITID_WALK_KEYS_URL names one")
+    erased = sum(_erase_by_id(engine, ids) for ids in unreadable(engine, walk_keys))
+    strays = end_strays(engine, walk_keys)
+    shred(engine)
+    clear_traces(engine)
+    return erased, strays
+
+
+def _erase_by_id(engine: Engine, sequence_ids: Collection[str]) -> int:
+    """Erase these sequences of any galleries; returns how many there were."""
+    count = 0
+    these = SequenceRow.id.in_(list(sequence_ids))
+    with Session(engine) as session:
+        galleries = session.scalars(select(SequenceRow.gallery_id).where(these).distinct()).all()
+    for gallery_id in galleries:
+        with Session(writing(engine)) as session, session.begin():
+            gallery = session.get(GalleryRow, gallery_id, with_for_update=True)
+            if gallery is None:
+                continue
+            rows = session.execute(
+                select(SequenceRow.id, SequenceRow.subject_id).where(
+                    SequenceRow.gallery_id == gallery_id, these
+                )
+            ).all()
+            if rows:
+                _erase_rows(session, gallery, rows)
+                count += len(rows)
+    return count
+
+
+def _erase_rows(session: Session, gallery: GalleryRow, rows: Sequence[Row[str, str]]) -> int:
+    """Erase sequences of one gallery, by id and subject; returns how many subjects went."""
+    _, revision = raise_revision(session, gallery.name)
+    these = SequenceRow.id.in_([row.id for row in rows])
+    sequence_ids, _ = _erase_sequences(session, gallery.id, revision, these)
+    vanished = _delete_subjects_without_sequences(
+        session, gallery.id, {row.subject_id for row in rows}
+    )
+    forget_named(session, gallery.name, sequence_ids)
+    _drop_scene(session, gallery.id, gallery.name)
+    return vanished
+
+
+def _cleared(engine: Engine, receipt: ErasureReceipt) -> ErasureReceipt:
+    """End the keys and clear the files; call it after the transaction."""
+    keys = shred(engine)
+    return replace(receipt, keys=keys, traces_cleared=clear_traces(engine))
 
 
 def _erase_sequences(
@@ -195,6 +259,7 @@ def _erase_sequences(
     """Returns the ids of the erased sequences and how many embeddings they had."""
     sequence_ids = _sequence_ids(session, which)
     embeddings = _count_embeddings(session, which)
+    mark_ended(session, SequenceRow, which)
     session.execute(delete(SequenceRow).where(which))
     mark_gone(session, gallery_id, revision, sequence_ids)
     delete_answers_about(session, sequence_ids)

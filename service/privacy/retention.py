@@ -22,6 +22,8 @@ from service.access.keys import keys_that_expire
 from service.foundation.errors import NotFound, Unavailable
 from service.foundation.settings import Settings
 from service.gallery.cache import GalleryCache
+from service.gallery.shredding import shred
+from service.gallery.shredding import sweep as sweep_keys
 from service.gallery.snapshots import Snapshots
 from service.gallery.store import GalleryStore
 from service.gallery.tables import GalleryRow
@@ -115,6 +117,7 @@ class Retention:
         """Forget every listing, with its walks, whose time is over."""
         forget = partial(forget_old, self._store.engine, self._clock())
         if await self._writers.run(self._reserve.spend, forget):
+            await self._writers.run(shred, self._store.engine)
             await self._writers.run(clear_traces, self._store.engine)
 
     async def sweep(self) -> Swept:
@@ -130,6 +133,7 @@ class Retention:
         await asyncio.to_thread(self._snapshots.sweep)
         await asyncio.to_thread(self._tidy_collections)
         answers = await self._delete_answers(at)
+        await self._writers.run(sweep_keys, self._store.engine, at)
         await self._writers.run(vacuum, self._store.engine)
         # Always: an erasure's process may have died before it did, or had to leave it.
         await self._writers.run(clear_traces, self._store.engine)

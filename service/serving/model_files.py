@@ -14,19 +14,20 @@ import shutil
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol
 
 from sqlalchemy import JSON, Engine, ForeignKey, String, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 import models.card
-from models.card import CARD, WEIGHTS, Card, CheckpointError
+from models.card import CARD, MAX_CARD_BYTES, WEIGHTS, Card, CheckpointError
 from models.files.disk import sync
 from service.foundation.errors import NotFound
 from service.foundation.settings import Settings
 from service.jobs.job import JsonObject
 from service.storage.database import Table, new_id
-from service.storage.file_store import FileStore, StoreDamaged, open_store
+from service.storage.file_store import FileStore, Manifest, StoreDamaged, open_store
 from service.storage.objects import NotStored, StoreUnavailable
 
 _log = logging.getLogger(__name__)
@@ -74,6 +75,12 @@ class ModelFiles(Protocol):
 
     def digest(self, name: str) -> str | None:
         """The digest of a model's checkpoint, or None; raises `UnreadableCard`."""
+
+    def card(self, name: str) -> Card | None:
+        """A model's card, or None; nothing else of it is fetched.
+
+        Raises `UnreadableCard`, `StoreUnavailable`, `StoreDamaged`.
+        """
 
     def folder(self, name: str) -> Path | None:
         """The folder of a model's checkpoint on this host, or None.
@@ -134,8 +141,13 @@ class LocalModels:
 
     def digest(self, name: str) -> str | None:
         """As the card has it."""
+        card = self.card(name)
+        return None if card is None else card.digest
+
+    def card(self, name: str) -> Card | None:
+        """The one in the folder."""
         folder = self.folder(name)
-        return None if folder is None else read_card(folder).digest
+        return None if folder is None else read_card(folder)
 
     def folder(self, name: str) -> Path | None:
         """The folder of that name, if it has a card."""
@@ -231,6 +243,21 @@ class StoredModels:
         digest = self.digest(name)
         return digest is not None and self._store.find(_key(name, digest)) is not None
 
+    def card(self, name: str) -> Card | None:
+        """This host's copy, or what the store has, if it is of the row's digest."""
+        digest = self.digest(name)
+        if digest is None:
+            return None
+        if (self._cache / digest).is_dir():
+            return read_card(self._cache / digest)
+        with TemporaryDirectory() as folder:
+            try:
+                manifest, content = self._store.read(_key(name, digest), CARD, MAX_CARD_BYTES)
+            except NotStored as error:
+                raise _no_files(name) from error
+            (Path(folder) / CARD).write_bytes(content)
+            return self._require_rows(name, digest, manifest, Path(folder))
+
     def folder(self, name: str) -> Path | None:
         """The folder of the row's digest, fetched if this host has none."""
         digest = self.digest(name)
@@ -291,25 +318,27 @@ class StoredModels:
             try:
                 manifest = self._store.fetch(_key(name, digest), arriving)
             except NotStored as error:
-                _log.error("the store has no files of the model %r", name)
-                raise UnreadableCard(
-                    f"The store has no files of the model {name!r}. Run `gaitid share` on the "
-                    "machine that has them, or remove the model."
-                ) from error
-            weights = {one.name: one.sha256 for one in manifest.files}.get(WEIGHTS, "")
-            try:
-                fields, _ = models.card.read_fields(arriving)
-            except CheckpointError as error:
-                raise UnreadableCard(f"The card of the model {name!r} cannot be read.") from error
-            if models.card.digest_of(bytes.fromhex(weights), fields) != digest:
-                _log.error("the store has another checkpoint as the model %r", name)
-                raise StoreDamaged(_key(name, digest))
+                raise _no_files(name) from error
+            self._require_rows(name, digest, manifest, arriving)
             arriving.rename(folder)
         except OSError:
             if not folder.is_dir():  # else another was faster
                 raise
         finally:
             shutil.rmtree(arriving, ignore_errors=True)
+
+    @staticmethod
+    def _require_rows(name: str, digest: str, manifest: Manifest, folder: Path) -> Card:
+        """The card in a folder; raises unless it and the manifest's weights are of the digest."""
+        weights = {one.name: one.sha256 for one in manifest.files}.get(WEIGHTS, "")
+        try:
+            fields, card = models.card.read_fields(folder)
+        except CheckpointError as error:
+            raise UnreadableCard(f"The card of the model {name!r} cannot be read.") from error
+        if models.card.digest_of(bytes.fromhex(weights), fields) != digest:
+            _log.error("the store has another checkpoint as the model %r", name)
+            raise StoreDamaged(_key(name, digest))
+        return card
 
 
 class _StoredCopy:
@@ -341,6 +370,14 @@ def folders_with_cards(folder: Path) -> Iterator[str]:
         for entry in folder.iterdir():
             if re.fullmatch(NAME, entry.name) and (entry / CARD).is_file():
                 yield entry.name
+
+
+def _no_files(name: str) -> UnreadableCard:
+    _log.error("the store has no files of the model %r", name)
+    return UnreadableCard(
+        f"The store has no files of the model {name!r}. Run `gaitid share` on the machine that has "
+        "them, or remove the model."
+    )
 
 
 def _key(name: str, digest: str) -> str:

@@ -83,6 +83,15 @@ def resolve(settings: Settings, engine: Engine, name: str) -> Path:
     return folder
 
 
+def card_of(settings: Settings, engine: Engine, name: str) -> Card:
+    """The card of the model called `name`, without the rest of it; raises as `resolve` does."""
+    shipped = _shipped(settings, name)
+    card = read_card(shipped) if shipped else _own(settings, engine, name).card(name)
+    if card is None:
+        raise missing_model(name, "name")
+    return card
+
+
 def find_model(settings: Settings, engine: Engine, name: str) -> ModelReference:
     """The model called `name`, with its digest; raises `NotFound`."""
     shipped = _shipped(settings, name)

@@ -41,7 +41,7 @@ def open_data_folder(settings: Settings) -> None:
         except FileNotFoundError:  # SQLite's log, or a folder that just arrived
             continue
         except PermissionError as error:
-            if path.name.startswith((*_SECRET, _database(settings).name)):
+            if path.name.startswith((*_SECRET, *(file.name for file in _databases(settings)))):
                 raise NotPrivate(
                     f"other users of this machine may read {path}, which belongs to somebody else: "
                     f"give it to the user of the service, or take it from the others "
@@ -55,18 +55,21 @@ def open_data_folder(settings: Settings) -> None:
 
 
 def _paths(settings: Settings) -> Iterator[Path]:
-    """The folder, its entries, and a database in another folder."""
-    folder, database = settings.data_dir, _database(settings)
+    """The folder, its entries, and databases in other folders."""
+    folder = settings.data_dir
     yield folder
     yield from sorted(folder.iterdir())
-    if database.parent.absolute() != folder.absolute():
-        yield from (database.with_name(database.name + end) for end in ("", "-wal", "-shm"))
+    for database in _databases(settings):
+        if database.parent.absolute() != folder.absolute():
+            yield from (database.with_name(database.name + end) for end in ("", "-wal", "-shm"))
 
 
-def _database(settings: Settings) -> Path:
-    url = make_url(settings.resolved_database_url)
-    named = url.database if url.get_backend_name() == "sqlite" else None
-    return Path(named) if named else settings.database_file
+def _databases(settings: Settings) -> Iterator[Path]:
+    """The files of the galleries and of the keys of walks, unless those are in PostgreSQL."""
+    for url in (settings.resolved_database_url, settings.walk_keys_url):
+        parsed = None if url is None else make_url(url)
+        if parsed is not None and parsed.get_backend_name() == "sqlite" and parsed.database:
+            yield Path(parsed.database)
 
 
 def _make_private(path: Path) -> bool:

@@ -32,16 +32,11 @@ class Tampered(Exception):
     """Stored bytes are not those that were written there: damaged, changed, or moved."""
 
 
-class EncryptionKey:
-    """One key: encrypts, decrypts and makes keyed hashes."""
+class Cipher:
+    """Encrypts and decrypts with 32 bytes."""
 
     def __init__(self, secret: bytes) -> None:
-        """Derive everything from a secret of 32 random bytes; `ValueError` for any other length."""
-        if len(secret) != _SECRET_BYTES:
-            raise ValueError(f"a key is {_SECRET_BYTES} bytes")
-        self.key_id = _derive(secret, b"name", _NAME_BYTES).hex()
-        self._cipher = AESGCM(_derive(secret, b"encryption", 32))
-        self._for_hashes = _derive(secret, b"hashes", 32)
+        self._cipher = AESGCM(secret)
 
     def encrypt(self, plain: bytes, about: bytes) -> bytes:
         """Encrypt, bound to `about`: a nonce, the ciphertext and its tag."""
@@ -54,6 +49,18 @@ class EncryptionKey:
             return self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], about)
         except (InvalidTag, ValueError) as error:
             raise Tampered("what is kept was damaged, changed or moved") from error
+
+
+class EncryptionKey(Cipher):
+    """One key of the deployment's: encrypts, decrypts and makes keyed hashes."""
+
+    def __init__(self, secret: bytes) -> None:
+        """Derive everything from a secret of 32 random bytes; `ValueError` for any other length."""
+        if len(secret) != _SECRET_BYTES:
+            raise ValueError(f"a key is {_SECRET_BYTES} bytes")
+        super().__init__(_derive(secret, b"encryption", 32))
+        self.key_id = _derive(secret, b"name", _NAME_BYTES).hex()
+        self._for_hashes = _derive(secret, b"hashes", 32)
 
     def keyed_hash(self, content: bytes) -> str:
         """HMAC-SHA-256, hexadecimal; without the key nobody can test a walk against it."""

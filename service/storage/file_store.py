@@ -16,7 +16,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import cache
@@ -29,6 +29,7 @@ from models.files.disk import sync
 from service.foundation.errors import Unavailable
 from service.foundation.settings import S3_SCHEME, Settings
 from service.storage.database import new_id
+from service.storage.encryption import EncryptionKey, Tampered
 from service.storage.objects import (
     PIECE,
     AlreadyStored,
@@ -36,6 +37,7 @@ from service.storage.objects import (
     NotStored,
     Objects,
 )
+from service.storage.sealed_objects import SealedObjects
 
 _SEGMENT: Final = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}"
 _NAME: Final = rf"^{_SEGMENT}(/{_SEGMENT})*$"  # no "..", no absolute path, no hidden file
@@ -138,6 +140,9 @@ class FileStore:
                     raise StoreDamaged(key)
         except NotStored:
             return None
+        except Tampered as error:
+            _log.error("the manifest of %s in the store is not as it was written", key)
+            raise StoreDamaged(key) from error
         try:
             return Manifest.model_validate_json(bytes(content))
         except ValidationError as error:
@@ -164,6 +169,26 @@ class FileStore:
         finally:
             _remove(incoming)
         return manifest
+
+    def read(self, key: str, name: str, most: int, *, again: bool = True) -> tuple[Manifest, bytes]:
+        """What the key has, and the bytes of one of its files; nothing else is fetched.
+
+        Raises `NotStored`, and `StoreDamaged` for bytes that are wrong twice (once unless `again`),
+        or more than `most`.
+        """
+        manifest = self.find(key)
+        if manifest is None:
+            raise NotStored(key)
+        one = next((one for one in manifest.files if one.name == name), None)
+        if one is None or one.size > most:
+            raise StoreDamaged(key)
+        try:
+            return manifest, b"".join(self._pieces(key, manifest, one))
+        except (_Wrong, NotStored, Tampered) as error:  # as in `_fetch`
+            _log.error("%s in the store is not as it was put there: %r", key, error)
+            if not again:
+                raise StoreDamaged(key) from error
+            return self.read(key, name, most, again=False)
 
     def keys(self, prefix: str, before: datetime | None = None) -> Iterator[str]:
         """The keys below a prefix that have something, put before a moment, in no order."""
@@ -238,7 +263,7 @@ class FileStore:
         try:
             self._download(key, manifest, to, go_on)
         # NotStored: it was put anew meanwhile, and what the old manifest names is deleted.
-        except (_Wrong, NotStored) as error:
+        except (_Wrong, NotStored, Tampered) as error:
             _log.error("%s in the store is not as it was put there: %r", key, error)
             if not again:
                 raise StoreDamaged(key) from error
@@ -284,14 +309,15 @@ class FileStore:
             self._objects.delete(keys[start : start + _AT_ONCE])
 
 
-def open_store(settings: Settings) -> FileStore | None:
+def open_store(settings: Settings, keys: Sequence[EncryptionKey] = ()) -> FileStore | None:
     """The deployment's store; None where every file stays in the data folder.
 
-    Raises `StoreUnusable`.
+    With `keys` what is put is encrypted with the first of them. Raises `StoreUnusable`.
     """
     if settings.store is None:
         return None
-    return FileStore(_objects(settings.store))
+    objects = _objects(settings.store)
+    return FileStore(SealedObjects(objects, keys) if keys else objects)
 
 
 @cache  # with its connections and certificates

@@ -30,7 +30,7 @@ from models.files.gallery_file import (
 )
 from service.foundation.errors import CutOff
 from service.gallery.scenes import plain_point
-from service.gallery.sealing import content_hash, sealing_of
+from service.gallery.sealing import ErasedWalk, content_hash, sealing_of
 from service.gallery.store import missing_gallery
 from service.gallery.tables import (
     EmbeddingRow,
@@ -121,6 +121,13 @@ class _Pieces:
 
 
 def _write(engine: Engine, gallery: GalleryRow, embeddings: bool) -> Iterator[bytes]:
+    try:
+        yield from _written(engine, gallery, embeddings)
+    except ErasedWalk as error:
+        raise CutOff("a walk was erased from the gallery while it was exported") from error
+
+
+def _written(engine: Engine, gallery: GalleryRow, embeddings: bool) -> Iterator[bytes]:
     pieces = _Pieces()
     with zipfile.ZipFile(pieces, "w") as file:  # type: ignore[call-overload]
         file.writestr(_member(ABOUT), _json(_about(engine, gallery)))

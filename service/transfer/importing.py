@@ -212,8 +212,11 @@ class GalleryImport:
             )
 
     def _any_id_taken(self, session: Session) -> bool:
+        walk_keys = self._sealing.walk_keys
         return any(
             session.scalar(select(SequenceRow.id).where(SequenceRow.id.in_(batch)).limit(1))
+            # One that was erased keeps its name, or what is left of it elsewhere would be opened.
+            or (walk_keys is not None and walk_keys.known(batch))
             for batch in _batches(self._sequence_ids)
         )
 
@@ -226,8 +229,9 @@ class GalleryImport:
     ) -> None:
         rows: list[SequenceRow] = []
         embeddings: list[EmbeddingRow] = []
-        for sequence in sequences:
-            sequence_id = sequence.sequence_id if ids_kept else new_id()
+        sequence_ids = [one.sequence_id if ids_kept else new_id() for one in sequences]
+        self._sealing.begin(sequence_ids)
+        for sequence_id, sequence in zip(sequence_ids, sequences, strict=True):
             content_hash, silhouettes = self._spool.read().decode(), self._spool.read()
             rows.append(
                 SequenceRow(
@@ -238,7 +242,7 @@ class GalleryImport:
                     frames=sequence.frames,
                     content_hash=content_hash,
                     silhouettes=self._sealing.reseal_silhouettes(sequence_id, silhouettes, None),
-                    key_id=self._sealing.key_id,
+                    key_id=self._sealing.walks_key_id,
                     quality=sequence.quality.model_dump(),
                     details=sequence.metadata,
                     view=label(sequence.metadata.get("view")),

@@ -908,6 +908,36 @@ def test_a_distillation_says_whether_the_new_model_is_better(
     assert shown_gallery(served, gallery)["model"]["name"] == "default"
 
 
+def test_an_evaluation_is_asked_for_by_a_protocol_or_by_conditions_of_ones_own(
+    page: Page, served: Deployment, client: Client, gallery: str
+) -> None:
+    section = opened(page, served, "jobs", gallery)
+    section.get_by_text("Evaluate a model").click()
+    form = section.locator("#evaluate-form")
+    protocol, start = form.get_by_label("Protocol"), form.get_by_role("button", name="Start")
+    expect(protocol.locator("option")).to_contain_text(["casia-b", "ou-mvlp", "of your own"])
+    expect(protocol).to_have_value("cross-view")
+    expect(form.get_by_label("Enrolled")).to_be_hidden()
+    form.get_by_label("Walks of the gallery").select_option(gallery)
+    protocol.select_option("conditions of your own")
+    start.click()  # which the browser refuses: both must be filled in
+    form.get_by_label("Enrolled").fill("nm-*")
+    form.get_by_label("Asked, by name").fill("coat=cl-01,cl-* bg-01")
+    dataset = {"model": "default", "dataset": {"gallery": gallery}}
+    asked = {"coat": ["cl-01", "cl-*"], "bg-01": ["bg-01"]}
+    conditions = {"enrolled": ["nm-*"], "asked": asked, "apart": 0}
+    with page.expect_response("**/jobs/evaluate") as answer:
+        start.click()
+    assert answer.value.request.post_data_json == {**dataset, "conditions": conditions}
+    client.cancel(answer.value.json()["id"])
+    protocol.select_option("first-walk")
+    expect(form.get_by_label("Enrolled")).to_be_hidden()
+    with page.expect_response("**/jobs/evaluate") as answer:
+        start.click()
+    assert answer.value.request.post_data_json == {**dataset, "protocol": "first-walk"}
+    client.cancel(answer.value.json()["id"])
+
+
 def start_distillation(section: Locator, gallery: str, name: str, *, steps: int) -> None:
     form = section.locator("#distill-form")
     form.get_by_label("Name of the new model").fill(name)

@@ -48,6 +48,7 @@ OVER_BOTH = (
     "gallery/test_galleries.py",
     "gallery/test_live_index.py",
     "gallery/test_scenes.py",
+    "gallery/test_walk_keys.py",
     "jobs/test_queue.py",
     "jobs/test_routes.py",
     "jobs/test_worker.py",

@@ -21,6 +21,7 @@ from sqlalchemy import Engine
 from service.foundation.errors import NotFound
 from service.foundation.settings import Settings
 from service.gallery.store import GalleryStore
+from service.storage.encryption import new_secret
 from service.transfer.export import export_gallery
 from tests.service.jobs.galleries import enrol as enrol_some
 from tests.service.requests import contents, enrol, identify, problem
@@ -74,10 +75,18 @@ def enrol_until_it_dies(address: str, who: str, acknowledged: set[str], tried: s
             acknowledged.add(subject)
 
 
+@pytest.mark.parametrize("sealed", [False, True], ids=["plain", "with keys of the walks' own"])
 @pytest.mark.timeout(120)
 def test_after_kill_9_every_acknowledged_enrolment_is_found_and_nothing_half_done(
-    tmp_path: Path, models: Path, database: str | None
+    tmp_path: Path,
+    models: Path,
+    database: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    sealed: bool,
 ) -> None:
+    if sealed:
+        monkeypatch.setenv("GAITID_ENCRYPTION_KEYS", new_secret())
+        monkeypatch.setenv("GAITID_WALK_KEYS_URL", f"sqlite:///{tmp_path / 'walk-keys.sqlite'}")
     acknowledged: set[str] = set()
     in_flight: set[str] = set()
     moments = random.Random(5)  # noqa: S311

@@ -181,6 +181,13 @@ def test_teachers_belong_to_distilling_and_only_to_it(smallest: str) -> None:
         require_teachers(load("gaitkd"), wanted=False)
 
 
+def test_a_method_without_teacher_refuses_terms_that_have_one() -> None:
+    terms = "terms=[{kind='triplet'}, {kind='mutual'}, {kind='exits'}]"
+    for wanted, said in ((True, "needs at least one"), (False, "use distill")):
+        with pytest.raises(RecipeError, match=said):
+            require_teachers(load("patch-swap", settings=[terms]), wanted=wanted)
+
+
 def test_a_recipe_is_checked_without_torch() -> None:
     code = (
         "import sys, training.cli.commands, training.recipe; training.recipe.load('gaitkd');"
@@ -249,8 +256,11 @@ def test_a_setting_that_no_method_could_bear_is_refused_by_name(
         ("gdkd", ["data.masked={}"], "data.masked: no term reads it"),
         ("patch-swap", ["batch.sequences=1"], "two walks of a person"),
         ("ofa", ["data.clip={kind='random_length'}"], "clips of one length"),
-        ("gaitkd-corrected", ["distillation.teachers=best"], "ranking looks at more than one"),
-        ("gkd", ["distillation.teachers=best"], "query looks at more than one"),
+        ("gaitkd-corrected", ["distillation.teachers=best"], "ranking is not taken walk by walk"),
+        ("gkd", ["distillation.teachers=best"], "query is not taken walk by walk"),
+        ("ofa", ["distillation.teachers=best"], "exits is not taken walk by walk"),
+        ("gkd", ["stages.0.terms.2={kind='exits'}"], "exits needs identities, and a stage"),
+        ("corsd", ["student.frozen_stages=4"], "frozen_stages needs a checkpoint, or stages"),
         ("gkd", ["stages.0.terms.2={kind='relation'}"], "relation needs identities, and a stage"),
         ("gkd", ["stages.0.terms.2={kind='triplet'}"], "triplet needs identities"),
         ("gkd", ["stages=[]", "data={}"], "frozen_stages needs a checkpoint, or stages before"),

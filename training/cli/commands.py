@@ -227,6 +227,14 @@ def pack(
             "has others beside them.",
         ),
     ] = None,
+    pose_maps: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|none|GLOB|FOLDER",
+            help="Names of the files that hold SkeletonGait's heat maps, or a folder that holds "
+            "them as SOURCE holds silhouettes; auto: '*heatmap*', if there are any.",
+        ),
+    ] = "auto",
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Processes that prepare raw frames; one a core if not given."),
@@ -244,6 +252,7 @@ def pack(
             reporter,
             partition=partition,
             silhouettes=silhouettes,
+            pose_maps=pose_maps,
             workers=workers,
         )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Literal
 
-from training.data import LeftOut, Progress, pack_dataset
+from training.data import LeftOut, Progress, SourceError, pack_dataset
 from training.data.partitions import partition_named
 from training.data.sources import Format
 from training.process.events import Packed, Progressed, Reporter, Skipped, Started
@@ -23,6 +24,7 @@ def pack_with_events(
     *,
     partition: str | None,
     silhouettes: str | None,
+    pose_maps: str,
     workers: int | None,
 ) -> None:
     """Pack `source` into `out`, see `training.data.pack_dataset`.
@@ -34,12 +36,16 @@ def pack_with_events(
         reporter: told what happens.
         partition: who is trained and tested on: a file of the field's, or a name of a plain one.
         silhouettes: which files hold them, see `training.data.pack_dataset`.
+        pose_maps: the same; the name of a folder is that folder.
         workers: see `training.data.pack_dataset`; one a core if None.
 
     Raises:
         training.data.SourceError: the source is wrong.
         training.data.PackError: `out` exists, or the partition is none.
     """
+    folder = Path(pose_maps).is_dir()
+    if os.sep in pose_maps and not folder:
+        raise SourceError(f"{pose_maps}: no folder of pose maps")
     began = time.monotonic()
     started = False
     skipped = 0
@@ -71,6 +77,7 @@ def pack_with_events(
         format,
         partition=None if partition is None else partition_named(partition),
         silhouettes=silhouettes,
+        pose_maps=Path(pose_maps) if folder else pose_maps,
         workers=workers or usable_cores(),
         progress=report,
         left_out=name,

@@ -25,10 +25,10 @@ The signatures in short (n sequences, s frames); each has its own docstring:
     pack.silhouettes(i, frames=None) -> uint8 [s, 64, 64]
     pack.where(predicate), pack.subset(subjects) -> Pack      the same file, fewer sequences
     PackWriter(path, encoding="auto", *, resume=False)
-        .add(subject, condition, view, silhouettes, metadata=None)
+        .add(subject, condition, view, silhouettes, metadata=None, pose_maps=None)
         .finish(partition=None) -> Pack
     pack_dataset(source, out, format="auto", *, encoding="auto", partition=None, silhouettes=None,
-                 workers=1, progress=None, left_out=None) -> Pack
+                 pose_maps="auto", workers=1, progress=None, left_out=None) -> Pack
     BatchSource(pack, *, subjects, sequences, clip, seed, same_scene=1, rank=0, world_size=1,
                 device="cpu", prefetch=2)
         .batch(step) -> Batch               a pure function of the arguments and the step

@@ -1,6 +1,7 @@
 """From what people have on disk to a pack.
 
-pickles    SUBJECT/CONDITION/VIEW/*.pkl     prepared silhouettes, as OpenGait keeps them
+pickles    SUBJECT/CONDITION/VIEW/*.pkl     prepared silhouettes, as OpenGait keeps them, and the
+                                            heat maps of SkeletonGait beside them
 images     SUBJECT/CONDITION/VIEW/*.png     raw or prepared silhouettes, one file a frame
 walks      SUBJECT/VIEW_CONDITION.zip       raw or prepared, any format that can be uploaded
 ou-mvlp    Silhouette_VIEW-WALK/SUBJECT     raw images of OU-MVLP as they are published
@@ -31,6 +32,13 @@ from training.data.sources import RAW, Format, LeftOut, Silhouettes, Source, Sou
 from training.process.processor import one_thread_each
 
 
+class Frames(NamedTuple):
+    """What was read of a walk: uint8 [s, 64, 64], and [s, 2, 64, 64] if it has pose maps."""
+
+    silhouettes: Silhouettes
+    pose_maps: Silhouettes | None
+
+
 class Progress(NamedTuple):
     """Told after every sequence.
 
@@ -53,6 +61,7 @@ def pack_dataset(
     encoding: Literal["auto"] | Encoding = "auto",
     partition: Partition | None = None,
     silhouettes: str | None = None,
+    pose_maps: str | Path = "auto",
     workers: int = 1,
     progress: Callable[[Progress], None] | None = None,
     left_out: Callable[[LeftOut], None] | None = None,
@@ -71,6 +80,10 @@ def pack_dataset(
         partition: train and test subjects, to go into the pack.
         silhouettes: which file of each folder holds them (pickles), or which are frames (images), a
             pattern of names; their usual names when None.
+        pose_maps: of pickles, the field's heat maps: "auto" packs what has `heatmap` in its name
+            beside each walk's silhouettes, if there is any, "none" does not; else a pattern of
+            names, or a folder with a pickle of them in each SUBJECT/CONDITION/VIEW. A walk without
+            is left out of a pack that has them.
         workers: processes that read and prepare raw silhouettes; 1 does so in this one. What is
             prepared already, pickles and galleries, is read in a thread of this one always.
         progress: called after every sequence, in order.
@@ -91,8 +104,10 @@ def pack_dataset(
             left_out(what)
 
     with ExitStack() as stack:
-        found = Source(source, silhouettes, leave_out)
+        found = Source(source, silhouettes, leave_out, pose_maps)
         format = found.detect() if format == "auto" else format
+        if pose_maps not in ("auto", "none") and format != "pickles":
+            raise SourceError(f"{source}: pose maps are read beside pickles, not with {format}")
         if silhouettes is not None and format in ("walks", "gallery"):
             raise SourceError(f"{source}: in {format} there are no files to choose by their names")
         walks = found.walks(format, stack)
@@ -106,7 +121,14 @@ def pack_dataset(
                 if isinstance(read, str):
                     leave_out(LeftOut(walk.name, read))
                 else:
-                    writer.add(walk.subject, walk.condition, walk.view, read, walk.metadata)
+                    writer.add(
+                        walk.subject,
+                        walk.condition,
+                        walk.view,
+                        read.silhouettes,
+                        walk.metadata,
+                        read.pose_maps,
+                    )
                 if progress is not None:
                     progress(Progress(done, len(walks), walk.name))
             if not writer.sequences:
@@ -154,9 +176,9 @@ def _end_after(parent: BaseProcess) -> None:
 
 def _read_ahead(
     walks: Iterable[Walk], pool: Executor, most: int
-) -> Iterator[tuple[Walk, Silhouettes | str]]:
+) -> Iterator[tuple[Walk, Frames | str]]:
     """Read in the pool, `most` ahead, in order. A string says why a walk is left out."""
-    ahead: deque[tuple[Walk, Future[Silhouettes | str]]] = deque()
+    ahead: deque[tuple[Walk, Future[Frames | str]]] = deque()
     try:
         for walk in walks:
             ahead.append((walk, pool.submit(_read, walk)))
@@ -171,12 +193,15 @@ def _read_ahead(
             future.cancel()
 
 
-def _read(walk: Walk) -> Silhouettes | str:
+def _read(walk: Walk) -> Frames | str:
     try:
-        return walk.read()
+        frames = Frames(walk.read(), walk.read_pose_maps and walk.read_pose_maps())
     except (SequenceError, UnsafePickle, SourceError) as error:
         return str(error)
     except FileNotFoundError:  # a link to nothing; other errors of the disk may pass
         return "the file does not exist"
     except (BrokenGalleryFile, OSError) as error:
         raise SourceError(f"{walk.name}: {error}") from error
+    if frames.pose_maps is not None and len(frames.pose_maps) != len(frames.silhouettes):
+        return f"{len(frames.silhouettes)} silhouettes, but pose maps of {len(frames.pose_maps)}"
+    return frames

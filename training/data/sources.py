@@ -9,9 +9,9 @@ import io
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -24,8 +24,8 @@ import numpy.typing as npt
 from models.files.gallery_file import BrokenGalleryFile
 from models.silhouettes import DecodeLimits, decode, normalise, prepare
 from training.data.gallery_export import GalleryExport, is_gallery_export
-from training.data.pack import SIDE
-from training.data.pickles import read_pickled_array
+from training.data.pack import POSE_MAPS, SIDE
+from training.data.pickles import UnsafePickle, read_pickled_array
 
 Format = Literal["pickles", "images", "walks", "gallery", "ou-mvlp"]
 RAW: Final[frozenset[Format]] = frozenset({"images", "walks", "ou-mvlp"})
@@ -66,7 +66,11 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """A sequence in a source, not read yet. `read` may raise any error of its format."""
+    """A sequence in a source, not read yet. `read` may raise any error of its format.
+
+    `read_pose_maps`, if there are any, gives uint8 [s, 2, 64, 64], limbs and joints, of the frames
+    that `read` gives.
+    """
 
     subject: str
     condition: str
@@ -74,6 +78,7 @@ class Walk:
     name: str
     read: Callable[[], Silhouettes]
     metadata: dict[str, Any] = field(default_factory=dict)
+    read_pose_maps: Callable[[], Silhouettes] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +90,15 @@ class Source:
         pattern: which file of a folder holds silhouettes (pickles), or which are frames (images);
             None leaves it to their names.
         left_out: told what does not come into the pack.
+        pose_maps: which pickle of a folder holds pose maps, a pattern of names; or a folder that
+            holds them as `path` holds silhouettes; "auto": those with `heatmap` in their names, if
+            there are any; or "none".
     """
 
     path: Path
     pattern: str | None
     left_out: Callable[[LeftOut], None]
+    pose_maps: str | Path = "auto"
 
     def detect(self) -> Format:
         """What the source is, by its names.
@@ -160,29 +169,85 @@ class Source:
         if not found:
             self.left_out(LeftOut(str(folder), "an empty folder"))
 
-    def _folders(self) -> Iterator[tuple[str, str, str, Path]]:
+    def _folders(self, root: Path) -> Iterator[tuple[str, str, str, Path]]:
         """Subject, condition, view and folder."""
-        for subject in self._entries(self.path, "subjects"):
+        for subject in self._entries(root, "subjects"):
             for condition in self._entries(subject, "conditions"):
                 for view in self._entries(condition, "views"):
                     yield subject.name, condition.name, view.name, view
 
     def _pickles(self, beside: Counter[LeftOut]) -> Iterator[Walk]:
-        for subject, condition, view, folder in self._folders():
+        elsewhere = self._poses_in(self.pose_maps) if isinstance(self.pose_maps, Path) else None
+        walks: list[tuple[Walk, Path | None]] = []
+        for subject, condition, view, folder in self._folders(self.path):
             files = sorted(folder.iterdir())
-            pickles = [f for f in files if f.suffix == ".pkl" and not _is_stray(f.name)]
-            if not pickles:
-                self.left_out(LeftOut(str(folder), "no .pkl in it" if files else "an empty folder"))
+            pickles = _pickles_among(files)
+            poses = [file for file in pickles if fnmatchcase(file.name.lower(), self._pose_names)]
+            others = [file for file in pickles if file not in poses]
+            if not others:
+                reason = "no .pkl in it" if files else "an empty folder"
+                reason = "no silhouettes beside the pose maps in it" if poses else reason
+                self.left_out(LeftOut(str(folder), reason))
                 continue
-            chosen = self._silhouettes_among(pickles, view)
+            chosen = self._silhouettes_among(others, view)
             if chosen is None:
                 self.left_out(LeftOut(str(folder), f"no .pkl in it is named {self.pattern}"))
                 continue
+            if elsewhere is not None:
+                pose = elsewhere.pop((subject, condition, view), None)
+            elif len(poses) > 1 and self.pose_maps != "none":
+                names = ", ".join(file.name for file in poses)
+                raise SourceError(
+                    f"{folder}: which .pkl holds the pose maps? {names}; "
+                    "say so with --pose-maps PATTERN"
+                )
+            else:
+                pose = poses[0] if poses and self.pose_maps != "none" else None
             instead = f"{_kind(chosen, view)} beside it is read"
             for other in files:
-                if other != chosen:
+                if other not in (chosen, pose):
                     beside[LeftOut(_kind(other, view), instead)] += 1
-            yield Walk(subject, condition, view, str(chosen), partial(_read_pickle, chosen))
+            read = partial(_read_pickle, chosen)
+            walks.append((Walk(subject, condition, view, str(chosen), read), pose))
+        for unused in (elsewhere or {}).values():
+            self.left_out(LeftOut(str(unused), f"pose maps of no walk in {self.path}"))
+        yield from self._paired(walks)
+
+    def _paired(self, walks: Sequence[tuple[Walk, Path | None]]) -> Iterator[Walk]:
+        """With pose maps all of them, or none of them."""
+        if isinstance(self.pose_maps, Path):
+            why = f"no pose maps of it in {self.pose_maps}"
+        elif self.pose_maps not in ("auto", "none"):
+            why = f"no .pkl beside it is named {self.pose_maps}"
+        elif any(pose for _, pose in walks):
+            why = "no pose maps, which other walks have; --pose-maps none packs all without"
+        else:
+            yield from (walk for walk, _ in walks)
+            return
+        for walk, pose in walks:
+            if pose is None:
+                self.left_out(LeftOut(walk.name, why))
+            else:
+                yield replace(walk, read_pose_maps=partial(_read_pose_pickle, pose))
+
+    @property
+    def _pose_names(self) -> str:
+        """A pattern of small letters of names of pose maps that lie beside silhouettes."""
+        if isinstance(self.pose_maps, Path) or self.pose_maps in ("auto", "none"):
+            return "*heatmap*"
+        return self.pose_maps.lower()
+
+    def _poses_in(self, root: Path) -> dict[tuple[str, str, str], Path]:
+        """The pickle of pose maps of each walk, in a folder of their own."""
+        found: dict[tuple[str, str, str], Path] = {}
+        for subject, condition, view, folder in self._folders(root):
+            pickles = _pickles_among(sorted(folder.iterdir()))
+            if len(pickles) == 1:
+                found[subject, condition, view] = pickles[0]
+            else:
+                number = "several .pkl" if pickles else "no .pkl"
+                self.left_out(LeftOut(str(folder), f"{number} in it, where one of pose maps is"))
+        return found
 
     def _silhouettes_among(self, files: Sequence[Path], view: str) -> Path | None:
         """Silhouettes lie beside colours, poses, depths, and themselves before they were aligned.
@@ -210,7 +275,7 @@ class Source:
         return named[0]
 
     def _images(self, beside: Counter[LeftOut]) -> Iterator[Walk]:
-        for subject, condition, view, folder in self._folders():
+        for subject, condition, view, folder in self._folders(self.path):
             frames = self._frames_of(folder, view, beside)
             if frames:
                 yield Walk(subject, condition, view, str(folder), partial(_read_images, frames))
@@ -299,27 +364,64 @@ def _of_all_frames(file: Path) -> bool:
     return "sync" not in file.stem.lower()
 
 
+def _pickles_among(files: Iterable[Path]) -> list[Path]:
+    return [file for file in files if file.suffix == ".pkl" and not _is_stray(file.name)]
+
+
 def _read_pickle(path: Path) -> Silhouettes:
+    array = _unpickled(path)
+    if array.ndim == 4 and array.shape[1] == POSE_MAPS:
+        raise SourceError("pose maps, not silhouettes")
+    if array.ndim != 3:
+        raise _unexpected(array)
+    if array.max(initial=0) == 1:  # stored as 0 and 1
+        array = array * np.uint8(255)
+    return _square(array)
+
+
+def _read_pose_pickle(path: Path) -> Silhouettes:
+    try:
+        array = _unpickled(path)
+        if array.ndim != 4 or array.shape[1] != POSE_MAPS:
+            raise SourceError(
+                f"[frames, {POSE_MAPS}, {SIDE}, {SIDE}] is expected, limbs and joints, "
+                f"not {list(array.shape)}"
+            )
+        flat = _square(array.reshape(-1, *array.shape[2:]))
+    except (UnsafePickle, SourceError) as error:
+        raise SourceError(f"its pose maps in {path.name}: {error}") from error
+    except FileNotFoundError:
+        raise SourceError(f"its pose maps in {path.name}: the file does not exist") from None
+    return flat.reshape(-1, POSE_MAPS, SIDE, SIDE)
+
+
+def _unpickled(path: Path) -> Silhouettes:
     if path.stat().st_size > _LARGEST_PICKLE:
         raise SourceError("larger than any sequence of silhouettes")
-    array = read_pickled_array(path.read_bytes())
-    times = array.shape[1] // SIDE if array.ndim == 3 else 0
-    if not times or array.shape[1:] not in ((times * SIDE,) * 2, (times * SIDE, times * _NARROW)):
-        raise SourceError(
-            f"frames of {SIDE} x {SIDE} or {SIDE} x {_NARROW}, or a multiple, are expected, "
-            f"not {list(array.shape)}"
-        )
-    if not len(array):
+    return read_pickled_array(path.read_bytes())
+
+
+def _square(frames: Silhouettes) -> Silhouettes:
+    """Frames [s, 64, 64] of prepared ones of that height, or a multiple, and usual widths."""
+    times = frames.shape[1] // SIDE
+    if not times or frames.shape[1:] not in ((times * SIDE,) * 2, (times * SIDE, times * _NARROW)):
+        raise _unexpected(frames)
+    if not len(frames):
         raise SourceError("no frames")
-    if array.max() == 1:  # stored as 0 and 1
-        array = array * np.uint8(255)
-    margin = (array.shape[1] - array.shape[2]) // 2
+    margin = (frames.shape[1] - frames.shape[2]) // 2
     if margin:
-        array = np.pad(array, ((0, 0), (0, 0), (margin, margin)))
+        frames = np.pad(frames, ((0, 0), (0, 0), (margin, margin)))
     if times == 1:
-        return array
+        return frames
     return np.stack(
-        [cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for frame in array]
+        [cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for frame in frames]
+    )
+
+
+def _unexpected(array: Silhouettes) -> SourceError:
+    return SourceError(
+        f"frames of {SIDE} x {SIDE} or {SIDE} x {_NARROW}, or a multiple, are expected, "
+        f"not {list(array.shape)}"
     )
 
 

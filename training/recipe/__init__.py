@@ -346,8 +346,8 @@ class Recipe(Section):
             for term in self._all_terms:
                 if term.taught and not term.by_sequence:
                     raise ValueError(
-                        f"distillation.teachers: {term.kind} looks at more than one sequence, so "
-                        "each cannot have its own best teacher; leave the term out, or choose mean"
+                        f"distillation.teachers: {term.kind} is not taken walk by walk, so a "
+                        "walk cannot have its own best teacher; leave the term out, or choose mean"
                     )
             if self.stages:
                 raise ValueError(

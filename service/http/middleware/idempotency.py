@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import re
 from contextlib import suppress
 from tempfile import SpooledTemporaryFile
@@ -34,6 +35,7 @@ KEY_LOCK = "gaitid.idempotency_lock"  # in the scope: what `service.storage.kept
 _IN_MEMORY = 2**20
 _CHUNK = 2**18
 _LONGEST_ANSWER = 2**20
+_log = logging.getLogger(__name__)
 _SEARCHES = frozenset({"/identify", "/verify"})  # they change nothing
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -141,7 +143,14 @@ class Idempotency:
             await self._app(scope, receive, send_and_keep)
         finally:
             if not settled:
-                await asyncio.shield(self._writers.run(self._store.release, lock))
+                await asyncio.shield(self._release(lock))
+
+    async def _release(self, lock: KeyLock) -> None:
+        """Unlock, whatever else failed: that is what the client is told, or its answer is sent."""
+        try:
+            await self._writers.run(self._store.release, lock)
+        except SQLAlchemyError as error:
+            _log.warning("an Idempotency-Key stays locked until its lock runs out: %s", error)
 
 
 async def _read(receive: Receive, body: IO[bytes], digest: BodyHash) -> None:

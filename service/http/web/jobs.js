@@ -29,8 +29,13 @@ export function startJobs() {
   submits(byId("evaluate-form"), "/jobs/evaluate", ({ elements }) => ({
     model: elements.model.value,
     dataset: { gallery: elements.gallery.value },
-    protocol: elements.protocol.value,
+    ...(elements.protocol.value ? { protocol: elements.protocol.value } : { conditions: {
+      enrolled: listed(elements.enrolled.value),
+      asked: Object.fromEntries(elements.asked.value.trim().split(/\s+/).map(question)),
+      apart: Number(elements.apart.value),
+    } }),
   }));
+  byId("evaluate-form").elements.protocol.addEventListener("change", showConditions);
   submits(byId("calibrate-form"), CALIBRATE, ({ elements }) => ({
     gallery: elements.gallery.value,
     target_fpir: Number((elements.target.value / 100).toPrecision(12)),
@@ -47,7 +52,11 @@ export async function showJobs() {
   for (const form of ["footage-form", "distill-form", "evaluate-form", "calibrate-form"]) {
     offer(byId(form).elements.gallery, galleries.length ? galleries : ["default"], gallery());
   }
-  offer(byId("evaluate-form").elements.protocol, allowed("EvaluateRequest", "protocol"), "cross-view");
+  const { protocol } = byId("evaluate-form").elements;
+  const protocols = [...allowed("EvaluateRequest", "protocol"), ""];
+  const wanted = protocol.length ? protocol.value : "cross-view";
+  offer(protocol, protocols, wanted, (name) => name || "conditions of your own");
+  showConditions();
   await showing(byId("jobs-problem"), async () => {
     const { items } = await call("GET", "/models");
     const names = items.map((model) => model.name);
@@ -64,6 +73,21 @@ export async function showJobs() {
 export function leaveJobs() {
   watching.abort();
   byId("job-detail").replaceChildren();
+}
+
+/** Ask for conditions only where no protocol says which are enrolled. */
+function showConditions() {
+  const own = !byId("evaluate-form").elements.protocol.value;
+  byId("own-conditions").hidden = !own;
+  byId("own-conditions").disabled = !own;
+}
+
+const listed = (text) => text.split(/[\s,]+/).filter(Boolean);
+
+/** `NAME=CONDITION,…`, or what is its own name, as a name and patterns of conditions. */
+function question(text) {
+  const [name, patterns = name] = text.split("=");
+  return [name, listed(patterns)];
 }
 
 function submits(form, to, request) {

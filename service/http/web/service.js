@@ -18,8 +18,10 @@ export const knownGalleries = () => galleries;
 export const has = (method, to) => Boolean(description.paths[to]?.[method.toLowerCase()]);
 
 /** What a field of a request may be, by the OpenAPI document. */
-export const allowed = (schema, field) =>
-  description.components.schemas[schema]?.properties[field]?.enum ?? [];
+export function allowed(schema, field) {
+  const found = description.components.schemas[schema]?.properties[field] ?? {};
+  return [found, ...(found.anyOf ?? [])].flatMap((one) => one.enum ?? []); // any of them, or null
+}
 
 /** Read what the service can do and which galleries it has. */
 export async function learn() {

@@ -62,6 +62,53 @@ def test_people_who_took_no_part_are_found_better_from_other_views() -> None:
     assert after > before + 0.2
 
 
+def test_the_gain_is_that_of_each_walk_enrolled_alone_in_turn() -> None:
+    embeddings, names = people(7, views=3, strength=1.0)
+    lone, lone_names = people(3, views=1, walks=1, seed=4)
+    embeddings, names = np.concatenate([embeddings, lone]), [*names, *lone_names]
+    fitted = fit(embeddings, names)
+    whose = np.array(names)
+    gains = []
+    for name in np.unique(names[:-3]):
+        mine = np.flatnonzero(whose == name)
+        for alone in mine:
+            asked = mine[mine != alone]
+            enrolled = np.setdiff1d(np.arange(len(names)), asked)
+            transform = refit(fitted, embeddings[enrolled], whose[enrolled].tolist())
+            told_apart = []
+            for seen in (embeddings, transform.apply(embeddings)):
+                alike = mean_part_cosines(seen[asked], seen)
+                nearer = alike[:, alone, None] > alike
+                strangers = [
+                    nearer[:, whose == other].mean() for other in np.unique(names) if other != name
+                ]
+                told_apart.append(np.mean(strangers))
+            gains.append(told_apart[1] - told_apart[0])
+    assert fitted.subjects == 7
+    assert fitted.gain == pytest.approx(np.mean(gains), abs=1e-6)
+    assert fitted.gain != 0
+
+
+def test_few_people_in_several_views_are_adapted_to() -> None:
+    adopted = 0
+    for seed in range(10):
+        everywhere, names = people(5, views=3, seed=seed)
+        once, once_names = people(5, views=1, seed=100 + seed)
+        fitted = fit(np.concatenate([everywhere, once]), [*names, *once_names])
+        adopted += fitted.transform is not None
+    assert adopted >= 8
+
+
+def test_having_more_walks_than_others_is_no_gain_by_itself() -> None:
+    rng = np.random.default_rng(0)
+    names = [str(walk // 6) if walk < 30 else str(walk // 2) for walk in range(50)]
+    gains = []
+    for _ in range(10):
+        walks = rng.standard_normal((50, PARTS, CHANNELS)).astype(np.float32)
+        gains.append(fit(walks, names).gain)
+    assert abs(np.mean(gains)) < 0.02
+
+
 def test_a_gallery_of_one_view_is_served_as_before() -> None:
     fitted = fit(*people(12, views=1, walks=4, like=0.3))
     assert fitted.transform is None

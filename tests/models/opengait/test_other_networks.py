@@ -88,11 +88,13 @@ def test_the_encoder_gives_what_opengait_gives_of_walks_of_any_lengths(imported:
 
 KIND = {
     "gaitset_casiab": {"channels": (32, 64, 128, 128), "parts": 62, "identities": 0},
+    "gaitset_oumvlp": {"channels": (64, 128, 256, 256), "parts": 62, "identities": 0},
     "gaitpart_casiab": {"halvings": (0, 2, 3, 3), "layers": (2, 2, 1, 1), "parts": 16},
     "gaitpart_oumvlp": {"halvings": (0, 0, 3, 3), "layers": (2, 2, 2, 2), "parts": 16},
     "gaitgl_casiab": {"halving": 3, "classifier": "product", "projection_norm": True, "parts": 64},
     "gaitgl_grew_bnneck": {"halving": 1, "classifier": "cosine", "layers": (2, 2, 2, 2)},
     "swingait_b1122": {"layers": (1, 1, 2, 2), "parts": 15, "identities": 20},
+    "skeletongaitpp_gait3d": {"layers": (1, 4, 4, 1), "identities": 20, "parts": 16},
     "skeletongaitpp_ccpg": {"layers": (1, 1, 1, 1), "channels": (64, 128, 256, 512), "parts": 16},
 }
 

@@ -11,8 +11,9 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import httpx
@@ -28,7 +29,7 @@ from service.cli.bulk_enrolment import (
     metadata_of,
     walks_in,
 )
-from service.client import Client, NotFound, ServiceUnreachable
+from service.client import Client, Enrolment, NotFound, ServiceUnreachable, Upload
 from tests.service.client.answering import AT_ONCE, Script, problem
 from tests.service.requests import contents
 from tests.service.walkers import npz, walk, walker
@@ -189,6 +190,73 @@ def test_a_refused_walk_keeps_no_other_from_being_enrolled(
     bad.write_bytes(walk(1, phase=1.0))
     again = [item for item in enrol(client, folder, gallery) if item.refused is None]
     assert [item.walk.path.name for item in again if not item.known] == ["broken.zip"]
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    """Ten walks of one person without metadata, and one of another."""
+    for number in range(10):
+        path = tmp_path / "several" / "p1" / f"{number}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(walk(1, phase=0.1 * number))
+    (tmp_path / "several" / "p2").mkdir()
+    (tmp_path / "several" / "p2" / "0.npz").write_bytes(walk(2))
+    return tmp_path / "several"
+
+
+def sizes_of_requests(client: Client, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many walks each request has from now on."""
+    send, sizes = client.enroll, []
+
+    def counted(subject_id: str, walks: Sequence[Upload] = (), **kwargs: Any) -> Enrolment:
+        sizes.append(len(walks))
+        return send(subject_id, walks, **kwargs)
+
+    monkeypatch.setattr(client, "enroll", counted)
+    return sizes
+
+
+def test_walks_of_one_person_with_the_same_metadata_go_together(
+    shared: httpx.Client,
+    client: Client,
+    several: Path,
+    gallery: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = sizes_of_requests(client, monkeypatch)
+    outcomes = enrol(client, several, gallery)
+    assert sorted(sizes) == [1, 2, 8]
+    assert [item.walk.path.name for item in outcomes] == [f"{at}.npz" for at in (*range(10), 0)]
+    assert [(item.refused, item.known) for item in outcomes] == [(None, False)] * 11
+    assert enrolled(shared, gallery) == {"p1": [{}] * 10, "p2": [{}]}
+
+
+def test_one_that_is_refused_or_cannot_be_read_leaves_those_beside_it_in(
+    shared: httpx.Client,
+    client: Client,
+    several: Path,
+    gallery: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (several / "p1" / "3.npz").write_bytes(walk(1, frames=3))
+    (several / "p1" / "9.npz").unlink()
+    (several / "p1" / "9").mkdir()
+    sizes = sizes_of_requests(client, monkeypatch)
+    outcomes = enrol(client, several, gallery)
+    assert sorted(sizes) == [1] * 10 + [8]
+    assert {item.walk.path.name for item in outcomes if item.refused} == {"3.npz", "9"}
+    assert enrolled(shared, gallery) == {"p1": [{}] * 8, "p2": [{}]}
+
+
+def test_of_walks_that_went_together_what_was_erased_is_enrolled_again(
+    shared: httpx.Client, client: Client, several: Path, gallery: str
+) -> None:
+    first = enrol(client, several, gallery)
+    assert first[4].sequence_id is not None
+    client.erase_sequence(first[4].sequence_id)
+    again = enrol(client, several, gallery)
+    assert [item.known for item in again] == [at != 4 for at in range(11)]
+    assert enrolled(shared, gallery) == {"p1": [{}] * 10, "p2": [{}]}
 
 
 def test_two_at_once_double_nothing(

@@ -23,6 +23,7 @@ import training.cli.commands
 from service.__main__ import main
 from service.foundation.errors import Unavailable
 from service.foundation.settings import Settings
+from service.job_types.requests import EvaluateRequest
 from tests.service.client.answering import Script, a_job
 from tests.service.requests import enrol
 from tests.service.server import Serve
@@ -260,6 +261,7 @@ def test_a_database_that_is_busy_is_said_in_a_sentence(
         ("keys", "revoke", "x"),
         ("encryption", "status"),
         ("encryption", "rotate"),
+        ("encryption", "reconcile"),
         ("export-gallery", "default", "out.zip"),
     ],
     ids=" ".join,
@@ -413,6 +415,28 @@ def test_a_gallery_is_encrypted_and_its_key_replaced(
         assert err.count("\n") == 1
 
 
+def test_walks_get_keys_of_their_own_and_what_has_none_is_reconciled(
+    gaitid: Gaitid, here: Gaitid, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve().post("/enroll", data={"subject_id": "a"}, files={"sequence": ("a", walk(1))})
+    monkeypatch.setenv("GAITID_ENCRYPTION_KEYS", gaitid("encryption", "new-key")[1].strip())
+    refused(here("encryption", "reconcile"), "GAITID_WALK_KEYS_URL names one")
+    keys = tmp_path / "keys.sqlite"
+    monkeypatch.setenv("GAITID_WALK_KEYS_URL", f"sqlite:///{keys}")
+    assert here("encryption", "rotate")[1] == "2 silhouettes and embeddings encrypted\n"
+    status = here("encryption", "status")[1]
+    assert "keys of their own in walks-" in status
+    assert ": 1 walks, 1 embeddings  (written with)" in status
+    for lost in (0, 1):
+        with closing(sqlite3.connect(keys, isolation_level=None)) as opened:
+            if lost:
+                opened.execute("DELETE FROM walk_key")
+        said = here("encryption", "reconcile")[1]
+        assert said == f"{lost} walks erased that had no key, 0 keys ended that had no walk\n"
+    monkeypatch.delenv("GAITID_WALK_KEYS_URL")
+    refused(here("encryption", "status"), "say where it is in GAITID_WALK_KEYS_URL")
+
+
 def test_a_rotation_that_another_one_overtakes_ends_in_a_sentence(
     here: Gaitid, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -523,6 +547,41 @@ def test_a_distillation_is_submitted_with_changes_of_its_recipe(scripted: Script
     }  # fmt: skip
     for wrong in ("steps", "=500"):
         refused(gaitid(*submit, "--set", wrong), "KEY=VALUE", status=2)
+
+
+def test_an_evaluation_is_submitted_by_a_protocol_or_by_conditions(scripted: Scripted) -> None:
+    script = Script(a_job(status="queued"), a_job(status="queued"), a_job(status="queued"))
+    gaitid = scripted(script)
+    submit = ["jobs", "submit", "evaluate", "default", "--dataset", "walks"]
+    assert gaitid(*submit)[:2] == (0, "j1\n")
+    assert gaitid(*submit, "--protocol", "casia-b")[:2] == (0, "j1\n")
+    own = ("--enrolled", "nm-0[1-4], nm-00", "--enrolled", "old", "--apart", "15")
+    asked = ("--asked", "NM=nm-05,nm-06", "--asked", "coat", "--asked", "NM=nm-07")
+    assert gaitid(*submit, *own, *asked)[:2] == (0, "j1\n")
+    request = {"model": "default", "dataset": "walks"}
+    conditions = {
+        "enrolled": ["nm-0[1-4]", "nm-00", "old"],
+        "asked": {"NM": ["nm-05", "nm-06", "nm-07"], "coat": ["coat"]},
+        "apart": 15,
+    }
+    assert [json.loads(sent.content) for sent in script.requests] == [
+        request,
+        {**request, "protocol": "casia-b"},
+        {**request, "conditions": conditions},
+    ]
+    EvaluateRequest.model_validate(json.loads(script.requests[-1].content))
+    for wrong, said in [
+        (("--protocol", "hid", "--enrolled", "a", "--asked", "b"), "not both"),
+        (("--enrolled", "a"), "each name a condition"),
+        (("--asked", "a"), "each name a condition"),
+        (("--enrolled", " , ", "--asked", "a"), "each name a condition"),
+        (("--enrolled", "a", "--asked", "NAME="), "each name a condition"),
+        (("--enrolled", "a", "--asked", "b-*"), "NAME=b-*"),
+        (("--apart", "3"), "belongs to"),
+        (("--enrolled", "a", "--asked", "b", "--apart", "181"), "180"),
+    ]:
+        refused(gaitid(*submit, *wrong), said, status=2)
+    assert len(script.requests) == 3
 
 
 def test_answers_are_json_for_programs(at: Gaitid, walks: Callable[..., Path]) -> None:

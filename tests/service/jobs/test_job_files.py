@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import Engine
 
+from service.foundation.errors import Unavailable
 from service.foundation.settings import Settings
 from service.jobs.job import Job, Status
 from service.jobs.job_files import JobFiles
@@ -21,6 +23,7 @@ from service.jobs.job_type import Outcome, Step, partial
 from service.jobs.queue import JobQueue
 from service.jobs.scratch import scratch
 from service.storage.database import new_id
+from service.storage.encryption import new_secret
 from service.storage.file_store import FileStore, open_store
 from tests.e2e.deployment import until
 from tests.service.jobs.fake_worker import fake_worker
@@ -80,6 +83,34 @@ def test_a_job_that_a_worker_leaves_goes_on_elsewhere_from_its_state(
     assert begun[0] == 0
     assert begun[1] >= 5
     assert list(store.keys("jobs")) == []  # it has ended
+
+
+def test_where_there_is_a_key_nothing_of_a_job_can_be_read_in_the_store(
+    queue: JobQueue, tmp_path: Path
+) -> None:
+    (tmp_path / "store").mkdir()
+    secrets = [new_secret(), new_secret()]
+
+    def files(*secrets: str) -> JobFiles:
+        keys = SecretStr(",".join(secrets)) if secrets else None
+        return JobFiles.of(Settings(store=str(tmp_path / "store"), encryption_keys=keys))
+
+    clip = b"frames of somebody " * 100_000
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    scratch(here).mkdir(parents=True)
+    (scratch(here) / "clip").write_bytes(clip)
+    job = queue.enqueue("fake", {})
+    files(secrets[0]).bring(job.id, here, scratch(here) / "clip")
+    stored = [path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    assert len(stored) == 2
+    assert not any(b"somebody" in one or b"sha256" in one for one in stored)
+    elsewhere.mkdir()
+    lease = leased(queue)
+    for wrong in (files(), files(secrets[1])):
+        with pytest.raises(Unavailable):
+            wrong.fetch(lease, elsewhere, lambda: None)
+    files(secrets[1], secrets[0]).fetch(lease, elsewhere, lambda: None)
+    assert (scratch(elsewhere) / "clip").read_bytes() == clip
 
 
 KILLED = """

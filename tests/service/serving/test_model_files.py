@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from models import checkpoint
 from models.card import CARD, WEIGHTS
 from service.foundation.errors import Conflict, NotFound
 from service.foundation.settings import Settings
+from service.job_types.submission import Submission
 from service.jobs.queue import JobQueue
 from service.serving.model_files import ModelRow, UnreadableCard, open_model_files
-from service.serving.registry import ModelRegistry, Source, find_model, resolve
+from service.serving.registry import ModelRegistry, Source, card_of, find_model, resolve
 from service.storage.database import now
 from service.storage.file_store import FileStore, StoreDamaged, open_store
-from service.storage.objects import StoreUnavailable
+from service.storage.objects import FolderObjects, StoreUnavailable
 from tests.service.conftest import save_tiny_model
 
 
@@ -69,6 +71,46 @@ def test_a_model_that_one_host_adds_another_fetches_when_it_needs_it(
     ]  # fmt: skip
     shutil.rmtree(hosts.root)
     assert hosts.resolved(1, "mine") == folder  # without the store, from now on
+
+
+def test_an_activation_is_queued_by_the_card_alone(
+    hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = save_tiny_model(tmp_path / "sent", seed=3)
+    hosts.registries[0].add_uploaded("mine", tmp_path / "sent", lambda _: None)
+    settings = hosts.settings[1]
+    objects, read = FolderObjects.read, list[str]()
+
+    def reading(self: FolderObjects, key: str) -> Iterator[bytes]:
+        read.append(key)
+        return objects(self, key)
+
+    monkeypatch.setattr(FolderObjects, "read", reading)
+    queue = JobQueue.of(hosts.engine, settings)
+    job = Submission(settings, hosts.engine, queue, lambda _: ()).activate("mine", "default")
+    assert job.request["name"] == "mine"
+    assert [Path(key).name for key in read] == ["manifest.json", CARD]
+    assert not settings.cache_dir.exists()
+    assert card_of(settings, hosts.engine, "mine") == card
+    hosts.resolved(1, "mine")
+    shutil.rmtree(hosts.root)
+    assert card_of(settings, hosts.engine, "mine") == card  # of this host's copy
+    with pytest.raises(NotFound):
+        card_of(settings, hosts.engine, "theirs")
+
+
+def test_a_card_in_the_store_that_is_not_the_rows_is_not_believed(
+    hosts: Hosts, tmp_path: Path
+) -> None:
+    card = save_tiny_model(tmp_path / "sent", seed=3)
+    hosts.registries[0].add_uploaded("mine", tmp_path / "sent", lambda _: None)
+    save_tiny_model(tmp_path / "another", seed=4)
+    hosts.store.put(f"models/mine/{card.digest}", tmp_path / "another")
+    with pytest.raises(StoreDamaged):
+        card_of(hosts.settings[1], hosts.engine, "mine")
+    hosts.store.delete(f"models/mine/{card.digest}")
+    with pytest.raises(UnreadableCard):
+        card_of(hosts.settings[1], hosts.engine, "mine")
 
 
 def test_a_trained_model_is_in_the_store_before_its_row_says_so(

@@ -15,6 +15,7 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Engine, func, select, text, update
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 import service.storage.database
@@ -97,6 +98,33 @@ def test_whoever_has_read_a_refusal_finds_the_key_free_again(
     client = serve()
     problem(enrol(client, "k1", "anna", b"not a walk"), 415)
     assert enrol(client, "k1", "anna", walk(1)).status_code == 201
+
+
+def test_a_key_that_cannot_be_freed_is_no_error_of_the_answer_that_was_sent(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    release, tried = IdempotencyStore.release, []
+
+    def away(_: IdempotencyStore, lock: KeyLock) -> None:
+        tried.append(lock)
+        raise OperationalError("DELETE", {}, Exception("the database is away"))
+
+    client = serve()
+    monkeypatch.setattr(IdempotencyStore, "release", away)
+    problem(enrol(client, "k1", "anna", b"not a walk"), 415)
+    wait_until_true(lambda: len(tried) == 2)  # before the end of the answer, and after it
+    monkeypatch.setattr(IdempotencyStore, "release", release)
+    problem(enrol(client, "k1", "anna", b"not a walk"), 409)  # until the lock runs out
+    assert enrol(client, "k2", "anna", walk(1)).status_code == 201
+    assert "Exception in ASGI application" not in caplog.text
+    assert "stays locked" in caplog.text
+
+
+def wait_until_true(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_galleries_and_identifications_replay_too(serve: Serve) -> None:

@@ -394,6 +394,53 @@ def test_what_is_not_packed_is_named_in_text_and_in_json(tmp_path: Path) -> None
     assert Pack.open(tmp_path / "plain.pack").silhouettes(0).max() == 255
 
 
+OF_TWO_STEPS = {
+    "gdkd": ("terms.2.top=2",),
+    "gkd": ("stages.0.steps=2", "stages.0.warm_up=0", "student.frozen_stages=4"),
+    "asdt": ("distillation.period=2",),
+}
+"""What makes recipes small beside `TINY`."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_recipe_is_validated_and_takes_its_steps_by_command(
+    pack: Path, make_teacher: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    recipe = load(name)
+    count = 2 if recipe.distillation.teachers == "alternate" else int(recipe.distils)
+    taught = [word for i in range(count) for word in ("--teacher", make_teacher(seed=i))]
+    asked = (name, "--dataset", pack, *taught, *small("steps=2", *OF_TWO_STEPS.get(name, ())))
+    command = "distill" if count or name in ("corsd", "patch-swap") else "train"
+    assert call("validate", *asked, "--for", command) == (0, [{"errors": []}])
+    status, events = call(command, *asked, "--out", tmp_path, "--json")
+    assert (status, events[-1]["event"]) == (0, "done"), events
+    *_, last = (event for event in events if event["event"] == "progress")
+    assert last["step"] == last["total_steps"]
+    assert np.isfinite(last["metrics"]["loss"])
+    assert read_card(Path(events[-1]["checkpoint"])).parts == 4
+
+
+def test_heat_maps_are_packed_by_command(tmp_path: Path) -> None:
+    source, maps, out = (tmp_path / name for name in ("silhouettes", "maps", "out.pack"))
+    frames = np.full((6, 64, 64), 255, np.uint8)
+    for place, content in ((source, frames), (maps, np.stack([frames, frames], axis=1))):
+        file = place / "001/nm/090/090.pkl"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(pickle.dumps(content))
+    (maps / "002/nm/090").mkdir(parents=True)
+    nowhere = ("pack", source, "--out", out, "--pose-maps", tmp_path / "nowhere", "--json")
+    status, events = call(*nowhere)
+    assert (status, events[-1]["event"]) == (2, "failed")
+    assert "nowhere: no folder of pose maps" in events[-1]["reason"]
+    status, events = call("pack", source, "--out", out, "--pose-maps", maps, "--json")
+    assert status == 0, events
+    skipped = [(e["name"], e["reason"]) for e in events if e["event"] == "skipped"]
+    reason = "no .pkl in it, where one of pose maps is"
+    assert skipped == [(str(maps / "002/nm/090"), reason)]
+    assert Pack.open(out).has_pose
+
+
 def test_a_checkpoint_is_evaluated_by_command(
     pack: Path, make_teacher: Callable[..., Path], tmp_path: Path
 ) -> None:

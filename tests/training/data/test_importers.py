@@ -161,10 +161,155 @@ def test_raw_walks_are_prepared_in_processes(
 
 def test_silhouettes_are_found_beside_other_pickles(tmp_path: Path, walk: Walk) -> None:
     folder = tmp_path / "source/001/nm/090"
-    write_pickle(folder / "0_heatmap.pkl", np.zeros((4, 2, 64, 64), np.float32))
+    write_pickle(folder / "0_depth.pkl", np.zeros((4, 2, 64, 64), np.float32))
     write_pickle(folder / "1_sil.pkl", walk(0, 4))
     pack = pack_dataset(tmp_path / "source", tmp_path / "out.pack")
     np.testing.assert_array_equal(pack.silhouettes(0), walk(0, 4))
+
+
+def heat_maps(seed: int, frames: int, side: int = 64) -> Silhouettes:
+    """Uint8 [s, 2, side, side], as SkeletonGait's preparation keeps them."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (frames, 2, side, side), dtype=np.uint8)
+
+
+def test_heat_maps_beside_silhouettes_become_pose_maps(tmp_path: Path, walk: Walk) -> None:
+    for person, frames in (("001", 9), ("002", 4)):
+        folder = tmp_path / "source" / person / "nm-01/090"
+        write_pickle(folder / "0_heatmap.pkl", heat_maps(frames, frames))
+        write_pickle(folder / "1_sil.pkl", walk(frames, frames)[..., 10:54])
+    pack, told = packed(tmp_path / "source", tmp_path / "out.pack")
+    assert pack.has_pose
+    assert told == {}
+    for i, frames in enumerate((9, 4)):
+        np.testing.assert_array_equal(pack.pose_maps(i), heat_maps(frames, frames))
+        np.testing.assert_array_equal(
+            pack.silhouettes(i)[..., 10:54], walk(frames, frames)[..., 10:54]
+        )
+    alone, told = packed(tmp_path / "source", tmp_path / "alone.pack", pose_maps="none")
+    assert not alone.has_pose
+    assert told == {"#_heatmap.pkl": "#_sil.pkl beside it is read (2 files)"}
+
+
+def test_heat_maps_in_a_folder_of_their_own_are_paired_by_walk(tmp_path: Path, walk: Walk) -> None:
+    for person in ("001", "002"):
+        write_pickle(tmp_path / f"source/{person}/nm-01/090/090.pkl", walk(1, 5))
+    for person in ("001", "003"):
+        write_pickle(tmp_path / f"maps/{person}/nm-01/090/whatever.pkl", heat_maps(1, 5))
+    for name in ("a", "b"):
+        write_pickle(tmp_path / f"maps/004/nm-01/090/{name}.pkl", heat_maps(1, 5))
+    maps = tmp_path / "maps"
+    pack, told = packed(tmp_path / "source", tmp_path / "out.pack", pose_maps=maps)
+    assert keys(pack) == [("001", "nm-01", "090")]
+    np.testing.assert_array_equal(pack.pose_maps(0), heat_maps(1, 5))
+    assert told == {
+        "002/nm-01/090/090.pkl": f"no pose maps of it in {maps}",
+        f"{maps}/003/nm-01/090/whatever.pkl": f"pose maps of no walk in {tmp_path / 'source'}",
+        f"{maps}/004/nm-01/090": "several .pkl in it, where one of pose maps is",
+    }
+
+
+def test_larger_and_narrower_heat_maps_become_64_squared(tmp_path: Path, walk: Walk) -> None:
+    maps, large = heat_maps(1, 4), heat_maps(1, 4).repeat(2, 2).repeat(2, 3)
+    for person, stored in (("001", large), ("002", maps[..., 10:54])):
+        write_pickle(tmp_path / f"source/{person}/nm/090/skeleton.pkl", stored)
+        write_pickle(tmp_path / f"source/{person}/nm/090/090.pkl", walk(0, 4))
+    pack = pack_dataset(tmp_path / "source", tmp_path / "out.pack", pose_maps="skel*")
+    np.testing.assert_array_equal(pack.pose_maps(0), maps)
+    np.testing.assert_array_equal(pack.pose_maps(1)[..., 10:54], maps[..., 10:54])
+    assert not pack.pose_maps(1)[..., :10].any()
+    assert not pack.pose_maps(1)[..., 54:].any()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (np.zeros((5, 2, 64, 64), np.uint8), "4 silhouettes, but pose maps of 5"),
+        (np.zeros((0, 2, 64, 64), np.uint8), "no frames"),
+        (np.zeros((4, 3, 64, 64), np.uint8), r"limbs and joints, not \[4, 3, 64, 64\]"),
+        (np.zeros((4, 64, 64), np.uint8), r"limbs and joints, not \[4, 64, 64\]"),
+        (np.zeros((4, 2, 100, 100), np.uint8), r"not \[8, 100, 100\]"),
+        (np.zeros((4, 2, 64, 64), np.float32), "an array of bytes"),
+        ([np.zeros((2, 64, 64), np.uint8)] * 4, "not an array"),
+        (print, "it names builtins.print"),
+        (Path("HACKED"), "it names pathlib"),
+        (None, "no pose maps, which other walks have; --pose-maps none"),
+    ],
+    ids=lambda thing: thing if isinstance(thing, str) else type(thing).__name__,
+)
+def test_a_walk_without_right_heat_maps_is_named_and_the_others_are_packed(
+    tmp_path: Path, walk: Walk, content: object, reason: str
+) -> None:
+    source = tmp_path / "source"
+    if content is not None:
+        write_pickle(source / "001/nm/090/0_heatmap.pkl", content)
+    write_pickle(source / "001/nm/090/1_sil.pkl", walk(0, 4))
+    write_pickle(source / "002/nm/090/0_heatmap.pkl", heat_maps(0, 4))
+    write_pickle(source / "002/nm/090/1_sil.pkl", walk(0, 4))
+    pack, told = packed(source, tmp_path / "out.pack")
+    assert keys(pack) == [("002", "nm", "090")]
+    assert pack.has_pose
+    ((name, why),) = told.items()
+    assert name == "001/nm/090/1_sil.pkl"
+    assert re.search(reason, why)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: data.replace(b"K\x40K\x40", b"K\x40K\xff"),  # more than its bytes fill
+        lambda data: b"cos\nsystem\n(X\x0c\x00\x00\x00touch HACKEDtR.",
+        lambda data: b"",
+    ],
+    ids=["cut off", "another shape", "a program", "empty"],
+)
+def test_a_hostile_heat_map_is_named_and_not_run(
+    tmp_path: Path, walk: Walk, damaged: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    good = pickle.dumps(heat_maps(0, 4))
+    for person, data in (("001", damaged(good)), ("002", good)):
+        write_pickle(tmp_path / f"source/{person}/nm/090/1_sil.pkl", walk(0, 4))
+        (tmp_path / f"source/{person}/nm/090/0_heatmap.pkl").write_bytes(data)
+    pack, told = packed(tmp_path / "source", tmp_path / "out.pack")
+    assert keys(pack) == [("002", "nm", "090")]
+    assert list(told) == ["001/nm/090/1_sil.pkl"]
+    assert "its pose maps in 0_heatmap.pkl: " in told["001/nm/090/1_sil.pkl"]
+    assert not (tmp_path / "HACKED").exists()
+
+
+def test_heat_maps_that_lead_nowhere_or_lie_alone_are_named(tmp_path: Path, walk: Walk) -> None:
+    source = tmp_path / "source"
+    for person in ("001", "002"):
+        write_pickle(source / person / "nm/090/1_sil.pkl", walk(0, 4))
+    (source / "001/nm/090/0_heatmap.pkl").symlink_to(tmp_path / "gone.pkl")
+    write_pickle(source / "002/nm/090/0_heatmap.pkl", heat_maps(0, 4))
+    write_pickle(source / "003/nm/090/0_heatmap.pkl", heat_maps(0, 4))
+    write_pickle(source / "004/nm/090/004.pkl", heat_maps(0, 4))  # of a tree of heat maps only
+    write_pickle(source / "004/nm/090/0_heatmap.pkl", heat_maps(0, 4))
+    _, told = packed(source, tmp_path / "out.pack")
+    assert told == {
+        "003/nm/090": "no silhouettes beside the pose maps in it",
+        "001/nm/090/1_sil.pkl": "its pose maps in 0_heatmap.pkl: the file does not exist",
+        "004/nm/090/004.pkl": "pose maps, not silhouettes",
+    }
+
+
+def test_pose_maps_that_cannot_be_chosen_end_the_import(tmp_path: Path, walk: Walk) -> None:
+    source = tmp_path / "source"
+    write_pickle(source / "001/nm/090/1_sil.pkl", walk(0, 4))
+    for kind in ("heatmap", "heatmap_flipped"):
+        write_pickle(source / f"001/nm/090/{kind}.pkl", heat_maps(0, 4))
+    out = tmp_path / "out.pack"
+    with pytest.raises(SourceError, match=r"which \.pkl holds the pose maps.*--pose-maps PATTERN"):
+        pack_dataset(source, out)
+    with pytest.raises(SourceError, match="with images"):
+        pack_dataset(source, out, "images", pose_maps="*")
+    with pytest.raises(SourceError, match=r"no \.pkl beside it is named skeleton"):
+        pack_dataset(source, out, pose_maps="skeleton*", silhouettes="*sil*")
+    assert nothing_is_left(out)
+    assert pack_dataset(source, out, pose_maps="heatmap.*", silhouettes="*sil*").has_pose
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,7 +16,18 @@ import pytest
 import torch
 
 from benchmarks import methods
-from benchmarks.methods import ALONE, GAITKD, ROWS, Runner, figure, markdown, recipe_of
+from benchmarks.distillation import Exam
+from benchmarks.methods import (
+    ALONE,
+    GAITKD,
+    ROWS,
+    SHIPS,
+    Runner,
+    figure,
+    judged,
+    markdown,
+    recipe_of,
+)
 from models import checkpoint
 from models.card import read_card
 from tests.training.runs import run
@@ -40,7 +52,7 @@ def recipes(
 
 
 SOME = (
-    ALONE, "patch swap", "OFA-KD", "CRLD", "GKD", GAITKD, "two teachers in turns (ASDT)",
+    ALONE, "patch swap", "OFA-KD", "CRLD", "GKD", GAITKD, SHIPS, "two teachers in turns (ASDT)",
 )  # fmt: skip
 """A row with each kind of clips, with stages, and with none, one and two teachers."""
 
@@ -81,6 +93,7 @@ def test_one_command_trains_and_judges_rows_and_draws_the_page(
             assert len(row["rank1"]) == 3
             assert ("gain over no teacher" in row) == (name != ALONE)
             assert ("gain over GaitKD" in row) == (name != GAITKD)
+            assert ("gain over what ships" in row) == (name != SHIPS)
     assert found["costs"][ALONE]["step, relative"] == 1
     assert found["costs"]["OFA-KD"]["kept_mb"] > found["costs"][ALONE]["kept_mb"] > 0
     text = page.read_text()
@@ -177,6 +190,22 @@ def test_every_row_has_one_budget_whatever_recipe_it_is_like(
     assert len(row.teachers) == ROWS[name].teachers
 
 
+def test_walks_embedded_mirrored_are_not_embedded_again_as_they_are(
+    pack: Path, make_teacher: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_teacher().rename(tmp_path / CHECKPOINT)
+    exam = Exam.parse(f"drawn={pack}:cross-view")
+    both = replace(exam, rule=replace(exam.rule, mirror=True))  # type: ignore[type-var]
+    alone = judged(tmp_path, exam, GROUP.device)
+    (tmp_path / "embeddings").rename(tmp_path / "before")
+    mirrored = judged(tmp_path, both, GROUP.device)
+    monkeypatch.setattr(methods, "embedded_by", None)
+    again = judged(tmp_path, exam, GROUP.device)
+    assert len(list((tmp_path / "embeddings").iterdir())) == 1
+    assert again.figures == alone.figures
+    assert judged(tmp_path, both, GROUP.device).figures == mirrored.figures
+
+
 def test_a_page_without_a_place_for_the_table_is_left_alone(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("nothing\n")
@@ -201,3 +230,6 @@ def test_table_and_figure_are_in_the_order_of_validation() -> None:
     labels = [text.text for text in drawn.findall("{*}text")]
     assert labels.index("GDKD") < labels.index("CRLD")
     assert {"-4.0", "+0.0", "+5.0"} <= set(labels)
+    result["exams"] |= {name: rows(0.0, 1.0) for name in ("third", "fourth", "fifth")}
+    drawn = ElementTree.fromstring(figure(result))  # noqa: S314
+    assert len({circle.get("fill") for circle in drawn.findall("{*}circle")}) == 5
