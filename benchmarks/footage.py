@@ -7,12 +7,13 @@ Open set: every half of the people is enrolled with its passes of the first scen
 strangers; at the checkpoint's own threshold.
 
     python -m benchmarks.footage FOLDER [--segmenters network network+background background]
-        [--people person01 …] [--checkpoint DIR] [--real-time] [--out FILE.json]
+        [--people person01 …] [--checkpoint DIR] [--real-time] [--pack PACK] [--out FILE.json]
 
 FOLDER holds `PERSON_SCENE.mp4`. Networks run on one thread; times are of the processor. Whether
 footage is searched in real time is measured on the first clip made 640 x 480: seconds of the
 processor that each stage takes for a second with a person in it. `--real-time` measures nothing
-else.
+else. `--pack` keeps the first segmenter's walks, for `benchmarks.scenes` and `training evaluate`: a
+scene stands for a view.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from models.footage.segmentation import (
 )
 from models.footage.walks import FoundWalk
 from models.silhouettes import Frame, PoorSequence, Silhouettes, prepare
+from training.data.pack import PackWriter
 from training.evaluation import Resampling
 from training.evaluation.bootstrap import percentile_estimate, subject_weights
 from training.evaluation.distances import pairwise_distances, to_similarity
@@ -64,6 +66,7 @@ class Recorder:
 
     def __init__(self, inner: Segmenter) -> None:
         self.name, self.every_s = inner.name, inner.every_s
+        self.masks_every_s = inner.masks_every_s
         self.uses_background = inner.uses_background
         self.seconds = {"find": 0.0, "segment": 0.0}
         self.calls = {"find": 0, "segment": 0}
@@ -150,9 +153,13 @@ def real_time(clip: Path) -> dict[str, Any]:
     reading = time.process_time() - began
     segmenter = Recorder(NetworkSegmenter(threads=1))
     began = time.process_time()
-    walks = list(WalkFinder(segmenter).find(read_pictures(data, LIMITS)))
+    finder, walks, pictures = WalkFinder(segmenter), 0, 0
+    for picture in read_pictures(data, LIMITS):
+        walks += len(finder.see(picture))
+        pictures += finder.follows
+    walks += len(finder.finish())
     whole = time.process_time() - began
-    there = segmenter.calls["segment"] / RATE  # seconds in which somebody is in the picture
+    there = pictures / RATE  # seconds in which somebody is in the picture
     following = whole - reading - sum(segmenter.seconds.values())
     takes = {
         "reading": reading / seconds,
@@ -163,7 +170,7 @@ def real_time(clip: Path) -> dict[str, Any]:
     takes["all"] = sum(takes.values())
     return {
         "seconds with somebody": round(there, 2),
-        "walks": len(walks),
+        "walks": walks,
         "a second takes": {stage: round(value, 3) for stage, value in takes.items()},
     }
 
@@ -237,6 +244,7 @@ def main() -> None:
     parser.add_argument("--people", nargs="*", help="those only; default: all")
     parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
     parser.add_argument("--real-time", action="store_true", help="nothing but that")
+    parser.add_argument("--pack", type=Path)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     cv2.setNumThreads(1)
@@ -268,6 +276,11 @@ def main() -> None:
                     found[name].append((person, scene, prepare(frames).silhouettes))
                 except PoorSequence:
                     continue
+    if options.pack is not None:
+        with PackWriter(options.pack) as writer:
+            for person, scene, silhouettes in found[options.segmenters[0]]:
+                writer.add(person, "normal", scene, silhouettes)
+            writer.finish()
     encoder = Encoder.open(options.checkpoint)
     rows: dict[str, Any] = {}
     for name, walks in found.items():

@@ -10,6 +10,7 @@ from models.footage.segmentation import Segmenter
 from models.footage.tracking import Track, Tracker
 from models.footage.walks import LONGEST_S, FoundWalk, Outcome, cut_walks
 
+_NOBODY = Outcome()
 _LEARN_S = 0.1  # from one picture to the next that the background is learned from
 
 
@@ -21,10 +22,13 @@ class WalkFinder:
         people: how many were in full view, each time they came.
     """
 
-    def __init__(self, segmenter: Segmenter) -> None:
-        self.outcome = Outcome()
-        self.people = 0
-        self._tracker = Tracker(segmenter)
+    def __init__(
+        self, segmenter: Segmenter, outcome: Outcome = _NOBODY, people: int = 0, tracks: int = 0
+    ) -> None:
+        """`outcome`, `people` and `tracks` are those of the clip before the first picture."""
+        self.outcome = outcome
+        self.people = people
+        self._tracker = Tracker(segmenter, tracks)
         self._background = Background() if segmenter.uses_background else None
         self._learnt_s = -_LEARN_S
         self._scale = 1.0
@@ -49,8 +53,18 @@ class WalkFinder:
                 found += self._cut(track, over=False)
         return found
 
+    @property
+    def tracks(self) -> int:
+        """How many tracks have begun."""
+        return self._tracker.numbers
+
+    @property
+    def follows(self) -> bool:
+        """Whether anybody is followed now."""
+        return bool(self._tracker.tracks)
+
     def finish(self) -> list[FoundWalk]:
-        """The walks that were under way when the clip ended."""
+        """The walks that are under way end here, and the tracks; the clip may go on."""
         return [walk for track in self._tracker.finish() for walk in self._cut(track, over=True)]
 
     def _cut(self, track: Track, *, over: bool) -> list[FoundWalk]:

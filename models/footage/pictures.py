@@ -6,6 +6,7 @@ second are thinned out, by their times, so that every camera's walks are alike.
 
 from __future__ import annotations
 
+import itertools
 import math
 import mmap
 from collections.abc import Callable, Iterator
@@ -20,7 +21,12 @@ from numpy.typing import NDArray
 
 from models.silhouettes.budget import Budget, DecodeLimits
 from models.silhouettes.decode import decode_photos
-from models.silhouettes.errors import MalformedSequence, SequenceTooLarge, UnsupportedSequence
+from models.silhouettes.errors import (
+    MalformedSequence,
+    SequenceError,
+    SequenceTooLarge,
+    UnsupportedSequence,
+)
 from models.silhouettes.quality import LEAST_FRAMES
 from models.silhouettes.sniff import ARCHIVES, STILLS, VIDEOS, Kind, sniff
 from models.silhouettes.video import decode_pictures
@@ -34,6 +40,7 @@ CLOSEST_S: Final = 1 / 36
 _LARGEST_SIDE: Final = 1280  # pixels; people of a larger picture lose nothing that is used
 _UNTIMED_RATE: Final = 25.0  # pictures a second, of a file that does not say
 _SHORTEST_CLIP: Final = 2  # pictures of a video
+_EARLIER_S: Final = 1.0  # is sought than wanted: indexes go by when pictures are decoded
 _PHOTOS: Final = STILLS | ARCHIVES | {Kind.GIF}
 
 
@@ -70,7 +77,12 @@ class Picture:
 
 
 def read_pictures(
-    data: bytes | mmap.mmap, limits: FootageLimits, frame_rate: float | None = None
+    data: bytes | mmap.mmap,
+    limits: FootageLimits,
+    frame_rate: float | None = None,
+    *,
+    from_s: float = 0.0,
+    passed: Callable[[], None] = lambda: None,
 ) -> Iterator[Picture]:
     """Read a video, or a camera's frames as images, turned upright as their metadata ask.
 
@@ -79,6 +91,9 @@ def read_pictures(
             of one size, in natural order of names, or of an animation.
         limits: what it may cost.
         frame_rate: images a second, 25 when None; a video says its own times.
+        from_s: when the first picture is that is wanted, in seconds since the clip's first.
+        passed: called for each picture before it that had to be read: many, where a file cannot be
+            sought.
 
     Raises:
         MalformedSequence: it is damaged, or holds no moving pictures.
@@ -91,7 +106,7 @@ def read_pictures(
     )
     budget = Budget(decoding)
     if kind in VIDEOS:
-        source = _of_video(data, kind, budget, limits.max_seconds_long)
+        source = _of_video(data, kind, budget, limits.max_seconds_long, from_s)
     elif kind in _PHOTOS and isinstance(data, bytes):
         source = _of_photos(data, budget, frame_rate or _UNTIMED_RATE)
     else:
@@ -106,6 +121,9 @@ def read_pictures(
                 f"the footage lasts longer than the {limits.max_seconds_long:g} s that are read; "
                 "cut it"
             )
+        if seconds < from_s:
+            passed()
+            continue
         if seconds < due:
             continue
         due = seconds + CLOSEST_S
@@ -116,10 +134,11 @@ _Timed = Iterator[tuple[float, Callable[[float], Picture]]]
 """When each picture is, and what makes it: most of a fast camera's are never made."""
 
 
-def _of_video(data: bytes | mmap.mmap, kind: Kind, budget: Budget, longest_s: float) -> _Timed:
+def _of_video(
+    data: bytes | mmap.mmap, kind: Kind, budget: Budget, longest_s: float, from_s: float
+) -> _Timed:
     count = 0
-    for number, frame in enumerate(decode_pictures(data, kind, budget, longest_s)):
-        budget.give_back(frame.height * frame.width)
+    for number, frame in enumerate(_decoded(data, kind, budget, longest_s, from_s)):
         count += 1
         yield (
             frame.time if frame.time is not None else number / _UNTIMED_RATE,
@@ -131,6 +150,29 @@ def _of_video(data: bytes | mmap.mmap, kind: Kind, budget: Budget, longest_s: fl
             if count
             else "no picture of the video can be read; export it again"
         )
+
+
+def _decoded(
+    data: bytes | mmap.mmap, kind: Kind, budget: Budget, longest_s: float, from_s: float
+) -> Iterator[av.VideoFrame]:
+    """The first picture, and all after it but for those that can be left out before `from_s`."""
+
+    def pictures(begin: float | None = None) -> Iterator[av.VideoFrame]:
+        for frame in decode_pictures(data, kind, budget, longest_s, from_s=begin):
+            budget.give_back(frame.height * frame.width)
+            yield frame
+
+    first = next(pictures(), None) if from_s > _EARLIER_S else None
+    if first is not None and first.time is not None:
+        sought = pictures(first.time + from_s - _EARLIER_S)
+        try:
+            at = next(sought, None)
+        except SequenceError:  # read from its beginning, it says what is wrong
+            at = None
+        if at is not None and at.time is not None and 0 < at.time - first.time <= from_s:
+            yield from itertools.chain((first, at), sought)
+            return
+    yield from pictures()
 
 
 def _of_photos(data: bytes, budget: Budget, frame_rate: float) -> _Timed:

@@ -28,7 +28,7 @@ _CONTAINERS = {Kind.MP4: "mp4", Kind.AVI: "avi", Kind.MATROSKA: "matroska"}
 
 DECODERS = frozenset(
     {
-        *("h264", "hevc", "mpeg4", "mpeg2video", "msmpeg4v3", "mjpeg"),
+        *("h264", "hevc", "mpeg4", "mpeg2video", "msmpeg4", "mjpeg"),
         *("vp8", "libvpx", "vp9", "libvpx-vp9", "av1", "libdav1d"),
         *("ffv1", "huffyuv", "png", "rawvideo"),
     }
@@ -39,6 +39,7 @@ _MOST_STREAMS = 32  # libav looks into each of them
 _MOST_PROBED = 32  # bytes of packets, which libav keeps and may decode, for every stream at once
 _LARGEST_BLOCK = 64  # pixels a side, which pictures are padded to multiples of
 _EDGES = 128  # pixels that libav adds to a side, at most, when it checks sides
+_ROOM = (256, 288)  # the same for the columns, and rows at least, of what MPEG-4's decoder works in
 _BYTES_BESIDE = 0.75  # a pixel: the motion that a decoder keeps with a picture, at most
 
 _CUT_SHORT = "the video is cut short or damaged; export it again"
@@ -60,7 +61,12 @@ def decode_video(data: bytes, kind: Kind, budget: Budget) -> Iterator[Frame]:
 
 
 def decode_pictures(
-    data: bytes | mmap.mmap, kind: Kind, budget: Budget, longest_s: float = math.inf
+    data: bytes | mmap.mmap,
+    kind: Kind,
+    budget: Budget,
+    longest_s: float = math.inf,
+    *,
+    from_s: float | None = None,
 ) -> Iterator[av.VideoFrame]:
     """Every picture of the first video track as libav has it, each taken from the budget.
 
@@ -69,12 +75,15 @@ def decode_pictures(
         kind: one of `VIDEOS`.
         budget: what it may cost; `rows * columns` bytes of each picture may be given back.
         longest_s: seconds that the file may say it lasts.
+        from_s: a time of the track; reading begins at the key frame before it.
 
     Raises:
         SequenceError: as `decode_video`.
     """
     if kind is Kind.MP4:
         check_tables(data, budget)
+    if not isinstance(data, bytes):
+        data.seek(0)
     most_pixels = str(budget.limits.max_side**2)
     options = {
         "codec_whitelist": ",".join(sorted(DECODERS)),
@@ -109,10 +118,13 @@ def decode_pictures(
         budget.check_sides(codec.height, codec.width)
         _check_memory(codec, budget)
         # No later picture may be larger than those the memory was told for.
-        most_pixels = str((codec.width + _EDGES) * (codec.height + _EDGES))
+        sides = codec.width + _ROOM[0], max(codec.height + _EDGES, _ROOM[1])
+        most_pixels = str(sides[0] * sides[1])
         codec.options = {"max_pixels": most_pixels}
         codec.thread_count = 1
-        yield from _decode_track(container, stream, budget)
+        if from_s is not None and stream.time_base is not None:
+            container.seek(math.floor(from_s / stream.time_base), stream=stream)
+        yield from _decode_track(container, stream, budget, whole=from_s is None)
 
 
 def _check_memory(codec: av.VideoCodecContext, budget: Budget) -> None:
@@ -135,7 +147,7 @@ def _padded(side: int) -> int:
 
 
 def _decode_track(
-    container: InputContainer, stream: av.video.VideoStream, budget: Budget
+    container: InputContainer, stream: av.video.VideoStream, budget: Budget, *, whole: bool
 ) -> Iterator[av.VideoFrame]:
     frames = packets = end = 0
     for packet in container.demux(stream):
@@ -151,7 +163,7 @@ def _decode_track(
             frames += 1
             budget.take_frame(picture.height, picture.width, where=f"frame {frames}")
             yield picture
-    if packets < stream.frames or _ends_early(container, stream, end):
+    if (whole and packets < stream.frames) or _ends_early(container, stream, end):
         raise MalformedSequence(_CUT_SHORT)
 
 

@@ -84,6 +84,7 @@ def find_walks(
     job_id: str,
     clip: Annotated[Path, typer.Argument(help="The clip.")],
     out: Annotated[Path, typer.Argument(help="The .json to write.")],
+    state: Annotated[Path, typer.Argument(help="The .json to go on from, replaced ever again.")],
     lease: Annotated[int, typer.Option(envvar=LEASE_VARIABLE, help="The number of its lease.")],
     data_dir: DataDir = None,
 ) -> None:
@@ -99,7 +100,7 @@ def find_walks(
         with failing_on(ServiceError, CannotRead):
             try:
                 held = queue.lease_of(job_id, lease)
-                looked = asyncio.run(_look(settings, engine, queue, held, clip, record))
+                looked = asyncio.run(_look(settings, engine, queue, held, clip, state, record))
             except LeaseLost as error:
                 raise CommandFailed("the job was cancelled, or another worker has it") from error
     nobody = looked.done.nobody if not looked.walks and not looked.poor else None
@@ -120,6 +121,7 @@ async def _look(
     queue: JobQueue,
     lease: Lease,
     clip: Path,
+    state: Path,
     record: AuditRecord,
 ) -> Looked:
     from threading import Event
@@ -128,8 +130,9 @@ async def _look(
     from service.foundation.metrics import Metrics
     from service.gallery.store import GalleryStore
     from service.http.resources import open_encoder, open_models
+    from service.jobs.job_type import partial
     from service.recognition.footage_reader import reading
-    from service.recognition.footage_search import FootageSearch
+    from service.recognition.footage_search import FootageSearch, Position
     from service.recognition.identification import Search
     from service.recognition.load import Load
 
@@ -144,13 +147,19 @@ async def _look(
     def progress(done: int, total: int, left: float | None) -> None:
         report(event="progress", step=done, total_steps=total, eta_s=left)
 
+    def save(position: Position) -> None:
+        new = partial(state)
+        new.write_text(position.model_dump_json(), encoding="utf-8")
+        new.replace(state)
+
+    begin = Position.model_validate_json(state.read_bytes()) if state.exists() else None
     encoder = open_encoder(settings, engine, settings.model)
     async with open_models(settings, store, metrics, Load(1), stopping, encoder) as (_, models):
         try:
             search = Search(store, models, metrics)
-            listing = FootageSearch(store, search, queue, lease, identified, progress)
+            listing = FootageSearch(store, search, queue, lease, identified, progress, save)
             await listing.check()
-            with reading(clip, settings) as messages:
-                return await listing.run(messages)
+            with reading(clip, settings, begin.part if begin else None) as messages:
+                return await listing.run(messages, begin)
         finally:
             stopping.set()

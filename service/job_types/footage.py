@@ -1,9 +1,9 @@
 """Footage: `gaitid find-walks` lists the walks of everybody in a clip, and who they are.
 
 Each walk is an event as soon as it ends, committed together with its silhouettes, which are sealed
-as enrolled ones are. An attempt that was killed is followed by one that reads the clip from its
-beginning and skips as many walks as are listed. The clip lies in the job's scratch, as it came,
-until the job has ended.
+as enrolled ones are. An attempt that was killed is followed by one that reads the clip from the
+last moment, saved beside it, in which nobody was followed, and skips the walks that are listed
+since. The clip lies in the job's scratch, as it came, until the job has ended.
 """
 
 from __future__ import annotations
@@ -58,8 +58,13 @@ class FootageJob:
         clip, found = clip_in(folder).absolute(), _found(folder)
         if not clip.exists():
             raise JobRefused("the clip is no longer there; send it again")
-        command = program("service", "find-walks", job.id, str(clip), str(partial(found)))
-        return (Step("footage", command, output=found, environment=self._environment()),)
+        state = scratch(folder).absolute() / "position.json"
+        command = program(
+            "service", "find-walks", job.id, str(clip), str(partial(found)), str(state)
+        )
+        return (
+            Step("footage", command, output=found, state=state, environment=self._environment()),
+        )
 
     def complete(self, job: Job, folder: Path) -> Outcome:
         """Repeat the walks that are listed now: an erasure takes whom it erases out of them."""

@@ -5,6 +5,10 @@ is its standard input. Before it looks at one it gives up what it does not need,
 can write to no file, open few, and take so much memory. The kernel ends it when one picture takes
 longer than a clip of a request may. It writes a line of JSON for each thing it has to say (see
 `footage_reader`), after a walk's its silhouettes, uint8 [s, 64, 64].
+
+A clip is looked at in parts, and between two of them nobody is followed: the walks after a part are
+the same whether the parts before were read by this process or by one that was killed. Without
+networks they are nearly so, for what stands still is learned anew.
 """
 
 from __future__ import annotations
@@ -15,22 +19,23 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any, Final
 
 import cv2
 
 from models.footage.finding import WalkFinder
-from models.footage.pictures import FootageLimits, Picture, read_pictures
+from models.footage.pictures import FootageLimits, read_pictures
 from models.footage.segmentation import (
     BackgroundSegmenter,
+    MaskSegmenter,
     NetworkSegmenter,
     Segmenter,
     SegmenterName,
 )
 from models.footage.upload import Origin, choose_segmenter, why_nobody
-from models.footage.walks import FoundWalk
+from models.footage.walks import FoundWalk, Outcome
 from models.footage.weights import MissingWeights
 from models.silhouettes.errors import PoorSequence, SequenceError
 from models.silhouettes.prepare import prepare
@@ -43,6 +48,9 @@ from service.recognition.confinement import (
 )
 
 _SAY_S: Final = 1.0  # between two words on how far it is
+_PART_S: Final = 20.0  # of a clip at least, and then the next moment in which nobody is followed
+_LONGEST_PART_S: Final = 120.0  # after which those who are followed begin again
+_LEARNS_S: Final = 20.0  # before a part, where masks come of what stands still
 _MOST_PICTURES: Final = 2**31  # time is what bounds them
 
 Say = Callable[..., None]
@@ -52,7 +60,7 @@ def main(arguments: list[str]) -> None:
     """Look for walks; the argument is JSON.
 
     `memory_bytes` beside what is in use, `picture_seconds` that one may take, `seconds` for all,
-    `max_side`, `clean`, `segmenter`.
+    `max_side`, `clean`, `segmenter`, and `begin`: what it said last of a part, to go on after it.
     """
     options: dict[str, Any] = json.loads(arguments[0])
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
@@ -86,23 +94,53 @@ def _look(clip: mmap.mmap, options: dict[str, Any], say: Say) -> None:
     )
     allow_time(a_picture)
     make = _network if options["segmenter"] == "network" else BackgroundSegmenter
-    segmenter, pictures = choose_segmenter(read_pictures(clip, limits), make)
-    finder = WalkFinder(segmenter)
-    lasts = 0.0
+    said = 0.0
 
-    def watched() -> Iterator[Picture]:
-        nonlocal lasts
-        said = 0.0
-        for picture in pictures:
-            lasts = picture.seconds
-            if time.monotonic() - said >= _SAY_S:
-                said = time.monotonic()
-                allow_time(a_picture)
-                say("at", read=clip.tell(), of=len(clip))
-            yield picture
+    def going_on() -> None:
+        nonlocal said
+        if time.monotonic() - said >= _SAY_S:
+            said = time.monotonic()
+            allow_time(a_picture)
+            say("at", read=clip.tell(), of=len(clip))
 
-    for walk in finder.find(watched()):
-        _tell(walk, segmenter.name, clean=options["clean"], say=say)
+    def tell(walks: Iterable[FoundWalk]) -> None:
+        for walk in walks:
+            _tell(walk, segmenter.name, clean=options["clean"], say=say)
+
+    begin: dict[str, Any] | None = options["begin"]
+    if begin is None:
+        segmenter, pictures = choose_segmenter(read_pictures(clip, limits), make)
+        finder = WalkFinder(segmenter)
+    else:
+        segmenter = MaskSegmenter() if begin["segmenter"] == MaskSegmenter.name else make()
+        known = Outcome(**begin["outcome"])
+        finder = WalkFinder(segmenter, known, begin["people"], begin["tracks"])
+        before = _LEARNS_S if segmenter.uses_background else 0.0
+        pictures = read_pictures(
+            clip, limits, from_s=max(0.0, begin["seconds"] - before), passed=going_on
+        )
+    began = 0.0 if begin is None else begin["seconds"]
+    lasts = began
+    for picture in pictures:
+        going_on()
+        if picture.seconds < began:
+            segmenter.find(picture.image)
+            continue
+        since = picture.seconds - began
+        if since >= (_LONGEST_PART_S if finder.follows else _PART_S):
+            tell(finder.finish())
+            began = picture.seconds
+            say(
+                "part",
+                segmenter=segmenter.name,
+                seconds=began,
+                tracks=finder.tracks,
+                people=finder.people,
+                outcome=finder.outcome._asdict(),
+            )
+        lasts = picture.seconds
+        tell(finder.see(picture))
+    tell(finder.finish())
     say(
         "done",
         segmenter=segmenter.name,

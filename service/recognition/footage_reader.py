@@ -52,6 +52,22 @@ class Poor(_Said):
     codes: tuple[str, ...] = Field(min_length=1)
 
 
+class Part(_Said):
+    """Nobody is followed at this picture of the clip, and all walks before it were said.
+
+    Attributes:
+        seconds: when it is.
+        segmenter, tracks, people, outcome: of the clip before it.
+    """
+
+    kind: Literal["part"]
+    segmenter: str
+    seconds: float = Field(gt=0)
+    tracks: int = Field(ge=0)
+    people: int = Field(ge=0)
+    outcome: dict[str, int]
+
+
 class Done(_Said):
     """The clip was read to its end; `nobody` says why there would be no walks."""
 
@@ -81,16 +97,18 @@ class _Fault(_Said):
     trace: str
 
 
-_SAID: Final[TypeAdapter[At | Poor | Done | Found | _Refused | _Fault]] = TypeAdapter(
-    Annotated[At | Poor | Done | Found | _Refused | _Fault, Field(discriminator="kind")]
+_SAID: Final[TypeAdapter[At | Poor | Part | Done | Found | _Refused | _Fault]] = TypeAdapter(
+    Annotated[At | Poor | Part | Done | Found | _Refused | _Fault, Field(discriminator="kind")]
 )
 
-Message = At | Poor | Done | tuple[Found, Silhouettes]
+Message = At | Poor | Part | Done | tuple[Found, Silhouettes]
 
 
 @contextmanager
-def reading(clip: Path, settings: Settings) -> Iterator[Iterator[Message]]:
-    """What the process says of a clip, walk by walk; it is ended with the block.
+def reading(
+    clip: Path, settings: Settings, begin: Part | None = None
+) -> Iterator[Iterator[Message]]:
+    """What the process says of a clip, walk by walk, after a part; it is ended with the block.
 
     The messages end with `Done`, or raise `CannotRead`; a fault of the program raises
     `RuntimeError`, with what the process said of it.
@@ -102,6 +120,7 @@ def reading(clip: Path, settings: Settings) -> Iterator[Iterator[Message]]:
         "max_side": settings.max_side,
         "clean": settings.clean_silhouettes,
         "segmenter": settings.segmenter,
+        "begin": None if begin is None else begin.model_dump(),
     }
     with (
         clip.open("rb") as file,
@@ -136,7 +155,7 @@ def _messages(process: subprocess.Popen[bytes]) -> Iterator[Message]:
             case Done():
                 yield message
                 return
-            case At() | Poor():
+            case At() | Poor() | Part():
                 yield message
     status = process.wait()
     if status == -signal.SIGXCPU:

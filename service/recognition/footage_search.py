@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel, ConfigDict
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -22,7 +23,7 @@ from service.gallery.tables import SequenceRow
 from service.jobs.findings import WALK, count_listed
 from service.jobs.job import JsonObject
 from service.jobs.queue import JobQueue, Lease
-from service.recognition.footage_reader import At, Done, Message, Poor
+from service.recognition.footage_reader import At, Done, Message, Part, Poor
 from service.recognition.found_walks import embed_found
 from service.recognition.identification import Identified, Search
 from service.storage.database import new_id
@@ -43,6 +44,16 @@ class Looked(NamedTuple):
     poor: dict[str, int]
 
 
+class Position(BaseModel):
+    """What another attempt goes on from: a part that is over, and what was said until then."""
+
+    model_config = ConfigDict(frozen=True)
+
+    part: Part
+    walks: int
+    poor: dict[str, int]
+
+
 class FootageSearch:
     """The search of one clip for a job, under its lease."""
 
@@ -54,6 +65,7 @@ class FootageSearch:
         lease: Lease,
         record: Callable[[Entry], None],
         progress: Progress,
+        save: Callable[[Position], None],
     ) -> None:
         self._store = store
         self._search = search
@@ -61,27 +73,34 @@ class FootageSearch:
         self._lease = lease
         self._record = record
         self._progress = progress
+        self._save = save
 
-    async def run(self, messages: Iterator[Message]) -> Looked:
-        """List every walk that is not listed yet.
+    async def run(self, messages: Iterator[Message], begin: Position | None) -> Looked:
+        """List every walk that is not listed yet; `messages` are those after `begin`.
 
         The same clip has the same walks, so an attempt after one that was killed skips as many as
-        that one has listed. Raises `LeaseLost`, `NotFound` when the gallery is gone, what a search
-        raises, and what `messages` raises.
+        that one has listed since then. Raises `LeaseLost`, `NotFound` when the gallery is gone,
+        what a search raises, and what `messages` raises.
         """
         began = time.monotonic()
         with Session(self._store.engine) as session:
             known = count_listed(session, self._lease.job.id)
-        walks, poor = 0, Counter[str]()
+        walks, poor = (0, Counter[str]()) if begin is None else (begin.walks, Counter(begin.poor))
+        at_first: int | None = None
         while True:
             match await asyncio.to_thread(next, messages):
                 case At(read=read, of=of):
-                    left = (time.monotonic() - began) * (of - read) / read if read else None
+                    at_first = read if at_first is None else at_first
+                    done = read - at_first  # by this attempt
+                    left = (time.monotonic() - began) * (of - read) / done if done > 0 else None
                     self._progress(read // 1024, -(-of // 1024), left)
                 case Poor(codes=codes):
                     poor[codes[0]] += 1
-                case Done() as done:
-                    return Looked(done, walks, dict(poor))
+                case Part() as part:
+                    position = Position(part=part, walks=walks, poor=dict(poor))
+                    await asyncio.to_thread(self._save, position)
+                case Done() as last:
+                    return Looked(last, walks, dict(poor))
                 case found, silhouettes:
                     walks += 1
                     if walks > known:

@@ -16,6 +16,8 @@ from models.footage import (
     Segmenter,
     WalkFinder,
 )
+from models.footage.boxes import Box
+from models.footage.segmentation import Found, Mask
 from models.footage.weights import installed
 from models.silhouettes import prepare
 from tests.models.footage.clips import COLUMNS, RATE, Pixels, crossing, mask_of, scene
@@ -71,6 +73,58 @@ def test_masks_are_the_person(name: str) -> None:
     ours, theirs = (each[:30].mean(axis=0) / 255 for each in (ours, theirs))
     shared = np.minimum(ours, theirs).sum() / np.maximum(ours, theirs).sum()
     assert shared > 0.8
+
+
+class _Counted(MaskSegmenter):
+    """Asked for a mask in every second picture."""
+
+    masks_every_s = NetworkSegmenter.masks_every_s
+    asked = 0
+
+    def segment(self, image: Pixels, windows: Sequence[Box]) -> list[Mask]:
+        self.asked += len(windows)
+        return super().segment(image, windows)
+
+
+@pytest.mark.parametrize(("rate", "share"), [(RATE, 0.5), (30, 0.5), (12.5, 1.0)])
+def test_every_second_mask_is_carried_where_pictures_follow_closely(
+    rate: float, share: float
+) -> None:
+    pictures = crossing((1, 60.0, 420.0), frames=75, masks=True)
+    segmenter = _Counted()
+    (walk,), finder = find(pictures, segmenter, rate)
+    assert segmenter.asked == pytest.approx(share * finder.outcome.frames, abs=3)
+    (each,), _ = find(pictures, MaskSegmenter(), rate)
+    assert len(walk.frames) == len(each.frames)
+    shared = [
+        np.count_nonzero(mask & whole) / np.count_nonzero(mask | whole)
+        for mask, whole in zip(walk.frames, each.frames, strict=True)
+    ]
+    assert np.mean(shared) > 0.85
+
+
+@pytest.mark.skipif(not installed(), reason="`make setup` fetches the networks")
+@pytest.mark.parametrize("shape", [(120, 160), (160, 120)])
+def test_people_are_looked_for_in_a_stretched_picture_and_in_one_with_a_border(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter = NetworkSegmenter(threads=1)
+    seen: list[tuple[int, ...]] = []
+
+    def looked(image: Pixels) -> list[Found]:
+        seen.append(image.shape)
+        border = (image.shape[1] - shape[1]) / 2, (image.shape[0] - shape[0]) / 2
+        near = Found(Box(30 + border[0], 20 + border[1], 20, 60), 0.5 + 0.1 * len(seen))
+        far = Found(Box(90.0, 20.0, 10, 25), 0.4)
+        return [near] if len(seen) == 2 else [near, far]
+
+    monkeypatch.setattr(segmenter, "_looked", looked)
+    found = segmenter.find(np.zeros((*shape, 3), np.uint8))
+    assert seen == [(*shape, 3), (160, 160, 3)]
+    assert found == [Found(Box(30, 20, 20, 60), 0.7), Found(Box(90, 20, 10, 25), 0.4)]
+    seen.clear()
+    segmenter.find(np.zeros((160, 160, 3), np.uint8))
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize("name", ["masks", "background"])

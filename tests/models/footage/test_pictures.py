@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import io
+import mmap
 import struct
 import wave
 import zipfile
+from functools import partial
+from pathlib import Path
 
 import av
 import numpy as np
@@ -54,6 +57,13 @@ def test_colours_survive_every_container(codec: str, container: str) -> None:
     )
     assert first.image.shape == (96, 128, 3)
     assert np.abs(first.image.astype(int) - (200, 60, 20)).mean() < 12
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "msmpeg4", "mpeg2video", "mjpeg"])
+@pytest.mark.parametrize("sides", [(16, 16), (64, 64), (48, 112), (120, 160), (144, 176)])
+def test_small_pictures_of_every_codec_are_read(codec: str, sides: tuple[int, int]) -> None:
+    data = encode(blank(4, *sides), codec=codec, container="avi")
+    assert len(times(data)) == 4
 
 
 def test_large_pictures_are_made_smaller_and_say_by_how_much() -> None:
@@ -122,6 +132,36 @@ def test_a_clip_of_more_pictures_than_are_read_is_refused() -> None:
 def test_the_time_that_reading_takes_is_bounded() -> None:
     with pytest.raises(SequenceTooLarge, match="took longer"):
         list(read_pictures(encode(blank(40)), FootageLimits(max_seconds=0.0)))
+
+
+@pytest.mark.parametrize(
+    ("codec", "container"),
+    [("libx264", "mp4"), ("mjpeg", "mp4"), ("mpeg4", "avi"), ("mjpeg", "avi"), ("libvpx", "webm")],
+)
+def test_reading_goes_on_from_any_picture_as_if_it_had_not_ended(
+    codec: str, container: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "clip"
+    # More than are kept of 60 a second: which ones stay must not change, either.
+    file.write_bytes(encode(blank(240), rate=60, codec=codec, container=container))
+    with file.open("rb") as clip, mmap.mmap(clip.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        whole = list(read_pictures(data, FootageLimits()))
+        for begin in (1, 45, 77, len(whole) - 1):
+            passed: list[None] = []
+            tell = partial(passed.append, None)
+            rest = list(read_pictures(data, FootageLimits(), from_s=whole[begin].seconds,
+                                      passed=tell))  # fmt: skip
+            assert [one.seconds for one in rest] == [one.seconds for one in whole[begin:]]
+            assert all((one.image == other.image).all()
+                       for one, other in zip(rest, whole[begin:], strict=True))  # fmt: skip
+            if codec == "mjpeg" and begin == len(whole) - 1:
+                assert len(passed) < 70  # a second's, and the very first
+
+
+def test_a_file_that_is_damaged_says_so_also_when_reading_goes_on() -> None:
+    data = encode(blank(100))
+    with pytest.raises(MalformedSequence, match="cut short or damaged"):
+        list(read_pictures(data[: len(data) // 2], FootageLimits(), from_s=3.0))
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tiff"])

@@ -6,13 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import httpx
+import numpy as np
 import pytest
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
@@ -27,6 +30,8 @@ from service.jobs.job import Job, JobEvent, Status
 from service.jobs.queue import JobQueue
 from service.privacy.erasure_transactions import erase_gallery, erase_subject
 from service.privacy.listings import forget_old
+from service.recognition.footage_reader import At, Message, Part, reading
+from service.recognition.footage_search import Position
 from service.storage.database import new_id, now
 from service.storage.encryption import new_secret
 from tests.models.footage.clips import COLUMNS, crossing, encode, scene
@@ -218,6 +223,78 @@ def test_a_job_that_is_killed_begins_again_and_lists_no_walk_twice(
     assert len({walk["walk"] for walk in walks}) == len({walk["from_s"] for walk in walks}) == 2
     assert [event.data for event in walk_events(settings, engine, job)] == walks
     assert kept(engine) == 2
+
+
+@cache
+def with_pauses() -> bytes:
+    """Somebody passes three times, as masks, half a minute apart; every picture is whole."""
+    walk = crossing((1, -60.0, COLUMNS + 60.0), frames=50, masks=True)
+    once = [*walk, *[np.zeros_like(walk[0])] * 6]
+    times = [*np.arange(50) / 25, *range(5, 35, 5)]
+    every = [round(pass_ * 35.0 + second, 3) for pass_ in range(3) for second in times]
+    return encode(once * 3, times=every, codec="mjpeg")
+
+
+def test_after_each_part_of_a_clip_the_walks_are_as_if_nothing_had_ended(
+    settings: Settings, tmp_path: Path
+) -> None:
+    clip_file = tmp_path / "clip"
+    clip_file.write_bytes(with_pauses())
+
+    def said(begin: Part | None = None) -> list[Message]:
+        with reading(clip_file, settings, begin) as messages:
+            return [message for message in messages if not isinstance(message, At)]
+
+    whole = said()
+    parts = [number for number, message in enumerate(whole) if isinstance(message, Part)]
+    assert len(parts) >= 3
+    for number in (parts[0], parts[-1]):
+        rest = said(cast(Part, whole[number]))
+        assert [str(message) for message in rest] == [str(one) for one in whole[number + 1 :]]
+
+
+def test_an_attempt_goes_on_where_the_one_before_was_killed(
+    settings: Settings, engine: Engine
+) -> None:
+    """The position that one attempt saved, the clip's beginning damaged since: the next one."""
+    job = submitted(settings, engine, with_pauses())
+    clip_file = clip_in(settings.jobs_dir / job.id)
+    position = clip_file.with_name("position.json")
+    saved: list[bytes] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.002):
+            if position.exists() and (now := position.read_bytes()) not in saved:
+                saved.append(now)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        assert worker_of(settings, engine).run_one()
+    finally:
+        ended.set()
+        watching.join()
+    whole = JobQueue.of(engine, settings).get(job.id)
+    assert whole.result is not None, whole.error
+    assert len(whole.result["walks"]) == 3
+    assert not position.exists()
+    first = next(one for one in map(Position.model_validate_json, saved) if one.walks == 1)
+    assert 3 < first.part.seconds < 35
+
+    data = bytearray(with_pauses())
+    data[len(data) // 20 : len(data) // 4] = bytes(len(data) // 4 - len(data) // 20)
+    again = submitted(settings, engine, bytes(data))
+    clip_in(settings.jobs_dir / again.id).with_name("position.json").write_text(
+        first.model_dump_json()
+    )
+    assert worker_of(settings, engine).run_one()
+    rest = JobQueue.of(engine, settings).get(again.id)
+    assert rest.result is not None, rest.error
+    assert [{**walk, "walk": ""} for walk in rest.result["walks"]] == [
+        {**walk, "walk": ""} for walk in whole.result["walks"][1:]
+    ]
+    assert {**rest.result, "walks": []} == {**whole.result, "walks": []}
 
 
 def until(reached: Callable[[], bool], seconds: float = 120) -> None:
