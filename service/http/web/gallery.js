@@ -102,7 +102,7 @@ function calibration({ threshold, target_fpir, stale }) {
 function adapted(scene) {
   if (!scene) return "not yet";
   const gain = scene.gain.value * 100;
-  const found = `${gain < 0 ? "−" : "+"}${Math.abs(gain).toFixed(0)} % of comparisons right`;
+  const found = `${gain < 0 ? "−" : "+"}${Math.abs(gain).toFixed(1)} % of comparisons right`;
   return scene.used ? `since ${moment(scene.fitted_at)}: ${found}` : `tried ${moment(scene.fitted_at)}, not in use`;
 }
 
