@@ -66,7 +66,6 @@ class Recorder:
 
     def __init__(self, inner: Segmenter) -> None:
         self.name, self.every_s = inner.name, inner.every_s
-        self.masks_every_s = inner.masks_every_s
         self.uses_background = inner.uses_background
         self.seconds = {"find": 0.0, "segment": 0.0}
         self.calls = {"find": 0, "segment": 0}

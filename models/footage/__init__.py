@@ -4,7 +4,6 @@ pictures                   bytes → pictures with times (hostile input)
 weights                    the networks, fetched and converted at installation
 segmentation               who is in a picture, and which pixels are theirs
 tracking                   who is who from picture to picture
-movement                   masks carried from one picture to the next
 background                 what a still camera sees without people
 walks                      tracks → walks
 finding                    all of it, in memory that a clip's length has no part in

@@ -45,14 +45,11 @@ class Segmenter(Protocol):
     Attributes:
         name: what answers call it.
         every_s: seconds from one look for people to the next; between, boxes follow the masks.
-        masks_every_s: seconds from one mask of a person to the next; between, the movement of the
-            pixels carries the mask.
         uses_background: whether what stands still in the clip may correct its masks.
     """
 
     name: SegmenterName
     every_s: float
-    masks_every_s: float
     uses_background: bool
 
     def find(self, image: Image) -> list[Found]:
@@ -68,7 +65,6 @@ class NetworkSegmenter:
     """SSDLite finds people (MIT), u2netp makes their masks (Apache-2.0), both through OpenVINO."""
 
     every_s = 0.19
-    masks_every_s = 0.055  # every second picture of 25 or 30 a second
 
     def __init__(
         self, folder: Path = WEIGHTS, *, threads: int = 2, uses_background: bool = False
@@ -159,7 +155,6 @@ class _Foreground:
     """People as what stands out of one picture; what both segmenters without weights share."""
 
     every_s = 0.0
-    masks_every_s = 0.0
 
     def __init__(self) -> None:
         self._seen = np.zeros((0, 0), np.uint8)

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.footage.boxes import Box, cut_out, in_window, out_of_window
-from models.footage.movement import Movement, grey
 from models.footage.pictures import Image, Picture
 from models.footage.segmentation import MARGIN, Found, Mask, Segmenter
 
@@ -54,7 +53,6 @@ class Observation:
         box: around the mask, in the picture.
         cut: whether the picture's border cuts the person.
         crowded: whether somebody else is so near that masks mix.
-        carried: whether the mask is the one before, moved as the pixels have.
     """
 
     seconds: float
@@ -64,7 +62,6 @@ class Observation:
     box: Box
     cut: bool
     crowded: bool
-    carried: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -128,7 +125,6 @@ class Tracker:
         self.numbers = numbers
         self._segmenter = segmenter
         self._looked_s = -math.inf
-        self._movement = Movement()
 
     def see(self, picture: Picture) -> list[Track]:
         """Follow everybody into the next picture; returns the tracks that end before it."""
@@ -144,15 +140,12 @@ class Tracker:
             person = matched.get(track.number)
             places[track.number] = person.box.towards(place, _TRUSTED) if person else place
         crowded = _crowded(places)
-        windows = {number: place.window(MARGIN) for number, place in places.items()}
-        asked = [track for track in self.tracks if not self._may_carry(track, now)]
-        masks = self._segmenter.segment(image, [windows[track.number] for track in asked])
-        fresh = {track.number: mask for track, mask in zip(asked, masks, strict=True)}
-        for track in self.tracks:
+        windows = [places[track.number].window(MARGIN) for track in self.tracks]
+        masks = self._segmenter.segment(image, windows)
+        for track, window, mask in zip(self.tracks, windows, masks, strict=True):
             number = track.number
             signs = {"detected": number in matched, "crowded": number in crowded}
-            mask = fresh.get(number)
-            self._follow(track, picture, places[number], windows[number], mask, **signs)
+            self._follow(track, picture, places[number], window, mask, **signs)
         ended = [track for track in self.tracks if _is_over(track, image, now)]
         self.tracks = [track for track in self.tracks if track not in ended]
         return [track for track in ended if track.hits > 1]
@@ -162,15 +155,6 @@ class Tracker:
         ended, self.tracks = self.tracks, []
         self._looked_s = -math.inf
         return [track for track in ended if track.hits > 1]
-
-    def _may_carry(self, track: Track, now: float) -> bool:
-        """Whether the mask before tells enough of where the person is now."""
-        before = track.observations[-1] if track.observations else None
-        return (
-            before is not None
-            and not before.carried
-            and now - before.seconds < self._segmenter.masks_every_s
-        )
 
     def _match(
         self, image: Image, found: Sequence[Found], expected: dict[int, Box], now: float
@@ -222,17 +206,12 @@ class Tracker:
         picture: Picture,
         place: Box,
         window: Box,
-        mask: Mask | None,
+        mask: Mask,
         *,
         detected: bool,
         crowded: bool,
     ) -> None:
         now = picture.seconds
-        pixels = cut_out(picture.image, window)
-        carried = mask is None
-        if mask is None:
-            before = track.observations[-1]
-            mask = self._movement.carry(before.mask, grey(before.pixels), grey(pixels))
         inside = in_window(place, window)
         person, body = _own(mask, inside)
         area = np.count_nonzero(person > _BRIGHT)
@@ -257,12 +236,11 @@ class Tracker:
             Observation(
                 seconds=now,
                 window=window,
-                pixels=pixels,
+                pixels=cut_out(picture.image, window),
                 mask=person,
                 box=box,
                 cut=cut,
                 crowded=crowded,
-                carried=carried,
             )
         )
 

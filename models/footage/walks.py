@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from models.footage.background import Background
 from models.footage.boxes import SIDE, Box
-from models.footage.movement import Movement, grey
 from models.footage.pictures import thumbnail
 from models.footage.tracking import Observation, Track
 from models.silhouettes.normalise import normalise
@@ -150,8 +149,10 @@ def _agreed(seen: Sequence[Observation]) -> list[NDArray[np.float32]]:
     own = [one.mask.astype(np.float32) / np.float32(255) for one in seen]
     if len(own) < 2:
         return own
-    movement = Movement()
-    greys = [grey(one.pixels) for one in seen]
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+    unknown = np.zeros((*own[0].shape, 2), np.float32)
+    greys = [cv2.cvtColor(one.pixels, cv2.COLOR_BGR2GRAY) for one in seen]
+    rows, columns = np.mgrid[: own[0].shape[0], : own[0].shape[1]].astype(np.float32)
 
     def gathered(order: Sequence[int]) -> dict[int, NDArray[np.float32]]:
         """Each mask with what the ones before it, in an order, add up to."""
@@ -160,9 +161,11 @@ def _agreed(seen: Sequence[Observation]) -> list[NDArray[np.float32]]:
             if abs(seen[now].seconds - seen[before].seconds) > _NEIGHBOUR_S:
                 sums[now] = own[now]
                 continue
-            carried = movement.carry(sums[before], greys[before], greys[now])
-            memory = 1.0 if seen[now].carried else _MEMORY
-            sums[now] = cv2.addWeighted(own[now], 1 - memory, carried, memory, 0).astype(
+            moved = flow.calc(greys[now], greys[before], unknown.copy())
+            carried = cv2.remap(
+                sums[before], columns + moved[..., 0], rows + moved[..., 1], cv2.INTER_LINEAR
+            )
+            sums[now] = cv2.addWeighted(own[now], 1 - _MEMORY, carried, _MEMORY, 0).astype(
                 np.float32, copy=False
             )
         return sums

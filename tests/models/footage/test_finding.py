@@ -17,7 +17,7 @@ from models.footage import (
     WalkFinder,
 )
 from models.footage.boxes import Box
-from models.footage.segmentation import Found, Mask
+from models.footage.segmentation import Found
 from models.footage.weights import installed
 from models.silhouettes import prepare
 from tests.models.footage.clips import COLUMNS, RATE, Pixels, crossing, mask_of, scene
@@ -73,34 +73,6 @@ def test_masks_are_the_person(name: str) -> None:
     ours, theirs = (each[:30].mean(axis=0) / 255 for each in (ours, theirs))
     shared = np.minimum(ours, theirs).sum() / np.maximum(ours, theirs).sum()
     assert shared > 0.8
-
-
-class _Counted(MaskSegmenter):
-    """Asked for a mask in every second picture."""
-
-    masks_every_s = NetworkSegmenter.masks_every_s
-    asked = 0
-
-    def segment(self, image: Pixels, windows: Sequence[Box]) -> list[Mask]:
-        self.asked += len(windows)
-        return super().segment(image, windows)
-
-
-@pytest.mark.parametrize(("rate", "share"), [(RATE, 0.5), (30, 0.5), (12.5, 1.0)])
-def test_every_second_mask_is_carried_where_pictures_follow_closely(
-    rate: float, share: float
-) -> None:
-    pictures = crossing((1, 60.0, 420.0), frames=75, masks=True)
-    segmenter = _Counted()
-    (walk,), finder = find(pictures, segmenter, rate)
-    assert segmenter.asked == pytest.approx(share * finder.outcome.frames, abs=3)
-    (each,), _ = find(pictures, MaskSegmenter(), rate)
-    assert len(walk.frames) == len(each.frames)
-    shared = [
-        np.count_nonzero(mask & whole) / np.count_nonzero(mask | whole)
-        for mask, whole in zip(walk.frames, each.frames, strict=True)
-    ]
-    assert np.mean(shared) > 0.85
 
 
 @pytest.mark.skipif(not installed(), reason="`make setup` fetches the networks")
