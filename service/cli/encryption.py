@@ -27,7 +27,7 @@ def status(data_dir: DataDir = None) -> None:
 
     with galleries(existing(data_dir)) as engine:
         sealing = sealing_of(engine)
-        current = {sealing.key_id, sealing.walks_key_id} - {None}
+        current = {sealing.key_id, sealing.walks_key_id}
         for kept in holdings(engine):
             name = "not encrypted" if kept.key_id is None else f"key {kept.key_id}"
             if kept.key_id == sealing.walks_key_id != sealing.key_id:

@@ -917,11 +917,11 @@ def test_an_evaluation_is_asked_for_by_a_protocol_or_by_conditions_of_ones_own(
     protocol, start = form.get_by_label("Protocol"), form.get_by_role("button", name="Start")
     expect(protocol.locator("option")).to_contain_text(["casia-b", "ou-mvlp", "of your own"])
     expect(protocol).to_have_value("cross-view")
-    expect(form.get_by_label("Enrolled")).to_be_hidden()
+    expect(form.get_by_label("Enrolled", exact=True)).to_be_hidden()
     form.get_by_label("Walks of the gallery").select_option(gallery)
     protocol.select_option("conditions of your own")
     start.click()  # which the browser refuses: both must be filled in
-    form.get_by_label("Enrolled").fill("nm-*")
+    form.get_by_label("Enrolled", exact=True).fill("nm-*")
     form.get_by_label("Asked, by name").fill("coat=cl-01,cl-* bg-01")
     dataset = {"model": "default", "dataset": {"gallery": gallery}}
     asked = {"coat": ["cl-01", "cl-*"], "bg-01": ["bg-01"]}
@@ -931,7 +931,7 @@ def test_an_evaluation_is_asked_for_by_a_protocol_or_by_conditions_of_ones_own(
     assert answer.value.request.post_data_json == {**dataset, "conditions": conditions}
     client.cancel(answer.value.json()["id"])
     protocol.select_option("first-walk")
-    expect(form.get_by_label("Enrolled")).to_be_hidden()
+    expect(form.get_by_label("Enrolled", exact=True)).to_be_hidden()
     with page.expect_response("**/jobs/evaluate") as answer:
         start.click()
     assert answer.value.request.post_data_json == {**dataset, "protocol": "first-walk"}
