@@ -50,7 +50,7 @@ def fill(
             )
             for _ in range(4)
         ]
-        sealed = [store.seal(one, {}, digest) for one in drawn]
+        sealed = store.seal(drawn, {}, digest)
         with store.enrolling(gallery_id, f"s{subject:06}") as transaction:
             transaction.add(sealed)
     engine.dispose()

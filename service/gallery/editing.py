@@ -23,12 +23,12 @@ from service.foundation.errors import Conflict, NotFound, Reason
 from service.gallery.coverage import label
 from service.gallery.listing import missing_subject
 from service.gallery.records import Metadata, SequenceRecord, SubjectRecord
-from service.gallery.shredding import mark_ended, shred
+from service.gallery.shredding import clear, mark_ended
 from service.gallery.store import missing_sequence, raise_revision, sequence_record, subject_record
 from service.gallery.tables import ErasedSequenceRow, GalleryRow, SequenceRow, SubjectRow
 from service.storage.database import writing
 from service.storage.kept_answers import delete_answers_about
-from service.storage.vacuum import clear_traces, mark_for_vacuum
+from service.storage.vacuum import mark_for_vacuum
 
 Record = TypeVar("Record", SequenceRecord, SubjectRecord)
 _AT_ONCE = 500  # names in one statement
@@ -112,8 +112,7 @@ def edit_sequence(
         corrected = Corrected(gallery, sequence_record(row, gallery), handover)
         _forget(session, {sequence_id, before, row.subject_id})
         in_transaction(session, corrected)
-    shred(engine)
-    clear_traces(engine)
+    clear(engine)
     return corrected
 
 
@@ -181,8 +180,7 @@ def edit_subject(
         moved = () if handover is None else handover.sequence_ids
         _forget(session, {subject_id, remaining.subject_id, *moved})
         in_transaction(session, corrected)
-    shred(engine)
-    clear_traces(engine)
+    clear(engine)
     return corrected
 
 

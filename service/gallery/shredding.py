@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from service.gallery.sealing import sealing_of
 from service.gallery.tables import EndedWalkRow, FoundWalkRow, SequenceRow
 from service.storage.database import writing
+from service.storage.vacuum import clear_traces
 from service.storage.walk_keys import STORE, WalkKeys
 
 _IN_FLIGHT = timedelta(days=1)  # no walk is added so long after its key was made
@@ -59,6 +60,14 @@ def shred(engine: Engine) -> Shredded | None:
         _log.exception("keys of erased walks are left until the next sweep")
         return "pending"
     return "ended"
+
+
+def clear(engine: Engine) -> tuple[Shredded | None, bool]:
+    """What follows every transaction that erased walks: `shred`, then rid the database's files.
+
+    Returns what `shred` and `clear_traces` do.
+    """
+    return shred(engine), clear_traces(engine)
 
 
 def sweep(engine: Engine, at: datetime) -> None:

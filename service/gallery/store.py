@@ -299,11 +299,7 @@ class GalleryStore:
 
     # Enrolment
 
-    def seal(self, walk: Walk, metadata: Metadata, digest: str) -> NewSequence:
-        """Make a walk ready for an enrolment; see `seal_all`."""
-        return self.seal_all([walk], metadata, digest)[0]
-
-    def seal_all(self, walks: Sequence[Walk], metadata: Metadata, digest: str) -> list[NewSequence]:
+    def seal(self, walks: Sequence[Walk], metadata: Metadata, digest: str) -> list[NewSequence]:
         """Make walks ready for an enrolment; it takes too long for an event loop or a lock.
 
         `digest` is of the checkpoint that embedded them.

@@ -22,7 +22,7 @@ from service.gallery.listing import missing_subject
 from service.gallery.records import ErasureReceipt
 from service.gallery.scenes import drop
 from service.gallery.sealing import sealing_of
-from service.gallery.shredding import end_strays, erased_before, mark_ended, shred, unreadable
+from service.gallery.shredding import clear, end_strays, erased_before, mark_ended, unreadable
 from service.gallery.store import missing_gallery, missing_sequence, raise_revision
 from service.gallery.tables import (
     EmbeddingRow,
@@ -36,7 +36,7 @@ from service.serving import adaptation
 from service.storage.database import new_id, now, writing
 from service.storage.encryption import KeyTrouble
 from service.storage.kept_answers import delete_answers_about
-from service.storage.vacuum import clear_traces, mark_for_vacuum
+from service.storage.vacuum import mark_for_vacuum
 
 ModelsOf = Callable[[Session, str, Sequence[str]], tuple[str, ...]]
 """The names of the models that learned from any of these subjects of a gallery."""
@@ -207,8 +207,7 @@ def reconcile(engine: Engine) -> tuple[int, int]:
         raise KeyTrouble("there is no store of walk keys; GAITID_WALK_KEYS_URL names one")
     erased = sum(_erase_by_id(engine, ids) for ids in unreadable(engine, walk_keys))
     strays = end_strays(engine, walk_keys)
-    shred(engine)
-    clear_traces(engine)
+    clear(engine)
     return erased, strays
 
 
@@ -249,8 +248,8 @@ def _erase_rows(session: Session, gallery: GalleryRow, rows: Sequence[Row[str, s
 
 def _cleared(engine: Engine, receipt: ErasureReceipt) -> ErasureReceipt:
     """End the keys and clear the files; call it after the transaction."""
-    keys = shred(engine)
-    return replace(receipt, keys=keys, traces_cleared=clear_traces(engine))
+    keys, traces_cleared = clear(engine)
+    return replace(receipt, keys=keys, traces_cleared=traces_cleared)
 
 
 def _erase_sequences(

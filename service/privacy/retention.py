@@ -22,7 +22,7 @@ from service.access.keys import keys_that_expire
 from service.foundation.errors import NotFound, Unavailable
 from service.foundation.settings import Settings
 from service.gallery.cache import GalleryCache
-from service.gallery.shredding import shred
+from service.gallery.shredding import clear
 from service.gallery.shredding import sweep as sweep_keys
 from service.gallery.snapshots import Snapshots
 from service.gallery.store import GalleryStore
@@ -120,8 +120,7 @@ class Retention:
         """Forget every listing, with its walks, whose time is over."""
         forget = partial(forget_old, self._store.engine, self._clock())
         if await self._writers.run(self._reserve.spend, forget):
-            await self._writers.run(shred, self._store.engine)
-            await self._writers.run(clear_traces, self._store.engine)
+            await self._writers.run(clear, self._store.engine)
 
     async def sweep(self) -> Swept:
         """Remove everything that is too old now."""

@@ -112,7 +112,7 @@ class Enrolment:
         taken: str | None,
     ) -> Enrolled:
         model, store = loaded.model, self._store
-        sequences = store.seal_all(walks, metadata, model.digest)
+        sequences = store.seal(walks, metadata, model.digest)
         check = ConflictCheck(store, model, subject_id, sequences)
         while True:
             head = store.head(gallery, model.digest)

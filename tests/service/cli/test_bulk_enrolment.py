@@ -204,6 +204,7 @@ def several(tmp_path: Path) -> Path:
     return tmp_path / "several"
 
 
+@pytest.fixture
 def sizes_of_requests(client: Client, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many walks each request has from now on."""
     send, sizes = client.enroll, []
@@ -221,11 +222,10 @@ def test_walks_of_one_person_with_the_same_metadata_go_together(
     client: Client,
     several: Path,
     gallery: str,
-    monkeypatch: pytest.MonkeyPatch,
+    sizes_of_requests: list[int],
 ) -> None:
-    sizes = sizes_of_requests(client, monkeypatch)
     outcomes = enrol(client, several, gallery)
-    assert sorted(sizes) == [1, 2, 8]
+    assert sorted(sizes_of_requests) == [1, 2, 8]
     assert [item.walk.path.name for item in outcomes] == [f"{at}.npz" for at in (*range(10), 0)]
     assert [(item.refused, item.known) for item in outcomes] == [(None, False)] * 11
     assert enrolled(shared, gallery) == {"p1": [{}] * 10, "p2": [{}]}
@@ -236,14 +236,13 @@ def test_one_that_is_refused_or_cannot_be_read_leaves_those_beside_it_in(
     client: Client,
     several: Path,
     gallery: str,
-    monkeypatch: pytest.MonkeyPatch,
+    sizes_of_requests: list[int],
 ) -> None:
     (several / "p1" / "3.npz").write_bytes(walk(1, frames=3))
     (several / "p1" / "9.npz").unlink()
     (several / "p1" / "9").mkdir()
-    sizes = sizes_of_requests(client, monkeypatch)
     outcomes = enrol(client, several, gallery)
-    assert sorted(sizes) == [1] * 10 + [8]
+    assert sorted(sizes_of_requests) == [1] * 10 + [8]
     assert {item.walk.path.name for item in outcomes if item.refused} == {"3.npz", "9"}
     assert enrolled(shared, gallery) == {"p1": [{}] * 8, "p2": [{}]}
 

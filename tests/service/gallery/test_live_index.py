@@ -143,7 +143,7 @@ def test_an_enrolment_that_fails_at_its_end_leaves_nothing(engine: Engine) -> No
 
     def enrol_and_fail() -> None:
         with process.store.enrolling(before.gallery_id, "bert") as transaction:
-            transaction.add([process.store.seal(walk(seed), {}, "d") for seed in (2, 3)])
+            transaction.add(process.store.seal([walk(seed) for seed in (2, 3)], {}, "d"))
             raise NotFound("refused in the transaction")
 
     with pytest.raises(NotFound):

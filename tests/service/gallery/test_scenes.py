@@ -208,10 +208,11 @@ def test_conflicts_are_judged_by_transformed_similarities_and_their_threshold(
     scene = use(store.engine, 0.7)
     assert scene is not None
     model = ModelInUse("m", DIGEST, 0.9, "euclidean")
-    sequences = [
-        store.seal(made_walk(walk, np.full((2, 64, 64), 7 + row, np.uint8)), {}, DIGEST)
+    others = [
+        made_walk(walk, np.full((2, 64, 64), 7 + row, np.uint8))
         for row, walk in enumerate(walks[2:])
     ]
+    sequences = store.seal(others, {}, DIGEST)
     check = ConflictCheck(store, model, "bert", sequences)
     seen = check.compare(store.head("default", DIGEST), live(store))
     alike = scene.embeddings(walks)[:, 0]

@@ -269,7 +269,7 @@ def test_a_restored_database_is_served_without_whom_it_had_erased(
 DIES = """
 import os, signal, sys
 from service.foundation.settings import Settings
-from service.gallery import store
+from service.gallery import shredding, store
 from service.http.resources import open_engine
 from service.privacy import erasure_transactions
 from tests.service.gallery.test_walk_keys import fill
@@ -282,7 +282,7 @@ if sys.argv[1] == "enrol":
     store.EnrolmentTransaction.add = die
     fill(engine, "cleo")
 else:
-    erasure_transactions.shred = die
+    shredding.shred = die
     erasure_transactions.erase_subject(engine, "default", "anna")
 """
 

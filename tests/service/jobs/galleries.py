@@ -34,7 +34,7 @@ def add(
     metadata: Metadata | None = None,
 ) -> list[NewSequence]:
     """Enrol walks without a look at what is there."""
-    sequences = [store.seal(walk, metadata or {}, digest) for walk in walks]
+    sequences = store.seal(list(walks), metadata or {}, digest)
     with store.enrolling(store.head(gallery).gallery_id, subject) as transaction:
         transaction.add(sequences)
     return sequences

@@ -143,7 +143,7 @@ def test_a_sweep_empties_the_log_that_an_erasure_had_no_time_to_empty(
     create(store, "kept", None)
     enrol_some(store, "kept", "a-private-id", 1)
     with monkeypatch.context() as killed:
-        killed.setattr("service.privacy.erasure_transactions.clear_traces", lambda _: None)
+        killed.setattr("service.gallery.shredding.clear_traces", lambda _: None)
         erase_subject(store.engine, "kept", "a-private-id")
     log = settings.data_dir / "gaitid.sqlite-wal"
     assert b"a-private-id" in log.read_bytes()

@@ -312,7 +312,7 @@ class Check:
     def __init__(self, store: GalleryStore, subject: str, embedding: Embedding, grey: int) -> None:
         walk = made_walk(embedding, np.full((2, 64, 64), grey, np.uint8))
         self.store, self.subject = store, subject
-        self.sequence = store.seal(walk, {}, "d")
+        (self.sequence,) = store.seal([walk], {}, "d")
         model = ModelInUse("m", "d", 0.9, "cosine")
         self.check = ConflictCheck(store, model, subject, [self.sequence])
 
