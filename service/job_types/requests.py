@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -210,8 +210,10 @@ class DistillRequest(JobRequest):
         return [*self.teachers, *filter(None, [self.student])]
 
 
+# Control characters and U+FEFF are spelt out: what `\s` holds differs between JSON Schema and here.
+_CONDITION: Final = r"^[^,=\s\x00-\x1f\x7f-\x9f\ufeff]{1,64}$"
 Conditions = Annotated[
-    list[Annotated[str, Field(pattern=r"^[^,=\s\x00-\x1f\x7f]{1,64}$")]],
+    list[Annotated[str, Field(pattern=_CONDITION)]],
     Field(min_length=1, max_length=64),
 ]
 """Patterns of names of conditions, with `*`, `?` and `[…]`."""
