@@ -26,12 +26,11 @@ from service.gallery.records import Metadata, SequenceRecord, SubjectRecord
 from service.gallery.shredding import clear, mark_ended
 from service.gallery.store import missing_sequence, raise_revision, sequence_record, subject_record
 from service.gallery.tables import ErasedSequenceRow, GalleryRow, SequenceRow, SubjectRow
-from service.storage.database import writing
+from service.storage.database import in_pieces, writing
 from service.storage.kept_answers import delete_answers_about
 from service.storage.vacuum import mark_for_vacuum
 
 Record = TypeVar("Record", SequenceRecord, SubjectRecord)
-_AT_ONCE = 500  # names in one statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,18 +187,17 @@ def mark_gone(
     session: Session, gallery_id: str, revision: int, sequence_ids: Sequence[str]
 ) -> None:
     """Mark sequences, as they were before, as gone by this revision."""
-    rows = [
-        {"gallery_id": gallery_id, "sequence_id": sequence_id, "revision": revision}
-        for sequence_id in sequence_ids
-    ]
-    for start in range(0, len(rows), _AT_ONCE):
+    for some in in_pieces(sequence_ids):
         session.execute(
             delete(ErasedSequenceRow).where(  # of those that were corrected before
-                ErasedSequenceRow.gallery_id == gallery_id,
-                ErasedSequenceRow.sequence_id.in_(sequence_ids[start : start + _AT_ONCE]),
+                ErasedSequenceRow.gallery_id == gallery_id, ErasedSequenceRow.sequence_id.in_(some)
             )
         )
-        session.execute(insert(ErasedSequenceRow), rows[start : start + _AT_ONCE])
+        rows = [
+            {"gallery_id": gallery_id, "sequence_id": sequence_id, "revision": revision}
+            for sequence_id in some
+        ]
+        session.execute(insert(ErasedSequenceRow), rows)
 
 
 def _hand_over(

@@ -15,10 +15,8 @@ from service.gallery.records import Silhouettes
 from service.gallery.sealing import sealing_of
 from service.gallery.shredding import mark_ended
 from service.gallery.tables import FoundWalkRow
-from service.storage.database import now
+from service.storage.database import in_pieces, now
 from service.storage.vacuum import mark_for_vacuum
-
-_AT_ONCE = 500  # names in one statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +87,7 @@ def remove_of_jobs(session: Session, job_ids: Collection[str]) -> None:
 def _remove(session: Session, column: InstrumentedAttribute[str], ids: Collection[str]) -> None:
     if not ids:
         return
-    listed = list(ids)
-    for start in range(0, len(listed), _AT_ONCE):
-        some = column.in_(listed[start : start + _AT_ONCE])
+    for some in map(column.in_, in_pieces(ids)):
         mark_ended(session, FoundWalkRow, some)
         session.execute(delete(FoundWalkRow).where(some))
     mark_for_vacuum(session.connection())

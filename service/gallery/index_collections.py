@@ -30,13 +30,12 @@ from service.gallery.tables import (
     IndexCollectionRow,
     SequenceRow,
 )
-from service.storage.database import now, writing
+from service.storage.database import in_pieces, now, writing
 
 _PREFIX = "gaitid_"
 _GRACE = timedelta(seconds=60)  # in which every process exchanges a collection for its successor
 _SILENT_S = 90.0  # of a writer whose beat stands still: longer than any of its calls
 _LOOK_S = 0.1
-_AT_ONCE = 2048
 
 _log = logging.getLogger(__name__)
 
@@ -142,8 +141,7 @@ class IndexCollections:
         """Delete those of these rows whose sequences are gone: who wrote them was too late."""
         here = set(sequence_ids)
         with Session(self._engine) as session:
-            for start in range(0, len(sequence_ids), _AT_ONCE):
-                some = sequence_ids[start : start + _AT_ONCE]
+            for some in in_pieces(sequence_ids):
                 here -= set(session.scalars(select(SequenceRow.id).where(SequenceRow.id.in_(some))))
         try:
             self.milvus.delete(name, sorted(here))

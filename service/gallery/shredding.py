@@ -18,12 +18,12 @@ from sqlalchemy.orm import Session
 
 from service.gallery.sealing import sealing_of
 from service.gallery.tables import EndedWalkRow, FoundWalkRow, SequenceRow
-from service.storage.database import writing
+from service.storage.database import in_pieces, writing
 from service.storage.vacuum import clear_traces
 from service.storage.walk_keys import STORE, WalkKeys
 
 _IN_FLIGHT = timedelta(days=1)  # no walk is added so long after its key was made
-_AT_ONCE = 1000  # names in one statement
+_AT_ONCE = 1000
 _log = logging.getLogger(__name__)
 
 Shredded = Literal["ended", "pending"]
@@ -53,8 +53,7 @@ def shred(engine: Engine) -> Shredded | None:
             if not walk_keys.end(ended):
                 return "pending"
             with Session(writing(engine)) as session, session.begin():
-                for start in range(0, len(ended), _AT_ONCE):
-                    these = EndedWalkRow.walk_id.in_(ended[start : start + _AT_ONCE])
+                for these in map(EndedWalkRow.walk_id.in_, in_pieces(ended)):
                     session.execute(delete(EndedWalkRow).where(these))
     except (OSError, SQLAlchemyError):
         _log.exception("keys of erased walks are left until the next sweep")

@@ -60,7 +60,7 @@ from service.gallery.tables import (
     SequenceRow,
     SubjectRow,
 )
-from service.storage.database import check_sound, new_id, now, writing
+from service.storage.database import check_sound, in_pieces, new_id, now, writing
 
 _log = logging.getLogger(__name__)
 _HEAD = (  # read at every search
@@ -77,7 +77,6 @@ _HEAD = (  # read at every search
     )
     .where(GalleryRow.name == bindparam("name"))
 )
-_IDS_AT_ONCE = 4096
 _WALK = (SequenceRow.id, SequenceRow.silhouettes, SequenceRow.key_id, SequenceRow.content_hash)
 
 
@@ -466,12 +465,9 @@ class GalleryStore:
                 (SequenceRow.id, sequence_ids),
                 (SequenceRow.subject_id, subject_ids),
             ):
-                names = list(ids)
-                for start in range(0, len(names), _IDS_AT_ONCE):
-                    some = query.where(column.in_(names[start : start + _IDS_AT_ONCE]))
-                    found |= {
-                        one.sequence_id: one for one in self._each_added(session.execute(some))
-                    }
+                for some in map(column.in_, in_pieces(ids)):
+                    rows = session.execute(query.where(some))
+                    found |= {one.sequence_id: one for one in self._each_added(rows)}
         return list(found.values())
 
     def count_newer(self, gallery_id: str, since: int, most: int) -> int:

@@ -28,10 +28,9 @@ from service.jobs import labels
 from service.jobs.events import Done, Evaluation, Failed, Progress, RunEvent, Start
 from service.jobs.job import UNFINISHED, Job, JobEvent, JobProgress, JsonObject, Status
 from service.jobs.tables import JobEventRow, JobRow
-from service.storage.database import Page, new_id, now, writing
+from service.storage.database import Page, in_pieces, new_id, now, writing
 
 ERASED = "some of the walks that it was working on were erased; start it again"
-_AT_ONCE = 500  # names in one statement
 _AS_KEPT = tuple(one.name for one in fields(Job) if one.name not in ("status", "progress", "needs"))
 _NOTHING: Mapping[str, float] = {}
 _PROMPT_S = 1.0  # within which the write lock is got when nobody keeps it for long
@@ -391,18 +390,16 @@ class JobQueue:
         """Those of these ids that are jobs'."""
         found: set[str] = set()
         with Session(self._engine) as session:
-            for start in range(0, len(among), _AT_ONCE):
-                some = JobRow.id.in_(among[start : start + _AT_ONCE])
-                found.update(session.scalars(select(JobRow.id).where(some)))
+            for some in in_pieces(among):
+                found.update(session.scalars(select(JobRow.id).where(JobRow.id.in_(some))))
         return frozenset(found)
 
     def ended_before(self, moment: datetime, among: Sequence[str]) -> frozenset[str]:
         """Ids of those jobs, of these, that ended before a moment."""
         ended: set[str] = set()
         with Session(self._engine) as session:
-            for start in range(0, len(among), _AT_ONCE):
-                some = JobRow.id.in_(among[start : start + _AT_ONCE])
-                query = select(JobRow.id).where(some, JobRow.finished_at < moment)
+            for some in in_pieces(among):
+                query = select(JobRow.id).where(JobRow.id.in_(some), JobRow.finished_at < moment)
                 ended.update(session.scalars(query))
         return frozenset(ended)
 

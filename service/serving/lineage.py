@@ -25,14 +25,13 @@ from sqlalchemy import Index, String, delete, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from service.gallery.tables import SequenceRow
-from service.storage.database import Table
+from service.storage.database import Table, in_pieces
 from service.storage.file_store import FileStore
 from service.storage.objects import StoreUnavailable
 
 _KEY_FILE: Final = "receipts.key"
 _KEY_BYTES: Final = 32
 _IN_STORE: Final = "keys/receipts"
-_AT_ONCE: Final = 500
 _log = logging.getLogger(__name__)
 
 
@@ -136,9 +135,8 @@ class TrainingRecord:
         before = select(model).where(key_id < self._key_id)
         after = select(model).where(key_id > self._key_id)
         names = set(session.scalars(before.union(after)))
-        hashes = [self._hash(gallery, subject_id) for subject_id in subject_ids]
-        for start in range(0, len(hashes), _AT_ONCE):
-            some = TrainedSubjectRow.subject_hash.in_(hashes[start : start + _AT_ONCE])
+        hashes = (self._hash(gallery, subject_id) for subject_id in subject_ids)
+        for some in map(TrainedSubjectRow.subject_hash.in_, in_pieces(hashes)):
             names.update(session.scalars(select(model).where(some).distinct()))
         return tuple(sorted(names))
 
@@ -149,8 +147,7 @@ class TrainingRecord:
 def subjects_now(session: Session, sequence_ids: Sequence[str]) -> set[str]:
     """The present subjects of those sequences that are enrolled; some may have changed hands."""
     subjects: set[str] = set()
-    for start in range(0, len(sequence_ids), _AT_ONCE):
-        some = SequenceRow.id.in_(sequence_ids[start : start + _AT_ONCE])
+    for some in map(SequenceRow.id.in_, in_pieces(sequence_ids)):
         subjects.update(session.scalars(select(SequenceRow.subject_id).where(some)))
     return subjects
 

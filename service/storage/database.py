@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Final, Generic, Literal, TypeVar
 from typing import cast as typed
@@ -45,6 +47,7 @@ from service.storage.outages import watch_outages
 _LOCK_WAIT_MS: Final = 10_000  # for another process that writes; a request then says 503
 _CONNECTIONS: Final = 15
 _STATEMENT_S: Final = 60.0
+_NAMES: Final = 1000  # in one statement
 _MIGRATIONS: Final = "migrations"
 
 
@@ -106,6 +109,13 @@ def now() -> datetime:
 def new_id() -> str:
     """An opaque id that sorts by creation time (UUIDv7)."""
     return str(uuid_utils.uuid7())
+
+
+def in_pieces(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """All of them, so many at once as one statement may name."""
+    left = iter(items)
+    while piece := list(islice(left, _NAMES)):
+        yield piece
 
 
 def open_database(

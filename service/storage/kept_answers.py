@@ -46,13 +46,12 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from service.foundation.errors import Conflict, Invalid, Reason
-from service.storage.database import Table, new_id, now, writing
+from service.storage.database import Table, in_pieces, new_id, now, writing
 
 LOCK_TIME: Final = timedelta(minutes=2)
 ANSWER_LIFETIME: Final = timedelta(hours=24)
 SEARCH_LIFETIME: Final = timedelta(minutes=10)  # can be repeated; as long as a client retries
 _ABANDONED: Final = timedelta(hours=1)  # a slow request may still use a lock that ran out
-_PAGE: Final = 500
 _SUBJECTS: Final = frozenset({"subject_id", "subject_ids"})
 _SEQUENCES: Final = frozenset({"sequence_id", "sequence_ids"})
 _NUMBER = BigInteger().with_variant(Integer(), "sqlite")  # SQLite numbers only an INTEGER by itself
@@ -188,9 +187,7 @@ def delete_answers_about(session: Session, names: Collection[str]) -> None:
     Call it in the transaction that erases them, after the erasure: a request that keeps an answer
     about them at the same time waits for this transaction, or is waited for.
     """
-    hashes = [_name_hash(name) for name in names]
-    for start in range(0, len(hashes), _PAGE):
-        page = hashes[start : start + _PAGE]
+    for page in in_pieces(map(_name_hash, names)):
         _delete(session, select(AnswerNameRow.answer).where(AnswerNameRow.name_hash.in_(page)))
 
 

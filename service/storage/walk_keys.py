@@ -37,7 +37,14 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from service.storage.database import UtcDateTime, now, open_database, take_turns, writing
+from service.storage.database import (
+    UtcDateTime,
+    in_pieces,
+    now,
+    open_database,
+    take_turns,
+    writing,
+)
 from service.storage.encryption import Cipher, EncryptionKey, KeyTrouble, Tampered
 from service.storage.vacuum import clear_traces, mark_for_vacuum, vacuum
 
@@ -127,13 +134,13 @@ class WalkKeys:
             for walk_id in walk_ids
         ]
         with writing(self._engine).begin() as connection:
-            for some in _pieces(rows):
+            for some in in_pieces(rows):
                 connection.execute(_insert_missing(self._engine), some)
         self.fetch(walk_ids)
 
     def fetch(self, walk_ids: Iterable[str]) -> None:
         """Read the keys of these walks, where there is one, in as few statements as possible."""
-        for some in _pieces([one for one in walk_ids if one not in self._secrets]):
+        for some in in_pieces([one for one in walk_ids if one not in self._secrets]):
             self._read(_KEPT.where(WalkKeyRow.walk_id.in_(some)))
 
     def cipher(self, walk_id: str) -> Cipher:
@@ -153,7 +160,7 @@ class WalkKeys:
     def known(self, walk_ids: Iterable[str]) -> dict[str, bool]:
         """Of these walks, those that have a key, or had one that ended (False)."""
         found: dict[str, bool] = {}
-        for some in _pieces(list(walk_ids)):
+        for some in in_pieces(walk_ids):
             query = _STATES.where(WalkKeyRow.walk_id.in_(some))
             with self._engine.connect() as connection:
                 found |= {row.walk_id: row.key_id is not None for row in connection.execute(query)}
@@ -175,7 +182,7 @@ class WalkKeys:
     def end(self, walk_ids: Collection[str]) -> bool:
         """End the keys of these walks; returns whether nothing of them is left in the files."""
         with writing(self._engine).begin() as connection:
-            for some in _pieces(list(walk_ids)):
+            for some in in_pieces(walk_ids):
                 connection.execute(
                     update(WalkKeyRow)
                     .where(WalkKeyRow.walk_id.in_(some))
@@ -387,8 +394,3 @@ def _unwrapped(keys: dict[str, EncryptionKey], row: Any) -> bytes:
 def _insert_missing(engine: Engine) -> Any:
     dialect: Any = sqlite if engine.dialect.name == "sqlite" else postgresql
     return dialect.insert(WalkKeyRow).on_conflict_do_nothing()
-
-
-def _pieces(items: list[Any]) -> Iterator[list[Any]]:
-    for start in range(0, len(items), _AT_ONCE):
-        yield items[start : start + _AT_ONCE]
