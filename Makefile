@@ -24,8 +24,8 @@ serve: setup
 quick: setup  # what needs no server, child process or training run
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-test: setup
-	$(BIN)/python -m pytest
+test: quick  # and then the others, one at a time: many measure time
+	$(BIN)/python -m pytest -m slow
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -333,10 +333,9 @@ def test_of_an_outage_the_log_says_when_it_began_and_when_it_is_over(
         postgres.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
         assert identify(client, walk(1)).status_code == 200
         lines = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
-    assert [line.partition(":")[0].rpartition(" after ")[0] for line in lines] == [
-        "", "the database is back",
-    ]  # fmt: skip
-    assert lines[0].startswith("the database is away: ")
+    assert len(lines) in {2, 4}  # another one, if a connection answered between the two statements
+    assert all(line.startswith("the database is away: ") for line in lines[::2])
+    assert all(line.startswith("the database is back after ") for line in lines[1::2])
 
 
 def test_a_key_that_could_not_be_unlocked_is_free_once_the_database_is_back(
