@@ -26,7 +26,8 @@ from service.foundation.settings import Settings, misspelt
 
 ROOT = Path(__file__).parents[1]
 MANIFESTS = ROOT / "docker" / "kubernetes"
-COMPOSE = ("docker-compose.yml", "docker-compose.cluster.yml", "docker/gpu.yml")
+CLUSTER = ("docker-compose.cluster.yml", "docker/walk-keys.yml")
+COMPOSE = ("docker-compose.yml", "docker/gpu.yml", *CLUSTER)
 ENTRYPOINT = ROOT / "docker" / "entrypoint.sh"
 
 
@@ -54,7 +55,7 @@ def environments() -> Iterator[dict[str, str]]:
     """What every container of ours is given, wherever it is run."""
     for file in COMPOSE:
         for service in compose(file)["services"].values():
-            if service.get("image", "").startswith("gaitid"):
+            if service.get("image", "gaitid").startswith("gaitid"):  # or what is added to ours
                 yield service.get("environment", {})
     for manifest in manifests():
         if manifest["kind"] == "ConfigMap":
@@ -112,7 +113,8 @@ def test_every_variable_that_containers_are_given_is_a_setting() -> None:
 def test_containers_run_without_rights_and_leave_their_root_as_it_is() -> None:
     services = compose("docker-compose.yml")["services"]
     services |= compose("docker-compose.cluster.yml")["services"]
-    assert len(services) == 5
+    services["walk-keys"] = compose("docker/walk-keys.yml")["services"]["walk-keys"]
+    assert len(services) == 6
     for name, service in services.items():
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
@@ -163,10 +165,13 @@ def test_secrets_are_made_once_and_only_their_owner_gets_at_them(tmp_path: Path)
     assert folder.stat().st_mode & 0o777 == 0o700
     wanted = {
         Path(secret["file"]).name
-        for secret in compose("docker-compose.cluster.yml")["secrets"].values()
+        for file in CLUSTER
+        for secret in compose(file)["secrets"].values()
     }
     assert wanted <= made.keys()
     assert made["database_password"].strip() in made["database_url"]
+    assert made["walk_keys_password"].strip() in made["walk_keys_url"]
+    assert made["walk_keys_password"] != made["database_password"]
     subprocess.run(["sh", script, folder], check=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == made
 
