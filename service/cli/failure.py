@@ -22,7 +22,7 @@ class WrongUsage(CommandFailed):
 
 
 class StorageRefused(CommandFailed):
-    """The database or the store is busy, full or out of reach; a job is tried again."""
+    """The database or the store is busy, full or away, or somebody killed a process: try again."""
 
     status = 75  # EX_TEMPFAIL, as `kill_with_parent` returns
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from models.footage.upload import Origin
 from models.silhouettes.normalise import HEIGHT, WIDTH
 from models.silhouettes.types import Quality
+from service.foundation.errors import Unavailable
 from service.foundation.settings import Settings
 from service.gallery.records import Silhouettes
 from service.recognition.confinement import ENVIRONMENT
@@ -26,6 +27,7 @@ from service.recognition.confinement import ENVIRONMENT
 _LONGEST_LINE: Final = 64 * 1024
 _MOST_FRAMES: Final = 2000  # of a walk, which lasts 8 s at most
 _NO_MEMORY: Final = "the clip takes more memory than it may; export it with smaller pictures"
+_AGAIN_S: Final = 5.0
 _BROKE_OFF: Final = "the clip could not be read to its end; export it again"
 
 
@@ -110,8 +112,8 @@ def reading(
 ) -> Iterator[Iterator[Message]]:
     """What the process says of a clip, walk by walk, after a part; it is ended with the block.
 
-    The messages end with `Done`, or raise `CannotRead`; a fault of the program raises
-    `RuntimeError`, with what the process said of it.
+    The messages end with `Done`, or raise `CannotRead`, or `Unavailable` if the process was killed;
+    a fault of the program raises `RuntimeError`, with what the process said of it.
     """
     options = {
         "memory_bytes": settings.max_decoded_bytes,
@@ -160,7 +162,11 @@ def _messages(process: subprocess.Popen[bytes]) -> Iterator[Message]:
     status = process.wait()
     if status == -signal.SIGXCPU:
         raise CannotRead("a picture of the clip takes too long to read; export it again, smaller")
-    raise CannotRead(_NO_MEMORY if status == -signal.SIGKILL else _BROKE_OFF)
+    if (
+        status == -signal.SIGKILL
+    ):  # by the kernel that lacks memory, or by hand: no fault of the clip's
+        raise Unavailable("the process that reads the clip was killed", retry_after=_AGAIN_S)
+    raise CannotRead(_BROKE_OFF)
 
 
 def _silhouettes(said: BufferedIOBase, frames: int) -> Silhouettes:

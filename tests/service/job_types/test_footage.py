@@ -20,6 +20,7 @@ import pytest
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
+from service.foundation.errors import Unavailable
 from service.foundation.settings import Settings
 from service.gallery.store import GalleryStore
 from service.gallery.tables import FoundWalkRow
@@ -34,6 +35,7 @@ from service.recognition.footage_reader import At, Message, Part, reading
 from service.recognition.footage_search import Position
 from service.storage.database import new_id, now
 from service.storage.encryption import new_secret
+from tests.e2e.deployment import children
 from tests.models.footage.clips import COLUMNS, crossing, encode, scene
 from tests.service.jobs.workers import worker_of
 from tests.service.requests import enrol, problem
@@ -223,6 +225,20 @@ def test_a_job_that_is_killed_begins_again_and_lists_no_walk_twice(
     assert len({walk["walk"] for walk in walks}) == len({walk["from_s"] for walk in walks}) == 2
     assert [event.data for event in walk_events(settings, engine, job)] == walks
     assert kept(engine) == 2
+
+
+def test_that_its_reader_is_killed_is_no_fault_of_the_clip(
+    settings: Settings, tmp_path: Path
+) -> None:
+    clip_file = tmp_path / "clip"
+    clip_file.write_bytes(with_pauses())
+    with reading(clip_file, settings) as messages:
+        next(messages)
+        for child in children(os.getpid()):
+            if b"footage_process" in Path(f"/proc/{child}/cmdline").read_bytes():
+                os.kill(child, signal.SIGKILL)
+        with pytest.raises(Unavailable, match="the process that reads the clip was killed"):
+            list(messages)
 
 
 @cache
