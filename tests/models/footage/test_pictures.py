@@ -19,7 +19,7 @@ from models.silhouettes import (
     SequenceTooLarge,
     UnsupportedSequence,
 )
-from tests.models.footage.clips import encode, photos, scene, still
+from tests.models.footage.clips import RATE, crossing, encode, photos, scene, still
 
 
 def blank(count: int, rows: int = 48, columns: int = 64) -> list[np.ndarray]:
@@ -64,6 +64,33 @@ def test_colours_survive_every_container(codec: str, container: str) -> None:
 def test_small_pictures_of_every_codec_are_read(codec: str, sides: tuple[int, int]) -> None:
     data = encode(blank(4, *sides), codec=codec, container="avi")
     assert len(times(data)) == 4
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options"),
+    [
+        ("yuv420p10le", {}),
+        ("yuv420p", {"flags": "+ildct+ilme", "x264-params": "interlaced=1"}),
+        ("yuv444p", {}),
+    ],
+    ids=["ten bits", "interlaced", "colours in full"],
+)
+def test_what_cameras_and_phones_record_is_read_like_any_video(
+    pixels: str, options: dict[str, str]
+) -> None:
+    shown = crossing((1, 100.0, 160.0), frames=8)
+    target = io.BytesIO()
+    with av.open(target, "w", format="mp4", options={"movflags": "frag_keyframe"}) as file:
+        stream = file.add_stream("libx264", rate=RATE, options=options)
+        stream.height, stream.width = shown[0].shape[:2]
+        stream.pix_fmt = pixels
+        for picture in shown:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))
+        file.mux(stream.encode(None))
+    read = list(read_pictures(target.getvalue(), FootageLimits()))
+    assert [picture.seconds for picture in read] == pytest.approx([n / RATE for n in range(8)])
+    for found, original in zip(read, shown, strict=True):
+        assert np.abs(found.image.astype(int) - original).mean() < 6
 
 
 def test_large_pictures_are_made_smaller_and_say_by_how_much() -> None:
