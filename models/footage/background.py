@@ -1,7 +1,8 @@
-"""What stands still in a clip: a second opinion on which pixels are a person's.
+"""What stands still in a clip: where nobody needs to be looked for, and whose pixels are whose.
 
-A running picture of the scene, kept from the pixels outside of everybody's boxes, so that people
-never become part of it. Where the camera moves it says nothing.
+`Background` is a second opinion on which pixels are a person's: a running picture of the scene,
+kept from the pixels outside of everybody's boxes, so that people never become part of it. Where the
+camera moves it says nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +25,31 @@ _LIKELY_NOISE: Final = 6.0  # grey levels, before there is an estimate
 _OUTLIER: Final = 5.0  # times the noise
 _CHANGED: Final = 8  # pictures in a row; then the scene is another one there
 _STILL: Final = 0.85  # of the pixels that are free and known are as they were
+_SMALL_SIDE: Final = 160  # pixels of the picture that says whether a scene is still empty
+_NOTHING: Final = 6  # grey levels, of 3 x 3 of those; compression and noise are below
+_LONGEST_TRUST: Final = 10  # pictures, after which somebody is looked for in any case
+
+
+class EmptyScene:
+    """A scene in which nobody was found: as long as nothing changes, nobody is in it."""
+
+    def __init__(self) -> None:
+        self._picture: Image | None = None
+        self._trusted = 0
+
+    def holds(self, image: Image) -> bool:
+        """Whether a picture uint8 `[h, w, 3]` holds nothing that the empty one did not."""
+        if self._picture is None or self._trusted >= _LONGEST_TRUST:
+            return False
+        small = _small(image)
+        if small.shape != self._picture.shape:
+            return False
+        self._trusted += 1
+        return int(cv2.absdiff(small, self._picture).max()) < _NOTHING
+
+    def learn(self, image: Image, *, empty: bool) -> None:
+        """Take a picture that was looked at."""
+        self._picture, self._trusted = _small(image) if empty else None, 0
 
 
 class Background:
@@ -102,6 +128,13 @@ class Background:
         self._noise = np.full(small.shape[:2], _LIKELY_NOISE, np.float32)
         self._count = np.zeros(small.shape[:2], np.uint16)
         self._odd = np.zeros(small.shape[:2], np.uint8)
+
+
+def _small(image: Image) -> Image:
+    scale = min(1.0, _SMALL_SIDE / max(image.shape[:2]))
+    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    small = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.blur(small, (3, 3)), np.uint8)
 
 
 def _widened(box: Box) -> tuple[float, float, float, float]:

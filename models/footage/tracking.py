@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from models.footage.background import EmptyScene
 from models.footage.boxes import Box, cut_out, in_window, out_of_window
 from models.footage.pictures import Image, Picture
 from models.footage.segmentation import MARGIN, Found, Mask, Segmenter
@@ -125,6 +126,7 @@ class Tracker:
         self.numbers = numbers
         self._segmenter = segmenter
         self._looked_s = -math.inf
+        self._empty = EmptyScene()
 
     def see(self, picture: Picture) -> list[Track]:
         """Follow everybody into the next picture; returns the tracks that end before it."""
@@ -133,7 +135,7 @@ class Tracker:
         matched: dict[int, Found] = {}
         if now - self._looked_s >= self._segmenter.every_s:
             self._looked_s = now
-            matched = self._match(image, self._segmenter.find(image), expected, now)
+            matched = self._match(image, self._find(image), expected, now)
         places = {}
         for track in self.tracks:
             place = expected.get(track.number, track.box)
@@ -154,7 +156,18 @@ class Tracker:
         """The tracks that are under way end; whoever is seen from now on begins another one."""
         ended, self.tracks = self.tracks, []
         self._looked_s = -math.inf
+        self._empty = EmptyScene()
         return [track for track in ended if track.hits > 1]
+
+    def _find(self, image: Image) -> list[Found]:
+        """Everybody in a picture; one that looks like an empty one before it is not looked at."""
+        if self._segmenter.every_s == 0:  # it learns from every picture
+            return self._segmenter.find(image)
+        if self._empty.holds(image):
+            return []
+        found = self._segmenter.find(image)
+        self._empty.learn(image, empty=not found)
+        return found
 
     def _match(
         self, image: Image, found: Sequence[Found], expected: dict[int, Box], now: float

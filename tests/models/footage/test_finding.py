@@ -167,6 +167,42 @@ def test_an_empty_place_has_no_walks(name: str) -> None:
     assert (walks, finder.people, finder.outcome) == ([], 0, Outcome())
 
 
+class Looks(MaskSegmenter):
+    """Counts its looks, of which it needs no more than a network."""
+
+    every_s = 0.19
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks = 0
+
+    def find(self, image: Pixels) -> list[Found]:
+        self.looks += 1
+        return super().find(image)
+
+
+def test_an_empty_scene_in_which_nothing_moves_is_hardly_looked_at() -> None:
+    random = np.random.default_rng(0)
+
+    def noisy(picture: Pixels) -> Pixels:
+        return np.clip(picture // 2 + 60 + random.normal(0, 2, picture.shape), 0, 255).astype(
+            np.uint8
+        )
+
+    def looked(pictures: Sequence[Pixels]) -> tuple[list[FoundWalk], int]:
+        segmenter = Looks()
+        return find([noisy(picture) for picture in pictures], segmenter)[0], segmenter.looks
+
+    empty = [np.zeros_like(crossing(frames=1, masks=True)[0])] * 250
+    walk = crossing((1, *THROUGH), frames=75, masks=True)
+    (alone,), often = looked(walk)
+    assert looked(empty) == ([], 5)  # of 50 in ten seconds
+    (between,), looks = looked([*empty, *walk, *empty])
+    assert looks <= often + 13
+    assert between.from_s == pytest.approx(alone.from_s + 10)
+    assert len(between.frames) == len(alone.frames)
+
+
 def test_a_walk_says_where_it_begins_in_the_original() -> None:
     pictures = crossing((1, *THROUGH), frames=75, masks=True)
     finder = WalkFinder(MaskSegmenter())
