@@ -145,24 +145,28 @@ def enlarged(clip: Path) -> bytes:
 
 
 def real_time(clip: Path) -> dict[str, Any]:
-    """Seconds of the processor for a second with one person in 640 x 480, by stage."""
+    """Seconds of the processor for a second with one person in 640 x 480, by stage; and empty."""
     data = enlarged(clip)
     began = time.process_time()
     seconds = [picture.seconds for picture in read_pictures(data, LIMITS)][-1]
     reading = time.process_time() - began
     segmenter = Recorder(NetworkSegmenter(threads=1))
-    began = time.process_time()
-    finder, walks, pictures = WalkFinder(segmenter), 0, 0
+    finder, walks = WalkFinder(segmenter), 0
+    pictures, looking, seeing = ({True: 0.0, False: 0.0} for _ in range(3))  # is somebody there?
     for picture in read_pictures(data, LIMITS):
+        began, looked = time.process_time(), segmenter.seconds["find"]
         walks += len(finder.see(picture))
-        pictures += finder.follows
+        pictures[finder.follows] += 1
+        looking[finder.follows] += segmenter.seconds["find"] - looked
+        seeing[finder.follows] += time.process_time() - began
+    began = time.process_time()
     walks += len(finder.finish())
-    whole = time.process_time() - began
-    there = pictures / RATE  # seconds in which somebody is in the picture
-    following = whole - reading - sum(segmenter.seconds.values())
+    seeing[True] += time.process_time() - began
+    there, empty = pictures[True] / RATE, pictures[False] / RATE
+    following = seeing[True] - looking[True] - segmenter.seconds["segment"]
     takes = {
         "reading": reading / seconds,
-        "looks for people": segmenter.seconds["find"] / seconds,
+        "looks for people": looking[True] / there,
         "masks": segmenter.seconds["segment"] / there,
         "following, and masks made to agree": following / there,
     }
@@ -171,6 +175,7 @@ def real_time(clip: Path) -> dict[str, Any]:
         "seconds with somebody": round(there, 2),
         "walks": walks,
         "a second takes": {stage: round(value, 3) for stage, value in takes.items()},
+        "an empty second takes": round(reading / seconds + seeing[False] / empty, 3),
     }
 
 

@@ -25,8 +25,8 @@ _LIKELY_NOISE: Final = 6.0  # grey levels, before there is an estimate
 _OUTLIER: Final = 5.0  # times the noise
 _CHANGED: Final = 8  # pictures in a row; then the scene is another one there
 _STILL: Final = 0.85  # of the pixels that are free and known are as they were
-_SMALL_SIDE: Final = 160  # pixels of the picture that says whether a scene is still empty
-_NOTHING: Final = 6  # grey levels, of 3 x 3 of those; compression and noise are below
+_SMALL_SIDE: Final = 80  # pixels of the picture that says whether a scene is still empty
+_NOTHING: Final = 7  # grey levels, of 3 x 3 of those; compression and noise are below
 _LONGEST_TRUST: Final = 10  # pictures, after which somebody is looked for in any case
 
 
