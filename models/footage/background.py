@@ -131,9 +131,11 @@ class Background:
 
 
 def _small(image: Image) -> Image:
-    scale = min(1.0, _SMALL_SIDE / max(image.shape[:2]))
+    rows, columns = image.shape[:2]
+    scale = min(1.0, _SMALL_SIDE / max(rows, columns))
+    size = max(1, round(columns * scale)), max(1, round(rows * scale))
     grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-    small = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    small = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
     return np.asarray(cv2.blur(small, (3, 3)), np.uint8)
 
 
