@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.footage.boxes import Box, cut_out
-from models.footage.pictures import Image
+from models.footage.pictures import Image, shrunk
 
 _LARGEST_SIDE: Final = 480  # pixels of the scene that is kept
 _ROOM: Final = 1.25  # around people, whose shadows and feet a box may miss
@@ -131,12 +131,8 @@ class Background:
 
 
 def _small(image: Image) -> Image:
-    rows, columns = image.shape[:2]
-    scale = min(1.0, _SMALL_SIDE / max(rows, columns))
-    size = max(1, round(columns * scale)), max(1, round(rows * scale))
-    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-    small = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
-    return np.asarray(cv2.blur(small, (3, 3)), np.uint8)
+    grey = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), np.uint8)
+    return np.asarray(cv2.blur(shrunk(grey, _SMALL_SIDE), (3, 3)), np.uint8)
 
 
 def _widened(box: Box) -> tuple[float, float, float, float]:

@@ -221,7 +221,13 @@ def _picture_of_photo(photo: Image, seconds: float) -> Picture:
 
 def thumbnail(image: Image, side: int = 160) -> bytes:
     """A picture as a JPEG whose longer side has so many pixels at most."""
-    scale = min(1.0, side / max(image.shape[:2]))
-    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    return bytes(cv2.imencode(".jpg", small, (cv2.IMWRITE_JPEG_QUALITY, 80))[1])
+    quality = (cv2.IMWRITE_JPEG_QUALITY, 80)
+    return bytes(cv2.imencode(".jpg", shrunk(image, side), quality)[1])
+
+
+def shrunk(image: Image, side: int) -> Image:
+    """A picture, in colours or grey, whose longer side has so many pixels at most."""
+    rows, columns = image.shape[:2]
+    scale = min(1.0, side / max(rows, columns))
+    size = max(1, round(columns * scale)), max(1, round(rows * scale))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)

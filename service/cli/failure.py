@@ -22,7 +22,7 @@ class WrongUsage(CommandFailed):
 
 
 class StorageRefused(CommandFailed):
-    """The database or the store is busy, full or away, or somebody killed a process: try again."""
+    """The database or the store is busy, full or away, or a process was killed: a job goes on."""
 
     status = 75  # EX_TEMPFAIL, as `kill_with_parent` returns
 

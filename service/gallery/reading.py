@@ -17,6 +17,7 @@ from service.gallery.scenes import Scene, scene_in
 from service.gallery.sealing import ErasedWalk, sealing_of
 from service.gallery.store import missing_gallery, sequences_under
 from service.gallery.tables import GalleryRow, SequenceRow
+from service.storage.database import in_pieces
 
 MOST_SEQUENCES = 4000
 """That are compared: with 16 x 256 numbers each under two checkpoints, half a gigabyte."""
@@ -160,8 +161,7 @@ def read_pairs(
 ) -> PairedEmbeddings | None:
     """What is stored of these subjects under both digests; None when that is nothing."""
     found: list[tuple[list[str], NDArray[np.float32], NDArray[np.float32]]] = []
-    for start in range(0, len(subjects), _SUBJECTS_AT_ONCE):
-        some = subjects[start : start + _SUBJECTS_AT_ONCE]
+    for some in in_pieces(subjects, _SUBJECTS_AT_ONCE):
         ours, theirs = (_read(engine, gallery_id, digest, some) for digest in (new, old))
         _, mine, others = np.intersect1d(
             ours.sequence_ids, theirs.sequence_ids, assume_unique=True, return_indices=True

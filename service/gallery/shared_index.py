@@ -37,7 +37,7 @@ from service.gallery.records import AddedSequence, Changes, Embedding
 from service.gallery.roster import Filter, Roster
 from service.gallery.scenes import Scene
 from service.gallery.store import GalleryStore
-from service.storage.database import new_id
+from service.storage.database import in_pieces, new_id
 
 _WAIT_S = 0.2  # between two looks how far another process has written
 _SWEEP_S = 60.0
@@ -374,8 +374,7 @@ class SharedIndex:
         again = {item.sequence_id for item in added}
         self._milvus.delete(name, [one for one in changes.erased if one not in again])
         ranking = self._ranking()[0]
-        for start in range(0, len(added), _WRITTEN_AT_ONCE):
-            some = added[start : start + _WRITTEN_AT_ONCE]
+        for some in in_pieces(added, _WRITTEN_AT_ONCE):
             self._collections.beat(name, self._writer)
             ids = [item.sequence_id for item in some]
             vectors = index_vectors(ranking.seen(_stacked(some)))

@@ -23,7 +23,7 @@ from service.storage.vacuum import clear_traces
 from service.storage.walk_keys import STORE, WalkKeys
 
 _IN_FLIGHT = timedelta(days=1)  # no walk is added so long after its key was made
-_AT_ONCE = 1000
+_AT_ONCE = 1000  # sequences that are read at once
 _log = logging.getLogger(__name__)
 
 Shredded = Literal["ended", "pending"]

@@ -29,6 +29,7 @@ from service.gallery.tables import SequenceRow
 from service.job_types.activation import shown
 from service.job_types.held_out_split import is_held_out, trained_on
 from service.serving.registry import active_model, resolve
+from service.storage.database import in_pieces
 
 _AT_ONCE = 32  # sequences in memory
 
@@ -122,8 +123,5 @@ def _walks(engine: Engine, gallery_id: str, subject: str) -> Iterator[list[Silho
     sealing = sealing_of(engine)
     with Session(engine) as session:
         rows = session.execute(query).all()
-    for start in range(0, len(rows), _AT_ONCE):
-        yield [
-            sealing.silhouettes(row.id, row.silhouettes, row.key_id)
-            for row in rows[start : start + _AT_ONCE]
-        ]
+    for some in in_pieces(rows, _AT_ONCE):
+        yield [sealing.silhouettes(row.id, row.silhouettes, row.key_id) for row in some]

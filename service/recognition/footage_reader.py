@@ -162,9 +162,8 @@ def _messages(process: subprocess.Popen[bytes]) -> Iterator[Message]:
     status = process.wait()
     if status == -signal.SIGXCPU:
         raise CannotRead("a picture of the clip takes too long to read; export it again, smaller")
-    if (
-        status == -signal.SIGKILL
-    ):  # by the kernel that lacks memory, or by hand: no fault of the clip's
+    if status == -signal.SIGKILL:
+        # By the kernel that lacks memory, or by hand: no fault of the clip's.
         raise Unavailable("the process that reads the clip was killed", retry_after=_AGAIN_S)
     raise CannotRead(_BROKE_OFF)
 

@@ -12,6 +12,7 @@ from service.foundation.errors import NotFound
 from service.gallery.records import Embedding, Progress, Silhouettes
 from service.gallery.store import GalleryStore
 from service.serving.batching import Encode
+from service.storage.database import in_pieces
 
 _AT_ONCE = 32  # sequences in memory: 1000 frames each are 4 MB
 
@@ -47,9 +48,8 @@ class Reembedding:
     def some(self, sequence_ids: Sequence[str]) -> dict[str, Embedding]:
         """Embed these sequences; those erased meanwhile are missing from the answer."""
         made: dict[str, Embedding] = {}
-        for start in range(0, len(sequence_ids), _AT_ONCE):
-            batch = list(self._stored(sequence_ids[start : start + _AT_ONCE]))
-            made.update(self._embed(batch))
+        for some in in_pieces(sequence_ids, _AT_ONCE):
+            made.update(self._embed(list(self._stored(some))))
         return made
 
     def _stored(self, sequence_ids: Sequence[str]) -> Iterator[tuple[str, Silhouettes]]:

@@ -111,10 +111,10 @@ def new_id() -> str:
     return str(uuid_utils.uuid7())
 
 
-def in_pieces(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """All of them, so many at once as one statement may name."""
+def in_pieces(items: Iterable[Item], size: int = _NAMES) -> Iterator[list[Item]]:
+    """All of them, `size` at once; without it, as many as one statement may name."""
     left = iter(items)
-    while piece := list(islice(left, _NAMES)):
+    while piece := list(islice(left, size)):
         yield piece
 
 

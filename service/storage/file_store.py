@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 from models.files.disk import sync
 from service.foundation.errors import Unavailable
 from service.foundation.settings import S3_SCHEME, Settings
-from service.storage.database import new_id
+from service.storage.database import in_pieces, new_id
 from service.storage.encryption import EncryptionKey, Tampered
 from service.storage.objects import (
     PIECE,
@@ -305,8 +305,8 @@ class FileStore:
         self._delete_all(keys)
 
     def _delete_all(self, keys: list[str]) -> None:
-        for start in range(0, len(keys), _AT_ONCE):
-            self._objects.delete(keys[start : start + _AT_ONCE])
+        for some in in_pieces(keys, _AT_ONCE):
+            self._objects.delete(some)
 
 
 def open_store(settings: Settings, keys: Sequence[EncryptionKey] = ()) -> FileStore | None:

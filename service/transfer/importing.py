@@ -7,10 +7,9 @@ transaction, during which nobody else may write, only copies.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import IO, Final, TypeVar
+from typing import IO, Final
 
 import numpy as np
 from sqlalchemy import Engine, select
@@ -25,7 +24,7 @@ from service.gallery.sealing import packed, sealing_of
 from service.gallery.store import gallery_exists
 from service.gallery.tables import EmbeddingRow, GalleryRow, SequenceRow, SubjectRow
 from service.serving import adaptation
-from service.storage.database import new_id, take_turns, writing
+from service.storage.database import in_pieces, new_id, take_turns, writing
 from service.transfer.export_file import (
     DAMAGED,
     BrokenExport,
@@ -37,7 +36,6 @@ from service.transfer.export_file import (
 _TURN: Final = "imports"
 _AT_ONCE: Final = 256  # rows that are in memory; also what one revision adds
 _LENGTH = struct.Struct("<I")
-Item = TypeVar("Item")
 
 
 class Spool:
@@ -172,7 +170,7 @@ class GalleryImport:
                 raise gallery_exists(name) from error
             self._sealing.require_current(session)
             subjects = 0
-            for batch in _batches(self._export.subjects()):
+            for batch in in_pieces(self._export.subjects(), _AT_ONCE):
                 subjects += len(batch)
                 session.add_all(
                     SubjectRow(
@@ -188,7 +186,7 @@ class GalleryImport:
             ids_kept = not self._any_id_taken(session)
             # A revision is read in one piece by whoever follows, so each adds only so many.
             sequences = (sequence for _, sequence in self._export.sequences())
-            for revision, some in enumerate(_batches(sequences), 1):
+            for revision, some in enumerate(in_pieces(sequences, _AT_ONCE), 1):
                 gallery.revision = revision
                 self._add_sequences(session, gallery, some, ids_kept)
             session.flush()
@@ -217,7 +215,7 @@ class GalleryImport:
             session.scalar(select(SequenceRow.id).where(SequenceRow.id.in_(batch)).limit(1))
             # One that was erased keeps its name, or what is left of it elsewhere would be opened.
             or (walk_keys is not None and walk_keys.known(batch))
-            for batch in _batches(self._sequence_ids)
+            for batch in in_pieces(self._sequence_ids, _AT_ONCE)
         )
 
     def _add_sequences(
@@ -259,9 +257,3 @@ class GalleryImport:
             session.flush()
         for row in (*rows, *embeddings):  # or the session would keep all of the gallery in memory
             session.expunge(row)
-
-
-def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
-    left = iter(items)
-    while batch := list(islice(left, _AT_ONCE)):
-        yield batch

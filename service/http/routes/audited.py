@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import islice
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -30,6 +29,7 @@ from service.http.middleware.scopes import requires
 from service.http.routes.dependencies import AppResources, resources_of
 from service.http.schemas import AuditLine, Schema
 from service.privacy.corrections import Correct
+from service.storage.database import in_pieces
 from service.storage.failures import storage_trouble
 from service.storage.kept_answers import Answer, keep
 
@@ -180,6 +180,6 @@ async def read_audit(
 
 def _encoded(lines: Iterator[dict[str, object]]) -> Iterator[str]:
     # Many at a time, because each piece that is sent costs a change of threads.
-    while piece := list(islice(lines, _PIECE)):
+    for piece in in_pieces(lines, _PIECE):
         # In ASCII, because many readers end lines at other characters than a newline as well.
         yield "".join(json.dumps(line) + "\n" for line in piece)
