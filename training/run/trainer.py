@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from models.networks.blocks import fold_batch_norm
 from models.networks.device import MixedPrecision, lay_out_for_convolution
 from models.networks.head import GaitOutput
 from models.networks.network import GaitNetwork
@@ -133,6 +134,8 @@ class Trainer:
         if group.size > 1 and group.device.type == "cuda":
             # torch has none for the CPU: there each process normalises by its own sequences.
             nn.SyncBatchNorm.convert_sync_batchnorm(self._both)  # type: ignore[no-untyped-call]
+        for teacher in self._teachers:
+            fold_batch_norm(teacher.network)  # a seventh less of its time, in every step
         for network in (self._both, *(teacher.network for teacher in self._teachers)):
             lay_out_for_convolution(network)
         self._average: AveragedModel | None = None

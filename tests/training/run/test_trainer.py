@@ -232,8 +232,8 @@ def test_teachers_are_not_touched_by_a_step(pack: Path, make_teacher: Callable[.
     recipe = tiny("gaitkd", pack, teachers=(make_teacher(),))
     preparation = prepare(recipe, CPU)
     network = preparation.teachers[0].network
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     trainer = Trainer(recipe, preparation, Group(0, 1, CPU))
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     trainer.train(next(iter(batches(recipe, preparation))))
     assert not network.training
     assert trainer.result.training
