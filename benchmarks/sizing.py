@@ -24,7 +24,6 @@ NUMBERS = 16 * 32  # of an embedding
 ROOM = 0.7  # of memory and processors that is planned with
 MACHINES = (4, 8, 16, 32, 64, 128, 256)  # GB of memory that a machine has
 TAIL = 20_000  # walks: GAITID_EXACT_BELOW
-CODED = 124  # bytes of a walk's code: what FAISS says
 IN_REACH = 600.0  # seconds that a new process, which has no snapshot, may compute at its start
 SPARE = 1  # machines beyond those that the load needs, so that one may die
 GB = 1e9
@@ -39,12 +38,6 @@ class Assumed:
     source: str
 
 
-LISTED = Assumed(
-    444,
-    "bytes",
-    "ids, subject and metadata of a walk in a process: 600 MB of a million walks less their codes, "
-    "measured once at another load",
-)
 PROCESS = Assumed(
     0.7 * GB, "bytes", "an api process with the network and decoders at rest, no gallery"
 )
@@ -72,6 +65,7 @@ class Measured:
     one_bit_ms: float
     search_at: int
     database_bytes: float
+    held_bytes: float  # of a walk in a process: its code, ids, subject, metadata
     follow_s: float
     restore_s: float
     start_at: int
@@ -94,6 +88,7 @@ class Measured:
             one_bit_ms=search["lists, RaBitQ 1, blocks"]["ms"],
             search_at=at["search"],
             database_bytes=start["the database"]["bytes a walk"],
+            held_bytes=start["with a snapshot"]["resident, MB"] * 1e6 / at["start"],
             follow_s=start["without a snapshot"]["until coded, s"],
             restore_s=start["with a snapshot"]["until a search, s"],
             start_at=at["start"],
@@ -109,7 +104,7 @@ def in_processes(measured: Measured) -> dict[str, dict[str, str]]:
     rows = {}
     for walks in WALKS:
         rows[_power(walks)] = {
-            "memory, GB": _number((PROCESS.value + walks * (CODED + LISTED.value)) / GB),
+            "memory, GB": _number((PROCESS.value + walks * measured.held_bytes) / GB),
             "a search, CPU ms": _carried(measured.search_ms, walks, measured.search_at),
             "start with a snapshot, CPU s": _carried(measured.restore_s, walks, measured.start_at),
             "start without, CPU s": _carried(measured.follow_s, walks, measured.start_at),
@@ -122,7 +117,7 @@ def in_milvus(measured: Measured) -> dict[str, dict[str, str]]:
     """What the parts take when galleries are searched in Milvus."""
     rows = {}
     for walks in WALKS:
-        tail = TAIL * (4 * NUMBERS + LISTED.value)
+        tail = TAIL * (4 * NUMBERS + measured.held_bytes)
         scan = measured.one_bit_ms * SHARE.value / 0.28 * walks / measured.search_at
         factor = _factor(walks, measured.search_at)
         rows[_power(walks)] = {
@@ -142,7 +137,7 @@ def machines(measured: Measured, rate: float) -> dict[str, dict[str, str]]:
         shared = _is_shared(measured, walks)
         scan = measured.search_ms * walks / measured.search_at / 1000
         cores = rate * (1 / measured.identified + (0 if shared else scan)) / ROOM
-        held = TAIL * 4 * NUMBERS if shared else walks * (CODED + LISTED.value)
+        held = TAIL * 4 * NUMBERS if shared else walks * measured.held_bytes
         apis = max(1, math.ceil(cores / 8)) + SPARE
         row = {
             "GAITID_INDEX": "milvus" if shared else "faiss",
@@ -168,7 +163,7 @@ def assumptions() -> dict[str, dict[str, str]]:
     """What was not measured, and where it comes from."""
     return {
         one.source: {"figure": f"{_number(one.value)} {one.unit}".strip()}
-        for one in (LISTED, PROCESS, SEARCHED, STORED, SHARE)
+        for one in (PROCESS, SEARCHED, STORED, SHARE)
     }
 
 
