@@ -16,6 +16,7 @@ import errno
 import logging
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -155,6 +156,8 @@ def _in_a_sentence(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):
         found = re.search(r"\bGLOBAL (\S+)", str(error))
         return f"it needs {found[1]}, which is no tensor" if found else "it is no file of tensors"
+    if isinstance(error, LookupError):
+        return "it is no file of tensors"  # an instruction that no pickle of tensors has
     if isinstance(error, OSError) and error.errno == errno.EINVAL:
         return "it ends too early"  # a directory was looked for in front of the file's first byte
     return str(error).partition(". ")[0].strip() or "it ends too early"
@@ -173,7 +176,8 @@ def _read_state(path: Path) -> tuple[dict[str, Tensor], int]:
     """The student's tensors by OpenGait's names, and how many of teachers were dropped."""
     with path.open("rb") as file:
         try:
-            content: Any = torch.load(file, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore"):  # of torch, about other kinds of pickles
+                content: Any = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a broken or hostile pickle can end in almost any exception
             raise OpenGaitError(
                 f"{path} is not a checkpoint that can be read safely: {_in_a_sentence(error)}"
