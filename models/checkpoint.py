@@ -37,7 +37,7 @@ from models.files.disk import replace_folder
 from models.networks.network import GaitNetwork
 from models.networks.registry import UnknownArchitecture, build
 
-MAX_WEIGHTS_BYTES: Final = 1 << 30
+MAX_WEIGHTS_BYTES: Final = 1 << 31  # the largest published, a GaitGL of 20,000 people, take 1.36e9
 STORED_HALF: Final = (torch.float32, torch.float16)  # wanted, found
 _HEADER_BYTES: Final = 2**16  # of a weights file, for what it says besides its tensors,
 _HEADER_BYTES_A_TENSOR: Final = 512  # and for each tensor of the network
@@ -92,7 +92,8 @@ def save(directory: Path, network: GaitNetwork, card: Card, *, half: bool = Fals
 
     Raises:
         CheckpointMismatch: the card describes another network.
-        CheckpointError: weights that are not finite, or `directory` holds something else.
+        CheckpointError: weights that are not finite or too large to be read again, or `directory`
+            holds something else.
         OSError: the disk refused.
     """
     described = card_of(network, name=card.name, metric=card.metric)
@@ -103,6 +104,8 @@ def save(directory: Path, network: GaitNetwork, card: Card, *, half: bool = Fals
                 f"the network's {getattr(described, field)!r}"
             )
     weights = serialise_tensors(_storable(network, half=half))
+    if len(weights) > MAX_WEIGHTS_BYTES:
+        raise CheckpointError(f"weights of {len(weights)} bytes; {MAX_WEIGHTS_BYTES} can be read")
     fields = card.model_dump(mode="json", exclude={"digest"})
     digest = digest_of(hashlib.sha256(weights).digest(), fields)
     text = json.dumps({**fields, "digest": digest}, indent=2, ensure_ascii=False, allow_nan=False)

@@ -272,6 +272,16 @@ def test_files_over_the_limits_are_not_read_whole(
         checkpoint.load(saved)
 
 
+def test_weights_that_could_not_be_read_again_are_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = small("gaitbase", {})
+    monkeypatch.setattr(checkpoint, "MAX_WEIGHTS_BYTES", 100)
+    with pytest.raises(CheckpointError, match="100 can be read"):
+        checkpoint.save(tmp_path / "small", network, small_card(network))
+    assert not (tmp_path / "small").exists()
+
+
 def test_a_card_whose_text_nobody_can_be_sent_is_refused(saved: Path) -> None:
     fields = json.loads((saved / CARD).read_bytes())
     (saved / CARD).write_text(json.dumps({**fields, "notes": "\ud800"}))
