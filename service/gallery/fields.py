@@ -61,7 +61,8 @@ GalleryNames = Annotated[
 
 # No control characters, and none that end a line or turn the text beside them around.
 _NOT_IN_A_NAME = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
-_NAME = rf"^[^\s{_NOT_IN_A_NAME}][^{_NOT_IN_A_NAME}]*$"
+# U+FEFF is spelt out: JSON Schema's `\s` holds it, and this one's does not.
+_NAME = rf"^[^\s\ufeff{_NOT_IN_A_NAME}][^{_NOT_IN_A_NAME}]*$"
 
 
 def _a_name(value: str) -> str:

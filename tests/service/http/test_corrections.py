@@ -147,6 +147,7 @@ def test_a_display_name_may_be_of_any_script(
         {"display_name": "two\u2028lines"},
         {"display_name": "nothing\u0000"},
         {"display_name": "turned \u202eround"},
+        {"display_name": "\ufeffAnna"},
         {"display_name": "half \ud800"},
         {"display_name": 7},
         {"display_name": ["Anna"]},
