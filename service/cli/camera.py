@@ -32,7 +32,8 @@ _UNTIMED: Final = frozenset({"mpjpeg", "mjpeg", "mjpeg_2000", "jpeg_pipe"})
 _DEVICES: Final = "/dev/"
 _MOST_SIDE: Final = 8192  # pixels
 _SILENT_S: Final = 10.0  # without a picture; then the connection is taken for broken
-_AHEAD: Final = 8  # pictures that wait to be looked at; more would be a lag
+_WAITING_S: Final = 2.0  # that pictures wait to be looked at; more would be a lag
+_WAITING_BYTES: Final = 64 * 2**20  # of them
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 60.0
 _APART_S: Final = 10.0  # of the stream's clock from ours; then the stream's has jumped
@@ -79,7 +80,8 @@ def shown(source: str) -> str:
 class Camera:
     """Reads one camera in a thread of its own, and again whenever it drops.
 
-    Pictures that nobody takes in time are left out, so that those that are taken are new.
+    Most of what a camera sees costs little, and a person much: some pictures wait. What nobody
+    takes in time is left out, so that the pictures that are taken are new.
 
     Attributes:
         read: pictures that came of it so far.
@@ -201,13 +203,16 @@ class Camera:
 
     def _put(self, item: Picture | Connected | Dropped | Exception) -> None:
         with self._changed:
-            pictures = [
-                index for index, one in enumerate(self._waiting) if isinstance(one, Picture)
-            ]
-            if isinstance(item, Picture) and len(pictures) >= _AHEAD:
-                del self._waiting[pictures[0]]
-                self.left_out += 1
             self._waiting.append(item)
+            pictures = [one for one in self._waiting if isinstance(one, Picture)]
+            size = sum(one.image.nbytes for one in pictures)
+            for oldest in pictures[:-1]:
+                waited_s = pictures[-1].seconds - oldest.seconds
+                if size <= _WAITING_BYTES and waited_s <= _WAITING_S:
+                    break
+                self._waiting.remove(oldest)
+                size -= oldest.image.nbytes
+                self.left_out += 1
             self._changed.notify()
 
 

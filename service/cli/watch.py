@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import mmap
 import os
 import signal
@@ -36,8 +37,9 @@ SECRET: Final = "GAITID_WEBHOOK_SECRET"  # noqa: S105 - the name of a variable
 
 _PATIENT = 6  # attempts, over a quarter of a minute: the service may be restarted
 _MOST_ASKED = 16  # walks that wait for the service's answer
+_LOOK_S = 5.0  # in which pictures are counted: who walks past is soon gone, and costs most
 _REPORT_S = 60.0  # from one word about pictures left out to the next
-_MOST_LEFT_OUT = 0.05  # of the pictures: a new connection begins with more than can be looked at
+_MOST_LEFT_OUT = 0.05  # of the pictures
 _SEGMENTERS = Literal["network", "background"]
 
 
@@ -222,24 +224,35 @@ class _Watching:
         from models.footage import Picture
         from service.cli.camera import Connected, Dropped
 
-        reported_s, read, left_out = 0.0, 0, 0
+        looked_s = reported_s = -math.inf
+        read = left_out = 0
+        is_new = True  # a connection, which begins with more than can be looked at
         self._began = datetime.now(UTC)
         for item in camera.watch(stop):
             match item:
                 case Connected(columns, rows):
                     say(f"{self._shown}: connected, {columns}x{rows} pixels")
+                    is_new = True
                 case Dropped(reason, pause_s):
                     yield from finder.finish()
                     say(f"{self._shown}: {reason}; trying again in {pause_s:g} s")
                 case Picture():
                     yield from finder.see(item)
-                    if item.seconds - reported_s > _REPORT_S:
-                        if camera.left_out - left_out > _MOST_LEFT_OUT * (camera.read - read):
-                            say(
-                                f"{camera.left_out - left_out} of {camera.read - read} pictures "
-                                "were left out: this machine is too slow for all of them"
-                            )
-                        reported_s, read, left_out = item.seconds, camera.read, camera.left_out
+                    if item.seconds - looked_s < _LOOK_S:
+                        continue
+                    lost, came = camera.left_out - left_out, camera.read - read
+                    if (
+                        lost > _MOST_LEFT_OUT * came
+                        and not is_new
+                        and item.seconds - reported_s > _REPORT_S
+                    ):
+                        say(
+                            f"{lost} of {came} pictures were left out: this machine is too slow "
+                            "for all of them, and walks may be missed"
+                        )
+                        reported_s = item.seconds
+                    looked_s, is_new = item.seconds, False
+                    read, left_out = camera.read, camera.left_out
 
     def _ask(self, asking: ThreadPoolExecutor, walk: FoundWalk) -> None:
         """Have the service asked; of a camera, never wait for it."""

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
-from models.footage import Picture
+from models.footage import BackgroundSegmenter, Picture
 from service.__main__ import main
 from service.cli.camera import Camera, Connected, Dropped, shown
+from service.cli.watch import _Watching
+from service.client import Client
 from tests.models.footage.clips import COLUMNS, crossing, encode, scene
 from tests.service.cli.cameras import camera, mjpeg, rtsp
 from tests.service.client.answering import Script, problem
@@ -205,7 +208,26 @@ def test_an_rtsp_camera_s_pictures_have_its_times_over_all_connections() -> None
     assert len(seen) + source.left_out == source.read
 
 
-def test_pictures_that_nobody_takes_in_time_are_left_out_and_counted() -> None:
+def test_pictures_wait_for_who_is_slow_for_a_moment() -> None:
+    stop = threading.Event()
+    seen = 0
+    with camera(mjpeg, crossing((1, *THROUGH), frames=50)) as (at, _):
+        source = Camera(f"http://{at}/", first_pause_s=0.1)
+        for item in source.watch(stop):
+            if isinstance(item, Picture):
+                seen += 1
+                time.sleep(1.0 if seen == 10 else 0.0)
+            elif isinstance(item, Dropped):
+                stop.set()
+    assert source.left_out == 0
+    assert seen == source.read == 50
+
+
+@pytest.mark.parametrize(("bound", "value"), [("_WAITING_S", 0.3), ("_WAITING_BYTES", 2**22)])
+def test_pictures_that_nobody_takes_in_time_are_left_out_and_counted(
+    monkeypatch: pytest.MonkeyPatch, bound: str, value: float
+) -> None:
+    monkeypatch.setattr(f"service.cli.camera.{bound}", value)
     stop = threading.Event()
     lags = []
     with camera(mjpeg, crossing((1, *THROUGH), frames=75)) as (at, _):
@@ -219,7 +241,33 @@ def test_pictures_that_nobody_takes_in_time_are_left_out_and_counted() -> None:
                 stop.set()
     assert source.left_out > 30
     assert len(lags) + source.left_out == source.read
-    assert max(lags) < 2  # eight pictures, not the length of the stream
+    assert max(lags) < 2  # some pictures, not the length of the stream
+
+
+class Watched(Camera):
+    """A quiet minute, and in the midst of it a second of which most is left out."""
+
+    def watch(self, stop: threading.Event) -> Iterator[Picture | Connected | Dropped]:
+        assert not stop.is_set()
+        yield Connected(4, 4)
+        for number in range(60 * 25):
+            self.read += 1
+            if number < 50 or 700 <= number < 720:  # 50: what a new connection begins with
+                self.left_out += 1
+            else:
+                yield Picture(number / 25, np.zeros((4, 4, 3), np.uint8))
+
+
+def test_a_moment_of_which_much_is_left_out_is_said_in_a_long_quiet_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("service.cli.camera.Camera", Watched)
+    with Client("http://nobody") as client:
+        watching = _Watching(client, "http://camera/", "default", None, lambda seen: None)
+        watching.run(BackgroundSegmenter(), threading.Event())
+    told = [line for line in capsys.readouterr().err.splitlines() if "too slow" in line]
+    (line,) = told
+    assert line.startswith("gaitid: 20 of 1")  # of five seconds' pictures
 
 
 def test_a_camera_that_is_not_there_is_tried_ever_less_often_and_its_password_not_said() -> None:
