@@ -7,7 +7,16 @@ from typing import Any, Final
 from torch import Tensor
 
 from models.networks.network import GaitNetwork
-from models.opengait.format import NECK, Format, Source, State, matrices, numbered, renamed
+from models.opengait.format import (
+    NECK,
+    Format,
+    OpenGaitError,
+    Source,
+    State,
+    matrices,
+    numbered,
+    renamed,
+)
 
 STAGES: Final = ("GLConvA0", "GLConvA1", "GLConvB2")
 FIRST: Final = r"conv3d\.([0-9]{1,3})\.conv3d\.weight"
@@ -20,6 +29,13 @@ def config(state: State) -> dict[str, Any]:
     """Widths, depths, parts and the kind of head; the halving is the published one."""
     first = numbered(state, FIRST, "the first convolutions")
     stages = [_convolutions(state, stage) for stage in STAGES]
+    depth = 2 if NESTED in state else 1
+    depths = [len(first), *map(len, stages)]
+    if any(found != depth for found in depths):  # one may be missing from the file
+        raise OpenGaitError(
+            f"each stage of such a gaitgl has as many convolutions ({depth}), not "
+            f"{', '.join(map(str, depths))}"
+        )
     projection = matrices(state, "Head0.fc_bin")
     necks = "BNNecks.fc_bin" in state
     classifier = matrices(state, "BNNecks.fc_bin" if necks else "Head1.fc_bin")

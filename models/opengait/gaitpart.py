@@ -50,6 +50,12 @@ def _stages(state: State) -> tuple[list[list[Tensor]], int]:
     last = [list(run) for _, run in groupby(groups[2], lambda kernel: kernel.shape[0])]
     if len(last) > 2:
         raise OpenGaitError("this is not a gaitpart: it has more than two widths behind its maxima")
+    depths = [len(groups[0]), len(groups[1]), *map(len, last)]
+    if len(set(depths)) > 1:  # one may be missing from the file
+        raise OpenGaitError(
+            "this is not a whole gaitpart: as many convolutions of each width are expected, not "
+            f"{', '.join(map(str, depths))}"
+        )
     widths = 2 + len(last)
     if len(last) == 1:
         last = [last[0][:-1], last[0][-1:]]

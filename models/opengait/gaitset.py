@@ -7,6 +7,7 @@ from typing import Any, Final
 from models.networks.network import GaitNetwork
 from models.opengait.format import Format, OpenGaitError, Source, State, matrices, numbered, renamed
 
+CONVOLUTIONS: Final = 2
 BLOCK: Final = r"set_block{}\.forward_block\.([0-9]{{1,3}})\.conv\.weight"
 
 
@@ -16,8 +17,11 @@ def config(state: State) -> dict[str, Any]:
         list(numbered(state, BLOCK.format(block), f"the convolutions of block {block}").values())
         for block in (1, 2, 3)
     ]
-    if len(blocks[2]) < 2:
-        raise OpenGaitError("the third block should have two convolutions at least")
+    if any(len(convs) != CONVOLUTIONS for convs in blocks):  # else one may be missing from the file
+        depths = ", ".join(str(len(convs)) for convs in blocks)
+        raise OpenGaitError(
+            f"each block of a gaitset has {CONVOLUTIONS} convolutions, not {depths}"
+        )
     projection = matrices(state, "Head.fc_bin")
     widths = [convs[0].shape[0] for convs in blocks]
     return {

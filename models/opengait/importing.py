@@ -89,7 +89,10 @@ def import_opengait(
     """
     architecture, mode = _parse_name(architecture_name)
     state, dropped = _read_state(path)
-    config = FORMATS[architecture].config(state)
+    try:
+        config = FORMATS[architecture].config(state)
+    except OpenGaitError as error:
+        raise OpenGaitError(f"{path}: {error}") from error
     if mode not in (None, config.get("mode")):
         raise OpenGaitError(f"the file holds a deepgaitv2-{config['mode']}, not {mode}")
     if embedding_source == "neck" and "BNNecks.fc_bin" not in state:
@@ -128,10 +131,12 @@ def convert(
     """Convert an OpenGait checkpoint to a GaitID checkpoint in `out_dir`; see `import_opengait`.
 
     Raises:
-        OpenGaitError: the file can't be imported.
-        CheckpointError: its weights are not finite, or `out_dir` holds something else.
+        OpenGaitError: the file can't be imported, or `out_dir` holds something already.
+        CheckpointError: the weights are too large to be read again.
         OSError: a file can't be read or written.
     """
+    if out_dir.is_dir() and any(out_dir.iterdir()):
+        raise OpenGaitError(f"{out_dir} is there and not empty; name a folder that is to be made")
     network, card = import_opengait(
         checkpoint_path,
         architecture_name,
@@ -253,6 +258,8 @@ def _fault_of(
         return f"{theirs!r} has shape {list(found.shape)}, not {list(shape)}"
     if found.dtype not in TYPES[wanted]:
         return f"{theirs!r} is {found.dtype}, not {wanted}"
+    if not found.to(wanted).isfinite().all():
+        return f"{theirs!r} has numbers that are not finite"
     if ours.endswith("running_var") and bool((found < 0).any()):
         return f"{theirs!r} has negative variances"
     return None

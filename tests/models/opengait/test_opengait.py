@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from models import checkpoint
-from models.card import CheckpointError
+from models.card import read_card
 from models.networks.network import GaitNetwork
 from models.networks.registry import ARCHITECTURES
 from models.opengait import OpenGaitError, convert, import_opengait
@@ -332,6 +332,15 @@ def test_weights_that_are_not_finite_are_not_converted(tmp_path: Path) -> None:
     state = small_gaitbase()
     state["FCs.fc_bin"][0, 0, 0] = np.nan
     path = save_as_opengait(tmp_path / "model.pt", state)
-    with pytest.raises(CheckpointError, match=r"head\.projection\.weight.*not finite"):
+    with pytest.raises(OpenGaitError, match=r"'FCs\.fc_bin' has numbers that are not finite"):
         convert(path, tmp_path / "ours", "gaitbase")
     assert not (tmp_path / "ours").exists()
+
+
+def test_what_is_in_a_folder_already_is_not_replaced(tmp_path: Path) -> None:
+    path = save_as_opengait(tmp_path / "model.pt", small_gaitbase())
+    (tmp_path / "ours").mkdir()
+    before = convert(path, tmp_path / "ours", "gaitbase", name="first")
+    with pytest.raises(OpenGaitError, match="not empty"):
+        convert(path, tmp_path / "ours", "gaitbase", name="second")
+    assert read_card(tmp_path / "ours") == before

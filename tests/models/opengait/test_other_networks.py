@@ -20,7 +20,7 @@ from torch import Tensor
 
 from models.encoder import Encoder
 from models.networks.network import GaitNetwork
-from models.opengait import OpenGaitError, import_opengait
+from models.opengait import OpenGaitError, import_opengait, importing
 from tests.models import goldens
 from tests.models.opengait.test_opengait import convert_and_load, save_as_opengait, without
 
@@ -122,7 +122,7 @@ PATCHES = "transformer.patch_embed.proj.weight"
         (
             "gaitset_casiab",
             lambda s: without(s, "set_block3.forward_block.2.conv.weight"),
-            "two convolutions at least",
+            "2 convolutions, not 2, 2, 1",
         ),
         (
             "gaitset_casiab",
@@ -173,6 +173,20 @@ def test_weights_that_do_not_fit_are_named(
     path = save_as_opengait(tmp_path / "model.pt", change(state_of(name)))
     with pytest.raises(OpenGaitError, match=complaint):
         import_opengait(path, REFERENCE[name]["architecture"])
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(KIND) if name.startswith("gait")])
+def test_no_file_that_lacks_a_convolution_is_taken_for_a_shallower_network(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = state_of(name)
+    convolutions = [key for key in state if key.endswith("weight") and state[key].ndim >= 4]
+    assert len(convolutions) > 5
+    for key in convolutions:
+        there = without(state, key)
+        monkeypatch.setattr(importing, "_read_state", lambda _, there=there: (there, 0))
+        with pytest.raises(OpenGaitError):
+            import_opengait(Path("model.pt"), REFERENCE[name]["architecture"])
 
 
 @pytest.mark.parametrize("name", ["gaitset_casiab", "gaitgl_casiab"])
