@@ -626,8 +626,10 @@ def test_a_gallery_chosen_while_the_page_still_reads_stays_chosen(
     page.get_by_role("link", name="Gallery").click()
     page.locator("#gallery-choice").select_option(gallery)
     expect(page.locator("#gallery-summary[aria-busy]")).to_be_attached()
+    expect(page.locator("#calibration-form")).to_have_attribute("inert", "")  # is still another's
     page.unroute("**/galleries?*")  # which lets those that wait go on
     assert slow
+    expect(page.locator("#calibration-form:not([inert])")).to_be_attached()
     section = page.locator("#gallery")
     expect(section.locator("#gallery-summary")).to_contain_text(f"Gallery{gallery}")
     expect(section.locator("#subject-list tbody th")).to_have_text(["anna"])
@@ -639,6 +641,7 @@ def test_a_gallery_is_calibrated_and_its_curve_says_what_other_rates_would_ask_f
 ) -> None:
     enrol_crowd(served, gallery, 24)
     section = opened(page, served, "gallery", gallery)
+    expect(section.locator("#gallery-summary")).to_contain_text(f"Gallery{gallery}")
     card = section.locator("#calibration-card")
     expect(card).to_contain_text("Not calibrated: the model’s own threshold decides")
     target = card.get_by_label("Strangers matched, at most")

@@ -58,6 +58,7 @@ export async function showGallery() {
   byId("gallery-receipt").replaceChildren();
   resetPortability();
   leaveGallery();
+  settle(false); // until this one is read, they show what another gallery has
   await reread();
 }
 
@@ -81,8 +82,14 @@ async function reread() {
       : element("p", { class: "hint" }, "This gallery is created with the first walk enrolled in it."));
     showCalibration(found);
     showRetention(found);
+    settle(true);
   });
   await showSubjects();
+}
+
+/** Whether the forms of the gallery are those of the chosen one. */
+function settle(ready) {
+  for (const form of ["calibration-form", "retention-form"]) byId(form).inert = !ready;
 }
 
 function summary(found) {
