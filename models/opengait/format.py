@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any, Final, NamedTuple
 
 from torch import Tensor, nn
@@ -86,6 +86,22 @@ def numbered(state: State, pattern: str, what: str) -> dict[int, Tensor]:
     if any(tensor.ndim == 0 for tensor in found.values()):
         raise OpenGaitError(f"{what} have no shape")
     return dict(sorted(found.items()))
+
+
+def require_depth(series: Iterable[Sized], depth: int, what: str) -> None:
+    """Check that each series has so many convolutions.
+
+    One that is missing from the file would make it a shallower network's.
+
+    Raises:
+        OpenGaitError: one has fewer or more.
+    """
+    depths = [len(convs) for convs in series]
+    if any(found != depth for found in depths):
+        raise OpenGaitError(
+            f"each {what} has {depth} convolution{'s' * (depth > 1)}, not "
+            f"{', '.join(map(str, depths))}"
+        )
 
 
 def matrices(state: State, key: str) -> Tensor:

@@ -10,12 +10,12 @@ from models.networks.network import GaitNetwork
 from models.opengait.format import (
     NECK,
     Format,
-    OpenGaitError,
     Source,
     State,
     matrices,
     numbered,
     renamed,
+    require_depth,
 )
 
 STAGES: Final = ("GLConvA0", "GLConvA1", "GLConvB2")
@@ -29,13 +29,7 @@ def config(state: State) -> dict[str, Any]:
     """Widths, depths, parts and the kind of head; the halving is the published one."""
     first = numbered(state, FIRST, "the first convolutions")
     stages = [_convolutions(state, stage) for stage in STAGES]
-    depth = 2 if NESTED in state else 1
-    depths = [len(first), *map(len, stages)]
-    if any(found != depth for found in depths):  # one may be missing from the file
-        raise OpenGaitError(
-            f"each stage of such a gaitgl has as many convolutions ({depth}), not "
-            f"{', '.join(map(str, depths))}"
-        )
+    require_depth([first, *stages], 2 if NESTED in state else 1, "stage of such a gaitgl")
     projection = matrices(state, "Head0.fc_bin")
     necks = "BNNecks.fc_bin" in state
     classifier = matrices(state, "BNNecks.fc_bin" if necks else "Head1.fc_bin")

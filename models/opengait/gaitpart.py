@@ -8,7 +8,16 @@ from typing import Any, Final
 from torch import Tensor
 
 from models.networks.network import GaitNetwork
-from models.opengait.format import Format, OpenGaitError, Source, State, matrices, numbered, renamed
+from models.opengait.format import (
+    Format,
+    OpenGaitError,
+    Source,
+    State,
+    matrices,
+    numbered,
+    renamed,
+    require_depth,
+)
 
 CONV: Final = r"Backbone\.forward_block\.feature\.([0-9]{1,3})\.conv\.weight"
 BRANCHES: Final = {"three": "conv1d3x1", "five": "conv1d3x3"}
@@ -50,12 +59,7 @@ def _stages(state: State) -> tuple[list[list[Tensor]], int]:
     last = [list(run) for _, run in groupby(groups[2], lambda kernel: kernel.shape[0])]
     if len(last) > 2:
         raise OpenGaitError("this is not a gaitpart: it has more than two widths behind its maxima")
-    depths = [len(groups[0]), len(groups[1]), *map(len, last)]
-    if len(set(depths)) > 1:  # one may be missing from the file
-        raise OpenGaitError(
-            "this is not a whole gaitpart: as many convolutions of each width are expected, not "
-            f"{', '.join(map(str, depths))}"
-        )
+    require_depth([groups[0], groups[1], *last], len(groups[0]), "width of such a gaitpart")
     widths = 2 + len(last)
     if len(last) == 1:
         last = [last[0][:-1], last[0][-1:]]

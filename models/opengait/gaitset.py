@@ -5,9 +5,16 @@ from __future__ import annotations
 from typing import Any, Final
 
 from models.networks.network import GaitNetwork
-from models.opengait.format import Format, OpenGaitError, Source, State, matrices, numbered, renamed
+from models.opengait.format import (
+    Format,
+    Source,
+    State,
+    matrices,
+    numbered,
+    renamed,
+    require_depth,
+)
 
-CONVOLUTIONS: Final = 2
 BLOCK: Final = r"set_block{}\.forward_block\.([0-9]{{1,3}})\.conv\.weight"
 
 
@@ -17,11 +24,7 @@ def config(state: State) -> dict[str, Any]:
         list(numbered(state, BLOCK.format(block), f"the convolutions of block {block}").values())
         for block in (1, 2, 3)
     ]
-    if any(len(convs) != CONVOLUTIONS for convs in blocks):  # else one may be missing from the file
-        depths = ", ".join(str(len(convs)) for convs in blocks)
-        raise OpenGaitError(
-            f"each block of a gaitset has {CONVOLUTIONS} convolutions, not {depths}"
-        )
+    require_depth(blocks, 2, "block of a gaitset")
     projection = matrices(state, "Head.fc_bin")
     widths = [convs[0].shape[0] for convs in blocks]
     return {
